@@ -1,0 +1,155 @@
+"""Edit directories: `edit.safetensors` + `edit.json`, and in `base/` the edit that this one stands on. No pickle anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from edit_cli import __version__
+from edit_cli.edits import Edit, WeightDelta
+from edit_cli.errors import MissingError
+from edit_cli.lm.model import LM
+from edit_cli.requests import EditRequest
+
+FORMAT = 1
+TENSORS, MANIFEST, BASE = "edit.safetensors", "edit.json", "base"
+
+
+def save(
+    edit: Edit,
+    directory: Path | str,
+    lm: LM,
+    requests: Sequence[EditRequest],
+    method: dict[str, Any],
+    parent: Path | str | None = None,
+) -> str:
+    """Write `edit` to `directory` and return its id (sha256 over tensors and their meaning).
+
+    `lm` must be in the state that the edit will be attached to: the hashes of the touched tensors are taken from it.
+    `parent`: directory of the edit that is attached there; a copy is nested, so that the new directory is complete.
+    """
+    directory = Path(directory)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors, rest = edit.state()
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": edit.kind,
+        "class": f"{type(edit).__module__}.{type(edit).__qualname__}",
+        "method": method,
+        "base_model": {"name": lm.name, "id": getattr(lm.model.config, "_name_or_path", lm.name), "revision": lm.revision},
+        "touched": {name: lm.fingerprint([name]) for name in edit.touches(lm)},
+        "requests": [asdict(request) for request in requests],
+        "state": rest,
+        "norms": edit.norms() if isinstance(edit, WeightDelta) else {},
+        "parent": read_manifest(parent)["id"] if parent else None,
+        "versions": {"edit-cli": __version__, "torch": torch.__version__},
+    }
+    manifest["id"] = _identity(temporary / TENSORS, manifest)
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    if parent:
+        shutil.copytree(parent, temporary / BASE)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(temporary, directory)
+    return manifest["id"]
+
+
+def read_manifest(directory: Path | str) -> dict[str, Any]:
+    """edit.json of an edit directory.
+
+    Raises:
+        MissingError: no edit there, or one that cannot be read; names the file.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise MissingError(f"{directory} is no edit directory: {MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        raise MissingError(f"{path} cannot be read: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise MissingError(f"{path}: format {FORMAT} is what this version reads; make the edit again")
+    return manifest
+
+
+def chain(directory: Path | str) -> list[Path]:
+    """The edit directories that `directory` stands on, base first, itself last."""
+    directory = Path(directory)
+    read_manifest(directory)
+    return ([*chain(directory / BASE)] if (directory / BASE).is_dir() else []) + [directory]
+
+
+def attach(directory: Path | str, lm: LM) -> list[Edit]:
+    """Load the edit and all it stands on, and attach them, base first. Nothing stays attached if one does not fit."""
+    edits: list[Edit] = []
+    try:
+        for path in chain(directory):
+            edit = load(path, lm)
+            lm.attach(edit)
+            edits.append(edit)
+    except BaseException:
+        for _ in edits:
+            lm.detach()
+        raise
+    return edits
+
+
+def load(directory: Path | str, lm: LM) -> Edit:
+    """Read one edit for the model in its present state (what it stands on must be attached: see `attach`).
+
+    Raises:
+        MissingError: files are missing or damaged, or the model is not the one the edit was made for; names the tensor.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    try:
+        tensors = load_file(directory / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"{directory / TENSORS} cannot be read: {error}") from None
+    if _identity(directory / TENSORS, manifest) != manifest.get("id"):
+        raise MissingError(f"{directory} was changed after it was saved: its id does not match; make the edit again")
+    made_for = manifest["base_model"]["name"]
+    for name, expected in manifest["touched"].items():
+        try:
+            present = lm.fingerprint([name])
+        except AttributeError:
+            raise MissingError(f"{directory} was made for {made_for}: this model ({lm.name}) has no {name}") from None
+        if present != expected:
+            raise MissingError(
+                f"{directory} was made for other weights ({made_for}): {name} differs in this model ({lm.name}); "
+                "load the same model and revision, and what the edit stands on"
+            )
+    return _edit_class(manifest["class"]).from_state({n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"])
+
+
+def _identity(tensors: Path, manifest: dict[str, Any]) -> str:
+    meaning = {key: manifest[key] for key in ("format", "kind", "class", "touched", "state", "parent")}
+    digest = hashlib.sha256(tensors.read_bytes())
+    digest.update(json.dumps(meaning, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _edit_class(path: str) -> type[Edit]:
+    """Only Edit classes inside this package are ever looked up: a directory from elsewhere cannot name other code."""
+    module, _, name = path.rpartition(".")
+    if module == "edit_cli.edits" or module.startswith("edit_cli.editors."):
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            found = None
+        if isinstance(found, type) and issubclass(found, Edit):
+            return found
+    raise MissingError(f"edit class {path} is not one that this version of edit-cli knows")

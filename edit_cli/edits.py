@@ -1,0 +1,168 @@
+"""The Edit is a value: an editor returns it, a model attaches and detaches it, a directory stores it. Three kinds are enough."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.lm.layout import is_transposed
+
+if TYPE_CHECKING:
+    from edit_cli.lm.model import LM
+    from edit_cli.lm.routing import Answerer, Destination
+
+Undo = Callable[[], None]
+
+
+class Edit(ABC):
+    """What an editor made. `attach` returns its own exact undo."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def attach(self, lm: LM) -> Undo: ...
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, JSON-able rest) from which `from_state` of the same class makes an equal edit."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Edit: ...
+
+    def touches(self, lm: LM) -> list[str]:
+        """Names of the parameters whose values this edit was made for; their hashes are checked when it is loaded."""
+        return []
+
+
+@dataclass
+class Factors:
+    """A low-rank update `left @ right`: (d_out, r) and (r, d_in), in math orientation (y = W x)."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.right.shape[0]
+
+    def dense(self) -> Tensor:
+        return self.left @ self.right
+
+    def compact(self) -> Factors | Tensor:
+        """Factors are kept while they are smaller than the matrix."""
+        rows, columns = self.left.shape[0], self.right.shape[1]
+        return self if self.rank * (rows + columns) < rows * columns else self.dense()
+
+
+@dataclass
+class WeightDelta(Edit):
+    """Changes of weights: `updates[parameter]` is `Factors` in math orientation, or a dense tensor as the parameter is stored.
+
+    `info` holds what the editor wants remembered (losses, norms, prefixes), JSON-able.
+    """
+
+    kind: ClassVar[str] = "weights"
+    updates: dict[str, Factors | Tensor] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def attach(self, lm: LM) -> Undo:
+        """Add every update; the originals are kept, because adding and subtracting again is not exact."""
+        saved = {name: (lm.parameter(name).detach().clone(), lm.masters.get(name)) for name in self.updates}
+
+        def undo() -> None:
+            for name, (original, master) in saved.items():
+                lm.parameter(name).data.copy_(original)
+                lm.masters.pop(name, None)
+                if master is not None:
+                    lm.masters[name] = master
+
+        try:
+            for name in self.updates:
+                self._add(lm, name)
+        except BaseException:
+            undo()
+            raise
+        return undo
+
+    def _add(self, lm: LM, name: str) -> None:
+        parameter = lm.parameter(name)
+        exact = torch.promote_types(parameter.dtype, torch.float32)
+        base = lm.masters.get(name, parameter.detach().to(exact))
+        total = base + self.stored(lm, name).to(base)
+        if exact != parameter.dtype:
+            lm.masters[name] = total
+        parameter.data.copy_(total)
+
+    def stored(self, lm: LM, name: str) -> Tensor:
+        """The dense update of one parameter, oriented as the parameter is stored."""
+        update = self.updates[name]
+        if isinstance(update, Tensor):
+            return update
+        transposed = is_transposed(lm.module(name.rpartition(".")[0]))
+        return update.dense().T if transposed else update.dense()
+
+    def norms(self) -> dict[str, float]:
+        """Frobenius norm of every update."""
+        return {n: float((u if isinstance(u, Tensor) else u.dense()).norm()) for n, u in self.updates.items()}
+
+    def touches(self, lm: LM) -> list[str]:
+        return sorted(self.updates)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        for name, update in self.updates.items():
+            if isinstance(update, Tensor):
+                tensors[f"{name}|dense"] = update
+            else:
+                tensors[f"{name}|left"], tensors[f"{name}|right"] = update.left, update.right
+        return tensors, {"info": self.info}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> WeightDelta:
+        updates: dict[str, Factors | Tensor] = {}
+        for key, tensor in tensors.items():
+            name, _, part = key.rpartition("|")
+            if part == "dense":
+                updates[name] = tensor
+            elif part == "left":
+                updates[name] = Factors(tensor, tensors[f"{name}|right"])
+        return cls(updates, rest.get("info", {}))
+
+
+class ModulePatch(Edit):
+    """A module is wrapped or widened. Subclasses say which (`module`) and build its replacement (`wrap`)."""
+
+    kind: ClassVar[str] = "module"
+    module: str
+
+    @abstractmethod
+    def wrap(self, original: nn.Module) -> nn.Module:
+        """The module that takes the original's place; it holds the original and leaves its weights alone."""
+
+    def attach(self, lm: LM) -> Undo:
+        parent_name, _, child = self.module.rpartition(".")
+        parent = lm.module(parent_name) if parent_name else lm.model
+        original = parent.get_submodule(child)
+        setattr(parent, child, self.wrap(original))
+        return lambda: setattr(parent, child, original)
+
+    def touches(self, lm: LM) -> list[str]:
+        return [f"{self.module}.{name}" for name, _ in lm.module(self.module).named_parameters()]
+
+
+class Route(Edit):
+    """Which answerer and which text answer a prompt. No weight changes; prompts that are not claimed pass through."""
+
+    kind: ClassVar[str] = "route"
+
+    def attach(self, lm: LM) -> Undo:
+        return lambda: None
+
+    @abstractmethod
+    def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]: ...

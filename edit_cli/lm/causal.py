@@ -1,0 +1,154 @@
+"""How a causal language model answers the two questions: how likely is this target after this prompt, and how do you go on?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.errors import RejectedRequest
+from edit_cli.lm.hooks import gather_before
+from edit_cli.lm.sampling import SeededTopK, StopAtNewline
+from edit_cli.lm.tokens import Row, by_length, pad_left, pad_right, tokenize
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Teacher-forced scores of one target after one prompt (datasets-and-metrics, scoring primitive).
+
+    nll: mean negative log-likelihood per target token, nats, from float32 log-softmax.
+    hits: per target token, whether it is the arg-max. predicted: the arg-max ids themselves.
+    """
+
+    nll: float
+    hits: tuple[bool, ...]
+    predicted: tuple[int, ...]
+
+
+class CausalHead:
+    """Encoding, scoring and generation for decoder-only models. Every batch is built by length within a token budget."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self.batch_tokens = batch_tokens
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+
+    @property
+    def max_length(self) -> int:
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 2048
+
+    def encode(self, pairs: Sequence[tuple[str, str | None]]) -> list[Row]:
+        """Tokenise by THE rule; refuses rows longer than the model's context."""
+        rows = tokenize(self.tokenizer, pairs)
+        for row, (prompt, _) in zip(rows, pairs, strict=True):
+            if len(row.ids) > self.max_length:
+                raise RejectedRequest(f"{len(row.ids)} tokens are more than the model's {self.max_length}: {prompt[:60]!r}…")
+        return rows
+
+    def logits_at(self, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Float32 logits (positions, vocabulary) at the given (row, column) pairs only. ids, mask: (rows, tokens), right-padded."""
+        with gather_before(self.model.get_output_embeddings(), rows, columns):
+            output = self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        return output.logits[0].float()
+
+    @torch.no_grad()
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """One `Likelihood` a (prompt, target) pair, in order. The last target token is never fed: nothing reads past it."""
+        encoded = self.encode(list(pairs))
+        scores: list[Likelihood | None] = [None] * len(encoded)
+        for batch in by_length([len(row.ids) - 1 for row in encoded], self.batch_tokens):
+            rows = [encoded[i] for i in batch]
+            ids, mask = pad_right([row.ids[:-1] for row in rows], self.pad, self.device)
+            where = [(r, c) for r, row in enumerate(rows) for c in range(row.start - 1, len(row.ids) - 1)]
+            at = torch.tensor(where, device=self.device)
+            labels = torch.tensor([i for row in rows for i in row.target], device=self.device)
+            logits = self.logits_at(ids, mask, at[:, 0], at[:, 1]).to(self.device)
+            losses = nn.functional.cross_entropy(logits, labels, reduction="none").cpu().tolist()
+            best = logits.argmax(-1).cpu().tolist()
+            position = 0
+            for index, row in zip(batch, rows, strict=True):
+                span = slice(position, position + len(row.target))
+                hits = tuple(a == b for a, b in zip(best[span], row.target, strict=True))
+                scores[index] = Likelihood(math.fsum(losses[span]) / len(row.target), hits, tuple(best[span]))
+                position = span.stop
+        return scores  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
+        encoded = self.encode([(prompt, None) for prompt in prompts])
+        texts = [""] * len(encoded)
+        for batch in by_length([len(row.ids) + max_new_tokens for row in encoded], self.batch_tokens):
+            new = self._continue([encoded[i].ids for i in batch], max_new_tokens, stop_at_newline=True)
+            for index, ids in zip(batch, new, strict=True):
+                texts[index] = self._decode(ids).split("\n")[0]
+        return texts
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+        """Prompt and sampled continuation, `max_tokens` in all, from the `top_k` likeliest tokens (no temperature).
+
+        Each row draws from its own seed, so a text does not depend on what else was in the batch.
+        """
+        encoded = self.encode([(prompt, None) for prompt in prompts])
+        texts = [""] * len(encoded)
+        for batch in by_length([max(max_tokens, len(row.ids)) for row in encoded], self.batch_tokens):
+            rows = [encoded[i].ids for i in batch]
+            steps = max(max_tokens - min(map(len, rows)), 0)
+            draw = SeededTopK([seeds[i] for i in batch], steps, top_k)
+            new = self._continue(rows, steps, sampler=draw) if steps else [[] for _ in rows]
+            for index, row, ids in zip(batch, rows, new, strict=True):
+                texts[index] = self._decode(ids[: max(max_tokens - len(row), 0)], after=row)
+        return texts
+
+    @torch.no_grad()
+    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
+        """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window` tokens."""
+        ids = self.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
+        window = min(window, self.max_length)
+        pieces = [ids[i : i + window] for i in range(0, len(ids), window)]
+        total, count = 0.0, 0
+        kept = [piece for piece in pieces if len(piece) > 1]  # the first token of a window has nothing before it
+        for batch in by_length([len(piece) for piece in kept], self.batch_tokens):
+            rows = [kept[i] for i in batch]
+            padded, mask = pad_right(rows, self.pad, self.device)
+            logits = self.model(input_ids=padded, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+            labels = padded[:, 1:].masked_fill(mask[:, 1:] == 0, -100).to(logits.device)
+            total += nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="sum").double().item()
+            count += sum(len(row) - 1 for row in rows)
+        return total, count
+
+    def _continue(
+        self, rows: Sequence[Sequence[int]], steps: int, sampler: SeededTopK | None = None, stop_at_newline: bool = False
+    ) -> list[list[int]]:
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        ids, mask = pad_left(rows, self.pad, self.device)
+        config = GenerationConfig(
+            max_new_tokens=steps, do_sample=False, num_beams=1, pad_token_id=self.pad, eos_token_id=self._stop_ids(), use_cache=True
+        )
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([sampler] if sampler else []),
+            stopping_criteria=StoppingCriteriaList([StopAtNewline(self.tokenizer, ids.shape[1])] if stop_at_newline else []),
+        )
+        return output[:, ids.shape[1] :].cpu().tolist()
+
+    def _stop_ids(self) -> list[int] | None:
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
+        return sorted({i for i in ids if i is not None}) or None
+
+    def _decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
+        stops = set(self._stop_ids() or ())
+        end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+        return self.tokenizer.decode([*after, *ids[:end]], skip_special_tokens=True, clean_up_tokenization_spaces=False)

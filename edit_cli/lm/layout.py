@@ -1,0 +1,121 @@
+"""Where a model keeps things, found by looking at its modules and not by its name.
+
+blocks: the ModuleList of `num_hidden_layers` modules; MLP output: the last non-attention projection of a block onto the
+hidden width; head: `get_output_embeddings()`; final norm: the norm beside the blocks. `model.layout.*` overrides each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from edit_cli.errors import UsageError
+
+
+@dataclass
+class LayoutOptions:
+    """Overrides of what discovery finds. `mlp_out` is relative to a block."""
+
+    blocks: str | None = None
+    mlp_out: str | None = None
+    final_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Module names. Layers count from 0; `mlp_out(layer)` is the projection that locate-then-edit methods write to."""
+
+    blocks: str
+    mlp_out_in_block: str
+    final_norm: str
+    depth: int
+    width: int
+
+    def block(self, layer: int) -> str:
+        if not 0 <= layer < self.depth:
+            raise UsageError(f"layer {layer} does not exist: this model has layers 0 to {self.depth - 1} (method.layers or method.layer)")
+        return f"{self.blocks}.{layer}"
+
+    def mlp_out(self, layer: int) -> str:
+        return f"{self.block(layer)}.{self.mlp_out_in_block}"
+
+
+def is_projection(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Conv1D stores (d_in, d_out), Linear (d_out, d_in). By type, never by shape: square matrices have none to tell."""
+    return isinstance(module, Conv1D)
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a projection."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if is_transposed(module) else (rows, columns)
+
+
+def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
+    """Find the layout of a causal language model.
+
+    Raises:
+        UsageError: a mixture-of-experts model (keys depend on the routing), or a part that cannot be found; names the override.
+    """
+    options = options or LayoutOptions()
+    config = model.config.get_text_config()
+    blocks = options.blocks or _find_blocks(model, config.num_hidden_layers)
+    stack = _module(model, blocks, "model.layout.blocks")
+    first = stack[0]
+    _refuse_experts(first, type(model).__name__)
+    mlp_out = options.mlp_out or _find_mlp_out(first, config.hidden_size)
+    if not is_projection(_module(first, mlp_out, "model.layout.mlp_out")):
+        raise UsageError(f"model.layout.mlp_out={mlp_out} is no Linear or Conv1D layer of a block")
+    final_norm = options.final_norm or _find_final_norm(model, blocks)
+    _module(model, final_norm, "model.layout.final_norm")
+    return Layout(blocks, mlp_out, final_norm, len(stack), config.hidden_size)
+
+
+def _module(root: nn.Module, name: str, field: str) -> nn.Module:
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        raise UsageError(f"{field}={name} names no module of this model") from None
+
+
+def _find_blocks(model: nn.Module, depth: int) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return name
+    raise UsageError(f"no list of {depth} blocks found in {type(model).__name__}: name it with model.layout.blocks")
+
+
+def _refuse_experts(block: nn.Module, model: str) -> None:
+    for name, module in block.named_modules():
+        words = f"{name} {type(module).__name__}".lower()
+        if "expert" in words or "moe" in words:
+            raise UsageError(
+                f"{model} is a mixture of experts ({name}): which matrix a key reaches depends on the routing, "
+                "so no editor here can be right on it; choose a dense model (model.id)"
+            )
+
+
+def _find_mlp_out(block: nn.Module, width: int) -> str:
+    candidates = [
+        name
+        for name, module in block.named_modules()
+        if is_projection(module) and widths(module)[0] == width and "attn" not in name and "attention" not in name
+    ]
+    wider = [name for name in candidates if widths(block.get_submodule(name))[1] > width]
+    if not candidates:
+        raise UsageError("no MLP output projection found in a block: name it with model.layout.mlp_out")
+    return (wider or candidates)[-1]
+
+
+def _find_final_norm(model: nn.Module, blocks: str) -> str:
+    parent, _, _ = blocks.rpartition(".")
+    for name, module in reversed(list(model.get_submodule(parent).named_children())):
+        if "norm" in type(module).__name__.lower() and "embed" not in name:
+            return f"{parent}.{name}" if parent else name
+    raise UsageError("no final norm found beside the blocks: name it with model.layout.final_norm")

@@ -1,0 +1,201 @@
+"""LM: a model, its tokenizer, where it keeps things, and the edits that are attached to it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, reduce
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.errors import UsageError
+from edit_cli.lm.causal import CausalHead, Likelihood
+from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
+from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
+from edit_cli.lm.routing import Answerer, Routed
+from edit_cli.monitor import Monitor
+
+if TYPE_CHECKING:
+    from edit_cli.edits import Edit
+
+
+class LM:
+    """One model behind two questions: how likely is a target after a prompt, and how does the text go on?
+
+    `attach` and `detach` work last in, first out, and restore every bit. All parameters are frozen; dropout is off.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        name: str = "model",
+        revision: str | None = None,
+        layout: LayoutOptions | None = None,
+        monitor: Monitor | None = None,
+        batch_tokens: int = 8192,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.monitor = monitor or Monitor()
+        self.layout: Layout = discover(model, layout)
+        self.head = CausalHead(model, tokenizer, self.device, batch_tokens)
+        self.masters: dict[str, Tensor] = {}  # float32 copies of edited 16-bit weights, so that small updates add up
+        self._stack: list[tuple[Edit, Callable[[], None]]] = []
+
+    # --- the two questions ------------------------------------------------------------------------------------------
+
+    @property
+    def answerer(self) -> Answerer:
+        """The model behind all attached routes, the latest in front."""
+        routes = [edit for edit in self.attached if edit.kind == "route"]
+        return reduce(Routed, routes, self.head)
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """Teacher-forced scores of (prompt, target) pairs, in order."""
+        return self.answerer.loglikelihood(pairs)
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
+        return self.answerer.generate(prompts, max_new_tokens)
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+        """Prompt plus sampled continuation, `max_tokens` tokens in all, one seed a row."""
+        return self.answerer.sample(prompts, seeds, max_tokens, top_k)
+
+    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
+        """(summed negative log-likelihood in nats, tokens) of running text. Routes answer prompts, so they play no part here."""
+        return self.head.token_nlls(texts, window)
+
+    # --- edits ------------------------------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> list[Edit]:
+        """Attached edits, oldest first."""
+        return [edit for edit, _ in self._stack]
+
+    def attach(self, edit: Edit) -> None:
+        self._stack.append((edit, edit.attach(self)))
+
+    def detach(self) -> Edit:
+        """Take the latest edit off; every weight and module is bit for bit what it was before `attach`.
+
+        Raises:
+            UsageError: nothing is attached.
+        """
+        if not self._stack:
+            raise UsageError("no edit is attached")
+        edit, undo = self._stack.pop()
+        undo()
+        return edit
+
+    @contextmanager
+    def edited(self, edit: Edit) -> Iterator[LM]:
+        """The model with `edit` attached, inside the block only."""
+        self.attach(edit)
+        depth = len(self._stack)
+        try:
+            yield self
+        finally:
+            while len(self._stack) >= depth:
+                self.detach()
+
+    @contextmanager
+    def pristine(self) -> Iterator[LM]:
+        """The unedited model: attached edits are taken off inside the block and put back after it."""
+        edits = [self.detach() for _ in range(len(self._stack))]
+        try:
+            yield self
+        finally:
+            for edit in reversed(edits):
+                self.attach(edit)
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the embeddings."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    def module(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name)
+
+    def parameter(self, name: str) -> nn.Parameter:
+        return self.model.get_parameter(name)
+
+    def weight(self, module: str) -> Tensor:
+        """Weight of a projection as (d_out, d_in), whatever the class stores."""
+        part = self.module(module)
+        return part.weight.T if is_transposed(part) else part.weight
+
+    def key_width(self, layer: int) -> int:
+        """Input width of the layer's MLP output projection."""
+        return widths(self.module(self.layout.mlp_out(layer)))[1]
+
+    def fingerprint(self, names: Sequence[str] | None = None) -> str:
+        """sha256 over parameters in their present state; without `names`, over all of the unedited model (computed once)."""
+        if names is None:
+            return self._base_fingerprint
+        digest = hashlib.sha256()
+        for name in names:
+            value = self.parameter(name).detach().contiguous().cpu()
+            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(value.view(torch.uint8).numpy().data if value.numel() else b"")
+        return digest.hexdigest()
+
+    @cached_property
+    def _base_fingerprint(self) -> str:
+        with self.pristine():
+            return self.fingerprint([name for name, _ in self.model.named_parameters()])
+
+    # --- what only a forward pass tells -------------------------------------------------------------------------------
+
+    @cached_property
+    def blocks_return_tuples(self) -> bool:
+        """Whether this family's blocks return tuples (differs between families and versions of transformers)."""
+        return isinstance(self._probe(self.layout.block(0), lambda output: output), tuple)
+
+    def skipping(self, layer: int, states: Tensor) -> Any:
+        """Context in which blocks up to `layer` cost nothing and `states` (rows, tokens, width) leave block `layer`."""
+        blocks = [self.module(self.layout.block(i)) for i in range(layer + 1)]
+        return skip_blocks(blocks, states, self.blocks_return_tuples)
+
+    def writes_are_additive(self, layer: int) -> bool:
+        """Whether adding r to the MLP projection's output adds exactly r to the block's output.
+
+        Not so in post-norm blocks and with scaled residuals: there, residuals measured on block outputs cannot be
+        written to the projection (locate-then-edit, where the branch output enters the residual).
+        """
+        block, projection = self.layout.block(layer), self.layout.mlp_out(layer)
+        plain = self._probe(block, hidden_of)
+        shift = torch.randn(self.layout.width, generator=torch.Generator().manual_seed(0)).to(plain) * plain.float().std()
+        with on_output(self.module(projection), lambda hidden: hidden + shift.to(hidden)):
+            moved = self._probe(block, hidden_of)
+        error = ((moved - plain).float() - shift.float()).norm(dim=-1) / shift.float().norm()
+        return bool(error.max() < (1e-3 if self.dtype == torch.float32 else 5e-2))
+
+    @torch.no_grad()
+    def _probe(self, module: str, take: Callable[[Any], Any]) -> Any:
+        seen: list[Any] = []
+
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            seen.append(take(output))
+            raise StopForward
+
+        handle = self.module(module).register_forward_hook(hook)
+        try:
+            self.model(input_ids=torch.arange(1, 5, device=self.device)[None], use_cache=False)
+        except StopForward:
+            pass
+        finally:
+            handle.remove()
+        return seen[0]

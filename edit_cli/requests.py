@@ -1,0 +1,91 @@
+"""The field's nouns as plain dataclasses: what to change (EditRequest), what to ask (Probe), and both together (Case)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from edit_cli.errors import RejectedRequest
+
+ProbeKind = Literal["rewrite", "paraphrase", "neighborhood", "attribute", "locality", "portability", "generation"]
+PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """A requested rewrite: after the edit, `text` should be continued with `target_new`.
+
+    `prompt` holds exactly one slot `{}` for the subject; without a subject it is the bare prompt.
+    Targets carry no leading space: the tokenisation rule of the model adds it.
+    """
+
+    prompt: str
+    subject: str | None
+    target_new: str
+    target_true: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.subject is None:
+            return
+        if not self.subject.strip():
+            raise RejectedRequest("subject is empty")
+        if self.prompt.count("{}") != 1:
+            raise RejectedRequest(f"prompt must hold exactly one slot {{}} for the subject: {self.prompt!r}")
+
+    @property
+    def text(self) -> str:
+        """The prompt with its subject filled in. Split at the slot: braces in the text are ordinary characters."""
+        if self.subject is None:
+            return self.prompt
+        before, after = self.prompt.split("{}")
+        return before + self.subject + after
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Character range of the subject in `text`.
+
+        Raises:
+            RejectedRequest: the request names no subject, and the method needs one.
+        """
+        if self.subject is None:
+            raise RejectedRequest(f"this method needs a subject: {self.prompt!r} names none")
+        start = self.prompt.index("{}")
+        return start, start + len(self.subject)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question. `target` is the answer that counts as right, `foil` the one that it must beat.
+
+    rewrite, paraphrase: target is the new object and foil the true one; neighborhood: the reverse; locality and
+    portability: target only; generation: neither.
+    """
+
+    kind: ProbeKind
+    prompt: str
+    target: str | None = None
+    foil: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is edited together as one fact, and the probes that tell what it did."""
+
+    id: str
+    requests: tuple[EditRequest, ...]
+    probes: tuple[Probe, ...]
+    references: tuple[str, ...] = field(default=(), repr=False)  # texts about things that have the new property
+
+
+def slot_prompt(prompt: str, subject: str) -> str:
+    """Turn a full sentence into a template: the first occurrence of the subject becomes the slot `{}`.
+
+    Raises:
+        RejectedRequest: the subject does not occur, or the text already contains a slot of its own.
+    """
+    if "{}" in prompt:
+        raise RejectedRequest(f"prompt already holds a slot: {prompt!r}")
+    if not subject or subject not in prompt:
+        raise RejectedRequest(f"subject {subject!r} does not occur in {prompt!r}")
+    return prompt.replace(subject, "{}", 1)
