@@ -54,10 +54,10 @@ class Factors:
     def dense(self) -> Tensor:
         return self.left @ self.right
 
-    def compact(self) -> Factors | Tensor:
-        """Factors are kept while they are smaller than the matrix."""
+    @property
+    def smaller_than_dense(self) -> bool:
         rows, columns = self.left.shape[0], self.right.shape[1]
-        return self if self.rank * (rows + columns) < rows * columns else self.dense()
+        return self.rank * (rows + columns) < rows * columns
 
 
 @dataclass
@@ -106,6 +106,14 @@ class WeightDelta(Edit):
             return update
         transposed = is_transposed(lm.module(name.rpartition(".")[0]))
         return update.dense().T if transposed else update.dense()
+
+    def compact(self, lm: LM) -> WeightDelta:
+        """The same edit, with factors kept only while they are smaller than the matrix."""
+        updates = {
+            name: update if isinstance(update, Tensor) or update.smaller_than_dense else self.stored(lm, name).contiguous()
+            for name, update in self.updates.items()
+        }
+        return WeightDelta(updates, self.info)
 
     def norms(self) -> dict[str, float]:
         """Frobenius norm of every update."""

@@ -1,0 +1,25 @@
+"""Data sets: each source maps the rows of a file to cases. Nothing is imported until it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Dataset": "base",
+    "Source": "base",
+    "Dropped": "rows",
+    "Fault": "rows",
+    "Row": "rows",
+    "Remote": "files",
+    "CounterFact": "counterfact",
+    "ZsRE": "zsre",
+    "Facts": "facts",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -26,8 +26,10 @@ class Tap:
 
 
 @torch.no_grad()
-def read(lm: LM, rows: Sequence[Row], positions: Sequence[int], taps: Sequence[Tap]) -> list[Tensor]:
-    """Float32 activations (rows, width), one tensor a tap, at token `positions[i]` of row i.
+def read(
+    lm: LM, rows: Sequence[Row], positions: Sequence[int], taps: Sequence[Tap], reduce: Literal["last", "mean"] = "last"
+) -> list[Tensor]:
+    """Float32 activations (rows, width), one tensor a tap, at token `positions[i]` of row i (or their mean up to there).
 
     Rows are cut after that token (by causality nothing later matters), identical ones are run once, and the forward pass
     ends as soon as the last tap has been read. Taps must be given in the order in which the model reaches them.
@@ -39,7 +41,7 @@ def read(lm: LM, rows: Sequence[Row], positions: Sequence[int], taps: Sequence[T
         seen = _run(lm, [distinct[i] for i in batch], taps)
         for column, activations in zip(found, seen, strict=True):
             for index, row, ids in zip(batch, activations, (distinct[i] for i in batch), strict=True):
-                column[index] = row[len(ids) - 1].float()
+                column[index] = row[len(ids) - 1].float() if reduce == "last" else row[: len(ids)].float().mean(0)
     place = {ids: index for index, ids in enumerate(distinct)}
     order = [place[ids] for ids in cut]
     return [torch.stack([column[i].to(lm.device) for i in order]) for column in found]

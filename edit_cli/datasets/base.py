@@ -1,0 +1,186 @@
+"""What every dataset is: a `Source` (dataclass fields == YAML keys) whose `load` gives a `Dataset` of cases.
+
+A new source is one file with a subclass that says how one raw row becomes a `Case`, and one YAML in conf/dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from edit_cli.datasets.files import File, Remote, download, locate
+from edit_cli.datasets.reading import Content, read
+from edit_cli.datasets.rows import Dropped, Fault, Row
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.monitor import Monitor
+from edit_cli.requests import Case
+
+REPORTED = 20  # dropped records that are named one by one; the rest are counted by reason
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a run, and where they came from."""
+
+    name: str
+    cases: tuple[Case, ...]
+    source: str  # what was read: a path, an address, "embedded world, split test"
+    sha256: str  # of the file
+    total: int  # records in the file (of this split) before anything was dropped or selected
+    dropped: tuple[Dropped, ...]
+    limit: int | None
+    offset: int
+    shuffle_seed: int | None
+    split: str | None
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(case.id for case in self.cases)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run stores about its data (JSON-able). `ids_sha256` is over the selected ids, one a line, in order."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "records_total": self.total,
+            "records_dropped": len(self.dropped),
+            "records_selected": len(self.cases),
+            "limit": self.limit,
+            "offset": self.offset,
+            "shuffle_seed": self.shuffle_seed,
+            "split": self.split,
+            "ids_sha256": hashlib.sha256("\n".join(self.ids).encode()).hexdigest(),
+        }
+
+
+@dataclass
+class Source(ABC):
+    """Where cases come from and which of them are used. Selection keeps the order of the file unless it is shuffled or given by ids."""
+
+    name: str
+    path: str | None = None
+    published: Remote | None = None
+    split: str | None = None
+    ids: list[str] = field(default_factory=list)
+    offset: int = 0
+    shuffle_seed: int | None = None
+    cache_dir: str = "~/.cache/edit-cli"
+
+    expects: ClassVar[str]  # the fields of a record, for the message about a file that holds something else
+    fields: ClassVar[frozenset[str]]  # fields that may occur; others are reported as ignored
+
+    @abstractmethod
+    def case(self, row: Row) -> Case:
+        """One case. Raises `Fault` where the row cannot be used."""
+
+    def locate(self, monitor: Monitor) -> File:
+        """The file to read: the user's, or the published one."""
+        if self.path is not None:
+            return locate(self.path, self.cache_dir, monitor, "dataset.path")
+        if self.published is None:
+            raise UsageError(f"dataset {self.name} needs a file: dataset.path=FILE ({self.expects})")
+        return download(self.published, self.cache_dir, monitor, "dataset.path")
+
+    def complete(self, chosen: Sequence[tuple[Row, Case]], file: File, monitor: Monitor) -> list[Case]:
+        """Add what is costly to look up, to the selected cases only."""
+        return [case for _, case in chosen]
+
+    def check(self) -> None:
+        """Refuse options that contradict each other (UsageError)."""
+        if self.offset < 0:
+            raise UsageError(f"dataset.offset={self.offset}: give 0 or more")
+        if self.ids and (self.offset or self.shuffle_seed is not None):
+            raise UsageError("dataset.ids names the records; leave out dataset.offset and dataset.shuffle_seed")
+        if repeated := [id for id, times in Counter(self.ids).items() if times > 1]:
+            raise UsageError(f"dataset.ids names {', '.join(repeated[:5])} more than once")
+
+    def load(self, limit: int | None = None, monitor: Monitor | None = None) -> Dataset:
+        """Read, validate, select. Records that cannot be used are dropped and reported; `limit` counts the others.
+
+        Raises:
+            UsageError: a limit or selection that makes no sense.
+            MissingError: no file, a file of another format, or no usable record in it.
+        """
+        if limit is not None and limit <= 0:
+            raise UsageError(f"limit={limit}: give a number of records above 0, or null for all of them")
+        self.check()
+        monitor = monitor or Monitor()
+        file = self.locate(monitor)
+        content = read(file.path, file.label)
+        if file.sha256 not in (None, content.sha256):
+            raise MissingError(f"{file.path} is a damaged copy of {file.label}: delete it to download it again")
+        split = None if self.split == "all" else self.split or file.split
+        rows = _of_split(content, split, file.label)
+        usable, dropped = self._cases(rows)
+        if not usable:
+            first = f"; {dropped[0]}" if dropped else ""
+            raise MissingError(f"{file.label} holds no usable record: expected {self.expects}{first}")
+        self._report(rows, dropped, monitor)
+        chosen = self._select(usable, dropped)[:limit]
+        cases = tuple(self.complete(chosen, file, monitor))
+        source = f"{file.label}, split {split}" if split else file.label
+        return Dataset(self.name, cases, source, content.sha256, len(rows), tuple(dropped), limit, self.offset, self.shuffle_seed, split)
+
+    def _cases(self, rows: Sequence[Row | Dropped]) -> tuple[list[tuple[Row, Case]], list[Dropped]]:
+        usable: dict[str, tuple[Row, Case]] = {}
+        dropped: list[Dropped] = []
+        for row in rows:
+            if isinstance(row, Dropped):
+                dropped.append(row)
+                continue
+            try:
+                case = self.case(row)
+            except Fault as fault:
+                named = next((str(row.values[key]) for key in ("case_id", "id") if row.has(key)), None)
+                dropped.append(Dropped(row.where, fault.field, fault.reason, named))
+                continue
+            if case.id in usable:
+                dropped.append(Dropped(row.where, "id", "occurs twice; the first record with it is used", case.id))
+            else:
+                usable[case.id] = row, case
+        return list(usable.values()), dropped
+
+    def _select(self, usable: list[tuple[Row, Case]], dropped: Sequence[Dropped]) -> list[tuple[Row, Case]]:
+        if self.ids:
+            by_id = {case.id: (row, case) for row, case in usable}
+            if missing := [id for id in self.ids if id not in by_id]:
+                reason = next((f"; {drop}" for drop in dropped if drop.id in missing), "")
+                raise MissingError(f"dataset.ids: {self.name} has no usable record {', '.join(missing[:5])}{reason}")
+            return [by_id[id] for id in self.ids]
+        if self.shuffle_seed is not None:
+            random.Random(self.shuffle_seed).shuffle(usable)
+        if self.offset >= len(usable):
+            raise UsageError(f"dataset.offset={self.offset}: {self.name} has {len(usable)} usable records")
+        return usable[self.offset :]
+
+    def _report(self, rows: Sequence[Row | Dropped], dropped: Sequence[Dropped], monitor: Monitor) -> None:
+        ignored = sorted({key for row in rows if isinstance(row, Row) for key in row.values} - self.fields)
+        if ignored:
+            monitor.note(f"{self.name}: ignored fields: {', '.join(map(str, ignored[:10]))}{', …' if len(ignored) > 10 else ''}")
+        if not dropped:
+            return
+        reasons = Counter(f"{drop.field} {drop.reason}".strip() for drop in dropped).most_common()
+        counts = "; ".join(f"{reason} ({times})" for reason, times in reasons[:10])
+        monitor.note(f"{self.name}: dropped {len(dropped):,} of {len(rows):,} records: {counts}{'; …' if len(reasons) > 10 else ''}")
+        for drop in dropped[:REPORTED]:
+            monitor.note(f"  dropped {drop}")
+        if len(dropped) > REPORTED:
+            monitor.note(f"  … and {len(dropped) - REPORTED:,} more")
+
+
+def _of_split(content: Content, split: str | None, label: str) -> list[Row | Dropped]:
+    """The rows whose field `split` says so; rows that could not be read belong to every split."""
+    if split is None:
+        return content.rows
+    known = sorted({str(row.values["split"]) for row in content.rows if isinstance(row, Row) and row.has("split")})
+    if not known:
+        raise UsageError(f"dataset.split={split}: the records of {label} have no field split")
+    if split not in known:
+        raise UsageError(f"dataset.split={split}: {label} has {', '.join(known[:10])}")
+    return [row for row in content.rows if isinstance(row, Dropped) or row.values.get("split") == split]

@@ -1,0 +1,59 @@
+"""What every editor is: a dataclass of hyper-parameters with one method that turns requests into an Edit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from edit_cli.edits import Edit
+from edit_cli.errors import UsageError
+from edit_cli.lm.model import LM
+from edit_cli.requests import EditRequest
+
+
+class Editor(ABC):
+    """Base of all editors. Subclasses are dataclasses; their fields are the keys of conf/method/<name>.yaml.
+
+    mass_editor: the method is meant for many facts at once (sets the default of `protocol.batch_size`).
+    needs_subject: requests without a subject are refused.
+    """
+
+    mass_editor: ClassVar[bool] = False
+    needs_subject: ClassVar[bool] = False
+
+    @abstractmethod
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> Edit:
+        """An Edit after which `lm` answers every request. Leaves `lm` bit for bit as it was."""
+
+    def check(self, lm: LM, request: EditRequest) -> None:
+        """Refuse a request that this method cannot work on, before any work is done.
+
+        Raises:
+            RejectedRequest: says why; other requests of the batch are not affected.
+        """
+        lm.head.encode([(request.text, request.target_new)])
+        if self.needs_subject:
+            _ = request.subject_span
+
+    def reset(self) -> None:
+        """Forget what earlier edits left in the editor (most keep nothing)."""
+
+    def scratch(self, lm: LM) -> dict[Any, Any]:
+        """Things worth computing once a model (factorised statistics, sampled prefixes); gone with the model or the editor."""
+        memory = self.__dict__.setdefault("_scratch", WeakKeyDictionary())
+        return memory.setdefault(lm, {})
+
+
+def require_layers(layers: Sequence[int], lm: LM) -> list[int]:
+    """The layers in ascending order.
+
+    Raises:
+        UsageError: none given, or one that the model does not have.
+    """
+    if not layers:
+        raise UsageError("method.layers is empty: give at least one layer, such as method.layers=[3]")
+    for layer in layers:
+        lm.layout.block(layer)
+    return sorted(layers)

@@ -1,0 +1,126 @@
+"""LU: a manual cache. Nothing is trained; prompts near a stored one get the stored answer, all others the model's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edit_cli.edits import Route
+from edit_cli.editors.base import Editor
+from edit_cli.errors import UsageError
+from edit_cli.lm.causal import CausalHead, Likelihood
+from edit_cli.lm.model import LM
+from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.routing import Answerer, Destination
+from edit_cli.lm.tokens import Row, answer
+from edit_cli.requests import EditRequest
+
+
+@dataclass(kw_only=True)
+class Lookup(Editor):
+    """Manual cache (the LU baseline of Mitchell et al., 2022).
+
+    mode: "nearest" — the key is the mean final hidden state over the prompt's tokens, and the nearest stored key within
+    `radius` (Euclidean) answers; "exact" — the prompt's words alone, apart from case and spacing.
+    radius: must be tuned for each model; too small loses rephrasings, too large answers for everything.
+    confidence: logit of a stored token, all others 0 (MEND's suite uses 1, which ranks the token first but leaves its
+    probability near uniform).
+    """
+
+    mass_editor = True
+
+    mode: str = "nearest"
+    radius: float = 1.0
+    confidence: float = 30.0
+
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> CacheRoute:
+        """A route in front of the model; no weight changes."""
+        if self.mode not in ("nearest", "exact"):
+            raise UsageError(f"method.mode={self.mode}: choose nearest or exact")
+        prompts = [request.text for request in requests]
+        keys = mean_states(lm, prompts)
+        return CacheRoute(lm, prompts, [r.target_new for r in requests], keys, self.radius if self.mode == "nearest" else None, self.confidence)
+
+
+class CacheRoute(Route):
+    """Stored prompts, their keys (n, width) and their answers. `radius` None: exact matches only."""
+
+    def __init__(self, lm: LM | None, prompts: list[str], answers: list[str], keys: Tensor, radius: float | None, confidence: float) -> None:
+        self.lm = lm
+        self.prompts, self.answers, self.keys = prompts, answers, keys
+        self.radius, self.confidence = radius, confidence
+        self.exact = {_normalised(prompt): index for index, prompt in enumerate(prompts)}
+
+    def attach(self, lm: LM):
+        self.lm = lm
+        return super().attach(lm)
+
+    def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
+        stored = [StoredAnswer(self.lm.head, text, self.confidence) for text in self.answers]
+        hits = [self.exact.get(_normalised(prompt)) for prompt in prompts]
+        if self.radius is not None:
+            unknown = [i for i, hit in enumerate(hits) if hit is None]
+            for index, nearest in zip(unknown, self._nearest([prompts[i] for i in unknown]), strict=True):
+                hits[index] = nearest
+        return [None if hit is None else Destination(stored[hit], prompt) for hit, prompt in zip(hits, prompts, strict=True)]
+
+    def _nearest(self, prompts: Sequence[str]) -> list[int | None]:
+        if not prompts:
+            return []
+        distances, nearest = torch.cdist(mean_states(self.lm, prompts), self.keys.to(self.lm.device)).min(dim=1)
+        return [n if d < self.radius else None for d, n in zip(distances.tolist(), nearest.tolist(), strict=True)]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        rest = {"prompts": self.prompts, "answers": self.answers, "radius": self.radius, "confidence": self.confidence}
+        return {"keys": self.keys}, rest
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> CacheRoute:
+        return cls(None, rest["prompts"], rest["answers"], tensors["keys"], rest["radius"], rest["confidence"])
+
+    def touches(self, lm: LM) -> list[str]:
+        return [name for name, _ in lm.model.named_parameters()]
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """Answers every prompt with one text: at position j the logit of its j-th token is `confidence`, all others are 0."""
+
+    head: CausalHead
+    text: str
+    confidence: float
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        vocabulary = self.head.model.config.get_text_config().vocab_size
+        stored = self.head.encode([(prompt, self.text) for prompt, _ in pairs])
+        return [self._score(row, mine.target, vocabulary) for row, mine in zip(self.head.encode(list(pairs)), stored, strict=True)]
+
+    def _score(self, row: Row, mine: tuple[int, ...], vocabulary: int) -> Likelihood:
+        hits = tuple(j < len(mine) and token == mine[j] for j, token in enumerate(row.target))
+        likely = -math.log1p((vocabulary - 1) * math.exp(-self.confidence))
+        unlikely = likely - self.confidence
+        after = -math.log(vocabulary)  # past its end the stored answer says nothing
+        scores = [after if j >= len(mine) else likely if hit else unlikely for j, hit in enumerate(hits)]
+        predicted = tuple(mine[j] if j < len(mine) else -1 for j in range(len(row.target)))
+        return Likelihood(-math.fsum(scores) / len(scores), hits, predicted)
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        return [answer(self.text)] * len(prompts)
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+        return [prompt + answer(self.text) for prompt in prompts]
+
+
+def mean_states(lm: LM, prompts: Sequence[str]) -> Tensor:
+    """Mean over a prompt's tokens of the final hidden state, (n, width) float32."""
+    rows = lm.head.encode([(prompt, None) for prompt in prompts])
+    return read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+
+
+def _normalised(prompt: str) -> str:
+    return " ".join(prompt.lower().split())
