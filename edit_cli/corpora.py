@@ -160,8 +160,7 @@ class HubText(Corpus):
     buffer: int = 10_000
 
     def documents(self, seed: int) -> Iterator[str]:
-        rows = self._stream().shuffle(seed=seed, buffer_size=self.buffer)
-        for row in rows:
+        for row in self._rows(seed):
             if self.field not in row:
                 raise UsageError(f"corpus.field={self.field}: {self.id} has the fields {', '.join(sorted(row))}")
             if row[self.field] and row[self.field].strip():
@@ -175,19 +174,28 @@ class HubText(Corpus):
     def label(self) -> str:
         return "-".join(filter(None, (self.id.rpartition("/")[2], self.subset)))
 
+    def _rows(self, seed: int) -> Iterator[dict[str, Any]]:
+        rows = self._stream().shuffle(seed=seed, buffer_size=self.buffer)
+        try:
+            yield from rows
+        except Exception as error:  # whatever the transport raises when a connection breaks
+            raise MissingError(f"corpus.id={self.id}: the hub stopped answering ({_reason(error)}); run the same command again") from error
+
     def _stream(self) -> Any:
         """The data set, unread. One question without retries comes first: a machine without a network is told at once."""
-        try:
-            from huggingface_hub import HfApi
+        from huggingface_hub import HfApi
 
+        try:
             HfApi().dataset_info(self.id, revision=self.revision, timeout=5)
         except Exception as error:  # whatever the transport raises without a network
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise MissingError(f"corpus.id={self.id} was looked for on the hub: {reason}; {OFFLINE_REMEDY}") from None
+            raise MissingError(f"corpus.id={self.id} was looked for on the hub: {_reason(error)}; {OFFLINE_REMEDY}") from None
         import datasets
 
         try:
             return datasets.load_dataset(self.id, self.subset, split=self.split, revision=self.revision, streaming=True)
         except (OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise MissingError(f"corpus.id={self.id} corpus.subset={self.subset} corpus.split={self.split}: {reason}") from None
+            raise MissingError(f"corpus.id={self.id} corpus.subset={self.subset} corpus.split={self.split}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

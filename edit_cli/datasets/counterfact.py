@@ -16,7 +16,8 @@ from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 
 ASSETS = Path(__file__).parent.parent / "assets"
-FULL = ("case_id", "pararel_idx", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
+PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
+FULL = ("case_id", "pararel_idx", "requested_rewrite", *PROMPTS)
 FLAT = ("case_id", "prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth")
 
 

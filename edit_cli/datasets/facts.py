@@ -38,7 +38,7 @@ class Facts(Source):
 
 
 def _neighbor(value: Any, path: str, new: str, true: str | None) -> Probe:
-    """Its answer is its own `target`, else the fact's true one (CounterFact's neighbours share it), else unknown: the model's own must stay."""
+    """Its answer is its own `target`, else the fact's true one (as in CounterFact), else unknown: whatever the model says must stay."""
     answer = true
     if isinstance(value, dict):
         if value.get("target") is not None:

@@ -6,15 +6,15 @@ import hashlib
 import os
 import queue
 import re
-import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from edit_cli.errors import MissingError
+from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 
 TIMEOUT = 10  # seconds until a host must have answered, and between two packets
@@ -45,10 +45,14 @@ def locate(path: str, cache_dir: str, monitor: Monitor, key: str) -> File:
     """The file that the user named in `key`: `FILE`, `https://…`, or `hub:owner/name[@revision][:file]`.
 
     Raises:
-        UsageError: a `hub:` address of another form.
+        UsageError: a URL or `hub:` address of another form.
         MissingError: no such file, or it cannot be fetched.
     """
     if path.startswith(("https://", "http://")):
+        try:
+            urlsplit(path)
+        except ValueError as error:
+            raise UsageError(f"{key}={path}: {error}") from None
         return download(Remote(path), cache_dir, monitor, key)
     if path.startswith("hub:"):
         from edit_cli.datasets.hub import from_hub
@@ -86,29 +90,29 @@ class _Unavailable(Exception):
 def _fetch(remote: Remote, target: Path, monitor: Monitor) -> None:
     """Write `remote` to `target`, whole and checked or not at all."""
     digest, size = hashlib.sha256(), 0
-    with _open(remote.url) as response:
-        monitor.note(f"Downloading {remote.url} (licence: {remote.licence}) to {target}")
-        announced = response.headers.get("Content-Length", "")
-        expected = remote.bytes or (int(announced) if announced.isdecimal() else None)
-        try:
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with _open(remote.url) as response:
+            monitor.note(f"Downloading {remote.url} (licence: {remote.licence}) to {target}")
+            announced = response.headers.get("Content-Length", "")
+            expected = remote.bytes or (int(announced) if announced.isdecimal() else None)
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-            try:
-                with os.fdopen(handle, "wb") as out, monitor.task(f"Downloading {remote.url}", expected) as advance:
-                    while chunk := response.read(CHUNK):
-                        out.write(chunk)
-                        digest.update(chunk)
-                        size += len(chunk)
-                        advance(len(chunk))
-                if expected not in (None, size):
-                    raise _Unavailable(f"what was sent has {size:,} bytes instead of {expected:,}")
-                if remote.sha256 not in (None, digest.hexdigest()):
-                    raise _Unavailable(f"what was sent has the sha256 {digest.hexdigest()} instead of {remote.sha256}")
-                os.replace(part, target)
-            finally:
-                Path(part).unlink(missing_ok=True)
-        except (OSError, HTTPException) as error:
-            raise _Unavailable(f"the download broke off ({error})") from None
+            with part.open("wb") as out, monitor.task(f"Downloading {target.name}", expected) as advance:
+                while chunk := response.read(CHUNK):
+                    out.write(chunk)
+                    digest.update(chunk)
+                    size += len(chunk)
+                    advance(len(chunk))
+        if expected not in (None, size):
+            raise _Unavailable(f"what was sent has {size:,} bytes instead of {expected:,}")
+        if remote.sha256 not in (None, digest.hexdigest()):
+            raise _Unavailable(f"what was sent has the sha256 {digest.hexdigest()} instead of {remote.sha256}")
+        os.replace(part, target)
+    except (OSError, HTTPException) as error:
+        raise _Unavailable(f"the download broke off ({error})") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
 def _open(url: str) -> Any:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Set
 from contextlib import closing
 from pathlib import Path
@@ -93,24 +92,23 @@ def _index(file: File, cache_dir: str, monitor: Monitor) -> Path:
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=".part")
-    os.close(handle)
+    part = target.with_suffix(f".{os.getpid()}.part")
     try:
         with closing(sqlite3.connect(part)) as database, monitor.task(f"Indexing {file.label} (once)", None) as advance:
-            database.execute("CREATE TABLE snippets (relation TEXT, target TEXT, text TEXT)")
+            database.execute("CREATE TABLE snippets (relation TEXT, target TEXT, texts TEXT)")
             for (relation, target_id), texts in _snippets(file.path):
-                database.executemany("INSERT INTO snippets VALUES (?, ?, ?)", [(relation, target_id, text) for text in texts])
+                database.execute("INSERT INTO snippets VALUES (?, ?, ?)", (relation, target_id, json.dumps(texts)))
                 advance(1)
             database.execute("CREATE INDEX by_key ON snippets (relation, target)")
             database.commit()
         os.replace(part, target)
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return target
 
 
 def _look_up(keys: Set[Key], index: Path) -> dict[Key, tuple[str, ...]]:
-    query = "SELECT text FROM snippets WHERE relation = ? AND target = ? ORDER BY rowid"
+    query = "SELECT texts FROM snippets WHERE relation = ? AND target = ? ORDER BY rowid"
     with closing(sqlite3.connect(index)) as database:
-        found = {key: tuple(text for (text,) in database.execute(query, key)) for key in sorted(keys)}
+        found = {key: tuple(text for (texts,) in database.execute(query, key) for text in json.loads(texts)) for key in sorted(keys)}
     return {key: texts for key, texts in found.items() if texts}

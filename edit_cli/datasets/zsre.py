@@ -29,6 +29,9 @@ class ZsRE(Source):
     expects: ClassVar[str] = "subject, src, rephrase, alt, answers, loc, loc_ans"
     fields: ClassVar[frozenset[str]] = frozenset((*FIELDS, "split"))
 
+    def __post_init__(self) -> None:
+        self.target = self.target.lower()  # the command line reads dataset.target=true as a truth value
+
     def check(self) -> None:
         super().check()
         if self.target not in ("true", "alt"):

@@ -4,14 +4,15 @@ For each edit i a shift δ_i is added to what leaves `site` at the subject's las
 
     L_i = mean over contexts of NLL(target)  +  kl · KL(P_δ ‖ P_0) at "{subject} is a"  +  decay · ‖δ_i‖ / ‖v_0‖²
 
-Losses of different edits share nothing, so their sum optimises each one alone: Adam is element-wise, an edit that is done
-leaves the batch (masking its gradient would let Adam's momentum move it on), and clamping is per row.
+Losses of different edits share nothing, so their sum optimises each one alone: Adam is element-wise with a step count an
+edit, clamping is per row, and an edit that is done leaves the batch (masking its gradient would let momentum move it on)
+while one from the queue takes its place.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,12 +20,10 @@ import torch
 from torch import Tensor
 
 from edit_cli.editors.contexts import BARE, Contexts, rows_in_contexts
-from edit_cli.errors import UsageError
-from edit_cli.lm.hooks import on_output
+from edit_cli.errors import OutOfMemory, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
-from edit_cli.lm.tokens import pad_right
-from edit_cli.monitor import Advance
+from edit_cli.lm.resume import Resumption, Span
 from edit_cli.requests import EditRequest
 
 Site = Literal["block", "mlp_out"]
@@ -36,7 +35,7 @@ class ValueOptions:
 
     steps: forward passes; one update fewer. stop_loss: an edit below it is done (tested before the update).
     clamp_norm_factor: ‖δ‖ ≤ factor · ‖v_0‖. kl_position: "subject" as released, "last" as the paper words it.
-    batch_edits: edits optimised together; changes speed and memory only.
+    batch_tokens: tokens a step, null for a default by device; halved when memory runs out. Changes speed and memory only.
     """
 
     steps: int = 20
@@ -47,7 +46,7 @@ class ValueOptions:
     kl_prompt: str = "{} is a"
     kl_position: str = "subject"
     stop_loss: float = 0.05
-    batch_edits: int = 25
+    batch_tokens: int | None = None
 
 
 @dataclass
@@ -60,158 +59,184 @@ class Values:
     steps: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """Rows of one edit, its contexts and last the KL row, with the target ids of each context."""
+
+    spans: list[Span]
+    targets: list[tuple[int, ...]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are run anew at every step."""
+        return sum(len(span.ids) - span.start for span in self.spans)
+
+
 def optimise_values(lm: LM, requests: Sequence[EditRequest], layer: int, site: Site, options: ValueOptions, contexts: Contexts) -> Values:
-    """Target states of every request at `site` of `layer`: the block's output (MEMIT) or the MLP projection's (ROME)."""
+    """Target states of every request at `site` of `layer`: the block's output (MEMIT) or the MLP projection's (ROME).
+
+    Raises:
+        OutOfMemory: a single edit does not fit.
+    """
+    with lm.monitor.phase("value"), lm.monitor.task("optimising values", len(requests)) as advance:
+        tasks = _tasks(lm, requests, options, contexts)
+        rows, positions = rows_in_contexts(lm, requests, BARE, with_target=False)
+        module = lm.layout.block(layer) if site == "block" else lm.layout.mlp_out(layer)
+        (initial,) = read(lm, rows, positions, [Tap(module, "output")])
+        search = _Search(lm, tasks, layer, site, options, initial)
+        while search.waiting or search.active:
+            advance(search.step())
+    target = (initial + search.shift).T.contiguous()
+    return Values(target, initial.T.contiguous(), search.losses, search.steps)
+
+
+def _tasks(lm: LM, requests: Sequence[EditRequest], options: ValueOptions, contexts: Contexts) -> list[_Task]:
     if options.kl_position not in ("subject", "last"):
         raise UsageError(f"method.value.kl_position={options.kl_position}: choose subject or last")
-    if "{}" not in options.kl_prompt:
-        raise UsageError("method.value.kl_prompt must hold the slot {}")
-    rows, positions = rows_in_contexts(lm, requests, BARE, with_target=False)
-    module = lm.layout.block(layer) if site == "block" else lm.layout.mlp_out(layer)
-    (initial,) = read(lm, rows, positions, [Tap(module, "output")])
-    found = Values(initial.T.clone(), initial.T.clone())
-    with lm.monitor.phase("value"), lm.monitor.task("optimising values", len(requests)) as advance:
-        for start in range(0, len(requests), options.batch_edits):
-            chunk = slice(start, start + options.batch_edits)
-            problem = _Problem(lm, requests[chunk], layer, site, options, contexts, initial[chunk])
-            shift, losses, steps = problem.minimise(advance)
-            found.target[:, chunk] += shift.T
-            found.losses += losses
-            found.steps += steps
-    return found
+    if options.kl_prompt.count("{}") != 1:
+        raise UsageError("method.value.kl_prompt must hold the slot {} once")
+    rows, lookup = rows_in_contexts(lm, requests, contexts, with_target=True)
+    kl_requests = [EditRequest(options.kl_prompt, request.subject, "") for request in requests]
+    kl_rows, kl_lookup = rows_in_contexts(lm, kl_requests, BARE, with_target=False)
+    each, tasks = len(contexts.texts), []
+    for edit, (kl_row, kl_at) in enumerate(zip(kl_rows, kl_lookup, strict=True)):
+        mine = slice(edit * each, (edit + 1) * each)
+        spans = [Span(r.ids[:-1], at, tuple(range(r.start - 1, len(r.ids) - 1))) for r, at in zip(rows[mine], lookup[mine], strict=True)]
+        kl_wanted = kl_at if options.kl_position == "subject" else len(kl_row.ids) - 1
+        spans.append(Span(kl_row.ids[: kl_wanted + 1], kl_at, (kl_wanted,)))
+        tasks.append(_Task(spans, [row.target for row in rows[mine]]))
+    return tasks
 
 
-class _Problem:
-    """One batch of edits. Rows are ordered edit by edit: its contexts, then its KL row."""
+class _Search:
+    """Adam over all edits; `active` ones are in the batch, `waiting` ones in the queue, alike in length beside each other."""
 
-    def __init__(
-        self, lm: LM, requests: Sequence[EditRequest], layer: int, site: Site, options: ValueOptions, contexts: Contexts, initial: Tensor
-    ) -> None:
-        self.lm, self.layer, self.site, self.options = lm, layer, site, options
+    def __init__(self, lm: LM, tasks: Sequence[_Task], layer: int, site: Site, options: ValueOptions, initial: Tensor) -> None:
+        self.lm, self.tasks, self.options = lm, tasks, options
+        self.frozen = layer if site == "block" else layer - 1
+        self.module = None if site == "block" else lm.layout.mlp_out(layer)
         self.initial_norm = initial.norm(dim=1)
-        self.count = len(requests)
-        contextual, lookup = rows_in_contexts(lm, requests, contexts, with_target=True)
-        kl = [EditRequest(options.kl_prompt, request.subject, "") for request in requests]
-        kl_rows, kl_lookup = rows_in_contexts(lm, kl, BARE, with_target=False)
-        each = len(contexts.texts)
-        self.inputs, self.lookup, self.targets, self.where, self.kl_at = [], [], [], [], []
-        for edit in range(self.count):
-            for row, at in list(zip(contextual, lookup, strict=True))[edit * each : (edit + 1) * each]:
-                self._add(row.ids[:-1], at)
-                self.where.append(list(range(row.start - 1, len(row.ids) - 1)))
-                self.targets.append(row.target)
-            self._add(kl_rows[edit].ids, kl_lookup[edit])
-            self.kl_at.append(kl_lookup[edit] if options.kl_position == "subject" else len(kl_rows[edit].ids) - 1)
-        self.each = each + 1
+        self.shift = torch.zeros_like(initial)
+        self.momentum, self.variance = torch.zeros_like(initial), torch.zeros_like(initial)
+        self.losses, self.steps = [0.0] * len(tasks), [0] * len(tasks)
+        self.budget = options.batch_tokens or (16384 if lm.device.type == "cuda" else 512)
+        self.waiting = deque(sorted(range(len(tasks)), key=lambda i: (tasks[i].tokens, i)))
+        self.active: list[int] = []
+        self.batch: _Batch | None = None
+        self.reuse_prefix: bool | None = None  # not known until tried
 
-    def _add(self, ids: tuple[int, ...], lookup: int) -> None:
-        self.inputs.append(ids)
-        self.lookup.append(lookup)
+    def step(self) -> int:
+        """One forward and backward pass over the batch; the number of edits that are done with it."""
+        try:
+            self._fill()
+            shift = self.shift[self.active].requires_grad_()
+            loss = self.batch.losses(shift)
+            done = self._note(loss.detach().tolist())
+            going = [row for row, finished in enumerate(done) if not finished]
+            if going:
+                (gradient,) = torch.autograd.grad(loss.sum(), shift)
+        except torch.OutOfMemoryError:
+            self._halve()
+            return 0
+        self._update([self.active[row] for row in going], gradient[going] if going else None)
+        finished = len(done) - len(going)
+        if finished:
+            self.active, self.batch = [self.active[row] for row in going], None
+        return finished
 
-    def minimise(self, advance: Advance) -> tuple[Tensor, list[float], list[int]]:
-        """(δ (n, d), final losses, forward passes used)."""
-        options, device = self.options, self.lm.device
-        result = torch.zeros(self.count, self.lm.layout.width, device=device)
-        losses, steps = [0.0] * self.count, [0] * self.count
-        active = list(range(self.count))
-        shift = result.clone()
-        momentum, variance = torch.zeros_like(shift), torch.zeros_like(shift)
-        batch, reference = None, None
-        for step in range(options.steps):
-            batch = batch or _Batch(self, active)
-            shift = shift.detach().requires_grad_()
-            loss, distribution = batch.losses(shift, reference)
-            reference = distribution.detach() if reference is None else reference
-            values = loss.detach().tolist()
-            done = [value < options.stop_loss or step == options.steps - 1 for value in values]
-            for row, edit in enumerate(active):
-                losses[edit], steps[edit] = values[row], step + 1
-                if done[row]:
-                    result[edit] = shift[row].detach()
-            if any(done):
-                keep = [row for row, finished in enumerate(done) if not finished]
-                advance(len(done) - len(keep))
-                if not keep:
-                    break
-            (gradient,) = torch.autograd.grad(loss.sum(), shift)
-            shift = shift.detach()
-            if any(done):
-                active = [active[row] for row in keep]
-                shift, gradient, momentum, variance, reference = (x[keep] for x in (shift, gradient, momentum, variance, reference))
-                batch = None
-            # Adam with its default betas; every edit in the batch has made the same number of updates
-            momentum = 0.9 * momentum + 0.1 * gradient
-            variance = 0.999 * variance + 0.001 * gradient.square()
-            scale = (variance / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
-            shift = shift - options.lr * momentum / (1 - 0.9 ** (step + 1)) / scale
-            limit = options.clamp_norm_factor * self.initial_norm[active]
-            shift = shift * (limit / shift.norm(dim=1).clamp_min(1e-30)).clamp(max=1.0)[:, None]
-        return result, losses, steps
+    def _fill(self) -> None:
+        """Let edits from the queue take free places, once a good part of the batch is free."""
+        held = sum(self.tasks[i].tokens for i in self.active)
+        if self.waiting and held <= self.budget // 2:
+            while self.waiting and (not self.active or held + self.tasks[self.waiting[0]].tokens <= self.budget):
+                held += self.tasks[self.waiting[0]].tokens
+                self.active.append(self.waiting.popleft())
+            self.batch = None
+        if self.batch is None:
+            self.batch = self._build()
+
+    def _build(self) -> _Batch:
+        batch = _Batch(self, self.active, self.reuse_prefix is not False)
+        if self.reuse_prefix is None:
+            self.reuse_prefix = batch.agrees()
+        if not self.reuse_prefix and batch.reuse_prefix:
+            self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is; running whole rows instead (slower, the same values)")
+            batch = _Batch(self, self.active, False)
+        return batch
+
+    def _halve(self) -> None:
+        """Go on with half of the batch after running out of memory."""
+        if len(self.active) == 1:
+            raise OutOfMemory(
+                "one edit alone does not fit into the device's memory: use fewer or shorter prefixes (method.context), a smaller model.dtype"
+            )
+        half = len(self.active) // 2
+        self.waiting.extendleft(reversed(self.active[half:]))
+        self.active, self.batch, self.budget = self.active[:half], None, max(self.budget // 2, 1)
+        torch.cuda.empty_cache()
+
+    def _note(self, losses: list[float]) -> list[bool]:
+        for edit, loss in zip(self.active, losses, strict=True):
+            self.losses[edit] = loss
+            self.steps[edit] += 1
+        return [self.losses[i] < self.options.stop_loss or self.steps[i] >= self.options.steps for i in self.active]
+
+    def _update(self, edits: list[int], gradient: Tensor | None) -> None:
+        """Adam with its default betas and an own step count for every edit, then the clamp."""
+        if gradient is None:
+            return
+        count = torch.tensor([self.steps[i] for i in edits], device=gradient.device)[:, None]
+        momentum = 0.9 * self.momentum[edits] + 0.1 * gradient
+        variance = 0.999 * self.variance[edits] + 0.001 * gradient.square()
+        scale = (variance / (1 - 0.999**count)).sqrt() + 1e-8
+        shift = self.shift[edits] - self.options.lr * momentum / (1 - 0.9**count) / scale
+        limit = self.options.clamp_norm_factor * self.initial_norm[edits]
+        self.shift[edits] = shift * (limit / shift.norm(dim=1).clamp_min(1e-30)).clamp(max=1.0)[:, None]
+        self.momentum[edits], self.variance[edits] = momentum, variance
 
 
 class _Batch:
-    """The rows of the edits that are still being optimised, padded, with the constant states below the site computed once."""
+    """The rows of some edits with their constant part computed, and which logit belongs to what."""
 
-    def __init__(self, problem: _Problem, active: list[int]) -> None:
-        self.problem = problem
-        lm, each = problem.lm, problem.each
-        rows = [edit * each + j for edit in active for j in range(each)]
-        self.ids, self.mask = pad_right([problem.inputs[r] for r in rows], lm.head.pad, lm.device)
-        device = lm.device
-        self.lookup = torch.tensor([problem.lookup[r] for r in rows], device=device)
-        self.owner = torch.arange(len(active), device=device).repeat_interleave(each)
-        self.initial_norm = problem.initial_norm[active]
-        where, labels, share, owner = [], [], [], []
-        for place, edit in enumerate(active):
-            for j in range(each - 1):
-                context = edit * (each - 1) + j
-                columns, target = problem.where[context], problem.targets[context]
-                where += [(place * each + j, column) for column in columns]
+    def __init__(self, search: _Search, edits: Sequence[int], reuse_prefix: bool) -> None:
+        self.search, self.edits, self.reuse_prefix = search, list(edits), reuse_prefix
+        tasks = [search.tasks[i] for i in edits]
+        spans = [span for task in tasks for span in task.spans]
+        self.passes = Resumption(search.lm, spans, search.frozen, reuse_prefix)
+        device = search.lm.device
+        self.owner = torch.tensor([n for n, task in enumerate(tasks) for _ in task.spans], device=device)
+        labels, share, label_owner, label_at, kl_at, position = [], [], [], [], [], 0
+        for number, task in enumerate(tasks):
+            for target in task.targets:
                 labels += target
-                share += [1.0 / len(target) / (each - 1)] * len(target)
-                owner += [place] * len(target)
-        where += [(place * each + each - 1, problem.kl_at[edit]) for place, edit in enumerate(active)]
-        self.where = torch.tensor(where, device=device)
-        self.labels = torch.tensor(labels, device=device)
-        self.share = torch.tensor(share, device=device)
-        self.label_owner = torch.tensor(owner, device=device)
-        self.states = self._constant_states()
+                share += [1.0 / len(target) / len(task.targets)] * len(target)
+                label_owner += [number] * len(target)
+                label_at += range(position, position + len(target))
+                position += len(target)
+            kl_at.append(position)
+            position += 1
+        self.labels, self.share, self.label_owner, self.label_at, self.kl_at = (
+            torch.tensor(values, device=device) for values in (labels, share, label_owner, label_at, kl_at)
+        )
+        self.reference = self.passes.base[self.kl_at].log_softmax(-1)
 
-    def _constant_states(self) -> Tensor | None:
-        """What leaves the last block that no shift reaches, (rows, tokens, width); None if a shift reaches all of them."""
-        problem = self.problem
-        self.frozen = problem.layer if problem.site == "block" else problem.layer - 1
-        if self.frozen < 0:
-            return None
-        lm, seen = problem.lm, []
-        with torch.no_grad(), on_output(lm.module(lm.layout.block(self.frozen)), lambda hidden: seen.append(hidden.clone())):
-            lm.head.logits_at(self.ids, self.mask, self.where[:1, 0], self.where[:1, 1])
-        return seen[0]
+    def agrees(self) -> bool:
+        with torch.no_grad():
+            return self.passes.agrees(self.passes.logits(lambda states, rows, columns: states, self.search.module))
 
-    def losses(self, shift: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(loss of every edit (n,), log-probabilities at the KL position (n, vocabulary))."""
-        problem, options = self.problem, self.problem.options
-        lm = problem.lm
-        rows = torch.arange(len(self.owner), device=shift.device)
+    def losses(self, shift: Tensor) -> Tensor:
+        """Loss of every edit (n,) for its shift (n, d)."""
+        options = self.search.options
 
-        def inject(states: Tensor) -> Tensor:
+        def add(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
             moved = states.clone()
-            moved[rows, self.lookup] += shift[self.owner].to(states)
+            moved[rows, columns] += shift[self.owner].to(states)
             return moved
 
-        with ExitStack() as stack:
-            if problem.site == "block":
-                stack.enter_context(lm.skipping(self.frozen, inject(self.states)))
-            else:
-                if self.states is not None:
-                    stack.enter_context(lm.skipping(self.frozen, self.states))
-                stack.enter_context(on_output(lm.module(lm.layout.mlp_out(problem.layer)), inject))
-            logits = lm.head.logits_at(self.ids, self.mask, self.where[:, 0], self.where[:, 1])
-        log_probs = logits.log_softmax(-1)
-        targets, kl = log_probs[: len(self.labels)], log_probs[len(self.labels) :]
-        picked = targets.gather(1, self.labels[:, None])[:, 0]
-        nll = torch.zeros(len(kl), device=shift.device).index_add(0, self.label_owner, -picked * self.share)
-        base = kl.detach() if reference is None else reference
-        divergence = (kl.exp() * (kl - base)).sum(-1)
-        decay = shift.norm(dim=1) / self.initial_norm**2
-        return nll + options.kl_factor * divergence + options.weight_decay * decay, kl
+        logits = self.passes.logits(add, self.search.module)
+        losses = torch.nn.functional.cross_entropy(logits[self.label_at], self.labels, reduction="none") * self.share
+        nll = torch.zeros_like(shift[:, 0]).index_add(0, self.label_owner, losses)
+        kl = logits[self.kl_at].log_softmax(-1)
+        divergence = (kl.exp() * (kl - self.reference)).sum(-1)
+        decay = shift.norm(dim=1) / self.search.initial_norm[self.edits] ** 2
+        return nll + options.kl_factor * divergence + options.weight_decay * decay

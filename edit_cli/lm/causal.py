@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,11 +54,24 @@ class CausalHead:
                 raise RejectedRequest(f"{len(row.ids)} tokens are more than the model's {self.max_length}: {prompt[:60]!r}…")
         return rows
 
-    def logits_at(self, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Float32 logits (positions, vocabulary) at the given (row, column) pairs only. ids, mask: (rows, tokens), right-padded."""
+    def logits_at(
+        self, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor, past: Any = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Float32 logits (positions, vocabulary) at the given (row, column) pairs only.
+
+        ids, mask: (rows, tokens), right-padded. past: key-value cache that `ids` continue at `positions` (filled if empty).
+        """
+        more = {} if past is None else {"past_key_values": past}
+        if positions is not None and self._takes_positions:
+            more["position_ids"] = positions
         with gather_before(self.model.get_output_embeddings(), rows, columns):
-            output = self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            output = self.model(input_ids=ids, attention_mask=mask, use_cache=past is not None, **more)
         return output.logits[0].float()
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        """Families with relative position biases have no `position_ids`."""
+        return "position_ids" in inspect.signature(self.model.forward).parameters
 
     @torch.no_grad()
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:

@@ -1,0 +1,204 @@
+"""Raw observations: a model is asked about every probe of every case once, and what it says is stored as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.monitor import Advance, Monitor
+from edit_cli.requests import Case, Probe
+
+if TYPE_CHECKING:
+    from edit_cli.lm.causal import Likelihood
+
+Observation = dict[str, Any]
+SCORING_CHUNK, TEXT_CHUNK = 8192, 1024  # rows a call: between calls progress is told; far above a batch, so that buckets stay full
+
+
+class Observed(Protocol):
+    """What is asked of a model (see lm.LM)."""
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]: ...
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]: ...
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]: ...
+
+    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]: ...
+
+
+@dataclass(frozen=True)
+class ObserveOptions:
+    """What is asked of the model before and after an edit.
+
+    generate: greedy continuations of the probes' prompts, up to `max_new_tokens` tokens.
+    sample: texts for the generation probes, `sample_tokens` tokens in all with the prompt, from the `sample_top_k` likeliest
+    tokens; `seed` makes them reproducible. attribute: score the attribute probes too.
+    perplexity: of the fixed text, in windows of `perplexity_window` tokens.
+    """
+
+    generate: bool = True
+    max_new_tokens: int = 20
+    sample: bool = True
+    sample_tokens: int = 100
+    sample_top_k: int = 5
+    seed: int = 0
+    attribute: bool = False
+    perplexity: bool = True
+    perplexity_window: int = 2048
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("sample_tokens", 1), ("sample_top_k", 1), ("perplexity_window", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"protocol.observe.{name} is {getattr(self, name)}: give {least} or more")
+
+    def scores(self, probe: Probe) -> bool:
+        """Whether this probe's answers are compared and generated (generation probes are only sampled)."""
+        return probe.kind != "generation" and (self.attribute or probe.kind != "attribute")
+
+    def continues(self, probe: Probe) -> bool:
+        """Whether a greedy continuation of this probe's prompt is wanted."""
+        return self.generate and probe.kind not in ("generation", "attribute")
+
+
+def observe(lm: Observed, cases: Sequence[Case], options: ObserveOptions, texts: Sequence[str] = ()) -> list[Observation]:
+    """One observation a case, in order, as JSON-able dicts (docs/metrics.md describes them).
+
+    Identical (prompt, target) rows and prompts are asked once, over all cases. `texts` is what perplexity is measured on; its
+    one value is part of every observation. A case with a probe that the model cannot be asked (say, longer than its context)
+    holds no results but an "error" that names the probe; the other cases are not touched by it.
+    """
+    rows = _distinct(
+        (probe.prompt, text)
+        for case in cases
+        for probe in case.probes
+        if options.scores(probe)
+        for text in (probe.target, probe.foil)
+        if text is not None
+    )
+    prompts = _distinct(probe.prompt for case in cases for probe in case.probes if options.continues(probe))
+    draws = _distinct(draw for case in cases for draw in _draws(case, options))
+
+    monitor = getattr(lm, "monitor", None) or Monitor()
+    likelihoods = _ask(monitor, "scoring", lm.loglikelihood, rows, SCORING_CHUNK)
+    continuations = _ask(monitor, "generating", lambda some: lm.generate(some, options.max_new_tokens), prompts, TEXT_CHUNK)
+    sampled = _ask(
+        monitor,
+        "sampling",
+        lambda some: lm.sample([p for p, _ in some], [s for _, s in some], options.sample_tokens, options.sample_top_k),
+        draws,
+        TEXT_CHUNK,
+    )
+    fixed = _perplexity(lm, options, texts)
+    return [_observation(case, options, likelihoods, continuations, sampled, fixed) for case in cases]
+
+
+class BeforeCache:
+    """Observations of the unedited model, asked once a case however often they are wanted.
+
+    They depend on the model and the options only. The caller sees to it that no edit is attached, and uses one cache a model.
+    """
+
+    def __init__(self, options: ObserveOptions, texts: Sequence[str] = ()) -> None:
+        self.options = options
+        self.texts = texts
+        self._seen: dict[str, Observation] = {}
+        self._perplexity: dict[str, Any] | None = None
+
+    def observe(self, lm: Observed, cases: Sequence[Case]) -> list[Observation]:
+        """Observations of `cases`, in order; only those not seen before run the model."""
+        new = [case for case in cases if case.id not in self._seen]
+        if new:
+            self._perplexity = self._perplexity or _perplexity(lm, self.options, self.texts)
+            for case, seen in zip(new, observe(lm, new, self.options), strict=True):
+                self._seen[case.id] = seen | {"perplexity": self._perplexity}
+        return [self._seen[case.id] for case in cases]
+
+
+def row_seed(seed: int, case_id: str, index: int, prompt: str) -> int:
+    """Seed of one sampled text: the same on every machine, whatever else is sampled, before and after the edit."""
+    digest = hashlib.sha256(repr((seed, case_id, index, prompt)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _draws(case: Case, options: ObserveOptions) -> list[tuple[str, int]]:
+    """(prompt, seed) of every text to be sampled for the case; equal prompts get different seeds."""
+    prompts = [probe.prompt for probe in case.probes if probe.kind == "generation"] if options.sample else []
+    return [(prompt, row_seed(options.seed, case.id, index, prompt)) for index, prompt in enumerate(prompts)]
+
+
+def _distinct(rows: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(rows))
+
+
+def _ask(
+    monitor: Monitor, task: str, ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any], chunk: int
+) -> dict[Any, Any | RejectedRequest]:
+    """{row: answer}. A row that is rejected gets its error as the answer."""
+    if not rows:
+        return {}
+    answers: list[Any] = []
+    with monitor.task(task, len(rows)) as advance:
+        for start in range(0, len(rows), chunk):
+            answers += _isolating(ask, rows[start : start + chunk], advance)
+    return dict(zip(rows, answers, strict=True))
+
+
+def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any], advance: Advance) -> list[Any]:
+    """Ask about all rows at once; if one is rejected, halve until it stands alone. (Rejection comes before any computing.)"""
+    try:
+        answers = list(ask(rows))
+    except RejectedRequest as error:
+        if len(rows) > 1:
+            middle = len(rows) // 2
+            return _isolating(ask, rows[:middle], advance) + _isolating(ask, rows[middle:], advance)
+        answers = [error]
+    advance(len(rows))
+    return answers
+
+
+def _observation(
+    case: Case,
+    options: ObserveOptions,
+    likelihoods: dict[tuple[str, str], Likelihood | RejectedRequest],
+    continuations: dict[str, str | RejectedRequest],
+    sampled: dict[tuple[str, int], str | RejectedRequest],
+    perplexity: dict[str, Any] | None,
+) -> Observation:
+    try:
+        probes = [_probe(probe, options, likelihoods, continuations) for probe in case.probes if options.scores(probe)]
+        texts = [_answered(sampled[draw], "generation", draw[0]) for draw in _draws(case, options)]
+    except RejectedRequest as error:
+        return {"probes": [], "texts": [], "perplexity": perplexity, "error": str(error)}
+    return {"probes": probes, "texts": texts, "perplexity": perplexity}
+
+
+def _probe(probe: Probe, options: ObserveOptions, likelihoods: dict[Any, Any], continuations: dict[str, Any]) -> dict[str, Any]:
+    seen: dict[str, Any] = {"kind": probe.kind, "prompt": probe.prompt, "target": probe.target, "foil": probe.foil}
+    if probe.aliases:
+        seen["aliases"] = list(probe.aliases)
+    for role, text in (("target", probe.target), ("foil", probe.foil)):
+        likelihood = None if text is None else _answered(likelihoods[probe.prompt, text], probe.kind, probe.prompt)
+        seen[f"{role}_nll"] = likelihood.nll if likelihood and math.isfinite(likelihood.nll) else None
+        seen[f"{role}_hits"] = list(likelihood.hits) if likelihood else None
+        if role == "target":
+            seen["target_predicted"] = list(likelihood.predicted) if likelihood else None
+    seen["generated"] = _answered(continuations[probe.prompt], probe.kind, probe.prompt) if options.continues(probe) else None
+    return seen
+
+
+def _answered(answer: Any, kind: str, prompt: str) -> Any:
+    if isinstance(answer, RejectedRequest):
+        raise RejectedRequest(f"{kind} probe {prompt[:80]!r}: {answer}")
+    return answer
+
+
+def _perplexity(lm: Observed, options: ObserveOptions, texts: Sequence[str]) -> dict[str, Any] | None:
+    if not options.perplexity or not texts:
+        return None
+    nll, tokens = lm.token_nlls(texts, options.perplexity_window)
+    return {"nll": nll if math.isfinite(nll) else None, "tokens": tokens}

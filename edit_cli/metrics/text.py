@@ -1,0 +1,112 @@
+"""Measures on generated text: answer matching, n-gram entropy, TF-IDF similarity."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+ARTICLES = frozenset({"a", "an", "the"})
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation and the articles a/an/the, spaces collapsed. Articles stay if nothing else is left."""
+    plain = "".join(c for c in unicodedata.normalize("NFKC", text).lower() if not unicodedata.category(c).startswith("P"))
+    words = plain.split()
+    return " ".join([word for word in words if word not in ARTICLES] or words)
+
+
+def first_sentence(text: str, answer: str = "") -> str:
+    """What a reader takes as the reply: `text` up to its first line break or sentence end.
+
+    Full stops inside the expected `answer` ("St. Petersburg") are no sentence ends, so as many ends are passed over.
+    """
+    line = text.strip().split("\n")[0]
+    inside = len(SENTENCE_END.findall(answer.strip().rstrip(".!?")))
+    ends = [match.start() for match in SENTENCE_END.finditer(line)]
+    return line[: ends[inside]] if len(ends) > inside else line
+
+
+def matches_exactly(text: str, answers: Sequence[str]) -> bool:
+    """Whether the reply in `text` is one of `answers` (normalised exact match)."""
+    return any(bool(wanted := normalise(answer)) and normalise(first_sentence(text, answer)) == wanted for answer in answers)
+
+
+def contains_any(text: str, answers: Sequence[str]) -> bool:
+    """Whether the reply in `text` holds one of `answers` as whole words (normalised)."""
+    return any(
+        bool(wanted := normalise(answer)) and f" {wanted} " in f" {normalise(first_sentence(text, answer))} " for answer in answers
+    )
+
+
+def clean(text: str) -> str:
+    """A sampled text as the reference code reads it: NFKD, blank lines as a space."""
+    return unicodedata.normalize("NFKD", text).replace("\n\n", " ")
+
+
+class EntropyMeter:
+    """Generation entropy (Zhang et al., 2018; "fluency" in ROME, Meng et al., 2022, §3.3).
+
+    Tokens are those of NLTK's `word_tokenize` but for the sentence splitter: its trained parameters are a download, so the
+    same Punkt algorithm runs without them. It then cuts after abbreviations, which hardly moves the entropy (docs/metrics.md).
+    """
+
+    @cached_property
+    def _tokenizers(self) -> tuple[Any, Any]:
+        from nltk.tokenize import NLTKWordTokenizer
+        from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+        return PunktSentenceTokenizer(), NLTKWordTokenizer()
+
+    def words(self, text: str) -> list[str]:
+        sentences, words = self._tokenizers
+        return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
+
+    def __call__(self, text: str) -> float:
+        """Bits: H₂/3 + 2·H₃/3 over the text's word bigrams and trigrams; 0 for fewer than three words."""
+        words = self.words(clean(text))
+        return (_entropy(words, 2) + 2 * _entropy(words, 3)) / 3 if len(words) >= 3 else 0.0
+
+
+def _entropy(words: Sequence[str], n: int) -> float:
+    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    total = counts.total()
+    return -math.fsum(count / total * math.log2(count / total) for count in counts.values())
+
+
+class ReferenceScorer:
+    """Reference score ("consistency" in ROME): how near a case's sampled texts are to its reference texts.
+
+    Cosine of TF-IDF vectors, scikit-learn's `TfidfVectorizer` with its defaults, fitted on all distinct texts of `references`
+    ({case id: texts}): pass those of the whole data set, then a case's score does not depend on which others were run.
+    """
+
+    def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
+        self.references = {case: tuple(texts) for case, texts in references.items() if any(text.strip() for text in texts)}
+
+    @cached_property
+    def _vectorizer(self) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        distinct = dict.fromkeys(text for texts in self.references.values() for text in texts)
+        return TfidfVectorizer().fit(list(distinct))
+
+    def __call__(self, cases: Sequence[str], texts: Sequence[Sequence[str]]) -> list[float | None]:
+        """One cosine (0–1) a case, between its `texts`, joined, and its references, joined; None for a case without references."""
+        scored = [index for index, case in enumerate(cases) if case in self.references and texts[index]]
+        scores: list[float | None] = [None] * len(cases)
+        if scored:
+            place = {known: row for row, known in enumerate(dict.fromkeys(self.references[cases[index]] for index in scored))}
+            known = self._vectorizer.transform([" ".join(known) for known in place])
+            known = known[[place[self.references[cases[index]]] for index in scored]]
+            sampled = self._vectorizer.transform([" ".join(map(clean, texts[index])) for index in scored])
+            for index, cosine in zip(scored, np.asarray(known.multiply(sampled).sum(axis=1)).ravel(), strict=True):
+                scores[index] = float(cosine)  # the rows have length 1
+        return scores

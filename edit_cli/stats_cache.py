@@ -1,0 +1,153 @@
+"""Files of second moments: how they are written, read, checked and named. safetensors with JSON metadata; no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edit_cli.errors import MissingError
+
+if TYPE_CHECKING:
+    from edit_cli.lm.model import LM
+
+FORMAT = 1
+SYMMETRY = 1e-4  # of the largest diagonal entry: what float32 sums of other programs stay well below
+
+
+class Damaged(Exception):
+    """A file whose contents cannot be used; the text says why."""
+
+
+def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write atomically: readers see the whole file or none.
+
+    Raises:
+        MissingError: the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, {"edit-cli": json.dumps({"format": FORMAT, **about})})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"stats.cache_dir={path.parent} cannot be written to: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, what was written about them).
+
+    Raises:
+        FileNotFoundError: no such file. Damaged: it is no whole file of this format.
+    """
+    with _opened(path) as file:
+        about = _about(file)
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+
+
+def listing(directory: Path | str) -> list[dict[str, Any]]:
+    """What is known about every finished second moment below `directory`, with its `path` and `bytes`; no matrix is read."""
+    found = []
+    for path in sorted(Path(directory).expanduser().rglob("layer-*.safetensors")):
+        try:
+            with _opened(path) as file:
+                found.append({"path": str(path), "bytes": path.stat().st_size, **_about(file)})
+        except Damaged:
+            continue
+    return found
+
+
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise Damaged(str(error)) from None
+
+
+def _about(file: Any) -> dict[str, Any]:
+    try:
+        about = json.loads(file.metadata()["edit-cli"])
+    except (KeyError, TypeError, ValueError):
+        raise Damaged("not a file of edit-cli") from None
+    if about.get("format") != FORMAT:
+        raise Damaged(f"format {about.get('format')}, this version reads {FORMAT}")
+    return about
+
+
+def check(matrix: Tensor, tokens: int, width: int) -> None:
+    """Whether this can be the second moment of keys of `width`, over `tokens` tokens.
+
+    Raises:
+        Damaged: says what is wrong.
+    """
+    if tuple(matrix.shape) != (width, width):
+        raise Damaged(f"shape {'×'.join(map(str, matrix.shape))}, but the layer's keys have width {width}")
+    if not tokens > 0:
+        raise Damaged(f"token count {tokens}")
+    if not matrix.isfinite().all():
+        raise Damaged("not all values are finite")
+    scale = matrix.diagonal().max().item()
+    if matrix.diagonal().min().item() < 0:
+        raise Damaged("a mean square on the diagonal is negative")
+    if any((a - b.T).abs().max().item() > SYMMETRY * scale for a, b in _mirrored(matrix)):
+        raise Damaged("not symmetric")
+
+
+def _mirrored(matrix: Tensor, step: int = 1024) -> Iterator[tuple[Tensor, Tensor]]:
+    """Bands of rows and the columns that mirror them: a large matrix is compared without a copy of it."""
+    for start in range(0, len(matrix), step):
+        yield matrix[start : start + step], matrix[:, start : start + step]
+
+
+def model_identity(lm: LM) -> dict[str, Any]:
+    """What the keys of a text depend on: the unedited weights, the architecture's settings, the tokenizer, the dtype."""
+    config = lm.model.config.to_diff_dict()  # without the library's defaults, to which a new version may add
+    config = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version", "architectures")}
+    return {
+        "weights": lm.fingerprint(),
+        "config": digest_of(config),
+        "tokenizer": digest_of(_tokenizer_identity(lm.tokenizer)),
+        "dtype": str(lm.dtype).removeprefix("torch."),
+    }
+
+
+def _tokenizer_identity(tokenizer: Any) -> Any:
+    if not getattr(tokenizer, "is_fast", False):
+        return [type(tokenizer).__name__, tokenizer.get_vocab()]
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {part: rule for part, rule in rules.items() if part not in ("truncation", "padding")}  # those two change with every call
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name that is safe in a path."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "unnamed"
+
+
+def cholesky_condition(matrix: Tensor) -> float:
+    """Cheap estimate of the condition number: squared ratio of the Cholesky factor's extreme diagonal entries (a lower bound).
+
+    Infinite if the matrix is not positive definite, as with fewer tokens than its width.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.item():
+        return float("inf")
+    diagonal = factor.diagonal()
+    return (diagonal.max() / diagonal.min()).square().item()

@@ -1,0 +1,69 @@
+"""Reading second moments from `.npz` files in the format in which those of ROME and MEMIT were published.
+
+Arrays: `mom2.mom2` (m, m), the *sum* of k kᵀ; `mom2.count`, the number of tokens. File names:
+`{module}_{dtype}_mom2_{documents}.npz`, for example `transformer.h.17.mlp.c_proj_float32_mom2_100000.npz`.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.stats_cache import Damaged, check
+
+if TYPE_CHECKING:
+    from edit_cli.lm.model import LM
+
+PUBLISHED_NAME = re.compile(r"(?P<module>.+)_float\d+_mom2_\w+\.npz")
+
+
+def find_npz(source: str, module: str, layer: int) -> Path:
+    """The file for one layer. `source`: a folder of files with published names, or a path, in which `{layer}` stands for the number.
+
+    Raises:
+        MissingError: no such file. UsageError: several fit, or the file's name says that it belongs to another module.
+    """
+    field = f"stats.import_npz={source}"
+    path = Path(source.replace("{layer}", str(layer))).expanduser()
+    if path.is_dir():
+        fitting = sorted(p for p in path.glob("*.npz") if (m := PUBLISHED_NAME.fullmatch(p.name)) and m["module"] == module)
+        if not fitting:
+            raise MissingError(f"{field}: no file {module}_*_mom2_*.npz there; give the file itself, with {{layer}} for the layer's number")
+        if len(fitting) > 1:
+            raise UsageError(f"{field}: several files fit {module}: {', '.join(p.name for p in fitting)}; give the file itself")
+        return fitting[0]
+    if not path.is_file():
+        raise MissingError(f"{field}: {path} does not exist")
+    named = PUBLISHED_NAME.fullmatch(path.name)
+    if named and named["module"] != module:
+        raise UsageError(f"{field}: {path.name} belongs to {named['module']}, not to {module} (layer {layer}); write {{layer}} for its number")
+    return path
+
+
+def read_npz(path: Path, width: int) -> tuple[Tensor, int]:
+    """(mean (m, m) float64, tokens) from one file.
+
+    Raises:
+        MissingError: the file is not in the published format or does not fit a key width of `width`.
+    """
+    field = f"stats.import_npz: {path}"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            total, tokens = np.asarray(arrays["mom2.mom2"], dtype=np.float64), int(arrays["mom2.count"])
+    except KeyError:
+        raise MissingError(f"{field} lacks the arrays mom2.mom2 (sum of k kᵀ) and mom2.count (tokens)") from None
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise MissingError(f"{field} cannot be read: {error}") from None
+    matrix = torch.from_numpy(total)
+    try:
+        check(matrix, tokens, width)
+    except Damaged as error:
+        raise MissingError(f"{field}: {error}") from None
+    return matrix.div_(tokens), tokens
