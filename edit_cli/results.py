@@ -275,7 +275,7 @@ def _locked(path: Path) -> int:
     except OSError as error:
         raise MissingError(f"{path} cannot be used as a run directory: {error.strerror}") from None
     if lock is None:
-        raise UsageError(f"another process is writing to {path}: wait for it, or give this run a place of its own (tag=NAME or run_dir=DIR)")
+        raise UsageError(f"another process is writing to {path}: wait for it, or name another place (tag=NAME or run_dir=DIR)")
     return lock
 
 

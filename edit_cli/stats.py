@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edit_cli import stats_cache
-from edit_cli.corpora import Corpus
+from edit_cli.corpora import Corpus, EmbeddedText
 from edit_cli.errors import UsageError
 from edit_cli.stats_import import find_npz, read_npz
 from edit_cli.stats_pass import Partial, Plan, Sums, sum_outer_products
@@ -46,8 +46,8 @@ class Moment:
     position0_share: float | None
 
     def condition(self) -> float:
-        """Estimate of the condition number (m³/3 operations); infinite if singular."""
-        return stats_cache.cholesky_condition(self.matrix)
+        """Estimate of the condition number, never too large (m³/3 operations); infinite if singular."""
+        return stats_cache.condition_estimate(self.matrix)
 
 
 @dataclass
@@ -58,7 +58,7 @@ class MomentStore:
     tokens=auto: ten times the key width.
     """
 
-    corpus: Corpus
+    corpus: Corpus | None = None  # null: the embedded text
     documents: int | None = 100_000
     tokens: int | str | None = None
     max_length: int | None = None  # tokens of a document, the rest is cut; null: what the model can read, at most 4096
@@ -70,6 +70,7 @@ class MomentStore:
     import_npz: str | None = None
 
     def __post_init__(self) -> None:
+        self.corpus = self.corpus or EmbeddedText()
         self._loaded: WeakKeyDictionary[LM, dict[int, Moment]] = WeakKeyDictionary()  # editors ask for the same matrix at every edit
         if isinstance(self.tokens, str) and self.tokens != "auto":
             raise UsageError(f"stats.tokens={self.tokens}: give a number, auto or null")
@@ -140,6 +141,7 @@ class MomentStore:
 
     def _compute(self, lm: LM, identities: dict[int, dict[str, Any]]) -> None:
         """One pass for all layers in `identities`; each is stored."""
+        stats_cache.make_folder(self._directory(lm))
         layers, plan = list(identities), self.plan(lm)
         limits = [f"{n:,} {unit}" for n, unit in ((plan.documents, "documents"), (plan.tokens, "tokens")) if n]
         what = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} of {lm.name}"

@@ -83,5 +83,5 @@ def corpus_file(directory: Path, lines: list[str] | None = None) -> TextFile:
 
 
 def store(directory: Path, **fields) -> MomentStore:
-    fields = {"corpus": corpus_file(directory), "documents": None, "batch_tokens": 100, "cache_dir": str(directory / "cache"), **fields}
-    return MomentStore(**fields)
+    corpus = fields.pop("corpus", None) or corpus_file(directory)
+    return MomentStore(**{"corpus": corpus, "documents": None, "batch_tokens": 100, "cache_dir": str(directory / "cache"), **fields})

@@ -266,7 +266,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(host: tuple[str, list[str]],
         Facts("facts", path=f"{host[0]}/facts.json", cache_dir=str(tmp_path / "file")).load()
 
 
-@pytest.mark.parametrize("path", ["hub:owner", "hub:owner/name:a:b", "https://[bad"])
+@pytest.mark.parametrize("path", ["hub:owner", "hub:owner/name:a:b", "hub:owner/-name:a.json", "https://[bad"])
 def test_addresses_of_another_form_are_refused(path: str) -> None:
     with pytest.raises(UsageError, match="dataset.path="):
         Facts("facts", path=path).load()
@@ -320,7 +320,7 @@ def test_without_the_hub_its_cache_is_used_or_missed_by_name(tmp_path: Path, mon
         Facts("facts", path="hub:owner/name").load()
     use_hub(monkeypatch, Hub(tmp_path, ["none.json"]))  # the connection is lost between the listing and the file
     with pytest.raises(MissingError, match="none.json is not in the hub's cache and the hub cannot be reached"):
-        Facts("facts", path="hub:owner/name").load()
+        Facts("facts", path="hub:owner/name:none.json").load()
 
 
 # reference texts

@@ -29,8 +29,10 @@ def from_hub(address: str, monitor: Monitor, key: str) -> tuple[Path, str]:
     remedy = f"give a local copy: {key}=FILE"
     try:
         return _online(repo, revision, name, monitor, f"{key}={address}")
-    except (UsageError, HFValidationError) as error:
-        raise UsageError(_first_line(error)) from None
+    except UsageError:
+        raise
+    except HFValidationError as error:
+        raise UsageError(f"{key}={address}: {_first_line(error)}") from None
     except LocalEntryNotFoundError as error:
         reason: Exception = error
     except (EntryNotFoundError, HfHubHTTPError) as error:

@@ -84,7 +84,7 @@ def optimise_values(lm: LM, requests: Sequence[EditRequest], layer: int, site: S
         module = lm.layout.block(layer) if site == "block" else lm.layout.mlp_out(layer)
         (initial,) = read(lm, rows, positions, [Tap(module, "output")])
         search = _Search(lm, tasks, layer, site, options, initial)
-        while search.waiting or search.active:
+        while search.unfinished:
             advance(search.step())
     target = (initial + search.shift).T.contiguous()
     return Values(target, initial.T.contiguous(), search.losses, search.steps)
@@ -109,7 +109,7 @@ def _tasks(lm: LM, requests: Sequence[EditRequest], options: ValueOptions, conte
 
 
 class _Search:
-    """Adam over all edits; `active` ones are in the batch, `waiting` ones in the queue, alike in length beside each other."""
+    """Adam over all edits. `batch` holds those at work, `waiting` is the queue, alike in length beside each other."""
 
     def __init__(self, lm: LM, tasks: Sequence[_Task], layer: int, site: Site, options: ValueOptions, initial: Tensor) -> None:
         self.lm, self.tasks, self.options = lm, tasks, options
@@ -119,72 +119,80 @@ class _Search:
         self.shift = torch.zeros_like(initial)
         self.momentum, self.variance = torch.zeros_like(initial), torch.zeros_like(initial)
         self.losses, self.steps = [0.0] * len(tasks), [0] * len(tasks)
-        self.budget = options.batch_tokens or (16384 if lm.device.type == "cuda" else 512)
+        self.budget = options.batch_tokens or (16384 if lm.device.type == "cuda" else 256)
         self.waiting = deque(sorted(range(len(tasks)), key=lambda i: (tasks[i].tokens, i)))
-        self.active: list[int] = []
         self.batch: _Batch | None = None
         self.reuse_prefix: bool | None = None  # not known until tried
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self.waiting or self.batch)
 
     def step(self) -> int:
         """One forward and backward pass over the batch; the number of edits that are done with it."""
         try:
             self._fill()
-            shift = self.shift[self.active].requires_grad_()
-            loss = self.batch.losses(shift)
-            done = self._note(loss.detach().tolist())
-            going = [row for row, finished in enumerate(done) if not finished]
-            if going:
-                (gradient,) = torch.autograd.grad(loss.sum(), shift)
+            edits = self.batch.edits
+            shift = self.shift[edits].requires_grad_()
+            loss = self.batch.losses(shift, self)
+            values = loss.detach().tolist()
+            going = [row for row, edit in enumerate(edits) if self._goes_on(edit, values[row])]
+            gradient = torch.autograd.grad(loss.sum(), shift)[0][going] if going else None
         except torch.OutOfMemoryError:
             self._halve()
             return 0
-        self._update([self.active[row] for row in going], gradient[going] if going else None)
-        finished = len(done) - len(going)
-        if finished:
-            self.active, self.batch = [self.active[row] for row in going], None
-        return finished
+        for edit, value in zip(edits, values, strict=True):
+            self.losses[edit] = value
+            self.steps[edit] += 1
+        if going:
+            self._update([edits[row] for row in going], gradient)
+        if len(going) < len(edits):
+            self.batch = self.batch.select(going) if going else None
+        return len(edits) - len(going)
+
+    def _goes_on(self, edit: int, loss: float) -> bool:
+        return loss >= self.options.stop_loss and self.steps[edit] + 1 < self.options.steps
 
     def _fill(self) -> None:
-        """Let edits from the queue take free places, once a good part of the batch is free."""
-        held = sum(self.tasks[i].tokens for i in self.active)
-        if self.waiting and held <= self.budget // 2:
-            while self.waiting and (not self.active or held + self.tasks[self.waiting[0]].tokens <= self.budget):
-                held += self.tasks[self.waiting[0]].tokens
-                self.active.append(self.waiting.popleft())
-            self.batch = None
-        if self.batch is None:
-            self.batch = self._build()
+        """Let edits from the queue take free places, once half of the batch is free."""
+        held = self.batch.tokens if self.batch else 0
+        if not self.waiting or held > self.budget // 2:
+            return
+        edits: list[int] = []
+        while self.waiting and (not (held or edits) or held + self.tasks[self.waiting[0]].tokens <= self.budget):
+            edits.append(self.waiting.popleft())
+            held += self.tasks[edits[-1]].tokens
+        if edits:
+            try:
+                fresh = self._build(edits)
+            except torch.OutOfMemoryError:
+                self.waiting.extendleft(reversed(edits))
+                raise
+            self.batch = self.batch.join(fresh) if self.batch else fresh
 
-    def _build(self) -> _Batch:
-        batch = _Batch(self, self.active, self.reuse_prefix is not False)
+    def _build(self, edits: list[int]) -> _Batch:
         if self.reuse_prefix is None:
-            self.reuse_prefix = batch.agrees()
-        if not self.reuse_prefix and batch.reuse_prefix:
-            self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is; running whole rows instead (slower, the same values)")
-            batch = _Batch(self, self.active, False)
-        return batch
+            batch = _Batch.of(self, edits, True)
+            self.reuse_prefix = batch.takes_prefix(self)
+            if self.reuse_prefix:
+                return batch
+            self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: whole rows are run instead (slower, the same values)")
+        return _Batch.of(self, edits, self.reuse_prefix)
 
     def _halve(self) -> None:
-        """Go on with half of the batch after running out of memory."""
-        if len(self.active) == 1:
-            raise OutOfMemory(
-                "one edit alone does not fit into the device's memory: use fewer or shorter prefixes (method.context), a smaller model.dtype"
-            )
-        half = len(self.active) // 2
-        self.waiting.extendleft(reversed(self.active[half:]))
-        self.active, self.batch, self.budget = self.active[:half], None, max(self.budget // 2, 1)
+        """Go on with half of the batch after running out of memory; a step that was not finished is made again."""
+        edits = self.batch.edits if self.batch else []
+        if len(edits) == 1 or (not edits and self.budget <= 1):
+            raise OutOfMemory("one edit alone does not fit into memory: take fewer or shorter prefixes (method.context) or a smaller model.dtype")
+        self.budget = max(self.budget // 2, 1)
+        if edits:
+            half = len(edits) // 2
+            self.waiting.extendleft(reversed(edits[half:]))
+            self.batch = self.batch.select(list(range(half)))
         torch.cuda.empty_cache()
 
-    def _note(self, losses: list[float]) -> list[bool]:
-        for edit, loss in zip(self.active, losses, strict=True):
-            self.losses[edit] = loss
-            self.steps[edit] += 1
-        return [self.losses[i] < self.options.stop_loss or self.steps[i] >= self.options.steps for i in self.active]
-
-    def _update(self, edits: list[int], gradient: Tensor | None) -> None:
+    def _update(self, edits: list[int], gradient: Tensor) -> None:
         """Adam with its default betas and an own step count for every edit, then the clamp."""
-        if gradient is None:
-            return
         count = torch.tensor([self.steps[i] for i in edits], device=gradient.device)[:, None]
         momentum = 0.9 * self.momentum[edits] + 0.1 * gradient
         variance = 0.999 * self.variance[edits] + 0.001 * gradient.square()
@@ -195,18 +203,23 @@ class _Search:
         self.momentum[edits], self.variance[edits] = momentum, variance
 
 
+@dataclass
 class _Batch:
-    """The rows of some edits with their constant part computed, and which logit belongs to what."""
+    """Some edits, their rows with the constant part computed, and which logits belong to what."""
 
-    def __init__(self, search: _Search, edits: Sequence[int], reuse_prefix: bool) -> None:
-        self.search, self.edits, self.reuse_prefix = search, list(edits), reuse_prefix
+    edits: list[int]
+    tasks: list[_Task]
+    passes: Resumption
+
+    @classmethod
+    def of(cls, search: _Search, edits: list[int], reuse_prefix: bool) -> _Batch:
         tasks = [search.tasks[i] for i in edits]
-        spans = [span for task in tasks for span in task.spans]
-        self.passes = Resumption(search.lm, spans, search.frozen, reuse_prefix)
-        device = search.lm.device
-        self.owner = torch.tensor([n for n, task in enumerate(tasks) for _ in task.spans], device=device)
+        return cls(edits, tasks, Resumption(search.lm, [span for task in tasks for span in task.spans], search.frozen, reuse_prefix))
+
+    def __post_init__(self) -> None:
+        device = self.passes.ids.device
         labels, share, label_owner, label_at, kl_at, position = [], [], [], [], [], 0
-        for number, task in enumerate(tasks):
+        for number, task in enumerate(self.tasks):
             for target in task.targets:
                 labels += target
                 share += [1.0 / len(target) / len(task.targets)] * len(target)
@@ -218,25 +231,38 @@ class _Batch:
         self.labels, self.share, self.label_owner, self.label_at, self.kl_at = (
             torch.tensor(values, device=device) for values in (labels, share, label_owner, label_at, kl_at)
         )
+        self.owner = torch.tensor([n for n, task in enumerate(self.tasks) for _ in task.spans], device=device)
         self.reference = self.passes.base[self.kl_at].log_softmax(-1)
 
-    def agrees(self) -> bool:
-        with torch.no_grad():
-            return self.passes.agrees(self.passes.logits(lambda states, rows, columns: states, self.search.module))
+    @property
+    def tokens(self) -> int:
+        return sum(task.tokens for task in self.tasks)
 
-    def losses(self, shift: Tensor) -> Tensor:
+    def select(self, keep: list[int]) -> _Batch:
+        """Only the edits at these places."""
+        rows = torch.isin(self.owner, torch.tensor(keep, device=self.owner.device)).nonzero()[:, 0]
+        return _Batch([self.edits[i] for i in keep], [self.tasks[i] for i in keep], self.passes.select(rows))
+
+    def join(self, other: _Batch) -> _Batch:
+        return _Batch(self.edits + other.edits, self.tasks + other.tasks, self.passes.join(other.passes))
+
+    def takes_prefix(self, search: _Search) -> bool:
+        with torch.no_grad():
+            return self.passes.agrees(self.passes.logits(lambda states, rows, columns: states, search.module))
+
+    def losses(self, shift: Tensor, search: _Search) -> Tensor:
         """Loss of every edit (n,) for its shift (n, d)."""
-        options = self.search.options
+        options = search.options
 
         def add(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
             moved = states.clone()
             moved[rows, columns] += shift[self.owner].to(states)
             return moved
 
-        logits = self.passes.logits(add, self.search.module)
+        logits = self.passes.logits(add, search.module)
         losses = torch.nn.functional.cross_entropy(logits[self.label_at], self.labels, reduction="none") * self.share
         nll = torch.zeros_like(shift[:, 0]).index_add(0, self.label_owner, losses)
         kl = logits[self.kl_at].log_softmax(-1)
         divergence = (kl.exp() * (kl - self.reference)).sum(-1)
-        decay = shift.norm(dim=1) / self.search.initial_norm[self.edits] ** 2
+        decay = shift.norm(dim=1) / search.initial_norm[self.edits] ** 2
         return nll + options.kl_factor * divergence + options.weight_decay * decay

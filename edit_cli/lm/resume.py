@@ -51,37 +51,26 @@ class Resumption:
         device = lm.device
         ids, mask = pad_right([span.ids for span in spans], lm.head.pad, device)
         starts = [span.start if reuse_prefix else 0 for span in spans]
+        start = torch.tensor(starts, device=device)
         self.rows = torch.tensor([r for r, span in enumerate(spans) for _ in span.wanted], device=device)
         wanted = torch.tensor([c for span in spans for c in span.wanted], device=device)
-        start = torch.tensor(starts, device=device)
+        self.columns = wanted - start[self.rows]
+        self.at = torch.tensor([span.start for span in spans], device=device) - start  # where the change enters
+        self.ids, self.tail = pad_right([span.ids[s:] for span, s in zip(spans, starts, strict=True)], lm.head.pad, device)
+        self.positions = start[:, None] + torch.arange(self.ids.shape[1], device=device)
+        length = max(starts)
+        self.before = (torch.arange(length, device=device) >= length - start[:, None]).long()
+        past = DynamicCache() if length else None  # without the config: no layer forgets what lies outside its window
         states: list[Tensor] = []
         with torch.no_grad(), ExitStack() as stack:
             if frozen >= 0:
                 block = lm.module(lm.layout.block(frozen))
                 stack.enter_context(on_output(block, lambda hidden: states.append(hidden.clone())))
-            past = DynamicCache() if any(starts) else None  # without the config: no layer forgets what its window would
             self.base = lm.head.logits_at(ids, mask, self.rows, wanted, past=past)
-        self.columns = wanted - start[self.rows]
-        self.at = torch.tensor([span.start for span in spans], device=device) - start  # where the change enters
-        self.ids, tail_mask = pad_right([span.ids[s:] for span, s in zip(spans, starts, strict=True)], lm.head.pad, device)
-        self.positions = start[:, None] + torch.arange(self.ids.shape[1], device=device)
         self.states = _columns(states[0], self.positions) if states else None
-        self.prefix = self._prefix(past, start, max(starts)) if any(starts) else []
-        length = max(starts)
-        before = torch.arange(length, device=device) >= length - start[:, None]
-        self.mask = torch.cat([before.long(), tail_mask], dim=1)
-
-    def _prefix(self, past: Cache, start: Tensor, length: int) -> list[FrozenPrefix]:
-        """Keys and values of the tokens before `start`, right-aligned: (rows, heads, length, head width) a block."""
-        index = start[:, None] - length + torch.arange(length, device=start.device)
-        layers = []
-        for number, layer in enumerate(past.layers):
-            if number <= self.frozen:  # never asked for its states, only for its length
-                nothing = layer.keys.new_empty(1, 1, 1, 1).expand(1, 1, length, 1)
-                layers.append(FrozenPrefix(nothing, nothing))
-            else:
-                layers.append(FrozenPrefix(*(_prefix_columns(part, index) for part in (layer.keys, layer.values))))
-        return layers
+        index = start[:, None] - length + torch.arange(length, device=device)
+        above = past.layers[frozen + 1 :] if past is not None else []
+        self.prefix = [tuple(_prefix_columns(part, index) for part in (layer.keys, layer.values)) for layer in above]
 
     def logits(self, change: Callable[[Tensor, Tensor, Tensor], Tensor], module: str | None = None) -> Tensor:
         """Float32 logits (wanted positions, vocabulary) after `change(states, rows, columns)` at every row's start.
@@ -89,6 +78,7 @@ class Resumption:
         The change applies to what leaves `module`, or without one to what leaves block `frozen`.
         """
         lm, rows = self.lm, torch.arange(len(self.ids), device=self.ids.device)
+        mask = torch.cat([self.before, self.tail], dim=1)
         with ExitStack() as stack:
             if module is None:
                 stack.enter_context(lm.skipping(self.frozen, change(self.states, rows, self.at)))
@@ -96,16 +86,72 @@ class Resumption:
                 if self.states is not None:
                     stack.enter_context(lm.skipping(self.frozen, self.states))
                 stack.enter_context(on_output(lm.module(module), lambda hidden: change(hidden, rows, self.at)))
-            past = Cache(layers=self.prefix) if self.prefix else None
-            positions = self.positions if self.prefix else None
-            logits = lm.head.logits_at(self.ids, self.mask, self.rows, self.columns, past=past, positions=positions)
-        return logits
+            past, positions = (self._cache(), self.positions) if self.prefix else (None, None)
+            return lm.head.logits_at(self.ids, mask, self.rows, self.columns, past=past, positions=positions)
+
+    def _cache(self) -> Cache:
+        """Skipped blocks are never asked for their states, only for their length."""
+        length = self.before.shape[1]
+        nothing = self.ids.new_zeros(1, 1, 1, 1).expand(1, 1, length, 1)
+        skipped = [FrozenPrefix(nothing, nothing) for _ in range(self.frozen + 1)]
+        return Cache(layers=skipped + [FrozenPrefix(keys, values) for keys, values in self.prefix])
 
     def agrees(self, logits: Tensor, tolerance: float = 1e-3) -> bool:
         """Whether `logits` of an empty change equal the whole model's: some families do not take a cached prefix."""
         scale = self.base.abs().max().clamp_min(1.0)
         coarse = 1.0 if self.lm.dtype == torch.float32 else 50.0
         return bool((logits - self.base).abs().max() <= coarse * tolerance * scale)
+
+    # --- rows come and go -------------------------------------------------------------------------------------------
+
+    def select(self, keep: Tensor) -> Resumption:
+        """Only the rows `keep` (ascending indices), without the padding that they no longer need."""
+        part = object.__new__(Resumption)
+        part.lm, part.frozen = self.lm, self.frozen
+        place = torch.full((len(self.ids),), -1, device=keep.device)
+        place[keep] = torch.arange(len(keep), device=keep.device)
+        wanted = place[self.rows] >= 0
+        part.rows, part.columns, part.base = place[self.rows[wanted]], self.columns[wanted], self.base[wanted]
+        part.at = self.at[keep]
+        tail = int(self.tail[keep].sum(1).max())
+        cut = self.before.shape[1] - int(self.before[keep].sum(1).max()) if self.before.shape[1] else 0
+        part.ids, part.tail, part.positions = (x[keep, :tail] for x in (self.ids, self.tail, self.positions))
+        part.before = self.before[keep, cut:]
+        part.states = None if self.states is None else self.states[keep, :tail]
+        whole = part.before.shape[1] > 0
+        part.prefix = [tuple(x[keep.to(x.device), :, cut:] for x in pair) for pair in self.prefix] if whole else []
+        return part
+
+    def join(self, other: Resumption) -> Resumption:
+        """These rows and then the other's, padded to a common length."""
+        both = object.__new__(Resumption)
+        both.lm, both.frozen = self.lm, self.frozen
+        both.rows = torch.cat([self.rows, other.rows + len(self.ids)])
+        both.columns, both.at, both.base = (torch.cat([getattr(x, name) for x in (self, other)]) for name in ("columns", "at", "base"))
+        both.ids, both.tail, both.positions = (_stack_rows(getattr(self, n), getattr(other, n)) for n in ("ids", "tail", "positions"))
+        both.before = _stack_rows(self.before, other.before, left=True)
+        both.states = None if self.states is None else _stack_rows(self.states, other.states)
+        both.prefix = [
+            tuple(_stack_rows(a.transpose(1, 2), b.transpose(1, 2), left=True).transpose(1, 2) for a, b in zip(mine, its, strict=True))
+            for mine, its in zip(self._pairs(other), other._pairs(self), strict=True)
+        ]
+        return both
+
+    def _pairs(self, other: Resumption) -> list[tuple[Tensor, ...]]:
+        """The prefix, an empty one of the other's shape where no row here has any."""
+        if self.prefix or not other.prefix:
+            return self.prefix
+        return [tuple(x.new_empty(len(self.ids), x.shape[1], 0, x.shape[3]) for x in pair) for pair in other.prefix]
+
+
+def _stack_rows(first: Tensor, second: Tensor, left: bool = False) -> Tensor:
+    """first (rows, columns, …) over second, the narrower one padded with zeros on the right, or on the left."""
+    width = max(first.shape[1], second.shape[1])
+    joined = first.new_zeros(len(first) + len(second), width, *first.shape[2:])
+    for rows, part in ((slice(0, len(first)), first), (slice(len(first), None), second)):
+        columns = slice(width - part.shape[1], width) if left else slice(0, part.shape[1])
+        joined[rows, columns] = part
+    return joined
 
 
 def _columns(states: Tensor, positions: Tensor) -> Tensor:
@@ -118,4 +164,3 @@ def _prefix_columns(part: Tensor, index: Tensor) -> Tensor:
     """part (rows, heads, tokens, head width) at `index` (rows, columns); negative indices are masked, so any state will do."""
     index = index.clamp(min=0).to(part.device)
     return part.gather(2, index[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3])).contiguous()
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class BeforeCache:
 
 def row_seed(seed: int, case_id: str, index: int, prompt: str) -> int:
     """Seed of one sampled text: the same on every machine, whatever else is sampled, before and after the edit."""
-    digest = hashlib.sha256(repr((seed, case_id, index, prompt)).encode()).digest()
+    digest = hashlib.sha256(json.dumps([seed, case_id, index, prompt]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

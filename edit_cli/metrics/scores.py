@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from edit_cli.metrics.registry import METRICS
 from edit_cli.metrics.text import EntropyMeter, contains_any, first_sentence, matches_exactly
 
@@ -130,8 +132,6 @@ def perplexity(line: Mapping[str, Any], side: Side) -> float | None:
 
 def harmonic_mean(*values: Any) -> Any:
     """Harmonic mean, element by element of numbers or arrays; 0 where one of the values is 0 (or below)."""
-    import numpy as np
-
     stacked = np.stack([np.asarray(value, dtype=float) for value in values])
     smallest = stacked.min(axis=0)
     safe = np.where(smallest > 0, stacked, 1.0)

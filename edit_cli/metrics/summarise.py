@@ -47,8 +47,9 @@ def summarise(
 ) -> dict[str, dict[Side, Entry]]:
     """{metric id: {"before": entry, "after": entry}} in the registry's order; only metrics and sides that have data.
 
-    entry: {"mean", "ci95": [low, high] or None, "n": cases that have the metric}. A mean that is not finite (the perplexity
-    of a wrecked model) is None. Lines with an error are left out.
+    entry: {"mean", "ci95": [low, high], "n": cases that have the metric}. A mean that is not finite (the perplexity of a
+    wrecked model) is None; so is the interval of a single case, or of equal values other than 0 % and 100 %. Lines with an
+    error are left out.
     """
     lines = list(lines)
     values = case_values(lines, references)
@@ -87,8 +88,8 @@ def _means(columns: Mapping[tuple[str, Side], np.ndarray], seed: int) -> dict[tu
         low, high = bootstrap(values, seed) if len(values) > 1 else (None, None)
         for index, key in enumerate(keys):
             interval = None if low is None else (low[index], high[index])
-            if interval is not None and METRICS[key[0]].unit == "%":
-                interval = share_interval(values[:, index]) or interval
+            if interval is not None and np.ptp(values[:, index]) == 0:  # resampling always gives the same: no evidence of certainty
+                interval = share_interval(values[:, index]) if METRICS[key[0]].unit == "%" else None
             entries[key] = _entry(values[:, index].mean(), interval, len(values))
     return entries
 

@@ -1,0 +1,39 @@
+# `make` lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow tiny-model clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv and install edit-cli with the tested versions; done by the other targets too
+
+demo: $(INSTALLED) ## edit 100 facts in the embedded model with MEMIT and show what it did
+	$(BIN)/edit-cli evaluate method=memit dataset=counterfact
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED) ## run the tests that take minutes too
+	$(BIN)/python -m pytest -m ''
+
+tiny-model: $(INSTALLED) ## train the embedded model and its world again (minutes)
+	$(BIN)/python -m edit_cli.tiny world
+
+clean: ## delete .venv and what building left behind; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache
+
+# Nothing is installed again unless one of these files changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@set -e; for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "edit-cli needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	[ -x $(BIN)/python ] || "$$found" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@

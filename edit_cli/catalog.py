@@ -1,0 +1,54 @@
+"""What there is to choose from, read from the names and first lines of the files in conf/: quick enough for --help and completion."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+GROUPS = {"methods": "method", "datasets": "dataset", "models": "model", "corpora": "corpus"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One option of a group: `method=NAME`, and the first comment line of its file."""
+
+    name: str
+    summary: str
+
+
+@cache
+def conf_dir() -> Path:
+    """The folder of the packaged configurations."""
+    import edit_cli.conf
+
+    return Path(edit_cli.conf.__file__).parent
+
+
+def entries(group: str, root: Path | None = None) -> list[Entry]:
+    """Options of one group, by name."""
+    files = sorted(((root or conf_dir()) / group).glob("*.yaml"))
+    return [Entry(file.stem, _summary(file)) for file in files]
+
+
+def names(group: str) -> list[str]:
+    """Names of the options of one group."""
+    return [file.stem for file in sorted((conf_dir() / group).glob("*.yaml"))]
+
+
+def keys(command: str) -> list[str]:
+    """Top-level keys of a command's primary configuration and of what all commands share, for completion."""
+    found = []
+    for file in ("common", command):
+        text = (conf_dir() / f"{file}.yaml").read_text(encoding="utf-8")
+        found += re.findall(r"^([a-z]\w*):(?! *$)", text, re.MULTILINE)
+    return list(dict.fromkeys(found))
+
+
+def _summary(file: Path) -> str:
+    with open(file, encoding="utf-8") as lines:
+        first = next(lines, "").strip()
+    if first.startswith("# @package"):
+        return ""
+    return re.sub(r"^\S+\.yaml — ", "", first.lstrip("# ")) if first.startswith("#") else ""

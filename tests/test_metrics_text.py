@@ -1,0 +1,107 @@
+"""Answer matching, entropy and TF-IDF similarity on texts whose values are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from edit_cli.metrics.text import EntropyMeter, ReferenceScorer, clean, contains_any, first_sentence, matches_exactly, normalise
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  The  Eiffel Tower! ", "eiffel tower"),
+        ("An apple, a day", "apple day"),
+        ("U.S.", "us"),
+        ("A", "a"),
+        ("«São Paulo»", "são paulo"),
+        ("...", ""),
+        ("Theory", "theory"),
+    ],
+)
+def test_normalise(text, expected):
+    assert normalise(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reply"),
+    [
+        (" Paris. It is big.", "Paris", "Paris"),
+        (" Paris\nLondon", "Paris", "Paris"),
+        (" 3.5 million people", "3.5", "3.5 million people"),
+        (" St. Petersburg. It is", "St. Petersburg", "St. Petersburg"),
+        (" Really? Yes", "Really?", "Really"),
+        ("", "Paris", ""),
+    ],
+)
+def test_reply_ends_at_the_first_sentence_end(text, answer, reply):
+    assert first_sentence(text, answer) == reply
+
+
+def test_exact_match():
+    assert matches_exactly(" the U.S. Army. He", ["U.S. Army"])
+    assert matches_exactly(" Big Apple", ["New York", "the big apple"])
+    assert not matches_exactly(" Paris, France", ["Paris"])
+    assert not matches_exactly("", ["Paris"])
+
+
+def test_an_answer_without_letters_matches_nothing():
+    assert not matches_exactly("", ["..."])
+    assert not contains_any("anything", ["..."])
+
+
+def test_contains_respects_words_and_the_natural_stop():
+    assert contains_any(" in the city of Paris, France", ["Paris"])
+    assert not contains_any(" a Parisian café", ["Paris"])
+    assert not contains_any(" London. Not Paris", ["Paris"])
+    assert contains_any(" known as the New York City", ["Big Apple", "New York"])
+
+
+def test_clean_is_nfkd_with_blank_lines_as_spaces():
+    assert clean("ﬁne\n\nday") == "fine day"
+
+
+def test_entropy_of_known_texts():
+    """a b a b a b: bigrams ab ×3, ba ×2; trigrams aba ×2, bab ×2."""
+    two = -(3 / 5 * math.log2(3 / 5) + 2 / 5 * math.log2(2 / 5))
+    assert EntropyMeter()("a b a b a b") == pytest.approx(two / 3 + 2 * 1.0 / 3)
+    assert EntropyMeter()("x x x x x") == 0.0
+
+
+def test_entropy_of_all_different_words_is_the_logarithm_of_their_number():
+    words = [f"w{i}" for i in range(10)]
+    assert EntropyMeter()(" ".join(words)) == pytest.approx((math.log2(9) + 2 * math.log2(8)) / 3)
+
+
+def test_short_texts_have_no_entropy():
+    assert EntropyMeter()("") == EntropyMeter()("one two") == 0.0
+    assert EntropyMeter()("one two three") > 0.0
+
+
+def test_sentence_ends_inside_a_text_are_words_of_their_own():
+    """Without a sentence splitter NLTK leaves "came." in one piece, which moves the entropy by several points."""
+    assert EntropyMeter().words("He came. She can't go.") == ["He", "came", ".", "She", "ca", "n't", "go", "."]
+
+
+def test_reference_score_of_the_same_and_of_unrelated_texts():
+    scorer = ReferenceScorer({"1": ["red green", "blue"], "2": ["north south"], "3": [], "4": [" "]})
+    texts = [["red green blue"], ["east west"], ["red"], ["red"], ["red"]]
+    same, unrelated, *without = scorer(["1", "2", "3", "4", "unknown"], texts)
+    assert same == pytest.approx(1.0)
+    assert unrelated == 0.0
+    assert without == [None, None, None]
+
+
+def test_reference_score_by_hand():
+    """Two documents, "aa bb" and "bb cc": idf of aa, cc = 1 + ln(3/2), of bb = 1. Cosine of "bb" and "aa bb"."""
+    rare = 1 + math.log(3 / 2)
+    (score,) = ReferenceScorer({"1": ["aa bb"], "2": ["bb cc"]})(["1"], [["bb"]])
+    assert score == pytest.approx(1 / math.sqrt(1 + rare**2))
+
+
+def test_reference_score_does_not_depend_on_which_cases_are_scored():
+    scorer = ReferenceScorer({"1": ["aa bb"], "2": ["bb cc"]})
+    assert scorer(["2"], [["bb"]]) == pytest.approx(scorer(["1", "2"], [["aa"], ["bb"]])[1:])
+    assert scorer([], []) == []
