@@ -24,7 +24,8 @@ from edit_cli.stats_pass import Partial, Plan, Sums, sum_outer_products
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
 
-AUTO_MULTIPLIER = 10  # tokens a key dimension: keeps at least 95 % of the overall score (Efficient Knowledge Editing via Minimal Precomputation)
+# Tokens a key dimension that keep at least 95 % of the overall score (Efficient Knowledge Editing via Minimal Precomputation).
+AUTO_MULTIPLIER = 10
 LONGEST = 4096  # tokens of a document, where the model could read more
 
 
@@ -106,7 +107,8 @@ class MomentStore:
         for layer in layers:
             path = find_npz(self.import_npz, lm.layout.mlp_out(layer), layer)
             if path in used:
-                raise UsageError(f"stats.import_npz={self.import_npz} cannot serve layers {used[path]} and {layer}: write {{layer}} for the number")
+                both = f"layers {used[path]} and {layer}"
+                raise UsageError(f"stats.import_npz={self.import_npz} cannot serve {both}: write {{layer}} for the number")
             used[path] = layer
             matrix, tokens = read_npz(path, lm.key_width(layer))
             lm.monitor.note(f"second moment of layer {layer} from {path} ({tokens:,} tokens); that it is this model's is taken on trust")

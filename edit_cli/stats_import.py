@@ -43,7 +43,8 @@ def find_npz(source: str, module: str, layer: int) -> Path:
         raise MissingError(f"{field}: {path} does not exist")
     named = PUBLISHED_NAME.fullmatch(path.name)
     if named and named["module"] != module:
-        raise UsageError(f"{field}: {path.name} belongs to {named['module']}, not to {module} (layer {layer}); write {{layer}} for its number")
+        owner = named["module"]
+        raise UsageError(f"{field}: {path.name} belongs to {owner}, not to {module} (layer {layer}); write {{layer}} for its number")
     return path
 
 

@@ -7,6 +7,7 @@ on its documents alone: a pass that was cut off and continued gives the same bit
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -124,6 +125,8 @@ def sum_outer_products(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan
             unfinished.save_if_due(sums)
     if not so_far.tokens:
         raise MissingError(f"corpus {corpus.label} gave no token: nothing to compute second moments from")
+    if so_far.documents < (plan.documents or math.inf) and so_far.tokens < (plan.tokens or math.inf):
+        lm.monitor.note(f"{corpus.label} was read whole: {so_far.documents:,} documents, {so_far.tokens:,} tokens")
     return sums
 
 

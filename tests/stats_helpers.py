@@ -28,8 +28,9 @@ def tokenizer(add_bos: bool) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], show_progress=False,
-                                                           initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], show_progress=False, initial_alphabet=alphabet)
+    inner.train_from_iterator(texts(), trainer)
     if add_bos:
         inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="<s>", pad_token="<s>")
@@ -42,8 +43,8 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
 
 def llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, hidden_size=16, intermediate_size=40, num_attention_heads=2, num_key_value_heads=1,
-                                        max_position_embeddings=64, vocab_size=300, initializer_range=0.3))
+    sizes = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 40, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64, vocab_size=300, initializer_range=0.3))
 
 
 class Recorder(Monitor):

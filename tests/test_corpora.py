@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -164,8 +165,6 @@ def test_a_connection_that_breaks_midway(monkeypatch):
     [("embedded", {}), ("file", {"path": "a.txt"}), ("wikipedia", {}), ("wikitext", {})],
 )
 def test_every_yaml_fits_its_class(name, values):
-    from pathlib import Path
-
     node = OmegaConf.load(Path(__file__).parent.parent / "conf" / "corpus" / f"{name}.yaml")
     module, _, cls = node.pop("_target_").rpartition(".")
     assert module == "edit_cli.corpora"
@@ -174,7 +173,5 @@ def test_every_yaml_fits_its_class(name, values):
 
 
 def test_the_corpus_folder_holds_no_other_yaml():
-    from pathlib import Path
-
     folder = Path(__file__).parent.parent / "conf" / "corpus"
     assert {path.stem for path in folder.glob("*.yaml")} == {"embedded", "file", "wikipedia", "wikitext"}

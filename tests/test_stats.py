@@ -180,6 +180,14 @@ def test_without_a_bos_token_every_key_counts(tmp_path):
     assert torch.equal(matrix, store(tmp_path).second_moment(lm, 1).matrix)
 
 
+def test_a_corpus_that_ends_before_the_limit_is_said(tmp_path):
+    whole, part = language_model("gpt2"), language_model("gpt2")
+    store(tmp_path, documents=1000, tokens=10**6).second_moment(whole, 1)
+    store(tmp_path, documents=1000, tokens=100).second_moment(part, 1)
+    assert any("corpus was read whole: 60 documents" in note for note in whole.monitor.notes)
+    assert not any("read whole" in note for note in part.monitor.notes)
+
+
 def test_fewer_tokens_than_dimensions_is_said(tmp_path):
     lm = language_model("gpt2")
     moment = store(tmp_path, tokens=20).second_moment(lm, 1)

@@ -25,7 +25,7 @@ class ContextOptions:
     starts: words a prefix begins with; "" is the model's beginning-of-text token. lengths: tokens of a prefix, its start
     included; `per_start` prefixes for each length and start. top_k: sampled from the k likeliest tokens.
     weighting: "groups" — the bare prompt and each length count alike (MEMIT); "rows" — all contexts count alike (ROME).
-    prefixes: given texts instead of sampled ones, one group.
+    prefixes: given texts instead of sampled ones, one group; ". " and the prompt follow each, nothing else is changed.
     """
 
     starts: list[str] = field(default_factory=lambda: ["The", "Therefore", "Because", "I", "You"])
@@ -41,7 +41,7 @@ class ContextOptions:
         if self.weighting not in ("groups", "rows"):
             raise UsageError(f"method.context.weighting={self.weighting}: choose groups or rows")
         if self.prefixes is not None:
-            groups = [[f"{prefix.strip().removesuffix('.')}. " for prefix in self.prefixes]]
+            groups = [[f"{prefix}. " for prefix in self.prefixes]]
         else:
             with lm.pristine():
                 groups = [self._sample(lm, length, number) for number, length in enumerate(self.lengths)]

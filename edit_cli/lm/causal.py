@@ -64,14 +64,26 @@ class CausalHead:
         more = {} if past is None else {"past_key_values": past}
         if positions is not None and self._takes_positions:
             more["position_ids"] = positions
-        with gather_before(self.model.get_output_embeddings(), rows, columns):
+        with gather_before(self.model.get_output_embeddings(), rows, columns) as pick:
             output = self.model(input_ids=ids, attention_mask=mask, use_cache=past is not None, **more)
-        return output.logits[0].float()
+        return pick(output.logits).float()
+
+    @cached_property
+    def caches_keys(self) -> bool:
+        """Whether every block can go on from keys and values of earlier tokens (recurrent and linear attention cannot)."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        layers = DynamicCache(config=self.model.config).layers
+        return "past_key_values" in self._arguments and all(isinstance(layer, DynamicLayer) for layer in layers)
 
     @cached_property
     def _takes_positions(self) -> bool:
         """Families with relative position biases have no `position_ids`."""
-        return "position_ids" in inspect.signature(self.model.forward).parameters
+        return "position_ids" in self._arguments
+
+    @cached_property
+    def _arguments(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.model.forward).parameters)
 
     @torch.no_grad()
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:

@@ -25,10 +25,18 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
 
 
+def _by_rows(states: Tensor, rows: int | None) -> Tensor:
+    """(rows, tokens, width) from states that a family has flattened to (rows · tokens, width)."""
+    return states if rows is None or states.dim() != 2 else states.view(rows, -1, states.shape[-1])
+
+
 @contextmanager
-def on_input(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see` with the first positional input of `module` at each forward pass."""
-    handle = module.register_forward_pre_hook(lambda _, args: see(args[0]))
+def on_input(module: nn.Module, see: Callable[[Tensor], None], rows: int | None = None) -> Iterator[None]:
+    """Call `see` with the first positional input of `module` at each forward pass.
+
+    rows: of the batch. With it `see` gets (rows, tokens, width) also from the families that flatten it before their MLP.
+    """
+    handle = module.register_forward_pre_hook(lambda _, args: see(_by_rows(args[0], rows)))
     try:
         yield
     finally:
@@ -36,12 +44,13 @@ def on_input(module: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]
 
 
 @contextmanager
-def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `change` with the hidden states that leave `module`; a tensor that it returns takes their place."""
+def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None], rows: int | None = None) -> Iterator[None]:
+    """Call `change` with the hidden states that leave `module`; a tensor that it returns takes their place. `rows` as in `on_input`."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
-        hidden = change(hidden_of(output))
-        return None if hidden is None else with_hidden(output, hidden)
+        present = hidden_of(output)
+        hidden = change(_by_rows(present, rows))
+        return None if hidden is None else with_hidden(output, hidden.view_as(present))
 
     handle = module.register_forward_hook(hook)
     try:
@@ -51,16 +60,22 @@ def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> I
 
 
 @contextmanager
-def gather_before(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+def gather_before(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
     """Let `module` (the head) see only the states at (rows, columns): its output is (1, positions, …) instead of (rows, tokens, …).
 
-    The head of a large vocabulary is most of a short prompt's memory, and only a few positions are ever read.
+    The head of a large vocabulary is most of a short prompt's memory, and only a few positions are ever read. Yields a function
+    that takes the model's logits to (positions, …), also where a model uses the head's weight without calling the module.
     """
-    handle = module.register_forward_pre_hook(
-        lambda _, args: (args[0][rows.to(args[0].device), columns.to(args[0].device)].unsqueeze(0), *args[1:])
-    )
+    gathered = False
+
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal gathered
+        gathered = True
+        return (args[0][rows.to(args[0].device), columns.to(args[0].device)].unsqueeze(0), *args[1:])
+
+    handle = module.register_forward_pre_hook(gather)
     try:
-        yield
+        yield lambda logits: logits[0] if gathered else logits[rows.to(logits.device), columns.to(logits.device)]
     finally:
         handle.remove()
 

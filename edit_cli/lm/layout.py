@@ -1,7 +1,8 @@
 """Where a model keeps things, found by looking at its modules and not by its name.
 
-blocks: the ModuleList of `num_hidden_layers` modules; MLP output: the last non-attention projection of a block onto the
-hidden width; head: `get_output_embeddings()`; final norm: the norm beside the blocks. `model.layout.*` overrides each.
+blocks: the ModuleList of `num_hidden_layers` modules; MLP output: a block's last projection onto the hidden width that does
+not belong to what mixes tokens (attention and its kin); head: `get_output_embeddings()`; final norm: the norm beside the
+blocks. `model.layout.*` overrides each.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from transformers.pytorch_utils import Conv1D
 
 from edit_cli.errors import UsageError
 
+MIXERS = ("attn", "attention", "mamba", "mixer", "ssm", "conv", "recurrent", "temporal")  # parts that move things between tokens
+
 
 @dataclass
 class LayoutOptions:
-    """Overrides of what discovery finds. `mlp_out` is relative to a block."""
+    """Overrides of what discovery finds. `mlp_out` is relative to a block; a model without a final norm takes its last block for it."""
 
     blocks: str | None = None
     mlp_out: str | None = None
@@ -65,57 +68,65 @@ def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
     """
     options = options or LayoutOptions()
     config = model.config.get_text_config()
-    blocks = options.blocks or _find_blocks(model, config.num_hidden_layers)
+    blocks = options.blocks or _find_blocks(model, config.num_hidden_layers, config.hidden_size)
     stack = _module(model, blocks, "model.layout.blocks")
-    first = stack[0]
-    _refuse_experts(first, type(model).__name__)
-    mlp_out = options.mlp_out or _find_mlp_out(first, config.hidden_size)
-    if not is_projection(_module(first, mlp_out, "model.layout.mlp_out")):
-        raise UsageError(f"model.layout.mlp_out={mlp_out} is no Linear or Conv1D layer of a block")
+    if not isinstance(stack, nn.ModuleList) or not len(stack):
+        raise UsageError(f"model.layout.blocks={blocks} is no list of blocks")
+    _refuse_experts(stack, type(model).__name__)
+    mlp_out = options.mlp_out or _find_mlp_out(stack[0], config.hidden_size)
+    for number, block in enumerate(stack):
+        if not is_projection(_module(block, mlp_out, "model.layout.mlp_out", f"block {number}")):
+            raise UsageError(f"model.layout.mlp_out={mlp_out} is no Linear or Conv1D layer of block {number}")
     final_norm = options.final_norm or _find_final_norm(model, blocks)
-    _module(model, final_norm, "model.layout.final_norm")
+    _module(model, final_norm, "model.layout.final_norm", "this model")
     return Layout(blocks, mlp_out, final_norm, len(stack), config.hidden_size)
 
 
-def _module(root: nn.Module, name: str, field: str) -> nn.Module:
+def _module(root: nn.Module, name: str, field: str, where: str = "this model") -> nn.Module:
     try:
         return root.get_submodule(name)
     except AttributeError:
-        raise UsageError(f"{field}={name} names no module of this model") from None
+        raise UsageError(f"{field}={name} names no module of {where}") from None
 
 
-def _find_blocks(model: nn.Module, depth: int) -> str:
+def _find_blocks(model: nn.Module, depth: int, width: int) -> str:
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
+        if isinstance(module, nn.ModuleList) and len(module) == depth and _onto(module[0], width):
             return name
     raise UsageError(f"no list of {depth} blocks found in {type(model).__name__}: name it with model.layout.blocks")
 
 
-def _refuse_experts(block: nn.Module, model: str) -> None:
-    for name, module in block.named_modules():
+def _refuse_experts(blocks: nn.ModuleList, model: str) -> None:
+    """All blocks are looked at: in some families the first few are dense."""
+    for name, module in blocks.named_modules():
         words = f"{name} {type(module).__name__}".lower()
         if "expert" in words or "moe" in words:
             raise UsageError(
-                f"{model} is a mixture of experts ({name}): which matrix a key reaches depends on the routing, "
-                "so no editor here can be right on it; choose a dense model (model.id)"
+                f"{model} is a mixture of experts ({type(module).__name__} in its blocks): which matrix a key reaches depends on "
+                "the routing, so no editor here can be right on it; choose a dense model (model.id)"
             )
 
 
+def _onto(block: nn.Module, width: int) -> list[str]:
+    """Projections of a block onto the hidden width, in the order in which it names them."""
+    return [name for name, module in block.named_modules() if is_projection(module) and widths(module)[0] == width]
+
+
 def _find_mlp_out(block: nn.Module, width: int) -> str:
-    candidates = [
-        name
-        for name, module in block.named_modules()
-        if is_projection(module) and widths(module)[0] == width and "attn" not in name and "attention" not in name
-    ]
+    candidates = [name for name in _onto(block, width) if not any(mixer in name for mixer in MIXERS)]
     wider = [name for name in candidates if widths(block.get_submodule(name))[1] > width]
     if not candidates:
-        raise UsageError("no MLP output projection found in a block: name it with model.layout.mlp_out")
+        raise UsageError("no MLP output projection found in a block: name it with model.layout.mlp_out (state-space models may have none)")
     return (wider or candidates)[-1]
 
 
 def _find_final_norm(model: nn.Module, blocks: str) -> str:
-    parent, _, _ = blocks.rpartition(".")
-    for name, module in reversed(list(model.get_submodule(parent).named_children())):
-        if "norm" in type(module).__name__.lower() and "embed" not in name:
+    parent, _, own = blocks.rpartition(".")
+    children = list(model.get_submodule(parent).named_children())
+    after = [name for name, _ in children].index(own)
+    for number, (name, module) in reversed(list(enumerate(children))):
+        if "norm" in type(module).__name__.lower() and ("embed" not in name or number > after):
             return f"{parent}.{name}" if parent else name
-    raise UsageError("no final norm found beside the blocks: name it with model.layout.final_norm")
+    raise UsageError(
+        f"no final norm found beside {blocks}: name it with model.layout.final_norm (the last block, {blocks}.N, if there is none)"
+    )

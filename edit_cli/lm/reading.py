@@ -32,7 +32,7 @@ def read(
     """Float32 activations (rows, width), one tensor a tap, at token `positions[i]` of row i (or their mean up to there).
 
     Rows are cut after that token (by causality nothing later matters), identical ones are run once, and the forward pass
-    ends as soon as the last tap has been read. Taps must be given in the order in which the model reaches them.
+    ends as soon as everything has been read.
     """
     cut = [row.ids[: position + 1] for row, position in zip(rows, positions, strict=True)]
     distinct = list(dict.fromkeys(cut))
@@ -52,14 +52,14 @@ def _run(lm: LM, ids: Sequence[Sequence[int]], taps: Sequence[Tap]) -> list[Tens
 
     def keep(index: int, activations: Tensor) -> None:
         seen[index] = activations.detach()
-        if index == len(taps) - 1:
+        if all(found is not None for found in seen):
             raise StopForward
 
     padded, mask = pad_right(ids, lm.head.pad, lm.device)
     with ExitStack() as stack:
         for index, tap in enumerate(taps):
             listen = on_input if tap.side == "input" else on_output
-            stack.enter_context(listen(lm.module(tap.module), lambda x, i=index: keep(i, x)))
+            stack.enter_context(listen(lm.module(tap.module), lambda x, i=index: keep(i, x), len(ids)))
         try:
             lm.model(input_ids=padded, attention_mask=mask, use_cache=False)
         except StopForward:

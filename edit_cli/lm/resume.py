@@ -43,6 +43,8 @@ class FrozenPrefix(DynamicLayer):
 class Resumption:
     """Rows whose constant part has been computed. `frozen`: the last block that no change reaches, −1 for none.
 
+    reuse_prefix: whether tokens before the start are kept as cached keys and values (where the family has such a cache).
+
     base: float32 logits (wanted positions of all rows, vocabulary) of the unchanged model.
     """
 
@@ -50,6 +52,7 @@ class Resumption:
         self.lm, self.frozen = lm, frozen
         device = lm.device
         ids, mask = pad_right([span.ids for span in spans], lm.head.pad, device)
+        reuse_prefix = reuse_prefix and lm.head.caches_keys
         starts = [span.start if reuse_prefix else 0 for span in spans]
         start = torch.tensor(starts, device=device)
         self.rows = torch.tensor([r for r, span in enumerate(spans) for _ in span.wanted], device=device)
@@ -85,7 +88,7 @@ class Resumption:
             else:
                 if self.states is not None:
                     stack.enter_context(lm.skipping(self.frozen, self.states))
-                stack.enter_context(on_output(lm.module(module), lambda hidden: change(hidden, rows, self.at)))
+                stack.enter_context(on_output(lm.module(module), lambda hidden: change(hidden, rows, self.at), len(rows)))
             past, positions = (self._cache(), self.positions) if self.prefix else (None, None)
             return lm.head.logits_at(self.ids, mask, self.rows, self.columns, past=past, positions=positions)
 

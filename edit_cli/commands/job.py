@@ -1,0 +1,32 @@
+"""What goes into a command and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One composed configuration, and what its run directory is called by.
+
+    choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
+    """
+
+    command: str
+    config: DictConfig
+    choices: dict[str, str]
+    tag: str | None = None
+    in_sweep: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. `run_dir` is where its results lie, if it came so far; `number` and `overrides` place it in a sweep."""
+
+    exit_code: int = 0
+    run_dir: str | None = None
+    number: int = 0
+    overrides: tuple[str, ...] = ()
+    error: str | None = None

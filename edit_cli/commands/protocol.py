@@ -1,0 +1,82 @@
+"""How facts are edited and asked about: fields == the keys of `protocol` in the commands' configurations."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edit_cli.editors.base import Editor
+from edit_cli.errors import UsageError
+from edit_cli.metrics.observe import ObserveOptions
+from edit_cli.requests import Case
+
+MASS_BATCH = 100
+
+
+@dataclass(kw_only=True)
+class Protocol:
+    """batch_size: facts edited together: a number, "all", or "auto" (100 for editors that are made for many facts, else 1).
+
+    order_seed: shuffles the facts before they are cut into batches; null keeps the order of the data.
+    """
+
+    batch_size: int | str = "auto"
+    order_seed: int | None = None
+    observe: ObserveOptions = field(default_factory=ObserveOptions)
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.batch_size, int) and not isinstance(self.batch_size, bool)
+        if (number and self.batch_size < 1) or (not number and self.batch_size not in ("auto", "all")):
+            raise UsageError(f"protocol.batch_size={self.batch_size}: give a number from 1 up, all, or auto")
+
+    def size(self, editor: Editor, count: int) -> int:
+        """Facts a batch."""
+        if self.batch_size == "all":
+            return max(count, 1)
+        if self.batch_size == "auto":
+            return MASS_BATCH if editor.mass_editor else 1
+        return int(self.batch_size)
+
+    def batches(self, cases: Sequence[Case], editor: Editor) -> list[list[Case]]:
+        """The cases in their order, cut into batches."""
+        ordered = list(cases)
+        if self.order_seed is not None:
+            random.Random(self.order_seed).shuffle(ordered)
+        size = self.size(editor, len(ordered))
+        return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+@dataclass(kw_only=True)
+class EvaluateProtocol(Protocol):
+    """save_edits: keep every edit in the run directory."""
+
+    save_edits: bool = False
+
+
+@dataclass(kw_only=True)
+class SequentialProtocol(Protocol):
+    """Edits stay. checkpoints: numbers of facts after which all of them are asked about again; null: 1, 2, 4, 8, … and the last.
+
+    sample: at checkpoints, ask about at most so many of the facts so far (a fixed random choice); null: all of them.
+    holdout: records that are never edited, whose neighbourhood prompts must keep their answers. sample_seed: of the choice.
+    """
+
+    checkpoints: list[int] | None = None
+    sample: int | None = 500
+    sample_seed: int = 0
+    holdout: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("sample", self.sample), ("holdout", self.holdout + 1)):
+            if value is not None and value < 1:
+                raise UsageError(f"protocol.{name}={getattr(self, name)}: give a number of records")
+        if self.checkpoints is not None and (not self.checkpoints or min(self.checkpoints) < 1):
+            raise UsageError(f"protocol.checkpoints={self.checkpoints}: give numbers of facts from 1 up, such as [1, 10, 100]")
+
+    def checkpoint_steps(self, sizes: Sequence[int]) -> set[int]:
+        """Steps after which everything is asked again: the first ones that reach each checkpoint, and the last."""
+        done = [sum(sizes[: step + 1]) for step in range(len(sizes))]
+        wanted = self.checkpoints or [2**power for power in range(done[-1].bit_length())]
+        return {next((step for step, count in enumerate(done) if count >= number), len(sizes) - 1) for number in wanted} | {len(sizes) - 1}

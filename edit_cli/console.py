@@ -1,0 +1,108 @@
+"""What a person sees: results on standard output; progress, notes and errors on standard error, live where that is a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from edit_cli.monitor import Advance, Monitor
+
+QUIET_SECONDS = 5.0  # without a terminal, how often a line of progress is printed at most
+
+
+class Screen:
+    """Both streams. Colours and widths are rich's business: it knows terminals, pipes, NO_COLOR and COLUMNS."""
+
+    def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
+        self.out = out or Console(highlight=False)
+        self.err = err or Console(stderr=True, highlight=False)
+
+    def show(self, what: RenderableType) -> None:
+        """A result."""
+        self.out.print(what)
+
+    def line(self, text: str) -> None:
+        """A line of a result, whole however long it is: paths and JSON are made to be copied."""
+        self.out.print(text, soft_wrap=True, markup=False)
+
+    def note(self, text: str) -> None:
+        self.err.print(text, soft_wrap=True, markup=False)
+
+    def error(self, text: str) -> None:
+        self.err.print(f"[bold red]error:[/] {_plain(text)}", soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class ConsoleMonitor(Monitor):
+    """Draws progress. `log` gets every note too."""
+
+    def __init__(self, screen: Screen, log: Callable[[str], None] | None = None) -> None:
+        super().__init__()
+        self.screen = screen
+        self.log = log
+        self._live: Progress | None = None
+        self._depth = 0
+        self._printed = time.monotonic()
+
+    @contextmanager
+    def task(self, description: str, total: int | None) -> Iterator[Advance]:
+        self._depth += 1
+        try:
+            if self.screen.err.is_terminal:
+                with self._bar(description, total) as advance:
+                    yield advance
+            else:
+                yield self._lines(description, total)
+        finally:
+            self._depth -= 1
+            if self._depth == 0 and self._live is not None:
+                self._live.stop()
+                self._live = None
+
+    def note(self, message: str) -> None:
+        self.screen.note(message)
+        if self.log is not None:
+            self.log(message)
+
+    @contextmanager
+    def _bar(self, description: str, total: int | None) -> Iterator[Advance]:
+        if self._live is None:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+            self._live = Progress(*columns, console=self.screen.err, transient=True, expand=True)
+            self._live.start()
+        live = self._live
+        task: TaskID = live.add_task(description, total=total)
+        try:
+            yield lambda steps: live.advance(task, steps)
+        finally:
+            live.remove_task(task)
+
+    def _lines(self, description: str, total: int | None) -> Advance:
+        began, done = time.monotonic(), 0
+
+        def advance(steps: int) -> None:
+            nonlocal done
+            done += steps
+            now = time.monotonic()
+            if now - self._printed < QUIET_SECONDS:
+                return
+            self._printed = now
+            left = f", {duration((now - began) / done * (total - done))} left" if total and 0 < done < total else ""
+            self.screen.note(f"{description}: {done:,}{f' of {total:,}' if total else ''}{left}")
+
+        return advance
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or seconds where there are few."""
+    return f"{seconds:.0f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
