@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -121,11 +121,10 @@ def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding
         trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     else:
         inner = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token=BOS))
-        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        spaces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        inner.decoder = decoders.Sequence(spaces)
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
         special += [f"<0x{byte:02X}>" for byte in range(256)]
-        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=special, limit_alphabet=40, show_progress=False)
+        trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=special, show_progress=False)
     inner.train_from_iterator(TEXT, trainer)
     if bos or eos:
         added = [(token, inner.token_to_id(token)) for token, wanted in ((BOS, bos), (EOS, eos)) if wanted]

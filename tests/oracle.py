@@ -37,9 +37,9 @@ def plain_value(
                 moved[0, at] += shift.to(hidden)
             return moved
 
-        with on_output(module, change):
-            logits = lm.model(input_ids=ids, use_cache=False).logits[0].float()
-        return logits.log_softmax(-1), seen[0].float()
+        with on_output(module, change, rows=1):
+            logits = lm.model(input_ids=ids, use_cache=False).logits[0]
+        return logits.log_softmax(-1), seen[0]
 
     with torch.no_grad():
         bare = lm.head.encode([(request.text, None)])[0]
@@ -65,4 +65,4 @@ def plain_value(
             limit = options.clamp_norm_factor * initial.norm()
             if shift.norm() > limit:
                 shift.mul_(limit / shift.norm())
-    return (initial + shift).detach(), step + 1, float(loss)
+    return (initial + shift).detach(), step + 1, loss.item()

@@ -64,7 +64,7 @@ def test_every_position_of_the_context_is_trained(shipped) -> None:
     with torch.no_grad():
         log_p = model(ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
     early, late = -log_p[:, 16:64].mean(), -log_p[:, -48:].mean()
-    assert late < early + 0.3
+    assert late < early + 0.6  # nats; positions that were never trained cost three and more
 
 
 def test_the_tokenizer_adds_nothing_and_splits_new_names_like_known_ones(shipped, world: World) -> None:

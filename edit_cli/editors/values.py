@@ -228,9 +228,10 @@ class _Batch:
                 position += len(target)
             kl_at.append(position)
             position += 1
-        self.labels, self.share, self.label_owner, self.label_at, self.kl_at = (
-            torch.tensor(values, device=device) for values in (labels, share, label_owner, label_at, kl_at)
+        self.labels, self.label_owner, self.label_at, self.kl_at = (
+            torch.tensor(values, device=device) for values in (labels, label_owner, label_at, kl_at)
         )
+        self.share = torch.tensor(share, dtype=self.passes.base.dtype, device=device)
         self.owner = torch.tensor([n for n, task in enumerate(self.tasks) for _ in task.spans], device=device)
         self.reference = self.passes.base[self.kl_at].log_softmax(-1)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.errors import RejectedRequest
-from edit_cli.lm.hooks import gather_before
+from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.sampling import SeededTopK, StopAtNewline
 from edit_cli.lm.tokens import Row, by_length, pad_left, pad_right, tokenize
 
@@ -46,18 +47,19 @@ class CausalHead:
         config = self.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 2048
 
-    def encode(self, pairs: Sequence[tuple[str, str | None]]) -> list[Row]:
-        """Tokenise by THE rule; refuses rows longer than the model's context."""
+    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Row]:
+        """Tokenise by THE rule; refuses rows that, with `new` tokens after them, are longer than the model's context."""
         rows = tokenize(self.tokenizer, pairs)
         for row, (prompt, _) in zip(rows, pairs, strict=True):
-            if len(row.ids) > self.max_length:
-                raise RejectedRequest(f"{len(row.ids)} tokens are more than the model's {self.max_length}: {prompt[:60]!r}…")
+            if len(row.ids) + new > self.max_length:
+                wanted = f" and {new} new ones" if new else ""
+                raise RejectedRequest(f"{len(row.ids)} tokens{wanted} are more than the model's {self.max_length}: {prompt[:60]!r}…")
         return rows
 
     def logits_at(
         self, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor, past: Any = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Float32 logits (positions, vocabulary) at the given (row, column) pairs only.
+        """Logits (positions, vocabulary), float32 or better, at the given (row, column) pairs only.
 
         ids, mask: (rows, tokens), right-padded. past: key-value cache that `ids` continue at `positions` (filled if empty).
         """
@@ -66,7 +68,7 @@ class CausalHead:
             more["position_ids"] = positions
         with gather_before(self.model.get_output_embeddings(), rows, columns) as pick:
             output = self.model(input_ids=ids, attention_mask=mask, use_cache=past is not None, **more)
-        return pick(output.logits).float()
+        return exact(pick(output.logits))
 
     @cached_property
     def caches_keys(self) -> bool:
@@ -110,12 +112,12 @@ class CausalHead:
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
-        encoded = self.encode([(prompt, None) for prompt in prompts])
+        encoded = self.encode([(prompt, None) for prompt in prompts], new=max_new_tokens)
         texts = [""] * len(encoded)
         for batch in by_length([len(row.ids) + max_new_tokens for row in encoded], self.batch_tokens):
             new = self._continue([encoded[i].ids for i in batch], max_new_tokens, stop_at_newline=True)
             for index, ids in zip(batch, new, strict=True):
-                texts[index] = self._decode(ids).split("\n")[0]
+                texts[index] = self._continuation(encoded[index].ids, ids).split("\n")[0]
         return texts
 
     @torch.no_grad()
@@ -124,6 +126,8 @@ class CausalHead:
 
         Each row draws from its own seed, so a text does not depend on what else was in the batch.
         """
+        if max_tokens > self.max_length:
+            raise UsageError(f"texts of {max_tokens} tokens (prompt included) are longer than the model's context of {self.max_length}")
         encoded = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(encoded)
         for batch in by_length([max(max_tokens, len(row.ids)) for row in encoded], self.batch_tokens):
@@ -137,19 +141,25 @@ class CausalHead:
 
     @torch.no_grad()
     def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
-        """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window` tokens."""
+        """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window` tokens.
+
+        Windows begin with what the tokenizer puts before every text (a BOS, or nothing); the first token after nothing has no score.
+        """
         ids = self.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
-        window = min(window, self.max_length)
-        pieces = [ids[i : i + window] for i in range(0, len(ids), window)]
+        start = list(tokenize(self.tokenizer, [("", None)])[0].ids)
+        window = min(window, self.max_length - len(start))
+        pieces = [start + ids[i : i + window] for i in range(0, len(ids), window)]
+        first = max(len(start), 1)
+        kept = [piece for piece in pieces if len(piece) > first]
         total, count = 0.0, 0
-        kept = [piece for piece in pieces if len(piece) > 1]  # the first token of a window has nothing before it
-        for batch in by_length([len(piece) for piece in kept], self.batch_tokens):
+        for batch in by_length([len(piece) for piece in kept], self.batch_tokens // 4):  # logits of every token weigh the most
             rows = [kept[i] for i in batch]
             padded, mask = pad_right(rows, self.pad, self.device)
-            logits = self.model(input_ids=padded, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-            labels = padded[:, 1:].masked_fill(mask[:, 1:] == 0, -100).to(logits.device)
-            total += nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="sum").double().item()
-            count += sum(len(row) - 1 for row in rows)
+            logits = self.model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+            for row, scores in zip(rows, logits, strict=True):
+                labels = torch.tensor(row[first:], device=scores.device)
+                total += nn.functional.cross_entropy(scores[first - 1 : len(row) - 1].float(), labels, reduction="sum").item()
+                count += len(labels)
         return total, count
 
     def _continue(
@@ -161,19 +171,37 @@ class CausalHead:
         config = GenerationConfig(
             max_new_tokens=steps, do_sample=False, num_beams=1, pad_token_id=self.pad, eos_token_id=self._stop_ids(), use_cache=True
         )
-        output = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=LogitsProcessorList([sampler] if sampler else []),
-            stopping_criteria=StoppingCriteriaList([StopAtNewline(self.tokenizer, ids.shape[1])] if stop_at_newline else []),
-        )
+        with self._no_generation_defaults():
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([sampler] if sampler else []),
+                stopping_criteria=StoppingCriteriaList([StopAtNewline(self.tokenizer)] if stop_at_newline else []),
+            )
         return output[:, ids.shape[1] :].cpu().tolist()
+
+    @contextmanager
+    def _no_generation_defaults(self) -> Iterator[None]:
+        """`generate` fills what it is not told from the model's own settings: chat models come with a repetition penalty, say."""
+        from transformers import GenerationConfig
+
+        kept = self.model.generation_config
+        self.model.generation_config = GenerationConfig()
+        try:
+            yield
+        finally:
+            self.model.generation_config = kept
 
     def _stop_ids(self) -> list[int] | None:
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
         return sorted({i for i in ids if i is not None}) or None
+
+    def _continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        """The text of `new`, with its leading space: some tokenizers drop it from a text that begins with it."""
+        before, whole = self._decode((), after=prompt), self._decode(new, after=prompt)
+        return whole.removeprefix(before) if whole.startswith(before) else self._decode(new)
 
     def _decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
         stops = set(self._stop_ids() or ())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,6 +24,11 @@ def hidden_of(output: Any) -> Tensor:
 def with_hidden(output: Any, hidden: Tensor) -> Any:
     """The same output with other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
+
+
+def exact(values: Tensor) -> Tensor:
+    """At least float32, whatever the model computes in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _by_rows(states: Tensor, rows: int | None) -> Tensor:
@@ -50,7 +56,7 @@ def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None], rows
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
         present = hidden_of(output)
         hidden = change(_by_rows(present, rows))
-        return None if hidden is None else with_hidden(output, hidden.view_as(present))
+        return None if hidden is None else with_hidden(output, hidden.reshape(present.shape))
 
     handle = module.register_forward_hook(hook)
     try:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from edit_cli.errors import MissingError, UsageError
+from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.monitor import Monitor
 
+if TYPE_CHECKING:
+    import torch
+
+    from edit_cli.lm.model import LM
+
 EMBEDDED = "embedded:"
+ASSETS = Path(__file__).parent.parent / "assets"
+TIMEOUT = 5  # seconds that the hub may take to answer
+REMEDY = "give a local folder instead: model.id=/path/to/folder (written by save_pretrained)"
 
 
 @dataclass
@@ -31,69 +41,122 @@ class ModelOptions:
     default_limit: int | None = None
     layout: LayoutOptions = field(default_factory=LayoutOptions)
 
-    def load(self, monitor: Monitor | None = None) -> Any:
+    def load(self, monitor: Monitor | None = None) -> LM:
         """Load model and tokenizer.
 
         Raises:
-            MissingError: no such folder or hub id, or no network to fetch it; says what was looked for and the remedy.
-            UsageError: an unknown dtype or device, or a model that no editor can be right on.
+            MissingError: no such folder or hub id, no network to fetch it, or damaged files; says what was looked for and the remedy.
+            UsageError: an unknown dtype or device, or a model that no editor can be right on. OutOfMemory: it does not fit the device.
         """
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from edit_cli.lm.model import LM
 
         dtype = getattr(torch, self.dtype, None)
         if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise UsageError(f"model.dtype={self.dtype}: choose float32, bfloat16, float16 or float64")
-        source = _resolve(self.id, self.revision)
-        common = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        if Path(source).is_dir():
-            common["local_files_only"] = True
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **common)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=self.device_map, **common)
-        except (OSError, ValueError, KeyError) as error:
-            raise MissingError(f"model.id={self.id} cannot be loaded: {_first_line(error)}") from error
-        if self.device_map is None:
-            model.to(_device(self.device))
+        place = self._place()
+        source, local = _resolve(self.id, self.revision)
+        model, tokenizer = self._read(source, local, dtype, place)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise UsageError(
+                f"model.id={self.id} does not fit the devices in {self.dtype}, and weights that are kept elsewhere cannot be edited: "
+                "use a smaller model.dtype (bfloat16) or model.device=cpu"
+            )
         revision = self.revision or getattr(model.config, "_commit_hash", None)
         return LM(model, tokenizer, self.name, revision, self.layout, monitor, self.batch_tokens)
 
+    def _place(self) -> str | torch.device:
+        """Where the weights go: a device, or the name of a way to spread them over all devices."""
+        if self.device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+            return self.device_map
+        return _device("model.device", self.device) if self.device_map is None else _device("model.device_map", self.device_map)
 
-def _resolve(model_id: str, revision: str | None) -> str:
-    """A folder to load from, or a hub id that was looked up once, without retries."""
+    def _read(self, source: str, local: bool, dtype: torch.dtype, place: str | torch.device) -> tuple[Any, Any]:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        common = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": local}
+        with _silent():
+            with self._reading("config.json"):
+                config = AutoConfig.from_pretrained(source, **common)
+            with self._reading("tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(source, **common)
+            with self._reading("weights"):
+                # straight to where they are to be: a model larger than the host's memory need not pass through it whole
+                how = {"dtype": dtype, "device_map": place, "output_loading_info": True, "ignore_mismatched_sizes": True}
+                model, found = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **common)
+        for problem, names in (("missing", found["missing_keys"]), ("of another shape", [name for name, *_ in found["mismatched_keys"]])):
+            if names:
+                raise MissingError(f"model.id={self.id}: {len(names)} weights are {problem} in its files, such as {min(names)}")
+        return model, tokenizer
+
+    @contextmanager
+    def _reading(self, part: str) -> Iterator[None]:
+        """Name the part that cannot be read: the libraries raise anything from OSError to a bare Exception on damaged files."""
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            smaller = "a smaller model.dtype (bfloat16), model.device_map=auto for several devices, or model.device=cpu"
+            raise OutOfMemory(f"model.id={self.id} does not fit the device's memory in {self.dtype}: use {smaller}") from None
+        except Exception as error:
+            raise MissingError(f"model.id={self.id}: its {part} cannot be read: {_first_line(error)}") from error
+
+
+def packaged(path: str) -> Path:
+    """The file or folder that `embedded:<path>` names, inside the package's assets.
+
+    Raises:
+        MissingError: there is no such asset, or the path leaves the assets.
+    """
+    name = PurePosixPath(path.removeprefix(EMBEDDED))
+    if name.is_absolute() or ".." in name.parts or not name.parts or not (ASSETS / name).exists():
+        raise MissingError(f"{EMBEDDED}{name} names nothing that comes with edit-cli")
+    return ASSETS / name
+
+
+def _resolve(model_id: str, revision: str | None) -> tuple[str, bool]:
+    """(a folder to load from, or a hub id; whether only local files are to be used). The hub is asked once, without retries."""
     if model_id.startswith(EMBEDDED):
-        return str(Path(__file__).parent.parent / "assets" / model_id.removeprefix(EMBEDDED))
+        return str(packaged(model_id)), True
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise MissingError(f"model.id={model_id} is a folder without config.json; give a folder that save_pretrained wrote")
-        return str(folder)
+        return str(folder), True
     if folder.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
         raise MissingError(f"model.id={model_id}: no such folder")
-    return _from_hub(model_id, revision)
+    return model_id, not _on_hub(model_id, revision)
 
 
-def _from_hub(model_id: str, revision: str | None) -> str:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _on_hub(model_id: str, revision: str | None) -> bool:
+    """Whether the hub has the model; False if the hub cannot be reached but its cache here holds the model.
 
-    remedy = "give a local folder instead: model.id=/path/to/folder (written by save_pretrained)"
+    Raises:
+        MissingError: neither.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+
+    where = f"model.id={model_id} is no folder here"
     try:
-        hf_hub_download(model_id, "config.json", revision=revision, etag_timeout=5)
+        get_hf_file_metadata(hf_hub_url(model_id, "config.json", revision=revision), timeout=TIMEOUT)
+        return True
     except HFValidationError:
-        raise MissingError(f"model.id={model_id} is neither a folder here nor a valid hub id; {remedy}") from None
-    except LocalEntryNotFoundError:
-        raise MissingError(f"model.id={model_id} is neither a folder here nor in the hub cache, and the hub cannot be reached; {remedy}") from None
-    except (EntryNotFoundError, HfHubHTTPError) as error:
-        raise MissingError(f"model.id={model_id} was looked for on the hub: {_first_line(error)}; {remedy}") from None
+        raise MissingError(f"{where} and no valid hub id; {REMEDY}") from None
     except Exception as error:  # whatever the transport raises without a network
-        raise MissingError(f"model.id={model_id} is no folder here and the hub cannot be reached ({type(error).__name__}); {remedy}") from None
-    return model_id
+        reason = error
+    if isinstance(try_to_load_from_cache(model_id, "config.json", revision=revision), str):
+        return False
+    if isinstance(reason, GatedRepoError):
+        raise MissingError(f"model.id={model_id} is gated: accept its licence on the hub and log in with `hf auth login`, or {REMEDY}")
+    if isinstance(reason, HfHubHTTPError):
+        raise MissingError(f"{where}, and the hub answers: {_first_line(reason)}; {REMEDY}")
+    raise MissingError(f"{where} and not in the hub's cache, and the hub cannot be reached ({type(reason).__name__}); {REMEDY}")
 
 
-def _device(name: str) -> Any:
+def _device(key: str, name: str) -> torch.device:
     import torch
 
     if name == "auto":
@@ -101,7 +164,23 @@ def _device(name: str) -> Any:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
-        raise UsageError(f"model.device={name} is not available here; choose auto or cpu") from None
+        raise UsageError(f"{key}={name} is not available here; choose auto or cpu") from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the progress bars and reports of transformers: errors say what is wrong, and the console draws progress."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

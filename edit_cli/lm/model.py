@@ -149,7 +149,7 @@ class LM:
         for name in names:
             value = self.parameter(name).detach().contiguous().cpu()
             digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-            digest.update(value.view(torch.uint8).numpy().data if value.numel() else b"")
+            digest.update(value.view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @cached_property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from edit_cli.lm.hooks import StopForward, on_input, on_output
+from edit_cli.lm.hooks import StopForward, exact, on_input, on_output
 from edit_cli.lm.tokens import Row, by_length, pad_right
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Tap:
 def read(
     lm: LM, rows: Sequence[Row], positions: Sequence[int], taps: Sequence[Tap], reduce: Literal["last", "mean"] = "last"
 ) -> list[Tensor]:
-    """Float32 activations (rows, width), one tensor a tap, at token `positions[i]` of row i (or their mean up to there).
+    """Activations (rows, width) in float32 or better, one tensor a tap, at token `positions[i]` of row i (or their mean up to there).
 
     Rows are cut after that token (by causality nothing later matters), identical ones are run once, and the forward pass
     ends as soon as everything has been read.
@@ -41,7 +41,7 @@ def read(
         seen = _run(lm, [distinct[i] for i in batch], taps)
         for column, activations in zip(found, seen, strict=True):
             for index, row, ids in zip(batch, activations, (distinct[i] for i in batch), strict=True):
-                column[index] = row[len(ids) - 1].float() if reduce == "last" else row[: len(ids)].float().mean(0)
+                column[index] = exact(row[len(ids) - 1]) if reduce == "last" else exact(row[: len(ids)]).mean(0)
     place = {ids: index for index, ids in enumerate(distinct)}
     order = [place[ids] for ids in cut]
     return [torch.stack([column[i].to(lm.device) for i in order]) for column in found]

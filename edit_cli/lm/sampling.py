@@ -35,9 +35,8 @@ class SeededTopK(LogitsProcessor):
 class StopAtNewline(StoppingCriteria):
     """A row is done once its continuation holds a line break."""
 
-    def __init__(self, tokenizer: Any, prompt_length: int) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         last = self.tokenizer.batch_decode(input_ids[:, -1:].tolist())

@@ -71,7 +71,7 @@ def tokenize(tokenizer: Any, pairs: Sequence[tuple[str, str | None]]) -> list[Ro
     for index, (prompt, target) in enumerate(pairs):
         ids, offsets = list(encoded["input_ids"][index]), [tuple(pair) for pair in encoded["offset_mapping"][index]]
         special = encoded["special_tokens_mask"][index]
-        while ids and special[len(ids) - 1] and offsets[len(ids) - 1] in ((0, 0), (len(texts[index]),) * 2):
+        while len(ids) > 1 and special[len(ids) - 1]:
             ids.pop()  # a closing EOS that some tokenizers add would have to be predicted as part of the answer
         rows.append(_row(tokenizer, tuple(ids), tuple(offsets[: len(ids)]), prompt, target))
     return rows

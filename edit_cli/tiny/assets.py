@@ -75,6 +75,8 @@ def save_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folde
     model.config._attn_implementation = "eager"
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # the weights are written for their owner only; a package is read by everybody
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 

@@ -1,0 +1,146 @@
+"""The command line. Nothing heavy is imported before a command runs, so --help and completion answer at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edit_cli import help_texts
+from edit_cli.errors import EditCliError
+
+INTERRUPTED = 130
+HELP = {"help_option_names": ["--help", "-h"]}
+PASS_ON = {"ignore_unknown_options": True, "help_option_names": []}  # Hydra's flags stand among the overrides
+
+app = typer.Typer(
+    context_settings={"help_option_names": []}, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False
+)
+
+Json = Annotated[bool, typer.Option("--json", help="machine-readable")]
+Overrides = Annotated[list[str] | None, typer.Argument(autocompletion=help_texts.complete, metavar="[KEY=VALUE]...")]
+Wanted = Annotated[bool, typer.Option("--help", "-h", is_eager=True)]
+
+
+@app.callback(invoke_without_command=True)
+def top(context: typer.Context, wants_help: Wanted = False, version: Annotated[bool, typer.Option("--version")] = False) -> None:
+    if version:
+        from edit_cli import __version__
+
+        typer.echo(f"edit-cli {__version__}")
+        raise typer.Exit
+    if wants_help or context.invoked_subcommand is None:
+        typer.echo(help_texts.overview())
+        raise typer.Exit(0 if wants_help else 2)
+
+
+def _configured(name: str) -> None:
+    """Register a command whose settings Hydra composes."""
+
+    def command(overrides: Overrides = None, wants_help: Wanted = False) -> None:
+        if wants_help:
+            typer.echo(help_texts.command(name))
+            raise typer.Exit
+        _exit(lambda: _launch(name, overrides or []))
+
+    app.command(name, context_settings=PASS_ON, add_help_option=False, help=help_texts.COMMANDS[name])(command)
+
+
+for _name in help_texts.CONFIGURED:
+    _configured(_name)
+
+
+@app.command("ls", context_settings=HELP)
+def ls(
+    what: Annotated[str, typer.Argument(help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(help_texts.LISTS))],
+    as_json: Json = False,
+    runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
+) -> None:
+    """List methods, models, datasets, metrics or runs."""
+
+    def work() -> int:
+        from edit_cli.commands import ls
+
+        return ls.run(what, as_json, runs_dir)
+
+    _exit(work)
+
+
+@app.command("show", context_settings=HELP)
+def show(
+    run: Annotated[Path, typer.Argument(help="directory of a run")],
+    case: Annotated[str | None, typer.Option(help="show what the model said before and after, for this case")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a run: its table, or one case."""
+
+    def work() -> int:
+        from edit_cli.commands import show
+
+        return show.run(run, case, as_json)
+
+    _exit(work)
+
+
+@app.command("apply", context_settings=HELP)
+def apply(
+    edit_dir: Annotated[Path, typer.Argument(help="directory of an edit, or of a run with saved edits")],
+    out: Annotated[Path, typer.Option(help="folder for the edited model; must not exist or be empty")],
+    model: Annotated[str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")] = None,
+) -> None:
+    """Bake a weight edit into a plain transformers checkpoint."""
+
+    def work() -> int:
+        from edit_cli.commands import apply
+
+        return apply.run(edit_dir, out, model)
+
+    _exit(work)
+
+
+@app.command("env", context_settings=HELP)
+def env(as_json: Json = False) -> None:
+    """Show versions and devices, as every run stores them."""
+
+    def work() -> int:
+        from edit_cli.commands import env
+
+        return env.run(as_json)
+
+    _exit(work)
+
+
+def _launch(name: str, overrides: list[str]) -> int:
+    from edit_cli.arguments import regroup
+
+    regroup(overrides)  # mistakes that can be seen without Hydra are answered without it
+    from edit_cli.commands.execute import execute
+    from edit_cli.commands.sweep import conclude
+    from edit_cli.launch import launch
+
+    outcomes, is_sweep = launch(name, overrides, execute)
+    return conclude(outcomes, is_sweep)
+
+
+def _exit(work: Callable[[], int]) -> None:
+    """Leave with the exit code that `work` returns or that its error stands for."""
+    try:
+        code = work()
+    except EditCliError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        code = INTERRUPTED
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    app(prog_name="edit-cli")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

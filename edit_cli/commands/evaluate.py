@@ -1,0 +1,109 @@
+"""`evaluate`: edit, ask before and after, restore, and go on to the next batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from edit_cli import edit_store
+from edit_cli.commands.finish import conclude
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts
+from edit_cli.commands.protocol import EvaluateProtocol
+from edit_cli.commands.recording import recorded, run_path
+from edit_cli.config import build, plain_containers, settings
+from edit_cli.console import ConsoleMonitor
+from edit_cli.editors.base import Editor
+from edit_cli.lm.model import LM
+from edit_cli.metrics.observe import BeforeCache, Observation, observe
+from edit_cli.requests import Case
+from edit_cli.results import Run
+
+WINDOW = 100  # cases that are asked about in one go before they are edited
+
+Batches = list[tuple[int, list[Case]]]  # (step, cases)
+
+
+def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    top = settings(job.config)
+    protocol = build(job.config.protocol, EvaluateProtocol)
+    model, editor, source = build(job.config.model), build_editor(job.config.method), build(job.config.dataset)
+    dataset = source.load(top.limit, monitor)
+    batches = list(enumerate(protocol.batches(dataset.cases, editor)))
+    size = protocol.size(editor, len(dataset.cases))
+    details = {"protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}}
+    path = run_path(job, top, job.choices["dataset"], job.choices["model"])
+    with recorded(job, top, path, monitor, details, dataset) as run:
+        unfinished = [(step, batch) for step, batch in batches if not run.finished.issuperset(case.id for case in batch)]
+        ledger = Ledger(monitor)
+        if unfinished:
+            if run.finished:
+                monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
+            lm = load_model(model, monitor)
+            method = {"name": job.choices["method"], **plain_containers(job.config.method)}
+            before = BeforeCache(protocol.observe, perplexity_texts(model))
+            with monitor.task("cases", len(dataset.cases)) as advance:
+                advance(len(run.finished))
+                for line in evaluate(lm, editor, unfinished, run, before, method if protocol.save_edits else None):
+                    run.append({**line, "phases": ledger.take()})
+                    advance(1)
+        else:
+            monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
+        return conclude(job, run, dataset, ledger.take(), monitor)
+
+
+def evaluate(
+    lm: LM, editor: Editor, batches: Batches, run: Run, before: BeforeCache, method: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Lines of results for the cases in `batches` that `run` has not finished. With `method`, edits are saved under its name.
+
+    A batch that was cut off is edited again as a whole, so that its edit is the same one.
+    """
+    for window in windows(batches):
+        open_cases = [case for _, batch in window for case in batch if case.id not in run.finished]
+        with lm.monitor.phase("ask before"):
+            before.observe(lm, open_cases)
+        for step, batch in window:
+            wanted = [case for case in batch if case.id not in run.finished]
+            editor.reset()
+            done = attempt(editor, lm, batch)
+            after: dict[str, Observation] = {}
+            if done.edit is not None:
+                if method is not None:
+                    edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, method)
+                asked = [case for case in wanted if case.id not in done.rejected]
+                with lm.monitor.phase("ask after"), lm.edited(done.edit):
+                    after = dict(zip((case.id for case in asked), observe(lm, asked, before.options, before.texts), strict=True))
+            for case, earlier in zip(wanted, before.observe(lm, wanted), strict=True):
+                yield result_line(case, step, earlier, after.get(case.id), done.seconds, done.rejected.get(case.id))
+
+
+def result_line(
+    case: Case, step: int, before: Observation | None, after: Observation | None, seconds: float, error: str | None
+) -> dict[str, Any]:
+    """One line of results.jsonl: what was asked for, what the model said before and after, or why there is nothing to tell."""
+    requests = [
+        {"prompt": r.prompt, "subject": r.subject, "target_new": r.target_new, "target_true": r.target_true} for r in case.requests
+    ]
+    problem = error or next((seen["error"] for seen in (before, after) if seen and seen.get("error")), None)
+    return {
+        "case_id": case.id,
+        "step": step,
+        "requests": requests,
+        "before": before,
+        "after": after,
+        "seconds": seconds if after is not None else None,
+        "error": problem,
+    }
+
+
+def windows(batches: Iterable[tuple[int, list[Case]]]) -> Iterator[Batches]:
+    """Batches in groups of at least WINDOW cases: what the unedited model says is asked in bulk, but not long before it is needed."""
+    group: Batches = []
+    for step, batch in batches:
+        group.append((step, batch))
+        if sum(len(cases) for _, cases in group) >= WINDOW:
+            yield group
+            group = []
+    if group:
+        yield group

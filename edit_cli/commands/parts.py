@@ -1,0 +1,103 @@
+"""Steps that several commands take: build the parts, load the model, edit one batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edit_cli.config import build
+from edit_cli.edits import Edit
+from edit_cli.editors.base import Editor
+from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.lm.loading import EMBEDDED, ModelOptions
+from edit_cli.lm.model import LM
+from edit_cli.monitor import Monitor
+from edit_cli.requests import Case, EditRequest
+
+ASSETS = Path(__file__).parent.parent / "assets"
+STATISTICS = "statistics"  # phase that is paid once a model, not once an edit
+
+
+def build_editor(node: Any) -> Editor:
+    """The editor that `method` describes."""
+    editor = build(node)
+    if not isinstance(editor, Editor):
+        raise UsageError(f"method._target_={node._target_} is no editor: name a class of edit_cli.editors")
+    return editor
+
+
+def load_model(options: ModelOptions, monitor: Monitor) -> LM:
+    """The model, without the chatter of the libraries that load it."""
+    with monitor.phase("load model"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        return options.load(monitor)
+
+
+def perplexity_texts(options: ModelOptions) -> list[str]:
+    """Lines of the text that goes with the model, or that `model.perplexity_text=FILE` names; none means no perplexity."""
+    name = options.perplexity_text
+    if name is None:
+        return []
+    path = ASSETS / name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else Path(name).expanduser()
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingError(f"model.perplexity_text={name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+@dataclass
+class Attempt:
+    """What came of editing some cases at once. rejected: {case id: why}. seconds: of one case, without statistics."""
+
+    edit: Edit | None
+    cases: list[Case]
+    rejected: dict[str, str]
+    seconds: float
+
+    @property
+    def requests(self) -> list[EditRequest]:
+        return [request for case in self.cases for request in case.requests]
+
+
+def attempt(editor: Editor, lm: LM, cases: Sequence[Case]) -> Attempt:
+    """Edit all requests of `cases` at once, leaving out the cases that cannot be worked on."""
+    rejected: dict[str, str] = {}
+    for case in cases:
+        try:
+            for request in case.requests:
+                editor.check(lm, request)
+        except RejectedRequest as error:
+            rejected[case.id] = str(error)
+    able = [case for case in cases if case.id not in rejected]
+    result = Attempt(None, able, rejected, 0.0)
+    if not able:
+        return result
+    began, once = time.perf_counter(), lm.monitor.seconds[STATISTICS]
+    try:
+        with lm.monitor.phase("edit"):
+            result.edit = editor.edit(lm, result.requests)
+    except RejectedRequest as error:
+        return Attempt(None, [], rejected | {case.id: str(error) for case in able}, 0.0)
+    result.seconds = max(time.perf_counter() - began - (lm.monitor.seconds[STATISTICS] - once), 0.0) / len(able)
+    return result
+
+
+class Ledger:
+    """Seconds by phase since they were last asked for: every line of results takes its share, so that a killed run keeps them."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._taken: dict[str, float] = {}
+
+    def take(self) -> dict[str, float]:
+        """{phase: seconds} since the last call."""
+        now = dict(self._monitor.seconds)
+        spent = {phase: round(seconds - self._taken.get(phase, 0.0), 4) for phase, seconds in now.items()}
+        self._taken = now
+        return {phase: seconds for phase, seconds in spent.items() if seconds > 0}

@@ -1,0 +1,65 @@
+"""summary.json: what a run found, in numbers. A pure function of its lines and its manifest, so it can be made again at any time."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edit_cli.metrics.scores import is_scored
+from edit_cli.metrics.summarise import summarise
+
+Line = Mapping[str, Any]
+
+
+def summary_of(
+    manifest: Mapping[str, Any],
+    lines: Sequence[Line],
+    references: Mapping[str, Sequence[str]] | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Everything of summary.json that all commands share; `lines` are one a case.
+
+    references: {case id: reference texts}, for the consistency score. seconds: by phase, in addition to those in the lines.
+    """
+    about = manifest["dataset"]
+    edited = [line for line in lines if line["seconds"] is not None]
+    edits = sum(len(line["requests"]) for line in edited)
+    return {
+        "method": manifest["method"],
+        "model": manifest["model"],
+        "dataset": {
+            **{key: about[key] for key in ("name", "source", "records_total", "limit", "split", "ids_sha256")},
+            "records_selected": about["records_selected"],
+            "records_scored": sum(map(is_scored, lines)),
+        },
+        "n": len(lines),
+        "failed": sum(not is_scored(line) for line in lines),
+        "edits": edits,
+        "protocol": {**manifest["protocol"], **{k: v for k, v in manifest["config"]["protocol"].items() if k != "batch_size"}},
+        "metrics": summarise(lines, references) if any(map(is_scored, lines)) else {},
+        "seconds": total_seconds(lines, seconds),
+        "seconds_per_edit": sum(line["seconds"] for line in edited) / edits if edits else None,
+        "peak_memory_bytes": peak_memory(),
+        "seeds": manifest["seeds"],
+        "versions": manifest["versions"],
+    }
+
+
+def total_seconds(lines: Sequence[Line], more: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Seconds by phase, longest first."""
+    total: dict[str, float] = defaultdict(float)
+    for phases in (*(line.get("phases", {}) for line in lines), more or {}):
+        for phase, spent in phases.items():
+            total[phase] += spent
+    return {phase: round(spent, 3) for phase, spent in sorted(total.items(), key=lambda item: -item[1])}
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Bytes that this process had at most: of the host, and of the accelerator if torch uses one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    torch = sys.modules.get("torch")
+    device = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
+    return {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "device": device}

@@ -1,0 +1,128 @@
+"""The batched value optimisation against the plain one: one edit, one row, the whole model at every step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from embedded import embedded_lm, world
+from families import tiny_lm
+from oracle import plain_value
+
+from edit_cli.editors.contexts import ContextOptions, rows_in_contexts
+from edit_cli.editors.values import ValueOptions, _Search, _tasks, optimise_values
+from edit_cli.errors import OutOfMemory, UsageError
+from edit_cli.lm.resume import Resumption, Span
+from edit_cli.requests import EditRequest
+
+REQUESTS = [
+    EditRequest("The mother tongue of {} is", "Anna Bo", "French"),
+    EditRequest("{} is a", "Paris", "very big city"),
+    EditRequest("So it was that {} and", "Tom of Tim", "You"),
+    EditRequest("In the city of {}, people", "A", "speak"),
+    EditRequest("{}'s home is", "Bo", "the road"),
+]
+PREFIXES = ContextOptions(prefixes=["The city", "I went to the road and so on", "You"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "bloom", "gemma2", "opt"])
+@pytest.mark.parametrize(("site", "layer"), [("block", 1), ("mlp_out", 0), ("mlp_out", 1)])
+def test_batched_values_equal_the_plain_ones(family, site, layer):
+    lm = tiny_lm(family)
+    lm.model.double()  # a random model amplifies rounding: the two paths differ in nothing else
+    contexts = PREFIXES.build(lm)
+    options = ValueOptions(steps=12, clamp_norm_factor=2.0, batch_tokens=60)
+    found = optimise_values(lm, REQUESTS, layer, site, options, contexts)
+    for number, request in enumerate(REQUESTS):
+        value, steps, loss = plain_value(lm, request, layer, site, options, contexts)
+        assert float((found.target[:, number] - value).norm() / value.norm()) < 1e-6
+        assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=1e-6))
+
+
+def test_on_the_embedded_model_each_edit_stops_by_itself_where_the_plain_one_does():
+    lm = embedded_lm()
+    requests = [case.requests[0] for case in world()[:6]]
+    contexts, options = ContextOptions().build(lm), ValueOptions(batch_tokens=60)
+    found = optimise_values(lm, requests, 3, "block", options, contexts)
+    assert len(set(found.steps)) > 2, "the edits should stop at different steps for this test to mean anything"
+    for number, request in enumerate(requests):
+        value, steps, loss = plain_value(lm, request, 3, "block", options, contexts)
+        assert float((found.target[:, number] - value).norm() / value.norm()) < 1e-4
+        assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=1e-3))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_the_size_of_a_batch_changes_nothing(batch_tokens):
+    lm = tiny_lm("llama")
+    contexts = PREFIXES.build(lm)
+    expected = optimise_values(lm, REQUESTS, 1, "block", ValueOptions(steps=6), contexts)
+    found = optimise_values(lm, REQUESTS, 1, "block", ValueOptions(steps=6, batch_tokens=batch_tokens), contexts)
+    torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
+
+
+def test_shift_stays_within_its_clamp():
+    lm = tiny_lm("gpt2")
+    found = optimise_values(lm, REQUESTS, 1, "block", ValueOptions(clamp_norm_factor=0.3), PREFIXES.build(lm))
+    ratio = (found.target - found.initial).norm(dim=0) / found.initial.norm(dim=0)
+    assert ratio.max() <= 0.3 * (1 + 1e-5)
+    assert ratio.max() > 0.29
+
+
+def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkeypatch):
+    lm = tiny_lm("gpt2")
+    contexts, options = PREFIXES.build(lm), ValueOptions(steps=6, batch_tokens=10_000)
+    expected = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+    plain, calls = Resumption.logits, []
+
+    def scarce(self, change, module=None):
+        calls.append(len(self.ids))
+        if len(self.ids) > 10:
+            raise torch.OutOfMemoryError("no memory left")
+        return plain(self, change, module)
+
+    search_type = _Search._build
+    monkeypatch.setattr(_Search, "_build", lambda self, edits: (setattr(self, "reuse_prefix", True), search_type(self, edits))[1])
+    monkeypatch.setattr(Resumption, "logits", scarce)
+    found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+    assert calls[0] > 10 and max(calls[-6:]) <= 10
+    assert found.steps == expected.steps
+    torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(Resumption, "logits", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    with pytest.raises(OutOfMemory, match="one edit alone"):
+        optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+
+
+def test_a_model_that_takes_no_prefix_is_noticed_and_still_right(monkeypatch):
+    lm = tiny_lm("gpt2")
+    notes: list[str] = []
+    monkeypatch.setattr(lm.monitor, "note", notes.append)
+    contexts, options = PREFIXES.build(lm), ValueOptions(steps=5)
+    expected = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+    monkeypatch.setattr(Resumption, "_cache", lambda self: (self.prefix[-1][0].zero_(), _plain_cache(self))[1])
+    found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+    assert len(notes) == 1 and "cached prefix" in notes[0]
+    torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
+
+
+_plain_cache = Resumption._cache
+
+
+def test_rows_that_leave_and_join_keep_their_logits():
+    lm = tiny_lm("gpt2")
+    rows, lookup = rows_in_contexts(lm, REQUESTS, PREFIXES.build(lm), with_target=True)
+    spans = [Span(r.ids[:-1], at, (len(r.ids) - 2,)) for r, at in zip(rows, lookup, strict=True)]
+    whole = Resumption(lm, spans, frozen=0)
+    same = lambda states, *_: states  # noqa: E731
+    assert whole.agrees(whole.logits(same))
+    keep = torch.tensor([1, 4, 5, 12])
+    few = whole.select(keep)
+    torch.testing.assert_close(few.logits(same), whole.base[keep], rtol=1e-4, atol=1e-4)
+    rest = Resumption(lm, [spans[0], spans[-1]], frozen=0)
+    both = few.join(rest)
+    torch.testing.assert_close(both.logits(same), torch.cat([few.base, rest.base]), rtol=1e-4, atol=1e-4)
+
+
+def test_options_are_checked():
+    lm = tiny_lm("gpt2")
+    for options, key in ((ValueOptions(kl_position="end"), "kl_position"), (ValueOptions(kl_prompt="is a"), "kl_prompt")):
+        with pytest.raises(UsageError, match=f"method.value.{key}"):
+            _tasks(lm, REQUESTS, options, PREFIXES.build(lm))
