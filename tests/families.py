@@ -6,6 +6,7 @@ and scales differ from their initial values, so that a part that is left out or 
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import contextmanager
 from typing import Any
@@ -112,20 +113,20 @@ def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding
     """A small fast tokenizer. kind: "bytes" (byte-level BPE, as GPT-2's and Llama 3's) or "pieces" (▁ for spaces and byte
     fallback, as Llama 2's). bos, eos: whether its post-processor adds them.
     """
-    special = [PAD, BOS, EOS]
+    inner = Tokenizer(models.BPE())
     if kind == "bytes":
-        inner = Tokenizer(models.BPE())
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     else:
-        inner = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token=BOS))
         inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-        special += [f"<0x{byte:02X}>" for byte in range(256)]
-        trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=special, show_progress=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else []
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=[PAD, BOS, EOS], initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(TEXT, trainer)
+    if kind == "pieces":  # a character that was never seen becomes its bytes
+        learnt = json.loads(inner.to_str())["model"]
+        vocabulary = learnt["vocab"] | {f"<0x{byte:02X}>": len(learnt["vocab"]) + byte for byte in range(256)}
+        inner.model = models.BPE(vocabulary, [tuple(pair) for pair in learnt["merges"]], byte_fallback=True)
     if bos or eos:
         added = [(token, inner.token_to_id(token)) for token, wanted in ((BOS, bos), (EOS, eos)) if wanted]
         inner.post_processor = processors.TemplateProcessing(single=f"{BOS if bos else ''} $A {EOS if eos else ''}".split(), special_tokens=added)

@@ -193,7 +193,7 @@ class _Search:
 
     def _update(self, edits: list[int], gradient: Tensor) -> None:
         """Adam with its default betas and an own step count for every edit, then the clamp."""
-        count = torch.tensor([self.steps[i] for i in edits], device=gradient.device)[:, None]
+        count = torch.tensor([self.steps[i] for i in edits], dtype=gradient.dtype, device=gradient.device)[:, None]
         momentum = 0.9 * self.momentum[edits] + 0.1 * gradient
         variance = 0.999 * self.variance[edits] + 0.001 * gradient.square()
         scale = (variance / (1 - 0.999**count)).sqrt() + 1e-8

@@ -73,12 +73,14 @@ class ModelOptions:
         return _device("model.device", self.device) if self.device_map is None else _device("model.device_map", self.device_map)
 
     def _read(self, source: str, local: bool, dtype: torch.dtype, place: str | torch.device) -> tuple[Any, Any]:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         common = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": local}
         with _silent():
             with self._reading("config.json"):
                 config = AutoConfig.from_pretrained(source, **common)
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in getattr(config, "auto_map", {}):
+                raise UsageError(f"model.id={self.id} is of the family {config.model_type}, which has no causal language model")
             with self._reading("tokenizer"):
                 tokenizer = AutoTokenizer.from_pretrained(source, **common)
             with self._reading("weights"):
