@@ -32,10 +32,11 @@ def test_batched_values_equal_the_plain_ones(family, site, layer):
     contexts = PREFIXES.build(lm)
     options = ValueOptions(steps=12, clamp_norm_factor=2.0, batch_tokens=60)
     found = optimise_values(lm, REQUESTS, layer, site, options, contexts)
+    tolerance = 1e-4 if family == "gemma2" else 1e-6  # its norms compute in float32 whatever the model's dtype
     for number, request in enumerate(REQUESTS):
         value, steps, loss = plain_value(lm, request, layer, site, options, contexts)
-        assert float((found.target[:, number] - value).norm() / value.norm()) < 1e-6
-        assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=1e-6))
+        assert float((found.target[:, number] - value).norm() / value.norm()) < tolerance
+        assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=tolerance))
 
 
 def test_on_the_embedded_model_each_edit_stops_by_itself_where_the_plain_one_does():

@@ -73,10 +73,10 @@ class CausalHead:
     @cached_property
     def caches_keys(self) -> bool:
         """Whether every block can go on from keys and values of earlier tokens (recurrent and linear attention cannot)."""
-        from transformers.cache_utils import DynamicCache, DynamicLayer
+        from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
         layers = DynamicCache(config=self.model.config).layers
-        return "past_key_values" in self._arguments and all(isinstance(layer, DynamicLayer) for layer in layers)
+        return "past_key_values" in self._arguments and not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
     @cached_property
     def _takes_positions(self) -> bool:

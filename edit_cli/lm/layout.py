@@ -77,7 +77,7 @@ def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
     for number, block in enumerate(stack):
         if not is_projection(_module(block, mlp_out, "model.layout.mlp_out", f"block {number}")):
             raise UsageError(f"model.layout.mlp_out={mlp_out} is no Linear or Conv1D layer of block {number}")
-    final_norm = options.final_norm or _find_final_norm(model, blocks)
+    final_norm = options.final_norm or _find_final_norm(model, blocks, config.hidden_size)
     _module(model, final_norm, "model.layout.final_norm", "this model")
     return Layout(blocks, mlp_out, final_norm, len(stack), config.hidden_size)
 
@@ -120,12 +120,15 @@ def _find_mlp_out(block: nn.Module, width: int) -> str:
     return (wider or candidates)[-1]
 
 
-def _find_final_norm(model: nn.Module, blocks: str) -> str:
+def _find_final_norm(model: nn.Module, blocks: str, width: int) -> str:
+    """The last norm of the hidden width beside the blocks; one of the embeddings counts only if it comes after the blocks."""
     parent, _, own = blocks.rpartition(".")
     children = list(model.get_submodule(parent).named_children())
     after = [name for name, _ in children].index(own)
     for number, (name, module) in reversed(list(enumerate(children))):
-        if "norm" in type(module).__name__.lower() and ("embed" not in name or number > after):
+        weight = getattr(module, "weight", None)
+        fits = "norm" in type(module).__name__.lower() and (weight is None or weight.shape == (width,))
+        if fits and ("embed" not in name or number > after):
             return f"{parent}.{name}" if parent else name
     raise UsageError(
         f"no final norm found beside {blocks}: name it with model.layout.final_norm (the last block, {blocks}.N, if there is none)"

@@ -161,8 +161,8 @@ class LM:
 
     @cached_property
     def blocks_return_tuples(self) -> bool:
-        """Whether this family's blocks return tuples (differs between families and versions of transformers)."""
-        return isinstance(self._probe(self.layout.block(0), lambda output: output), tuple)
+        """Whether this family's blocks return tuples or lists (differs between families and versions of transformers)."""
+        return isinstance(self._probe(self.layout.block(0), lambda output: output), (tuple, list))
 
     def skipping(self, layer: int, states: Tensor) -> Any:
         """Context in which blocks up to `layer` cost nothing and `states` (rows, tokens, width) leave block `layer`."""

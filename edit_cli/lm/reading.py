@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import StopForward, exact, on_input, on_output
 from edit_cli.lm.tokens import Row, by_length, pad_right
 
@@ -33,6 +34,9 @@ def read(
 
     Rows are cut after that token (by causality nothing later matters), identical ones are run once, and the forward pass
     ends as soon as everything has been read.
+
+    Raises:
+        UsageError: a module that does not keep one state a token.
     """
     cut = [row.ids[: position + 1] for row, position in zip(rows, positions, strict=True)]
     distinct = list(dict.fromkeys(cut))
@@ -51,6 +55,8 @@ def _run(lm: LM, ids: Sequence[Sequence[int]], taps: Sequence[Tap]) -> list[Tens
     seen: list[Tensor | None] = [None] * len(taps)
 
     def keep(index: int, activations: Tensor) -> None:
+        if activations.shape[:2] != padded.shape:
+            raise UsageError(f"{taps[index].module} of {lm.name} works on {tuple(activations.shape)}, not on one state a token: it cannot be read")
         seen[index] = activations.detach()
         if all(found is not None for found in seen):
             raise StopForward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -15,7 +15,7 @@ from edit_cli.report import words
 
 FOOTNOTE = (
     "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model says. "
-    "[low, high]: 95 % interval of the mean over facts. ↑ higher is better, ↓ lower."
+    "[low, high]: 95 % interval of the mean over facts. ↑: higher is better, ↓: lower is."
 )
 
 
@@ -39,6 +39,7 @@ def heading(summary: Mapping[str, Any]) -> Text:
     lines = [
         (f"{summary['method']} on {summary['model']}: {facts} edited, {words.batches(protocol)}", "bold"),
         (f"Data: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", ""),
+        (words.asked(protocol), ""),
     ]
     if protocol.get("order_seed") is not None:
         lines.append((f"Order of the facts: shuffled with seed {protocol['order_seed']}", ""))
@@ -52,28 +53,32 @@ def heading(summary: Mapping[str, Any]) -> Text:
     return text
 
 
-def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
-    """Metrics before → after with their intervals, teacher-forced and free-running ones apart."""
-    if not metrics:
+def metrics_table(metrics: Mapping[str, Any], sides: Sequence[str] = ("before", "after")) -> RenderableType:
+    """Means with intervals on each of `sides`, teacher-forced and free-running ones apart."""
+    found = words.sections(metrics)
+    if not found:
         return Text("No case went through, so there is nothing to measure.")
-    table = plain_table("", "before", "after", "what it tells", right=(1, 2))
-    table.columns[0].ratio, table.columns[3].ratio = None, 1
-    table.columns[0].min_width = 20
-    for section in words.SECTIONS:
-        rows = [name for name in metrics if words.section(name) == section]
-        if not rows:
-            continue
-        if table.row_count:
-            table.add_section()
-        table.add_row(Text(section.partition(":")[0], style="bold"), "", "", Text(section.partition(": ")[2], style="dim"))
-        for name in rows:
-            sides = metrics[name]
-            table.add_row(
-                words.label(METRICS[name]),
-                words.with_interval(sides.get("before")),
-                Text(words.with_interval(sides.get("after")), style="bold"),
-                Text(words.plain(name), style="dim"),
-            )
+    cells = {name: [words.with_interval(entry.get(side)) for side in sides] for name, entry in metrics.items()}
+    labels = [row.label for _, groups in found for _, rows in groups for row in rows]
+    widths = [max(len(side), *(len(row[index]) for row in cells.values())) for index, side in enumerate(sides)]
+    parts: list[RenderableType] = [_grid([("", *sides, "")], max(map(len, labels)), widths, "dim")]
+    for title, groups in found:
+        parts.append(Text(title, style="bold"))
+        for where, rows in groups:
+            parts += [Text(f" {where}", style="italic")] if where else []
+            parts.append(_grid([(row.label, *cells[row.metric], row.tells) for row in rows], max(map(len, labels)), widths))
+    return Group(*parts)
+
+
+def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], style: str = "") -> Table:
+    """Rows of label, values, explanation, in the same columns in every group."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(width=label + 2)
+    for index, width in enumerate(widths):
+        table.add_column(justify="right", width=width, style=style or ("bold" if index == len(widths) - 1 else ""))
+    table.add_column(style="dim")
+    for name, *cells in rows:
+        table.add_row(f"  {name}", *cells)
     return table
 
 

@@ -2,73 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from edit_cli.metrics.registry import METRICS, Metric
+from edit_cli.metrics.registry import GROUPS, METRICS
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
+TEACHER_FORCED = "TEACHER-FORCED: how it rates answers that are put to it"
+FREE_RUNNING = "FREE-RUNNING: what it writes by itself"
+AS_A_WHOLE = "THE MODEL AS A WHOLE"
+
 WHERE = {
-    "efficacy": "edited prompt",
-    "paraphrase": "rephrased prompt",
-    "neighborhood": "other subjects",
-    "attribute": "other subjects that had the new answer",
-    "locality": "unrelated prompt",
-    "portability": "prompt that follows from the edit",
+    "efficacy": "Edited prompts (efficacy)",
+    "paraphrase": "The same in other words (paraphrase)",
+    "neighborhood": "Other subjects (neighborhood): they must keep their answers",
+    "attribute": "Other subjects that always had the new answer (attribute)",
+    "locality": "Unrelated prompts (locality): they must keep their answers",
+    "portability": "What follows from the edit (portability)",
+}
+LABELS = {
+    "token_accuracy": "token accuracy",
+    "generated_exact": "exact match",
+    "generated_contains": "contains",
+    "generated_unchanged": "unchanged",
+    "generated_length": "length",
+    "score": "score S",
+    "token_score": "score S",
+    "generation_entropy": "entropy",
+    "reference_score": "consistency",
 }
 WHAT = {
-    "success": "new answer likelier than the old",
-    "magnitude": "probability of new − old answer",
-    "accuracy": "new answer is the top choice",
-    "token_accuracy": "answer's tokens that are the top choice",
+    "success": "new answer likelier",
+    "magnitude": "P(new) − P(old)",
+    "accuracy": "new is its top choice",
+    "token_accuracy": "tokens it gets right",
     "unchanged": "top choices as before",
-    "generated_exact": "it writes just the answer",
-    "generated_contains": "its reply contains the answer",
-    "generated_unchanged": "it writes the same as before",
-    "generated_length": "words of its reply",
+    "generated_exact": "just the answer",
+    "generated_contains": "answer is in reply",
+    "generated_unchanged": "it writes the same",
+    "generated_length": "of its reply",
+    "score": "mean of 3 successes",
+    "token_score": "mean of the 3 above",
+    "generation_entropy": "fluency of its texts",
+    "reference_score": "fits the new property",
+    "perplexity": "of plain text",
 }
-KEPT = {  # of prompts that an edit must not touch
-    "success": "their answer likelier than the new one",
-    "magnitude": "probability of their − the new answer",
-    "accuracy": "their answer is the top choice",
-}
-OTHERS = {
-    "score": "harmonic mean of the three successes",
-    "token_score": "harmonic mean of the three token accuracies",
-    "generation_entropy": "variety of the words it writes; falls when it repeats itself",
-    "reference_score": "likeness to texts about things with the new property",
-    "perplexity": "how surprised it is by ordinary text",
-}
-SECTIONS = {
-    "TEACHER-FORCED: how it rates given answers": ("success", "magnitude", "accuracy", "token_accuracy", "unchanged", "score"),
-    "FREE-RUNNING: what it writes by itself": ("generated",),
-    "THE MODEL AS A WHOLE": ("entropy", "reference", "perplexity"),
-}
+KEPT = {"success": "their answer likelier", "magnitude": "P(theirs) − P(new)", "accuracy": "theirs is top choice"}
+UNITS = {"%": "%", "points": "points", "bits × 100": "bits×100", "words": "words", "": ""}
 
 
-def plain(metric: str) -> str:
-    """What a metric tells, in a few words."""
-    if metric in OTHERS:
-        return OTHERS[metric]
-    group, _, measure = metric.partition("_")
-    what = KEPT.get(measure) if group in ("neighborhood", "locality") else None
-    return f"{WHERE.get(group, group)}: {what or WHAT.get(measure, METRICS[metric].definition)}"
+@dataclass(frozen=True)
+class Row:
+    """One metric of a table: its id, short name with unit and direction, and what it tells."""
+
+    metric: str
+    label: str
+    tells: str
 
 
-def label(metric: Metric) -> str:
-    """Name, unit and the direction of a good edit."""
-    arrow = ARROWS[metric.better]
-    return " ".join(part for part in (metric.label, f"({metric.unit})" if metric.unit else "", arrow) if part)
+def sections(metrics: Collection[str]) -> list[tuple[str, list[tuple[str, list[Row]]]]]:
+    """[(section, [(which prompts, rows)])] for those of `metrics` that a table shows; teacher-forced and free-running ones apart."""
+    rated, written = [], []
+    for group, (kind, _) in GROUPS.items():
+        ids = [m.id for m in METRICS.values() if m.kind == kind and m.measure and m.id in metrics]
+        if f"{group}_success" in ids:  # the accuracies of whole answers say more
+            ids = [name for name in ids if METRICS[name].measure != "token_accuracy"]
+        generated = [name for name in ids if str(METRICS[name].measure).startswith("generated")]
+        rated.append((WHERE[group], [_row(name, group) for name in ids if name not in generated]))
+        written.append((WHERE[group], [_row(name, group) for name in generated]))
+    rated.append(("All three together", [_row(name) for name in ("score", "token_score") if name in metrics]))
+    whole = [("", [_row(name) for name in ("generation_entropy", "reference_score", "perplexity") if name in metrics])]
+    parts = ((TEACHER_FORCED, rated), (FREE_RUNNING, written), (AS_A_WHOLE, whole))
+    filled = [(title, [(where, rows) for where, rows in groups if rows]) for title, groups in parts]
+    return [(title, groups) for title, groups in filled if groups]
 
 
-def section(metric: str) -> str:
-    """Which part of the table a metric belongs to."""
-    measure = metric.partition("_")[2] or metric
-    for name, kinds in reversed(SECTIONS.items()):
-        if any(kind in measure or kind in metric for kind in kinds):
-            return name
-    return next(iter(SECTIONS))
+def _row(name: str, group: str = "") -> Row:
+    metric = METRICS[name]
+    measure = metric.measure or name
+    named = LABELS.get(measure, measure)
+    label = " ".join(part for part in (f"{named}, {UNITS[metric.unit]}" if metric.unit else named, ARROWS[metric.better]) if part)
+    kept = KEPT.get(measure) if group in ("neighborhood", "locality", "attribute") else None
+    return Row(name, label, kept or WHAT[measure])
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -77,13 +94,14 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def with_interval(entry: Mapping[str, Any] | None) -> str:
-    """`98.5 [95.2, 100]`: mean and 95 % interval."""
+    """`98.5 [95, 100]`: mean and 95 % interval, whose ends have decimals only where they are close."""
     if entry is None:
         return "–"
     ends = entry["ci95"]
     if ends is None or None in ends:
         return number(entry["mean"])
-    low, high = (number(end, 0 if abs(end) >= 99.95 else 1) for end in ends)
+    digits = 1 if ends[1] - ends[0] < 3 else 0
+    low, high = ("100" if end == 100 else number(end, digits) for end in ends)
     return f"{number(entry['mean'])} [{low}, {high}]"
 
 
@@ -103,9 +121,17 @@ def batches(protocol: Mapping[str, Any]) -> str:
         how = "one at a time"
     else:
         how = f"in batches of {size:,}"
-    if not restored:
-        return f"{how}; edits stay"
-    return f"{how}; asked right after, then taken back" if count == 1 else f"{how}; asked after each, then taken back"
+    return how if restored else f"{how}, nothing taken back"
+
+
+def asked(protocol: Mapping[str, Any]) -> str:
+    """When the model was asked."""
+    if not protocol["restored"]:
+        return "Asked before all edits, right after each batch, and again at checkpoints."
+    each = "them" if protocol["batch_size"] == 1 or protocol["batches"] > 1 else "the edit"
+    return f"Asked before and with {each} in place; each is taken back before the next." if each == "them" else (
+        "Asked before and with the edit in place; it is taken back afterwards."
+    )
 
 
 def seconds(value: float | None) -> str:
