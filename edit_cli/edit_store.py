@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from edit_cli import __version__
 from edit_cli.edits import Edit, WeightDelta
-from edit_cli.errors import MissingError
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.jsonfiles import read_json, to_json, write_json
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
 FORMAT = 1
 TENSORS, MANIFEST, BASE = "edit.safetensors", "edit.json", "base"
+MEANING = ("format", "kind", "class", "touched", "state", "parent")  # what the id covers beside the tensors
 
 
 def save(
@@ -38,13 +42,14 @@ def save(
 
     `lm` must be in the state that the edit will be attached to: the hashes of the touched tensors are taken from it.
     `parent`: directory of the edit that is attached there; a copy is nested, so that the new directory is complete.
+
+    Raises:
+        UsageError: the directory holds something else than an edit. MissingError: it cannot be written.
     """
     directory = Path(directory)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if directory.exists() and not (directory / MANIFEST).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} exists and is no edit directory; give another one")
     tensors, rest = edit.state()
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "kind": edit.kind,
@@ -58,13 +63,30 @@ def save(
         "parent": read_manifest(parent)["id"] if parent else None,
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
-    manifest["id"] = _identity(temporary / TENSORS, manifest)
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
-    if parent:
-        shutil.copytree(parent, temporary / BASE)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(temporary, directory)
+    manifest = json.loads(to_json(manifest))  # as it will be read back
+    with _replacing(directory) as temporary:
+        save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+        manifest["id"] = _identity(temporary / TENSORS, manifest)
+        write_json(temporary / MANIFEST, manifest)
+        if parent:
+            shutil.copytree(parent, temporary / BASE)
     return manifest["id"]
+
+
+@contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    """An empty directory that takes the place of `directory` once it has been filled."""
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(temporary, directory)
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"{directory} cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_manifest(directory: Path | str) -> dict[str, Any]:
@@ -74,22 +96,29 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
         MissingError: no edit there, or one that cannot be read; names the file.
     """
     path = Path(directory) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise MissingError(f"{directory} is no edit directory: {MANIFEST} is missing") from None
-    except (OSError, ValueError) as error:
-        raise MissingError(f"{path} cannot be read: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not path.exists():
+        raise MissingError(f"{directory} is no edit directory: {MANIFEST} is missing")
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
         raise MissingError(f"{path}: format {FORMAT} is what this version reads; make the edit again")
+    if lacking := sorted({"id", "base_model", *MEANING} - manifest.keys()):
+        raise MissingError(f"{path} is damaged: {', '.join(lacking)} missing; make the edit again")
     return manifest
 
 
 def chain(directory: Path | str) -> list[Path]:
-    """The edit directories that `directory` stands on, base first, itself last."""
+    """The edit directories that `directory` stands on, base first, itself last.
+
+    Raises:
+        MissingError: one of them is missing, damaged, or not the one that was there when the next was saved.
+    """
     directory = Path(directory)
-    read_manifest(directory)
-    return ([*chain(directory / BASE)] if (directory / BASE).is_dir() else []) + [directory]
+    parent = read_manifest(directory)["parent"]
+    if parent is None:
+        return [directory]
+    if read_manifest(directory / BASE)["id"] != parent:
+        raise MissingError(f"{directory / BASE} is not the edit that {directory} was made on; make the edit again")
+    return [*chain(directory / BASE), directory]
 
 
 def attach(directory: Path | str, lm: LM) -> list[Edit]:
@@ -130,15 +159,15 @@ def load(directory: Path | str, lm: LM) -> Edit:
         if present != expected:
             raise MissingError(
                 f"{directory} was made for other weights ({made_for}): {name} differs in this model ({lm.name}); "
-                "load the same model and revision, and what the edit stands on"
+                "load the same model, revision and model.dtype, and what the edit stands on"
             )
     return _edit_class(manifest["class"]).from_state({n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"])
 
 
 def _identity(tensors: Path, manifest: dict[str, Any]) -> str:
-    meaning = {key: manifest[key] for key in ("format", "kind", "class", "touched", "state", "parent")}
-    digest = hashlib.sha256(tensors.read_bytes())
-    digest.update(json.dumps(meaning, sort_keys=True).encode())
+    with open(tensors, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps({key: manifest[key] for key in MEANING}, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -150,6 +179,6 @@ def _edit_class(path: str) -> type[Edit]:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError):
             found = None
-        if isinstance(found, type) and issubclass(found, Edit):
+        if isinstance(found, type) and issubclass(found, Edit) and not inspect.isabstract(found):
             return found
     raise MissingError(f"edit class {path} is not one that this version of edit-cli knows")

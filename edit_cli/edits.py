@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from edit_cli.errors import UsageError
 from edit_cli.lm.layout import is_transposed
 
 if TYPE_CHECKING:
@@ -100,12 +101,19 @@ class WeightDelta(Edit):
         parameter.data.copy_(total)
 
     def stored(self, lm: LM, name: str) -> Tensor:
-        """The dense update of one parameter, oriented as the parameter is stored."""
+        """The dense update of one parameter, oriented as the parameter is stored.
+
+        Raises:
+            UsageError: it does not have the parameter's shape.
+        """
         update = self.updates[name]
-        if isinstance(update, Tensor):
-            return update
-        transposed = is_transposed(lm.module(name.rpartition(".")[0]))
-        return update.dense().T if transposed else update.dense()
+        if isinstance(update, Factors):
+            transposed = is_transposed(lm.module(name.rpartition(".")[0]))
+            update = update.dense().T if transposed else update.dense()
+        if update.shape != lm.parameter(name).shape:
+            shapes = f"{tuple(update.shape)}, the parameter {tuple(lm.parameter(name).shape)}"
+            raise UsageError(f"the update of {name} is {shapes}: the edit was made for another model than {lm.name}")
+        return update
 
     def compact(self, lm: LM) -> WeightDelta:
         """The same edit, with factors kept only while they are smaller than the matrix."""

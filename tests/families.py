@@ -71,7 +71,10 @@ ADDITIVE: dict[str, dict[str, Any]] = {
     "seed_oss": GROUPED,
     "diffllama": ROTARY,
     "apertus": ROTARY,
+    "arcee": ROTARY,
+    "ctrl": SMALL | {"dff": INNER},
     "nanochat": ROTARY,
+    "lfm2": ROTARY | {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
     "qwen3_5_text": GROUPED | {
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
@@ -84,6 +87,7 @@ NOT_ADDITIVE: dict[str, dict[str, Any]] = {
     "gemma3_text": GROUPED | {"query_pre_attn_scalar": 16, "sliding_window": 8},
     "olmo2": ROTARY,
     "olmo3": ROTARY | {"sliding_window": 8},
+    "gemma4_text": GROUPED | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 340, "global_head_dim": 16, "num_kv_shared_layers": 0},
     "exaone4": GROUPED | {"sliding_window": 8},
     "glm4": GROUPED,
     "granite": ROTARY | {"residual_multiplier": 0.3, "logits_scaling": 4.0, "embedding_multiplier": 3.0},

@@ -1,0 +1,188 @@
+"""Conformance: what every method in conf/method must do, on Conv1D and on Linear projections."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+import torch
+from embedded import embedded_lm, linear_twin, same_bits, snapshot, world
+from hydra import compose, initialize_config_module
+
+from edit_cli import edit_store
+from edit_cli.catalog import names
+from edit_cli.config import build
+from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.launch import register_resolvers
+from edit_cli.requests import EditRequest
+
+MODELS = {"Conv1D": embedded_lm, "Linear": linear_twin}
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory):
+    return tmp_path_factory.mktemp("statistics")
+
+
+@pytest.fixture(scope="module")
+def editor(statistics):
+    """editor(name, *overrides): as the command line would build it for the embedded model, with few tokens of statistics."""
+
+    def make(name: str, *overrides: str):
+        register_resolvers()
+        with initialize_config_module("edit_cli.conf", version_base="1.3"):
+            config = compose("evaluate", [f"method={name}", f"cache_dir={statistics}", "stats.tokens=6000", *overrides])
+        return build(config.method)
+
+    return make
+
+
+@cache
+def model(kind: str):
+    return MODELS[kind]()
+
+
+def requests(count: int) -> list[EditRequest]:
+    return [case.requests[0] for case in world("tune")[:count]]
+
+
+def likelihoods(lm, edits):
+    return [score.nll for score in lm.loglikelihood([(edit.text, edit.target_new) for edit in edits])]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", names("method"))
+def test_an_edit_is_a_value(name, kind, editor, tmp_path):
+    """Bit-identical after `edit`; the targets become likelier; detaching is exact; saved, loaded and attached is the same."""
+    lm, wanted = model(kind), requests(2)
+    before, untouched = likelihoods(lm, wanted), snapshot(lm)
+    edit = editor(name).edit(lm, wanted)
+    assert same_bits(snapshot(lm), untouched) and lm.attached == []
+    edit_store.save(edit, tmp_path / "edit", lm, wanted, {"name": name})
+    with lm.edited(edit):
+        after = likelihoods(lm, wanted)
+        texts = lm.generate([request.text for request in wanted], 4)
+    assert all(new < old for new, old in zip(after, before, strict=True))
+    assert same_bits(snapshot(lm), untouched)
+    edit_store.attach(tmp_path / "edit", lm)
+    assert (likelihoods(lm, wanted), lm.generate([request.text for request in wanted], 4)) == (after, texts)
+    lm.detach()
+    assert same_bits(snapshot(lm), untouched) and likelihoods(lm, wanted) == before
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_the_same_edit_twice_is_the_same(name, editor):
+    lm, wanted = model("Conv1D"), requests(2)
+    first, second = (editor(name).edit(lm, wanted).state()[0] for _ in range(2))
+    assert same_bits(first, second)
+
+
+@pytest.mark.parametrize("name", ["memit", "rome", "emmet", "ft"])
+def test_orientation_does_not_matter(name, editor):
+    """On a Conv1D and on the Linear that computes the same, updates are each other's transpose."""
+    wanted = requests(2)
+    conv, linear = (editor(name).edit(model(kind), wanted) for kind in ("Conv1D", "Linear"))
+    assert conv.updates.keys() == linear.updates.keys()
+    for parameter in conv.updates:
+        expected = conv.stored(model("Conv1D"), parameter).T
+        torch.testing.assert_close(linear.stored(model("Linear"), parameter), expected, rtol=2e-3, atol=1e-5)
+
+
+def test_a_saved_edit_gives_identical_logits_in_a_new_process(editor, tmp_path):
+    lm, wanted = embedded_lm(), requests(2)
+    edit = editor("memit").edit(lm, wanted)
+    edit_store.save(edit, tmp_path / "edit", lm, wanted, {"name": "memit"})
+    with lm.edited(edit):
+        here = likelihoods(lm, wanted)
+    code = (
+        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli import edit_store\n"
+        "lm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\n"
+        "pairs = [tuple(pair) for pair in json.loads(sys.argv[3])]\n"
+        "print(json.dumps([score.nll for score in lm.loglikelihood(pairs)]))"
+    )
+    pairs = json.dumps([(request.text, request.target_new) for request in wanted])
+    folder = str(__import__("pathlib").Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "edit"), folder, pairs], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == here
+
+
+def test_edits_stack_and_come_off_in_reverse(editor):
+    lm, wanted = embedded_lm(), requests(3)
+    untouched = snapshot(lm)
+    for name, request in zip(("memit", "lookup", "ft"), wanted, strict=True):
+        lm.attach(editor(name).edit(lm, [request]))
+    assert all(score.hits == (True,) * len(score.hits) for score in lm.loglikelihood([(r.text, r.target_new) for r in wanted]))
+    for _ in wanted:
+        lm.detach()
+    assert same_bits(snapshot(lm), untouched)
+
+
+def test_emmet_with_one_request_is_rome_for_the_same_key_and_value(editor):
+    """Both meet the constraint exactly: what the edited projection gives for the averaged key moves by the whole residual."""
+    lm, wanted = model("Conv1D"), requests(1)
+    emmet = editor("emmet", "method.layers=[2]").edit(lm, wanted)
+    rome = editor("rome", "method.layers=[2]", "method.variant=r").edit(lm, wanted)
+    (first,), (second,) = emmet.updates.values(), rome.updates.values()
+    cosine = torch.nn.functional.cosine_similarity(first.right, second.right)
+    assert cosine.item() > 0.5  # other prefixes, so other averaged keys; the same statistics
+
+
+@pytest.mark.parametrize("variant", ["original", "r", "p"])
+def test_rome_variants_differ_in_their_keys_and_all_work(variant, editor):
+    lm, wanted = model("Conv1D"), requests(1)
+    edit = editor("rome", f"method.variant={variant}").edit(lm, wanted)
+    assert 0 < edit.info["gain"] <= 1 + 1e-9
+    with lm.edited(edit):
+        assert lm.loglikelihood([(wanted[0].text, wanted[0].target_new)])[0].hits == (True,)
+
+
+def test_norm_constraint_holds_for_every_weight(editor):
+    lm, wanted = model("Conv1D"), requests(4)
+    edit = editor("ft-l", "method.norm_constraint=1.0e-3").edit(lm, wanted)
+    largest = max(float(lm_update.abs().max()) for lm_update in edit.updates.values())
+    assert 0.999e-3 < largest <= 1.001e-3
+    free = editor("ft", "method.lr=1.0e-2").edit(lm, wanted)
+    assert max(float(update.abs().max()) for update in free.updates.values()) > 1.0e-3
+
+
+def test_facts_about_one_subject_are_reported(editor, monkeypatch):
+    lm = model("Conv1D")
+    notes: list[str] = []
+    monkeypatch.setattr(lm.monitor, "note", notes.append)
+    request = requests(1)[0]
+    again = EditRequest(request.prompt, request.subject, requests(2)[1].target_new)
+    editor("memit").edit(lm, [request, again])
+    assert any("same key" in note for note in notes)
+    with pytest.raises(UsageError, match="dependent keys"):
+        editor("emmet", "method.epsilon=0.0").edit(lm, [request, again])
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("memit", "method.layers=[]", "method.layers is empty"),
+        ("memit", "method.layers=[9]", "layer 9 does not exist"),
+        ("rome", "method.variant=q", "method.variant=q: choose one of"),
+        ("ft", "method.part=head", "method.part=head: choose"),
+        ("ft", "method.objective=x", "method.objective=x: choose"),
+        ("ft-l", "method.norm_constraint=-1.0", "method.norm_constraint=-1.0: give a positive"),
+        ("lookup", "method.mode=x", "method.mode=x: choose"),
+        ("memit", "method.context.weighting=x", "method.context.weighting=x: choose"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(name, override, message, editor):
+    with pytest.raises(UsageError) as caught:
+        editor(name, override).edit(model("Conv1D"), requests(1))
+    assert message in str(caught.value)
+
+
+def test_requests_that_a_method_cannot_work_on_are_rejected_alone(editor):
+    lm = model("Conv1D")
+    with pytest.raises(RejectedRequest, match="needs a subject"):
+        editor("memit").check(lm, EditRequest("Paris is in", None, "Peru"))
+    editor("ft").check(lm, EditRequest("Paris is in", None, "Peru"))
+    with pytest.raises(RejectedRequest, match="target is empty"):
+        editor("ft").check(lm, EditRequest("Paris is in", None, "  "))
