@@ -159,7 +159,7 @@ class ModulePatch(Edit):
 
     @abstractmethod
     def wrap(self, original: nn.Module) -> nn.Module:
-        """The module that takes the original's place; it holds the original and leaves its weights alone."""
+        """The module that takes the original's place: a `Wrapper`, which keeps names inside it good. It leaves the weights alone."""
 
     def attach(self, lm: LM) -> Undo:
         parent_name, _, child = self.module.rpartition(".")

@@ -24,7 +24,7 @@ FALCON = ("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f", 4 * WIDTH)
 # blocks, MLP output projection inside a block, final norm, width of a key; families that are not named here are laid out as LLAMA
 LAYOUTS = {
     "gpt2": GPT2,
-    "gpt_neo": ("transformer.h", "mlp.c_proj", "transformer.ln_f", 4 * WIDTH),
+    "gpt_neo": GPT2,
     "gpt_bigcode": GPT2,
     "gptj": ("transformer.h", "mlp.fc_out", "transformer.ln_f", INNER),
     "codegen": ("transformer.h", "mlp.fc_out", "transformer.ln_f", INNER),
@@ -100,7 +100,7 @@ def test_layout_is_found(family):
     assert (lm.layout.blocks, lm.layout.mlp_out_in_block, lm.layout.final_norm) == (blocks, mlp_out, final_norm)
     assert (lm.layout.depth, lm.layout.width) == (DEPTH, WIDTH)
     assert [lm.key_width(layer) for layer in range(DEPTH)] == [inner] * DEPTH
-    assert lm.head.max_length == (2048 if family == "bloom" else CONTEXT)  # Bloom's positions have no end
+    assert lm.head.max_length == CONTEXT
 
 
 @families

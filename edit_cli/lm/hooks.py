@@ -26,6 +26,27 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, (tuple, list)) else hidden
 
 
+class Wrapper(nn.Module):
+    """Stands in a module's place. What it lacks is looked up in the original, so that names of modules and weights stay good."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.original = original
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("original"), name)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model's own module under all wrappers."""
+    while isinstance(module, Wrapper):
+        module = module.original
+    return module
+
+
 def exact(values: Tensor) -> Tensor:
     """At least float32, whatever the model computes in."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from edit_cli.errors import UsageError
+from edit_cli.lm.hooks import unwrapped
 
 MIXERS = ("attn", "attention", "mamba", "mixer", "ssm", "conv", "recurrent", "temporal")  # parts that move things between tokens
 
@@ -46,12 +47,12 @@ class Layout:
 
 
 def is_projection(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, Conv1D))
+    return isinstance(unwrapped(module), (nn.Linear, Conv1D))
 
 
 def is_transposed(module: nn.Module) -> bool:
     """Conv1D stores (d_in, d_out), Linear (d_out, d_in). By type, never by shape: square matrices have none to tell."""
-    return isinstance(module, Conv1D)
+    return isinstance(unwrapped(module), Conv1D)
 
 
 def widths(module: nn.Module) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def metrics_table(metrics: Mapping[str, Any], sides: Sequence[str] = ("before", 
 
 def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], style: str = "") -> Table:
     """Rows of label, values, explanation, in the same columns in every group."""
-    table = Table.grid(padding=(0, 2, 0, 0))
+    table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(width=label + 2)
     for index, width in enumerate(widths):
         table.add_column(justify="right", width=width, style=style or ("bold" if index == len(widths) - 1 else ""))

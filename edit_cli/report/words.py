@@ -36,20 +36,20 @@ LABELS = {
 WHAT = {
     "success": "new answer likelier",
     "magnitude": "P(new) − P(old)",
-    "accuracy": "new is its top choice",
-    "token_accuracy": "tokens it gets right",
-    "unchanged": "top choices as before",
+    "accuracy": "new is top choice",
+    "token_accuracy": "tokens it got right",
+    "unchanged": "same top choices",
     "generated_exact": "just the answer",
     "generated_contains": "answer is in reply",
     "generated_unchanged": "it writes the same",
     "generated_length": "of its reply",
     "score": "mean of 3 successes",
     "token_score": "mean of the 3 above",
-    "generation_entropy": "fluency of its texts",
-    "reference_score": "fits the new property",
+    "generation_entropy": "fluency of texts",
+    "reference_score": "fits new property",
     "perplexity": "of plain text",
 }
-KEPT = {"success": "their answer likelier", "magnitude": "P(theirs) − P(new)", "accuracy": "theirs is top choice"}
+KEPT = {"success": "theirs is likelier", "magnitude": "P(theirs) − P(new)", "accuracy": "theirs is top choice"}
 UNITS = {"%": "%", "points": "points", "bits × 100": "bits×100", "words": "words", "": ""}
 
 
@@ -100,7 +100,7 @@ def with_interval(entry: Mapping[str, Any] | None) -> str:
     ends = entry["ci95"]
     if ends is None or None in ends:
         return number(entry["mean"])
-    digits = 1 if ends[1] - ends[0] < 3 else 0
+    digits = 1 if ends[1] - ends[0] < 2 else 0
     low, high = ("100" if end == 100 else number(end, digits) for end in ends)
     return f"{number(entry['mean'])} [{low}, {high}]"
 

@@ -1,0 +1,132 @@
+"""`edit`: one fact or a file of facts, edited all at once; shows before and after, and keeps the edit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from edit_cli import edit_store
+from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.finish import outcome
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts
+from edit_cli.commands.protocol import Protocol
+from edit_cli.commands.recording import recorded, run_path, slug
+from edit_cli.config import Settings, build, plain_containers, settings
+from edit_cli.console import ConsoleMonitor
+from edit_cli.datasets import Dataset
+from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.metrics.observe import BeforeCache, observe
+from edit_cli.report.facts import before_and_after
+from edit_cli.report.summary import summary_of
+from edit_cli.requests import Case, EditRequest, Probe
+from edit_cli.results import Run
+
+INLINE = "inline"
+SAVED = "0000"  # name of the one edit that this command makes
+
+
+@dataclass
+class EditOptions:
+    """Keys of `edit`: one fact. prompt holds {} where the subject belongs."""
+
+    prompt: str
+    target: str
+    subject: str | None = None
+    target_true: str | None = None
+
+
+def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    top = settings(job.config)
+    protocol = build(job.config.protocol, Protocol)
+    model, editor = build(job.config.model), build_editor(job.config.method)
+    dataset = _facts(job, top, monitor)
+    base = None if job.config.base_edit is None else Path(job.config.base_edit).expanduser()
+    if base is not None:
+        edit_store.read_manifest(base)
+    path = _path(job, top, dataset)
+    details = {"protocol": {"batch_size": len(dataset.cases), "batches": 1, "evaluated": "after all edits", "restored": False}}
+    with recorded(job, top, path, monitor, details, dataset) as run:
+        ledger = Ledger(monitor)
+        saved = run.edits / SAVED
+        if not run.finished.issuperset(dataset.ids) or not saved.is_dir():
+            lm = load_model(model, monitor)
+            if base is not None:
+                edit_store.attach(base, lm)
+            before = BeforeCache(protocol.observe, perplexity_texts(model))
+            with monitor.phase("ask before"):
+                before.observe(lm, dataset.cases)
+            done = attempt(editor, lm, dataset.cases)
+            after = {}
+            if done.edit is not None:
+                method = {"name": job.choices["method"], **plain_containers(job.config.method)}
+                edit_store.save(done.edit, saved, lm, done.requests, method, base)
+                with monitor.phase("ask after"), lm.edited(done.edit):
+                    after = dict(zip((case.id for case in done.cases), observe(lm, done.cases, before.options, before.texts), strict=True))
+            for case, earlier in zip(dataset.cases, before.observe(lm, dataset.cases), strict=True):
+                if case.id not in run.finished:
+                    line = result_line(case, 0, earlier, after.get(case.id), done.seconds, done.rejected.get(case.id))
+                    run.append({**line, "phases": ledger.take()})
+        else:
+            monitor.note("this edit is there already (overwrite=true makes it again)")
+        return _conclude(job, run, saved, ledger, monitor)
+
+
+def _conclude(job: Job, run: Run, saved: Path, ledger: Ledger, monitor: ConsoleMonitor) -> Outcome:
+    lines = run.lines()
+    summary = {**summary_of(run.manifest, lines, seconds=ledger.take()), "edit": str(saved.relative_to(run.path))}
+    run.write_summary(summary)
+    if not job.in_sweep:
+        monitor.screen.show(before_and_after(summary, lines))
+        if saved.is_dir():
+            monitor.screen.line(f"edit: {saved}")
+    return outcome(run, [line for line in lines if line["error"]], monitor)
+
+
+def _path(job: Job, top: Settings, dataset: Dataset) -> Path:
+    """Single facts lie apart from each other without the user's having to name them."""
+    path = run_path(job, top, dataset.name, job.choices["model"])
+    if dataset.name != INLINE or top.run_dir is not None:
+        return path
+    request = dataset.cases[0].requests[0]
+    digest = hashlib.sha256(repr((request, str(job.config.base_edit))).encode()).hexdigest()[:6]
+    return path.with_name(f"{path.name}-{slug(f'{request.subject or request.prompt}-{request.target_new}')[:60]}-{digest}")
+
+
+def _facts(job: Job, top: Settings, monitor: ConsoleMonitor) -> Dataset:
+    """The one fact of the command line, or those of the data set."""
+    given: dict[str, Any] = {key: value for key, value in job.config.edit.items() if value is not None}
+    if not given:
+        if OmegaConf.is_missing(job.config.dataset, "path"):
+            raise UsageError(
+                "nothing to edit: give one fact (edit.prompt='{} plays the' edit.subject='Miles Davis' edit.target=violin) "
+                "or a file of facts (dataset.path=FILE)"
+            )
+        return build(job.config.dataset).load(top.limit, monitor)
+    for key in ("prompt", "target"):
+        if key not in given:
+            raise UsageError(f"edit.{key} has no value: one fact needs edit.prompt, edit.subject and edit.target")
+    return _inline(build(job.config.edit, EditOptions))
+
+
+def _inline(fact: EditOptions) -> Dataset:
+    subject = fact.subject
+    if subject is not None and "{}" not in fact.prompt:
+        if subject not in fact.prompt:
+            raise UsageError(f"edit.prompt={fact.prompt!r} has no {{}} where the subject belongs, such as '{{}} plays the'")
+        fact.prompt = fact.prompt.replace(subject, "{}", 1)
+    if subject is None and "{}" in fact.prompt:
+        raise UsageError("edit.subject has no value: it belongs where edit.prompt has {}")
+    if not fact.target.strip():
+        raise UsageError("edit.target is empty: give the new answer")
+    try:
+        request = EditRequest(fact.prompt, subject, fact.target.strip(), fact.target_true)
+    except RejectedRequest as error:
+        raise UsageError(f"edit: {error}") from None
+    case = Case("0", (request,), (Probe("rewrite", request.text, request.target_new, request.target_true),))
+    digest = hashlib.sha256(repr(request).encode()).hexdigest()
+    return Dataset(INLINE, (case,), "command line", digest, 1, (), None, 0, None, None)

@@ -1,0 +1,91 @@
+"""What a model said of single facts before and after an edit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edit_cli.report import words
+from edit_cli.report.tables import footer, heading, metrics_table
+
+SHOWN = 10  # facts that are shown one by one
+WIDEST = 60  # characters of a continuation
+
+
+def before_and_after(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Every edited fact with the answers before and after; for several facts, the means too."""
+    shown = [line for line in lines if not line["error"]]
+    parts: list[RenderableType] = [heading(summary), Text()]
+    for line in shown[:SHOWN]:
+        parts += [probes(line, kinds=("rewrite",)), Text()]
+    if len(shown) > SHOWN:
+        parts += [Text(f"… and {len(shown) - SHOWN:,} more facts: edit-cli show RUN --case ID", style="dim"), Text()]
+    if len(shown) > 1:
+        parts += [metrics_table(summary["metrics"]), Text(), *footer(summary)]
+    return Group(*parts) if len(shown) > 1 else Group(*parts[:-1])
+
+
+def case(line: Mapping[str, Any]) -> RenderableType:
+    """Everything that one case holds: its requests, every prompt with the answers before and after, sampled texts."""
+    parts: list[RenderableType] = [Text(f"case {line['case_id']}", style="bold")]
+    for request in line["requests"]:
+        subject = request["subject"]
+        prompt = request["prompt"].replace("{}", subject, 1) if subject is not None else request["prompt"]
+        old = f" instead of {request['target_true']}" if request["target_true"] else ""
+        parts.append(Text(f"edited: {prompt} → {request['target_new']}{old}"))
+    if line["error"]:
+        parts.append(Text(f"failed: {line['error']}", style="bold red"))
+    if line["before"] or line["after"]:
+        parts += [Text(), probes(line)]
+    for side in ("before", "after"):
+        for text in (line.get(side) or {}).get("texts") or []:
+            parts += [Text(), Text(f"text {side}", style="bold"), Text(text)]
+    return Group(*parts)
+
+
+def probes(line: Mapping[str, Any], kinds: Sequence[str] | None = None) -> RenderableType:
+    """A block for each prompt: what the model writes, and the probability of the answers (geometric mean of their tokens')."""
+    before, after = ((line[side] or {}).get("probes") or [] for side in ("before", "after"))
+    pairs = list(zip(before or [None] * len(after), after or [None] * len(before), strict=True))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table.add_column("prompt", ratio=4, overflow="fold")
+    table.add_column("", style="dim")
+    table.add_column("before", ratio=3, overflow="fold")
+    table.add_column("after", ratio=3, overflow="fold", style="bold")
+    for then, now in pairs:
+        known = then or now
+        if kinds is not None and known["kind"] not in kinds:
+            continue
+        rows = _rows(known, then, now)
+        for index, row in enumerate(rows):
+            table.add_row(Text(f"{known['prompt']} …\n({known['kind']})") if index == 0 else "", *row)
+        table.add_section()
+    return table
+
+
+def _rows(known: Mapping[str, Any], then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    rows = []
+    if known.get("generated") is not None:
+        rows.append(("writes", _cut(then), _cut(now)))
+    for role in ("target", "foil"):
+        if known.get(role) is not None:
+            rows.append((f"P({known[role]})", _probability(then, role), _probability(now, role)))
+    return rows
+
+
+def _cut(probe: Mapping[str, Any] | None) -> str:
+    text = ((probe or {}).get("generated") or "").strip()
+    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
+
+
+def _probability(probe: Mapping[str, Any] | None, role: str) -> str:
+    if probe is None:
+        return "–"
+    nll = probe.get(f"{role}_nll")
+    return words.number(None) if nll is None else f"{100 * math.exp(-nll):.1f} %"
