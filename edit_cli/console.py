@@ -52,7 +52,7 @@ class ConsoleMonitor(Monitor):
         self.log = log
         self._live: Progress | None = None
         self._depth = 0
-        self._printed = time.monotonic()
+        self._printed = 0.0
 
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
@@ -94,7 +94,7 @@ class ConsoleMonitor(Monitor):
             nonlocal done
             done += steps
             now = time.monotonic()
-            if now - self._printed < QUIET_SECONDS:
+            if now - max(self._printed, began) < QUIET_SECONDS:
                 return
             self._printed = now
             left = f", {duration((now - began) / done * (total - done))} left" if total and 0 < done < total else ""

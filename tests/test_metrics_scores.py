@@ -84,8 +84,8 @@ def test_unchanged_is_not_correct():
 
 
 def test_generated_unchanged_is_literal():
-    now = [probe("neighborhood", generated=text) for text in (" Rome", " Rome.", " Rome")]
-    then = [probe("neighborhood", generated=text) for text in (" Rome", " Rome", None)]
+    now = [probe("neighborhood", generated=text) for text in (" Rome. It is", " rome", " Rome")]
+    then = [probe("neighborhood", generated=text) for text in (" Rome. He was", " Rome", None)]
     assert probe_values(line(now, then), "after")["neighborhood_generated_unchanged"] == 50.0
 
 

@@ -74,7 +74,7 @@ _MEASURES: dict[str, tuple[str, str, Literal["higher", "neither"], str, tuple[st
     ),
     "generated_unchanged": (
         "generated, unchanged", "%", "higher",
-        "the greedy continuation is the same text as before the edit",
+        "the first sentence of the greedy continuation is the same text as before the edit",
         ("neighborhood", "locality"),
     ),
     "generated_length": (

@@ -72,9 +72,11 @@ def _on_answers(match: Callable[[str, Sequence[str]], bool], probe: ProbeResult)
 
 
 def generated_unchanged(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
-    """1 if the continuation is, character by character, what it was before the edit."""
+    """1 if the reply is, character by character, what it was before the edit. What follows the reply is other sentences."""
     now, then = probe.get("generated"), before and before.get("generated")
-    return None if now is None or then is None else float(now == then)
+    if now is None or then is None:
+        return None
+    return float(first_sentence(now, probe.get("target") or "") == first_sentence(then, probe.get("target") or ""))
 
 
 def generated_length(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:

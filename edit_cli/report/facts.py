@@ -16,19 +16,19 @@ from edit_cli.report.tables import footer, heading, metrics_table
 
 SHOWN = 10  # facts that are shown one by one
 WIDEST = 60  # characters of a continuation
+LEGEND = "writes: how it goes on by itself. P(…): probability of that answer (geometric mean of its tokens')."
 
 
 def before_and_after(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Every edited fact with the answers before and after; for several facts, the means too."""
     shown = [line for line in lines if not line["error"]]
-    parts: list[RenderableType] = [heading(summary), Text()]
-    for line in shown[:SHOWN]:
-        parts += [probes(line, kinds=("rewrite",)), Text()]
+    parts: list[RenderableType] = [heading(summary), Text(), probes(shown[:SHOWN], kinds=("rewrite",))]
     if len(shown) > SHOWN:
-        parts += [Text(f"… and {len(shown) - SHOWN:,} more facts: edit-cli show RUN --case ID", style="dim"), Text()]
+        parts.append(Text(f"… and {len(shown) - SHOWN:,} more facts: edit-cli show RUN --case ID", style="dim"))
+    parts.append(Text(LEGEND, style="dim"))
     if len(shown) > 1:
-        parts += [metrics_table(summary["metrics"]), Text(), *footer(summary)]
-    return Group(*parts) if len(shown) > 1 else Group(*parts[:-1])
+        parts += [Text(), metrics_table(summary["metrics"]), Text(), *footer(summary)]
+    return Group(*parts)
 
 
 def case(line: Mapping[str, Any]) -> RenderableType:
@@ -42,30 +42,30 @@ def case(line: Mapping[str, Any]) -> RenderableType:
     if line["error"]:
         parts.append(Text(f"failed: {line['error']}", style="bold red"))
     if line["before"] or line["after"]:
-        parts += [Text(), probes(line)]
+        parts += [Text(), probes([line]), Text(LEGEND, style="dim")]
     for side in ("before", "after"):
         for text in (line.get(side) or {}).get("texts") or []:
             parts += [Text(), Text(f"text {side}", style="bold"), Text(text)]
     return Group(*parts)
 
 
-def probes(line: Mapping[str, Any], kinds: Sequence[str] | None = None) -> RenderableType:
-    """A block for each prompt: what the model writes, and the probability of the answers (geometric mean of their tokens')."""
-    before, after = ((line[side] or {}).get("probes") or [] for side in ("before", "after"))
-    pairs = list(zip(before or [None] * len(after), after or [None] * len(before), strict=True))
+def probes(lines: Sequence[Mapping[str, Any]], kinds: Sequence[str] | None = None) -> RenderableType:
+    """A block for each prompt: what the model writes, and the probability of the answers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column("prompt", ratio=4, overflow="fold")
     table.add_column("", style="dim")
     table.add_column("before", ratio=3, overflow="fold")
     table.add_column("after", ratio=3, overflow="fold", style="bold")
-    for then, now in pairs:
-        known = then or now
-        if kinds is not None and known["kind"] not in kinds:
-            continue
-        rows = _rows(known, then, now)
-        for index, row in enumerate(rows):
-            table.add_row(Text(f"{known['prompt']} …\n({known['kind']})") if index == 0 else "", *row)
-        table.add_section()
+    for line in lines:
+        before, after = ((line[side] or {}).get("probes") or [] for side in ("before", "after"))
+        for then, now in zip(before or [None] * len(after), after or [None] * len(before), strict=True):
+            known = then or now
+            if kinds is not None and known["kind"] not in kinds:
+                continue
+            named = f"{known['prompt']} …" if kinds else f"{known['kind']}: {known['prompt']} …"
+            for index, row in enumerate(_rows(known, then, now)):
+                table.add_row("" if index else Text(named), *map(Text, row))
+            table.add_section()
     return table
 
 

@@ -31,8 +31,7 @@ def summary_of(
         "method": manifest["method"],
         "model": manifest["model"],
         "dataset": {
-            **{key: about[key] for key in ("name", "source", "records_total", "limit", "split", "ids_sha256")},
-            "records_selected": about["records_selected"],
+            **{key: about[key] for key in ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")},
             "records_scored": sum(map(is_scored, lines)),
         },
         "n": len(lines),

@@ -107,31 +107,27 @@ def with_interval(entry: Mapping[str, Any] | None) -> str:
 
 def records(dataset: Mapping[str, Any]) -> str:
     """Which records were used, and out of how many."""
-    used, total, limit = dataset["records_selected"], dataset["records_total"], dataset["limit"]
-    share = f"{used:,} of {total:,} records" if used != total else f"all {total:,} records"
-    return share + (f" (limit={limit})" if limit is not None and used != total else "")
+    used, total, dropped, limit = (dataset[key] for key in ("records_selected", "records_total", "records_dropped", "limit"))
+    if used == total:
+        return f"all {total:,} records" if total > 1 else "1 record"
+    why = [f"limit={limit}"] if limit is not None and used == limit else []
+    why += [f"{dropped:,} unusable"] if dropped else []
+    return f"{used:,} of {total:,} records" + (f" ({', '.join(why)})" if why else "")
 
 
 def batches(protocol: Mapping[str, Any]) -> str:
-    """How many facts were edited together, and what became of them."""
-    size, count, restored = protocol["batch_size"], protocol["batches"], protocol["restored"]
-    if count == 1:
-        how = "all at once"
-    elif size == 1:
-        how = "one at a time"
-    else:
-        how = f"in batches of {size:,}"
-    return how if restored else f"{how}, nothing taken back"
+    """How many facts were edited together."""
+    size, count = protocol["batch_size"], protocol["batches"]
+    return "all at once" if count == 1 else "one at a time" if size == 1 else f"in batches of {size:,}"
 
 
 def asked(protocol: Mapping[str, Any]) -> str:
-    """When the model was asked."""
-    if not protocol["restored"]:
-        return "Asked before all edits, right after each batch, and again at checkpoints."
-    each = "them" if protocol["batch_size"] == 1 or protocol["batches"] > 1 else "the edit"
-    return f"Asked before and with {each} in place; each is taken back before the next." if each == "them" else (
-        "Asked before and with the edit in place; it is taken back afterwards."
-    )
+    """When the model was asked, and what became of the edits. Runs tell it by `evaluated`."""
+    return {
+        "after each batch": "Asked before, and again with the batch's edit in place, which is then taken back.",
+        "after all edits": "Asked before, and again with the edit in place.",
+        "right after each step, and at checkpoints": "Nothing is taken back. Asked before all edits, right after each step, and at checkpoints.",
+    }[protocol["evaluated"]]
 
 
 def seconds(value: float | None) -> str:

@@ -1,0 +1,176 @@
+"""`sequential`: edit batch after batch and take nothing back; ask again right after each step and at checkpoints.
+
+Every step's edit is saved before it is asked about. After an interruption the saved edits are attached again, one after another,
+and whatever is missing is asked in the same state as it would have been: the numbers are those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edit_cli import edit_store
+from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.finish import outcome
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_model, perplexity_texts
+from edit_cli.commands.protocol import SequentialProtocol
+from edit_cli.commands.recording import recorded, run_path
+from edit_cli.config import build, plain_containers, settings
+from edit_cli.console import ConsoleMonitor
+from edit_cli.datasets import Dataset, Source
+from edit_cli.editors.base import Editor
+from edit_cli.lm.model import LM
+from edit_cli.metrics.observe import BeforeCache, observe
+from edit_cli.monitor import Monitor
+from edit_cli.report import curves
+from edit_cli.report.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT, sequential_summary, sequential_table
+from edit_cli.requests import Case
+from edit_cli.results import Run
+
+KEY = ("case_id", "when", "edits")
+
+
+@dataclass
+class Walk:
+    """What one pass over the steps needs. `before` knows what the unedited model says."""
+
+    lm: LM
+    editor: Editor
+    run: Run
+    before: BeforeCache
+    protocol: SequentialProtocol
+    method: dict[str, Any]
+
+    def missing(self, cases: Sequence[Case], when: str, edits: int) -> list[Case]:
+        return [case for case in cases if (case.id, when, edits) not in self.run.finished]
+
+
+def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    top = settings(job.config)
+    protocol = build(job.config.protocol, SequentialProtocol)
+    model, editor, source = build(job.config.model), build_editor(job.config.method), build(job.config.dataset)
+    dataset = source.load(top.limit, monitor)
+    steps = protocol.batches(dataset.cases, editor)
+    held_out = untouched(source, dataset, protocol.holdout)
+    details = {
+        "protocol": {
+            "batch_size": protocol.size(editor, len(dataset.cases)),
+            "batches": len(steps),
+            "evaluated": "right after each step, and at checkpoints",
+            "restored": False,
+            "held_out": len(held_out),
+        }
+    }
+    path = run_path(job, top, job.choices["dataset"], job.choices["model"])
+    with recorded(job, top, path, monitor, details, dataset, KEY) as run:
+        ledger = Ledger(monitor)
+        if not complete(run, steps, protocol):
+            lm = load_model(model, monitor)
+            method = {"name": job.choices["method"], **plain_containers(job.config.method)}
+            walk = Walk(lm, editor, run, BeforeCache(protocol.observe, perplexity_texts(model)), protocol, method)
+            with monitor.phase("ask before"):
+                walk.before.observe(lm, [*dataset.cases, *held_out])
+            with monitor.task("facts", len(dataset.cases)) as advance:
+                for line in walked(walk, steps, held_out):
+                    run.append({**line, "phases": ledger.take()})
+                    advance(line["when"] == AFTER_EDIT)
+        else:
+            monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
+        return _conclude(job, run, dataset, ledger.take(), monitor)
+
+
+def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """Take every step and yield the lines that the run lacks. Edits stay attached."""
+    checkpoints = walk.protocol.checkpoint_steps([len(step) for step in steps])
+    edited: list[Case] = []
+    for number, step in enumerate(steps):
+        done = _take(walk, number, step)
+        edited += [case for case in step if case.id not in done.rejected]
+        total = sum(len(earlier) for earlier in steps[: number + 1])
+        yield from _after_edit(walk, number, step, done, total)
+        if number in checkpoints:
+            chosen = _sample(edited, walk.protocol)
+            yield from _asked(walk, number, chosen, CHECKPOINT, total)
+            yield from _asked(walk, number, held_out, HELD_OUT, total)
+
+
+def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
+    """Attach the step's edit: the saved one if there is one, else make and save it."""
+    directory = walk.run.edits / f"{number:05d}"
+    if (directory / edit_store.MANIFEST).exists():
+        rejected = edit_store.read_manifest(directory)["method"]["rejected"]
+        seconds = edit_store.read_manifest(directory)["method"]["seconds_per_case"]
+        walk.lm.attach(edit_store.load(directory, walk.lm))
+        return Attempt(None, [case for case in step if case.id not in rejected], rejected, seconds)
+    done = attempt(walk.editor, walk.lm, step)
+    if done.edit is not None:
+        about = {**walk.method, "step": number, "rejected": done.rejected, "seconds_per_case": done.seconds}
+        edit_store.save(done.edit, directory, walk.lm, done.requests, about)
+        walk.lm.attach(done.edit)
+    return done
+
+
+def _after_edit(walk: Walk, number: int, step: Sequence[Case], done: Attempt, total: int) -> Iterator[dict[str, Any]]:
+    wanted = walk.missing(step, AFTER_EDIT, total)
+    asked = [case for case in wanted if case.id not in done.rejected]
+    with walk.lm.monitor.phase("ask after"):
+        seen = dict(zip((case.id for case in asked), observe(walk.lm, asked, walk.before.options), strict=True))
+    for case in wanted:
+        earlier = walk.before.observe(walk.lm, [case])[0]
+        line = result_line(case, number, earlier, seen.get(case.id), done.seconds, done.rejected.get(case.id))
+        yield {**line, "when": AFTER_EDIT, "edits": total}
+
+
+def _asked(walk: Walk, number: int, cases: Sequence[Case], when: str, total: int) -> Iterator[dict[str, Any]]:
+    """What the model says at a checkpoint. The answers before are in the case's first line, or stand here for held-out ones."""
+    wanted = walk.missing(cases, when, total)
+    with walk.lm.monitor.phase("ask at checkpoints"):
+        seen = observe(walk.lm, wanted, walk.before.options, walk.before.texts)
+    for case, now in zip(wanted, seen, strict=True):
+        earlier = walk.before.observe(walk.lm, [case])[0] if when == HELD_OUT else None
+        line = result_line(case, number, earlier, now, 0.0, None)
+        yield {**line, "seconds": None, "when": when, "edits": total}
+
+
+def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> list[Case]:
+    """All of them, or a choice that only grows from checkpoint to checkpoint as far as its size allows: by a random rank of each."""
+    if protocol.sample is None or len(cases) <= protocol.sample:
+        return list(cases)
+    rank = {case.id: random.Random(f"{protocol.sample_seed} {case.id}").random() for case in cases}
+    kept = {case.id for case in sorted(cases, key=lambda case: rank[case.id])[: protocol.sample]}
+    return [case for case in cases if case.id in kept]
+
+
+def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
+    """Neighbourhood and locality prompts of up to `count` records that come after the edited ones."""
+    used = dataset.offset + len(dataset.cases)
+    if not count or source.ids or used >= dataset.total - len(dataset.dropped):
+        return []
+    following = replace(source, offset=used).load(count, Monitor())
+    cases = []
+    for case in following.cases:
+        probes = tuple(probe for probe in case.probes if probe.kind in ("neighborhood", "locality"))
+        if probes:
+            cases.append(Case(f"untouched {case.id}", (), probes))
+    return cases
+
+
+def complete(run: Run, steps: Sequence[list[Case]], protocol: SequentialProtocol) -> bool:
+    """Whether the last thing that is ever written is there, which the summary is."""
+    return (run.path / "summary.json").exists()
+
+
+def _conclude(job: Job, run: Run, dataset: Dataset, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
+    references = {case.id: case.references for case in dataset.cases if case.references}
+    lines = run.lines()
+    with monitor.phase("score"):
+        summary = sequential_summary(run.manifest, lines, references, seconds)
+    run.write_summary(summary)
+    curves.draw(summary, run.path)
+    if not job.in_sweep:
+        monitor.screen.show(sequential_table(summary))
+        monitor.screen.line(f"curve: {run.path / 'curve.png'}")
+    return outcome(run, [line for line in lines if line["error"]], monitor)
