@@ -28,7 +28,7 @@ from edit_cli.monitor import Monitor
 from edit_cli.report import curves
 from edit_cli.report.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT, sequential_summary, sequential_table
 from edit_cli.requests import Case
-from edit_cli.results import Run
+from edit_cli.results import SUMMARY, Run
 
 KEY = ("case_id", "when", "edits")
 
@@ -67,7 +67,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     path = run_path(job, top, job.choices["dataset"], job.choices["model"])
     with recorded(job, top, path, monitor, details, dataset, KEY) as run:
         ledger = Ledger(monitor)
-        if not complete(run, steps, protocol):
+        if not (run.path / SUMMARY).exists():  # the last thing that is written
             lm = load_model(model, monitor)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             walk = Walk(lm, editor, run, BeforeCache(protocol.observe, perplexity_texts(model)), protocol, method)
@@ -101,14 +101,14 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     """Attach the step's edit: the saved one if there is one, else make and save it."""
     directory = walk.run.edits / f"{number:05d}"
     if (directory / edit_store.MANIFEST).exists():
-        rejected = edit_store.read_manifest(directory)["method"]["rejected"]
-        seconds = edit_store.read_manifest(directory)["method"]["seconds_per_case"]
+        made = edit_store.read_manifest(directory)["method"]["made"]
         walk.lm.attach(edit_store.load(directory, walk.lm))
-        return Attempt(None, [case for case in step if case.id not in rejected], rejected, seconds)
+        able = [case for case in step if case.id not in made["rejected"]]
+        return Attempt(None, able, made["rejected"], made["seconds"])
     done = attempt(walk.editor, walk.lm, step)
     if done.edit is not None:
-        about = {**walk.method, "step": number, "rejected": done.rejected, "seconds_per_case": done.seconds}
-        edit_store.save(done.edit, directory, walk.lm, done.requests, about)
+        made = {"step": number, "seconds": done.seconds, "rejected": done.rejected}
+        edit_store.save(done.edit, directory, walk.lm, done.requests, {**walk.method, "made": made})
         walk.lm.attach(done.edit)
     return done
 
@@ -136,7 +136,7 @@ def _asked(walk: Walk, number: int, cases: Sequence[Case], when: str, total: int
 
 
 def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> list[Case]:
-    """All of them, or a choice that only grows from checkpoint to checkpoint as far as its size allows: by a random rank of each."""
+    """All of them, or those with the lowest random ranks: a fact's rank is the same at every checkpoint."""
     if protocol.sample is None or len(cases) <= protocol.sample:
         return list(cases)
     rank = {case.id: random.Random(f"{protocol.sample_seed} {case.id}").random() for case in cases}
@@ -156,11 +156,6 @@ def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
         if probes:
             cases.append(Case(f"untouched {case.id}", (), probes))
     return cases
-
-
-def complete(run: Run, steps: Sequence[list[Case]], protocol: SequentialProtocol) -> bool:
-    """Whether the last thing that is ever written is there, which the summary is."""
-    return (run.path / "summary.json").exists()
 
 
 def _conclude(job: Job, run: Run, dataset: Dataset, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:

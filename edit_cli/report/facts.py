@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edit_cli.report import words
-from edit_cli.report.tables import footer, heading, metrics_table
+from edit_cli.report.tables import MetricsTable, footer, heading
 
 SHOWN = 10  # facts that are shown one by one
 WIDEST = 60  # characters of a continuation
@@ -27,7 +27,7 @@ def before_and_after(summary: Mapping[str, Any], lines: Sequence[Mapping[str, An
         parts.append(Text(f"… and {len(shown) - SHOWN:,} more facts: edit-cli show RUN --case ID", style="dim"))
     parts.append(Text(LEGEND, style="dim"))
     if len(shown) > 1:
-        parts += [Text(), metrics_table(summary["metrics"]), Text(), *footer(summary)]
+        parts += [Text(), MetricsTable(summary["metrics"]), Text(), *footer(summary)]
     return Group(*parts)
 
 

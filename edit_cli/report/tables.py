@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +30,7 @@ def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
 
 def evaluation(summary: Mapping[str, Any]) -> RenderableType:
     """What was edited and how, every metric before and after, what it cost."""
-    return Group(heading(summary), Text(), metrics_table(summary["metrics"]), Text(), *footer(summary))
+    return Group(heading(summary), Text(), MetricsTable(summary["metrics"]), Text(), *footer(summary))
 
 
 def heading(summary: Mapping[str, Any]) -> Text:
@@ -53,21 +54,31 @@ def heading(summary: Mapping[str, Any]) -> Text:
     return text
 
 
-def metrics_table(metrics: Mapping[str, Any], sides: Sequence[str] = ("before", "after")) -> RenderableType:
-    """Means with intervals on each of `sides`, teacher-forced and free-running ones apart."""
-    found = words.sections(metrics)
-    if not found:
-        return Text("No case went through, so there is nothing to measure.")
-    cells = {name: [words.with_interval(entry.get(side)) for side in sides] for name, entry in metrics.items()}
-    labels = [row.label for _, groups in found for _, rows in groups for row in rows]
-    widths = [max(len(side), *(len(row[index]) for row in cells.values())) for index, side in enumerate(sides)]
-    parts: list[RenderableType] = [_grid([("", *sides, "")], max(map(len, labels)), widths, "dim")]
-    for title, groups in found:
-        parts.append(Text(title, style="bold"))
-        for where, rows in groups:
-            parts += [Text(f" {where}", style="italic")] if where else []
-            parts.append(_grid([(row.label, *cells[row.metric], row.tells) for row in rows], max(map(len, labels)), widths))
-    return Group(*parts)
+@dataclass(frozen=True)
+class MetricsTable:
+    """Means with intervals on each of `sides`, teacher-forced and free-running ones apart; explained where there is room."""
+
+    metrics: Mapping[str, Any]
+    sides: Sequence[str] = ("before", "after")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        found = words.sections(self.metrics)
+        if not found:
+            yield Text("No case went through, so there is nothing to measure.")
+            return
+        cells = {name: [words.with_interval(entry.get(side)) for side in self.sides] for name, entry in self.metrics.items()}
+        rows = [row for _, groups in found for _, rows in groups for row in rows]
+        named = [side.replace("_", " ") for side in self.sides]
+        label = max(len(row.label) for row in rows)
+        widths = [max(len(side), *(len(cells[row.metric][index]) for row in rows)) for index, side in enumerate(named)]
+        explained = label + 2 + sum(widths) + len(widths) + 1 + max(len(row.tells) for row in rows) <= options.max_width
+        yield _grid([("", *named, "")], label, widths, "dim")
+        for title, groups in found:
+            yield Text(title, style="bold")
+            for where, some in groups:
+                if where:
+                    yield Text(f" {where}", style="italic")
+                yield _grid([(row.label, *cells[row.metric], row.tells if explained else "") for row in some], label, widths)
 
 
 def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], style: str = "") -> Table:

@@ -1,0 +1,65 @@
+"""`ls`: what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edit_cli import catalog
+from edit_cli.config import did_you_mean
+from edit_cli.console import Screen
+from edit_cli.errors import UsageError
+from edit_cli.help_texts import LISTS
+from edit_cli.jsonfiles import to_json
+from edit_cli.report.listing import metrics_list, named_list, runs_list
+
+
+def run(what: str, as_json: bool, runs_dir: Path) -> int:
+    """Print one list."""
+    if what not in LISTS:
+        raise UsageError(f"ls {what}: there is no such list{did_you_mean(what, LISTS)}")
+    screen = Screen()
+    rows = _rows(what, runs_dir)
+    if as_json:
+        screen.line(to_json(rows, indent=1))
+    elif what == "runs":
+        screen.show(runs_list(rows))
+    elif what == "metrics":
+        screen.show(metrics_list(rows))
+    else:
+        screen.show(named_list(catalog.GROUPS[what], rows))
+    return 0
+
+
+def _rows(what: str, runs_dir: Path) -> list[dict[str, Any]]:
+    if what == "metrics":
+        from edit_cli.metrics.registry import METRICS
+
+        return [{"id": m.id, "label": m.label, "unit": m.unit, "better": m.better, "definition": m.definition} for m in METRICS.values()]
+    if what == "runs":
+        return _runs(runs_dir)
+    return [{"name": entry.name, "summary": entry.summary} for entry in catalog.entries(catalog.GROUPS[what])]
+
+
+def _runs(runs_dir: Path) -> list[dict[str, Any]]:
+    from edit_cli.errors import MissingError
+    from edit_cli.results import list_runs
+
+    rows = []
+    for record in list_runs(runs_dir):
+        try:
+            summary = record.summary or {}
+        except MissingError:
+            summary = {}
+        rows.append(
+            {
+                "path": str(record.path),
+                "command": record.manifest.get("command"),
+                "status": record.status,
+                "started": record.manifest.get("started"),
+                "n": summary.get("n"),
+                "failed": summary.get("failed"),
+                "metrics": summary.get("metrics", {}),
+            }
+        )
+    return rows

@@ -1,0 +1,40 @@
+"""`precompute-stats`: second moments of the keys of some layers, in one pass over the text, stored for every later run."""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import load_model
+from edit_cli.config import build, settings
+from edit_cli.console import ConsoleMonitor
+from edit_cli.errors import UsageError
+from edit_cli.report.moments import moments_table
+from edit_cli.stats import MomentStore
+
+
+def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    top = settings(job.config)
+    if top.run_dir is not None:
+        raise UsageError("run_dir: second moments go to the cache, where every run finds them; put that elsewhere by cache_dir=DIR")
+    layers = _layers(job)
+    store: MomentStore = build(job.config.stats)
+    lm = load_model(build(job.config.model), monitor)
+    for layer in layers:
+        lm.layout.block(layer)
+    moments = store.collect(lm, layers)
+    if not job.in_sweep:
+        monitor.screen.show(moments_table(lm.name, store.corpus.label, moments))
+    return Outcome(0, str(moments[0].path.parent))
+
+
+def _layers(job: Job) -> list[int]:
+    config = job.config
+    if OmegaConf.is_missing(config.method, "layers") and OmegaConf.is_interpolation(config, "layers"):
+        raise UsageError("layers has no value, because nothing is published for this method on this model: give layers=[3,4]")
+    if "layers" not in config.method and OmegaConf.is_interpolation(config, "layers"):
+        raise UsageError(f"method={job.choices['method']} needs no second moments; give layers=[3,4] for those of another method")
+    layers = OmegaConf.to_object(config.layers) if OmegaConf.is_list(config.layers) else config.layers
+    if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer >= 0 for layer in layers):
+        raise UsageError(f"layers={layers}: give a list of whole numbers, such as [3,4]")
+    return sorted(set(layers))

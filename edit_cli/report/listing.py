@@ -1,0 +1,44 @@
+"""Lists of what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from edit_cli.report import words
+from edit_cli.report.comparison import SHOWN, last_side, legend, shown_metrics
+from edit_cli.report.tables import plain_table
+
+
+def named_list(group: str, rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """Options of a group, to be given as `group=NAME`."""
+    table = plain_table(f"{group}=", "")
+    for row in rows:
+        table.add_row(Text(row["name"], style="bold"), Text(row["summary"]))
+    return table
+
+
+def metrics_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """Every metric with its unit, the direction of a good edit, and its definition."""
+    table = plain_table("metric", "unit", "", "definition")
+    for row in rows:
+        table.add_row(Text(row["id"], style="bold"), words.UNITS[row["unit"]], words.ARROWS[row["better"]], Text(row["definition"]))
+    return table
+
+
+def runs_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """One line a run, with the few numbers that tell runs apart."""
+    if not rows:
+        return Text("no runs yet")
+    shown = [name for name in shown_metrics({name for row in rows for name in row["metrics"]}) if name in ("score", "token_score", "perplexity")]
+    table = plain_table("run", "status", "started", "cases", *(SHOWN[name] for name in shown), right=tuple(range(3, 4 + len(shown))))
+    for row in rows:
+        entries = [last_side(row["metrics"].get(name, {})) for name in shown]
+        cases = "–" if row["n"] is None else f"{row['n']:,}" + (f", {row['failed']} failed" if row["failed"] else "")
+        started = (row["started"] or "–")[:16].replace("T", " ")
+        cells = [words.number(entry["mean"]) if entry else "–" for entry in entries]
+        table.add_row(Text(row["path"]), row["status"], started, cases, *cells)
+    return Group(table, legend(shown)) if False else table

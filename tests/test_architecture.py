@@ -1,0 +1,107 @@
+"""The house rules that a reader relies on, read from the code itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "edit_cli"
+
+# A module imports only from rows above its own, or from its own row.
+FLOORS = [
+    {"errors", "monitor", "requests", "jsonfiles", "locking", "identity", "environment", "catalog", "help_texts", "__init__"},
+    {"lm", "edits", "edit_store", "parallel"},
+    {"corpora", "stats", "stats_cache", "stats_chunk", "stats_import", "stats_pass", "metrics", "datasets"},
+    {"editors", "tracing"},
+    {"results", "report", "console", "config"},
+    {"commands"},
+    {"launch", "arguments"},
+    {"cli"},
+]
+APART = {"tiny", "conf"}  # the script that makes the embedded world; the YAML folder
+ONLY_IN = {
+    "hydra": {"cli", "config", "launch", "arguments", "commands"},
+    "omegaconf": {"cli", "config", "launch", "arguments", "commands"},
+    "rich": {"console", "report", "commands", "tiny"},
+    "typer": {"cli", "help_texts"},
+    "accelerate": {"parallel", "training"},
+    "matplotlib": {"report"},
+}
+
+
+def part(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(path: Path) -> set[str]:
+    """Modules imported anywhere in the file, but not for type checking alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        child for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for child in ast.walk(node)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} if node.module != "edit_cli" else {f"edit_cli.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def floor(name: str) -> int:
+    return next(number for number, names in enumerate(FLOORS) if name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    here = part(path)
+    for module in imports(path):
+        top, _, rest = module.partition(".")
+        if top == "edit_cli" and here not in APART:
+            there = rest.split(".")[0] or "__init__"
+            there = there if there != "__version__" else "__init__"
+            if there not in APART:
+                assert floor(there) <= floor(here), f"{here} imports {there}"
+        if top in ONLY_IN:
+            assert here in ONLY_IN[top], f"{top} is imported in {here}"
+
+
+def test_editors_do_not_import_each_other():
+    shared = {"base", "contexts", "values", "keyvalue", "solver", "hypernetwork", "memory", "postprocess"}
+    methods = [path for path in (PACKAGE / "editors").glob("*.py") if path.stem not in shared | {"__init__"}]
+    assert len(methods) >= 5
+    for path in methods:
+        others = {module.rpartition(".")[2] for module in imports(path) if module.startswith("edit_cli.editors.")}
+        assert others <= shared, f"{path.name} imports {others - shared}"
+
+
+def test_no_pickle_and_no_remote_code():
+    for path in FILES:
+        text = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
+        assert not re.search(r"import pickle|pickle\.(load|dump)|torch\.load\(|trust_remote_code *= *True|shell=True", text), path
+
+
+def test_no_model_names_in_shared_code():
+    """What a family is like is found out by looking at its modules, never from its name."""
+    for path in FILES:
+        if part(path) in {"lm", "edits", "edit_store", "editors", "metrics", "stats", "commands"}:
+            code = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
+            assert not re.search(r"model_type *(==|in)|architectures\b|['\"](gpt2|gpt-j|llama|mistral|qwen)", code), path
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = "import sys; import edit_cli.cli; print(sorted({'torch', 'transformers', 'hydra', 'datasets', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
