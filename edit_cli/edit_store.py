@@ -55,7 +55,7 @@ def save(
         "kind": edit.kind,
         "class": f"{type(edit).__module__}.{type(edit).__qualname__}",
         "method": method,
-        "base_model": {"name": lm.name, "id": getattr(lm.model.config, "_name_or_path", lm.name), "revision": lm.revision},
+        "base_model": {"name": lm.name, "id": lm.id, "revision": lm.revision},
         "touched": {name: lm.fingerprint([name]) for name in edit.touches(lm)},
         "requests": [asdict(request) for request in requests],
         "state": rest,
@@ -76,7 +76,8 @@ def save(
 @contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
     """An empty directory that takes the place of `directory` once it has been filled."""
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    whole = directory.absolute()
+    temporary = whole.with_name(f".{whole.name}.{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

@@ -126,7 +126,7 @@ def test_the_manifest_says_what_was_edited_and_how(tmp_path):
     manifest = edit_store.read_manifest(tmp_path / "edit")
     assert manifest["id"] == identity
     assert (manifest["kind"], manifest["class"], manifest["method"]) == ("weights", "edit_cli.edits.WeightDelta", METHOD)
-    assert manifest["base_model"]["name"] == "tiny-gpt2"
+    assert manifest["base_model"] == {"name": "tiny-gpt2", "id": "tiny-gpt2", "revision": None}
     assert [EditRequest(**request) for request in manifest["requests"]] == REQUESTS
     assert manifest["touched"] == {name: lm.fingerprint([name]) for name in edit.updates}
     assert manifest["norms"] == pytest.approx(edit.norms())

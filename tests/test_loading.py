@@ -61,6 +61,7 @@ def test_a_local_folder(folder):
     lm = ModelOptions("some-model", str(folder), batch_tokens=100).load(monitor)
     model, words = tiny("llama")
     assert (lm.name, lm.revision, lm.dtype, lm.device) == ("some-model", None, torch.float32, torch.device("cpu"))
+    assert lm.id == str(folder)
     assert lm.monitor is monitor
     assert lm.head.batch_tokens == 100
     assert len(lm.tokenizer) == len(words)
@@ -117,6 +118,7 @@ def test_loading_leaves_the_librarys_settings_as_they_were(folder):
 
 def test_the_embedded_model():
     lm = load("embedded:tiny-gpt2")
+    assert lm.id == "embedded:tiny-gpt2"
     assert lm.loglikelihood(PAIRS)[0].nll > 0
     assert lm.layout.mlp_out(0) == "transformer.h.0.mlp.c_proj"
 
@@ -258,7 +260,7 @@ def test_a_hub_id_without_a_network(model_id, offline, monkeypatch):
     line = refused(model_id)
     assert line.startswith(f"model.id={model_id} is no folder here and not in the hub's cache, and the hub cannot be reached (")
     assert line.endswith("give a local folder instead: model.id=/path/to/folder (written by save_pretrained)")
-    assert len(asked) == 1  # at once, and not after retries
+    assert 1 <= len(asked) <= 2  # at once, and not after retries (a first failure may be the connection's)
 
 
 def counted_requests(monkeypatch) -> list[str]:
@@ -299,7 +301,9 @@ def test_what_the_hubs_cache_holds_loads_without_a_network(folder, offline, monk
     lm = load("someone/tiny")
     assert lm.loglikelihood(PAIRS) == load(folder).loglikelihood(PAIRS)
     assert lm.revision == commit
-    assert len(asked) == 1
+    assert len(asked) <= 2
+    assert load("someone/tiny", revision="main").revision == commit
+    assert load("someone/tiny", revision=commit).revision == commit
     assert "not in the hub's cache" in refused("someone/tiny", revision="another")
 
 

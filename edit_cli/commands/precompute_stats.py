@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import load_model
-from edit_cli.config import build, settings
+from edit_cli.config import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.errors import UsageError
 from edit_cli.report.moments import moments_table
@@ -29,12 +29,14 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
 
 def _layers(job: Job) -> list[int]:
-    config = job.config
-    if OmegaConf.is_missing(config.method, "layers") and OmegaConf.is_interpolation(config, "layers"):
-        raise UsageError("layers has no value, because nothing is published for this method on this model: give layers=[3,4]")
-    if "layers" not in config.method and OmegaConf.is_interpolation(config, "layers"):
-        raise UsageError(f"method={job.choices['method']} needs no second moments; give layers=[3,4] for those of another method")
-    layers = OmegaConf.to_object(config.layers) if OmegaConf.is_list(config.layers) else config.layers
+    """Those given, else those that the method uses on this model."""
+    config, method = job.config, job.choices["method"]
+    if OmegaConf.is_interpolation(config, "layers"):
+        if "moments" not in config.method:
+            raise UsageError(f"method={method} needs no second moments: choose another method, or give layers=[3,4]")
+        if OmegaConf.is_missing(config.method, "layers"):
+            raise UsageError(f"layers has no value, because nothing is published for {method} on this model: give layers=[3,4]")
+    layers = plain_containers(config)["layers"]
     if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer >= 0 for layer in layers):
         raise UsageError(f"layers={layers}: give a list of whole numbers, such as [3,4]")
     return sorted(set(layers))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edit_cli.commands.parts import chosen_case
+from rich.console import RenderableType
+
 from edit_cli.console import Screen
+from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import to_json
 from edit_cli.report import facts
 from edit_cli.report.sequence import AFTER_EDIT, CHECKPOINT, sequential_summary, sequential_table
@@ -19,11 +21,39 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
     """Print the run's table, or one case."""
     record, screen = read_run(path), Screen()
     if record.status != "success":
-        screen.note(f"this run is {record.status}" if record.status != "started" else "this run is still going on")
+        screen.note("this run is still going on" if record.status == "started" else f"this run was not finished ({record.status})")
     if case is not None:
-        line = chosen_case(record, case)
+        line = _case(record, case)
         screen.line(to_json(line, indent=1)) if as_json else screen.show(facts.case(line))
         return 0
     summary = record.summary or _so_far(record)
     screen.line(to_json(summary, indent=1)) if as_json else screen.show(_table(record, summary))
     return 0
+
+
+def _so_far(record: RunRecord) -> dict[str, Any]:
+    """A summary of what an unfinished run has."""
+    if not record.lines:
+        raise MissingError(f"{record.path} has no finished case yet")
+    return (sequential_summary if record.manifest["command"] == "sequential" else summary_of)(record.manifest, record.lines)
+
+
+def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:
+    command = record.manifest["command"]
+    if command == "sequential":
+        return sequential_table(summary)
+    if command == "edit":
+        return facts.before_and_after(summary, record.lines)
+    return evaluation(summary)
+
+
+def _case(record: RunRecord, case: str) -> dict[str, Any]:
+    """The case's line; of a sequential run, with the answers at the last checkpoint that asked about it."""
+    lines = [line for line in record.lines if line["case_id"] == case]
+    if not lines:
+        known = list(dict.fromkeys(line["case_id"] for line in record.lines))
+        some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
+        raise MissingError(f"{record.path} has no case {case}; there are {len(known):,}: {some}")
+    own = next((line for line in lines if line.get("when", AFTER_EDIT) == AFTER_EDIT), lines[0])
+    later = [line for line in lines if line.get("when") == CHECKPOINT]
+    return {**own, "after": later[-1]["after"]} if later else own

@@ -56,15 +56,14 @@ class ModelOptions:
         if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise UsageError(f"model.dtype={self.dtype}: choose float32, bfloat16, float16 or float64")
         place = self._place()
-        source, local = _resolve(self.id, self.revision)
-        model, tokenizer = self._read(source, local, dtype, place)
+        source = _resolve(self.id, self.revision)
+        model, tokenizer = self._read(source, dtype, place)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise UsageError(
                 f"model.id={self.id} does not fit the devices in {self.dtype}, and weights that are kept elsewhere cannot be edited: "
                 "use a smaller model.dtype (bfloat16) or model.device=cpu"
             )
-        revision = self.revision or getattr(model.config, "_commit_hash", None)
-        return LM(model, tokenizer, self.name, revision, self.layout, monitor, self.batch_tokens)
+        return LM(model, tokenizer, self.name, source.revision, self.layout, monitor, self.batch_tokens, self.id)
 
     def _place(self) -> str | torch.device:
         """Where the weights go: a device, or the name of a way to spread them over all devices."""
@@ -72,21 +71,21 @@ class ModelOptions:
             return self.device_map
         return _device("model.device", self.device) if self.device_map is None else _device("model.device_map", self.device_map)
 
-    def _read(self, source: str, local: bool, dtype: torch.dtype, place: str | torch.device) -> tuple[Any, Any]:
+    def _read(self, source: Source, dtype: torch.dtype, place: str | torch.device) -> tuple[Any, Any]:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        common = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": local}
+        common = {"revision": source.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": source.local}
         with _silent():
             with self._reading("config.json"):
-                config = AutoConfig.from_pretrained(source, **common)
+                config = AutoConfig.from_pretrained(source.path, **common)
             if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in getattr(config, "auto_map", {}):
                 raise UsageError(f"model.id={self.id} is of the family {config.model_type}, which has no causal language model")
             with self._reading("tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(source, **common)
+                tokenizer = AutoTokenizer.from_pretrained(source.path, **common)
             with self._reading("weights"):
                 # straight to where they are to be: a model larger than the host's memory need not pass through it whole
                 how = {"dtype": dtype, "device_map": place, "output_loading_info": True, "ignore_mismatched_sizes": True}
-                model, found = AutoModelForCausalLM.from_pretrained(source, config=config, **how, **common)
+                model, found = AutoModelForCausalLM.from_pretrained(source.path, config=config, **how, **common)
         for problem, names in (("missing", found["missing_keys"]), ("of another shape", [name for name, *_ in found["mismatched_keys"]])):
             if names:
                 raise MissingError(f"model.id={self.id}: {len(names)} weights are {problem} in its files, such as {min(names)}")
@@ -118,22 +117,30 @@ def packaged(path: str) -> Path:
     return ASSETS / name
 
 
-def _resolve(model_id: str, revision: str | None) -> tuple[str, bool]:
-    """(a folder to load from, or a hub id; whether only local files are to be used). The hub is asked once, without retries."""
+@dataclass(frozen=True)
+class Source:
+    """A folder to load from, or a hub id with its commit. local: only files that are here already are used."""
+
+    path: str
+    revision: str | None
+    local: bool
+
+
+def _resolve(model_id: str, revision: str | None) -> Source:
     if model_id.startswith(EMBEDDED):
-        return str(packaged(model_id)), True
+        return Source(str(packaged(model_id)), None, True)
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise MissingError(f"model.id={model_id} is a folder without config.json; give a folder that save_pretrained wrote")
-        return str(folder), True
+        return Source(str(folder), revision, True)
     if folder.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
         raise MissingError(f"model.id={model_id}: no such folder")
-    return model_id, not _on_hub(model_id, revision)
+    return _on_hub(model_id, revision)
 
 
-def _on_hub(model_id: str, revision: str | None) -> bool:
-    """Whether the hub has the model; False if the hub cannot be reached but its cache here holds the model.
+def _on_hub(model_id: str, revision: str | None) -> Source:
+    """The commit that the hub has, asked once and without retries, or the one in the hub's cache here.
 
     Raises:
         MissingError: neither.
@@ -143,14 +150,15 @@ def _on_hub(model_id: str, revision: str | None) -> bool:
 
     where = f"model.id={model_id} is no folder here"
     try:
-        get_hf_file_metadata(hf_hub_url(model_id, "config.json", revision=revision), timeout=TIMEOUT)
-        return True
+        found = get_hf_file_metadata(hf_hub_url(model_id, "config.json", revision=revision), timeout=TIMEOUT)
+        return Source(model_id, found.commit_hash or revision, False)
     except HFValidationError:
         raise MissingError(f"{where} and no valid hub id; {REMEDY}") from None
     except Exception as error:  # whatever the transport raises without a network
         reason = error
-    if isinstance(try_to_load_from_cache(model_id, "config.json", revision=revision), str):
-        return False
+    cached = try_to_load_from_cache(model_id, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return Source(model_id, Path(cached).parent.name, True)  # …/snapshots/COMMIT/config.json
     if isinstance(reason, GatedRepoError):
         raise MissingError(f"model.id={model_id} is gated: accept its licence on the hub and log in with `hf auth login`, or {REMEDY}")
     if isinstance(reason, HfHubHTTPError):

@@ -37,10 +37,12 @@ class LM:
         layout: LayoutOptions | None = None,
         monitor: Monitor | None = None,
         batch_tokens: int = 8192,
+        model_id: str | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
+        self.id = model_id or name  # where it was loaded from
         self.revision = revision
         self.monitor = monitor or Monitor()
         self.layout: Layout = discover(model, layout)

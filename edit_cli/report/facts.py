@@ -51,7 +51,7 @@ def case(line: Mapping[str, Any]) -> RenderableType:
 
 def probes(lines: Sequence[Mapping[str, Any]], kinds: Sequence[str] | None = None) -> RenderableType:
     """A block for each prompt: what the model writes, and the probability of the answers."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("prompt", ratio=4, overflow="fold")
     table.add_column("", style="dim")
     table.add_column("before", ratio=3, overflow="fold")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from edit_cli.report import words
-from edit_cli.report.comparison import SHOWN, last_side, legend, shown_metrics
+from edit_cli.report.comparison import SHOWN, last_side
 from edit_cli.report.tables import plain_table
 
 
@@ -33,12 +33,11 @@ def runs_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """One line a run, with the few numbers that tell runs apart."""
     if not rows:
         return Text("no runs yet")
-    shown = [name for name in shown_metrics({name for row in rows for name in row["metrics"]}) if name in ("score", "token_score", "perplexity")]
-    table = plain_table("run", "status", "started", "cases", *(SHOWN[name] for name in shown), right=tuple(range(3, 4 + len(shown))))
+    shown = [name for name in ("score", "token_score") if any(name in row["metrics"] for row in rows)]
+    table = plain_table("run", "status", "day", "cases", *(SHOWN[name] for name in shown), right=tuple(range(3, 4 + len(shown))))
     for row in rows:
         entries = [last_side(row["metrics"].get(name, {})) for name in shown]
         cases = "–" if row["n"] is None else f"{row['n']:,}" + (f", {row['failed']} failed" if row["failed"] else "")
-        started = (row["started"] or "–")[:16].replace("T", " ")
         cells = [words.number(entry["mean"]) if entry else "–" for entry in entries]
-        table.add_row(Text(row["path"]), row["status"], started, cases, *cells)
-    return Group(table, legend(shown)) if False else table
+        table.add_row(Text(row["path"]), row["status"], (row["started"] or "–")[:10], cases, *cells)
+    return table

@@ -1,0 +1,91 @@
+"""`apply`: bake a weight edit into a plain transformers checkpoint, which needs nothing of ours any more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from edit_cli import catalog, edit_store
+from edit_cli.commands.parts import load_model
+from edit_cli.config import build
+from edit_cli.console import ConsoleMonitor, Screen
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.jsonfiles import read_json
+from edit_cli.lm.loading import ModelOptions
+from edit_cli.results import EDITS, MANIFEST
+
+WHY_NOT = {
+    "module": "it puts a module of its own into the model, which a plain checkpoint cannot hold",
+    "route": "it answers in front of the model and changes no weight",
+}
+
+
+def run(directory: Path, out: Path, model: str | None) -> int:
+    """Write the edited model and its tokenizer to `out`."""
+    paths = edits_of(directory)
+    for path in paths:
+        kind = edit_store.read_manifest(path)["kind"]
+        if kind != "weights":
+            why = WHY_NOT.get(kind, f"its kind is {kind}")
+            raise UsageError(f"{path} cannot be baked into a checkpoint: {why}; it can still be used here (base_edit={path})")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is there already: name a new folder")
+    screen = Screen()
+    monitor = ConsoleMonitor(screen)
+    lm = load_model(_model(paths[-1], model), monitor)
+    for path in paths:
+        lm.attach(edit_store.load(path, lm))
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        lm.model.save_pretrained(temporary)
+        lm.tokenizer.save_pretrained(temporary)
+        if out.exists():
+            out.rmdir()
+        os.replace(temporary, out)
+    except OSError as error:
+        raise MissingError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    requests = [request for path in paths for request in edit_store.read_manifest(path)["requests"]]
+    screen.note(f"{lm.name} with {len(requests):,} edited fact{'' if len(requests) == 1 else 's'}, as AutoModelForCausalLM.from_pretrained reads it:")
+    screen.line(str(out))
+    return 0
+
+
+def edits_of(directory: Path) -> list[Path]:
+    """Edit directories to attach, in order: an edit with what it stands on, or the saved edits of a run whose edits stay."""
+    if (directory / edit_store.MANIFEST).is_file() or not (directory / EDITS).is_dir():
+        return edit_store.chain(directory)
+    saved = sorted(path for path in (directory / EDITS).iterdir() if not path.name.startswith("."))
+    if not saved:
+        raise MissingError(f"{directory} holds no saved edit")
+    if len(saved) == 1:
+        return edit_store.chain(saved[0])
+    manifest = read_json(directory / MANIFEST)
+    if manifest.get("command") != "sequential":
+        raise UsageError(f"{directory} holds {len(saved):,} edits that were made apart from each other: name one, such as {saved[0]}")
+    return saved
+
+
+def _model(edit: Path, named: str | None) -> ModelOptions:
+    """The model that the edit was made for, as its run loaded it; or the named one."""
+    if named is not None and Path(named).expanduser().is_dir():
+        return ModelOptions(Path(named).name, named)
+    made_for: dict[str, Any] = edit_store.read_manifest(edit)["base_model"]
+    name = named or made_for["name"]
+    for run in (edit.parent.parent, *edit.parents):
+        if named is None and (run / MANIFEST).is_file():
+            options = read_json(run / MANIFEST).get("config", {}).get("model")
+            if options:
+                return build(OmegaConf.create({"model": options}).model)
+    file = catalog.conf_dir() / "model" / f"{name}.yaml"
+    if file.is_file():
+        return build(OmegaConf.create({"model": OmegaConf.load(file)}).model)
+    if named is not None:
+        raise MissingError(f"--model {named} is neither a folder nor a name in conf/model")
+    return ModelOptions(name, made_for["id"], made_for["revision"])
