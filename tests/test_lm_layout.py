@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edit_cli.errors import UsageError
-from edit_cli.lm.hooks import hidden_of
+from edit_cli.lm.hooks import hidden_of, on_output
 from edit_cli.lm.layout import LayoutOptions, discover
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.resume import Resumption, Span
 
 GPT2 = ("transformer.h", "mlp.c_proj", "transformer.ln_f", INNER)
 NEOX = ("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", INNER)
@@ -139,6 +140,41 @@ def test_head_of_final_norm_of_the_last_states_equals_the_logits(family):
         plain = lm.model.get_output_embeddings()(hidden_of(lm.module(lm.layout.final_norm)(states)))
     finish = FINISH.get(family, lambda logits, config: logits)
     torch.testing.assert_close(finish(plain, lm.model.config), logits(lm, ids, mask), atol=1e-4, rtol=0)
+
+
+@families
+@pytest.mark.parametrize("layer, site", [(0, "mlp_out"), (0, "block"), (1, "mlp_out"), (DEPTH - 1, "block")])
+def test_a_resumed_pass_equals_a_whole_one_with_the_change_inside(family, layer, site):
+    lm = shared(family)
+    rows = lm.head.encode(PAIRS)
+    spans = [Span(row.ids[:-1], min(at, row.start - 1), tuple(range(row.start - 1, len(row.ids) - 1))) for row, at in zip(rows, (3, 2, 0), strict=True)]
+    module = lm.layout.mlp_out(layer) if site == "mlp_out" else None
+    shift = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(0))
+
+    def change(states, rows, columns):
+        moved = states.clone()
+        moved[rows, columns] += shift[rows]
+        return moved
+
+    with torch.no_grad():
+        resumption = Resumption(lm, spans, layer if module is None else layer - 1)
+        resumed, unchanged = resumption.logits(change, module), resumption.logits(lambda states, rows, columns: states, module)
+    expected, plain = [], []
+    for number, span in enumerate(spans):
+        ids = torch.tensor([span.ids])
+        plain.append(logits(lm, ids, torch.ones_like(ids))[0, list(span.wanted)])
+
+        def inside(hidden, number=number, span=span):
+            moved = hidden.clone()
+            moved[0, span.start] += shift[number]
+            return moved
+
+        with on_output(lm.module(module or lm.layout.block(layer)), inside, rows=1):
+            expected.append(logits(lm, ids, torch.ones_like(ids))[0, list(span.wanted)])
+    torch.testing.assert_close(resumption.base, torch.cat(plain), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(unchanged, torch.cat(plain), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(resumed, torch.cat(expected), atol=1e-4, rtol=1e-4)
+    assert (resumed - unchanged).abs().max() > 1e-3
 
 
 @families

@@ -89,23 +89,34 @@ class CausalHead:
 
     @torch.no_grad()
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """One `Likelihood` a (prompt, target) pair, in order. The last target token is never fed: nothing reads past it."""
+        """One `Likelihood` a (prompt, target) pair, in order.
+
+        The last target token is never fed, since nothing reads past it; so targets of one token share their prompt's forward pass.
+        """
         encoded = self.encode(list(pairs))
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for index, row in enumerate(encoded):
+            sharing.setdefault(row.ids[:-1], []).append(index)
+        inputs = list(sharing)
         scores: list[Likelihood | None] = [None] * len(encoded)
-        for batch in by_length([len(row.ids) - 1 for row in encoded], self.batch_tokens):
-            rows = [encoded[i] for i in batch]
-            ids, mask = pad_right([row.ids[:-1] for row in rows], self.pad, self.device)
-            where = [(r, c) for r, row in enumerate(rows) for c in range(row.start - 1, len(row.ids) - 1)]
-            at = torch.tensor(where, device=self.device)
-            labels = torch.tensor([i for row in rows for i in row.target], device=self.device)
+        for batch in by_length([len(ids) for ids in inputs], self.batch_tokens):
+            ids, mask = pad_right([inputs[i] for i in batch], self.pad, self.device)
+            asked = [(place, index) for place, i in enumerate(batch) for index in sharing[inputs[i]]]
+            where = [(place, c) for place, index in asked for c in range(encoded[index].start - 1, len(encoded[index].ids) - 1)]
+            distinct = {position: number for number, position in enumerate(dict.fromkeys(where))}
+            at = torch.tensor(list(distinct), device=self.device)
             logits = self.logits_at(ids, mask, at[:, 0], at[:, 1]).to(self.device)
-            losses = nn.functional.cross_entropy(logits, labels, reduction="none").cpu().tolist()
             best = logits.argmax(-1).cpu().tolist()
+            number = torch.tensor([distinct[position] for position in where], device=self.device)
+            labels = torch.tensor([i for _, index in asked for i in encoded[index].target], device=self.device)
+            losses = (logits.logsumexp(-1)[number] - logits[number, labels]).cpu().tolist()
             position = 0
-            for index, row in zip(batch, rows, strict=True):
-                span = slice(position, position + len(row.target))
-                hits = tuple(a == b for a, b in zip(best[span], row.target, strict=True))
-                scores[index] = Likelihood(math.fsum(losses[span]) / len(row.target), hits, tuple(best[span]))
+            for _, index in asked:
+                target = encoded[index].target
+                span = slice(position, position + len(target))
+                predicted = tuple(best[distinct[where[k]]] for k in range(span.start, span.stop))
+                hits = tuple(a == b for a, b in zip(predicted, target, strict=True))
+                scores[index] = Likelihood(math.fsum(losses[span]) / len(target), hits, predicted)
                 position = span.stop
         return scores  # type: ignore[return-value]
 

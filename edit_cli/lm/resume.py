@@ -81,7 +81,7 @@ class Resumption:
         The change applies to what leaves `module`, or without one to what leaves block `frozen`.
         """
         lm, rows = self.lm, torch.arange(len(self.ids), device=self.ids.device)
-        mask = torch.cat([self.before, self.tail], dim=1)
+        mask = torch.cat([self.before, self.tail], dim=1) if self.prefix else self.tail  # no block above the last: nothing to attend to
         with ExitStack() as stack:
             if module is None:
                 stack.enter_context(lm.skipping(self.frozen, change(self.states, rows, self.at)))
