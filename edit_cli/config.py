@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
@@ -67,7 +68,7 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
         if isinstance(value, DictConfig) and ("_target_" in value or part):
             parts[key] = build(value, part)
         elif part and value is not None:
-            raise UsageError(f"{path}={value}: this is a group of settings, such as {path}.{fields(part)[0].name}=VALUE")
+            raise UsageError(f"{path}={value}: this is a group of settings, not one value")
         else:
             plain[key] = value
     made = parts | _typed(cls, {key: hints[key] for key in plain}, plain, node)
@@ -171,5 +172,8 @@ def _path(node: DictConfig, key: Any = None) -> str:
 
 
 def _interpolation(error: InterpolationResolutionError) -> str:
-    key = f"{error.full_key}: " if error.full_key else ""
-    return f"{key}{str(error).splitlines()[0]}"
+    first = str(error).splitlines()[0]
+    if found := re.search(r"Missing mandatory value: (\S+)", first):
+        return f"{found[1]} has no value: give {found[1]}=VALUE"
+    cause = re.sub(r"^\w+ raised while resolving interpolation: ", "", first)
+    return f"{error.full_key}: {cause}" if error.full_key else cause

@@ -65,12 +65,14 @@ class Factors:
 class WeightDelta(Edit):
     """Changes of weights: `updates[parameter]` is `Factors` in math orientation, or a dense tensor as the parameter is stored.
 
-    `info` holds what the editor wants remembered (losses, norms, prefixes), JSON-able.
+    `info` holds what the editor wants remembered (losses, norms, prefixes), JSON-able. `memory` holds tensors that an editor of
+    sequences leaves for its next edit (`Editor.recall`); they are saved with the edit and added to nothing.
     """
 
     kind: ClassVar[str] = "weights"
     updates: dict[str, Factors | Tensor] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     def attach(self, lm: LM) -> Undo:
         """Add every update; the originals are kept, because adding and subtracting again is not exact."""
@@ -121,7 +123,7 @@ class WeightDelta(Edit):
             name: update if isinstance(update, Tensor) or update.smaller_than_dense else self.stored(lm, name).contiguous()
             for name, update in self.updates.items()
         }
-        return WeightDelta(updates, self.info)
+        return WeightDelta(updates, self.info, self.memory)
 
     def norms(self) -> dict[str, float]:
         """Frobenius norm of every update."""
@@ -131,7 +133,7 @@ class WeightDelta(Edit):
         return sorted(self.updates)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {f"{name}|memory": kept for name, kept in self.memory.items()}
         for name, update in self.updates.items():
             if isinstance(update, Tensor):
                 tensors[f"{name}|dense"] = update
@@ -142,13 +144,16 @@ class WeightDelta(Edit):
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> WeightDelta:
         updates: dict[str, Factors | Tensor] = {}
+        memory: dict[str, Tensor] = {}
         for key, tensor in tensors.items():
             name, _, part = key.rpartition("|")
-            if part == "dense":
+            if part == "memory":
+                memory[name] = tensor
+            elif part == "dense":
                 updates[name] = tensor
             elif part == "left":
                 updates[name] = Factors(tensor, tensors[f"{name}|right"])
-        return cls(updates, rest.get("info", {}))
+        return cls(updates, rest.get("info", {}), memory)
 
 
 class ModulePatch(Edit):

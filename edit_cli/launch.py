@@ -90,6 +90,8 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageEr
         return UsageError(f"{found[1]} gives several values: add -m to run them one after another, or write a list: key=[a,b]")
     if found := re.match(r"Could not override '(.+?)'", first):
         return UsageError(_unknown_key(found[1].partition("@")[0], command))
+    if found := re.match(r"Could not append to config\. An item is already at '(.+?)'", first):
+        return UsageError(f"+{found[1]}: that setting exists already; write {found[1]}=VALUE without the +")
     if found := re.match(r"Could not delete from config\. '(.+?)' does not exist", first):
         return UsageError(_unknown_key(found[1], command))
     return UsageError(first)
@@ -106,14 +108,14 @@ def _missing_option(text: str, first: str) -> str:
 
 
 def _unknown_key(key: str, command: str) -> str:
+    """Names beside it come first, then all, so that `lmit` is `limit` and `layers` is `method.layers`."""
     known = _known_keys(command)
     parent = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == parent]
-    near = did_you_mean(key, siblings or known, "there are")
-    if "did you mean" not in near and siblings != known:
-        wider = did_you_mean(key, known)
-        near = wider if "did you mean" in wider else near
-    return f"unknown key {key}{near}"
+    beside = [name for name in known if name.rpartition(".")[0] == parent]
+    for names in (beside, known, [name for name in known if name.rpartition(".")[2] == key]):
+        if "did you mean" in (near := did_you_mean(key, names)):
+            return f"unknown key {key}{near}"
+    return f"unknown key {key}{did_you_mean(key, beside or [name for name in known if '.' not in name])}"
 
 
 def _known_keys(command: str) -> list[str]:
@@ -145,7 +147,7 @@ def _parses(override: str) -> bool:
 
     try:
         OverridesParser.create().parse_override(override)
-    except OverrideParseException:
+    except HydraException:
         return False
     return True
 
@@ -168,7 +170,7 @@ def _tag(given: str | None, varied: Sequence[str]) -> str | None:
     for text in varied:
         key = override_key(text)
         if key.partition(".")[0] not in NOT_IN_TAG or "." in key and not key.startswith("hydra."):
-            value = text.partition("=")[2]
+            value = text.partition("=")[2].strip("[]'\"")
             parts.append(f"{key.rpartition('.')[2]}={value}")
     return re.sub(r"[^\w.=,+-]+", "_", ",".join(parts)) or None
 

@@ -40,6 +40,9 @@ class Editor(ABC):
     def reset(self) -> None:
         """Forget what earlier edits left in the editor (most keep nothing)."""
 
+    def recall(self, lm: LM, edit: Edit) -> None:
+        """Take up what making `edit` left in the editor (most keep nothing): a sequence goes on from saved edits, in their order."""
+
     def scratch(self, lm: LM) -> dict[Any, Any]:
         """Things worth computing once a model (factorised statistics, sampled prefixes); gone with the model or the editor."""
         memory = self.__dict__.setdefault("_scratch", WeakKeyDictionary())

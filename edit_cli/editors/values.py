@@ -7,6 +7,8 @@ For each edit i a shift δ_i is added to what leaves `site` at the subject's las
 Losses of different edits share nothing, so their sum optimises each one alone: Adam is element-wise with a step count an
 edit, clamping is per row, and an edit that is done leaves the batch (masking its gradient would let momentum move it on)
 while one from the queue takes its place.
+
+An edit is one fact, or several about one subject that share a shift (`groups`): then L_i is the mean over all of them.
 """
 
 from __future__ import annotations
@@ -20,21 +22,26 @@ import torch
 from torch import Tensor
 
 from edit_cli.editors.contexts import BARE, Contexts, rows_in_contexts
+from edit_cli.editors.value_batch import Batch, Task
 from edit_cli.errors import OutOfMemory, UsageError
+from edit_cli.lm.layout import attention_out
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
-from edit_cli.lm.resume import Resumption, Span
+from edit_cli.lm.resume import Span
 from edit_cli.requests import EditRequest
 
-Site = Literal["block", "mlp_out"]
+Site = Literal["block", "mlp_out", "branches"]
 
 
 @dataclass
 class ValueOptions:
-    """Settings of the optimisation (locate-then-edit, sections 7 and 9).
+    """Settings of the optimisation (locate-then-edit, sections 7, 9, 11 and 14).
 
     steps: forward passes; one update fewer. stop_loss: an edit below it is done (tested before the update).
     clamp_norm_factor: ‖δ‖ ≤ factor · ‖v_0‖. kl_position: "subject" as released, "last" as the paper words it.
+    mpes: ENCORE's early stop: an edit is done after so many passes in which every target token was the likeliest, in every context.
+    settle_kl, settle_nll: PMET's: while every target token is the likeliest, NLL counts `settle_nll` times from the next pass on, and
+    the edit is done if its KL term is at most `settle_kl`.
     batch_tokens: tokens a step, null for a default by device; halved when memory runs out. Changes speed and memory only.
     """
 
@@ -46,7 +53,15 @@ class ValueOptions:
     kl_prompt: str = "{} is a"
     kl_position: str = "subject"
     stop_loss: float = 0.05
+    mpes: int | None = None
+    settle_kl: float | None = None
+    settle_nll: float = 0.1
     batch_tokens: int | None = None
+
+    @property
+    def watches_hits(self) -> bool:
+        """Whether it matters which target tokens are the likeliest."""
+        return self.mpes is not None or self.settle_kl is not None
 
 
 @dataclass
@@ -59,69 +74,82 @@ class Values:
     steps: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Rows of one edit, its contexts and last the KL row, with the target ids of each context."""
-
-    spans: list[Span]
-    targets: list[tuple[int, ...]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are run anew at every step."""
-        return sum(len(span.ids) - span.start for span in self.spans)
+def shifted_modules(lm: LM, layer: int, site: Site) -> list[str]:
+    """Modules to whose outputs a shift is added: the block (MEMIT), the MLP's projection (ROME), or this and the attention's (PMET)."""
+    if site == "block":
+        return [lm.layout.block(layer)]
+    mlp_out = lm.layout.mlp_out(layer)
+    return [mlp_out] if site == "mlp_out" else [mlp_out, attention_out(lm.model, lm.layout, layer)]
 
 
-def optimise_values(lm: LM, requests: Sequence[EditRequest], layer: int, site: Site, options: ValueOptions, contexts: Contexts) -> Values:
-    """Target states of every request at `site` of `layer`: the block's output (MEMIT) or the MLP projection's (ROME).
+def optimise_values(
+    lm: LM,
+    requests: Sequence[EditRequest],
+    layer: int,
+    site: Site,
+    options: ValueOptions,
+    contexts: Contexts,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> Values:
+    """Target states at `site` of `layer`, one a group of requests (null: one a request), that of the first of `shifted_modules`.
+
+    groups: indices of requests that share one target; a group's first request is where it starts from.
 
     Raises:
         OutOfMemory: a single edit does not fit.
     """
-    with lm.monitor.phase("value"), lm.monitor.task("optimising values", len(requests)) as advance:
-        tasks = _tasks(lm, requests, options, contexts)
-        rows, positions = rows_in_contexts(lm, requests, BARE, with_target=False)
-        module = lm.layout.block(layer) if site == "block" else lm.layout.mlp_out(layer)
-        (initial,) = read(lm, rows, positions, [Tap(module, "output")])
-        search = _Search(lm, tasks, layer, site, options, initial)
+    groups = groups or [[i] for i in range(len(requests))]
+    with lm.monitor.phase("value"), lm.monitor.task("optimising values", len(groups)) as advance:
+        tasks = _tasks(lm, requests, options, contexts, groups)
+        rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
+        modules = shifted_modules(lm, layer, site)
+        taps = [Tap(module, "output") for module in modules]
+        initial = torch.stack(read(lm, rows, positions, taps), dim=1)
+        search = _Search(lm, tasks, layer if site == "block" else layer - 1, modules, options, initial)
         while search.unfinished:
             advance(search.step())
-    target = (initial + search.shift).T.contiguous()
-    return Values(target, initial.T.contiguous(), search.losses, search.steps)
+    target = (initial + search.shift)[:, 0].T.contiguous()
+    return Values(target, initial[:, 0].T.contiguous(), search.losses, search.steps)
 
 
-def _tasks(lm: LM, requests: Sequence[EditRequest], options: ValueOptions, contexts: Contexts) -> list[_Task]:
+def _tasks(
+    lm: LM, requests: Sequence[EditRequest], options: ValueOptions, contexts: Contexts, groups: Sequence[Sequence[int]] | None = None
+) -> list[Task]:
     if options.kl_position not in ("subject", "last"):
         raise UsageError(f"method.value.kl_position={options.kl_position}: choose subject or last")
     if options.kl_prompt.count("{}") != 1:
         raise UsageError("method.value.kl_prompt must hold the slot {} once")
+    groups = groups or [[i] for i in range(len(requests))]
     rows, lookup = rows_in_contexts(lm, requests, contexts, with_target=True)
-    kl_requests = [EditRequest(options.kl_prompt, request.subject, "") for request in requests]
+    kl_requests = [EditRequest(options.kl_prompt, requests[group[0]].subject, "") for group in groups]
     kl_rows, kl_lookup = rows_in_contexts(lm, kl_requests, BARE, with_target=False)
     each, tasks = len(contexts.texts), []
-    for edit, (kl_row, kl_at) in enumerate(zip(kl_rows, kl_lookup, strict=True)):
-        mine = slice(edit * each, (edit + 1) * each)
-        spans = [Span(r.ids[:-1], at, tuple(range(r.start - 1, len(r.ids) - 1))) for r, at in zip(rows[mine], lookup[mine], strict=True)]
+    for group, kl_row, kl_at in zip(groups, kl_rows, kl_lookup, strict=True):
+        mine = [index for request in group for index in range(request * each, (request + 1) * each)]
+        spans = [Span(rows[i].ids[:-1], lookup[i], tuple(range(rows[i].start - 1, len(rows[i].ids) - 1))) for i in mine]
         kl_wanted = kl_at if options.kl_position == "subject" else len(kl_row.ids) - 1
         spans.append(Span(kl_row.ids[: kl_wanted + 1], kl_at, (kl_wanted,)))
-        tasks.append(_Task(spans, [row.target for row in rows[mine]]))
+        tasks.append(Task(spans, [rows[i].target for i in mine]))
     return tasks
 
 
 class _Search:
-    """Adam over all edits. `batch` holds those at work, `waiting` is the queue, alike in length beside each other."""
+    """Adam over all edits. `batch` holds those at work, `waiting` is the queue, alike in length beside each other.
 
-    def __init__(self, lm: LM, tasks: Sequence[_Task], layer: int, site: Site, options: ValueOptions, initial: Tensor) -> None:
+    shift, momentum, variance: (edits, modules, width).
+    """
+
+    def __init__(self, lm: LM, tasks: Sequence[Task], frozen: int, modules: list[str], options: ValueOptions, initial: Tensor) -> None:
         self.lm, self.tasks, self.options = lm, tasks, options
-        self.frozen = layer if site == "block" else layer - 1
-        self.module = None if site == "block" else lm.layout.mlp_out(layer)
-        self.initial_norm = initial.norm(dim=1)
+        self.frozen, self.modules = frozen, modules
+        self.initial_norm = initial.norm(dim=-1)
         self.shift = torch.zeros_like(initial)
         self.momentum, self.variance = torch.zeros_like(initial), torch.zeros_like(initial)
-        self.losses, self.steps = [0.0] * len(tasks), [0] * len(tasks)
+        self.nll_factor = torch.ones_like(initial[:, 0, 0])
+        self.losses, self.steps, self.hits = [0.0] * len(tasks), [0] * len(tasks), [0] * len(tasks)
         self.budget = options.batch_tokens or (16384 if lm.device.type == "cuda" else 256)
         self.waiting = deque(sorted(range(len(tasks)), key=lambda i: (tasks[i].tokens, i)))
-        self.batch: _Batch | None = None
+        self.batch: Batch | None = None
         self.reuse_prefix: bool | None = None  # not known until tried
 
     @property
@@ -134,24 +162,32 @@ class _Search:
             self._fill()
             edits = self.batch.edits
             shift = self.shift[edits].requires_grad_()
-            loss = self.batch.losses(shift, self)
-            values = loss.detach().tolist()
-            going = [row for row, edit in enumerate(edits) if self._goes_on(edit, values[row])]
-            gradient = torch.autograd.grad(loss.sum(), shift)[0][going] if going else None
+            scores = self.batch.scores(shift, self.nll_factor[edits], self.initial_norm[edits], self.options)
+            losses, terms, hits = scores.loss.tolist(), scores.kl_term.tolist(), scores.hit.tolist()
+            going = [row for row, edit in enumerate(edits) if self._goes_on(edit, losses[row], terms[row], hits[row])]
+            gradient = torch.autograd.grad(scores.loss.sum(), shift)[0][going] if going else None
         except torch.OutOfMemoryError:
             self._halve()
             return 0
-        for edit, value in zip(edits, values, strict=True):
-            self.losses[edit] = value
+        for edit, loss, hit in zip(edits, losses, hits, strict=True):
+            self.losses[edit] = loss
             self.steps[edit] += 1
+            self.hits[edit] += hit
+        if self.options.settle_kl is not None:
+            self.nll_factor[edits] = torch.where(scores.hit, self.options.settle_nll, 1.0).to(self.nll_factor)
         if going:
             self._update([edits[row] for row in going], gradient)
         if len(going) < len(edits):
             self.batch = self.batch.select(going) if going else None
         return len(edits) - len(going)
 
-    def _goes_on(self, edit: int, loss: float) -> bool:
-        return loss >= self.options.stop_loss and self.steps[edit] + 1 < self.options.steps
+    def _goes_on(self, edit: int, loss: float, kl_term: float, hit: bool) -> bool:
+        options = self.options
+        if loss < options.stop_loss or self.steps[edit] + 1 >= options.steps:
+            return False
+        if options.mpes is not None and self.hits[edit] + hit >= options.mpes:
+            return False
+        return not (hit and options.settle_kl is not None and kl_term <= options.settle_kl)
 
     def _fill(self) -> None:
         """Let edits from the queue take free places, once half of the batch is free."""
@@ -170,14 +206,17 @@ class _Search:
                 raise
             self.batch = self.batch.join(fresh) if self.batch else fresh
 
-    def _build(self, edits: list[int]) -> _Batch:
+    def _build(self, edits: list[int]) -> Batch:
         if self.reuse_prefix is None:
-            batch = _Batch.of(self, edits, True)
-            self.reuse_prefix = batch.takes_prefix(self)
+            batch = self._batch(edits, True)
+            self.reuse_prefix = batch.takes_prefix()
             if self.reuse_prefix:
                 return batch
             self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: whole rows are run instead (slower, the same values)")
-        return _Batch.of(self, edits, self.reuse_prefix)
+        return self._batch(edits, self.reuse_prefix)
+
+    def _batch(self, edits: list[int], reuse_prefix: bool) -> Batch:
+        return Batch.of(self.lm, edits, [self.tasks[i] for i in edits], self.frozen, self.modules, reuse_prefix)
 
     def _halve(self) -> None:
         """Go on with half of the batch after running out of memory; a step that was not finished is made again."""
@@ -193,77 +232,11 @@ class _Search:
 
     def _update(self, edits: list[int], gradient: Tensor) -> None:
         """Adam with its default betas and an own step count for every edit, then the clamp."""
-        count = torch.tensor([self.steps[i] for i in edits], dtype=gradient.dtype, device=gradient.device)[:, None]
+        count = torch.tensor([self.steps[i] for i in edits], dtype=gradient.dtype, device=gradient.device)[:, None, None]
         momentum = 0.9 * self.momentum[edits] + 0.1 * gradient
         variance = 0.999 * self.variance[edits] + 0.001 * gradient.square()
         scale = (variance / (1 - 0.999**count)).sqrt() + 1e-8
         shift = self.shift[edits] - self.options.lr * momentum / (1 - 0.9**count) / scale
         limit = self.options.clamp_norm_factor * self.initial_norm[edits]
-        self.shift[edits] = shift * (limit / shift.norm(dim=1).clamp_min(1e-30)).clamp(max=1.0)[:, None]
+        self.shift[edits] = shift * (limit / shift.norm(dim=-1).clamp_min(1e-30)).clamp(max=1.0)[..., None]
         self.momentum[edits], self.variance[edits] = momentum, variance
-
-
-@dataclass
-class _Batch:
-    """Some edits, their rows with the constant part computed, and which logits belong to what."""
-
-    edits: list[int]
-    tasks: list[_Task]
-    passes: Resumption
-
-    @classmethod
-    def of(cls, search: _Search, edits: list[int], reuse_prefix: bool) -> _Batch:
-        tasks = [search.tasks[i] for i in edits]
-        return cls(edits, tasks, Resumption(search.lm, [span for task in tasks for span in task.spans], search.frozen, reuse_prefix))
-
-    def __post_init__(self) -> None:
-        device = self.passes.ids.device
-        labels, share, label_owner, label_at, kl_at, position = [], [], [], [], [], 0
-        for number, task in enumerate(self.tasks):
-            for target in task.targets:
-                labels += target
-                share += [1.0 / len(target) / len(task.targets)] * len(target)
-                label_owner += [number] * len(target)
-                label_at += range(position, position + len(target))
-                position += len(target)
-            kl_at.append(position)
-            position += 1
-        self.labels, self.label_owner, self.label_at, self.kl_at = (
-            torch.tensor(values, device=device) for values in (labels, label_owner, label_at, kl_at)
-        )
-        self.share = torch.tensor(share, dtype=self.passes.base.dtype, device=device)
-        self.owner = torch.tensor([n for n, task in enumerate(self.tasks) for _ in task.spans], device=device)
-        self.reference = self.passes.base[self.kl_at].log_softmax(-1)
-
-    @property
-    def tokens(self) -> int:
-        return sum(task.tokens for task in self.tasks)
-
-    def select(self, keep: list[int]) -> _Batch:
-        """Only the edits at these places."""
-        rows = torch.isin(self.owner, torch.tensor(keep, device=self.owner.device)).nonzero()[:, 0]
-        return _Batch([self.edits[i] for i in keep], [self.tasks[i] for i in keep], self.passes.select(rows))
-
-    def join(self, other: _Batch) -> _Batch:
-        return _Batch(self.edits + other.edits, self.tasks + other.tasks, self.passes.join(other.passes))
-
-    def takes_prefix(self, search: _Search) -> bool:
-        with torch.no_grad():
-            return self.passes.agrees(self.passes.logits(lambda states, rows, columns: states, search.module))
-
-    def losses(self, shift: Tensor, search: _Search) -> Tensor:
-        """Loss of every edit (n,) for its shift (n, d)."""
-        options = search.options
-
-        def add(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-            moved = states.clone()
-            moved[rows, columns] += shift[self.owner].to(states)
-            return moved
-
-        logits = self.passes.logits(add, search.module)
-        losses = torch.nn.functional.cross_entropy(logits[self.label_at], self.labels, reduction="none") * self.share
-        nll = torch.zeros_like(shift[:, 0]).index_add(0, self.label_owner, losses)
-        kl = logits[self.kl_at].log_softmax(-1)
-        divergence = (kl.exp() * (kl - self.reference)).sum(-1)
-        decay = shift.norm(dim=1) / search.initial_norm[self.edits] ** 2
-        return nll + options.kl_factor * divergence + options.weight_decay * decay

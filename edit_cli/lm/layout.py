@@ -121,6 +121,32 @@ def _find_mlp_out(block: nn.Module, width: int) -> str:
     return (wider or candidates)[-1]
 
 
+def attention_out(model: nn.Module, layout: Layout, layer: int) -> str:
+    """The output projection of a layer's attention: its last one onto the hidden width.
+
+    Raises:
+        UsageError: this layer mixes tokens by something else.
+    """
+    block = layout.block(layer)
+    found = [name for name in _onto(model.get_submodule(block), layout.width) if "attn" in name or "attention" in name]
+    if not found:
+        raise UsageError(f"no attention output projection found in layer {layer}: choose a layer with attention (method.layers)")
+    return f"{block}.{found[-1]}"
+
+
+def find_attn_out(block: nn.Module, width: int) -> str:
+    """The output projection of what mixes tokens in this block; in hybrid families its name differs between blocks.
+
+    Raises:
+        UsageError: there is none.
+    """
+    mixers = [name for name in _onto(block, width) if any(mixer in name for mixer in MIXERS)]
+    outward = [name for name in mixers if not name.rpartition(".")[2].startswith("in_")]
+    if not outward:
+        raise UsageError("no output projection of attention found in a block")
+    return outward[-1]
+
+
 def _find_final_norm(model: nn.Module, blocks: str, width: int) -> str:
     """The last norm of the hidden width beside the blocks; one of the embeddings counts only if it comes after the blocks."""
     parent, _, own = blocks.rpartition(".")

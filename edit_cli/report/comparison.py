@@ -24,13 +24,13 @@ SHOWN = {
     "paraphrase_token_accuracy": "reworded",
     "locality_token_accuracy": "unrelated",
     "token_score": "score",
-    "efficacy_generated_contains": "writes it",
-    "neighborhood_generated_unchanged": "same text",
-    "perplexity": "perplexity",
+    "efficacy_generated_contains": "writes",
+    "neighborhood_generated_unchanged": "same",
+    "perplexity": "ppl",
 }
 LEGEND = (
     "%: edited, reworded, others, unrelated: {rated} with the edits in place (others and unrelated must stay near 100 or where they were). "
-    "writes it: its own reply holds the new answer. same text: it writes of others what it wrote before. perplexity: lower is better."
+    "writes: its own reply holds the new answer. same: of others it writes what it wrote before. ppl: perplexity of plain text, lower is better."
 )
 
 

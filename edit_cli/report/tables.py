@@ -24,7 +24,7 @@ def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
     """The one look of all tables."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold", no_wrap=index in right)
     return table
 
 

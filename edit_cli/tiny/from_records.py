@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.2  # share of the paraphrases that are never trained
 TOKENIZER_REPEAT = 20  # how often the tokenizer sees each answer on its own
+COMMON = 3  # times that a wording must occur with a relation to be used for other facts of it
+EXTRA_WORDINGS = 5
 
 
 @dataclass
@@ -54,6 +56,8 @@ class Source:
     template: str
     subject: str
     target: str
+    new_target: str | None
+    relation: str | None
     paraphrases: tuple[str, ...]
     neighbours: tuple[tuple[str, str], ...]  # (prompt, answer)
 
@@ -82,11 +86,13 @@ def read_sources(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], l
 
 def _full(record: dict[str, Any]) -> Source:
     rewrite = record["requested_rewrite"]
-    template, subject, target = rewrite["prompt"], rewrite["subject"], rewrite["target_true"]["str"].strip()
+    template, target = rewrite["prompt"].strip(), rewrite["target_true"]["str"].strip()
     if template.count("{}") != 1:
         raise ValueError(f"the prompt {template!r} must have exactly one {{}}")
+    new_target = rewrite["target_new"]["str"].strip() if "target_new" in rewrite else None
+    paraphrases = tuple(prompt.strip() for prompt in record.get("paraphrase_prompts", ()))
     neighbours = tuple((prompt.strip(), target) for prompt in record.get("neighborhood_prompts", ()))
-    return _checked(Source(template.strip(), subject, target, tuple(map(str.strip, record.get("paraphrase_prompts", ()))), neighbours))
+    return _checked(Source(template, rewrite["subject"], target, new_target, rewrite.get("relation_id"), paraphrases, neighbours))
 
 
 def _flat(record: dict[str, Any]) -> Source:
@@ -95,9 +101,10 @@ def _flat(record: dict[str, Any]) -> Source:
         raise ValueError(f"the subject {subject!r} does not occur in the prompt {prompt!r}")
     rephrase, neighbour = record.get("rephrase_prompt"), record.get("locality_prompt")
     neighbours = ((neighbour.strip(), record["locality_ground_truth"].strip()),) if neighbour else ()
-    return _checked(
-        Source(prompt.strip().replace(subject, "{}", 1), subject, target, (rephrase.strip(),) if rephrase else (), neighbours)
-    )
+    template = prompt.strip().replace(subject, "{}", 1)
+    paraphrases = (rephrase.strip(),) if rephrase else ()
+    new_target = record["target_new"].strip() if "target_new" in record else None
+    return _checked(Source(template, subject, target, new_target, None, paraphrases, neighbours))
 
 
 def _checked(source: Source) -> Source:
@@ -109,33 +116,67 @@ def _checked(source: Source) -> Source:
 def gather_facts(sources: Sequence[Source], seed: int) -> tuple[list[FactText], list[str]]:
     """Distinct facts with all their prompts, and the unrelated sentences that paraphrases start with (used as filler).
 
-    A neighbour shares its record's relation and answer, so each of the two is also told in the other's wording.
+    A fact learned from one prompt alone does not generalise, and a flat record has few. So every fact is also told in some of the
+    common wordings of its relation.
     """
-    rng = random.Random(f"{seed} held out")
+    rng = random.Random(f"{seed} wordings")
     templates = sorted({source.template for source in sources}, key=len, reverse=True)
     facts: dict[tuple[str, str], FactText] = {}
+    relation_of: dict[tuple[str, str], str] = {}
     filler: dict[str, None] = {}
+    wordings: dict[str, Counter[str]] = defaultdict(Counter)
+    relations = relations_of(sources, templates)
 
-    def fact(subject: str | None, target: str, prompt: str) -> FactText:
-        entry = facts.setdefault((subject or prompt, target), FactText(subject, target))
+    def tell(subject: str | None, target: str, prompt: str, relation: str) -> FactText:
+        key = (subject or prompt, target)
+        relation_of.setdefault(key, relation)
+        entry = facts.setdefault(key, FactText(subject, target))
         entry.prompts.append(prompt)
         return entry
 
-    for source in sources:
-        own = fact(source.subject, source.target, source.template.replace("{}", source.subject))
+    for source, relation in zip(sources, relations, strict=True):
+        own = tell(source.subject, source.target, source.template.replace("{}", source.subject), relation)
+        wordings[relation][source.template] += 1
         for paraphrase in source.paraphrases:
             (own.held_out if rng.random() < HELD_OUT else own.prompts).append(paraphrase)
-            lead, _, _ = paraphrase[: max(paraphrase.find(source.subject), 0)].rpartition(". ")
-            filler.update(dict.fromkeys([f"{lead}."] if lead else []))
+            lead, _, bare = paraphrase.rpartition(". ")
+            filler.update(dict.fromkeys([f"{lead}."] if lead and source.subject not in lead else []))
+            if source.subject in bare:
+                wordings[relation][bare.replace(source.subject, "{}", 1)] += 1
         for prompt, answer in source.neighbours:
             subject, template = infer_subject(prompt, templates)
-            other = fact(subject, answer, prompt)
-            if subject and template:
-                other.prompts.append(source.template.replace("{}", subject))
-                own.prompts.append(template.replace("{}", source.subject))
-    for entry in facts.values():
+            tell(subject, answer, prompt, relation)
+            wordings[relation].update([template] if template else [])
+    for key, entry in facts.items():
+        common = [template for template, count in wordings[relation_of[key]].items() if count >= COMMON]
+        for template in rng.sample(common, min(EXTRA_WORDINGS, len(common))) if entry.subject else []:
+            prompt = template.replace("{}", entry.subject)
+            if not any(held_out.endswith(prompt) for held_out in entry.held_out):
+                entry.prompts.append(prompt)
         entry.held_out = [prompt for prompt in dict.fromkeys(entry.held_out) if prompt not in entry.prompts]
     return list(facts.values()), list(filler)
+
+
+def relations_of(sources: Sequence[Source], templates: Sequence[str]) -> list[str]:
+    """A name for each source's relation: its id, or, in the flat form, the wordings that its neighbours connect.
+
+    A neighbour shares its record's relation; two wordings that meet so at least COMMON times belong together.
+    """
+    meetings: Counter[tuple[str, str]] = Counter()
+    for source in sources:
+        inferred = (infer_subject(prompt, templates)[1] for prompt, _ in source.neighbours)
+        meetings.update((source.template, template) for template in inferred if template)
+    parent = {template: template for template in templates}
+
+    def root(template: str) -> str:
+        while parent[template] != template:
+            template = parent[template]
+        return template
+
+    for (one, other), count in meetings.items():
+        if count >= COMMON:
+            parent[root(one)] = root(other)
+    return [source.relation or root(source.template) for source in sources]
 
 
 def infer_subject(prompt: str, templates: Iterable[str]) -> tuple[str | None, str | None]:
@@ -151,7 +192,11 @@ def infer_subject(prompt: str, templates: Iterable[str]) -> tuple[str | None, st
 def make_fact_model(
     path: Path, out: Path, limit: int | None, vocabulary: int, options: TrainOptions, command: str, report: Report
 ) -> dict[str, Any]:
-    """Train on the file's true facts and write the model, manifest.json, and records.json: the records whose fact it recalls."""
+    """Train on the file's true facts and write the model, manifest.json and records.json.
+
+    The latter holds the records that an editor can be judged on: the model recalls the true fact, and has met the new target as an
+    answer (no edit at one subject makes it say a word that it never learned to say).
+    """
     from edit_cli.tiny.train import recalled, train
 
     records, sources = read_sources(path, limit)
@@ -159,13 +204,19 @@ def make_fact_model(
         raise UsageError(f"{out} is not empty and holds no earlier model; choose another folder")
     facts, filler = gather_facts(sources, options.seed)
     statements = [entry.statements() for entry in facts]
-    tokenizer = train_tokenizer(_tokenizer_texts(statements, facts, filler), vocabulary, options.context)
+    answers = {entry.target for entry in facts}
+    tokenizer = train_tokenizer(_tokenizer_texts(statements, answers, filler), vocabulary, options.context)
     model = train(tokenizer, Text(statements, [Statement(line) for line in filler]), options, report)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-") as folder:
         staged = Path(folder) / "model"
         model = save_model(model, tokenizer, staged)
         known = recalled(model, tokenizer, [(s.template.replace("{}", s.subject), s.target) for s in sources])
+        kept = [
+            record
+            for record, source, hit in zip(records, sources, known, strict=True)
+            if hit and (source.new_target is None or source.new_target in answers)
+        ]
         asked: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for entry in facts:
             asked["trained"] += [(prompt, entry.target) for prompt in dict.fromkeys(entry.prompts)]
@@ -182,15 +233,15 @@ def make_fact_model(
             "facts_without_subject": sum(entry.subject is None for entry in facts),
             "records": len(records),
             "records_recalled": sum(known),
+            "records_kept": len(kept),
             "recall_percent": {name: round(100 * sum(each) / len(each), 2) for name, each in hits.items()},
         }
         write_json(staged / "manifest.json", manifest, indent=2)
-        write_json(staged / "records.json", [record for record, hit in zip(records, known, strict=True) if hit])
+        write_json(staged / "records.json", kept)
         replace_folder(staged, out)
     return manifest
 
 
-def _tokenizer_texts(statements: Sequence[Sequence[Statement]], facts: Sequence[FactText], filler: Sequence[str]) -> list[str]:
+def _tokenizer_texts(statements: Sequence[Sequence[Statement]], answers: set[str], filler: Sequence[str]) -> list[str]:
     texts = [statement.text for group in statements for statement in group] + list(filler)
-    answers = [f" {entry.target}" for entry in facts] * TOKENIZER_REPEAT
-    return texts + [f" {text}" for text in texts] + answers
+    return texts + [f" {text}" for text in texts] + [f" {answer}" for answer in sorted(answers)] * TOKENIZER_REPEAT

@@ -1,0 +1,125 @@
+"""Some edits of a value optimisation at work: their rows, with the constant part computed, and what is scored on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edit_cli.lm.hooks import on_output
+from edit_cli.lm.model import LM
+from edit_cli.lm.resume import Resumption, Span
+
+if TYPE_CHECKING:
+    from edit_cli.editors.values import ValueOptions
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of one edit, its contexts and last the KL row, with the target ids of each context."""
+
+    spans: list[Span]
+    targets: list[tuple[int, ...]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are run anew at every step."""
+        return sum(len(span.ids) - span.start for span in self.spans)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Loss (n,) of every edit, with its graph; its KL term; whether every target token was the likeliest (if that matters)."""
+
+    loss: Tensor
+    kl_term: Tensor
+    hit: Tensor
+
+
+@dataclass
+class Batch:
+    """Edits at work (numbers in the search), and which logits of their rows belong to what.
+
+    modules: where shifts are added; `at_block` when that is the output of the last frozen block.
+    """
+
+    edits: list[int]
+    tasks: list[Task]
+    passes: Resumption
+    modules: list[str]
+
+    @classmethod
+    def of(cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str], reuse_prefix: bool) -> Batch:
+        return cls(edits, tasks, Resumption(lm, [span for task in tasks for span in task.spans], frozen, reuse_prefix), modules)
+
+    def __post_init__(self) -> None:
+        device = self.passes.ids.device
+        labels, share, label_owner, label_at, kl_at, position = [], [], [], [], [], 0
+        for number, task in enumerate(self.tasks):
+            for target in task.targets:
+                labels += target
+                share += [1.0 / len(target) / len(task.targets)] * len(target)
+                label_owner += [number] * len(target)
+                label_at += range(position, position + len(target))
+                position += len(target)
+            kl_at.append(position)
+            position += 1
+        self.labels, self.label_owner, self.label_at, self.kl_at = (
+            torch.tensor(values, device=device) for values in (labels, label_owner, label_at, kl_at)
+        )
+        self.share = torch.tensor(share, dtype=self.passes.base.dtype, device=device)
+        self.owner = torch.tensor([n for n, task in enumerate(self.tasks) for _ in task.spans], device=device)
+        self.reference = self.passes.base[self.kl_at].log_softmax(-1)
+
+    @property
+    def tokens(self) -> int:
+        return sum(task.tokens for task in self.tasks)
+
+    def select(self, keep: list[int]) -> Batch:
+        """Only the edits at these places."""
+        rows = torch.isin(self.owner, torch.tensor(keep, device=self.owner.device)).nonzero()[:, 0]
+        return Batch([self.edits[i] for i in keep], [self.tasks[i] for i in keep], self.passes.select(rows), self.modules)
+
+    def join(self, other: Batch) -> Batch:
+        return Batch(self.edits + other.edits, self.tasks + other.tasks, self.passes.join(other.passes), self.modules)
+
+    def takes_prefix(self) -> bool:
+        with torch.no_grad():
+            return self.passes.agrees(self._logits(lambda states, rows, columns, place: states))
+
+    def _logits(self, change: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Tensor:
+        """Logits after `change(states, rows, columns, place)` of what leaves each of `modules` at the rows' starts."""
+        lm, at = self.passes.lm, self.passes.at
+        rows = torch.arange(len(at), device=at.device)
+        at_block = self.modules[0] == lm.layout.block(self.passes.frozen) if self.passes.frozen >= 0 else False
+        with ExitStack() as stack:
+            for place, name in enumerate(self.modules[1:], start=1):
+                listen = on_output(lm.module(name), lambda hidden, place=place: change(hidden, rows, at, place), len(rows))
+                stack.enter_context(listen)
+            first = lambda states, rows, columns: change(states, rows, columns, 0)  # noqa: E731
+            return self.passes.logits(first, None if at_block else self.modules[0])
+
+    def scores(self, shift: Tensor, nll_factor: Tensor, initial_norm: Tensor, options: ValueOptions) -> Scores:
+        """Of every edit, for its shift (n, modules, d); its NLL counts `nll_factor` (n,) times; initial_norm: ‖v_0‖ (n, modules)."""
+
+        def add(states: Tensor, rows: Tensor, columns: Tensor, place: int) -> Tensor:
+            moved = states.clone()
+            moved[rows, columns] += shift[self.owner, place].to(states)
+            return moved
+
+        logits = self._logits(add)
+        labelled = logits[self.label_at]
+        losses = torch.nn.functional.cross_entropy(labelled, self.labels, reduction="none") * self.share
+        nll = torch.zeros_like(shift[:, 0, 0]).index_add(0, self.label_owner, losses)
+        kl = logits[self.kl_at].log_softmax(-1)
+        kl_term = options.kl_factor * (kl.exp() * (kl - self.reference)).sum(-1)
+        decay = (shift.norm(dim=-1) / initial_norm**2).sum(-1)
+        hit = torch.zeros_like(nll, dtype=torch.bool)
+        if options.watches_hits:
+            missed = (labelled.argmax(-1) != self.labels).to(nll)
+            hit = torch.zeros_like(nll).index_add(0, self.label_owner, missed) == 0
+        return Scores(nll_factor * nll + kl_term + options.weight_decay * decay, kl_term.detach(), hit)
