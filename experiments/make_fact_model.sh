@@ -20,7 +20,7 @@ fi
 exec "${PYTHON:-python}" -m edit_cli.tiny records "$1" --out "$2" \
   --limit "${LIMIT:-2000}" \
   --vocab "${VOCAB:-4096}" \
-  --epochs "${EPOCHS:-60}" \
+  --epochs "${EPOCHS:-70}" \
   --width "${WIDTH:-128}" \
   --layers "${LAYERS:-6}" \
   --seed "${SEED:-0}" \

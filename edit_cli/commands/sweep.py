@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edit_cli import catalog
 from edit_cli.commands.job import Outcome
 from edit_cli.console import Screen
 from edit_cli.report.comparison import comparison
@@ -15,11 +16,17 @@ def conclude(outcomes: Sequence[Outcome], is_sweep: bool) -> int:
     screen = Screen()
     if is_sweep and outcomes:
         records = [None if outcome.run_dir is None else read_run(outcome.run_dir) for outcome in outcomes]
-        screen.show(comparison([(" ".join(outcome.overrides) or "-", record) for outcome, record in zip(outcomes, records, strict=True)]))
-        for outcome in outcomes:
-            if outcome.error:
-                screen.error(f"{' '.join(outcome.overrides)}: {outcome.error}")
+        screen.show(comparison([(label(outcome), record) for outcome, record in zip(outcomes, records, strict=True)]))
     for outcome in outcomes:
         if outcome.run_dir is not None:
             screen.line(outcome.run_dir)
     return max((outcome.exit_code for outcome in outcomes), default=0)
+
+
+def label(outcome: Outcome) -> str:
+    """What a job's run is told apart by, in short: `rome layers=[0]`."""
+    parts = []
+    for override in outcome.overrides:
+        key, _, value = override.partition("=")
+        parts.append(value if key in catalog.GROUPS.values() else f"{key.rpartition('.')[2]}={value}")
+    return " ".join(parts) or f"job {outcome.number}"

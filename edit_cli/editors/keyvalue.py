@@ -1,9 +1,8 @@
-"""What ROME, MEMIT, EMMET and their kin share: keys, current states, and writing one residual over several layers."""
+"""What ROME, MEMIT, EMMET and their kin share: contexts, second moments, keys and states, and what is done to a finished update."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +10,18 @@ import torch
 from torch import Tensor
 
 from edit_cli.edits import Factors, WeightDelta
-from edit_cli.editors.base import Editor, require_layers
+from edit_cli.editors.base import Editor
 from edit_cli.editors.contexts import BARE, ContextOptions, Contexts, rows_in_contexts
-from edit_cli.editors.solver import Covariance, similar_keys, solve
-from edit_cli.editors.values import ValueOptions, Values, optimise_values
+from edit_cli.editors.postprocess import prune, rect
+from edit_cli.editors.solver import Covariance, ScaledIdentity
+from edit_cli.editors.values import Site, ValueOptions, Values, shifted_modules
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
 from edit_cli.requests import EditRequest
 from edit_cli.stats import MomentStore
+
+CHUNK = 512  # requests whose keys are read at once: bounds memory, 10,000 requests have 60,000 rows
 
 
 @dataclass(kw_only=True)
@@ -28,6 +30,9 @@ class KeyValueEditor(Editor):
 
     value, context: settings of the value optimisation and of the context prefixes. moments: where second moments come from.
     use_covariance: false takes C = I, as some published configurations do.
+    norm_weight: λ_n, how much the norm of an update costs beside old keys (ENCORE).
+    rect: share of an update's entries that is kept, those that change their weight most, relatively (RECT).
+    prune: base of the logarithm by which large singular values of an update are damped (PRUNE).
     """
 
     needs_subject = True
@@ -36,23 +41,38 @@ class KeyValueEditor(Editor):
     context: ContextOptions = field(default_factory=ContextOptions)
     moments: MomentStore = field(default_factory=MomentStore)
     use_covariance: bool = True
+    norm_weight: float = 0.0
+    rect: float | None = None
+    prune: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm_weight < 0:
+            raise UsageError(f"method.norm_weight={self.norm_weight}: give 0 or more")
+        if self.rect is not None and not 0 < self.rect <= 1:
+            raise UsageError(f"method.rect={self.rect}: give the share of entries to keep, above 0 and up to 1, or null")
+        if self.prune is not None and self.prune <= 1:
+            raise UsageError(f"method.prune={self.prune}: give the base of a logarithm, above 1, or null")
 
     def contexts(self, lm: LM) -> Contexts:
         """The context prefixes for this model, sampled once."""
-        return _once(self.scratch(lm), "contexts", lambda: self.context.build(lm))
+        return once(self.scratch(lm), "contexts", lambda: self.context.build(lm))
 
-    def covariances(self, lm: LM, layers: Sequence[int]) -> dict[int, Covariance]:
-        """Second moments of the unedited model, all missing layers filled in one pass over the text."""
+    def covariances(self, lm: LM, layers: Sequence[int], ridge: float = 0.0) -> dict[int, Covariance]:
+        """C + ridge · I of the unedited model, all missing layers filled in one pass over the text."""
         memory = self.scratch(lm)
-        missing = [layer for layer in layers if ("covariance", layer) not in memory]
+        missing = [layer for layer in layers if ("covariance", layer, ridge) not in memory]
         if missing and self.use_covariance:
             with lm.monitor.phase("statistics"):
                 self.moments.collect(lm, missing)
         for layer in missing:
-            width = lm.key_width(layer)
-            matrix = self.moments.second_moment(lm, layer).matrix if self.use_covariance else torch.eye(width, dtype=torch.float64)
-            memory["covariance", layer] = Covariance(matrix.to(lm.device))
-        return {layer: memory["covariance", layer] for layer in layers}
+            memory["covariance", layer, ridge] = self._covariance(lm, layer, ridge)
+        return {layer: memory["covariance", layer, ridge] for layer in layers}
+
+    def _covariance(self, lm: LM, layer: int, ridge: float) -> Covariance:
+        if not self.use_covariance:
+            return ScaledIdentity(lm.key_width(layer), lm.device, 1.0 + ridge)
+        matrix = self.moments.second_moment(lm, layer).matrix.to(lm.device)
+        return Covariance(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) if ridge else matrix)
 
     def refuse_unwritable(self, lm: LM, layers: Sequence[int]) -> None:
         """Residuals measured on block outputs can be written to the projection only where its output is added as it is.
@@ -61,77 +81,45 @@ class KeyValueEditor(Editor):
             UsageError: a post-norm block or a scaled residual.
         """
         for layer in layers:
-            if not _once(self.scratch(lm), ("additive", layer), lambda layer=layer: lm.writes_are_additive(layer)):
+            if not once(self.scratch(lm), ("additive", layer), lambda layer=layer: lm.writes_are_additive(layer)):
                 raise UsageError(
                     f"layer {layer} of {lm.name} normalises or scales its MLP's output before adding it to the residual stream, so a "
                     "residual of block outputs cannot be written to the projection; use method=rome, method=ft or method=lookup"
                 )
 
+    def finished(self, lm: LM, delta: WeightDelta) -> WeightDelta:
+        """The update as it will be attached: damped, sparsified, each if asked for, and stored in the smaller form."""
+        if self.prune is not None:
+            delta = prune(lm, delta, self.prune)
+        if self.rect is not None:
+            delta = rect(lm, delta, self.rect)
+        return delta.compact(lm)
+
 
 def averaged_keys(lm: LM, requests: Sequence[EditRequest], layer: int, contexts: Contexts) -> Tensor:
     """Keys (m, n) float64: input of the layer's MLP projection at the subject's last token, averaged over contexts."""
-    rows, positions = rows_in_contexts(lm, requests, contexts, with_target=False)
-    (keys,) = read(lm, rows, positions, [Tap(lm.layout.mlp_out(layer), "input")])
-    by_request = keys.double().view(len(requests), len(contexts.texts), -1)
-    return torch.einsum("ncm,c->mn", by_request, contexts.weights.to(keys.device))
+    parts = []
+    for first in range(0, len(requests), CHUNK):
+        chunk = requests[first : first + CHUNK]
+        rows, positions = rows_in_contexts(lm, chunk, contexts, with_target=False)
+        (keys,) = read(lm, rows, positions, [Tap(lm.layout.mlp_out(layer), "input")])
+        by_request = keys.double().view(len(chunk), len(contexts.texts), -1)
+        parts.append(torch.einsum("ncm,c->mn", by_request, contexts.weights.to(keys.device)))
+    return torch.cat(parts, dim=1)
 
 
-def current_states(lm: LM, requests: Sequence[EditRequest], layer: int) -> Tensor:
-    """States (d, n) that leave block `layer` at the subject's last token of the bare prompts."""
+def current_states(lm: LM, requests: Sequence[EditRequest], layer: int, site: Site = "block") -> Tensor:
+    """States (d, n) at `site` of the layer, at the subject's last token of the bare prompts."""
     rows, positions = rows_in_contexts(lm, requests, BARE, with_target=False)
-    (states,) = read(lm, rows, positions, [Tap(lm.layout.block(layer), "output")])
+    (states,) = read(lm, rows, positions, [Tap(shifted_modules(lm, layer, site)[0], "output")])
     return states.T
 
 
-def spread(lm: LM, requests: Sequence[EditRequest], layers: Sequence[int], editor: KeyValueEditor, weight: float) -> WeightDelta:
-    """MEMIT, Algorithm 1: optimise target states at the last layer, then write an equal share of what is left at each layer.
-
-    Each layer's keys and remaining residual are read with the lower layers' updates attached. `weight` is λ of the solver.
-    """
-    layers = require_layers(layers, lm)
-    editor.refuse_unwritable(lm, layers)
-    contexts = editor.contexts(lm)
-    covariances = editor.covariances(lm, layers)
-    values = optimise_values(lm, requests, layers[-1], "block", editor.value, contexts)
-    delta = WeightDelta(info=described(values, contexts))
-    with ExitStack() as attached:
-        for left, layer in countdown(layers):
-            with lm.monitor.phase("keys"):
-                keys = averaged_keys(lm, requests, layer, contexts)
-                residual = values.target - current_states(lm, requests, layers[-1])
-            if layer == layers[0]:
-                note_similar(lm, requests, keys)
-            with lm.monitor.phase("solve"):
-                update = solve(residual.double() / left, keys, covariances[layer], weight)
-            with lm.monitor.phase("apply"):
-                step = written(lm, layer, update)
-                delta.updates.update(step.updates)
-                attached.enter_context(lm.edited(step))
-            delta.info["residual_norms"][str(layer)] = float(residual.norm(dim=0).mean())
-    return delta.compact(lm)
-
-
 def written(lm: LM, layer: int, update: Factors) -> WeightDelta:
-    """The update of one layer's MLP projection, in float32 factors, dense where that is smaller."""
+    """The update of one layer's MLP projection, in float32 factors."""
     exact = torch.promote_types(lm.dtype, torch.float32)
     factors = Factors(update.left.to(exact), update.right.to(exact))
     return WeightDelta({f"{lm.layout.mlp_out(layer)}.weight": factors})
-
-
-def countdown(layers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(how many layers are left, this one included; layer), lowest layer first."""
-    return zip(range(len(layers), 0, -1), layers, strict=True)
-
-
-def note_similar(lm: LM, requests: Sequence[EditRequest], keys: Tensor) -> None:
-    """Say which facts share a key: only their average can be written."""
-    pairs = similar_keys(keys)
-    if pairs:
-        first, second = (requests[i] for i in pairs[0])
-        lm.monitor.note(
-            f"{len(pairs)} pairs of facts have the same key, so only a mean of their values can be written, "
-            f"such as {first.text!r} and {second.text!r}"
-        )
 
 
 def described(values: Values, contexts: Contexts) -> dict[str, Any]:
@@ -139,7 +127,8 @@ def described(values: Values, contexts: Contexts) -> dict[str, Any]:
     return {"prefixes": contexts.groups[1:], "losses": values.losses, "steps": values.steps, "residual_norms": {}}
 
 
-def _once(memory: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+def once(memory: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """memory[key], made at the first time."""
     if key not in memory:
         memory[key] = make()
     return memory[key]

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edit_cli.edits import WeightDelta
-from edit_cli.editors.keyvalue import KeyValueEditor, spread
-from edit_cli.lm.model import LM
-from edit_cli.requests import EditRequest
+from edit_cli.editors.spreading import SpreadingEditor
 
 
 @dataclass(kw_only=True)
-class MEMIT(KeyValueEditor):
+class MEMIT(SpreadingEditor):
     """Many facts at once, spread over a range of MLP layers (Algorithm 1).
 
-    layers: critical layers; the last one is where target states are optimised.
+    Δ = R Kᵀ (λC + K Kᵀ)⁻¹ at each layer, lowest first, with R an equal share of what is still missing (eq. 14, 20).
+
     covariance_weight: λ of eq. 15, how strongly old keys are kept against the new ones. It scales with the model.
     """
 
-    mass_editor = True
-
-    layers: list[int]
     covariance_weight: float
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
-        """One low-rank update a layer: Δ = R Kᵀ (λC + K Kᵀ)⁻¹ with R an equal share of the remaining residual (eq. 14, 20)."""
-        return spread(lm, requests, self.layers, self, self.covariance_weight)
+    def weight(self, columns: int) -> float:
+        """λ, whatever the number of facts."""
+        return self.covariance_weight

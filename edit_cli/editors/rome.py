@@ -12,7 +12,7 @@ from torch import Tensor
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.editors.base import require_layers
 from edit_cli.editors.contexts import BARE, Contexts, rows_in_contexts
-from edit_cli.editors.keyvalue import KeyValueEditor, averaged_keys, described, written
+from edit_cli.editors.keyvalue import KeyValueEditor, Subjects, described, written
 from edit_cli.editors.solver import Covariance
 from edit_cli.editors.values import optimise_values
 from edit_cli.errors import UsageError
@@ -41,7 +41,7 @@ class ROME(KeyValueEditor):
         if self.variant not in VARIANTS:
             raise UsageError(f"method.variant={self.variant}: choose one of {', '.join(VARIANTS)}")
         layers = require_layers(self.layers, lm)
-        contexts, covariances = self.contexts(lm), self.covariances(lm, layers)
+        contexts, covariances = self.contexts(lm), self.covariances(lm, layers, self.norm_weight)
         found: dict[str, list[Factors]] = {}
         info: dict = {}
         with ExitStack() as attached:
@@ -52,13 +52,13 @@ class ROME(KeyValueEditor):
                     for name, factors in step.updates.items():
                         found.setdefault(name, []).append(factors)
                     attached.enter_context(lm.edited(step))
-        return WeightDelta({name: _joined(parts) for name, parts in found.items()}, info).compact(lm)
+        return self.finished(lm, WeightDelta({name: _joined(parts) for name, parts in found.items()}, info))
 
     def _rank_one(self, lm: LM, request: EditRequest, layer: int, contexts: Contexts, covariance: Covariance) -> tuple[Factors, dict]:
         values = optimise_values(lm, [request], layer, "mlp_out", self.value, contexts)
         with lm.monitor.phase("keys"):
             bare_key, bare_value = _bare(lm, request, layer)
-            averaged = averaged_keys(lm, [request], layer, contexts)
+            averaged = Subjects(lm, [request], contexts).keys(layer)
         direction_key = bare_key if self.variant == "p" else averaged
         constrained = averaged if self.variant == "r" else bare_key
         with lm.monitor.phase("solve"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,16 +45,16 @@ class Scores:
 class Batch:
     """Edits at work (numbers in the search), and which logits of their rows belong to what.
 
-    modules: where shifts are added; `at_block` when that is the output of the last frozen block.
+    modules: to whose outputs shifts are added; None is the last frozen block.
     """
 
     edits: list[int]
     tasks: list[Task]
     passes: Resumption
-    modules: list[str]
+    modules: list[str | None]
 
     @classmethod
-    def of(cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str], reuse_prefix: bool) -> Batch:
+    def of(cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str | None], reuse_prefix: bool) -> Batch:
         return cls(edits, tasks, Resumption(lm, [span for task in tasks for span in task.spans], frozen, reuse_prefix), modules)
 
     def __post_init__(self) -> None:
@@ -93,15 +94,13 @@ class Batch:
 
     def _logits(self, change: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Tensor:
         """Logits after `change(states, rows, columns, place)` of what leaves each of `modules` at the rows' starts."""
-        lm, at = self.passes.lm, self.passes.at
+        at = self.passes.at
         rows = torch.arange(len(at), device=at.device)
-        at_block = self.modules[0] == lm.layout.block(self.passes.frozen) if self.passes.frozen >= 0 else False
         with ExitStack() as stack:
             for place, name in enumerate(self.modules[1:], start=1):
-                listen = on_output(lm.module(name), lambda hidden, place=place: change(hidden, rows, at, place), len(rows))
+                listen = on_output(self.passes.lm.module(name), lambda hidden, place=place: change(hidden, rows, at, place), len(rows))
                 stack.enter_context(listen)
-            first = lambda states, rows, columns: change(states, rows, columns, 0)  # noqa: E731
-            return self.passes.logits(first, None if at_block else self.modules[0])
+            return self.passes.logits(partial(change, place=0), self.modules[0])
 
     def scores(self, shift: Tensor, nll_factor: Tensor, initial_norm: Tensor, options: ValueOptions) -> Scores:
         """Of every edit, for its shift (n, modules, d); its NLL counts `nll_factor` (n,) times; initial_norm: ‖v_0‖ (n, modules)."""

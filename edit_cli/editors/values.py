@@ -105,7 +105,8 @@ def optimise_values(
         modules = shifted_modules(lm, layer, site)
         taps = [Tap(module, "output") for module in modules]
         initial = torch.stack(read(lm, rows, positions, taps), dim=1)
-        search = _Search(lm, tasks, layer if site == "block" else layer - 1, modules, options, initial)
+        frozen, places = (layer, [None]) if site == "block" else (layer - 1, modules)
+        search = _Search(lm, tasks, frozen, places, options, initial)
         while search.unfinished:
             advance(search.step())
     target = (initial + search.shift)[:, 0].T.contiguous()
@@ -139,7 +140,9 @@ class _Search:
     shift, momentum, variance: (edits, modules, width).
     """
 
-    def __init__(self, lm: LM, tasks: Sequence[Task], frozen: int, modules: list[str], options: ValueOptions, initial: Tensor) -> None:
+    def __init__(
+        self, lm: LM, tasks: Sequence[Task], frozen: int, modules: list[str | None], options: ValueOptions, initial: Tensor
+    ) -> None:
         self.lm, self.tasks, self.options = lm, tasks, options
         self.frozen, self.modules = frozen, modules
         self.initial_norm = initial.norm(dim=-1)

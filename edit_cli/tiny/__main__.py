@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary (default 4096)")
     world.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)")
     records.add_argument("--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model")
-    for command, epochs in ((world, 52), (records, 60)):
+    for command, epochs in ((world, 52), (records, 70)):
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--epochs", type=int, default=epochs, help=f"(default {epochs})")
         command.add_argument("--width", type=int, default=128, help="of the residual stream (default 128)")

@@ -80,6 +80,7 @@ class Tracer:
         }
         self.modules = {kind: [names[kind](layer) for layer in layers] for kind in options.kinds}
         self._reuse_prefix: bool | None = None  # not known until tried
+        _ = lm.blocks_return_tuples  # found out by a pass of its own, which must not meet hooks
 
     def window(self, kind: str, layer: int) -> tuple[int, int]:
         """Layers (begin, end) that are restored for the score of `layer`."""
@@ -176,7 +177,7 @@ class Corrupted:
 
         def corrupt(hidden: Tensor) -> Tensor:
             embedded.append(hidden + noise.to(hidden))
-            return embedded[0]
+            return embedded[0].clone()  # some families scale it in place
 
         with ExitStack() as stack:
             stack.enter_context(on_output(lm.model.get_input_embeddings(), corrupt))
@@ -195,7 +196,7 @@ class Corrupted:
         passes.frozen, passes.prefix = skipped, self.passes.prefix[skipped + 1 :]
         passes.states = self.states[skipped] if skipped >= 0 else None
         with ExitStack() as stack:
-            stack.enter_context(on_output(self.lm.model.get_input_embeddings(), lambda hidden: self.embedded))
+            stack.enter_context(on_output(self.lm.model.get_input_embeddings(), lambda _: self.embedded.clone()))
             for name, value in restore.items():
                 stack.enter_context(on_output(self.lm.module(name), lambda hidden, value=value: self._put(hidden, value), rows))
             return passes.logits(lambda states, *_: states)
