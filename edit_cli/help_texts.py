@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "Edit facts, ask before and after, take each edit back; a table of what the edits did.",
     "edit": "Edit one fact, or a file of facts, and keep the edit.",
     "sequential": "Edit batch after batch without taking anything back; a table and a curve.",
+    "trace": "Find the layers that carry facts, by causal tracing; a heat map, and layers to edit.",
     "precompute-stats": "Compute the second moments that some methods need, ahead of time.",
 }
 CONFIGURED = tuple(COMMANDS)
@@ -31,6 +32,7 @@ EXAMPLES = {
         "edit-cli sequential method=rome dataset=counterfact protocol.batch_size=1",
         "edit-cli sequential method=memit limit=200 protocol.batch_size=20 protocol.checkpoints=[20,100,200]",
     ),
+    "trace": ("edit-cli trace dataset=counterfact limit=50", "edit-cli trace model=gpt2-xl dataset=known_facts limit=100"),
     "precompute-stats": (
         "edit-cli precompute-stats method=memit model=gpt2-xl corpus=wikipedia",
         "edit-cli precompute-stats model=gpt-j-6b layers=[3,4,5] stats.documents=20000",
@@ -55,6 +57,12 @@ SETTINGS = {
         "limit=N": "use the first N records; null for all",
         "protocol.batch_size=N": "facts edited together in a step",
         "protocol.checkpoints=[1,10,100]": "after how many facts all of them are asked about again",
+    },
+    "trace": {
+        "limit=N": "use the first N records; null for all",
+        "protocol.kinds=[hidden,mlp,attn]": "what is restored",
+        "protocol.window=N": "layers whose MLP or attention outputs are restored together",
+        "protocol.noise=X": "noise on the subject, in standard deviations of its embeddings (protocol.noise_std: as it is)",
     },
     "precompute-stats": {
         "layers=[3,4]": "layers; without it, those that the method uses on this model",
@@ -90,7 +98,7 @@ def command(name: str) -> str:
     """One command: examples, settings, what there is to choose from."""
     lines = [f"Usage: edit-cli {name} [KEY=VALUE]...", "", COMMANDS[name], "", "Examples:", *(f"  {text}" for text in EXAMPLES[name]), ""]
     texts = {key: text.replace("NAMES", ", ".join(catalog.names("corpus"))) for key, text in SETTINGS[name].items()}
-    lines += _groups("methods", *(() if name == "precompute-stats" else ("datasets",)), "models")
+    lines += _groups(*(() if name == "trace" else ("methods",)), *(() if name == "precompute-stats" else ("datasets",)), "models")
     lines += _section("Settings", texts | ({} if name == "precompute-stats" else PLACES))
     lines += _section("Options", FLAGS)
     return "\n".join(lines).rstrip()

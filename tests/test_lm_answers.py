@@ -104,6 +104,20 @@ def test_targets_with_and_without_a_leading_space_score_the_same():
     assert lm.loglikelihood([("Ada lives in", "Oslo")]) == lm.loglikelihood([("Ada lives in", " Oslo")])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3_5_text"])
+def test_targets_that_share_a_forward_pass_are_scored_each_for_itself(family):
+    lm = shared(family)
+    pairs = [
+        ("Ada lives in", "Oslo"), ("Ada lives in", "Rome"), ("Ada lives in", "Oslo"), ("Ada lives in", "Oslo and Rome"),
+        ("Ada lives in Oslo", "and Rome"), ("Ada lives in Oslo", "or"), ("Ada lives in Rome", "or"), ("Ada lives", "in Oslo or"),
+    ]  # fmt: skip
+    for (prompt, target), score in zip(pairs, lm.loglikelihood(pairs), strict=True):
+        nll, labels, best = plain_nll(lm, prompt, target)
+        assert score.nll == pytest.approx(nll, abs=1e-4)
+        assert score.predicted == tuple(best)
+        assert score.hits == tuple(a == b for a, b in zip(best, labels, strict=True))
+
+
 def test_the_order_of_rows_is_kept_and_no_rows_are_no_answer():
     lm = shared("gpt2")
     forward, backward = lm.loglikelihood(PAIRS), lm.loglikelihood(PAIRS[::-1])

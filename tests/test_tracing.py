@@ -95,3 +95,92 @@ def test_families_agree_with_the_plain_path(family):
     assert spread > 1e-2  # the states that are restored do matter
     for fact, trace in zip(facts, expected, strict=True):
         assert_same(found[fact], trace, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def known() -> tuple[LM, list[Fact]]:
+    lm = embedded_lm()
+    return lm, [tokenized(lm, case.requests[0]) for case in world()[:8]]
+
+
+def test_embedded_model_agrees_with_the_plain_path(known):
+    lm, facts = known
+    tracer = Tracer(lm, TraceOptions(window=3, copies=3), embedding_deviation(lm, facts) * 3)
+    for fact, trace in tracer.traces(facts[:2]):
+        assert_same(trace, plain_trace(lm, fact, tracer), abs=1e-4)
+
+
+def test_what_is_batched_together_does_not_matter(known):
+    lm, facts = known
+    together, apart = (list(Tracer(lm, TraceOptions(window=2, copies=2, batch_tokens=size), 0.2).traces(facts)) for size in (4000, 30))
+    assert [fact for fact, _ in together] == facts
+    for (_, one), (_, other) in zip(together, apart, strict=True):
+        assert_same(one, other, abs=1e-5)
+
+
+def test_whole_rows_are_run_where_a_cached_prefix_does_not_fit(known, monkeypatch):
+    lm, facts = known
+    tracer = Tracer(lm, TraceOptions(window=2, copies=2), 0.2)
+    expected = [trace for _, trace in tracer.traces(facts[:2])]
+    notes: list[str] = []
+    monkeypatch.setattr(lm.monitor, "note", notes.append)
+    monkeypatch.setattr(Resumption, "agrees", lambda *_: False)
+    whole = Tracer(lm, TraceOptions(window=2, copies=2), 0.2)
+    for (_, trace), other in zip(whole.traces(facts[:2]), expected, strict=True):
+        assert_same(trace, other, abs=1e-5)
+    assert len(notes) == 1 and "cached prefix" in notes[0]
+
+
+def test_the_trace_shows_where_the_embedded_model_was_made_to_look_facts_up(known):
+    """A mask in training lets nothing but the subject's last token out, and that from block 4 on."""
+    lm, facts = known
+    tracer = Tracer(lm, TraceOptions(kinds=["hidden", "attn"], window=1, copies=4), 3 * embedding_deviation(lm, facts))
+    state, attention, total = [], [], []
+    for fact, trace in tracer.traces(facts):
+        state.append(trace.scores["hidden"][fact.roles.index("subject_last")] - trace.low)
+        attention.append(trace.scores["attn"][-1] - trace.low)
+        total.append(trace.high - trace.low)
+    state, attention, total = np.mean(state, 0), np.mean(attention, 0), np.mean(total)
+    assert total > 0.5
+    assert state[:4].min() > 0.4 * total > state[4] > state[5] == pytest.approx(0, abs=1e-6)
+    assert attention[4:].min() > 0.3 * total and attention[1:4].max() < 0.05
+
+
+def test_last_tokens_state_brings_everything_back(known):
+    """Its last layer alone decides the answer, and no other token's matters there."""
+    lm, facts = known
+    for _, trace in Tracer(lm, TraceOptions(kinds=["hidden"], copies=2), 0.3).traces(facts[:3]):
+        assert trace.scores["hidden"][-1, -1] == pytest.approx(trace.high, abs=1e-5)
+        np.testing.assert_allclose(trace.scores["hidden"][:-1, -1], trace.low, atol=1e-6)
+
+
+def test_roles():
+    def roles(length: int, subject: tuple[int, int]) -> tuple[str, ...]:
+        return Fact(tuple(range(length)), subject, 0).roles
+
+    first, middle, end, after, further, last = "subject_first", "subject_middle", "subject_last", "after_subject", "further", "last"
+    assert roles(9, (1, 5)) == (first, middle, middle, end, after, further, further, last)
+    assert roles(4, (0, 2)) == (first, end, after, last)
+    assert roles(3, (1, 2)) == (end, last)
+    assert roles(2, (0, 2)) == (first, end)
+
+
+def test_subject_tokens_are_those_that_hold_its_characters():
+    lm = tiny_lm("gpt2")
+    request = EditRequest("The mother tongue of {} is", "Zoë Lund", "x", "Norwegian")
+    fact = tokenized(lm, request)
+    begin, end = fact.subject
+    assert lm.tokenizer.decode(fact.ids[begin:end]).strip() == "Zoë Lund"
+    assert lm.tokenizer.decode(fact.ids) == request.text
+    assert " Norwegian".startswith(lm.tokenizer.decode([fact.answer]))
+    weights = lm.model.get_input_embeddings().weight[list(fact.ids[begin:end])]
+    assert embedding_deviation(lm, [fact]) == pytest.approx(weights.std().item(), rel=1e-6)
+    for unusable in (EditRequest("{} is", "Ada", "x"), EditRequest("Ada is", None, "x", "y")):
+        with pytest.raises(RejectedRequest, match="target_true|names none"):
+            tokenized(lm, unusable)
+
+
+def test_options_are_checked():
+    for wrong, named in (({"kinds": ["mlp", "mpl"]}, "kinds"), ({"window": 0}, "window"), ({"noise": 0.0}, "noise"), ({"noise_std": math.inf}, "noise_std")):
+        with pytest.raises(UsageError, match=f"protocol.{named}="):
+            TraceOptions(**wrong)

@@ -14,6 +14,7 @@ from edit_cli.report import facts
 from edit_cli.report.sequence import AFTER_EDIT, CHECKPOINT, sequential_summary, sequential_table
 from edit_cli.report.summary import summary_of
 from edit_cli.report.tables import evaluation
+from edit_cli.report.trace import fact_table, trace_summary, trace_table
 from edit_cli.results import RunRecord, read_run
 
 
@@ -24,7 +25,8 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
         screen.note("this run is still going on" if record.status == "started" else f"this run was not finished ({record.status})")
     if case is not None:
         line = _case(record, case)
-        screen.line(to_json(line, indent=1)) if as_json else screen.show(facts.case(line))
+        shown = fact_table if record.manifest["command"] == "trace" else facts.case
+        screen.line(to_json(line, indent=1)) if as_json else screen.show(shown(line))
         return 0
     summary = record.summary or _so_far(record)
     screen.line(to_json(summary, indent=1)) if as_json else screen.show(_table(record, summary))
@@ -35,13 +37,16 @@ def _so_far(record: RunRecord) -> dict[str, Any]:
     """A summary of what an unfinished run has."""
     if not record.lines:
         raise MissingError(f"{record.path} has no finished case yet")
-    return (sequential_summary if record.manifest["command"] == "sequential" else summary_of)(record.manifest, record.lines)
+    summarised = {"sequential": sequential_summary, "trace": trace_summary}.get(record.manifest["command"], summary_of)
+    return summarised(record.manifest, record.lines)
 
 
 def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:
     command = record.manifest["command"]
     if command == "sequential":
         return sequential_table(summary)
+    if command == "trace":
+        return trace_table(summary)
     if command == "edit":
         return facts.before_and_after(summary, record.lines)
     return evaluation(summary)

@@ -15,6 +15,7 @@ _HOMES = {
     "CounterFact": "counterfact",
     "ZsRE": "zsre",
     "Facts": "facts",
+    "KnownFacts": "known_facts",
 }
 __all__ = [*_HOMES]
 

@@ -17,7 +17,7 @@ from edit_cli.editors.solver import Covariance, ScaledIdentity
 from edit_cli.editors.values import Site, ValueOptions, Values, shifted_modules
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import Ascent, Tap
 from edit_cli.requests import EditRequest
 from edit_cli.stats import MomentStore
 
@@ -96,23 +96,41 @@ class KeyValueEditor(Editor):
         return delta.compact(lm)
 
 
+class Subjects:
+    """Requests, read at their subjects' last tokens at one layer after another, upwards; lower layers are not run again.
+
+    groups: indices of requests that share one key and one state, null for each its own. A group's key is the mean over its
+    requests (they agree where the subject begins the prompt), its state that of the first one.
+    """
+
+    def __init__(self, lm: LM, requests: Sequence[EditRequest], contexts: Contexts, groups: Sequence[Sequence[int]] | None = None) -> None:
+        self.lm, self.contexts = lm, contexts
+        self.groups = groups or [[i] for i in range(len(requests))]
+        chunks = [requests[first : first + CHUNK] for first in range(0, len(requests), CHUNK)]
+        self.prefixed = [Ascent(lm, *rows_in_contexts(lm, chunk, contexts, with_target=False)) for chunk in chunks]
+        self.bare = Ascent(lm, *rows_in_contexts(lm, [requests[group[0]] for group in self.groups], BARE, with_target=False))
+
+    def keys(self, layer: int) -> Tensor:
+        """Keys (m, groups) float64: input of the layer's MLP projection, averaged over contexts."""
+        parts = []
+        for ascent in self.prefixed:
+            ascent.climb(layer)
+            (keys,) = ascent.read([Tap(self.lm.layout.mlp_out(layer), "input")])
+            by_request = keys.double().view(-1, len(self.contexts.texts), keys.shape[1])
+            parts.append(torch.einsum("ncm,c->mn", by_request, self.contexts.weights.to(keys.device)))
+        single = torch.cat(parts, dim=1)
+        return torch.stack([single[:, group].mean(dim=1) for group in self.groups], dim=1)
+
+    def states(self, layer: int, site: Site, last: int) -> Tensor:
+        """States (d, groups) at `site` of layer `last`, of the bare prompts; blocks below `layer` are taken as done with."""
+        self.bare.climb(layer)
+        (states,) = self.bare.read([Tap(shifted_modules(self.lm, last, site)[0], "output")])
+        return states.T
+
+
 def averaged_keys(lm: LM, requests: Sequence[EditRequest], layer: int, contexts: Contexts) -> Tensor:
-    """Keys (m, n) float64: input of the layer's MLP projection at the subject's last token, averaged over contexts."""
-    parts = []
-    for first in range(0, len(requests), CHUNK):
-        chunk = requests[first : first + CHUNK]
-        rows, positions = rows_in_contexts(lm, chunk, contexts, with_target=False)
-        (keys,) = read(lm, rows, positions, [Tap(lm.layout.mlp_out(layer), "input")])
-        by_request = keys.double().view(len(chunk), len(contexts.texts), -1)
-        parts.append(torch.einsum("ncm,c->mn", by_request, contexts.weights.to(keys.device)))
-    return torch.cat(parts, dim=1)
-
-
-def current_states(lm: LM, requests: Sequence[EditRequest], layer: int, site: Site = "block") -> Tensor:
-    """States (d, n) at `site` of the layer, at the subject's last token of the bare prompts."""
-    rows, positions = rows_in_contexts(lm, requests, BARE, with_target=False)
-    (states,) = read(lm, rows, positions, [Tap(shifted_modules(lm, layer, site)[0], "output")])
-    return states.T
+    """Keys (m, n) float64 of one layer alone."""
+    return Subjects(lm, requests, contexts).keys(layer)
 
 
 def written(lm: LM, layer: int, update: Factors) -> WeightDelta:

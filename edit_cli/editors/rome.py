@@ -12,7 +12,7 @@ from torch import Tensor
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.editors.base import require_layers
 from edit_cli.editors.contexts import BARE, Contexts, rows_in_contexts
-from edit_cli.editors.keyvalue import KeyValueEditor, Subjects, described, written
+from edit_cli.editors.keyvalue import KeyValueEditor, averaged_keys, described, written
 from edit_cli.editors.solver import Covariance
 from edit_cli.editors.values import optimise_values
 from edit_cli.errors import UsageError
@@ -58,7 +58,7 @@ class ROME(KeyValueEditor):
         values = optimise_values(lm, [request], layer, "mlp_out", self.value, contexts)
         with lm.monitor.phase("keys"):
             bare_key, bare_value = _bare(lm, request, layer)
-            averaged = Subjects(lm, [request], contexts).keys(layer)
+            averaged = averaged_keys(lm, [request], layer, contexts)
         direction_key = bare_key if self.variant == "p" else averaged
         constrained = averaged if self.variant == "r" else bare_key
         with lm.monitor.phase("solve"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edit_cli.edits import Edit, Factors, WeightDelta
 from edit_cli.editors.base import require_layers
-from edit_cli.editors.keyvalue import KeyValueEditor, averaged_keys, current_states, written
+from edit_cli.editors.keyvalue import KeyValueEditor, Subjects, written
 from edit_cli.editors.solver import similar_keys, solve
 from edit_cli.editors.values import Site, optimise_values
 from edit_cli.errors import UsageError
@@ -93,18 +93,17 @@ class SpreadingEditor(KeyValueEditor):
         groups, contexts = self.groups(lm, requests), self.contexts(lm)
         info: dict[str, Any] = {"prefixes": contexts.groups[1:], "groups": len(groups), "losses": [], "steps": [], "residual_norms": {}}
         info |= self.prepare(lm, layers, len(groups) + max((past.shape[1] for past in self._past.values()), default=0))
-        delta, keys_of = WeightDelta(info=info), {}
+        delta, subjects, keys_of = WeightDelta(info=info), Subjects(lm, requests, contexts, groups), {}
         with ExitStack() as attached:
             for chosen in self.rounds(layers):
                 values = optimise_values(lm, requests, chosen[-1], self.site, self.value, contexts, groups)
                 info["losses"], info["steps"] = values.losses, values.steps
                 for left, layer in countdown(chosen):
                     with lm.monitor.phase("keys"):
-                        keys = keys_of[layer] = group_keys(lm, requests, layer, contexts, groups)
-                        first = [requests[group[0]] for group in groups]
-                        residual = values.target - current_states(lm, first, chosen[-1], self.site)
+                        keys = keys_of[layer] = subjects.keys(layer)
+                        residual = values.target - subjects.states(layer, self.site, chosen[-1])
                     if layer == layers[0]:
-                        note_similar(lm, first, keys)
+                        note_similar(lm, [requests[group[0]] for group in groups], keys)
                     with lm.monitor.phase("solve"):
                         update = self.solve(lm, layer, self.share(residual.double(), left), keys, self._past.get(layer))
                     with lm.monitor.phase("apply"):
@@ -115,7 +114,8 @@ class SpreadingEditor(KeyValueEditor):
         delta = self.finished(lm, delta)
         if self.past_keys == "post":
             with lm.monitor.phase("keys"), lm.edited(delta):
-                keys_of = {layer: group_keys(lm, requests, layer, contexts, groups) for layer in keys_of}
+                after = Subjects(lm, requests, contexts, groups)
+                keys_of = {layer: after.keys(layer) for layer in keys_of}
         if self.past_keys != "none":
             delta.memory = {f"keys.{layer}": keys.float() for layer, keys in keys_of.items()}
         self.recall(lm, delta)
@@ -134,10 +134,18 @@ class SpreadingEditor(KeyValueEditor):
         self._past.clear()
 
 
-def group_keys(lm: LM, requests: Sequence[EditRequest], layer: int, contexts: Any, groups: Groups) -> Tensor:
-    """One key (m, groups) a group: the mean over its requests, which agree where the subject begins the prompt."""
-    keys = averaged_keys(lm, requests, layer, contexts)
-    return torch.stack([keys[:, group].mean(dim=1) for group in groups], dim=1)
+@dataclass(kw_only=True)
+class SoftSpreadingEditor(SpreadingEditor):
+    """Spreading under MEMIT's soft constraint.
+
+    covariance_weight: λ of eq. 15, how strongly old keys are kept against the new ones. It scales with the model.
+    """
+
+    covariance_weight: float
+
+    def weight(self, columns: int) -> float:
+        """λ, whatever the number of facts."""
+        return self.covariance_weight
 
 
 def countdown(layers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ blocks. `model.layout.*` overrides each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -121,30 +122,20 @@ def _find_mlp_out(block: nn.Module, width: int) -> str:
     return (wider or candidates)[-1]
 
 
-def attention_out(model: nn.Module, layout: Layout, layer: int) -> str:
-    """The output projection of a layer's attention: its last one onto the hidden width.
+def attention_out(model: nn.Module, layout: Layout, layer: int, mixers: Sequence[str] = MIXERS[:2]) -> str:
+    """The output projection of a layer's attention: its last one onto the hidden width that is not an input's (linear attention has those).
+
+    mixers: what counts as attention; `MIXERS` takes whatever stands in its place in the other layers of hybrid families.
 
     Raises:
         UsageError: this layer mixes tokens by something else.
     """
     block = layout.block(layer)
-    found = [name for name in _onto(model.get_submodule(block), layout.width) if "attn" in name or "attention" in name]
+    inside = [name for name in _onto(model.get_submodule(block), layout.width) if any(mixer in name for mixer in mixers)]
+    found = [name for name in inside if not name.rpartition(".")[2].startswith("in_")]
     if not found:
         raise UsageError(f"no attention output projection found in layer {layer}: choose a layer with attention (method.layers)")
     return f"{block}.{found[-1]}"
-
-
-def find_attn_out(block: nn.Module, width: int) -> str:
-    """The output projection of what mixes tokens in this block; in hybrid families its name differs between blocks.
-
-    Raises:
-        UsageError: there is none.
-    """
-    mixers = [name for name in _onto(block, width) if any(mixer in name for mixer in MIXERS)]
-    outward = [name for name in mixers if not name.rpartition(".")[2].startswith("in_")]
-    if not outward:
-        raise UsageError("no output projection of attention found in a block")
-    return outward[-1]
 
 
 def _find_final_norm(model: nn.Module, blocks: str, width: int) -> str:

@@ -60,6 +60,11 @@ def tokenized(lm: LM, request: EditRequest) -> Fact:
     return Fact(row.ids[: row.start], (inside[0], inside[-1] + 1), row.ids[row.start])
 
 
+def window_at(layer: int, size: int, depth: int) -> tuple[int, int]:
+    """Layers (begin, end) of the window around `layer`: [ℓ − size/2, ℓ + size/2 − 1] for an even size, clipped."""
+    return max(0, layer - size // 2), min(depth, layer + (size + 1) // 2)
+
+
 @torch.no_grad()
 def embedding_deviation(lm: LM, facts: Sequence[Fact]) -> float:
     """σ: standard deviation over all entries of the embeddings of all subjects' tokens, as they stand in their prompts."""

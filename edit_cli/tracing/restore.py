@@ -17,11 +17,11 @@ from torch import Tensor
 
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import on_output
-from edit_cli.lm.layout import find_attn_out
+from edit_cli.lm.layout import MIXERS, attention_out
 from edit_cli.lm.model import LM
 from edit_cli.lm.resume import Resumption, Span
 from edit_cli.lm.tokens import pad_right
-from edit_cli.tracing.facts import Fact
+from edit_cli.tracing.facts import Fact, window_at
 
 KINDS = ("hidden", "mlp", "attn")
 
@@ -72,11 +72,10 @@ class Tracer:
     def __init__(self, lm: LM, options: TraceOptions, noise_std: float) -> None:
         self.lm, self.options, self.noise_std = lm, options, noise_std
         layers = range(lm.layout.depth)
-        blocks = [lm.module(lm.layout.block(layer)) for layer in layers]
         names: dict[str, Callable[[int], str]] = {
             "hidden": lm.layout.block,
             "mlp": lm.layout.mlp_out,
-            "attn": lambda layer: f"{lm.layout.block(layer)}.{find_attn_out(blocks[layer], lm.layout.width)}",
+            "attn": lambda layer: attention_out(lm.model, lm.layout, layer, MIXERS),
         }
         self.modules = {kind: [names[kind](layer) for layer in layers] for kind in options.kinds}
         self._reuse_prefix: bool | None = None  # not known until tried
@@ -84,8 +83,7 @@ class Tracer:
 
     def window(self, kind: str, layer: int) -> tuple[int, int]:
         """Layers (begin, end) that are restored for the score of `layer`."""
-        size = 1 if kind == "hidden" else self.options.window
-        return max(0, layer - size // 2), min(self.lm.layout.depth, layer + (size + 1) // 2)
+        return window_at(layer, 1 if kind == "hidden" else self.options.window, self.lm.layout.depth)
 
     def traces(self, facts: Sequence[Fact]) -> Iterator[tuple[Fact, Trace]]:
         """One trace a fact, in order."""

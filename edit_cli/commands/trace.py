@@ -1,0 +1,136 @@
+"""`trace`: causal tracing of the facts that the model knows, and the layers that the trace speaks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from edit_cli.commands.finish import outcome
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import Ledger, load_model
+from edit_cli.commands.recording import recorded, run_path
+from edit_cli.config import build, settings
+from edit_cli.console import ConsoleMonitor
+from edit_cli.datasets import Dataset
+from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.model import LM
+from edit_cli.report import heatmap
+from edit_cli.report.trace import trace_summary, trace_table
+from edit_cli.requests import EditRequest
+from edit_cli.results import Run
+from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
+from edit_cli.tracing.restore import Trace, Tracer, TraceOptions
+
+WINDOW = 100  # facts of which it is asked at once whether they are known
+DIGITS = 7  # of probabilities in results.jsonl
+
+Facts = dict[str, EditRequest]
+
+
+def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    top = settings(job.config)
+    options = build(job.config.protocol, TraceOptions)
+    model, source = build(job.config.model), build(job.config.dataset)
+    dataset = source.load(top.limit, monitor)
+    facts = named(dataset)
+    path = run_path(_named(job), top, job.choices["dataset"], job.choices["model"])
+    with recorded(job, top, path, monitor, {"protocol": {"facts": len(facts)}}, dataset) as run:
+        ledger = Ledger(monitor)
+        if not run.finished.issuperset(facts):
+            if run.finished:
+                monitor.note(f"continuing: {len(run.finished):,} of {len(facts):,} facts are there already")
+            lm = load_model(model, monitor)
+            with monitor.task("facts", len(facts)) as advance:
+                advance(len(run.finished))
+                for line in traced(lm, options, facts, run):
+                    run.append({**line, "phases": ledger.take()})
+                    advance(1)
+        else:
+            monitor.note("all facts are there already, so nothing is traced again (overwrite=true would)")
+        return _conclude(run, ledger.take(), monitor)
+
+
+def named(dataset: Dataset) -> Facts:
+    """Every request of every case, by an id of its own.
+
+    Raises:
+        UsageError: a data set that says of no fact what the model should say.
+    """
+    facts = {
+        case.id if len(case.requests) == 1 else f"{case.id}/{number}": request
+        for case in dataset.cases
+        for number, request in enumerate(case.requests)
+    }
+    if all(request.target_true is None for request in facts.values()):
+        raise UsageError(
+            f"dataset={dataset.name} names no true answers (target_true), so it cannot be told which facts the model knows: "
+            "trace counterfact, known_facts, zsre_alt, or facts of yours with target_true"
+        )
+    return facts
+
+
+def traced(lm: LM, options: TraceOptions, facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
+    """A line for each fact that `run` has not finished. The noise level is that of all facts, whatever is finished."""
+    usable: dict[str, Fact] = {}
+    rejected: dict[str, str] = {}
+    for name, request in facts.items():
+        try:
+            usable[name] = tokenized(lm, request)
+        except RejectedRequest as error:
+            rejected[name] = str(error)
+    deviation = embedding_deviation(lm, list(usable.values())) if options.noise_std is None and usable else None
+    tracer = Tracer(lm, options, options.noise_std if deviation is None else options.noise * deviation)
+    left = [name for name in facts if name not in run.finished]
+    for start in range(0, len(left), WINDOW):
+        names = left[start : start + WINDOW]
+        able = [name for name in names if name in usable]
+        with lm.monitor.phase("ask"):
+            answers = dict(zip(able, lm.loglikelihood([(facts[name].text, facts[name].target_true) for name in able]), strict=True))
+        known = [name for name in able if all(answers[name].hits)]
+        for name in names:
+            if name in rejected:
+                yield _line(name, facts[name], error=rejected[name])
+            elif name not in known:
+                yield _line(name, facts[name], says=lm.tokenizer.decode(answers[name].predicted))
+        traces = tracer.traces([usable[name] for name in known])
+        for name in known:
+            with lm.monitor.phase("trace"):
+                fact, trace = next(traces)
+            yield {**_line(name, facts[name]), **_numbers(lm, fact, trace), "noise_std": tracer.noise_std}
+
+
+def _line(name: str, request: EditRequest, says: str | None = None, error: str | None = None) -> dict[str, Any]:
+    """says: the wrong answer of a model that does not know the fact."""
+    about = {"prompt": request.prompt, "subject": request.subject, "target_true": request.target_true}
+    return {"case_id": name, "request": about, "known": error is None and says is None, "says": says, "error": error}
+
+
+def _numbers(lm: LM, fact: Fact, trace: Trace) -> dict[str, Any]:
+    """Tokens from the subject on with their roles; probabilities of the answer's first token."""
+    return {
+        "tokens": [lm.tokenizer.decode([fact.ids[token]]) for token in fact.traced],
+        "roles": list(fact.roles),
+        "answer": lm.tokenizer.decode([fact.answer]),
+        "high": round(trace.high, DIGITS),
+        "low": round(trace.low, DIGITS),
+        "scores": {kind: scores.astype(float).round(DIGITS).tolist() for kind, scores in trace.scores.items()},
+    }
+
+
+def _named(job: Job) -> Job:
+    """There is no method here, after which a run directory could be called."""
+    return replace(job, choices={**job.choices, "method": "trace"})
+
+
+def _conclude(run: Run, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
+    lines = run.lines()
+    with monitor.phase("average"):
+        summary = trace_summary(run.manifest, lines, seconds)
+    run.write_summary(summary)
+    if summary["traced"]:
+        heatmap.draw(summary, run.path)
+    monitor.screen.show(trace_table(summary))  # in sweeps too: traces cannot be told in a line
+    if summary["traced"]:
+        monitor.screen.line(f"figure: {run.path / heatmap.NAME}.png")
+    return outcome(run, [line for line in lines if line["error"]], monitor)
