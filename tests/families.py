@@ -28,7 +28,8 @@ TEXT = [
 ]
 
 SMALL: dict[str, Any] = {
-    "num_hidden_layers": DEPTH, "hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": 4, "max_position_embeddings": CONTEXT,
+    "num_hidden_layers": DEPTH, "hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
 }  # fmt: skip
 GROUPED = SMALL | {"num_key_value_heads": 2, "head_dim": 16}
 ROTARY = SMALL | {"num_key_value_heads": 2}
@@ -87,7 +88,9 @@ NOT_ADDITIVE: dict[str, dict[str, Any]] = {
     "gemma3_text": GROUPED | {"query_pre_attn_scalar": 16, "sliding_window": 8},
     "olmo2": ROTARY,
     "olmo3": ROTARY | {"sliding_window": 8},
-    "gemma4_text": GROUPED | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 340, "global_head_dim": 16, "num_kv_shared_layers": 0},
+    "gemma4_text": GROUPED | {
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 340, "global_head_dim": 16, "num_kv_shared_layers": 0,
+    },
     "exaone4": GROUPED | {"sliding_window": 8},
     "glm4": GROUPED,
     "granite": ROTARY | {"residual_multiplier": 0.3, "logits_scaling": 4.0, "embedding_multiplier": 3.0},
@@ -102,7 +105,8 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "gpt_oss": GROUPED | {"num_local_experts": 2},
     "phimoe": ROTARY | {"num_local_experts": 2},
     "deepseek_v3": {  # its first blocks are dense
-        **SMALL, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 2, "moe_intermediate_size": 16,
+        **SMALL, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 2,
+        "moe_intermediate_size": 16,
         "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
     },
     "jamba": ROTARY | {"num_experts": 2, "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 2, "attn_layer_offset": 1,
@@ -123,7 +127,8 @@ def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding
         inner.decoder = decoders.ByteLevel()
     else:
         inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        inner.decoder = decoders.Sequence(steps)
     alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else []
     trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=[PAD, BOS, EOS], initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(TEXT, trainer)
@@ -133,14 +138,15 @@ def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding
         inner.model = models.BPE(vocabulary, [tuple(pair) for pair in learnt["merges"]], byte_fallback=True)
     if bos or eos:
         added = [(token, inner.token_to_id(token)) for token, wanted in ((BOS, bos), (EOS, eos)) if wanted]
-        inner.post_processor = processors.TemplateProcessing(single=f"{BOS if bos else ''} $A {EOS if eos else ''}".split(), special_tokens=added)
+        template = f"{BOS if bos else ''} $A {EOS if eos else ''}".split()
+        inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=added)
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side=padding_side)
 
 
 def tiny(family: str, seed: int = 0, **overrides: Any) -> tuple[nn.Module, PreTrainedTokenizerFast]:
     """A random model of a family in `DENSE` or `EXPERTS`, in evaluation mode, and a byte-level tokenizer. `overrides`: config fields."""
     words = tokenizer()
-    ids = {"vocab_size": len(words), "pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    ids = {f"{kind}_token_id": getattr(words, f"{kind}_token_id") for kind in ("pad", "bos", "eos")} | {"vocab_size": len(words)}
     fields = (DENSE | EXPERTS)[family] | ids | overrides
     with quiet():
         config = AutoConfig.for_model(ALIASES.get(family, family), **fields)

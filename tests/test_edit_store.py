@@ -226,7 +226,13 @@ def test_changed_tensors_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"state": {"info": {"losses": []}}}, {"touched": {}}, {"class": "edit_cli.editors.lookup.CacheRoute"}, {"kind": "route"}, {"id": "0" * 64}],
+    [
+        {"state": {"info": {"losses": []}}},
+        {"touched": {}},
+        {"class": "edit_cli.editors.lookup.CacheRoute"},
+        {"kind": "route"},
+        {"id": "0" * 64},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_changed_meaning_is_refused(tmp_path, changes):
@@ -294,7 +300,8 @@ def test_what_is_no_edit_directory_is_named(tmp_path):
     lm = tiny_lm("gpt2")
     with pytest.raises(MissingError, match="nowhere is no edit directory: edit.json is missing"):
         edit_store.load(tmp_path / "nowhere", lm)
-    for text, reason in (("{", "cannot be read"), ("[]", "holds no object"), ('{"format": 99}', "format 1"), ('{"format": 1}', "class.* missing")):
+    reasons = {"{": "cannot be read", "[]": "holds no object", '{"format": 99}': "format 1", '{"format": 1}': "class.* missing"}
+    for text, reason in reasons.items():
         (tmp_path / "edit.json").write_text(text)
         with pytest.raises(MissingError, match=reason):
             edit_store.load(tmp_path, lm)

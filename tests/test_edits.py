@@ -273,7 +273,8 @@ def test_an_edit_that_fails_half_way_leaves_nothing(family):
 def test_an_update_is_never_broadcast():
     lm = language_model("llama")
     name = f"{lm.layout.mlp_out(0)}.weight"
-    for update in (torch.ones(1), torch.ones(lm.parameter(name).shape[1]), Factors(torch.ones(1, 1), torch.ones(1, lm.parameter(name).shape[1]))):
+    columns = lm.parameter(name).shape[1]
+    for update in (torch.ones(1), torch.ones(columns), Factors(torch.ones(1, 1), torch.ones(1, columns))):
         with pytest.raises(UsageError, match="made for another model"):
             lm.attach(WeightDelta({name: update}))
 

@@ -1,4 +1,7 @@
-"""How a model answers: likelihoods, greedy and sampled continuations, perplexity. Held to plain computations, row by row, without cache or padding."""
+"""How a model answers: likelihoods, greedy and sampled continuations, perplexity.
+
+All are held to plain computations: one row at a time, without cache, mask or padding.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +179,7 @@ def test_the_models_own_generation_settings_are_not_taken_over():
     model, words = tiny("llama")
     lm = LM(model, words)
     before, sampled = lm.generate(PROMPTS, 8), lm.sample(PROMPTS, [1, 2, 3, 4], 30, 5)
-    settings = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(5, 300)), "temperature": 0.1, "top_k": 1}
+    settings = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(5, 300)), "temperature": 0.1}
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     assert lm.generate(PROMPTS, 8) == before

@@ -6,7 +6,8 @@ from functools import cache
 
 import pytest
 import torch
-from families import ADDITIVE, ALIASES, CONTEXT, DENSE, DEPTH, EXPERTS, INNER, NOT_ADDITIVE, SMALL, WIDTH, quiet, shake, tiny, tiny_lm, tokenizer
+from families import ADDITIVE, ALIASES, CONTEXT, DENSE, DEPTH, EXPERTS, INNER, NOT_ADDITIVE, SMALL, WIDTH
+from families import quiet, shake, tiny, tiny_lm, tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -147,7 +148,8 @@ def test_head_of_final_norm_of_the_last_states_equals_the_logits(family):
 def test_a_resumed_pass_equals_a_whole_one_with_the_change_inside(family, layer, site):
     lm = shared(family)
     rows = lm.head.encode(PAIRS)
-    spans = [Span(row.ids[:-1], min(at, row.start - 1), tuple(range(row.start - 1, len(row.ids) - 1))) for row, at in zip(rows, (3, 2, 0), strict=True)]
+    wanted = [tuple(range(row.start - 1, len(row.ids) - 1)) for row in rows]
+    spans = [Span(row.ids[:-1], min(at, asked[0]), asked) for row, at, asked in zip(rows, (3, 2, 0), wanted, strict=True)]
     module = lm.layout.mlp_out(layer) if site == "mlp_out" else None
     shift = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(0))
 

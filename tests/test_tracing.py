@@ -81,7 +81,7 @@ def assert_same(found: Trace, expected: Trace, **tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt2", "gptj", "gpt_neox", "opt", "bloom", "falcon", "llama", "mistral", "gemma2", "olmo2", "lfm2", "qwen3_5_text", "ctrl"]
+    "family", ["gpt2", "gptj", "gpt_neox", "opt", "bloom", "mistral", "gemma2", "lfm2", "qwen3_5_text", "ctrl"]
 )
 def test_families_agree_with_the_plain_path(family):
     """In double precision, so that a part that is left out or restored twice cannot hide."""
@@ -105,15 +105,16 @@ def known() -> tuple[LM, list[Fact]]:
 
 def test_embedded_model_agrees_with_the_plain_path(known):
     lm, facts = known
-    tracer = Tracer(lm, TraceOptions(window=3, copies=3), embedding_deviation(lm, facts) * 3)
-    for fact, trace in tracer.traces(facts[:2]):
+    tracer = Tracer(lm, TraceOptions(window=3, copies=2), embedding_deviation(lm, facts) * 3)
+    for fact, trace in tracer.traces(facts[:1]):
         assert_same(trace, plain_trace(lm, fact, tracer), abs=1e-4)
 
 
 def test_what_is_batched_together_does_not_matter(known):
     lm, facts = known
-    together, apart = (list(Tracer(lm, TraceOptions(window=2, copies=2, batch_tokens=size), 0.2).traces(facts)) for size in (4000, 30))
-    assert [fact for fact, _ in together] == facts
+    options = {"kinds": ["hidden", "mlp"], "window": 2, "copies": 2}
+    together, apart = (list(Tracer(lm, TraceOptions(**options, batch_tokens=size), 0.2).traces(facts[:4])) for size in (4000, 60))
+    assert [fact for fact, _ in together] == facts[:4]
     for (_, one), (_, other) in zip(together, apart, strict=True):
         assert_same(one, other, abs=1e-5)
 
@@ -134,7 +135,7 @@ def test_whole_rows_are_run_where_a_cached_prefix_does_not_fit(known, monkeypatc
 def test_the_trace_shows_where_the_embedded_model_was_made_to_look_facts_up(known):
     """A mask in training lets nothing but the subject's last token out, and that from block 4 on."""
     lm, facts = known
-    tracer = Tracer(lm, TraceOptions(kinds=["hidden", "attn"], window=1, copies=4), 3 * embedding_deviation(lm, facts))
+    tracer = Tracer(lm, TraceOptions(kinds=["hidden", "attn"], window=1, copies=3), 3 * embedding_deviation(lm, facts))
     state, attention, total = [], [], []
     for fact, trace in tracer.traces(facts):
         state.append(trace.scores["hidden"][fact.roles.index("subject_last")] - trace.low)

@@ -56,7 +56,9 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         if not run.finished.issuperset(dataset.ids) or not saved.is_dir():
             lm = load_model(model, monitor)
             if base is not None:
-                edit_store.attach(base, lm)
+                for directory, edit in zip(edit_store.chain(base), edit_store.attach(base, lm), strict=True):
+                    if edit_store.read_manifest(directory)["method"].get("_target_") == job.config.method._target_:
+                        editor.recall(lm, edit)
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, dataset.cases)

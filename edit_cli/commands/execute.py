@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import traceback
 
 from edit_cli.commands.job import Job, Outcome
@@ -14,8 +13,6 @@ from edit_cli.errors import EditCliError, OutOfMemory, RejectedRequest
 
 def execute(job: Job) -> Outcome:
     """Run the job's command. Errors are told in one line, so that the other jobs of a sweep go on; an interruption is not caught."""
-    # On busy machines, threads that spin while they wait make small models ten times slower. It must stand before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     screen = Screen()
     if job.in_sweep:
         screen.note(f"--- {title(job)}")

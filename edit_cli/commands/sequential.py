@@ -74,6 +74,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             with monitor.phase("ask before"):
                 walk.before.observe(lm, [*dataset.cases, *held_out])
             with monitor.task("facts", len(dataset.cases)) as advance:
+                advance(sum(when == AFTER_EDIT for _, when, _ in run.finished))
                 for line in walked(walk, steps, held_out):
                     run.append({**line, "phases": ledger.take()})
                     advance(line["when"] == AFTER_EDIT)
@@ -102,7 +103,9 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     directory = walk.run.edits / f"{number:05d}"
     if (directory / edit_store.MANIFEST).exists():
         made = edit_store.read_manifest(directory)["method"]["made"]
-        walk.lm.attach(edit_store.load(directory, walk.lm))
+        edit = edit_store.load(directory, walk.lm)
+        walk.editor.recall(walk.lm, edit)
+        walk.lm.attach(edit)
         able = [case for case in step if case.id not in made["rejected"]]
         return Attempt(None, able, made["rejected"], made["seconds"])
     done = attempt(walk.editor, walk.lm, step)

@@ -14,6 +14,7 @@ from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.causal import Likelihood
 from edit_cli.lm.model import LM
 from edit_cli.report import heatmap
 from edit_cli.report.trace import trace_summary, trace_table
@@ -92,12 +93,17 @@ def traced(lm: LM, options: TraceOptions, facts: Facts, run: Run) -> Iterator[di
             if name in rejected:
                 yield _line(name, facts[name], error=rejected[name])
             elif name not in known:
-                yield _line(name, facts[name], says=lm.tokenizer.decode(answers[name].predicted))
+                yield _line(name, facts[name], says=lm.tokenizer.decode(_said(answers[name])))
         traces = tracer.traces([usable[name] for name in known])
         for name in known:
             with lm.monitor.phase("trace"):
                 fact, trace = next(traces)
             yield {**_line(name, facts[name]), **_numbers(lm, fact, trace), "noise_std": tracer.noise_std}
+
+
+def _said(answer: Likelihood) -> tuple[int, ...]:
+    """The model's own first choices up to the first wrong one; later ones go on from what it would not have said."""
+    return answer.predicted[: answer.hits.index(False) + 1]
 
 
 def _line(name: str, request: EditRequest, says: str | None = None, error: str | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -54,13 +55,14 @@ class UltraEdit(Editor):
     x: what enters a module where a target token is predicted; g: the loss's gradient at its output; x̂, ĝ: both normalised by
     running moments over all turns so far, shared by modules of equal shape.
 
-    modules: {name in a block: layers}; "mlp_out" is the MLP's output projection, whatever the family calls it.
+    modules: "name:layers", a name in a block and one layer or a range, such as "mlp.up_proj:18-24"; "mlp_out" is the MLP's output
+    projection, whatever the family calls it.
     lr: η. chunk: facts in a forward and backward pass, whose mean loss is differentiated.
     """
 
     mass_editor = True
 
-    modules: dict[str, list[int]]
+    modules: list[str]
     lr: float = 1.0e-6
     chunk: int = 10
     _moments: dict[str, RunningMoments] = field(default_factory=dict, init=False, repr=False)
@@ -111,20 +113,24 @@ class UltraEdit(Editor):
         return moments
 
     def _names(self, lm: LM) -> list[str]:
+        if not self.modules:
+            raise UsageError("method.modules is empty: give names and layers, such as method.modules=[mlp_out:3-5]")
         names = []
-        for part, layers in self.modules.items():
-            for layer in layers:
+        for entry in self.modules:
+            match = re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", entry)
+            if not match:
+                raise UsageError(f"method.modules: {entry!r} is no name and layers, such as mlp_out:3 or mlp.up_proj:18-24")
+            part, first, last = match.groups()
+            for layer in range(int(first), int(last or first) + 1):
                 name = lm.layout.mlp_out(layer) if part == "mlp_out" else f"{lm.layout.block(layer)}.{part}"
                 try:
                     fits = is_projection(lm.module(name))
                 except AttributeError:
                     fits = False
                 if not fits:
-                    raise UsageError(f"method.modules={{{part}: [{layer}]}}: {lm.name} has no Linear or Conv1D layer {name}")
+                    raise UsageError(f"method.modules: {entry!r} names no Linear or Conv1D layer of {lm.name}: {name}")
                 names.append(name)
-        if not names:
-            raise UsageError("method.modules is empty: give names in a block and layers, such as method.modules={mlp_out: [3]}")
-        return names
+        return list(dict.fromkeys(names))
 
     def recall(self, lm: LM, edit: Edit) -> None:
         """The moments as they were after `edit`."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edit_cli.lm.model import LM
 
 EMBEDDED = "embedded:"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 ASSETS = Path(__file__).parent.parent / "assets"
 TIMEOUT = 5  # seconds that the hub may take to answer
 REMEDY = "give a local folder instead: model.id=/path/to/folder (written by save_pretrained)"
@@ -48,16 +49,13 @@ class ModelOptions:
             MissingError: no such folder or hub id, no network to fetch it, or damaged files; says what was looked for and the remedy.
             UsageError: an unknown dtype or device, or a model that no editor can be right on. OutOfMemory: it does not fit the device.
         """
-        import torch
-
         from edit_cli.lm.model import LM
 
-        dtype = getattr(torch, self.dtype, None)
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            raise UsageError(f"model.dtype={self.dtype}: choose float32, bfloat16, float16 or float64")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"model.dtype={self.dtype}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
         place = self._place()
         source = _resolve(self.id, self.revision)
-        model, tokenizer = self._read(source, dtype, place)
+        model, tokenizer = self._read(source, place)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise UsageError(
                 f"model.id={self.id} does not fit the devices in {self.dtype}, and weights that are kept elsewhere cannot be edited: "
@@ -71,20 +69,22 @@ class ModelOptions:
             return self.device_map
         return _device("model.device", self.device) if self.device_map is None else _device("model.device_map", self.device_map)
 
-    def _read(self, source: Source, dtype: torch.dtype, place: str | torch.device) -> tuple[Any, Any]:
+    def _read(self, source: Source, place: str | torch.device) -> tuple[Any, Any]:
+        import torch
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         common = {"revision": source.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": source.local}
         with _silent():
             with self._reading("config.json"):
                 config = AutoConfig.from_pretrained(source.path, **common)
-            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in getattr(config, "auto_map", {}):
+            own_code = getattr(config, "auto_map", {})
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
                 raise UsageError(f"model.id={self.id} is of the family {config.model_type}, which has no causal language model")
             with self._reading("tokenizer"):
                 tokenizer = AutoTokenizer.from_pretrained(source.path, **common)
             with self._reading("weights"):
                 # straight to where they are to be: a model larger than the host's memory need not pass through it whole
-                how = {"dtype": dtype, "device_map": place, "output_loading_info": True, "ignore_mismatched_sizes": True}
+                how = {"dtype": getattr(torch, self.dtype), "device_map": place, "output_loading_info": True, "ignore_mismatched_sizes": True}
                 model, found = AutoModelForCausalLM.from_pretrained(source.path, config=config, **how, **common)
         for problem, names in (("missing", found["missing_keys"]), ("of another shape", [name for name, *_ in found["mismatched_keys"]])):
             if names:

@@ -152,6 +152,6 @@ def _proposal(summary: Mapping[str, Any]) -> list[RenderableType]:
     return [
         Text("Layers to edit, by the MLP effect at the last subject token:", style="bold"),
         Text(f"  method.layers=[{layers}]    (methods that spread an edit: memit, emmet)"),
-        Text(f"  method.layer={proposal['layer']}    (methods with one layer: rome)"),
+        Text(f"  method.layers=[{proposal['layer']}]    (methods that write to one layer: rome)"),
         Text(CAVEAT, style="dim"),
     ]
