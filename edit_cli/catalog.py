@@ -38,12 +38,18 @@ def names(group: str) -> list[str]:
 
 
 def keys(command: str) -> list[str]:
-    """Top-level keys of a command's primary configuration and of what all commands share, for completion."""
+    """Keys of a command's own settings and of what all commands share, for completion."""
     found = []
     for file in ("common", command):
-        text = (conf_dir() / f"{file}.yaml").read_text(encoding="utf-8")
-        found += re.findall(r"^([a-z]\w*):(?! *$)", text, re.MULTILINE)
-    return list(dict.fromkeys(found))
+        above: list[tuple[int, str]] = []
+        for line in (conf_dir() / f"{file}.yaml").read_text(encoding="utf-8").splitlines():
+            if not (match := re.match(r"( *)([a-z]\w*):(.*)", line)):
+                continue
+            indent = len(match[1])
+            above = [(depth, name) for depth, name in above if depth < indent] + [(indent, match[2])]
+            if match[3].partition("#")[0].strip():
+                found.append(".".join(name for _, name in above))
+    return [key for key in dict.fromkeys(found) if not key.startswith("hydra.")]
 
 
 def _summary(file: Path) -> str:

@@ -21,8 +21,13 @@ app = typer.Typer(
     context_settings={"help_option_names": []}, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False
 )
 
+
+def _complete(context: typer.Context, incomplete: str) -> list[str]:
+    return help_texts.complete([*(context.params.get("overrides") or ()), *context.args], incomplete)
+
+
 Json = Annotated[bool, typer.Option("--json", help="machine-readable")]
-Overrides = Annotated[list[str] | None, typer.Argument(autocompletion=help_texts.complete, metavar="[KEY=VALUE]...")]
+Overrides = Annotated[list[str] | None, typer.Argument(autocompletion=_complete, metavar="[KEY=VALUE]...")]
 Wanted = Annotated[bool, typer.Option("--help", "-h", is_eager=True)]
 
 

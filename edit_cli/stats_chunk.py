@@ -67,7 +67,8 @@ class Chunk:
         counts[:, 0] = torch.tensor([not row.skip for row in rows])
         with ExitStack() as stack:
             for layer in self.layers:
-                stack.enter_context(on_input(self.lm.module(self.lm.layout.mlp_out(layer)), partial(self._see, layer, counts)))
+                module = self.lm.module(self.lm.layout.mlp_out(layer))
+                stack.enter_context(on_input(module, partial(self._see, layer, counts), rows=len(rows)))
             try:
                 self.lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
             except StopForward:

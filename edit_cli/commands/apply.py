@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from edit_cli import catalog, edit_store
@@ -83,9 +84,9 @@ def _model(edit: Path, named: str | None) -> ModelOptions:
             options = read_json(run / MANIFEST).get("config", {}).get("model")
             if options:
                 return build(OmegaConf.create({"model": options}).model)
-    file = catalog.conf_dir() / "model" / f"{name}.yaml"
-    if file.is_file():
-        return build(OmegaConf.create({"model": OmegaConf.load(file)}).model)
+    if name in catalog.names("model"):
+        with initialize_config_module("edit_cli.conf", version_base="1.3"):
+            return build(compose("evaluate", [f"model={name}"]).model)
     if named is not None:
         raise MissingError(f"--model {named} is neither a folder nor a name in conf/model")
     return ModelOptions(name, made_for["id"], made_for["revision"])
