@@ -23,7 +23,7 @@ app = typer.Typer(
 
 
 def _complete(context: typer.Context, incomplete: str) -> list[str]:
-    return help_texts.complete([*(context.params.get("overrides") or ()), *context.args], incomplete)
+    return help_texts.complete(context.info_name or "", [*(context.params.get("overrides") or ()), *context.args], incomplete)
 
 
 Json = Annotated[bool, typer.Option("--json", help="machine-readable")]

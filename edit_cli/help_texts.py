@@ -104,25 +104,21 @@ def command(name: str) -> str:
     return "\n".join(lines).rstrip()
 
 
-def complete(args: list[str], incomplete: str) -> list[str]:
-    """Completions of a KEY=VALUE. bash gives `method=me` as three words, other shells as one."""
+def complete(name: str, earlier: Sequence[str], incomplete: str) -> list[str]:
+    """Completions of a KEY=VALUE of command `name`. bash gives `method=me` as three words, other shells as one."""
+    groups = list(catalog.GROUPS.values())
     before, key, value = "", "", incomplete
-    if incomplete == "=" and args:
-        key, value = args[-1], ""
-    elif args[-1:] == ["="] and len(args) > 1:
-        key = args[-2]
+    if earlier[-1:] == ["="] and len(earlier) > 1:
+        key = earlier[-2]
+    elif not incomplete and earlier and earlier[-1] in groups:  # after `method=`, whose last word is taken for an option's
+        key = earlier[-1]
     elif "=" in incomplete:
         key, _, value = incomplete.partition("=")
         before = f"{key}="
-    groups = list(catalog.GROUPS.values())
     if not key:
-        return [f"{name}=" for name in [*groups, *_keys()] if f"{name}=".startswith(value)]
-    earlier, comma, last = value.rpartition(",")
-    return [f"{before}{earlier}{comma}{name}" for name in (catalog.names(key) if key in groups else ()) if name.startswith(last)]
-
-
-def _keys() -> list[str]:
-    return sorted({key for name in CONFIGURED for key in catalog.keys(name)})
+        return [f"{word}=" for word in [*groups, *catalog.keys(name)] if word.startswith(value)]
+    chosen, comma, last = value.rpartition(",")
+    return [f"{before}{chosen}{comma}{word}" for word in (catalog.names(key) if key in groups else ()) if word.startswith(last)]
 
 
 def _groups(*kinds: str) -> list[str]:

@@ -54,13 +54,14 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         number = settings.job.num if in_sweep else 0
         diary.add(Outcome(outcome.exit_code, outcome.run_dir, number, varied, outcome.error))
 
-    sys.argv = [f"edit-cli {command}", *argv]
+    own, sys.argv = sys.argv, [f"edit-cli {command}", *argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who say what they mean
     try:
         hydra.main(version_base="1.3", config_path="pkg://edit_cli.conf", config_name=command)(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, command, overrides) from None
     finally:
+        sys.argv = own
         outcomes = diary.close()
     return outcomes, any(flag in argv for flag in ("-m", "--multirun"))
 

@@ -2,67 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor
 
 from edit_cli.editors.contexts import Contexts
-from edit_cli.editors.values import Site, ValueOptions
+from edit_cli.editors.values import Site, ValueOptions, shifted_modules
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
 
 def plain_value(
-    lm: LM, request: EditRequest, layer: int, site: Site, options: ValueOptions, contexts: Contexts
+    lm: LM, request: EditRequest | Sequence[EditRequest], layer: int, site: Site, options: ValueOptions, contexts: Contexts
 ) -> tuple[Tensor, int, float]:
-    """(target state (d,), forward passes, final loss). One row at a time, no padding, no truncation, torch's own Adam."""
-    module = lm.module(lm.layout.block(layer) if site == "block" else lm.layout.mlp_out(layer))
-    start, end = request.subject_span
+    """(target state (d,), forward passes, final loss). One row at a time, no padding, no truncation, torch's own Adam.
+
+    Several requests share one shift, and the mean of their losses is minimised.
+    """
+    requests = [request] if isinstance(request, EditRequest) else request
+    modules = [lm.module(name) for name in shifted_modules(lm, layer, site)]
     rows = []
-    for prefix in contexts.texts:
-        row = lm.head.encode([(prefix + request.text, request.target_new)])[0]
-        rows.append((torch.tensor([row.ids]), row.token_at(len(prefix) + end - 1), row.start, row.target))
-    kl_text = options.kl_prompt.replace("{}", request.subject)
+    for request in requests:
+        start, end = request.subject_span
+        for prefix in contexts.texts:
+            row = lm.head.encode([(prefix + request.text, request.target_new)])[0]
+            rows.append((torch.tensor([row.ids]), row.token_at(len(prefix) + end - 1), row.start, row.target))
+    first = requests[0]
+    kl_text = options.kl_prompt.replace("{}", first.subject)
     kl_row = lm.head.encode([(kl_text, None)])[0]
-    kl_ids, kl_at = torch.tensor([kl_row.ids]), kl_row.token_at(len(request.subject) - 1)
+    kl_ids, kl_at = torch.tensor([kl_row.ids]), kl_row.token_at(len(first.subject) - 1)
     kl_read = kl_at if options.kl_position == "subject" else len(kl_row.ids) - 1
 
-    def run(ids: Tensor, at: int, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        seen = []
+    def run(ids: Tensor, at: int, shifts: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        seen = {}
 
-        def change(hidden: Tensor) -> Tensor:
-            seen.append(hidden[0, at].detach().clone())
+        def change(hidden: Tensor, place: int) -> Tensor:
+            seen[place] = hidden[0, at].detach().clone()
             moved = hidden.clone()
-            if shift is not None:
-                moved[0, at] += shift.to(hidden)
+            if shifts is not None:
+                moved[0, at] += shifts[place].to(hidden)
             return moved
 
-        with on_output(module, change, rows=1):
+        with ExitStack() as stack:
+            for place, module in enumerate(modules):
+                stack.enter_context(on_output(module, lambda hidden, place=place: change(hidden, place), rows=1))
             logits = lm.model(input_ids=ids, use_cache=False).logits[0]
-        return logits.log_softmax(-1), seen[0]
+        return logits.log_softmax(-1), torch.stack([seen[place] for place in range(len(modules))])
 
     with torch.no_grad():
-        bare = lm.head.encode([(request.text, None)])[0]
-        _, initial = run(torch.tensor([bare.ids]), bare.token_at(end - 1), None)
+        bare = lm.head.encode([(first.text, None)])[0]
+        _, initial = run(torch.tensor([bare.ids]), bare.token_at(first.subject_span[1] - 1), None)
         base = run(kl_ids, kl_at, None)[0][kl_read]
-    shift = torch.zeros_like(initial, requires_grad=True)
-    optimizer = torch.optim.Adam([shift], lr=options.lr)
+    shifts = [torch.zeros_like(state, requires_grad=True) for state in initial]
+    optimizer = torch.optim.Adam(shifts, lr=options.lr)
+    factor, passes_hit = 1.0, 0
     for step in range(options.steps):
-        losses = []
-        for ids, at, first, target in rows:
-            log_probs, _ = run(ids, at, shift)
-            losses.append(-sum(log_probs[first - 1 + j, t] for j, t in enumerate(target)) / len(target))
-        edited = run(kl_ids, kl_at, shift)[0][kl_read]
-        divergence = (edited.exp() * (edited - base)).sum()
-        loss = sum(losses) / len(losses) + options.kl_factor * divergence
-        loss = loss + options.weight_decay * shift.norm() / initial.norm() ** 2
-        if loss < options.stop_loss or step == options.steps - 1:
+        losses, hit = [], True
+        for ids, at, begin, target in rows:
+            log_probs, _ = run(ids, at, shifts)
+            losses.append(-sum(log_probs[begin - 1 + j, t] for j, t in enumerate(target)) / len(target))
+            hit = hit and all(log_probs[begin - 1 + j].argmax() == t for j, t in enumerate(target))
+        edited = run(kl_ids, kl_at, shifts)[0][kl_read]
+        kl_term = options.kl_factor * (edited.exp() * (edited - base)).sum()
+        decay = sum(shift.norm() / start.norm() ** 2 for shift, start in zip(shifts, initial, strict=True))
+        loss = factor * sum(losses) / len(losses) + kl_term + options.weight_decay * decay
+        passes_hit += hit
+        settled = options.settle_kl is not None and hit and kl_term <= options.settle_kl
+        enough = options.mpes is not None and passes_hit >= options.mpes
+        if loss < options.stop_loss or settled or enough or step == options.steps - 1:
             break
+        factor = options.settle_nll if options.settle_kl is not None and hit else 1.0
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            limit = options.clamp_norm_factor * initial.norm()
-            if shift.norm() > limit:
-                shift.mul_(limit / shift.norm())
-    return (initial + shift).detach(), step + 1, loss.item()
+            for shift, start in zip(shifts, initial, strict=True):
+                limit = options.clamp_norm_factor * start.norm()
+                if shift.norm() > limit:
+                    shift.mul_(limit / shift.norm())
+    return (initial[0] + shifts[0]).detach(), step + 1, loss.item()

@@ -21,7 +21,8 @@ def line(name: str, mlp: list[float], low: float = 0.1, high: float = 0.9, roles
     scores = [[low] * len(mlp) for _ in roles]
     scores[roles.index("subject_last")] = mlp
     request = {"prompt": "{} lives in", "subject": "Ada", "target_true": "Oslo"}
-    about = {"case_id": name, "request": request, "known": True, "says": None, "error": None, "tokens": ["A", "da", " li", "ves", " in"][: len(roles)]}
+    tokens = ["A", "da", " li", "ves", " in"][: len(roles)]
+    about = {"case_id": name, "request": request, "known": True, "says": None, "error": None, "tokens": tokens}
     return {**about, "roles": roles, "answer": " Oslo", "high": high, "low": low, "scores": {"mlp": scores}, "noise_std": 0.5}
 
 
@@ -92,7 +93,7 @@ def test_summary_counts_every_fact_and_names_layers():
     assert summary["protocol"]["noise_std"] == 0.5
     assert json.loads(json.dumps(summary)) == summary
     text = shown(trace_table(summary))
-    for told in ("method.layers=[0,1]", "method.layers=[1]", "UNFINISHED: 6 of 7", "1 of 7 facts are left out", "41.5 [", "does not follow it closely"):
+    for told in ("method.layers=[0,1]", "method.layers=[1]", "UNFINISHED: 6 of 7", "1 of 7 facts are left out", "41.5 ["):
         assert told in text
     nothing = trace_summary(manifest(1), [unknown("4")])
     assert nothing["trace"] is None and nothing["proposal"] is None and "nothing to trace" in shown(trace_table(nothing))
@@ -113,7 +114,7 @@ def test_figure(tmp_path):
 
 
 def test_known_facts(tmp_path):
-    good = {"known_id": 3, "subject": "Ada", "attribute": "Oslo", "template": "{} lives in", "prompt": "Ada lives in the city of", "prediction": " Oslo."}
+    good = {"known_id": 3, "subject": "Ada", "attribute": "Oslo", "template": "{} lives in", "prompt": "Ada lives in the city of"}
     rows = [good, {**good, "known_id": 4, "prompt": "Bo lives in"}, {**good, "known_id": 5, "attribute": ""}]
     (tmp_path / "known.json").write_text(json.dumps(rows))
     data = KnownFacts(name="known_facts", path=str(tmp_path / "known.json")).load()

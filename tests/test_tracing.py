@@ -182,6 +182,6 @@ def test_subject_tokens_are_those_that_hold_its_characters():
 
 
 def test_options_are_checked():
-    for wrong, named in (({"kinds": ["mlp", "mpl"]}, "kinds"), ({"window": 0}, "window"), ({"noise": 0.0}, "noise"), ({"noise_std": math.inf}, "noise_std")):
-        with pytest.raises(UsageError, match=f"protocol.{named}="):
-            TraceOptions(**wrong)
+    for name, value in (("kinds", ["mlp", "mpl"]), ("window", 0), ("noise", 0.0), ("noise_std", math.inf)):
+        with pytest.raises(UsageError, match=f"protocol.{name}="):
+            TraceOptions(**{name: value})

@@ -11,6 +11,7 @@ import numpy as np
 from edit_cli.report.trace import ROLE_NAMES
 
 NAME = "heatmap"
+TITLES = {"hidden": "restoring a state", "mlp": "restoring MLP outputs", "attn": "restoring attention outputs"}
 COLOURS = {"hidden": "Purples", "mlp": "Greens", "attn": "Reds"}
 
 
@@ -26,17 +27,13 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
         values = np.array([roles[role]["mean"] for role in shown], dtype=float)
         image = panel.imshow(values, aspect="auto", cmap=COLOURS[kind], vmin=min(0.0, values.min()), interpolation="nearest")
         panel.set_yticks(range(len(shown)), [ROLE_NAMES[role] for role in shown])
-        panel.set(title=_title(kind, summary["protocol"]["window"]), xlabel=_axis(kind, summary["protocol"]["window"]))
+        panel.set(title=TITLES[kind], xlabel=_axis(kind, summary["protocol"]["window"]))
         panel.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(image, ax=panel, location="right", label="points" if panel is panels[-1] else None)
-    figure.suptitle(f"{summary['model']}: average indirect effect on P(answer), {summary['traced']:,} facts of {summary['dataset']['name']}")
+    facts = f"{summary['traced']:,} facts of {summary['dataset']['name']}"
+    figure.suptitle(f"{summary['model']}: average indirect effect on P(answer), {facts}")
     for suffix in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{suffix}", dpi=150)
-
-
-def _title(kind: str, window: int) -> str:
-    names = {"hidden": "restoring a state", "mlp": "restoring MLP outputs", "attn": "restoring attention outputs"}
-    return names[kind]
 
 
 def _axis(kind: str, window: int) -> str:

@@ -24,11 +24,13 @@ ROLE_NAMES = {
     "last": "last token",
 }
 KIND_NAMES = {"hidden": "state", "mlp": "MLP", "attn": "attention"}
+DATASET = ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")
+TRIVIAL = ("hidden", "last")  # in the top layer this is the whole answer
 SHOWN = (("hidden", LOOKUP), ("mlp", LOOKUP), ("attn", LOOKUP), ("attn", "last"))  # columns of the table
 END = "subject's end"
 FOOTNOTE = (
-    "Subject's end: its last token. Indirect effect in points: how much of the answer's probability comes back when a corrupted run gets the clean state (or the clean "
-    "outputs of a window of layers). [low, high]: 95 % interval over facts; ◀ the largest of its column."
+    "Subject's end: its last token. Indirect effect in points: how much of the answer's probability comes back when a corrupted run gets "
+    "the clean state (or the clean outputs of a window of layers). [low, high]: 95 % interval over facts; ◀ the largest of its column."
 )
 CAVEAT = (
     "The trace shows where a fact passes through; how well edits at these layers work does not follow it closely (Hase et al., 2023). "
@@ -37,14 +39,14 @@ CAVEAT = (
 
 
 def trace_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """summary.json of a trace. `trace` holds the effects (percent), `peaks` the largest of each kind, `proposal` layers to edit or None."""
+    """summary.json of a trace. `trace`: effects, in percent; `peaks`: the largest of each kind; `proposal`: layers to edit, or None."""
     about, protocol = manifest["dataset"], manifest["config"]["protocol"]
     traced = [line for line in lines if line["known"]]
     found = effects(traced) if traced else None
     indirect = found["indirect_effect"] if found else {}
     return {
         "model": manifest["model"],
-        "dataset": {key: about[key] for key in ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")},
+        "dataset": {key: about[key] for key in DATASET},
         "facts": manifest["protocol"]["facts"],
         "n": len(lines),
         "traced": len(traced),
@@ -53,7 +55,7 @@ def trace_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: M
         "protocol": {**protocol, "noise_std": traced[0]["noise_std"] if traced else protocol["noise_std"]},
         "trace": found,
         "peaks": {
-            kind: max(({"role": role, **peak(entry)} for role, entry in roles.items()), key=lambda each: each["mean"])
+            kind: max((_at(role, entry) for role, entry in roles.items() if (kind, role) != TRIVIAL), key=lambda each: each["mean"])
             for kind, roles in indirect.items()
         },
         "metrics": {},  # lists of runs read these two of every run
@@ -64,6 +66,10 @@ def trace_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: M
         "seeds": manifest["seeds"],
         "versions": manifest["versions"],
     }
+
+
+def _at(role: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": role, **peak(entry)}
 
 
 def trace_table(summary: Mapping[str, Any]) -> RenderableType:
@@ -91,7 +97,8 @@ def trace_table(summary: Mapping[str, Any]) -> RenderableType:
 def fact_table(line: Line) -> RenderableType:
     """One traced fact: for each token, the largest indirect effect of each kind and its layer."""
     request = line["request"]
-    title = Text(f"fact {line['case_id']}: {request['prompt'].replace('{}', request['subject'] or '', 1)} → {request['target_true']}", style="bold")
+    prompt = request["prompt"].replace("{}", request["subject"] or "", 1)
+    title = Text(f"fact {line['case_id']}: {prompt} → {request['target_true']}", style="bold")
     if line["error"]:
         return Group(title, Text(f"failed: {line['error']}", style="bold red"))
     if not line["known"]:
@@ -112,7 +119,8 @@ def _heading(summary: Mapping[str, Any]) -> Text:
     text = Text(f"Causal trace of {summary['model']}: {summary['traced']:,} facts", style="bold")
     text.append(f"\nData: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", style="not bold")
     if summary["not_known"]:
-        text.append(f"\n{summary['not_known']:,} of {summary['facts']:,} facts are left out: the model's first choice is another answer", style="not bold")
+        left_out = f"{summary['not_known']:,} of {summary['facts']:,} facts are left out: the model's first choice is another answer"
+        text.append(f"\n{left_out}", style="not bold")
     if summary["traced"]:
         level = f"{protocol['noise_std']:.4g}"
         text.append(f"\nNoise: standard deviation {level}, {protocol['copies']} corrupted copies", style="not bold")

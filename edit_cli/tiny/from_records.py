@@ -192,9 +192,9 @@ def infer_subject(prompt: str, templates: Iterable[str]) -> tuple[str | None, st
 def make_fact_model(
     path: Path, out: Path, limit: int | None, vocabulary: int, options: TrainOptions, command: str, report: Report
 ) -> dict[str, Any]:
-    """Train on the file's true facts and write the model, manifest.json and records.json.
+    """Train on the file's true facts and write the model, manifest.json, corpus.txt and records.json.
 
-    The latter holds the records that an editor can be judged on: the model recalls the true fact, and has met the new target as an
+    The last one holds the records that an editor can be judged on: the model recalls the true fact, and has met the new target as an
     answer (no edit at one subject makes it say a word that it never learned to say).
     """
     from edit_cli.tiny.train import recalled, train
@@ -238,6 +238,8 @@ def make_fact_model(
         }
         write_json(staged / "manifest.json", manifest, indent=2)
         write_json(staged / "records.json", kept)
+        told = [statement.text for group in statements for statement in group]
+        (staged / "corpus.txt").write_text("\n".join(told) + "\n", encoding="utf-8")  # for second moments
         replace_folder(staged, out)
     return manifest
 

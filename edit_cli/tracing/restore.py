@@ -161,7 +161,8 @@ class Tracer:
             self._reuse_prefix = corrupted.passes.agrees(corrupted.logits(-1, {}))
             if self._reuse_prefix:
                 return corrupted
-            self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: whole rows are run instead (slower, the same values)")
+            slower = "whole rows are run instead (slower, the same values)"
+            self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: {slower}")
         return Corrupted(self.lm, spans, added, self._reuse_prefix)
 
 

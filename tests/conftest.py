@@ -1,0 +1,91 @@
+"""Fixtures for the tests of commands: the command line, run in this process, in an empty folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUICK = ("protocol.observe.sample=false", "protocol.observe.max_new_tokens=3", "model.device=cpu")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        return self.out.rstrip().splitlines()[-1]
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> Path:
+    """Second moments are computed once for all tests, and never in the user's cache."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, cache_dir) -> Cli:
+    """Run `edit-cli ARGUMENTS` in an empty folder. `quick=True` adds settings that make runs small."""
+    from typer.testing import CliRunner
+
+    from edit_cli.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str, quick: bool = False) -> Ended:
+        small = (*QUICK, f"cache_dir={cache_dir}", "stats.documents=40") if quick else ()
+        result = CliRunner().invoke(app, [*arguments, *small], prog_name="edit-cli")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Ended(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def observations(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run without what depends on the clock."""
+    return [{key: value for key, value in line.items() if key not in ("seconds", "phases")} for line in json_lines(run / "results.jsonl")]
+
+
+class Killed(BaseException):
+    """Stands for kill -9 within the process: nothing of the package catches it."""
+
+
+@pytest.fixture
+def kill_after(monkeypatch) -> Callable[[int], None]:
+    """Make the process end right after the n-th line of results has been written from now on."""
+    from edit_cli.results import Run
+
+    real = Run.append
+
+    def arm(lines: int) -> None:
+        left = lines
+
+        def append(self: Run, line: Any) -> None:
+            nonlocal left
+            real(self, line)
+            left -= 1
+            if left == 0:
+                monkeypatch.setattr(Run, "append", real)
+                raise Killed
+
+        monkeypatch.setattr(Run, "append", append)
+
+    return arm

@@ -1,0 +1,242 @@
+"""What a person types, and what they get: help, lists, completion, exit codes of wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edit_cli import catalog, help_texts
+
+ROOT = Path(__file__).parent.parent
+
+
+def packaged_examples() -> list[str]:
+    """Every command that help or a configuration's head shows."""
+    shown = [example for examples in help_texts.EXAMPLES.values() for example in examples]
+    for file in sorted(catalog.conf_dir().rglob("*.yaml")):
+        shown += re.findall(r"^#   (edit-cli .+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return list(dict.fromkeys(shown))
+
+
+def test_help_names_everything_there_is_and_two_examples(cli):
+    ended = cli("--help")
+    assert ended.code == 0
+    for group in ("method", "dataset", "model"):
+        assert all(name in ended.out for name in catalog.names(group))
+    assert ended.out.count("\n  edit-cli ") == 2
+    assert "train-editor" not in ended.out
+
+
+@pytest.mark.parametrize("command", help_texts.CONFIGURED)
+def test_every_command_explains_itself(cli, command):
+    ended = cli(command, "--help", "limit=3")
+    assert ended.code == 0
+    assert help_texts.COMMANDS[command] in ended.out
+    assert ended.out.count(f"  edit-cli {command}") == 2
+    assert cli(command, "-h").out == ended.out
+
+
+@pytest.mark.parametrize("command", help_texts.OTHERS)
+def test_the_other_commands_have_help_too(cli, command):
+    ended = cli(command, "--help")
+    assert ended.code == 0
+    assert "Usage: edit-cli" in ended.out
+
+
+def test_without_a_command_help_is_shown_and_the_exit_code_says_bad_usage(cli):
+    ended = cli()
+    assert ended.code == 2
+    assert "Usage: edit-cli COMMAND" in ended.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"], ["ls", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    heavy = ("torch", "transformers", "hydra", "omegaconf", "numpy", "rich", "datasets")
+    code = (
+        "import sys\nfrom edit_cli.cli import app\n"
+        f"try:\n    app({arguments!r}, prog_name='edit-cli')\nexcept SystemExit:\n    pass\n"
+        f"sys.stderr.write(' '.join(sorted(set({heavy!r}) & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("example", packaged_examples())
+def test_examples_compose_and_build(example):
+    """Every example in help and in the heads of configurations is a command that works as far as no file is read."""
+    import hydra
+
+    from edit_cli.arguments import regroup
+    from edit_cli.config import build
+    from edit_cli.launch import register_resolvers
+
+    words = shlex.split(example)
+    command, arguments = words[1], regroup(words[2:])
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    if "-m" in arguments:
+        overrides = [re.sub(r"^([\w.]+=[^,\[]+),.*", r"\1", word) for word in overrides]
+    register_resolvers()
+    with hydra.initialize_config_module("edit_cli.conf", version_base="1.3"):
+        config = hydra.compose(command, overrides)
+    for group in ("model", "method", "dataset", "stats"):
+        inline = group == "dataset" and command == "edit" and config.edit.prompt is not None
+        if group in config and not inline and not (group == "method" and command == "precompute-stats"):
+            build(config[group])
+
+
+WRONG = [
+    ("evaluate method=memitt", 2, "did you mean memit?"),
+    ("evaluate method=zzz", 2, "there are: "),
+    ("evaluate metod=memit", 2, "unknown key metod; did you mean method?"),
+    ("evaluate method.layrs=[1]", 2, "did you mean method.layers?"),
+    ("evaluate +method.layrs=[1]", 2, "unknown key method.layrs; did you mean layers?"),
+    ("evaluate batch_size=3", 2, "did you mean protocol.batch_size?"),
+    ("evaluate foo.bar=1", 2, "unknown key foo.bar; there are: limit"),
+    ("evaluate ~nothing", 2, "unknown key nothing"),
+    ("evaluate +limit=3", 2, "write limit=VALUE"),
+    ("evaluate limit=[1", 2, "cannot read limit=[1"),
+    ("evaluate limit", 2, "'limit' is no setting"),
+    ("evaluate limit=0", 2, "limit=0"),
+    ("evaluate limit=x", 2, "limit=x: give a whole number"),
+    ("evaluate limit=${nothing}", 2, "nothing"),
+    ("evaluate method=memit,rome", 2, "add -m"),
+    ("evaluate --config-dir /nowhere", 2, "no such folder"),
+    ("evaluate protocol.batch_size=0", 2, "protocol.batch_size=0"),
+    ("evaluate protocol.batch_size=some", 2, "protocol.batch_size=some"),
+    ("evaluate protocol.observe.max_new_tokens=0", 2, "protocol.observe.max_new_tokens"),
+    ("evaluate model=gpt2 method=memit", 2, "method.layers has no value"),
+    ("evaluate model=hf", 2, "model.id has no value"),
+    ("evaluate model.corpus=nothing", 2, "choose one by corpus=NAME"),
+    ("evaluate dataset=facts", 2, "dataset.path has no value"),
+    ("evaluate dataset.path=/nowhere.json", 3, "dataset.path=/nowhere.json"),
+    ("evaluate model.id=/nowhere", 3, "model.id=/nowhere"),
+    ("evaluate model.perplexity_text=/nowhere limit=1", 3, "model.perplexity_text=/nowhere"),
+    ("evaluate method.layers=[17] limit=1", 2, "layer 17"),
+    ("edit", 2, "nothing to edit"),
+    ("edit edit.prompt=x", 2, "edit.target has no value"),
+    ("edit edit.target=x", 2, "edit.prompt has no value"),
+    ("edit edit.prompt={}x edit.target=y", 2, "edit.subject has no value"),
+    ("edit edit.prompt=x edit.subject=z edit.target=y", 2, "has no {}"),
+    ("edit edit.prompt=x edit.target=", 2, "edit.target is empty"),
+    ("edit edit.prompt={}x edit.subject=a edit.target=b base_edit=/nowhere", 3, "/nowhere is no edit directory"),
+    ("sequential protocol.checkpoints=[0]", 2, "protocol.checkpoints=[0]"),
+    ("sequential protocol.sample=0", 2, "protocol.sample=0"),
+    ("precompute-stats layers=[17]", 2, "layer 17"),
+    ("precompute-stats layers=x", 2, "layers=x: give a list"),
+    ("precompute-stats method=ft", 2, "needs no second moments"),
+    ("precompute-stats run_dir=x", 2, "cache_dir=DIR"),
+    ("show nowhere", 3, "nowhere"),
+    ("ls metricss", 2, "did you mean metrics?"),
+    ("ls runs", 3, "no run has been made"),
+    ("apply nowhere --out x", 3, "nowhere is no edit directory"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "told"), WRONG, ids=[command for command, _, _ in WRONG])
+def test_wrong_input_gets_one_clear_line(cli, command, code, told):
+    ended = cli(*command.split(" "))
+    assert ended.code == code
+    errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert told in errors[0]
+    assert "Traceback" not in ended.err + ended.out
+    assert "HYDRA_FULL_ERROR" not in ended.err + ended.out
+    assert not list(Path.cwd().rglob("results.jsonl")) or all(path.stat().st_size == 0 for path in Path.cwd().rglob("results.jsonl"))
+
+
+def test_an_unknown_command_is_answered_with_the_near_one(cli):
+    ended = cli("evaluat")
+    assert ended.code == 2
+    assert "evaluate" in ended.err
+
+
+def test_cfg_job_prints_the_resolved_settings_and_runs_nothing(cli):
+    ended = cli("evaluate", "method=rome", "--cfg", "job", "limit=7", "cache_dir=/c")
+    assert ended.code == 0
+    assert "limit: 7" in ended.out
+    assert "cache_dir: /c/stats" in ended.out
+    assert "edit_cli.editors.rome.ROME" in ended.out
+    assert "${" not in ended.out
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_model_brings_its_corpus_unless_another_is_chosen(cli):
+    assert "edit_cli.corpora.EmbeddedText" in cli("evaluate", "--cfg", "job").out
+    assert "edit_cli.corpora.EmbeddedText" not in cli("evaluate", "corpus=wikitext", "--cfg", "job").out
+    assert "wikimedia/wikipedia" in cli("evaluate", "model=gpt2-xl", "--cfg", "job").out
+
+
+def test_published_settings_are_picked_up_and_the_command_line_wins(cli):
+    assert "covariance_weight: 20000.0" in cli("evaluate", "model=gpt2-xl", "--cfg", "job").out
+    assert "covariance_weight: 5" in cli("evaluate", "model=gpt2-xl", "method.covariance_weight=5", "--cfg", "job").out
+
+
+def test_configurations_of_ones_own(cli, tmp_path):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    file = tmp_path / "mine" / "method" / "gentle.yaml"
+    file.write_text("defaults: [ft, _self_]\nlayers: [1]\nlr: 1.0e-4\n")
+    ended = cli("evaluate", "method=gentle", "--config-dir", "mine", "--cfg", "job")
+    assert ended.code == 0
+    assert "lr: 0.0001" in ended.out
+    unknown = cli("evaluate", "method=gentl", "--config-dir", "mine")
+    assert (unknown.code, "did you mean gentle?" in unknown.err) == (2, True)
+    file.rename(file.with_name("memit.yaml"))
+    hidden = cli("evaluate", "--config-dir", "mine", "--cfg", "job")
+    assert (hidden.code, "give yours another name" in hidden.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((["method=me"]), {"method=memit", "method=memit-merge"}),
+        ((["-m", "method=rome,me"]), {"method=rome,memit", "method=rome,memit-merge"}),
+        ((["method", "=", "me"]), {"memit", "memit-merge"}),
+        ((["lim"]), {"limit="}),
+        ((["protocol.b"]), {"protocol.batch_size="}),
+        ((["limit=1"]), set()),
+    ],
+)
+def test_completion_of_settings(words, expected):
+    assert set(help_texts.complete("evaluate", words[:-1], words[-1])) == expected
+
+
+def test_completion_answers_the_shell():
+    environment = os.environ | {"_EDIT_CLI_COMPLETE": "complete_bash", "COMP_WORDS": "edit-cli evaluate method = rom", "COMP_CWORD": "4"}
+    done = subprocess.run([sys.executable, "-m", "edit_cli.cli"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["rome"]
+
+
+@pytest.mark.parametrize("what", ["methods", "models", "datasets", "metrics"])
+def test_lists_are_the_files_there_are(cli, what):
+    ended = cli("ls", what, "--json")
+    rows = json.loads(ended.out)
+    if what == "metrics":
+        assert {"efficacy_success", "perplexity"} <= {row["id"] for row in rows}
+        assert all(row["definition"] for row in rows)
+    else:
+        assert [row["name"] for row in rows] == catalog.names(catalog.GROUPS[what])
+        assert all(row["summary"] for row in rows)
+    plain = cli("ls", what)
+    assert plain.code == 0
+    assert all(row.get("name", row.get("id")) in plain.out for row in rows)
+
+
+def test_env_tells_versions(cli):
+    found = json.loads(cli("env", "--json").out)
+    assert {"edit-cli", "python", "torch"} <= set(found["versions"])
+    assert found["devices"]
+    assert found["versions"]["torch"] in cli("env").out
+
+
+def test_version(cli):
+    from edit_cli import __version__
+
+    assert cli("--version").out == f"edit-cli {__version__}\n"

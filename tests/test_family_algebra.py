@@ -1,0 +1,230 @@
+"""The family's closed forms in float64, against direct formulas (locate-then-edit, sections 9 to 16)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from embedded import embedded_lm, linear_twin
+from torch import Tensor
+
+from edit_cli.edits import Factors, WeightDelta
+from edit_cli.editors.alphaedit import AlphaEdit
+from edit_cli.editors.emmet import EMMET
+from edit_cli.editors.memit import MEMIT
+from edit_cli.editors.pmet import PMET
+from edit_cli.editors.postprocess import damped_factors, largest_relative, prune, rect, spectral_norm
+from edit_cli.editors.solver import Covariance, solve
+from edit_cli.editors.ultraedit import RunningMoments
+from edit_cli.errors import UsageError
+
+D, M = 12, 40
+
+
+@dataclass
+class Given:
+    """Second moments that are simply there."""
+
+    matrix: Tensor
+
+    def collect(self, lm, layers):
+        pass
+
+    def second_moment(self, lm, layer):
+        return self
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return embedded_lm()
+
+
+@pytest.fixture
+def moment() -> Tensor:
+    basis, _ = torch.linalg.qr(randn(M, M))
+    return basis @ torch.diag(torch.logspace(-4, 1, M, dtype=torch.float64)) @ basis.T
+
+
+RESIDUAL, KEYS, PAST = randn(D, 7, seed=1), randn(M, 7, seed=2), randn(M, 9, seed=3)
+EYE = torch.eye(M, dtype=torch.float64)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("form", ["dual", "primal"])
+@pytest.mark.parametrize("weight", [3.0, 1e-3])
+def test_past_keys_join_the_system(form, weight, moment):
+    direct = RESIDUAL @ KEYS.T @ torch.linalg.inv(weight * moment + PAST @ PAST.T + KEYS @ KEYS.T)
+    assert relative(solve(RESIDUAL, KEYS, Covariance(moment), weight, form, PAST).dense(), direct) < 1e-9
+
+
+def test_exact_solution_with_past_keys_leaves_their_values_alone(moment):
+    delta = solve(RESIDUAL, KEYS, Covariance(moment), 0.0, past=PAST).dense()
+    assert relative(delta @ KEYS, RESIDUAL) < 1e-8
+    assert float((delta @ PAST).norm() / delta.norm()) < 1e-8
+
+
+def test_encore_adds_norm_and_past_keys_to_memit(lm, moment):
+    editor = MEMIT(layers=[0], covariance_weight=5.0, norm_weight=2.0, past_keys="write", moments=Given(moment))
+    direct = RESIDUAL @ KEYS.T @ torch.linalg.inv(5.0 * moment + 2.0 * EYE + PAST @ PAST.T + KEYS @ KEYS.T)
+    assert relative(editor.solve(lm, 0, RESIDUAL, KEYS, PAST).dense(), direct) < 1e-10
+
+
+def test_emmet_under_the_norm_constraint(lm, moment):
+    soft = EMMET(layers=[0], covariance_weight=50.0, epsilon=0.1, norm_weight=2.0, moments=Given(moment))
+    direct = RESIDUAL @ KEYS.T @ torch.linalg.inv(5.0 * moment + 2.0 * EYE + KEYS @ KEYS.T)
+    assert relative(soft.solve(lm, 0, RESIDUAL, KEYS, None).dense(), direct) < 1e-10
+    exact = EMMET(layers=[0], epsilon=0.0, norm_weight=2.0, moments=Given(moment))
+    inverse = torch.linalg.inv(moment + 2.0 * EYE)
+    direct = RESIDUAL @ torch.linalg.inv(KEYS.T @ inverse @ KEYS) @ KEYS.T @ inverse
+    assert relative(exact.solve(lm, 0, RESIDUAL, KEYS, None).dense(), direct) < 1e-9
+
+
+def test_emmet_solves_a_single_fact_exactly_and_several_softly():
+    editor = EMMET(layers=[0], covariance_weight=4.0, epsilon=0.5)
+    assert (editor.weight(1), editor.weight(2)) == (0.0, 2.0)
+
+
+@pytest.mark.parametrize("past", [None, PAST])
+def test_alphaedit_equals_the_released_form(past, lm, moment):
+    """[P (K Kᵀ + M) + L2 I]⁻¹ P K Rᵀ, which is not symmetric and m × m."""
+    editor = AlphaEdit(layers=[0], l2=10.0, threshold=0.02, moments=Given(moment))
+    values, vectors = torch.linalg.eigh(moment)
+    projector = vectors[:, values < 0.02] @ vectors[:, values < 0.02].T
+    memory = torch.zeros_like(moment) if past is None else past @ past.T
+    released = torch.linalg.solve(projector @ (KEYS @ KEYS.T + memory) + 10.0 * EYE, projector @ KEYS @ RESIDUAL.T).T
+    reduced = None if past is None else editor.coordinates(lm, 0, past)
+    found = editor.solve(lm, 0, RESIDUAL, KEYS, reduced).dense()
+    assert relative(found, released) < 1e-11
+    assert float((found @ vectors[:, values >= 0.02]).norm() / found.norm()) < 1e-12  # old keys keep their values
+
+
+def test_alphaedit_threshold_may_be_relative_and_says_how_much_is_free(lm, moment):
+    for scale in (1.0, 10.0):
+        free = AlphaEdit(layers=[0], threshold=0.1, relative=True, moments=Given(scale * moment)).nullspace(lm, 0)
+        assert free.shape == (M, int((torch.linalg.eigvalsh(moment) < 0.1 * moment.diagonal().mean()).sum()))
+    absolute = AlphaEdit(layers=[0], threshold=0.02, moments=Given(moment))
+    assert absolute.prepare(lm, [0], 1) == {"nullspace": {"0": [int((torch.linalg.eigvalsh(moment) < 0.02).sum()), M]}}
+
+
+@pytest.mark.parametrize(("threshold", "message"), [(1e-9, "no direction is free"), (1e9, "every direction is free")])
+def test_alphaedit_refuses_a_threshold_that_frees_nothing_or_all(threshold, message, lm, moment):
+    editor = AlphaEdit(layers=[0], threshold=threshold, moments=Given(moment))
+    with pytest.raises(UsageError, match=f"method.threshold.*{message}.*method.relative=true"):
+        editor.prepare(lm, [0], 1)
+
+
+def test_alphaedit_wants_statistics_and_a_positive_ridge(lm, moment):
+    with pytest.raises(UsageError, match="method.use_covariance=false"):
+        AlphaEdit(layers=[0], use_covariance=False, moments=Given(moment)).prepare(lm, [0], 1)
+    with pytest.raises(UsageError, match="method.l2=0"):
+        AlphaEdit(layers=[0], l2=0.0, moments=Given(moment)).prepare(lm, [0], 1)
+
+
+def test_pmet_shares_by_the_square_root():
+    editor = PMET(layers=[0, 1, 2], covariance_weight=1.0)
+    torch.testing.assert_close(editor.share(RESIDUAL, 3), RESIDUAL / 3**0.5)
+    torch.testing.assert_close(MEMIT(layers=[0], covariance_weight=1.0).share(RESIDUAL, 3), RESIDUAL / 3)
+
+
+def test_thousands_of_facts_on_a_narrow_projection():
+    """More facts than dimensions: the soft constraint stays well-posed, the exact one is refused by name."""
+    keys, residual = randn(512, 2000, seed=4), randn(D, 2000, seed=5)
+    moment = randn(512, 4000, seed=6)
+    covariance = Covariance(moment @ moment.T / 4000)
+    for weight in (0.1, 200.0):
+        delta = solve(residual, keys, covariance, weight).dense()
+        assert relative(delta @ (weight * covariance.matrix + keys @ keys.T), residual @ keys.T) < 1e-10
+    with pytest.raises(UsageError, match=r"2,000 facts cannot all be met exactly where keys have 512 dimensions.*protocol.batch_size"):
+        solve(residual, keys, covariance, 0.0)
+
+
+# --- what is done to finished updates ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0.4, 0.2, 1.0])
+def test_rect_keeps_the_largest_relative_changes(keep):
+    update, weight = randn(30, 50, seed=7), randn(30, 50, seed=8)
+    weight[0, 0] = 0.0
+    found = largest_relative(update, weight, keep)
+    ratio = (update / (weight.abs() + 1e-8)).abs().numpy()
+    expected = np.where(ratio >= np.percentile(ratio, 100 * (1 - keep)), update.numpy(), 0.0)
+    np.testing.assert_array_equal(found.numpy(), expected)
+    assert int((found != 0).sum()) == math.ceil(keep * update.numel())
+
+
+def direct_prune(update: Tensor, weight: Tensor, base: float) -> Tensor:
+    u, sigma, v = torch.linalg.svd(update, full_matrices=False)
+    largest = torch.linalg.svdvals(weight)[0]
+    over = torch.log(sigma) / math.log(base) - torch.log(largest) / math.log(base) + largest
+    return u @ torch.diag(torch.where(sigma > largest, over, sigma)) @ v
+
+
+@pytest.mark.parametrize("rank", [3, 12, 60])
+@pytest.mark.parametrize("base", [1.2, 2.0, math.e])
+def test_prune_damps_singular_values_above_the_weights_own(rank, base):
+    weight, factors = randn(D, M, seed=9), Factors(randn(D, rank, seed=10), randn(rank, M, seed=11))
+    largest = spectral_norm(weight)
+    assert largest == pytest.approx(float(torch.linalg.svdvals(weight)[0]), rel=1e-6)
+    assert float(torch.linalg.svdvals(factors.dense())[0]) > largest
+    assert relative(damped_factors(factors, largest, base).dense(), direct_prune(factors.dense(), weight, base)) < 1e-6
+    small = Factors(1e-3 * factors.left, factors.right)
+    assert relative(damped_factors(small, largest, base).dense(), small.dense()) < 1e-12
+
+
+@pytest.mark.parametrize("make", [embedded_lm, linear_twin])
+@pytest.mark.parametrize("dense", [False, True])
+def test_both_find_the_weight_in_its_orientation(make, dense):
+    lm = make()
+    module = lm.layout.mlp_out(1)
+    name = f"{module}.weight"
+    factors = Factors(randn(128, 5, seed=12).float(), randn(5, 512, seed=13).float())
+    delta = WeightDelta({name: factors}, {"kept": True})
+    if dense:
+        delta = WeightDelta({name: delta.stored(lm, name).contiguous()}, {"kept": True})
+    weight = lm.weight(module).double()
+    damped = prune(lm, delta, 1.5)
+    expected = direct_prune(factors.dense().double(), weight, 1.5)
+    stored = damped.stored(lm, name).double()
+    assert relative(stored if stored.shape == expected.shape else stored.T, expected) < 1e-5
+    sparse = rect(lm, delta, 0.3).stored(lm, name)
+    ratio = factors.dense().abs() / (weight.float().abs() + 1e-8)
+    kept = ratio >= ratio.flatten().sort().values[-math.ceil(0.3 * ratio.numel())]
+    found = (sparse if sparse.shape == kept.shape else sparse.T) != 0
+    assert float((found == kept).float().mean()) > 0.9999
+    assert damped.info == delta.info
+
+
+@pytest.mark.parametrize(("field", "value"), [("norm_weight", -1.0), ("rect", 0.0), ("rect", 40.0), ("prune", 1.0), ("past_keys", "all")])
+def test_options_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(UsageError, match=f"method.{field}={value}"):
+        MEMIT(layers=[0], covariance_weight=1.0, **{field: value})
+
+
+# --- UltraEdit -----------------------------------------------------------------------------------------------------------
+
+
+def test_running_moments_merge_chunk_by_chunk():
+    chunks = [randn(c, 6, seed=20 + c) + c for c in (4, 1, 9)]
+    moments = RunningMoments.nothing(6, torch.device("cpu"))
+    count, mean, squares = 0, torch.zeros(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
+    for chunk in chunks:
+        moments.update(chunk)
+        c, gap = len(chunk), chunk.mean(0) - mean
+        sample = chunk.var(0) if c > 1 else 0.0
+        mean = mean + c * gap / (count + c)
+        squares = squares + c * sample + count * c * gap**2 / (count + c)
+        count += c
+    torch.testing.assert_close(moments.mean, torch.cat(chunks).mean(0))
+    torch.testing.assert_close(moments.squares, squares)
+    rows = randn(3, 6, seed=30)
+    torch.testing.assert_close(moments.normalised(rows), (rows - mean) / (squares / (count - 1)).sqrt(), rtol=1e-6, atol=1e-6)
