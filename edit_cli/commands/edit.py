@@ -13,7 +13,7 @@ from edit_cli import edit_store
 from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts
+from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
 from edit_cli.commands.protocol import Protocol
 from edit_cli.commands.recording import recorded, run_path, slug
 from edit_cli.config import Settings, build, plain_containers, settings
@@ -55,6 +55,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         saved = run.edits / SAVED
         if not run.finished.issuperset(dataset.ids) or not saved.is_dir():
             lm = load_model(model, monitor)
+            refuse_missing_layers(editor, lm)
             if base is not None:
                 for directory, edit in zip(edit_store.chain(base), edit_store.attach(base, lm), strict=True):
                     if edit_store.read_manifest(directory)["method"].get("_target_") == job.config.method._target_:

@@ -8,7 +8,7 @@ from typing import Any
 from edit_cli import edit_store
 from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts
+from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
 from edit_cli.commands.protocol import EvaluateProtocol
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, plain_containers, settings
@@ -40,6 +40,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
             lm = load_model(model, monitor)
+            refuse_missing_layers(editor, lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.task("cases", len(dataset.cases)) as advance:

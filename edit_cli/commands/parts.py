@@ -39,6 +39,12 @@ def load_model(options: ModelOptions, monitor: Monitor) -> LM:
         return options.load(monitor)
 
 
+def refuse_missing_layers(editor: Editor, lm: LM) -> None:
+    """Say that a layer does not exist before the model is asked anything, which may take hours."""
+    for layer in getattr(editor, "layers", ()):
+        lm.layout.block(layer)
+
+
 def perplexity_texts(options: ModelOptions) -> list[str]:
     """Lines of the text that goes with the model, or that `model.perplexity_text=FILE` names; none means no perplexity."""
     name = options.perplexity_text

@@ -15,7 +15,7 @@ from edit_cli import edit_store
 from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_model, perplexity_texts
+from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
 from edit_cli.commands.protocol import SequentialProtocol
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, plain_containers, settings
@@ -69,6 +69,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         ledger = Ledger(monitor)
         if not (run.path / SUMMARY).exists():  # the last thing that is written
             lm = load_model(model, monitor)
+            refuse_missing_layers(editor, lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             walk = Walk(lm, editor, run, BeforeCache(protocol.observe, perplexity_texts(model)), protocol, method)
             with monitor.phase("ask before"):
