@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow tiny-model clean
+.PHONY: help install demo test test-slow tiny-model bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-slow: $(INSTALLED) ## run the tests that take minutes too
 
 tiny-model: $(INSTALLED) ## train the embedded model and its world again (minutes)
 	$(BIN)/python -m edit_cli.tiny world
+
+bench: $(INSTALLED) ## time the fast paths against the plain ones (minutes); a table and benchmarks/results.json
+	$(BIN)/python benchmarks/bench.py
 
 clean: ## delete .venv and what building left behind; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache
