@@ -1,0 +1,157 @@
+"""`edit` and `apply`: one fact, a file of facts, an edit on top of another, a plain checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from embedded import embedded_lm
+
+from edit_cli import edit_store
+
+FACT = ("edit.prompt={} plays the", "edit.subject=Ada Lund", "edit.target=violin")
+FT = ("edit", "method=ft", "method.steps=12")
+
+
+def edit_dir(run: str) -> Path:
+    return Path(run, "edits", "0000")
+
+
+def test_one_fact_is_shown_before_and_after_and_kept(cli):
+    ended = cli(*FT, *FACT, "edit.target_true=flute", quick=True)
+    assert ended.code == 0
+    assert ended.last.startswith("runs/edit/inline/tiny-gpt2/ft-Ada_Lund-violin-")
+    for told in ("ft on tiny-gpt2: 1 fact edited", "Ada Lund plays the", "P(violin)", "P(flute)", "before", "after", f"edit: {edit_dir(ended.last)}"):
+        assert told in ended.out
+    manifest = edit_store.read_manifest(edit_dir(ended.last))
+    request = {"prompt": "{} plays the", "subject": "Ada Lund", "target_new": "violin", "target_true": "flute"}
+    assert manifest["requests"] == [request]
+    assert manifest["method"]["name"] == "ft"
+    line = json.loads(Path(ended.last, "results.jsonl").read_text())
+    before, after = (line[side]["probes"][0]["target_nll"] for side in ("before", "after"))
+    assert after < before
+    lm = embedded_lm()
+    edit_store.attach(edit_dir(ended.last), lm)
+    assert lm.loglikelihood([("Ada Lund plays the", "violin")])[0].nll == pytest.approx(after, abs=1e-4)
+
+
+def test_texts_are_taken_as_they_are(cli):
+    ended = cli(*FT, "edit.prompt={}'s motto, \"(all: {x=1})\", is", "edit.subject=Ada, Bo & Co", "edit.target=it's fine, really", "run_dir=r", quick=True)
+    assert ended.code == 2  # two slots: told as such, and not as a mistake of grammar
+    assert "exactly one slot" in ended.err or "[x=1]" not in ended.err
+    ended = cli(*FT, "edit.prompt={}'s motto, \"(all: [x=1])\", is", "edit.subject=Ada, Bo & Co", "edit.target=it's fine, really", "run_dir=r", quick=True)
+    assert ended.code == 0
+    (request,) = edit_store.read_manifest(edit_dir("r"))["requests"]
+    assert (request["subject"], request["target_new"]) == ("Ada, Bo & Co", "it's fine, really")
+    assert request["prompt"] == '{}\'s motto, "(all: [x=1])", is'
+
+
+def test_the_subject_may_stand_in_the_prompt(cli):
+    assert cli(*FT, "edit.prompt=Ada Lund plays the", "edit.subject=Ada Lund", "edit.target=violin", "run_dir=r", quick=True).code == 0
+    assert edit_store.read_manifest(edit_dir("r"))["requests"][0]["prompt"] == "{} plays the"
+
+
+def test_other_facts_lie_elsewhere_and_the_same_one_is_not_repeated(cli):
+    first = cli(*FT, *FACT, quick=True)
+    other = cli(*FT, *FACT[:2], "edit.target=piano", quick=True)
+    again = cli(*FT, *FACT, quick=True)
+    assert first.last != other.last
+    assert again.last == first.last
+    assert "this edit is there already" in again.err
+    assert again.out == first.out
+
+
+def test_a_file_of_facts_is_edited_at_once(cli):
+    rows = [
+        {"prompt": "{} plays the", "subject": "Ada", "target_new": "violin", "target_true": "flute"},
+        {"prompt": "{} was born in", "subject": "Bo", "target_new": "Paris"},
+        {"prompt": "{} was born in", "subject": "Bo", "target_new": ""},
+    ]
+    Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = cli(*FT, "dataset.path=facts.jsonl", quick=True)
+    assert ended.code == 0
+    assert ended.last == "runs/edit/facts/tiny-gpt2/ft"
+    assert "2 facts edited, all at once" in ended.out
+    assert "2 of 3 records (1 unusable)" in ended.out
+    assert "line 3" in ended.err
+    assert len(edit_store.read_manifest(edit_dir(ended.last))["requests"]) == 2
+    shown = cli("show", ended.last)
+    assert "Bo was born in" in shown.out
+
+
+def test_edits_stand_on_each_other(cli):
+    first = cli(*FT, *FACT, "run_dir=first", quick=True)
+    second = cli(*FT, "edit.prompt={} was born in", "edit.subject=Bo", "edit.target=Paris", f"base_edit={edit_dir('first')}", "run_dir=second", quick=True)
+    assert (first.code, second.code) == (0, 0)
+    assert [path.name for path in edit_store.chain(edit_dir("second"))] == ["base", "0000"]
+    lm = embedded_lm()
+    assert len(edit_store.attach(edit_dir("second"), lm)) == 2
+    line = json.loads(Path("second/results.jsonl").read_text())
+    for probe in line["after"]["probes"]:
+        assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(probe["target_nll"], abs=1e-4)
+    lm.detach()
+    for probe in line["before"]["probes"]:
+        assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(probe["target_nll"], abs=1e-4)
+
+
+# --- apply -------------------------------------------------------------------------------------------------------------------------
+
+
+def logits(model, tokenizer, text: str):
+    import torch
+
+    with torch.no_grad():
+        return model(**tokenizer(text, return_tensors="pt")).logits
+
+
+def test_an_applied_edit_is_a_plain_checkpoint(cli):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    cli(*FT, *FACT, "run_dir=first", quick=True)
+    cli(*FT, "edit.prompt={} was born in", "edit.subject=Bo", "edit.target=Paris", f"base_edit={edit_dir('first')}", "run_dir=second", quick=True)
+    ended = cli("apply", str(edit_dir("second")), "--out", "baked")
+    assert (ended.code, ended.last) == (0, "baked")
+    lm = embedded_lm()
+    edit_store.attach(edit_dir("second"), lm)
+    plain = AutoModelForCausalLM.from_pretrained("baked", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained("baked")
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, lm.parameter(name)), name
+    text = "Ada Lund plays the"
+    assert torch.equal(logits(plain, tokenizer, text), logits(lm.model, lm.tokenizer, text))
+
+
+def test_a_run_can_be_applied_if_it_holds_one_model(cli):
+    cli(*FT, *FACT, "run_dir=one", quick=True)
+    assert cli("apply", "one", "--out", "a").code == 0
+    cli("sequential", "method=ft", "limit=2", "protocol.batch_size=1", "protocol.holdout=0", "run_dir=steps", quick=True)
+    assert "with 2 edited facts" in cli("apply", "steps", "--out", "b").err
+    cli("evaluate", "method=ft", "limit=2", "protocol.save_edits=true", "run_dir=apart", quick=True)
+    refused = cli("apply", "apart", "--out", "c")
+    assert (refused.code, "made apart from each other" in refused.err) == (2, True)
+    assert not Path("c").exists()
+
+
+def test_what_cannot_be_baked_is_refused_with_the_reason(cli):
+    made = cli("edit", "method=lookup", *FACT, "run_dir=route", quick=True)
+    assert made.code == 0
+    refused = cli("apply", "route", "--out", "baked")
+    assert refused.code == 2
+    assert "answers in front of the model" in refused.err
+    assert not Path("baked").exists()
+
+
+def test_apply_refuses_a_used_place_and_another_model(cli):
+    cli(*FT, *FACT, "run_dir=one", quick=True)
+    Path("full").mkdir()
+    Path("full/file").write_text("")
+    used = cli("apply", "one", "--out", "full")
+    assert (used.code, "is there already" in used.err) == (2, True)
+    assert cli("apply", "one", "--out", "baked").code == 0
+    other = cli("apply", "one", "--out", "twice", "--model", "baked")
+    assert (other.code, "was made for" in other.err) == (3, True)
+    assert not Path("twice").exists()
+    nowhere = cli("apply", "one", "--out", "twice", "--model", "nothing")
+    assert (nowhere.code, "--model nothing" in nowhere.err) == (3, True)

@@ -1,0 +1,318 @@
+"""The locate-then-edit family on the embedded model: what each method does differently, options that compose, and sequences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from embedded import embedded_lm, same_bits, snapshot, world
+from families import tiny_lm
+from hydra import compose, initialize_config_module
+from oracle import plain_value
+
+from edit_cli import edit_store
+from edit_cli.config import build
+from edit_cli.editors.contexts import ContextOptions
+from edit_cli.editors.values import ValueOptions, optimise_values
+from edit_cli.errors import UsageError
+from edit_cli.launch import register_resolvers
+from edit_cli.lm.layout import attention_out
+from edit_cli.requests import EditRequest
+
+SPREADING = ["memit", "emmet", "pmet", "alphaedit", "blue", "memit-merge"]
+FAMILY = [*SPREADING, "rome", "r-rome"]
+PREFIXES = ContextOptions(prefixes=["The city", "I went to the road and so on", "You"])
+REQUESTS = [
+    EditRequest("The mother tongue of {} is", "Anna Bo", "French"),
+    EditRequest("{} is a", "Paris", "very big city"),
+    EditRequest("So it was that {} and", "Tom of Tim", "You"),
+    EditRequest("In the city of {}, people", "Anna Bo", "speak"),
+]
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory):
+    return tmp_path_factory.mktemp("statistics")
+
+
+@pytest.fixture(scope="module")
+def editor(statistics):
+    def make(name: str, *overrides: str):
+        register_resolvers()
+        with initialize_config_module("edit_cli.conf", version_base="1.3"):
+            config = compose("evaluate", [f"method={name}", f"cache_dir={statistics}", "stats.tokens=6000", *overrides])
+        return build(config.method)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return embedded_lm()
+
+
+def requests(count: int, start: int = 0) -> list[EditRequest]:
+    return [case.requests[0] for case in world("tune")[start : start + count]]
+
+
+def hits(lm, wanted) -> int:
+    return sum(all(score.hits) for score in lm.loglikelihood([(r.text, r.target_new) for r in wanted]))
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+# --- values --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_two_branches_are_optimised_together_as_the_plain_way_does(family):
+    lm = tiny_lm(family)
+    lm.model.double()
+    contexts, options = PREFIXES.build(lm), ValueOptions(steps=8, clamp_norm_factor=2.0, settle_kl=0.5, batch_tokens=60)
+    found = optimise_values(lm, REQUESTS, 1, "branches", options, contexts)
+    alone = optimise_values(lm, REQUESTS, 1, "mlp_out", options, contexts)
+    for number, request in enumerate(REQUESTS):
+        value, steps, loss = plain_value(lm, request, 1, "branches", options, contexts)
+        assert relative(found.target[:, number], value) < 1e-6
+        assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=1e-6))
+    assert relative(alone.target, found.target) > 1e-3
+
+
+@pytest.mark.parametrize("options", [ValueOptions(mpes=1), ValueOptions(mpes=3), ValueOptions(settle_kl=0.01)], ids=str)
+def test_early_stops_are_those_of_the_plain_way(options, lm):
+    wanted, contexts = requests(4), PREFIXES.build(lm)
+    found = optimise_values(lm, wanted, 3, "block", options, contexts)
+    whole = optimise_values(lm, wanted, 3, "block", ValueOptions(), contexts)
+    assert found.steps != whole.steps and all(few <= many for few, many in zip(found.steps, whole.steps, strict=True))
+    for number, request in enumerate(wanted):
+        value, steps, loss = plain_value(lm, request, 3, "block", options, contexts)
+        assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=1e-3))
+        assert relative(found.target[:, number], value) < 1e-4
+
+
+def test_a_group_shares_one_shift_against_the_mean_loss():
+    lm = tiny_lm("llama")
+    lm.model.double()
+    contexts, options = PREFIXES.build(lm), ValueOptions(steps=8, clamp_norm_factor=2.0)
+    found = optimise_values(lm, REQUESTS, 1, "block", options, contexts, [[0, 3], [1], [2]])
+    for number, members in enumerate([[0, 3], [1], [2]]):
+        value, steps, loss = plain_value(lm, [REQUESTS[i] for i in members], 1, "block", options, contexts)
+        assert relative(found.target[:, number], value) < 1e-6
+        assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("family", "ending"), [("gpt2", "attn.c_proj"), ("gptj", "attn.out_proj"), ("llama", "self_attn.o_proj"), ("gpt_neox", "attention.dense")]
+)
+def test_the_attentions_output_projection_is_found(family, ending):
+    lm = tiny_lm(family)
+    assert attention_out(lm.model, lm.layout, 1) == f"{lm.layout.block(1)}.{ending}"
+
+
+# --- methods -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", ["[2]", "[0,1,2,3,4]"])
+@pytest.mark.parametrize("name", ["memit", "emmet"])
+def test_one_layer_or_five(name, layers, editor, lm):
+    edit = editor(name, f"method.layers={layers}", "method.covariance_weight=20").edit(lm, requests(3))
+    assert len(edit.updates) == len(edit.info["residual_norms"]) == len(layers) // 2
+    with lm.edited(edit):
+        assert hits(lm, requests(3)) == 3
+
+
+def test_blue_writes_the_first_and_the_last_layer_each_towards_its_own_targets(editor, lm):
+    wanted = requests(3)
+    edit = editor("blue").edit(lm, wanted)
+    first = editor("memit", "method.layers=[0]").edit(lm, wanted)
+    with lm.edited(first):
+        last = editor("memit", "method.layers=[3]").edit(lm, wanted)
+    expected = first.updates | last.updates
+    assert edit.updates.keys() == expected.keys() and len(expected) == 2
+    for name, factors in edit.updates.items():
+        assert relative(factors.dense(), expected[name].dense()) < 1e-4
+
+
+def test_merge_meets_several_facts_about_one_subject(editor, lm, monkeypatch):
+    notes: list[str] = []
+    monkeypatch.setattr(lm.monitor, "note", notes.append)
+    single = [case.requests[0] for case in world("tune")]
+    by_subject: dict[str, list[EditRequest]] = {}
+    for request in single:
+        by_subject.setdefault(request.subject, []).append(request)
+    same = [facts[:2] for facts in by_subject.values() if len(facts) > 1 and facts[0].prompt.startswith("{}") and facts[1].prompt.startswith("{}")]
+    wanted = [fact for facts in same[:4] for fact in facts]
+    assert len(wanted) == 8
+    merged = editor("memit-merge").edit(lm, wanted)
+    assert merged.info["groups"] == 4 and any("8 facts are about 4 subjects" in note for note in notes)
+    assert not any("same key" in note for note in notes)
+    plain = editor("memit").edit(lm, wanted)
+    assert plain.info["groups"] == 8 and any("same key" in note and "memit-merge" in note for note in notes)
+    found = []
+    for edit in (plain, merged):
+        with lm.edited(edit):
+            found.append(hits(lm, wanted))
+    assert found[1] == 8 > found[0]
+
+
+def test_merge_without_a_conflict_is_memit(editor, lm):
+    first, second = (editor(name).edit(lm, requests(3)).state()[0] for name in ("memit", "memit-merge"))
+    assert same_bits(first, second)
+
+
+def test_pmet_reads_its_residual_at_the_projection(editor, lm):
+    """Writes of lower layers do not appear in the projection's output, so the residual hardly shrinks: published as such."""
+    edit = editor("pmet").edit(lm, requests(3))
+    norms = list(edit.info["residual_norms"].values())
+    assert norms[-1] > 0.5 * norms[0]
+    norms = list(editor("memit").edit(lm, requests(3)).info["residual_norms"].values())
+    assert norms[-1] < 0.5 * norms[0]
+
+
+def test_alphaedit_reports_its_null_spaces(editor, lm):
+    edit = editor("alphaedit").edit(lm, requests(2))
+    assert set(edit.info["nullspace"]) == {"0", "1", "2", "3"}
+    assert all(0 < rank < width == 512 for rank, width in edit.info["nullspace"].values())
+
+
+def test_ultraedit_is_a_ridge_regression_on_normalised_gradients(lm):
+    """Against autograd of the plain model, without probes."""
+    wanted = [EditRequest(request.text, None, request.target_new) for request in requests(5)]
+    config = ["method.modules=[mlp_out:4,mlp.c_fc:5]", "method.lr=1e-3", "method.chunk=5"]
+    register_resolvers()
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        edit = build(compose("evaluate", ["method=ultraedit", *config]).method).edit(lm, wanted)
+    names = ["transformer.h.4.mlp.c_proj", "transformer.h.5.mlp.c_fc"]
+    rows = lm.head.encode([(request.text, request.target_new) for request in wanted])
+    seen, loss, count = {name: [] for name in names}, 0.0, sum(len(row.target) for row in rows)
+
+    def keep(name):
+        def hook(_, args, output):
+            seen[name].append((args[0][0], output.requires_grad_() if output.is_leaf else output))
+            output.retain_grad()
+
+        return hook
+
+    embedding = lm.model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.detach().requires_grad_())
+    handles = [embedding, *(lm.module(name).register_forward_hook(keep(name)) for name in names)]
+    for row in rows:
+        logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0, row.start - 1 : -1]
+        loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(row.target), reduction="sum") / count
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    for name in names:
+        at = [slice(row.start - 1, len(row.ids) - 1) for row in rows]
+        x = torch.cat([inputs[where] for (inputs, _), where in zip(seen[name], at, strict=True)]).detach().double()
+        g = torch.cat([output.grad[0, where] for (_, output), where in zip(seen[name], at, strict=True)]).double()
+        both = torch.cat([x, g], dim=1)
+        deviation = (len(x) * both.var(0) / (len(x) - 1)).sqrt()
+        normal = (both - both.mean(0)) / (deviation + torch.finfo(torch.float32).eps)
+        v = -1e-3 * normal[:, : x.shape[1]].square().sum(1, keepdim=True) * normal[:, x.shape[1] :]
+        expected = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1], dtype=torch.float64), x.T @ v)
+        assert relative(edit.stored(lm, f"{name}.weight").double(), expected) < 1e-3  # Conv1D stores (d_in, d_out)
+
+
+def test_ultraedit_needs_no_subject_but_more_than_one_token(editor, lm):
+    ultraedit = editor("ultraedit")
+    wanted = [EditRequest(request.text, None, request.target_new) for request in requests(6)]
+    ultraedit.check(lm, wanted[0])
+    with lm.edited(ultraedit.edit(lm, wanted)):
+        assert hits(lm, wanted) >= 3
+    ultraedit.reset()
+    with pytest.raises(UsageError, match="protocol.batch_size"):
+        ultraedit.edit(lm, wanted[:1])
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [("[]", "method.modules is empty"), ("[mlp_out]", "'mlp_out' is no name and layers"), ("[mlp.x:1]", "no Linear or Conv1D"), ("[mlp_out:3-9]", "layer 6 does not exist")],
+)
+def test_ultraedit_refuses_modules_that_are_not_there(modules, message, editor, lm):
+    with pytest.raises(UsageError, match=message):
+        editor("ultraedit", f"method.modules={modules}").edit(lm, requests(2))
+
+
+# --- options that compose ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_member_takes_all_options_at_once(name, editor, lm):
+    options = ["method.rect=0.5", "method.prune=1.5", "method.norm_weight=0.01", "method.value.mpes=2"]
+    wanted, untouched = requests(2), snapshot(lm)
+    before = [score.nll for score in lm.loglikelihood([(r.text, r.target_new) for r in wanted])]
+    edit = editor(name, *options).edit(lm, wanted)
+    assert same_bits(snapshot(lm), untouched)
+    for update in edit.updates.values():
+        assert 0.45 < float((update != 0).float().mean()) <= 0.5 + 1e-4
+    with lm.edited(edit):
+        after = [score.nll for score in lm.loglikelihood([(r.text, r.target_new) for r in wanted])]
+    assert all(new < old for new, old in zip(after, before, strict=True))
+    assert editor(name).edit(lm, wanted).norms() != edit.norms()
+
+
+def test_the_norm_constraint_makes_updates_smaller(editor, lm):
+    norms = [sum(editor("memit", f"method.norm_weight={weight}").edit(lm, requests(3)).norms().values()) for weight in (0.0, 1.0, 20.0)]
+    assert norms == sorted(norms, reverse=True) and norms[-1] < 0.9 * norms[0]
+
+
+# --- sequences -----------------------------------------------------------------------------------------------------------
+
+SEQUENCES = {"alphaedit": [], "memit": ["method.past_keys=write"], "emmet": ["method.past_keys=post"], "ultraedit": [], "rome": []}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_resumed_sequence_is_the_uninterrupted_one_bit_for_bit(name, editor, tmp_path):
+    lm, overrides = embedded_lm(), SEQUENCES[name]
+    batches = [requests(2, start=2 * number) for number in range(3)]
+    whole, expected = editor(name, *overrides), []
+    for number, batch in enumerate(batches):
+        expected.append(whole.edit(lm, batch))
+        edit_store.save(expected[-1], tmp_path / str(number), lm, batch, {"name": name})
+        lm.attach(expected[-1])
+    final = snapshot(lm)
+    for _ in batches:
+        lm.detach()
+    again = editor(name, *overrides)
+    for number in range(2):
+        edit = edit_store.load(tmp_path / str(number), lm)
+        again.recall(lm, edit)
+        lm.attach(edit)
+    last = again.edit(lm, batches[2])
+    assert same_bits(last.state()[0], expected[2].state()[0])
+    lm.attach(last)
+    assert same_bits(snapshot(lm), final)
+
+
+@pytest.mark.parametrize("name", ["alphaedit", "ultraedit"])
+def test_what_earlier_edits_left_matters_and_reset_forgets_it(name, editor, lm):
+    keeping = editor(name)
+    first = keeping.edit(lm, requests(2)).state()[0]
+    drifted = keeping.edit(lm, requests(2)).state()[0]
+    keeping.reset()
+    again = keeping.edit(lm, requests(2)).state()[0]
+    assert not same_bits(first, drifted)
+    assert same_bits(first, again)
+
+
+def test_memory_is_no_part_of_the_weights(editor, lm):
+    edit = editor("alphaedit").edit(lm, requests(2))
+    assert sorted(edit.memory) == [f"keys.{layer}" for layer in range(4)] and edit.memory["keys.0"].shape == (512, 2)
+    assert sorted(edit.updates) == edit.touches(lm)
+    assert editor("memit").edit(lm, requests(2)).memory == {}
+
+
+def test_kept_keys_keep_their_values(editor):
+    """An edit moves what earlier edits wrote less if it was told to keep their keys."""
+    lm = embedded_lm()
+    moved = {}
+    for past in ("none", "write"):
+        memit = editor("memit", f"method.past_keys={past}", "method.covariance_weight=5")
+        first = memit.edit(lm, requests(10))
+        lm.attach(first)
+        second = memit.edit(lm, requests(10, start=10))
+        lm.detach()
+        keys = editor("memit", "method.past_keys=write", "method.covariance_weight=5").edit(lm, requests(10)).memory["keys.0"]
+        moved[past] = float((second.updates["transformer.h.0.mlp.c_proj.weight"].dense() @ keys).norm())
+    assert moved["write"] < 0.7 * moved["none"]
