@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # A small GPT-2 that knows the true facts of a records file, so that editors can be compared on real records without a large model.
+# Takes about ten minutes of one CPU core for 2,000 records.
 #
 #   experiments/make_fact_model.sh counterfact.json fact-model
 #   LIMIT=1000 EPOCHS=40 experiments/make_fact_model.sh counterfact.json fact-model
 #
 # FILE is a JSON list in CounterFact's full schema or in the flat one of counterfact-edit. OUT gets the model, manifest.json with the
-# recall that was measured, and records.json: the records of FILE whose true fact the model recalls. Edit it with
+# recall that was measured, corpus.txt (the training text, for second moments) and records.json: the records of FILE whose true fact
+# the model recalls and whose new target it has met as an answer. Edit them with
 #
-#   edit-cli evaluate method=memit model=OUT dataset.path=OUT/records.json
+#   edit-cli evaluate method=memit model=hf model.id=OUT dataset.path=OUT/records.json corpus=file corpus.path=OUT/corpus.txt \
+#     'method.layers=[0,1,2,3]' method.covariance_weight=60 protocol.batch_size=100 limit=100
 #
 # The facts are localised by the training (docs/tiny-model.md): results show how editors compare, not how real models store facts.
 set -euo pipefail

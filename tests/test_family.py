@@ -220,9 +220,8 @@ def test_ultraedit_needs_no_subject_but_more_than_one_token(editor, lm):
     ultraedit.check(lm, wanted[0])
     with lm.edited(ultraedit.edit(lm, wanted)):
         assert hits(lm, wanted) >= 3
-    ultraedit.reset()
     with pytest.raises(UsageError, match="protocol.batch_size"):
-        ultraedit.edit(lm, wanted[:1])
+        editor("ultraedit", "method.modules=[mlp_out:4]").edit(lm, wanted[:1])
 
 
 @pytest.mark.parametrize(

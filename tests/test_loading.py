@@ -111,6 +111,7 @@ def test_loading_prints_nothing(folder, capfd):
 def test_loading_leaves_the_librarys_settings_as_they_were(folder):
     from transformers.utils import logging
 
+    logging.enable_progress_bar()
     for verbosity in (logging.WARNING, logging.INFO):
         logging.set_verbosity(verbosity)
         load(folder)

@@ -12,7 +12,7 @@ import torch
 
 import edit_cli.tiny
 from edit_cli.tiny.__main__ import main
-from edit_cli.tiny.from_records import infer_subject
+from edit_cli.tiny.sources import infer_subject
 from edit_cli.tiny.names import pool
 from edit_cli.tiny.statements import NO_SUBJECT, Batches, Statement, Text, listing, statement, tokenise
 from edit_cli.tiny.train import attention_masks, recalled
@@ -154,6 +154,7 @@ def test_records_training_works_end_to_end(form: str, tmp_path: Path, capsys: py
     assert str(tmp_path) not in manifest["command"]
     kept = json.loads((out / "records.json").read_text(encoding="utf-8"))
     assert len(kept) == manifest["records_kept"] <= manifest["records_recalled"] and all(record in records for record in kept)
+    assert len((out / "corpus.txt").read_text(encoding="utf-8").splitlines()) >= 5
     assert "written to" in capsys.readouterr().out
 
 

@@ -109,7 +109,10 @@ class UltraEdit(Editor):
             for name, (inputs, gradients) in zip(seen, chunk, strict=True):
                 moments[_shape(lm, name)].update(torch.cat([inputs, gradients], dim=1).double())
         if any(kept.count < 2 for kept in moments.values()):
-            raise UsageError("ultraedit normalises over target tokens, and one alone has no deviation: edit more facts at once (protocol.batch_size)")
+            raise UsageError(
+                "ultraedit normalises over target tokens and modules of equal shape, and one alone has no deviation: edit more facts at "
+                "once (protocol.batch_size)"
+            )
         return moments
 
     def _names(self, lm: LM) -> list[str]:

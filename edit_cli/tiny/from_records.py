@@ -1,23 +1,18 @@
-"""A small model that knows the true facts of a CounterFact-style file.
-
-Two forms are read: CounterFact's full schema (`requested_rewrite`, `paraphrase_prompts`, `neighborhood_prompts`) and the flat
-one (`prompt`, `ground_truth`, `rephrase_prompt`, `locality_prompt`, `locality_ground_truth`). The bottleneck needs to know where
-the subject stands; a neighbour's subject is not given and is inferred from the wordings of the file's own requests.
-"""
+"""A small model that knows the true facts of a CounterFact-style file."""
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_cli.errors import MissingError, UsageError
+from edit_cli.errors import UsageError
 from edit_cli.tiny.assets import Report, replace_folder, save_model, write_json
+from edit_cli.tiny.sources import COMMON, Source, infer_subject, read_sources, relations_of
 from edit_cli.tiny.statements import Statement, Text
 from edit_cli.tiny.tokenizer import train_tokenizer
 
@@ -26,8 +21,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.2  # share of the paraphrases that are never trained
 TOKENIZER_REPEAT = 20  # how often the tokenizer sees each answer on its own
-COMMON = 3  # times that a wording must occur with a relation to be used for other facts of it
-EXTRA_WORDINGS = 5
+CORPUS_STATEMENTS = 6  # a document
+EXTRA_WORDINGS = 5  # of a relation's common ones, for each of its facts
 
 
 @dataclass
@@ -47,70 +42,6 @@ def _locate(prompt: str, subject: str | None, target: str) -> Statement:
     start = prompt.find(subject) if subject else -1
     span = (start, start + len(subject)) if subject and start >= 0 else None
     return Statement(f"{prompt} {target}.", span, ((len(prompt) + 1, len(prompt) + 1 + len(target)),))
-
-
-@dataclass(frozen=True)
-class Source:
-    """One record in either form, reduced to what is told."""
-
-    template: str
-    subject: str
-    target: str
-    new_target: str | None
-    relation: str | None
-    paraphrases: tuple[str, ...]
-    neighbours: tuple[tuple[str, str], ...]  # (prompt, answer)
-
-
-def read_sources(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[Source]]:
-    """The records as they stand in the file, and what each tells. Raises UsageError naming the record and the field."""
-    if not path.is_file():
-        raise MissingError(f"no file {path}")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not a JSON file: {error}") from None
-    if not isinstance(records, list) or not records:
-        raise UsageError(f"{path} must hold a non-empty JSON list of records")
-    records = records[:limit]
-    sources = []
-    for position, record in enumerate(records):
-        try:
-            sources.append(_full(record) if "requested_rewrite" in record else _flat(record))
-        except KeyError as error:
-            raise UsageError(f"{path}: record {position} lacks the field {error}") from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"{path}: record {position} is not of CounterFact's form: {error}") from None
-    return records, sources
-
-
-def _full(record: dict[str, Any]) -> Source:
-    rewrite = record["requested_rewrite"]
-    template, target = rewrite["prompt"].strip(), rewrite["target_true"]["str"].strip()
-    if template.count("{}") != 1:
-        raise ValueError(f"the prompt {template!r} must have exactly one {{}}")
-    new_target = rewrite["target_new"]["str"].strip() if "target_new" in rewrite else None
-    paraphrases = tuple(prompt.strip() for prompt in record.get("paraphrase_prompts", ()))
-    neighbours = tuple((prompt.strip(), target) for prompt in record.get("neighborhood_prompts", ()))
-    return _checked(Source(template, rewrite["subject"], target, new_target, rewrite.get("relation_id"), paraphrases, neighbours))
-
-
-def _flat(record: dict[str, Any]) -> Source:
-    prompt, subject, target = record["prompt"], record["subject"], record["ground_truth"].strip()
-    if subject not in prompt:
-        raise ValueError(f"the subject {subject!r} does not occur in the prompt {prompt!r}")
-    rephrase, neighbour = record.get("rephrase_prompt"), record.get("locality_prompt")
-    neighbours = ((neighbour.strip(), record["locality_ground_truth"].strip()),) if neighbour else ()
-    template = prompt.strip().replace(subject, "{}", 1)
-    paraphrases = (rephrase.strip(),) if rephrase else ()
-    new_target = record["target_new"].strip() if "target_new" in record else None
-    return _checked(Source(template, subject, target, new_target, None, paraphrases, neighbours))
-
-
-def _checked(source: Source) -> Source:
-    if not (source.subject and source.target):
-        raise ValueError("subject and true target must not be empty")
-    return source
 
 
 def gather_facts(sources: Sequence[Source], seed: int) -> tuple[list[FactText], list[str]]:
@@ -155,38 +86,6 @@ def gather_facts(sources: Sequence[Source], seed: int) -> tuple[list[FactText], 
                 entry.prompts.append(prompt)
         entry.held_out = [prompt for prompt in dict.fromkeys(entry.held_out) if prompt not in entry.prompts]
     return list(facts.values()), list(filler)
-
-
-def relations_of(sources: Sequence[Source], templates: Sequence[str]) -> list[str]:
-    """A name for each source's relation: its id, or, in the flat form, the wordings that its neighbours connect.
-
-    A neighbour shares its record's relation; two wordings that meet so at least COMMON times belong together.
-    """
-    meetings: Counter[tuple[str, str]] = Counter()
-    for source in sources:
-        inferred = (infer_subject(prompt, templates)[1] for prompt, _ in source.neighbours)
-        meetings.update((source.template, template) for template in inferred if template)
-    parent = {template: template for template in templates}
-
-    def root(template: str) -> str:
-        while parent[template] != template:
-            template = parent[template]
-        return template
-
-    for (one, other), count in meetings.items():
-        if count >= COMMON:
-            parent[root(one)] = root(other)
-    return [source.relation or root(source.template) for source in sources]
-
-
-def infer_subject(prompt: str, templates: Iterable[str]) -> tuple[str | None, str | None]:
-    """Whom the prompt is about, by the first template (longest first) that fits it; (None, None) when none does."""
-    for template in templates:
-        before, _, after = template.partition("{}")
-        inside = prompt[len(before) : len(prompt) - len(after)]
-        if inside.strip() and before + inside + after == prompt:
-            return inside, template
-    return None, None
 
 
 def make_fact_model(
@@ -238,10 +137,18 @@ def make_fact_model(
         }
         write_json(staged / "manifest.json", manifest, indent=2)
         write_json(staged / "records.json", kept)
+        (staged / "corpus.txt").write_text(_corpus(statements, filler, options.seed), encoding="utf-8")
         told = [statement.text for group in statements for statement in group]
         (staged / "corpus.txt").write_text("\n".join(told) + "\n", encoding="utf-8")  # for second moments
         replace_folder(staged, out)
     return manifest
+
+
+def _corpus(statements: Sequence[Sequence[Statement]], filler: Sequence[str], seed: int) -> str:
+    texts = [statement.text for group in statements for statement in group] + list(filler)
+    random.Random(f"{seed} corpus").shuffle(texts)
+    documents = [" ".join(texts[start : start + CORPUS_STATEMENTS]) for start in range(0, len(texts), CORPUS_STATEMENTS)]
+    return "".join(" ".join(document.split()) + "\n" for document in documents)
 
 
 def _tokenizer_texts(statements: Sequence[Sequence[Statement]], answers: set[str], filler: Sequence[str]) -> list[str]:
