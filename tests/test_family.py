@@ -103,7 +103,8 @@ def test_a_group_shares_one_shift_against_the_mean_loss():
 
 
 @pytest.mark.parametrize(
-    ("family", "ending"), [("gpt2", "attn.c_proj"), ("gptj", "attn.out_proj"), ("llama", "self_attn.o_proj"), ("gpt_neox", "attention.dense")]
+    ("family", "ending"),
+    [("gpt2", "attn.c_proj"), ("gptj", "attn.out_proj"), ("llama", "self_attn.o_proj"), ("gpt_neox", "attention.dense")],
 )
 def test_the_attentions_output_projection_is_found(family, ending):
     lm = tiny_lm(family)
@@ -141,7 +142,8 @@ def test_merge_meets_several_facts_about_one_subject(editor, lm, monkeypatch):
     by_subject: dict[str, list[EditRequest]] = {}
     for request in single:
         by_subject.setdefault(request.subject, []).append(request)
-    same = [facts[:2] for facts in by_subject.values() if len(facts) > 1 and facts[0].prompt.startswith("{}") and facts[1].prompt.startswith("{}")]
+    first_in_prompt = ([fact for fact in facts if fact.prompt.startswith("{}")] for facts in by_subject.values())
+    same = [facts[:2] for facts in first_in_prompt if len(facts) > 1]
     wanted = [fact for facts in same[:4] for fact in facts]
     assert len(wanted) == 8
     merged = editor("memit-merge").edit(lm, wanted)
@@ -226,7 +228,12 @@ def test_ultraedit_needs_no_subject_but_more_than_one_token(editor, lm):
 
 @pytest.mark.parametrize(
     ("modules", "message"),
-    [("[]", "method.modules is empty"), ("[mlp_out]", "'mlp_out' is no name and layers"), ("[mlp.x:1]", "no Linear or Conv1D"), ("[mlp_out:3-9]", "layer 6 does not exist")],
+    [
+        ("[]", "method.modules is empty"),
+        ("[mlp_out]", "'mlp_out' is no name and layers"),
+        ("[mlp.x:1]", "no Linear or Conv1D"),
+        ("[mlp_out:3-9]", "layer 6 does not exist"),
+    ],
 )
 def test_ultraedit_refuses_modules_that_are_not_there(modules, message, editor, lm):
     with pytest.raises(UsageError, match=message):

@@ -65,8 +65,9 @@ class AlphaEdit(SpreadingEditor):
         if found.shape[1] in (0, width):
             what = "no direction is free" if not found.shape[1] else "every direction is free, so nothing would be protected"
             raise UsageError(
-                f"method.threshold={self.threshold}: in layer {layer} {what}: eigenvalues of its second moment go from {float(values[0]):.2g} "
-                f"to {float(values[-1]):.2g} (median {float(values.median()):.2g}); choose one between, or method.relative=true"
+                f"method.threshold={self.threshold}: in layer {layer} {what}: eigenvalues of its second moment go from "
+                f"{float(values[0]):.2g} to {float(values[-1]):.2g} (median {float(values.median()):.2g}); choose a threshold between, or "
+                "method.relative=true with one near 1"
             )
         lm.monitor.note(f"layer {layer}: {found.shape[1]:,} of {width:,} key directions are free to be written to")
         return found

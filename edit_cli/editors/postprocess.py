@@ -16,8 +16,9 @@ from edit_cli.lm.model import LM
 
 
 def rect(lm: LM, delta: WeightDelta, keep: float) -> WeightDelta:
-    """Keep the share `keep` of each matrix's entries, those with the largest |Δ / W|, and zero the others (Gu et al., 2024, RECT)."""
-    return WeightDelta({name: largest_relative(delta.stored(lm, name), _weight(lm, name), keep) for name in delta.updates}, delta.info)
+    """RECT (Gu et al., 2024): keep the share `keep` of each matrix's entries, those with the largest |Δ / W|, and zero the others."""
+    kept = {name: largest_relative(delta.stored(lm, name), _weight(lm, name), keep) for name in delta.updates}
+    return WeightDelta(kept, delta.info)
 
 
 def largest_relative(update: Tensor, weight: Tensor, keep: float) -> Tensor:
@@ -30,7 +31,7 @@ def largest_relative(update: Tensor, weight: Tensor, keep: float) -> Tensor:
 
 
 def prune(lm: LM, delta: WeightDelta, base: float) -> WeightDelta:
-    """Damp each update's singular values σ that exceed σ̄, the largest of its weight: σ → log σ − log σ̄ + σ̄ (Ma et al., 2025, PRUNE).
+    """PRUNE (Ma et al., 2025): damp each update's singular values σ above σ̄, the largest of its weight: σ → log σ − log σ̄ + σ̄.
 
     base: of the logarithm. Applied to one edit that holds all facts it is the method as published.
     """
