@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,43 @@ def cache_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def cli(tmp_path, monkeypatch, cache_dir) -> Cli:
-    """Run `edit-cli ARGUMENTS` in an empty folder. `quick=True` adds settings that make runs small."""
+def invoke(cache_dir: Path, *arguments: str, quick: bool = False) -> Ended:
+    """Run `edit-cli ARGUMENTS` in the present folder. quick: with settings that make runs small."""
     from typer.testing import CliRunner
 
     from edit_cli.cli import app
 
+    small = (*QUICK, f"cache_dir={cache_dir}", "stats.documents=40") if quick else ()
+    result = CliRunner().invoke(app, [*arguments, *small], prog_name="edit-cli")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, cache_dir) -> Cli:
+    """Run commands in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    return partial(invoke, cache_dir)
 
-    def run(*arguments: str, quick: bool = False) -> Ended:
-        small = (*QUICK, f"cache_dir={cache_dir}", "stats.documents=40") if quick else ()
-        result = CliRunner().invoke(app, [*arguments, *small], prog_name="edit-cli")
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Ended(result.exit_code, result.stdout, result.stderr)
 
-    return run
+@pytest.fixture(scope="module")
+def finished(request, tmp_path_factory, cache_dir) -> tuple[Ended, Path]:
+    """How the module's `FINISHED` command ended, which is run once, and the folder where."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "100")
+        return invoke(cache_dir, *request.module.FINISHED, quick=True), folder
+
+
+@pytest.fixture
+def look(finished, monkeypatch, cache_dir) -> Cli:
+    """Run commands where `FINISHED` ran. They must leave its run as it is."""
+    monkeypatch.chdir(finished[1])
+    monkeypatch.setenv("COLUMNS", "100")
+    return partial(invoke, cache_dir)
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -10,16 +10,17 @@ from conftest import Killed, json_lines, nearly, observations
 
 from edit_cli.metrics.summarise import summarise
 
-FT = ("method=ft", "method.steps=8")
+FT = ("method=ft", "method.steps=8", "method.lr=5.0e-4")
 RUN = Path("runs/evaluate/counterfact/tiny-gpt2/ft")
+FINISHED = ("evaluate", *FT, "limit=3")
 
 
 def summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
 
-def test_a_run_ends_in_a_table_and_in_the_place_where_it_lies(cli):
-    ended = cli("evaluate", *FT, "limit=3", quick=True)
+def test_a_run_ends_in_a_table_and_in_the_place_where_it_lies(finished, look):
+    ended, _ = finished
     assert ended.code == 0
     assert ended.last == str(RUN)
     for told in ("ft on tiny-gpt2: 3 facts edited, one at a time", "3 of 1,100 records (limit=3)", "TEACHER-FORCED", "FREE-RUNNING", "before", "after", "Time per edit"):
@@ -83,28 +84,31 @@ def json_lines_whole(path: str) -> list[str]:
     return Path(path).read_text().splitlines()[:-1]
 
 
-def test_a_finished_run_is_shown_again_and_not_repeated(cli):
-    first = cli("evaluate", *FT, "limit=2", quick=True)
+def test_a_finished_run_is_shown_again_and_not_repeated(finished, look):
     written = (RUN / "results.jsonl").read_bytes()
-    second = cli("evaluate", *FT, "limit=2", quick=True)
-    assert second.out.splitlines()[:20] == first.out.splitlines()[:20]
+    second = look(*FINISHED, quick=True)
+    assert second.out.splitlines()[:20] == finished[0].out.splitlines()[:20]
     assert "nothing is edited again" in second.err
     assert (RUN / "results.jsonl").read_bytes() == written
 
 
-def test_a_changed_configuration_is_refused_by_key(cli):
-    cli("evaluate", *FT, "limit=2", quick=True)
-    ended = cli("evaluate", *FT, "limit=2", "method.lr=1.0e-4", "protocol.batch_size=2", quick=True)
+def test_a_changed_configuration_is_refused_by_key(look):
+    ended = look(*FINISHED, "method.lr=1.0e-4", "protocol.batch_size=2", quick=True)
     assert ended.code == 2
     assert "method.lr was 0.0005 and is 0.0001" in ended.err
     assert "protocol.batch_size" in ended.err
-    assert cli("evaluate", *FT, "limit=2", "method.lr=1.0e-4", "tag=other", quick=True).last == f"{RUN}-other"
-    assert cli("evaluate", *FT, "limit=2", "method.lr=1.0e-4", "overwrite=true", quick=True).code == 0
 
 
-def test_speed_settings_do_not_make_another_run(cli):
-    cli("evaluate", *FT, "limit=2", quick=True)
-    assert cli("evaluate", *FT, "limit=2", "model.batch_tokens=512", quick=True).code == 0
+def test_another_configuration_has_a_place_beside_the_first_or_replaces_it(cli):
+    assert cli("evaluate", *FT, "limit=1", "tag=other", quick=True).last == f"{RUN}-other"
+    changed = ("evaluate", *FT, "limit=1", "method.lr=1.0e-4", "tag=other")
+    assert cli(*changed, quick=True).code == 2
+    assert cli(*changed, "overwrite=true", quick=True).code == 0
+    assert json_lines(RUN.with_name("ft-other") / "results.jsonl")[0]["after"] is not None
+
+
+def test_speed_settings_do_not_make_another_run(look):
+    assert look(*FINISHED, "model.batch_tokens=512", quick=True).code == 0
 
 
 def test_records_that_changed_under_the_same_name_are_another_run(cli):
@@ -181,22 +185,19 @@ def test_saved_edits_are_the_ones_that_were_asked_about(cli):
 # --- show, ls runs -----------------------------------------------------------------------------------------------------------------
 
 
-def test_show_tells_what_the_run_told(cli):
-    ended = cli("evaluate", *FT, "limit=2", quick=True)
-    shown = cli("show", str(RUN))
-    assert shown.out.splitlines() == ended.out.splitlines()[:-1]
-    assert json.loads(cli("show", str(RUN), "--json").out) == summary(RUN)
+def test_show_tells_what_the_run_told(finished, look):
+    assert look("show", str(RUN)).out.splitlines() == finished[0].out.splitlines()[:-1]
+    assert json.loads(look("show", str(RUN), "--json").out) == summary(RUN)
 
 
-def test_show_a_case_with_the_answers_before_and_after(cli):
-    cli("evaluate", *FT, "limit=2", quick=True)
+def test_show_a_case_with_the_answers_before_and_after(look):
     line = json_lines(RUN / "results.jsonl")[1]
-    shown = cli("show", str(RUN), "--case", line["case_id"])
+    shown = look("show", str(RUN), "--case", line["case_id"])
     request = line["requests"][0]
     assert f"→ {request['target_new']} instead of {request['target_true']}" in shown.out
     assert "neighborhood: " in shown.out
-    assert json.loads(cli("show", str(RUN), "--case", line["case_id"], "--json").out) == line
-    missing = cli("show", str(RUN), "--case", "nothing")
+    assert json.loads(look("show", str(RUN), "--case", line["case_id"], "--json").out) == line
+    missing = look("show", str(RUN), "--case", "nothing")
     assert (missing.code, "has no case nothing" in missing.err) == (3, True)
 
 
@@ -209,19 +210,18 @@ def test_show_an_unfinished_run(cli, kill_after):
     assert "UNFINISHED: 1 of 3 cases so far" in shown.out
 
 
-def test_ls_runs(cli):
-    cli("evaluate", *FT, "limit=2", quick=True)
-    (row,) = json.loads(cli("ls", "runs", "--json").out)
-    assert (row["path"], row["command"], row["status"], row["n"]) == (str(RUN), "evaluate", "success", 2)
+def test_ls_runs(look):
+    (row,) = json.loads(look("ls", "runs", "--json").out)
+    assert (row["path"], row["command"], row["status"], row["n"]) == (str(RUN), "evaluate", "success", 3)
     assert row["metrics"] == summary(RUN)["metrics"]
-    assert "success" in cli("ls", "runs").out
+    assert "success" in look("ls", "runs").out
 
 
 # --- sweeps ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_ends_in_one_table_over_its_runs(cli):
-    ended = cli("evaluate", "-m", "method=ft,ft-l", "limit=2", "protocol.batch_size=1,2", quick=True)
+    ended = cli("evaluate", "-m", "method=ft,ft-l", "limit=2", "protocol.batch_size=1,2", "method.steps=2", "protocol.observe.generate=false", quick=True)
     assert ended.code == 0
     expected = [f"runs/evaluate/counterfact/tiny-gpt2/{method}-batch_size={size}" for method in ("ft", "ft-l") for size in (1, 2)]
     assert ended.out.splitlines()[-4:] == expected
