@@ -42,6 +42,7 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
     overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
     diary = _Diary(Path(_given(overrides, "runs_dir", "runs")).expanduser() / ".sweep")
     keys = _swept(overrides)
+    argv = [_late(argument, keys) if argument in overrides else argument for argument in argv]
 
     def job(config: DictConfig) -> None:  # in a worker process, if the launcher makes some
         register_resolvers()
@@ -90,11 +91,11 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageEr
     if found := re.search(r"Ambiguous value for argument '(.+?)'", text):
         return UsageError(f"{found[1]} gives several values: add -m to run them one after another, or write a list: key=[a,b]")
     if found := re.match(r"Could not override '(.+?)'", first):
-        return UsageError(_unknown_key(found[1].partition("@")[0], command))
+        return UsageError(_unknown_key(found[1].partition("@")[0], command, overrides))
     if found := re.match(r"Could not append to config\. An item is already at '(.+?)'", first):
         return UsageError(f"+{found[1]}: that setting exists already; write {found[1]}=VALUE without the +")
     if found := re.match(r"Could not delete from config\. '(.+?)' does not exist", first):
-        return UsageError(_unknown_key(found[1], command))
+        return UsageError(_unknown_key(found[1], command, overrides))
     return UsageError(first)
 
 
@@ -108,9 +109,9 @@ def _missing_option(text: str, first: str) -> str:
     return f"{group}={option}: there is no such {group}{did_you_mean(option, known)}"
 
 
-def _unknown_key(key: str, command: str) -> str:
+def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     """Names beside it come first, then all, so that `lmit` is `limit` and `layers` is `method.layers`."""
-    known = _known_keys(command)
+    known = _known_keys(command, overrides)
     parent = key.rpartition(".")[0]
     beside = [name for name in known if name.rpartition(".")[0] == parent]
     for names in (beside, known, [name for name in known if name.rpartition(".")[2] == key]):
@@ -119,18 +120,20 @@ def _unknown_key(key: str, command: str) -> str:
     return f"unknown key {key}{did_you_mean(key, beside or [name for name in known if '.' not in name])}"
 
 
-def _known_keys(command: str) -> list[str]:
-    """Keys of the command with its default options, and the groups: enough to guess what a misspelt one was."""
+def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
+    """Keys of the command with the chosen options (the first of several), and the groups: enough to guess what a misspelt one was."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_module("edit_cli.conf", version_base="1.3"):
-            config = hydra.compose(command)
-    except (HydraException, OmegaConfBaseException):
-        return list(catalog.GROUPS.values())
-    return _flat(config)
+    chosen = [text.partition(",")[0] for text in overrides if override_key(text) in catalog.GROUPS.values()]
+    for choices in (chosen, []):
+        GlobalHydra.instance().clear()
+        try:
+            with hydra.initialize_config_module("edit_cli.conf", version_base="1.3"):
+                return _flat(hydra.compose(command, choices))
+        except (HydraException, OmegaConfBaseException):
+            continue  # an option of the user's own, or one that does not exist
+    return list(catalog.GROUPS.values())
 
 
 def _flat(config: DictConfig, prefix: str = "") -> list[str]:
@@ -163,6 +166,15 @@ def _swept(overrides: Sequence[str]) -> set[str]:
     except HydraException:
         return set()  # Hydra will say so
     return {override_key(override.input_line) for override in parsed if override.is_sweep_override()}
+
+
+def _late(override: str, swept: set[str]) -> str:
+    """Hydra first composes a sweep without what is swept, where a key of another method is unknown: as one of one choice, it waits."""
+    key = override_key(override)
+    if key in swept or "." not in key or key.partition(".")[0] not in swept or override.startswith("~"):
+        return override
+    name, _, value = override.partition("=")
+    return f"{name}=choice({value})"
 
 
 def _tag(given: str | None, varied: Sequence[str]) -> str | None:

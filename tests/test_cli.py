@@ -98,6 +98,8 @@ WRONG = [
     ("evaluate metod=memit", 2, "unknown key metod; did you mean method?"),
     ("evaluate method.layrs=[1]", 2, "did you mean method.layers?"),
     ("evaluate +method.layrs=[1]", 2, "unknown key method.layrs; did you mean layers?"),
+    ("evaluate method=ft method.stepz=3", 2, "did you mean method.steps?"),
+    ("evaluate -m method=ft,memit method.stepz=3", 2, "did you mean method.steps?"),
     ("evaluate batch_size=3", 2, "did you mean protocol.batch_size?"),
     ("evaluate foo.bar=1", 2, "unknown key foo.bar; there are: limit"),
     ("evaluate ~nothing", 2, "unknown key nothing"),
