@@ -1,0 +1,187 @@
+"""Tables and words: what a reader sees of the numbers."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from edit_cli.metrics.registry import GROUPS, METRICS
+from edit_cli.report import facts, words
+from edit_cli.report.comparison import comparison, shown_metrics
+from edit_cli.report.summary import total_seconds
+from edit_cli.report.tables import MetricsTable, evaluation
+
+
+def rendered(what, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(what)
+    return console.file.getvalue()
+
+
+def entry(mean: float, low: float | None = None, high: float | None = None) -> dict:
+    return {"mean": mean, "ci95": None if low is None else [low, high], "n": 100}
+
+
+COUNTERFACT = {
+    name: {"before": entry(-93.7, -98.2, -89.1), "after": entry(100.0, 96.4, 100.0)}
+    for group in ("efficacy", "paraphrase", "neighborhood")
+    for name in (f"{group}_success", f"{group}_magnitude", f"{group}_accuracy", f"{group}_token_accuracy")
+} | {
+    "score": {"before": entry(0.0, 0.0, 5.0), "after": entry(99.2, 98.0, 99.8)},
+    "efficacy_generated_exact": {"before": entry(0.0), "after": entry(50.0)},
+    "neighborhood_generated_unchanged": {"after": entry(62.4, 58.0, 66.1)},
+    "generation_entropy": {"before": entry(439.2, 426.0, 451.0), "after": entry(440.0, 428.0, 452.0)},
+    "perplexity": {"before": entry(4.7), "after": {"mean": None, "ci95": None, "n": 1}},
+}
+SUMMARY = {
+    "method": "memit",
+    "model": "tiny-gpt2",
+    "dataset": {
+        "name": "counterfact", "source": "embedded world, split test", "records_selected": 100, "records_total": 1400, "records_dropped": 0, "limit": 100,
+    },
+    "protocol": {"batch_size": 10, "batches": 10, "evaluated": "after each batch", "restored": True, "order_seed": 3},
+    "n": 100,
+    "failed": 2,
+    "edits": 98,
+    "metrics": COUNTERFACT,
+    "seconds": {"value": 11.2, "ask after": 4.0},
+    "seconds_per_edit": 0.1234,
+}  # fmt: skip
+
+
+def test_title_and_footer_tell_what_was_done():
+    shown = rendered(evaluation(SUMMARY), 200)
+    for told in (
+        "memit on tiny-gpt2: 98 facts edited, in batches of 10",
+        "counterfact (embedded world, split test), 100 of 1,400 records (limit=100)",
+        "then taken back",
+        "shuffled with seed 3",
+        "2 of 100 cases FAILED",
+        "Time per edit 0.12 s",
+        "value 11.2, ask after 4.0",
+        "95 % interval",
+        "Success compares the likelihoods of two given answers",
+    ):
+        assert told in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_has_every_metric_once_in_its_section(width):
+    shown = rendered(MetricsTable(COUNTERFACT), width).splitlines()
+    assert max(map(len, shown)) <= width
+    starts = [shown.index(title) for title in (words.TEACHER_FORCED, words.FREE_RUNNING, words.AS_A_WHOLE)]
+    assert starts == sorted(starts)
+    rated, written, whole = (shown[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True))
+    assert sum("success, % ↑" in line for line in rated) == 3
+    assert sum("magnitude, points ↑" in line for line in rated) == 3
+    assert not any("token accuracy" in line for line in shown)  # whole answers say more
+    assert any("exact match, % ↑" in line and "50.0" in line for line in written)
+    assert any("unchanged, % ↑" in line and "– " in line for line in written)
+    assert any("perplexity ↓" in line and "not finite" in line for line in whole)
+    assert any("-93.7 [-98, -89]" in line and "100.0 [96, 100]" in line and "new answer likelier" in line for line in rated)
+
+
+def test_data_sets_without_old_answers_show_token_accuracies():
+    metrics = {name: {"before": entry(20.0), "after": entry(90.0)} for name in ("efficacy_token_accuracy", "locality_unchanged", "token_score")}
+    shown = rendered(MetricsTable(metrics))
+    assert "token accuracy, % ↑" in shown
+    assert "Unrelated prompts" in shown
+    assert "score S" in shown
+
+
+def test_every_metric_that_can_be_measured_can_be_shown():
+    every = {name: {"after": entry(1.0)} for name in METRICS}
+    shown = [row.metric for _, groups in words.sections(every) for _, rows in groups for row in rows]
+    assert len(shown) == len(set(shown))
+    hidden = {f"{group}_token_accuracy" for group in GROUPS if f"{group}_success" in METRICS}
+    assert set(shown) == set(METRICS) - hidden
+    assert all(row.tells for _, groups in words.sections(every) for _, rows in groups for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (None, "–"),
+        (entry(98.46), "98.5"),
+        (entry(98.46, 95.24, 100.0), "98.5 [95, 100]"),
+        (entry(93.12, 92.6, 93.6), "93.1 [92.6, 93.6]"),
+        (entry(1234.5, 1000.0, 1500.0), "1,234.5 [1,000, 1,500]"),
+        ({"mean": None, "ci95": None, "n": 1}, "not finite"),
+    ],
+)
+def test_means_with_intervals(found, expected):
+    assert words.with_interval(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("used", "total", "dropped", "limit", "expected"),
+    [
+        (10, 10, 0, None, "all 10 records"),
+        (1, 1, 0, None, "1 record"),
+        (10, 1400, 0, 10, "10 of 1,400 records (limit=10)"),
+        (9, 10, 1, 100, "9 of 10 records (1 unusable)"),
+        (5, 10, 1, 5, "5 of 10 records (limit=5, 1 unusable)"),
+    ],
+)
+def test_records_in_words(used, total, dropped, limit, expected):
+    dataset = {"records_selected": used, "records_total": total, "records_dropped": dropped, "limit": limit}
+    assert words.records(dataset) == expected
+
+
+@pytest.mark.parametrize(("size", "count", "expected"), [(100, 1, "all at once"), (1, 9, "one at a time"), (7, 2, "in batches of 7")])
+def test_batches_in_words(size, count, expected):
+    assert words.batches({"batch_size": size, "batches": count}) == expected
+
+
+def test_a_single_fact_in_a_batch_of_one_is_no_crowd():
+    assert words.batches({"batch_size": 1, "batches": 1}) == "all at once"
+
+
+def test_seconds_are_summed_over_lines():
+    lines = [{"phases": {"a": 1.0, "b": 0.5}}, {"phases": {}}, {"phases": {"b": 3.0}}]
+    assert total_seconds(lines, {"c": 0.25}) == {"b": 3.5, "a": 1.0, "c": 0.25}
+    assert words.phases({"b": 3.5, "a": 1.0, "c": 0.01}, shown=1) == "b 3.5, rest 1.0"
+
+
+def test_runs_side_by_side_fit_in_80_columns():
+    class Record:
+        summary = SUMMARY
+
+    shown = rendered(comparison([("rome layers=[17]", Record()), ("memit layers=[0,1]", None)]))
+    assert max(map(len, shown.splitlines())) <= 80
+    first, second = shown.splitlines()[2:4]
+    assert first.split()[:2] == ["rome", "layers=[17]"]
+    assert "98, 2" not in first
+    assert "100, 2 failed" in first
+    assert second.split()[-1] == "failed"
+
+
+def test_token_accuracies_are_compared_only_where_answers_are_not():
+    assert shown_metrics(COUNTERFACT)[:3] == ["efficacy_success", "paraphrase_success", "neighborhood_success"]
+    assert "efficacy_token_accuracy" not in shown_metrics(COUNTERFACT)
+    assert shown_metrics({"efficacy_token_accuracy", "locality_token_accuracy"}) == ["efficacy_token_accuracy", "locality_token_accuracy"]
+
+
+def test_a_case_is_shown_with_markup_taken_literally():
+    probe = {"kind": "rewrite", "prompt": "[bold]x[/bold] is", "target": "[red]", "foil": None, "target_nll": 0.0, "generated": " [/] a\nb"}
+    line = {
+        "case_id": "a", "requests": [{"prompt": "{} is", "subject": "[bold]x[/bold]", "target_new": "[red]", "target_true": None}],
+        "before": {"probes": [probe | {"target_nll": None}], "texts": ["one"]}, "after": {"probes": [probe], "texts": ["two"]}, "error": None,
+    }  # fmt: skip
+    shown = rendered(facts.case(line), 120)
+    assert "edited: [bold]x[/bold] is → [red]" in shown
+    assert "rewrite: [bold]x[/bold] is …" in shown
+    assert "P([red])" in shown
+    assert "not finite" in shown
+    assert "100.0 %" in shown
+    assert "text before" in shown
+    assert "two" in shown
+
+
+def test_a_failed_case_shows_its_reason():
+    line = {"case_id": "a", "requests": [{"prompt": "p", "subject": None, "target_new": "t", "target_true": "o"}], "before": None, "after": None, "error": "why"}
+    shown = rendered(facts.case(line))
+    assert "edited: p → t instead of o" in shown
+    assert "failed: why" in shown
