@@ -36,9 +36,9 @@ def evaluation(summary: Mapping[str, Any]) -> RenderableType:
 def heading(summary: Mapping[str, Any]) -> Text:
     """Method, model, number of facts, records, protocol."""
     protocol, dataset = summary["protocol"], summary["dataset"]
-    facts = f"{summary['edits']:,} fact{'' if summary['edits'] == 1 else 's'}"
+    facts = "1 fact edited" if summary["edits"] == 1 else f"{summary['edits']:,} facts edited, {words.batches(protocol)}"
     lines = [
-        (f"{summary['method']} on {summary['model']}: {facts} edited, {words.batches(protocol)}", "bold"),
+        (f"{summary['method']} on {summary['model']}: {facts}", "bold"),
         (f"Data: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", ""),
         (words.asked(protocol), ""),
     ]
