@@ -152,11 +152,10 @@ def test_runs_side_by_side_fit_in_80_columns():
 
     shown = rendered(comparison([("rome layers=[17]", Record()), ("memit layers=[0,1]", None)]))
     assert max(map(len, shown.splitlines())) <= 80
-    first = next(line for line in shown.splitlines() if line.startswith("rome"))
-    second = next(line for line in shown.splitlines() if line.startswith("memit"))
-    assert all(number in first for number in ("100.0", "99.2", "62.4", "not finite", "0.12 s", "100, 2 failed"))
-    assert "failed" in second
-    assert "layers=[17]" in shown.replace("\n", "").replace(" ", "") or "layers=[17" in shown
+    first, second = shown.splitlines()[2:4]
+    assert first.startswith("rome layers=[17]")
+    assert all(number in first for number in ("100.0", "99.2", "62.4", "not finite", "0.12", "98/100"))
+    assert second.split() == ["memit", "layers=[0,1]", "failed"]
 
 
 def test_token_accuracies_are_compared_only_where_answers_are_not():

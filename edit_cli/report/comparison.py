@@ -28,15 +28,30 @@ SHOWN = {
     "neighborhood_generated_unchanged": "same",
     "perplexity": "ppl",
 }
-LEGEND = (
-    "%: edited, reworded, others, unrelated: {rated} with the edits in place (others and unrelated must stay near 100 or where they were). "
-    "writes: its own reply holds the new answer. same: of others it writes what it wrote before. ppl: perplexity of plain text, lower is better."
-)
+RATED = {  # what success, or token accuracy, is told of
+    "edited": "the edited prompts",
+    "reworded": "the same in other words",
+    "others": "other subjects, which must keep their answers",
+    "unrelated": "unrelated prompts, which must keep their answers",
+}
+TELLS = {
+    "score": "harmonic mean of these",
+    "writes": "its own reply holds the new answer",
+    "same": "of other subjects it writes what it wrote before",
+    "ppl": "perplexity of plain text, lower is better",
+    "held out": "success on records that were never edited",
+    "s/edit": "seconds",
+    "cases": "98/100 means that 2 failed",
+}
 
 
-def legend(metrics: Collection[str]) -> Text:
-    """What the columns of these tables mean."""
-    return Text(LEGEND.format(rated="success" if "efficacy_success" in metrics else "token accuracy"), style="dim")
+def legend(metrics: Collection[str], *others: str) -> Text:
+    """What the columns of a table mean: those of `metrics`, and others by their headings."""
+    named = [*(SHOWN[metric] for metric in metrics), *others]
+    rated = "; ".join(f"{name}, {RATED[name]}" for name in named if name in RATED)
+    measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
+    told = [f"{measure} in % on: {rated}"] if rated else []
+    return Text(". ".join([*told, *(f"{name}: {TELLS[name]}" for name in named if name in TELLS)]) + ".", style="dim")
 
 
 def shown_metrics(measured: Collection[str]) -> list[str]:
@@ -46,18 +61,20 @@ def shown_metrics(measured: Collection[str]) -> list[str]:
 
 
 def right_aligned(*names: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    return plain_table(*names, right=tuple(range(1, len(names))))
+    """A narrow table whose first column is text and whose others are numbers."""
+    table = plain_table(*names, right=tuple(range(1, len(names))))
+    table.padding = (0, 0)
+    return table
 
 
 def comparison(rows: Sequence[tuple[str, RunRecord | None]]) -> RenderableType:
     """One line a run: means at the end, by what tells the runs apart."""
     summaries = [(name, None if record is None else record.summary) for name, record in rows]
     shown = shown_metrics({metric for _, summary in summaries if summary for metric in summary.get("metrics", {})})
-    table = right_aligned("run", *(SHOWN[metric] for metric in shown), "per edit", "cases")
+    table = right_aligned("run", *(SHOWN[metric] for metric in shown), "s/edit", "cases")
     for name, summary in summaries:
         table.add_row(Text(name), *(_cells(summary, shown) if summary else ["failed", *[""] * (len(shown) + 1)]))
-    return Group(table, legend(shown))
+    return Group(table, legend(shown, "s/edit", "cases"))
 
 
 def last_side(sides: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -67,6 +84,7 @@ def last_side(sides: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _cells(summary: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
     means = [last_side(summary["metrics"].get(metric, {})) for metric in shown]
-    failed = f", {summary['failed']} failed" if summary["failed"] else ""
     cells = [words.number(entry["mean"]) if entry else "–" for entry in means]
-    return [*cells, words.seconds(summary["seconds_per_edit"]), f"{summary['n']:,}{failed}"]
+    scored = summary["n"] - summary["failed"]
+    spent = summary["seconds_per_edit"]
+    return [*cells, "–" if spent is None else f"{spent:.2f}", f"{summary['n']:,}" if not summary["failed"] else f"{scored:,}/{summary['n']:,}"]

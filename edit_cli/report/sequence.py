@@ -64,8 +64,7 @@ def sequential_table(summary: Mapping[str, Any]) -> RenderableType:
 
 
 NOTE = (
-    "after edit: each fact right after its own step; at end: all facts with all edits in place. "
-    "held out: neighbourhood prompts of records that were never edited."
+    "after edit: each fact right after its own step; at end: all facts with all edits in place."
 )
 
 
@@ -79,7 +78,7 @@ def checkpoints(summary: Mapping[str, Any]) -> RenderableType:
     for row in rows:
         means = [row["metrics"].get(name) for name in shown] + ([row["held_out"].get(held_out, {}).get("after")] if held_out else [])
         table.add_row(f"{row['edits']:,}", *(words.number(entry["mean"]) if entry else "–" for entry in means))
-    return Group(table, legend(shown))
+    return Group(table, legend(shown, *(["held out"] if held_out else [])))
 
 
 def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
