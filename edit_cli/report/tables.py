@@ -14,6 +14,7 @@ from rich.text import Text
 from edit_cli.metrics.registry import METRICS
 from edit_cli.report import words
 
+LEAST = 15  # columns that explanations need
 FOOTNOTE = (
     "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model says. "
     "[low, high]: 95 % interval of the mean over facts. ↑: higher is better, ↓: lower is."
@@ -71,7 +72,7 @@ class MetricsTable:
         named = [side.replace("_", " ") for side in self.sides]
         label = max(len(row.label) for row in rows)
         widths = [max(len(side), *(len(cells[row.metric][index]) for row in rows)) for index, side in enumerate(named)]
-        explained = label + 2 + sum(widths) + len(widths) + 1 + max(len(row.tells) for row in rows) <= options.max_width
+        explained = options.max_width - (label + 2 + sum(widths) + len(widths) + 1) >= LEAST
         yield _grid([("", *named, "")], label, widths, "dim")
         for title, groups in found:
             yield Text(title, style="bold")

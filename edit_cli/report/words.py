@@ -49,7 +49,7 @@ WHAT = {
     "reference_score": "fits new property",
     "perplexity": "of plain text",
 }
-KEPT = {"success": "theirs is likelier", "magnitude": "P(theirs) − P(new)", "accuracy": "theirs is top choice"}
+KEPT = {"success": "theirs is likelier", "magnitude": "P(theirs) − P(new)", "accuracy": "still top choice"}
 UNITS = {"%": "%", "points": "points", "bits × 100": "bits×100", "words": "words", "": ""}
 
 
