@@ -97,7 +97,8 @@ class ConsoleMonitor(Monitor):
             if now - max(self._printed, began) < QUIET_SECONDS:
                 return
             self._printed = now
-            enough = total is not None and max(2, total / 50) <= done < total  # the first of a batch comes late and says nothing of the rest
+            # the first of a batch comes late and says nothing of the rest
+            enough = total is not None and max(2, total / 50) <= done < total
             left = f", {duration((now - began) / done * (total - done))} left" if enough else ""
             self.screen.note(f"{description}: {done:,}{f' of {total:,}' if total else ''}{left}")
 

@@ -25,7 +25,7 @@ LISTS = ("methods", "models", "datasets", "metrics", "runs")
 EXAMPLES = {
     "evaluate": ("edit-cli evaluate method=memit dataset=counterfact", "edit-cli evaluate -m method=rome,memit,ft limit=50"),
     "edit": (
-        "edit-cli edit method=rome edit.prompt='{} plays the' edit.subject='Miles Davis' edit.target=violin",
+        "edit-cli edit method=rome edit.prompt='{} plays the' edit.subject='Jormia Stenenen' edit.target=organ",
         "edit-cli edit method=memit dataset=facts dataset.path=facts.jsonl",
     ),
     "sequential": (

@@ -18,7 +18,10 @@ def test_values_of_flags_may_be_joined():
     assert regroup(["--config-dir=a=b", "limit=1"]) == ["--config-dir", "a=b", "limit=1"]
 
 
-@pytest.mark.parametrize("text", ["{} plays the", "it's", "a\\'b", 'say "x"', "end\\", "a, b", "[x", "null", "3", "", "a\\b", "\\\\'", "(a:b)"])
+TEXTS = ["{} plays the", "it's", "a\\'b", 'say "x"', "end\\", "a, b", "[x", "null", "3", "", "a\\b", "\\\\'", "(a:b)"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_texts_mean_themselves(text):
     (override,) = regroup([f"edit.prompt={text}"])
     assert OverridesParser.create().parse_override(override).value() == text

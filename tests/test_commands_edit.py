@@ -11,6 +11,7 @@ from embedded import embedded_lm
 from edit_cli import edit_store
 
 FACT = ("edit.prompt={} plays the", "edit.subject=Ada Lund", "edit.target=violin")
+OTHER = ("edit.prompt={} was born in", "edit.subject=Bo", "edit.target=Paris")
 FT = ("edit", "method=ft", "method.steps=12")
 
 
@@ -22,7 +23,8 @@ def test_one_fact_is_shown_before_and_after_and_kept(cli):
     ended = cli(*FT, *FACT, "edit.target_true=flute", quick=True)
     assert ended.code == 0
     assert ended.last.startswith("runs/edit/inline/tiny-gpt2/ft-Ada_Lund-violin-")
-    for told in ("ft on tiny-gpt2: 1 fact edited", "Ada Lund plays the", "P(violin)", "P(flute)", "before", "after", f"edit: {edit_dir(ended.last)}"):
+    expected = ("ft on tiny-gpt2: 1 fact edited", "Ada Lund plays the", "P(violin)", "P(flute)", f"edit: {edit_dir(ended.last)}")
+    for told in expected:
         assert told in ended.out
     manifest = edit_store.read_manifest(edit_dir(ended.last))
     request = {"prompt": "{} plays the", "subject": "Ada Lund", "target_new": "violin", "target_true": "flute"}
@@ -37,7 +39,8 @@ def test_one_fact_is_shown_before_and_after_and_kept(cli):
 
 
 def test_texts_are_taken_as_they_are(cli):
-    ended = cli(*FT, "edit.prompt={}'s motto, \"(all: {x=1}, [y])\", is", "edit.subject=Ada, Bo & Co", "edit.target=it's fine, really", "run_dir=r", quick=True)
+    fact = ("edit.prompt={}'s motto, \"(all: {x=1}, [y])\", is", "edit.subject=Ada, Bo & Co", "edit.target=it's fine, really")
+    ended = cli(*FT, *fact, "run_dir=r", quick=True)
     assert ended.code == 0
     (request,) = edit_store.read_manifest(edit_dir("r"))["requests"]
     assert (request["subject"], request["target_new"]) == ("Ada, Bo & Co", "it's fine, really")
@@ -79,7 +82,7 @@ def test_a_file_of_facts_is_edited_at_once(cli):
 
 def test_edits_stand_on_each_other(cli):
     first = cli(*FT, *FACT, "run_dir=first", quick=True)
-    second = cli(*FT, "edit.prompt={} was born in", "edit.subject=Bo", "edit.target=Paris", f"base_edit={edit_dir('first')}", "run_dir=second", quick=True)
+    second = cli(*FT, *OTHER, f"base_edit={edit_dir('first')}", "run_dir=second", quick=True)
     assert (first.code, second.code) == (0, 0)
     assert [path.name for path in edit_store.chain(edit_dir("second"))] == ["base", "0000"]
     lm = embedded_lm()
@@ -107,7 +110,7 @@ def test_an_applied_edit_is_a_plain_checkpoint(cli):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     cli(*FT, *FACT, "run_dir=first", quick=True)
-    cli(*FT, "edit.prompt={} was born in", "edit.subject=Bo", "edit.target=Paris", f"base_edit={edit_dir('first')}", "run_dir=second", quick=True)
+    cli(*FT, *OTHER, f"base_edit={edit_dir('first')}", "run_dir=second", quick=True)
     ended = cli("apply", str(edit_dir("second")), "--out", "baked")
     assert (ended.code, ended.last) == (0, "baked")
     lm = embedded_lm()

@@ -143,7 +143,8 @@ def test_what_is_forgotten_later_shows_at_the_end_only():
 
     def seen(nll: float) -> dict:
         probe = {"kind": "rewrite", "prompt": "p", "target": "new", "foil": "old", "target_nll": nll, "target_hits": [nll < 1]}
-        return {"probes": [probe | {"foil_nll": 1.0, "foil_hits": [nll > 1], "target_predicted": [0], "generated": None}], "texts": [], "perplexity": None}
+        rest = {"foil_nll": 1.0, "foil_hits": [nll > 1], "target_predicted": [0], "generated": None}
+        return {"probes": [probe | rest], "texts": [], "perplexity": None}
 
     def line(when: str, edits: int, before: dict | None, after: dict) -> dict:
         return {
@@ -153,7 +154,8 @@ def test_what_is_forgotten_later_shows_at_the_end_only():
 
     about = dict.fromkeys(("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256"))
     manifest = {
-        "method": "m", "model": "t", "dataset": about, "protocol": {"restored": False}, "config": {"protocol": {}}, "seeds": {}, "versions": {},
+        "method": "m", "model": "t", "dataset": about, "protocol": {"restored": False},
+        "config": {"protocol": {}}, "seeds": {}, "versions": {},
     }  # fmt: skip
     lines = [line("after_edit", 1, seen(2.0), seen(0.5)), line("checkpoint", 1, None, seen(0.5)), line("checkpoint", 9, None, seen(2.0))]
     found = sequential_summary(manifest, lines)

@@ -39,7 +39,8 @@ SUMMARY = {
     "method": "memit",
     "model": "tiny-gpt2",
     "dataset": {
-        "name": "counterfact", "source": "embedded world, split test", "records_selected": 100, "records_total": 1400, "records_dropped": 0, "limit": 100,
+        "name": "counterfact", "source": "embedded world, split test",
+        "records_selected": 100, "records_total": 1400, "records_dropped": 0, "limit": 100,
     },
     "protocol": {"batch_size": 10, "batches": 10, "evaluated": "after each batch", "restored": True, "order_seed": 3},
     "n": 100,
@@ -84,7 +85,8 @@ def test_the_table_has_every_metric_once_in_its_section(width):
 
 
 def test_data_sets_without_old_answers_show_token_accuracies():
-    metrics = {name: {"before": entry(20.0), "after": entry(90.0)} for name in ("efficacy_token_accuracy", "locality_unchanged", "token_score")}
+    measured = ("efficacy_token_accuracy", "locality_unchanged", "token_score")
+    metrics = {name: {"before": entry(20.0), "after": entry(90.0)} for name in measured}
     shown = rendered(MetricsTable(metrics))
     assert "token accuracy, % ↑" in shown
     assert "Unrelated prompts" in shown
@@ -168,7 +170,8 @@ def test_a_case_is_shown_with_markup_taken_literally():
     probe = {"kind": "rewrite", "prompt": "[bold]x[/bold] is", "target": "[red]", "foil": None, "target_nll": 0.0, "generated": " [/] a\nb"}
     line = {
         "case_id": "a", "requests": [{"prompt": "{} is", "subject": "[bold]x[/bold]", "target_new": "[red]", "target_true": None}],
-        "before": {"probes": [probe | {"target_nll": None}], "texts": ["one"]}, "after": {"probes": [probe], "texts": ["two"]}, "error": None,
+        "before": {"probes": [probe | {"target_nll": None}], "texts": ["one"]},
+        "after": {"probes": [probe], "texts": ["two"]}, "error": None,
     }  # fmt: skip
     shown = rendered(facts.case(line), 120)
     assert "edited: [bold]x[/bold] is → [red]" in shown
@@ -181,7 +184,8 @@ def test_a_case_is_shown_with_markup_taken_literally():
 
 
 def test_a_failed_case_shows_its_reason():
-    line = {"case_id": "a", "requests": [{"prompt": "p", "subject": None, "target_new": "t", "target_true": "o"}], "before": None, "after": None, "error": "why"}
+    request = {"prompt": "p", "subject": None, "target_new": "t", "target_true": "o"}
+    line = {"case_id": "a", "requests": [request], "before": None, "after": None, "error": "why"}
     shown = rendered(facts.case(line))
     assert "edited: p → t instead of o" in shown
     assert "failed: why" in shown

@@ -53,7 +53,8 @@ def run(directory: Path, out: Path, model: str | None) -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     requests = [request for path in paths for request in edit_store.read_manifest(path)["requests"]]
-    screen.note(f"{lm.name} with {len(requests):,} edited fact{'' if len(requests) == 1 else 's'}, as AutoModelForCausalLM.from_pretrained reads it:")
+    facts = f"{len(requests):,} edited fact{'' if len(requests) == 1 else 's'}"
+    screen.note(f"{lm.name} with {facts}, as AutoModelForCausalLM.from_pretrained reads it:")
     screen.line(str(out))
     return 0
 

@@ -106,7 +106,7 @@ def _facts(job: Job, top: Settings, monitor: ConsoleMonitor) -> Dataset:
     if not given:
         if OmegaConf.is_missing(job.config.dataset, "path"):
             raise UsageError(
-                "nothing to edit: give one fact (edit.prompt='{} plays the' edit.subject='Miles Davis' edit.target=violin) "
+                "nothing to edit: give one fact (edit.prompt='{} plays the' edit.subject='Jormia Stenenen' edit.target=organ) "
                 "or a file of facts (dataset.path=FILE)"
             )
         return build(job.config.dataset).load(top.limit, monitor)

@@ -26,7 +26,8 @@ def execute(job: Job) -> Outcome:
         return _failed(screen, str(error), EditCliError.exit_code)
     except Exception as error:
         if ran_out_of_memory(error):
-            return _failed(screen, f"out of memory while getting ready ({error}); choose a smaller model or model.dtype=bfloat16", OutOfMemory.exit_code)
+            message = f"out of memory while getting ready ({error}); choose a smaller model or model.dtype=bfloat16"
+            return _failed(screen, message, OutOfMemory.exit_code)
         screen.note(traceback.format_exc())  # there is no run yet whose log could hold it
         return _failed(screen, f"{type(error).__name__}: {error}", 1)
 

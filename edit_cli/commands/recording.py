@@ -60,9 +60,8 @@ def recorded(
         details = {**details, "dataset": about}
     ignore = [*PLACE, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
     chosen = {group: job.choices.get(group) for group in ("method", "model")}
-    with Run.open(
-        path, job.command, config, ignore=ignore, key=key, overwrite=settings.overwrite, details={**chosen, "seeds": seeds(config), **details}
-    ) as run:
+    details = {**chosen, "seeds": seeds(config), **details}
+    with Run.open(path, job.command, config, ignore=ignore, key=key, overwrite=settings.overwrite, details=details) as run:
         monitor.log = run.log
         try:
             yield run

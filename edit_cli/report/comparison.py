@@ -87,4 +87,5 @@ def _cells(summary: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
     cells = [words.number(entry["mean"]) if entry else "–" for entry in means]
     scored = summary["n"] - summary["failed"]
     spent = summary["seconds_per_edit"]
-    return [*cells, "–" if spent is None else f"{spent:.2f}", f"{summary['n']:,}" if not summary["failed"] else f"{scored:,}/{summary['n']:,}"]
+    cases = f"{scored:,}/{summary['n']:,}" if summary["failed"] else f"{scored:,}"
+    return [*cells, "–" if spent is None else f"{spent:.2f}", cases]

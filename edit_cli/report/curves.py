@@ -21,7 +21,8 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     axes = figure.subplots(2 if perplexity else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 1] if perplexity else [1])[:, 0]
     for name, points in curve_series(summary).items():
         _line(axes[0], points, name)
-    axes[0].set(ylim=(-2, 102), ylabel="%", title=f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}, {words.batches(summary['protocol'])}")
+    title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}, {words.batches(summary['protocol'])}"
+    axes[0].set(ylim=(-2, 102), ylabel="%, with 95 % bands", title=title)
     if axes[0].lines:
         axes[0].legend(loc="lower left", fontsize="small")
     if perplexity:

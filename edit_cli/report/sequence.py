@@ -48,10 +48,10 @@ def sequential_summary(
             }
         )
     at_end = checkpoints[-1]["metrics"] if checkpoints else {}
-    metrics = {
-        name: {side: entry for side, entry in (("before", sides.get("before")), (AFTER_EDIT, sides.get("after")), ("at_end", at_end.get(name))) if entry}
-        for name, sides in ({name: {} for name in at_end} | summary["metrics"]).items()
-    }
+    metrics = {}
+    for name, sides in ({name: {} for name in at_end} | summary["metrics"]).items():
+        moments = {"before": sides.get("before"), AFTER_EDIT: sides.get("after"), "at_end": at_end.get(name)}
+        metrics[name] = {moment: entry for moment, entry in moments.items() if entry}
     return {**summary, "metrics": metrics, "checkpoints": checkpoints, "seconds": total_seconds(lines, seconds)}
 
 
@@ -84,7 +84,8 @@ def checkpoints(summary: Mapping[str, Any]) -> RenderableType:
 def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
     """{name of a curve: [(facts, entry)]}, for those that are shares."""
     rows = summary["checkpoints"]
-    names = [name for name in shown_metrics({name for row in rows for name in row["metrics"]}) if name not in ("perplexity", "score", "token_score")]
+    measured = {name for row in rows for name in row["metrics"]}
+    names = [name for name in shown_metrics(measured) if name not in ("perplexity", "score", "token_score")]
     series = {SHOWN[name]: [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names}
     held_out = [(row["edits"], row["held_out"][UNTOUCHED]["after"]) for row in rows if "after" in row["held_out"].get(UNTOUCHED, {})]
     return series | ({"held out": held_out} if held_out else {})

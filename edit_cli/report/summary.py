@@ -12,6 +12,7 @@ from edit_cli.metrics.scores import is_scored
 from edit_cli.metrics.summarise import summarise
 
 Line = Mapping[str, Any]
+ABOUT_DATA = ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")
 
 
 def summary_of(
@@ -31,7 +32,7 @@ def summary_of(
         "method": manifest["method"],
         "model": manifest["model"],
         "dataset": {
-            **{key: about[key] for key in ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")},
+            **{key: about[key] for key in ABOUT_DATA},
             "records_scored": sum(map(is_scored, lines)),
         },
         "n": len(lines),

@@ -17,7 +17,7 @@ from edit_cli.report import words
 LEAST = 15  # columns that explanations need
 FOOTNOTE = (
     "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model says. "
-    "[low, high]: 95 % interval of the mean over facts. ↑: higher is better, ↓: lower is."
+    "P: probability of an answer. [low, high]: 95 % interval of the mean over facts. ↑: higher is better, ↓: lower is."
 )
 
 
@@ -96,5 +96,5 @@ def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], st
 
 def footer(summary: Mapping[str, Any]) -> list[RenderableType]:
     """What it cost, and how to read the numbers."""
-    cost = f"Time per edit {words.seconds(summary['seconds_per_edit'])}, statistics not counted. Seconds: {words.phases(summary['seconds'])}."
-    return [Text(cost), Text(FOOTNOTE, style="dim")]
+    each, spent = words.seconds(summary["seconds_per_edit"]), words.phases(summary["seconds"])
+    return [Text(f"Time per edit {each}, statistics not counted. Seconds: {spent}."), Text(FOOTNOTE, style="dim")]

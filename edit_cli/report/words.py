@@ -126,7 +126,7 @@ def asked(protocol: Mapping[str, Any]) -> str:
     return {
         "after each batch": "Asked before, and again with the batch's edit in place, which is then taken back.",
         "after all edits": "Asked before, and again with the edit in place.",
-        "right after each step, and at checkpoints": "Nothing is taken back. Asked before all edits, right after each step, and at checkpoints.",
+        "right after each step, and at checkpoints": "Nothing is taken back. Asked before all, right after each step, and at checkpoints.",
     }[protocol["evaluated"]]
 
 
