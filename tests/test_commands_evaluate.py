@@ -245,3 +245,17 @@ def test_jobs_in_processes_of_their_own_report_too(cli):
     ended = cli("evaluate", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "method=ft", "limit=1,2", quick=True)
     assert ended.code == 0
     assert [summary(Path(run))["n"] for run in ended.out.splitlines()[-2:]] == [1, 2]
+
+
+def test_commands_that_measure_nothing_can_be_swept_too(cli, cache_dir):
+    ended = cli("precompute-stats", "-m", "layers=[0],[1]", "stats.documents=40", f"cache_dir={cache_dir}", "model.device=cpu")
+    assert ended.code == 0
+    assert set(ended.out.splitlines()) == {str(cache_dir / "stats" / "tiny-gpt2")}
+
+
+def test_precompute_stats_tells_what_it_made(cli, cache_dir):
+    ended = cli("precompute-stats", "layers=[1,0]", "stats.documents=40", f"cache_dir={cache_dir}", "model.device=cpu")
+    assert ended.code == 0
+    assert ended.last == str(cache_dir / "stats" / "tiny-gpt2")
+    assert [line.split()[:3] for line in ended.out.splitlines() if line[:1] in "01" and line.strip()] == [["0", "512", "40"], ["1", "512", "40"]]
+    assert list(Path(ended.last).glob("layer-00_*.safetensors"))

@@ -42,7 +42,7 @@ SUMMARY = {
         "name": "counterfact", "source": "embedded world, split test",
         "records_selected": 100, "records_total": 1400, "records_dropped": 0, "limit": 100,
     },
-    "protocol": {"batch_size": 10, "batches": 10, "evaluated": "after each batch", "restored": True, "order_seed": 3},
+    "protocol": {"batch_size": 10, "batches": 10, "evaluated": "after each batch", "restored": True, "order_seed": 3, "observe": {"generate": True}},
     "n": 100,
     "failed": 2,
     "edits": 98,
@@ -58,7 +58,7 @@ def test_title_and_footer_tell_what_was_done():
         "memit on tiny-gpt2: 98 facts edited, in batches of 10",
         "counterfact (embedded world, split test), 100 of 1,400 records (limit=100)",
         "then taken back",
-        "shuffled with seed 3",
+        "Order of the facts: shuffled with seed 3. Answers: teacher-forced and free-running.",
         "2 of 100 cases FAILED",
         "Time per edit 0.12 s",
         "value 11.2, ask after 4.0",
@@ -149,10 +149,7 @@ def test_seconds_are_summed_over_lines():
 
 
 def test_runs_side_by_side_fit_in_80_columns():
-    class Record:
-        summary = SUMMARY
-
-    shown = rendered(comparison([("rome layers=[17]", Record()), ("memit layers=[0,1]", None)]))
+    shown = rendered(comparison([("rome layers=[17]", SUMMARY), ("memit layers=[0,1]", None)]))
     assert max(map(len, shown.splitlines())) <= 80
     first, second = shown.splitlines()[2:4]
     assert first.startswith("rome layers=[17]")

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from edit_cli import catalog
 from edit_cli.commands.job import Outcome
 from edit_cli.console import Screen
 from edit_cli.report.comparison import comparison
-from edit_cli.results import read_run
+from edit_cli.results import SUMMARY, read_run
 
 
 def conclude(outcomes: Sequence[Outcome], is_sweep: bool) -> int:
     """Print where the results lie; the exit code is the worst of all jobs."""
     screen = Screen()
-    if is_sweep and outcomes:
-        records = [None if outcome.run_dir is None else read_run(outcome.run_dir) for outcome in outcomes]
-        screen.show(comparison([(label(outcome), record) for outcome, record in zip(outcomes, records, strict=True)]))
+    if is_sweep:
+        summaries = [_summary(outcome) for outcome in outcomes]
+        if any(summary is not None for summary in summaries):
+            screen.show(comparison([(label(outcome), summary) for outcome, summary in zip(outcomes, summaries, strict=True)]))
     for outcome in outcomes:
         if outcome.run_dir is not None:
             screen.line(outcome.run_dir)
     return max((outcome.exit_code for outcome in outcomes), default=0)
+
+
+def _summary(outcome: Outcome) -> dict[str, Any] | None:
+    """What the job's run measured, if it is one that measures and came so far."""
+    if outcome.run_dir is None or not (Path(outcome.run_dir) / SUMMARY).is_file():
+        return None
+    summary = read_run(outcome.run_dir).summary
+    return summary if summary and "metrics" in summary else None
 
 
 def label(outcome: Outcome) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,9 +11,6 @@ from rich.text import Text
 
 from edit_cli.report import words
 from edit_cli.report.tables import plain_table
-
-if TYPE_CHECKING:
-    from edit_cli.results import RunRecord
 
 SHOWN = {
     "efficacy_success": "edited",
@@ -67,12 +64,11 @@ def right_aligned(*names: str) -> Table:
     return table
 
 
-def comparison(rows: Sequence[tuple[str, RunRecord | None]]) -> RenderableType:
-    """One line a run: means at the end, by what tells the runs apart."""
-    summaries = [(name, None if record is None else record.summary) for name, record in rows]
-    shown = shown_metrics({metric for _, summary in summaries if summary for metric in summary.get("metrics", {})})
+def comparison(rows: Sequence[tuple[str, Mapping[str, Any] | None]]) -> RenderableType:
+    """One line a run, from (what tells it apart, its summary): means at the end. A run without a summary failed."""
+    shown = shown_metrics({metric for _, summary in rows if summary for metric in summary["metrics"]})
     table = right_aligned("run", *(SHOWN[metric] for metric in shown), "s/edit", "cases")
-    for name, summary in summaries:
+    for name, summary in rows:
         table.add_row(Text(name), *(_cells(summary, shown) if summary else ["failed", *[""] * (len(shown) + 1)]))
     return Group(table, legend(shown, "s/edit", "cases"))
 

@@ -43,8 +43,8 @@ def heading(summary: Mapping[str, Any]) -> Text:
         (f"Data: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", ""),
         (words.asked(protocol), ""),
     ]
-    if protocol.get("order_seed") is not None:
-        lines.append((f"Order of the facts: shuffled with seed {protocol['order_seed']}", ""))
+    if summary["edits"] != 1:
+        lines.append((words.answers(protocol), ""))
     if summary["n"] < dataset["records_selected"]:
         lines.append((f"UNFINISHED: {summary['n']:,} of {dataset['records_selected']:,} cases so far", "bold yellow"))
     if summary["failed"]:

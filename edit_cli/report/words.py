@@ -130,6 +130,14 @@ def asked(protocol: Mapping[str, Any]) -> str:
     }[protocol["evaluated"]]
 
 
+def answers(protocol: Mapping[str, Any]) -> str:
+    """In which order the facts were edited, and what counts as an answer."""
+    seed = protocol.get("order_seed")
+    order = "that of the data" if seed is None else f"shuffled with seed {seed}"
+    kinds = "teacher-forced and free-running" if protocol["observe"]["generate"] else "teacher-forced only"
+    return f"Order of the facts: {order}. Answers: {kinds}."
+
+
 def seconds(value: float | None) -> str:
     if value is None:
         return "–"
