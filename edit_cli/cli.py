@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edit_cli import help_texts
+from edit_cli import help_texts, parallel
 from edit_cli.errors import EditCliError
 
 INTERRUPTED = 130
@@ -136,12 +136,17 @@ def _exit(work: Callable[[], int]) -> None:
     try:
         code = work()
     except EditCliError as error:
-        typer.echo(f"error: {error}", err=True)
+        _say(f"error: {error}")
         code = error.exit_code
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
+        _say("interrupted; the same command goes on from here")
         code = INTERRUPTED
     raise typer.Exit(code)
+
+
+def _say(message: str) -> None:
+    if not parallel.follows():
+        typer.echo(message, err=True)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from edit_cli import catalog
 from edit_cli.errors import UsageError
 
 
@@ -26,11 +27,25 @@ class Settings:
     runs_dir: str = "runs"
     run_dir: str | None = None
     overwrite: bool = False
+    processes: int = 1
     cache_dir: str = "~/.cache/edit-cli"
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit={self.limit}: give a number of records from 1 up, or null for all of them")
+        if self.processes < 1:
+            raise UsageError(f"processes={self.processes}: give a number of processes from 1 up")
+
+
+def register_resolvers() -> None:
+    """`${corpus_config:NAME}`: the packaged corpus of that name. Models name theirs, and a defaults list cannot look there."""
+
+    def corpus_config(name: str) -> DictConfig:
+        if name not in catalog.names("corpus"):
+            raise ValueError(f"model.corpus={name} names no packaged corpus: choose one by corpus=NAME")
+        return OmegaConf.load(catalog.conf_dir() / "corpus" / f"{name}.yaml")
+
+    OmegaConf.register_new_resolver("corpus_config", corpus_config, replace=True)
 
 
 def settings(config: DictConfig) -> Settings:
@@ -168,7 +183,7 @@ def _is_union(hint: Any) -> bool:
 
 def _path(node: DictConfig, key: Any = None) -> str:
     """The key's full name, as it is written on the command line."""
-    return str(node._get_full_key(key)) or "the configuration"  # noqa: SLF001 - OmegaConf has no public name for it
+    return str(node._get_full_key(key)) or "the configuration"
 
 
 def _interpolation(error: InterpolationResolutionError) -> str:

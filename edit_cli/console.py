@@ -22,6 +22,11 @@ class Screen:
         self.out = out or Console(highlight=False)
         self.err = err or Console(stderr=True, highlight=False)
 
+    @classmethod
+    def of(cls, process: int) -> Screen:
+        """The screen of one of several processes: only the main one has something to show; nothing but errors is told by the others."""
+        return cls() if process == 0 else cls(Console(quiet=True), Console(quiet=True))
+
     def show(self, what: RenderableType) -> None:
         """A result."""
         self.out.print(what)

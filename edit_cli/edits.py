@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
+from edit_cli.lm.hooks import exact
 from edit_cli.lm.layout import is_transposed
+from edit_cli.lm.places import Undo
 
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
     from edit_cli.lm.routing import Answerer, Destination
-
-Undo = Callable[[], None]
 
 
 class Edit(ABC):
@@ -76,31 +77,20 @@ class WeightDelta(Edit):
 
     def attach(self, lm: LM) -> Undo:
         """Add every update; the originals are kept, because adding and subtracting again is not exact."""
-        saved = {name: (lm.parameter(name).detach().clone(), lm.masters.get(name)) for name in self.updates}
-
-        def undo() -> None:
-            for name, (original, master) in saved.items():
-                lm.parameter(name).data.copy_(original)
-                lm.masters.pop(name, None)
-                if master is not None:
-                    lm.masters[name] = master
-
-        try:
+        with ExitStack() as undo:  # at once, should one of them not fit
             for name in self.updates:
-                self._add(lm, name)
-        except BaseException:
-            undo()
-            raise
-        return undo
+                self._add(lm, name, undo)
+            return undo.pop_all().close
 
-    def _add(self, lm: LM, name: str) -> None:
-        parameter = lm.parameter(name)
-        exact = torch.promote_types(parameter.dtype, torch.float32)
-        base = lm.masters.get(name, parameter.detach().to(exact))
+    def _add(self, lm: LM, name: str, undo: ExitStack) -> None:
+        place, master = lm.place(name), lm.masters.get(name)
+        base = exact(place.value()) if master is None else master
         total = base + self.stored(lm, name).to(base)
-        if exact != parameter.dtype:
+        undo.callback(place.keep())
+        place.assign(total)
+        if place.rounds:
+            undo.callback(_put_back, lm.masters, name, master)
             lm.masters[name] = total
-        parameter.data.copy_(total)
 
     def stored(self, lm: LM, name: str) -> Tensor:
         """The dense update of one parameter, oriented as the parameter is stored.
@@ -112,9 +102,11 @@ class WeightDelta(Edit):
         if isinstance(update, Factors):
             transposed = is_transposed(lm.module(name.rpartition(".")[0]))
             update = update.dense().T if transposed else update.dense()
-        if update.shape != lm.parameter(name).shape:
-            shapes = f"{tuple(update.shape)}, the parameter {tuple(lm.parameter(name).shape)}"
-            raise UsageError(f"the update of {name} is {shapes}: the edit was made for another model than {lm.name}")
+        shape = lm.place(name).shape
+        if tuple(update.shape) != shape:
+            raise UsageError(
+                f"the update of {name} is {tuple(update.shape)}, the parameter {shape}: the edit was made for another model than {lm.name}"
+            )
         return update
 
     def compact(self, lm: LM) -> WeightDelta:
@@ -154,6 +146,13 @@ class WeightDelta(Edit):
             elif part == "left":
                 updates[name] = Factors(tensor, tensors[f"{name}|right"])
         return cls(updates, rest.get("info", {}), memory)
+
+
+def _put_back(masters: dict[str, Tensor], name: str, master: Tensor | None) -> None:
+    if master is None:
+        masters.pop(name, None)
+    else:
+        masters[name] = master
 
 
 class ModulePatch(Edit):

@@ -13,13 +13,13 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli import catalog
 from edit_cli.arguments import override_key, regroup
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.config import did_you_mean
+from edit_cli.config import did_you_mean, register_resolvers
 from edit_cli.errors import UsageError
 
 NOT_IN_TAG = ("method", "model", "dataset", "tag", "run_dir", "runs_dir", "hydra")
@@ -65,17 +65,6 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         sys.argv = own
         outcomes = diary.close()
     return outcomes, any(flag in argv for flag in ("-m", "--multirun"))
-
-
-def register_resolvers() -> None:
-    """`${corpus_config:NAME}`: the packaged corpus of that name. Models name theirs, and a defaults list cannot look there."""
-
-    def corpus_config(name: str) -> DictConfig:
-        if name not in catalog.names("corpus"):
-            raise ValueError(f"model.corpus={name} names no packaged corpus: choose one by corpus=NAME")
-        return OmegaConf.load(catalog.conf_dir() / "corpus" / f"{name}.yaml")
-
-    OmegaConf.register_new_resolver("corpus_config", corpus_config, replace=True)
 
 
 def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageError:
@@ -139,9 +128,9 @@ def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
 def _flat(config: DictConfig, prefix: str = "") -> list[str]:
     keys = []
     for key in config:
-        node = config._get_node(key)  # noqa: SLF001 - reads a node without resolving it
+        node = config._get_node(key)
         keys.append(f"{prefix}{key}")
-        if isinstance(node, DictConfig) and not node._is_interpolation() and not node._is_missing() and not node._is_none():  # noqa: SLF001
+        if isinstance(node, DictConfig) and not node._is_interpolation() and not node._is_missing() and not node._is_none():
             keys += _flat(node, f"{prefix}{key}.")
     return [key for key in keys if not key.endswith("_target_")]
 

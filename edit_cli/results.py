@@ -137,8 +137,7 @@ class Run:
 
     def log(self, message: str) -> None:
         """Add a line with the time to log.txt."""
-        with open(self.path / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{_now()} {message}\n")
+        write_log(self.path, message)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json."""
@@ -247,6 +246,12 @@ def _resumed(previous: Mapping[str, Any], fresh: Mapping[str, Any], facts: Mappi
 def _short(value: Any) -> str:
     text = UNSET if value == UNSET else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def write_log(path: Path, message: str) -> None:
+    """Add a line with the time to log.txt of the run at `path`."""
+    with open(path / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{_now()} {message}\n")
 
 
 # --- files --------------------------------------------------------------------------------------------------------------

@@ -119,6 +119,7 @@ class MomentStore:
         identities = self._identities(lm, layers)
         found = {layer: moment for layer in layers if (moment := self._load(lm, layer, identities[layer], cached=True))}
         missing = {layer: identities[layer] for layer in sorted(layers) if layer not in found}
+        missing = lm.team.tell(missing)  # the main process may be done with a file before another one looks for it
         if missing:
             self._compute(lm, missing)
             found |= {layer: self._load(lm, layer, identity, cached=False) for layer, identity in missing.items()}
@@ -150,9 +151,11 @@ class MomentStore:
         lm.monitor.note(f"no second moments of {what} yet: computing them from {self.corpus.label}, {' or '.join(limits) or 'all of it'}")
         unfinished = Partial(self._directory(lm) / f"partial_{self._key(self._common(lm))}.safetensors")
         sums = sum_outer_products(lm, layers, self.corpus, plan, unfinished)
-        for layer, identity in identities.items():
-            self._store(lm, layer, identity, sums)
-        unfinished.remove()
+        if lm.team.is_main:
+            for layer, identity in identities.items():
+                self._store(lm, layer, identity, sums)
+            unfinished.remove()
+        lm.team.tell(None)  # the files are there
 
     def _store(self, lm: LM, layer: int, identity: dict[str, Any], sums: Sums) -> None:
         so_far = sums.so_far

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edit_cli import stats_cache
 from edit_cli.errors import MissingError
+from edit_cli.parallel import Team
 from edit_cli.stats_chunk import Chunk, Document, exact_matmul
 
 if TYPE_CHECKING:
@@ -65,11 +66,12 @@ class Sums:
         total = {layer: torch.zeros(lm.key_width(layer), lm.key_width(layer), dtype=torch.float64) for layer in layers}
         return cls(total, Progress(first={str(layer): 0.0 for layer in layers}))
 
-    def add(self, chunk: Chunk) -> None:
-        for layer, total in chunk.total.items():
-            self.total[layer] += total.cpu()
-            self.so_far.first[str(layer)] += chunk.first[layer].item()
-        self.so_far.tokens += chunk.tokens
+    def add(self, chunk: Chunk, team: Team) -> None:
+        """Add this process's chunk, and those that the others of the team have at the same time."""
+        for layer, total in self.total.items():
+            total += team.sum(chunk.total.get(layer, torch.zeros_like(total)).to("cpu", torch.float64))
+            self.so_far.first[str(layer)] += team.sum(chunk.first.get(layer, torch.zeros(())).to("cpu", torch.float64)).item()
+        self.so_far.tokens += int(team.sum(torch.tensor(chunk.tokens)))
 
 
 @dataclass
@@ -112,17 +114,21 @@ def sum_outer_products(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan
     with exact_matmul(), lm.monitor.task(f"second moments, layers {', '.join(map(str, layers))} ({unit})", goal) as advance:
         advance(getattr(so_far, unit))
         begin = time.perf_counter()
-        for documents in _chunks(lm, texts, plan, so_far):
+        stream = _chunks(lm, texts, plan, so_far)
+        while chunks := list(islice(stream, lm.team.size)):
             chunk = Chunk(lm, layers, plan.batch_tokens)
-            chunk.read(documents, advance if unit == "tokens" else _ignore)
-            sums.add(chunk)
+            for documents in lm.team.share(chunks):  # one, or none at the very end
+                chunk.read(documents, (lambda tokens: advance(tokens * len(chunks))) if unit == "tokens" else _ignore)
+            sums.add(chunk, lm.team)
+            documents = list(chain.from_iterable(chunks))
             _hash(seen, (document.text for document in documents))
             so_far.documents, so_far.text = so_far.documents + len(documents), seen.hexdigest()
             if unit == "documents":
                 advance(len(documents))
             now = time.perf_counter()
             so_far.seconds, begin = so_far.seconds + now - begin, now
-            unfinished.save_if_due(sums)
+            if lm.team.is_main:
+                unfinished.save_if_due(sums)
     if not so_far.tokens:
         raise MissingError(f"corpus {corpus.label} gave no token: nothing to compute second moments from")
     if so_far.documents < (plan.documents or math.inf) and so_far.tokens < (plan.tokens or math.inf):

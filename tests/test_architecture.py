@@ -15,14 +15,14 @@ PACKAGE = ROOT / "edit_cli"
 
 # A module imports only from rows above its own, or from its own row.
 FLOORS = [
-    {"errors", "monitor", "requests", "jsonfiles", "locking", "identity", "environment", "catalog", "help_texts", "__init__"},
-    {"lm", "edits", "edit_store", "parallel"},
+    {"errors", "monitor", "parallel", "requests", "jsonfiles", "locking", "identity", "environment", "catalog", "help_texts", "__init__"},
+    {"lm", "edits", "edit_store"},
     {"corpora", "stats", "stats_cache", "stats_chunk", "stats_import", "stats_pass", "metrics", "datasets"},
     {"editors", "tracing"},
     {"results", "report", "console", "config"},
     {"commands"},
     {"launch", "arguments"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 APART = {"tiny", "conf"}  # the script that makes the embedded world; the YAML folder
 ONLY_IN = {

@@ -75,8 +75,7 @@ def test_examples_compose_and_build(example):
     import hydra
 
     from edit_cli.arguments import regroup
-    from edit_cli.config import build
-    from edit_cli.launch import register_resolvers
+    from edit_cli.config import build, register_resolvers
 
     words = shlex.split(example)
     command, arguments = words[1], regroup(words[2:])

@@ -14,9 +14,8 @@ from hydra import compose, initialize_config_module
 
 from edit_cli import edit_store
 from edit_cli.catalog import names
-from edit_cli.config import build
+from edit_cli.config import build, register_resolvers
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.launch import register_resolvers
 from edit_cli.requests import EditRequest
 
 MODELS = {"Conv1D": embedded_lm, "Linear": linear_twin}

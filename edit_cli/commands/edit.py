@@ -53,8 +53,9 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     with recorded(job, top, path, monitor, details, dataset) as run:
         ledger = Ledger(monitor)
         saved = run.edits / SAVED
-        if not run.finished.issuperset(dataset.ids) or not saved.is_dir():
+        if not job.team.tell(run.finished.issuperset(dataset.ids) and saved.is_dir()):
             lm = load_model(model, monitor)
+            lm.team = job.team
             refuse_missing_layers(editor, lm)
             if base is not None:
                 for directory, edit in zip(edit_store.chain(base), edit_store.attach(base, lm), strict=True):
@@ -67,7 +68,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             after = {}
             if done.edit is not None:
                 method = {"name": job.choices["method"], **plain_containers(job.config.method)}
-                edit_store.save(done.edit, saved, lm, done.requests, method, base)
+                if job.team.is_main:
+                    edit_store.save(done.edit, saved, lm, done.requests, method, base)
                 with monitor.phase("ask after"), lm.edited(done.edit):
                     after = dict(zip((case.id for case in done.cases), observe(lm, done.cases, before.options, before.texts), strict=True))
             for case, earlier in zip(dataset.cases, before.observe(lm, dataset.cases), strict=True):
@@ -80,6 +82,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
 
 def _conclude(job: Job, run: Run, saved: Path, ledger: Ledger, monitor: ConsoleMonitor) -> Outcome:
+    if not job.team.is_main:
+        return Outcome(0, str(run.path))
     lines = run.lines()
     summary = {**summary_of(run.manifest, lines, seconds=ledger.take()), "edit": str(saved.relative_to(run.path))}
     run.write_summary(summary)

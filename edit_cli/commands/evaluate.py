@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from edit_cli import edit_store
@@ -16,6 +17,7 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.base import Editor
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
+from edit_cli.parallel import ALONE
 from edit_cli.requests import Case
 from edit_cli.results import Run
 
@@ -40,12 +42,14 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
             lm = load_model(model, monitor)
+            lm.team = job.team
             refuse_missing_layers(editor, lm)
+            editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.task("cases", len(dataset.cases)) as advance:
                 advance(len(run.finished))
-                for line in evaluate(lm, editor, unfinished, run, before, method if protocol.save_edits else None):
+                for line in evaluate_shared(lm, editor, unfinished, run, before, method if protocol.save_edits else None):
                     run.append({**line, "phases": ledger.take()})
                     advance(1)
         else:
@@ -53,10 +57,22 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         return conclude(job, run, dataset, ledger.take(), monitor)
 
 
+def evaluate_shared(lm: LM, editor: Editor, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
+    """Lines of results of all processes (see `evaluate`), in the order of the batches.
+
+    Batches know nothing of each other: each process takes its share of them. Fewer batches than processes are edited by all together.
+    """
+    together = lm.team
+    if len(batches) < together.size:
+        return chain.from_iterable(evaluate(lm, editor, batches, *rest))
+    lm.team = ALONE
+    return chain.from_iterable(together.merge(evaluate(lm, editor, together.share(batches), *rest), len(batches)))
+
+
 def evaluate(
     lm: LM, editor: Editor, batches: Batches, run: Run, before: BeforeCache, method: dict[str, Any] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Lines of results for the cases in `batches` that `run` has not finished. With `method`, edits are saved under its name.
+) -> Iterator[list[dict[str, Any]]]:
+    """Lines of results, batch by batch, for the cases that `run` has not finished. With `method`, edits are saved under its name.
 
     A batch that was cut off is edited again as a whole, so that its edit is the same one.
     """
@@ -70,13 +86,13 @@ def evaluate(
             done = attempt(editor, lm, batch)
             after: dict[str, Observation] = {}
             if done.edit is not None:
-                if method is not None:
+                if method is not None and lm.team.is_main:
                     edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, method)
                 asked = [case for case in wanted if case.id not in done.rejected]
                 with lm.monitor.phase("ask after"), lm.edited(done.edit):
                     after = dict(zip((case.id for case in asked), observe(lm, asked, before.options, before.texts), strict=True))
-            for case, earlier in zip(wanted, before.observe(lm, wanted), strict=True):
-                yield result_line(case, step, earlier, after.get(case.id), done.seconds, done.rejected.get(case.id))
+            seen = zip(wanted, before.observe(lm, wanted), strict=True)
+            yield [result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)) for case, now in seen]
 
 
 def result_line(

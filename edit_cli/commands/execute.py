@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import importlib
 import traceback
+from dataclasses import replace
 
+from edit_cli.commands import crew
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.recording import ran_out_of_memory
+from edit_cli.config import register_resolvers, settings
 from edit_cli.console import ConsoleMonitor, Screen
-from edit_cli.errors import EditCliError, OutOfMemory, RejectedRequest
+from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
+from edit_cli.parallel import PeerLost, Team, join
 
 
 def execute(job: Job) -> Outcome:
-    """Run the job's command. Errors are told in one line, so that the other jobs of a sweep go on; an interruption is not caught."""
-    screen = Screen()
-    if job.in_sweep:
-        screen.note(f"--- {title(job)}")
-    monitor = ConsoleMonitor(screen)
-    command = importlib.import_module(f"edit_cli.commands.{job.command.replace('-', '_')}")
+    """Run the job's command, in as many processes as it asks for.
+
+    Errors are told in one line, so that the other jobs of a sweep go on; an interruption is not caught.
+
+    Raises:
+        PeerLost: this is one of several processes, and another one has ended.
+    """
+    register_resolvers()
+    team = join()
     try:
-        return command.run(job, monitor)
+        size = settings(job.config).processes
+        if team.size == 1 and size > 1:
+            return crew.run(job, size, execute)
+        if size not in (1, team.size):
+            raise UsageError(f"processes={size}, but this is one of {team.size} processes already: leave processes out")
+        return _command(replace(job, team=team))
+    except PeerLost:
+        raise
     except EditCliError as error:
-        return _failed(screen, str(error), error.exit_code)
+        return _failed(team, error, error.exit_code)
     except RejectedRequest as error:
-        return _failed(screen, str(error), EditCliError.exit_code)
+        return _failed(team, error, EditCliError.exit_code)
     except Exception as error:
         if ran_out_of_memory(error):
             message = f"out of memory while getting ready ({error}); choose a smaller model or model.dtype=bfloat16"
-            return _failed(screen, message, OutOfMemory.exit_code)
-        screen.note(traceback.format_exc())  # there is no run yet whose log could hold it
-        return _failed(screen, f"{type(error).__name__}: {error}", 1)
+            return _failed(team, OutOfMemory(message), OutOfMemory.exit_code)
+        Screen().note(traceback.format_exc())  # there is no run yet whose log could hold it
+        return _failed(team, f"{type(error).__name__}: {error}", 1)
+
+
+def _command(job: Job) -> Outcome:
+    screen = Screen.of(job.team.rank)
+    if job.in_sweep:
+        screen.note(f"--- {title(job)}")
+    command = importlib.import_module(f"edit_cli.commands.{job.command.replace('-', '_')}")
+    return command.run(job, ConsoleMonitor(screen))
 
 
 def title(job: Job) -> str:
@@ -38,6 +60,10 @@ def title(job: Job) -> str:
     return " ".join(chosen + ([job.tag] if job.tag else []))
 
 
-def _failed(screen: Screen, message: str, exit_code: int) -> Outcome:
-    screen.error(message)
-    return Outcome(exit_code, error=message)
+def _failed(team: Team, error: Exception | str, exit_code: int) -> Outcome:
+    """What is wrong with the settings or the machine, all processes see alike: the main one says it."""
+    if team.is_main:
+        Screen().error(str(error))
+    elif not isinstance(error, UsageError | MissingError):
+        Screen().error(f"process {team.rank}: {error}")
+    return Outcome(exit_code, error=str(error))

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
+from edit_cli.parallel import ALONE, Team
+
 
 @dataclass(frozen=True)
 class Job:
     """One composed configuration, and what its run directory is called by.
 
     choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
+    team: the processes that run it.
     """
 
     command: str
@@ -19,6 +22,7 @@ class Job:
     choices: dict[str, str]
     tag: str | None = None
     in_sweep: bool = False
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)

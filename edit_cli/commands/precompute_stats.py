@@ -20,6 +20,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     layers = _layers(job)
     store: MomentStore = build(job.config.stats)
     lm = load_model(build(job.config.model), monitor)
+    lm.team = job.team
     for layer in layers:
         lm.layout.block(layer)
     moments = store.collect(lm, layers)

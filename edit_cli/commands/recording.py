@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,34 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import EditCliError, OutOfMemory
 from edit_cli.identity import flatten
-from edit_cli.results import LOG, Run
+from edit_cli.results import EDITS, LOG, Run, write_log
 
-PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "cache_dir")  # where things lie
+PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
 NO_INFLUENCE = ("cache_dir", "batch_tokens")  # last parts of keys that move nothing but speed and memory
+
+
+@dataclass
+class Followed:
+    """A run that another process writes (see `results.Run`): what this one must know of it to take the same steps."""
+
+    path: Path
+    rank: int
+    manifest: dict[str, Any] = field(default_factory=dict)
+    finished: set[Any] = field(default_factory=set)
+
+    @property
+    def edits(self) -> Path:
+        """Where edit directories go."""
+        return self.path / EDITS
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Take note of a line that the main process writes."""
+        self.finished.add(itemgetter(*self.manifest["key"])(line))
+
+    def log(self, message: str) -> None:
+        """Add a line to the common log, for what only this process has seen."""
+        write_log(self.path, f"process {self.rank}: {message}")
 
 
 class Crashed(EditCliError):
@@ -51,8 +77,11 @@ def recorded(
     details: dict[str, Any],
     dataset: Dataset | None = None,
     key: Sequence[str] = ("case_id",),
-) -> Iterator[Run]:
-    """The job's run directory, open for the block. Errors are written to its log, and its manifest says how it ended."""
+) -> Iterator[Run | Followed]:
+    """The job's run directory, open for the block. Errors are written to its log, and its manifest says how it ended.
+
+    Of several processes only the main one writes.
+    """
     config = plain_containers(job.config)
     if dataset is not None:  # other records are another run, even if they come from a file of the same name
         about = dataset.describe()
@@ -60,10 +89,17 @@ def recorded(
         details = {**details, "dataset": about}
     ignore = [*PLACE, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
     chosen = {group: job.choices.get(group) for group in ("method", "model")}
-    details = {**chosen, "seeds": seeds(config), **details}
-    with Run.open(path, job.command, config, ignore=ignore, key=key, overwrite=settings.overwrite, details=details) as run:
-        monitor.log = run.log
+    details = {**chosen, "seeds": seeds(config), "processes": job.team.size, **details}
+    opened = nullcontext(Followed(path, job.team.rank))
+    if job.team.is_main:
+        opened = Run.open(path, job.command, config, ignore=ignore, key=key, overwrite=settings.overwrite, details=details)
+    with opened as run:
+        monitor.log = run.log if job.team.is_main else None
         try:
+            run.manifest, run.finished = job.team.tell((run.manifest, run.finished))
+            members = job.team.gather([os.getpid()])
+            if monitor.log and len(members) > 1:
+                run.log(f"{len(members)} processes: {', '.join(map(str, members))}")
             yield run
         except EditCliError as error:
             run.log(f"error: {error}")

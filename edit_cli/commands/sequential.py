@@ -67,9 +67,11 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     path = run_path(job, top, job.choices["dataset"], job.choices["model"])
     with recorded(job, top, path, monitor, details, dataset, KEY) as run:
         ledger = Ledger(monitor)
-        if not (run.path / SUMMARY).exists():  # the last thing that is written
+        if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_model(model, monitor)
+            lm.team = job.team
             refuse_missing_layers(editor, lm)
+            editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             walk = Walk(lm, editor, run, BeforeCache(protocol.observe, perplexity_texts(model)), protocol, method)
             with monitor.phase("ask before"):
@@ -102,7 +104,7 @@ def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) ->
 def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     """Attach the step's edit: the saved one if there is one, else make and save it."""
     directory = walk.run.edits / f"{number:05d}"
-    if (directory / edit_store.MANIFEST).exists():
+    if walk.lm.team.tell((directory / edit_store.MANIFEST).exists()):
         made = edit_store.read_manifest(directory)["method"]["made"]
         edit = edit_store.load(directory, walk.lm)
         walk.editor.recall(walk.lm, edit)
@@ -112,7 +114,8 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     done = attempt(walk.editor, walk.lm, step)
     if done.edit is not None:
         made = {"step": number, "seconds": done.seconds, "rejected": done.rejected}
-        edit_store.save(done.edit, directory, walk.lm, done.requests, {**walk.method, "made": made})
+        if walk.lm.team.is_main:
+            edit_store.save(done.edit, directory, walk.lm, done.requests, {**walk.method, "made": made})
         walk.lm.attach(done.edit)
     return done
 
@@ -163,6 +166,8 @@ def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
 
 
 def _conclude(job: Job, run: Run, dataset: Dataset, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
+    if not job.team.is_main:
+        return Outcome(0, str(run.path))
     references = {case.id: case.references for case in dataset.cases if case.references}
     lines = run.lines()
     with monitor.phase("score"):

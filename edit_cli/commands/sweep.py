@@ -9,13 +9,14 @@ from typing import Any
 from edit_cli import catalog
 from edit_cli.commands.job import Outcome
 from edit_cli.console import Screen
+from edit_cli.parallel import follows
 from edit_cli.report.comparison import comparison
 from edit_cli.results import SUMMARY, read_run
 
 
 def conclude(outcomes: Sequence[Outcome], is_sweep: bool) -> int:
     """Print where the results lie; the exit code is the worst of all jobs."""
-    screen = Screen()
+    screen = Screen.of(int(follows()))
     if is_sweep:
         summaries = [_summary(outcome) for outcome in outcomes]
         if any(summary is not None for summary in summaries):

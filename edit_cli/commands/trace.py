@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from edit_cli.commands.finish import outcome
@@ -21,7 +22,7 @@ from edit_cli.report.trace import trace_summary, trace_table
 from edit_cli.requests import EditRequest
 from edit_cli.results import Run
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
-from edit_cli.tracing.restore import Trace, Tracer, TraceOptions
+from edit_cli.tracing.restore import Trace, TraceOptions, Tracer
 
 WINDOW = 100  # facts of which it is asked at once whether they are known
 DIGITS = 7  # of probabilities in results.jsonl
@@ -42,6 +43,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(facts):,} facts are there already")
             lm = load_model(model, monitor)
+            lm.team = job.team
             with monitor.task("facts", len(facts)) as advance:
                 advance(len(run.finished))
                 for line in traced(lm, options, facts, run):
@@ -49,7 +51,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                     advance(1)
         else:
             monitor.note("all facts are there already, so nothing is traced again (overwrite=true would)")
-        return _conclude(run, ledger.take(), monitor)
+        return _conclude(job, run, ledger.take(), monitor)
 
 
 def named(dataset: Dataset) -> Facts:
@@ -83,22 +85,29 @@ def traced(lm: LM, options: TraceOptions, facts: Facts, run: Run) -> Iterator[di
     deviation = embedding_deviation(lm, list(usable.values())) if options.noise_std is None and usable else None
     tracer = Tracer(lm, options, options.noise_std if deviation is None else options.noise * deviation)
     left = [name for name in facts if name not in run.finished]
-    for start in range(0, len(left), WINDOW):
-        names = left[start : start + WINDOW]
-        able = [name for name in names if name in usable]
-        with lm.monitor.phase("ask"):
-            answers = dict(zip(able, lm.loglikelihood([(facts[name].text, facts[name].target_true) for name in able]), strict=True))
-        known = [name for name in able if all(answers[name].hits)]
-        for name in names:
-            if name in rejected:
-                yield _line(name, facts[name], error=rejected[name])
-            elif name not in known:
-                yield _line(name, facts[name], says=lm.tokenizer.decode(_said(answers[name])))
-        traces = tracer.traces([usable[name] for name in known])
-        for name in known:
-            with lm.monitor.phase("trace"):
-                fact, trace = next(traces)
-            yield {**_line(name, facts[name]), **_numbers(lm, fact, trace), "noise_std": tracer.noise_std}
+    mine = lm.team.share(left)
+    parts = [_lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected) for start in range(0, len(mine), WINDOW)]
+    return lm.team.merge(chain.from_iterable(parts), len(left))
+
+
+def _lines(
+    lm: LM, tracer: Tracer, facts: Facts, names: Sequence[str], usable: Mapping[str, Fact], rejected: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """A line for each of these facts: first those that cannot be traced."""
+    able = [name for name in names if name in usable]
+    with lm.monitor.phase("ask"):
+        answers = dict(zip(able, lm.loglikelihood([(facts[name].text, facts[name].target_true) for name in able]), strict=True))
+    known = [name for name in able if all(answers[name].hits)]
+    for name in names:
+        if name in rejected:
+            yield _line(name, facts[name], error=rejected[name])
+        elif name not in known:
+            yield _line(name, facts[name], says=lm.tokenizer.decode(_said(answers[name])))
+    traces = tracer.traces([usable[name] for name in known])
+    for name in known:
+        with lm.monitor.phase("trace"):
+            fact, trace = next(traces)
+        yield {**_line(name, facts[name]), **_numbers(lm, fact, trace), "noise_std": tracer.noise_std}
 
 
 def _said(answer: Likelihood) -> tuple[int, ...]:
@@ -129,7 +138,9 @@ def _named(job: Job) -> Job:
     return replace(job, choices={**job.choices, "method": "trace"})
 
 
-def _conclude(run: Run, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
+def _conclude(job: Job, run: Run, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
+    if not job.team.is_main:
+        return Outcome(0, str(run.path))
     lines = run.lines()
     with monitor.phase("average"):
         summary = trace_summary(run.manifest, lines, seconds)

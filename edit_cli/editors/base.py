@@ -37,6 +37,9 @@ class Editor(ABC):
         if self.needs_subject:
             _ = request.subject_span
 
+    def warm_up(self, lm: LM) -> None:
+        """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate ways."""
+
     def reset(self) -> None:
         """Forget what earlier edits left in the editor (most keep nothing)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from edit_cli.edits import WeightDelta
 from edit_cli.editors.base import Editor, require_layers
 from edit_cli.errors import UsageError
+from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
+from edit_cli.lm.places import Place
 from edit_cli.lm.tokens import Row, pad_right
 from edit_cli.requests import EditRequest
 
@@ -45,9 +47,9 @@ class FT(Editor):
         if self.norm_constraint is not None and self.norm_constraint <= 0:
             raise UsageError(f"method.norm_constraint={self.norm_constraint}: give a positive bound, or null for none")
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
-        with lm.monitor.phase("train"), tuning(lm, self._names(lm)) as (start, tuned):
-            losses = self._train(lm, rows, start, tuned)
-            return WeightDelta({name: tuned[name].detach() - start[name] for name in tuned}, {"losses": losses})
+        with lm.monitor.phase("train"), tuning(lm, self._names(lm)) as weights:
+            losses = self._train(lm, rows, weights)
+            return WeightDelta({weight.name: weight.tuned.detach() - weight.start for weight in weights}, {"losses": losses})
 
     def _names(self, lm: LM) -> list[str]:
         layers = require_layers(self.layers, lm)
@@ -57,8 +59,8 @@ class FT(Editor):
             return [f"{lm.layout.block(n)}.{name}" for n in layers for name, _ in lm.module(lm.layout.block(n)).named_parameters()]
         raise UsageError(f"method.part={self.part}: choose mlp_out or block")
 
-    def _train(self, lm: LM, rows: Sequence[Row], start: dict[str, Tensor], tuned: dict[str, Tensor]) -> list[float]:
-        optimizer = torch.optim.Adam(tuned.values(), lr=self.lr, weight_decay=self.weight_decay)
+    def _train(self, lm: LM, rows: Sequence[Row], weights: Sequence[Tuned]) -> list[float]:
+        optimizer = torch.optim.Adam([weight.tuned for weight in weights], lr=self.lr, weight_decay=self.weight_decay)
         losses: list[float] = []
         with lm.monitor.task("fine-tuning", self.steps) as advance:
             for _ in range(self.steps):
@@ -69,11 +71,11 @@ class FT(Editor):
                     total += loss.item() * len(batch)
                     if loss.item() < self.stop_loss:
                         continue
-                    parameters = [lm.parameter(name) for name in tuned]
-                    for master, gradient in zip(tuned.values(), torch.autograd.grad(loss, parameters), strict=True):
-                        master.grad = gradient.to(master)
+                    gradients = torch.autograd.grad(loss, [weight.present for weight in weights])
+                    for weight, gradient in zip(weights, gradients, strict=True):
+                        weight.tuned.grad = gradient.to(weight.tuned)
                     optimizer.step()
-                    self._project(lm, start, tuned)
+                    self._project(weights)
                 losses.append(total / len(rows))
                 advance(1)
                 if losses[-1] < self.stop_loss:
@@ -81,12 +83,12 @@ class FT(Editor):
         return losses
 
     @torch.no_grad()
-    def _project(self, lm: LM, start: dict[str, Tensor], tuned: dict[str, Tensor]) -> None:
-        for name, master in tuned.items():
+    def _project(self, weights: Sequence[Tuned]) -> None:
+        for weight in weights:
             if self.norm_constraint is not None:
-                bound = self.norm_constraint
-                master.copy_(torch.maximum(torch.minimum(master, start[name] + bound), start[name] - bound))
-            lm.parameter(name).data.copy_(master)
+                low, high = weight.start - self.norm_constraint, weight.start + self.norm_constraint
+                weight.tuned.copy_(torch.maximum(torch.minimum(weight.tuned, high), low))
+            weight.place.assign(weight.tuned)
 
     def _loss(self, lm: LM, rows: Sequence[Row]) -> Tensor:
         """Mean over rows of the mean negative log-likelihood of their target tokens."""
@@ -97,20 +99,28 @@ class FT(Editor):
         labels = torch.tensor([i for row in rows for i in row.target], device=lm.device)
         share = torch.tensor([1.0 / len(row.target) / len(rows) for row in rows for _ in row.target], device=lm.device)
         logits = lm.head.logits_at(ids, mask, at[:, 0], at[:, 1])
-        return (nn.functional.cross_entropy(logits, labels.to(logits.device), reduction="none") * share).sum()
+        return (nn.functional.cross_entropy(logits, labels.to(logits.device), reduction="none") * share.to(logits)).sum()
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A weight at work: `start` and `tuned`, at least float32, the second to be trained; `present`, by which the loss is differentiated."""
+
+    name: str
+    place: Place
+    start: Tensor
+    tuned: Tensor
+    present: Tensor
 
 
 @contextmanager
-def tuning(lm: LM, names: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """(start, tuned): float32 copies of the parameters, the second to be trained. Every bit is restored on leaving."""
-    originals = {name: lm.parameter(name).detach().clone() for name in names}
-    exact = {name: lm.masters.get(name, w.to(torch.promote_types(w.dtype, torch.float32))) for name, w in originals.items()}
-    tuned = {name: w.clone().requires_grad_() for name, w in exact.items()}
-    for name in names:
-        lm.parameter(name).requires_grad_(True)
-    try:
-        yield exact, tuned
-    finally:
-        for name, original in originals.items():
-            lm.parameter(name).requires_grad_(False)
-            lm.parameter(name).data.copy_(original)
+def tuning(lm: LM, names: Sequence[str]) -> Iterator[list[Tuned]]:
+    """The parameters ready to be trained. Every bit is restored on leaving."""
+    with ExitStack() as stack:
+        weights = []
+        for name in names:
+            place = lm.place(name)
+            start = exact(lm.masters[name] if name in lm.masters else place.value()).clone()
+            stack.callback(place.keep())
+            weights.append(Tuned(name, place, start, start.clone().requires_grad_(), stack.enter_context(place.tunable())))
+        yield weights

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edit_cli.edits import Factors, WeightDelta
-from edit_cli.editors.base import Editor
+from edit_cli.editors.base import Editor, require_layers
 from edit_cli.editors.contexts import BARE, ContextOptions, Contexts, rows_in_contexts
 from edit_cli.editors.postprocess import prune, rect
 from edit_cli.editors.solver import Covariance, ScaledIdentity
 from edit_cli.editors.values import Site, ValueOptions, Values, shifted_modules
+from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Ascent, Tap
@@ -52,6 +52,11 @@ class KeyValueEditor(Editor):
             raise UsageError(f"method.rect={self.rect}: give the share of entries to keep, above 0 and up to 1, or null")
         if self.prune is not None and self.prune <= 1:
             raise UsageError(f"method.prune={self.prune}: give the base of a logarithm, above 1, or null")
+
+    def warm_up(self, lm: LM) -> None:
+        """Second moments of all layers, in one pass over the text."""
+        if self.use_covariance:
+            self.moments.collect(lm, require_layers(self.layers, lm))
 
     def contexts(self, lm: LM) -> Contexts:
         """The context prefixes for this model, sampled once."""

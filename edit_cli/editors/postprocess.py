@@ -73,4 +73,4 @@ def spectral_norm(weight: Tensor, tolerance: float = 1e-9, most: int = 1000) -> 
 
 def _weight(lm: LM, name: str) -> Tensor:
     """A parameter as it is stored, at least in float32."""
-    return lm.masters.get(name, lm.parameter(name).detach())
+    return lm.masters[name] if name in lm.masters else lm.place(name).value()

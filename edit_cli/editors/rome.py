@@ -65,7 +65,7 @@ class ROME(KeyValueEditor):
             direction = covariance.inverse_times(direction_key)
             gain = (constrained.T @ direction).item()
             # W k by linearity: what leaves the projection at the bare prompt, moved by W (k − k_bare)
-            present = bare_value + lm.weight(lm.layout.mlp_out(layer)).double() @ (constrained - bare_key)
+            present = bare_value + lm.weight(lm.layout.mlp_out(layer)).to(bare_key) @ (constrained - bare_key)
             update = Factors((values.target.double() - present) / gain, direction.T)
         info = described(values, contexts)
         info["gain"] = gain / float(direction.norm() * constrained.norm())  # near 0: a disabling edit

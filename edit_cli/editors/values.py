@@ -28,6 +28,7 @@ from edit_cli.lm.layout import attention_out
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
 from edit_cli.lm.resume import Span
+from edit_cli.lm.tokens import Row
 from edit_cli.requests import EditRequest
 
 Site = Literal["block", "mlp_out", "branches"]
@@ -99,18 +100,31 @@ def optimise_values(
         OutOfMemory: a single edit does not fit.
     """
     groups = groups or [[i] for i in range(len(requests))]
-    with lm.monitor.phase("value"), lm.monitor.task("optimising values", len(groups)) as advance:
+    with lm.monitor.phase("value"):
         tasks = _tasks(lm, requests, options, contexts, groups)
         rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
-        modules = shifted_modules(lm, layer, site)
-        taps = [Tap(module, "output") for module in modules]
-        initial = torch.stack(read(lm, rows, positions, taps), dim=1)
-        frozen, places = (layer, [None]) if site == "block" else (layer - 1, modules)
-        search = _Search(lm, tasks, frozen, places, options, initial)
+        mine = lm.team.share(list(zip(tasks, rows, positions, strict=True)))
+        found = lm.team.gather(_search(lm, mine, layer, site, options))
+        target, initial, losses, steps = zip(*found, strict=True)
+        return Values(*(torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial)), list(losses), list(steps))
+
+
+def _search(
+    lm: LM, parts: Sequence[tuple[Task, Row, int]], layer: int, site: Site, options: ValueOptions
+) -> list[tuple[Tensor, Tensor, float, int]]:
+    """(target, initial, loss, steps) of each part, which is an edit's task and its bare prompt with the position of its subject."""
+    if not parts:
+        return []
+    tasks, rows, positions = zip(*parts, strict=True)
+    modules = shifted_modules(lm, layer, site)
+    initial = torch.stack(read(lm, rows, positions, [Tap(module, "output") for module in modules]), dim=1)
+    frozen, places = (layer, [None]) if site == "block" else (layer - 1, modules)
+    search = _Search(lm, tasks, frozen, places, options, initial)
+    with lm.monitor.task("optimising values", len(tasks)) as advance:
         while search.unfinished:
             advance(search.step())
-    target = (initial + search.shift)[:, 0].T.contiguous()
-    return Values(target, initial[:, 0].T.contiguous(), search.losses, search.steps)
+    target = initial + search.shift
+    return list(zip(target[:, 0].cpu(), initial[:, 0].cpu(), search.losses, search.steps, strict=True))
 
 
 def _tasks(

@@ -57,9 +57,9 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a projection."""
-    rows, columns = module.weight.shape
-    return (columns, rows) if is_transposed(module) else (rows, columns)
+    """(d_out, d_in) of a projection, also of a quantised one, whose weight has another shape."""
+    module = unwrapped(module)
+    return (module.nf, module.nx) if is_transposed(module) else (module.out_features, module.in_features)
 
 
 def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:

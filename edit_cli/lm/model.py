@@ -15,8 +15,11 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.causal import CausalHead, Likelihood
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
+from edit_cli.lm.offload import execution_device
+from edit_cli.lm.places import Place, Undo, place_of
 from edit_cli.lm.routing import Answerer, Routed
 from edit_cli.monitor import Monitor
+from edit_cli.parallel import ALONE, Team
 
 if TYPE_CHECKING:
     from edit_cli.edits import Edit
@@ -45,10 +48,11 @@ class LM:
         self.id = model_id or name  # where it was loaded from
         self.revision = revision
         self.monitor = monitor or Monitor()
+        self.team: Team = ALONE  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
         self.head = CausalHead(model, tokenizer, self.device, batch_tokens)
         self.masters: dict[str, Tensor] = {}  # float32 copies of edited 16-bit weights, so that small updates add up
-        self._stack: list[tuple[Edit, Callable[[], None]]] = []
+        self._stack: list[tuple[Edit, Undo]] = []
 
     # --- the two questions ------------------------------------------------------------------------------------------
 
@@ -122,7 +126,7 @@ class LM:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the embeddings."""
-        return self.model.get_input_embeddings().weight.device
+        return execution_device(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,10 +138,14 @@ class LM:
     def parameter(self, name: str) -> nn.Parameter:
         return self.model.get_parameter(name)
 
+    def place(self, parameter: str) -> Place:
+        """Where a parameter's value is and can be changed, be it in its module, off the device, or quantised."""
+        return place_of(self.model, parameter, self.dtype)
+
     def weight(self, module: str) -> Tensor:
-        """Weight of a projection as (d_out, d_in), whatever the class stores."""
-        part = self.module(module)
-        return part.weight.T if is_transposed(part) else part.weight
+        """Weight of a projection as (d_out, d_in), whatever the class stores and wherever it is (not always on the device)."""
+        value = self.place(f"{module}.weight").value()
+        return value.T if is_transposed(self.module(module)) else value
 
     def key_width(self, layer: int) -> int:
         """Input width of the layer's MLP output projection."""
@@ -149,9 +157,10 @@ class LM:
             return self._base_fingerprint
         digest = hashlib.sha256()
         for name in names:
-            value = self.parameter(name).detach().contiguous().cpu()
-            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-            digest.update(value.view(-1).view(torch.uint8).numpy().data)
+            for value in self.place(name).bits():
+                value = value.detach().contiguous().cpu()
+                digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+                digest.update(value.view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @cached_property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.monitor import Advance, Monitor
+from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, Probe
 
 if TYPE_CHECKING:
@@ -71,8 +72,14 @@ def observe(lm: Observed, cases: Sequence[Case], options: ObserveOptions, texts:
 
     Identical (prompt, target) rows and prompts are asked once, over all cases. `texts` is what perplexity is measured on; its
     one value is part of every observation. A case with a probe that the model cannot be asked (say, longer than its context)
-    holds no results but an "error" that names the probe; the other cases are not touched by it.
+    holds no results but an "error" that names the probe; the other cases are not touched by it. Processes that share the model's
+    work ask about a part of the cases each.
     """
+    team = getattr(lm, "team", ALONE)
+    return team.gather(_observed(lm, team.share(cases), options, texts))
+
+
+def _observed(lm: Observed, cases: Sequence[Case], options: ObserveOptions, texts: Sequence[str]) -> list[Observation]:
     rows = _distinct(
         (probe.prompt, text)
         for case in cases

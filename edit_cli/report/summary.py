@@ -43,6 +43,7 @@ def summary_of(
         "seconds": total_seconds(lines, seconds),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / edits if edits else None,
         "peak_memory_bytes": peak_memory(),
+        "processes": manifest.get("processes", 1),
         "seeds": manifest["seeds"],
         "versions": manifest["versions"],
     }
@@ -58,7 +59,7 @@ def total_seconds(lines: Sequence[Line], more: Mapping[str, float] | None = None
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Bytes that this process had at most: of the host, and of the accelerator if torch uses one."""
+    """Bytes that this process (the main one, of several) had at most: of the host, and of the accelerator if torch uses one."""
     unit = 1 if sys.platform == "darwin" else 1024
     torch = sys.modules.get("torch")
     device = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None

@@ -11,7 +11,6 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from edit_cli.metrics.registry import METRICS
 from edit_cli.report import words
 
 LEAST = 15  # columns that explanations need
@@ -97,4 +96,5 @@ def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], st
 def footer(summary: Mapping[str, Any]) -> list[RenderableType]:
     """What it cost, and how to read the numbers."""
     each, spent = words.seconds(summary["seconds_per_edit"]), words.phases(summary["seconds"])
-    return [Text(f"Time per edit {each}, statistics not counted. Seconds: {spent}."), Text(FOOTNOTE, style="dim")]
+    by = f" by {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
+    return [Text(f"Time per edit {each}{by}, statistics not counted. Seconds: {spent}."), Text(FOOTNOTE, style="dim")]
