@@ -29,6 +29,11 @@ class Ended:
     def last(self) -> str:
         return self.out.rstrip().splitlines()[-1]
 
+    @property
+    def words(self) -> str:
+        """Standard output without its line breaks."""
+        return " ".join(self.out.split())
+
 
 Cli = Callable[..., Ended]
 

@@ -38,6 +38,11 @@ def run(directory: Path, out: Path, model: str | None) -> int:
     screen = Screen()
     monitor = ConsoleMonitor(screen)
     lm = load_model(_model(paths[-1], model), monitor)
+    if lm.is_quantised:
+        raise UsageError(
+            f"{paths[-1]} cannot be baked into a checkpoint: {lm.name} is quantised, so the edit stands beside its matrices; "
+            f"it can still be used here (base_edit={paths[-1]})"
+        )
     for path in paths:
         lm.attach(edit_store.load(path, lm))
     temporary = out.with_name(f".{out.name}.{os.getpid()}")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edit_cli.config import build
-from edit_cli.edits import Edit
 from edit_cli.editors.base import Editor
+from edit_cli.edits import Edit
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
 from edit_cli.lm.model import LM

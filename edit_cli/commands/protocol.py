@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from edit_cli.editors.base import Editor
 from edit_cli.errors import UsageError
@@ -59,24 +60,38 @@ class SequentialProtocol(Protocol):
     """Edits stay. checkpoints: numbers of facts after which all of them are asked about again; null: 1, 2, 4, 8, … and the last.
 
     sample: at checkpoints, ask about at most so many of the facts so far (a fixed random choice); null: all of them.
-    holdout: records that are never edited, whose neighbourhood prompts must keep their answers. sample_seed: of the choice.
+    sample_seed: of the choice. first: the first so many facts are asked about again at every checkpoint, whatever the sample.
+    holdout: records that are never edited, whose neighbourhood prompts must keep their answers.
+    collapse_below, collapse_perplexity: when a model counts as destroyed (see `metrics.sequence.collapse`); stop_on_collapse ends
+    the run at the checkpoint that finds it so.
     """
 
     checkpoints: list[int] | None = None
     sample: int | None = 500
     sample_seed: int = 0
+    first: int = 100
     holdout: int = 50
+    collapse_below: float = 60.0
+    collapse_perplexity: float = 2.0
+    stop_on_collapse: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("sample", self.sample), ("holdout", self.holdout + 1)):
+        for name, value in (("sample", self.sample), ("first", self.first + 1), ("holdout", self.holdout + 1)):
             if value is not None and value < 1:
                 raise UsageError(f"protocol.{name}={getattr(self, name)}: give a number of records")
         if self.checkpoints is not None and (not self.checkpoints or min(self.checkpoints) < 1):
             raise UsageError(f"protocol.checkpoints={self.checkpoints}: give numbers of facts from 1 up, such as [1, 10, 100]")
 
     def checkpoint_steps(self, sizes: Sequence[int]) -> set[int]:
-        """Steps after which everything is asked again: the first ones that reach each checkpoint, and the last."""
-        done = [sum(sizes[: step + 1]) for step in range(len(sizes))]
+        """Steps after which everything is asked again: the first ones that reach each checkpoint, and the last.
+
+        Raises:
+            UsageError: a checkpoint that the facts do not reach.
+        """
+        done = list(accumulate(sizes))
+        beyond = [number for number in self.checkpoints or [] if number > done[-1]]
+        if beyond:
+            raise UsageError(f"protocol.checkpoints: {beyond[0]:,} is beyond the {done[-1]:,} facts of this run; raise limit or leave it out")
         wanted = self.checkpoints or [2**power for power in range(done[-1].bit_length())]
         return {next((step for step, count in enumerate(done) if count >= number), len(sizes) - 1) for number in wanted} | {len(sizes) - 1}

@@ -22,20 +22,24 @@ from edit_cli.config import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Editor
+from edit_cli.lm.health import Health
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, observe
+from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT, MODEL, checkpoint_rows, first_collapse
 from edit_cli.monitor import Monitor
 from edit_cli.report import curves
-from edit_cli.report.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT, sequential_summary, sequential_table
+from edit_cli.report.sequence import sequential_summary, sequential_table, told
 from edit_cli.requests import Case
 from edit_cli.results import SUMMARY, Run
 
 KEY = ("case_id", "when", "edits")
+COLLAPSED = 6  # exit code of a run that was stopped because it was destroying its model
+WATCHED = 64  # prompts on which the drift of activations is measured
 
 
 @dataclass
 class Walk:
-    """What one pass over the steps needs. `before` knows what the unedited model says."""
+    """What one pass over the steps needs. `before` knows what the unedited model says, `health` how it was."""
 
     lm: LM
     editor: Editor
@@ -43,6 +47,7 @@ class Walk:
     before: BeforeCache
     protocol: SequentialProtocol
     method: dict[str, Any]
+    health: Health
 
     def missing(self, cases: Sequence[Case], when: str, edits: int) -> list[Case]:
         return [case for case in cases if (case.id, when, edits) not in self.run.finished]
@@ -54,6 +59,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     model, editor, source = build(job.config.model), build_editor(job.config.method), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
     steps = protocol.batches(dataset.cases, editor)
+    protocol.checkpoint_steps([len(step) for step in steps])  # refuses those that are out of reach
     held_out = untouched(source, dataset, protocol.holdout)
     details = {
         "protocol": {
@@ -73,21 +79,26 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             refuse_missing_layers(editor, lm)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
-            walk = Walk(lm, editor, run, BeforeCache(protocol.observe, perplexity_texts(model)), protocol, method)
+            before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
-                walk.before.observe(lm, [*dataset.cases, *held_out])
+                before.observe(lm, [*dataset.cases, *held_out])
+                health = Health(lm, [probe.prompt for case in held_out or dataset.cases for probe in case.probes][:WATCHED])
+            walk = Walk(lm, editor, run, before, protocol, method, health)
+            lines = iter(()) if _destroyed(job, run, protocol, monitor) else walked(walk, steps, held_out)
             with monitor.task("facts", len(dataset.cases)) as advance:
                 advance(sum(when == AFTER_EDIT for _, when, _ in run.finished))
-                for line in walked(walk, steps, held_out):
+                for line in lines:
                     run.append({**line, "phases": ledger.take()})
                     advance(line["when"] == AFTER_EDIT)
+                    if line["when"] == MODEL and _destroyed(job, run, protocol, monitor):
+                        break
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
         return _conclude(job, run, dataset, ledger.take(), monitor)
 
 
 def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) -> Iterator[dict[str, Any]]:
-    """Take every step and yield the lines that the run lacks. Edits stay attached."""
+    """Take every step and yield the lines that the run lacks; a checkpoint's last one is about the model. Edits stay attached."""
     checkpoints = walk.protocol.checkpoint_steps([len(step) for step in steps])
     edited: list[Case] = []
     for number, step in enumerate(steps):
@@ -96,9 +107,12 @@ def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) ->
         total = sum(len(earlier) for earlier in steps[: number + 1])
         yield from _after_edit(walk, number, step, done, total)
         if number in checkpoints:
-            chosen = _sample(edited, walk.protocol)
-            yield from _asked(walk, number, chosen, CHECKPOINT, total)
+            yield from _asked(walk, number, edited, CHECKPOINT, total)
             yield from _asked(walk, number, held_out, HELD_OUT, total)
+            if (MODEL, MODEL, total) not in walk.run.finished:
+                with walk.lm.monitor.phase("ask at checkpoints"):
+                    found = walk.health.measure(walk.lm)
+                yield {"case_id": MODEL, "when": MODEL, "edits": total, "step": number, "model": found, "error": None}
 
 
 def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
@@ -108,6 +122,7 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
         made = edit_store.read_manifest(directory)["method"]["made"]
         edit = edit_store.load(directory, walk.lm)
         walk.editor.recall(walk.lm, edit)
+        walk.health.watch(walk.lm, edit)
         walk.lm.attach(edit)
         able = [case for case in step if case.id not in made["rejected"]]
         return Attempt(None, able, made["rejected"], made["seconds"])
@@ -116,6 +131,7 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
         made = {"step": number, "seconds": done.seconds, "rejected": done.rejected}
         if walk.lm.team.is_main:
             edit_store.save(done.edit, directory, walk.lm, done.requests, {**walk.method, "made": made})
+        walk.health.watch(walk.lm, done.edit)
         walk.lm.attach(done.edit)
     return done
 
@@ -133,22 +149,37 @@ def _after_edit(walk: Walk, number: int, step: Sequence[Case], done: Attempt, to
 
 def _asked(walk: Walk, number: int, cases: Sequence[Case], when: str, total: int) -> Iterator[dict[str, Any]]:
     """What the model says at a checkpoint. The answers before are in the case's first line, or stand here for held-out ones."""
-    wanted = walk.missing(cases, when, total)
+    sampled = _sample(cases, walk.protocol) if when == CHECKPOINT else {case.id for case in cases}
+    early = {case.id for case in cases[: walk.protocol.first]}
+    wanted = walk.missing([case for case in cases if case.id in sampled | early], when, total)
     with walk.lm.monitor.phase("ask at checkpoints"):
         seen = observe(walk.lm, wanted, walk.before.options, walk.before.texts)
     for case, now in zip(wanted, seen, strict=True):
         earlier = walk.before.observe(walk.lm, [case])[0] if when == HELD_OUT else None
         line = result_line(case, number, earlier, now, 0.0, None)
-        yield {**line, "seconds": None, "when": when, "edits": total}
+        yield {**line, "seconds": None, "when": when, "edits": total, "sampled": case.id in sampled}
 
 
-def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> list[Case]:
-    """All of them, or those with the lowest random ranks: a fact's rank is the same at every checkpoint."""
+def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> set[str]:
+    """Ids of all of them, or of those with the lowest random ranks: a fact's rank is the same at every checkpoint."""
     if protocol.sample is None or len(cases) <= protocol.sample:
-        return list(cases)
+        return {case.id for case in cases}
     rank = {case.id: random.Random(f"{protocol.sample_seed} {case.id}").random() for case in cases}
-    kept = {case.id for case in sorted(cases, key=lambda case: rank[case.id])[: protocol.sample]}
-    return [case for case in cases if case.id in kept]
+    return {case.id for case in sorted(cases, key=lambda case: rank[case.id])[: protocol.sample]}
+
+
+def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monitor) -> bool:
+    """Tell how the last checkpoint went; whether the run is to be stopped there. The main process decides, from the lines on disk."""
+    stop = False
+    if job.team.is_main:
+        lines = run.lines()
+        last = max((line["edits"] for line in lines if line["when"] == MODEL), default=None)
+        part = [line for line in lines if line["edits"] == last or line["when"] == AFTER_EDIT]
+        if rows := checkpoint_rows(part, protocol.first) if last else []:
+            found = first_collapse(rows, lines, protocol.collapse_below, protocol.collapse_perplexity)
+            monitor.note(told(rows[-1]) + (f"; COLLAPSED: {found['reason']}" if found else ""))
+            stop = protocol.stop_on_collapse and found is not None
+    return job.team.tell(stop)
 
 
 def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
@@ -173,8 +204,10 @@ def _conclude(job: Job, run: Run, dataset: Dataset, seconds: Mapping[str, float]
     with monitor.phase("score"):
         summary = sequential_summary(run.manifest, lines, references, seconds)
     run.write_summary(summary)
-    curves.draw(summary, run.path)
+    drawn = curves.draw(summary, run.path)
     if not job.in_sweep:
         monitor.screen.show(sequential_table(summary))
-        monitor.screen.line(f"curve: {run.path / 'curve.png'}")
-    return outcome(run, [line for line in lines if line["error"]], monitor)
+        for name in drawn:
+            monitor.screen.line(f"figure: {run.path / name}.png")
+    ended = outcome(run, [line for line in lines if line["error"]], monitor)
+    return replace(ended, exit_code=COLLAPSED) if summary["stopped"] else ended

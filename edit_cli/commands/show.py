@@ -10,8 +10,9 @@ from rich.console import RenderableType
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import to_json
+from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
 from edit_cli.report import facts
-from edit_cli.report.sequence import AFTER_EDIT, CHECKPOINT, sequential_summary, sequential_table
+from edit_cli.report.sequence import sequential_summary, sequential_table
 from edit_cli.report.summary import summary_of
 from edit_cli.report.tables import evaluation
 from edit_cli.report.trace import fact_table, trace_summary, trace_table

@@ -37,6 +37,8 @@ TELLS = {
     "same": "of other subjects it writes what it wrote before",
     "ppl": "perplexity of plain text, lower is better",
     "held out": "success on records that were never edited",
+    "first": "success on the first facts of all",
+    "drift": "by how much, in %, the last state of untouched prompts has moved",
     "s/edit": "seconds",
     "cases": "98/100 means that 2 failed",
 }

@@ -1,41 +1,112 @@
-"""The curve of a sequential run, as PNG and SVG."""
+"""The figures of a sequential run, as PNG and SVG: its course, and what is forgotten when."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edit_cli.report import words
 from edit_cli.report.sequence import curve_series
 
-NAME = "curve"
+COURSE, FORGETTING = "curve", "forgetting"
+TINTS = "viridis"
+
+Panel = tuple[str, float, Callable[[Any], None]]  # label of the y-axis, height, what draws it
 
 
-def draw(summary: Mapping[str, Any], directory: Path) -> None:
-    """Write curve.png and curve.svg: success and what is kept, with 95 % bands, and perplexity, over the number of facts."""
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
+    """Write the figures that the summary has data for; their names without suffix."""
+    figures = {COURSE: _course(summary), FORGETTING: _forgetting(summary)}
+    for name, figure in figures.items():
+        if figure is not None:
+            for kind in ("png", "svg"):
+                figure.savefig(directory / f"{name}.{kind}", dpi=150)
+    return [name for name, figure in figures.items() if figure is not None]
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    return f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}, {words.batches(summary['protocol'])}"
+
+
+def _course(summary: Mapping[str, Any]) -> Any:
+    """Success and what is kept, with 95 % bands; perplexity; weights and drift; cost of a step. All over the number of facts."""
     from matplotlib.figure import Figure
 
-    perplexity = [(row["edits"], row["metrics"]["perplexity"]) for row in summary["checkpoints"] if "perplexity" in row["metrics"]]
-    figure = Figure(figsize=(7, 6 if perplexity else 4), layout="constrained")
-    axes = figure.subplots(2 if perplexity else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 1] if perplexity else [1])[:, 0]
-    for name, points in curve_series(summary).items():
-        _line(axes[0], points, name)
-    title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}, {words.batches(summary['protocol'])}"
-    axes[0].set(ylim=(-2, 102), ylabel="%, with 95 % bands", title=title)
-    if axes[0].lines:
-        axes[0].legend(loc="lower left", fontsize="small")
-    if perplexity:
-        _line(axes[1], perplexity, "perplexity")
-        axes[1].set(ylabel="perplexity")
-    axes[-1].set_xlabel("facts edited, all still in place")
-    for plot in axes:
+    panels = [panel for panel in _panels(summary) if panel is not None]
+    figure = Figure(figsize=(7, 1.5 + sum(height for _, height, _ in panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=[height for _, height, _ in panels])[:, 0]
+    for plot, (label, _, paint) in zip(axes, panels, strict=True):
+        paint(plot)
+        plot.set_ylabel(label)
         plot.grid(alpha=0.3)
-    for kind in ("png", "svg"):
-        figure.savefig(directory / f"{NAME}.{kind}", dpi=150)
+        if len(plot.lines) > 1:
+            plot.legend(loc="best", fontsize="x-small", ncols=2)
+        if summary["collapse"]:
+            plot.axvline(summary["collapse"]["edits"], color="tab:red", linestyle=":", linewidth=1.2)
+    axes[0].set(ylim=(-2, 102), title=_title(summary) + (" (dotted: collapsed)" if summary["collapse"] else ""))
+    axes[-1].set_xlabel("facts edited, all still in place")
+    return figure
 
 
-def _line(plot: Any, points: list[tuple[int, Mapping[str, Any]]], name: str) -> None:
+def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
+    rows = summary["checkpoints"]
+    perplexity = [(row["edits"], row["metrics"]["perplexity"]) for row in rows if "perplexity" in row["metrics"]]
+    weights = [(row["edits"], row["model"]) for row in rows if row["model"].get("weights")]
+    drift = [(row["edits"], 100 * row["model"]["drift"]) for row in rows if row["model"].get("drift") is not None]
+
+    def shares(plot: Any) -> None:
+        for name, points in curve_series(summary).items():
+            _line(plot, points, name)
+
+    def norms(plot: Any) -> None:
+        for module in weights[-1][1]["weights"] if weights else ():
+            points = [(edits, 100 * model["weights"][module]["change"]) for edits, model in weights if module in model["weights"]]
+            plot.plot(*zip(*points, strict=True), marker=".", label=f"weight of {_short(module)}", linewidth=1)
+        if drift:
+            plot.plot(*zip(*drift, strict=True), marker=".", color="black", linestyle="--", label="last states", linewidth=1)
+
+    return [
+        ("%, with 95 % bands", 3, shares),
+        ("perplexity", 1.2, lambda plot: _line(plot, perplexity, "perplexity")) if perplexity else None,
+        ("moved by, %", 1.6, norms) if weights or drift else None,
+        ("seconds a fact", 1.2, lambda plot: plot.plot(*zip(*summary["cost"], strict=True), linewidth=1)) if summary["cost"] else None,
+    ]
+
+
+def _short(module: str) -> str:
+    """The number of the block and the last name: `3 c_proj`."""
+    parts = module.split(".")
+    return " ".join([*[part for part in parts if part.isdigit()][:1], parts[-1]])
+
+
+def _forgetting(summary: Mapping[str, Any]) -> Any:
+    """When edited × when tested: which facts are still known."""
+    found = summary["retention"]
+    if not found or len(found["tested"]) < 2 or len(found["edited"]) < 2:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 0.55 * len(found["tested"]), 1.8 + 0.42 * len(found["edited"])), layout="constrained")
+    plot = figure.subplots()
+    cells = [[float("nan") if value is None else value for value in row] for row in found["values"]]
+    image = plot.imshow(cells, vmin=0, vmax=100, cmap=TINTS, aspect="auto")
+    for y, row in enumerate(found["values"]):
+        for x, value in enumerate(row):
+            if value is not None:
+                plot.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 60 else "black")
+    plot.set_xticks(range(len(found["tested"])), [f"{edits:,}" for edits in found["tested"]], rotation=45, ha="right")
+    plot.set_yticks(range(len(found["edited"])), [_span(first, last) for first, last in found["edited"]])
+    plot.set(xlabel="tested after so many facts", ylabel="edited as fact", title=f"{summary['method']}: edited facts still the top choice, %")
+    figure.colorbar(image, ax=plot)
+    return figure
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,}–{last:,}"
+
+
+def _line(plot: Any, points: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> None:
     finite = [(count, entry) for count, entry in points if entry["mean"] is not None]
     counts = [count for count, _ in finite]
     (line,) = plot.plot(counts, [entry["mean"] for _, entry in finite], marker="o", markersize=3, label=name)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from edit_cli.metrics.summarise import summarise
+from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_collapse, retention_matrix
 from edit_cli.report import words
 from edit_cli.report.comparison import SHOWN, legend, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
 from edit_cli.report.tables import MetricsTable, footer, heading
 
-AFTER_EDIT, CHECKPOINT, HELD_OUT = "after_edit", "checkpoint", "held_out"  # values of a line's `when`
-UNTOUCHED = "neighborhood_success"
+UNTOUCHED = ("neighborhood_success", "locality_token_accuracy")  # what is told of held-out records: the first that there is
+EARLY = ("efficacy_success", "efficacy_token_accuracy")  # and of the first facts
 
 Line = Mapping[str, Any]
 
@@ -29,43 +30,61 @@ def sequential_summary(
     """summary.json of a sequential run.
 
     metrics: {id: {"before", "after_edit", "at_end"}}: of the unedited model; of each fact right after its own step; of all facts
-    (or the sample) with all edits in place. checkpoints: the same and the held-out records' after each number of facts.
+    (or the sample) with all edits in place. checkpoints: see `metrics.sequence`. collapse: where the model was first found
+    destroyed, stopped: whether that ended the run. area: under the curve of the successes. cost: [[facts, seconds a fact]] by step.
     """
     own = [line for line in lines if line["when"] == AFTER_EDIT]
-    before = {line["case_id"]: line["before"] for line in own}
+    protocol = manifest["config"]["protocol"]
     summary = summary_of(manifest, own, references)
-    checkpoints = []
-    for edits in sorted({line["edits"] for line in lines if line["when"] == CHECKPOINT}):
-        now = [line for line in lines if line["edits"] == edits and line["when"] == CHECKPOINT]
-        held_out = [line for line in lines if line["edits"] == edits and line["when"] == HELD_OUT]
-        metrics = summarise([{**line, "before": before.get(line["case_id"])} for line in now], references)
-        checkpoints.append(
-            {
-                "edits": edits,
-                "asked": len(now),
-                "metrics": {name: sides["after"] for name, sides in metrics.items() if "after" in sides},
-                "held_out": {name: dict(sides) for name, sides in summarise(held_out).items()} if held_out else {},
-            }
-        )
-    at_end = checkpoints[-1]["metrics"] if checkpoints else {}
+    rows = checkpoint_rows(lines, protocol.get("first", 0), references)
+    at_end = rows[-1]["metrics"] if rows else {}
     metrics = {}
     for name, sides in ({name: {} for name in at_end} | summary["metrics"]).items():
         moments = {"before": sides.get("before"), AFTER_EDIT: sides.get("after"), "at_end": at_end.get(name)}
         metrics[name] = {moment: entry for moment, entry in moments.items() if entry}
-    return {**summary, "metrics": metrics, "checkpoints": checkpoints, "seconds": total_seconds(lines, seconds)}
+    collapsed = first_collapse(rows, lines, protocol.get("collapse_below", 0.0), protocol.get("collapse_perplexity", float("inf")))
+    return {
+        **summary,
+        "metrics": metrics,
+        "checkpoints": rows,
+        "forgetting": rows[-1]["forgetting"] if rows else {},
+        "retention": retention_matrix(lines),
+        "area": area(rows),
+        "collapse": collapsed,
+        "stopped": bool(collapsed and protocol.get("stop_on_collapse")),
+        "cost": cost(own),
+        "seconds": total_seconds(lines, seconds),
+    }
+
+
+def cost(own: Sequence[Line]) -> list[tuple[int, float]]:
+    """(facts so far, seconds a fact) of each step that edited anything."""
+    steps: dict[int, list[float]] = defaultdict(list)
+    for line in own:
+        if line["seconds"] is not None:
+            steps[line["edits"]].append(line["seconds"])
+    return [(edits, sum(each) / len(each)) for edits, each in sorted(steps.items())]
 
 
 def sequential_table(summary: Mapping[str, Any]) -> RenderableType:
     """Three moments of every fact, and the way there."""
-    parts: list[RenderableType] = [heading(summary), Text(), MetricsTable(summary["metrics"], ("before", AFTER_EDIT, "at_end")), Text()]
+    parts: list[RenderableType] = [heading(summary)]
+    if summary["collapse"]:
+        parts.append(Text(collapse_line(summary), style="bold red"))
+    parts += [Text(), MetricsTable(summary["metrics"], ("before", AFTER_EDIT, "at_end")), Text()]
     if summary["checkpoints"]:
         parts += [Text("WITH MORE AND MORE EDITS: all facts so far, asked again", style="bold"), checkpoints(summary), Text()]
     return Group(*parts, *footer(summary), Text(NOTE, style="dim"))
 
 
-NOTE = (
-    "after edit: each fact right after its own step; at end: all facts with all edits in place."
-)
+NOTE = "after edit: each fact right after its own step; at end: all facts with all edits in place."
+
+
+def collapse_line(summary: Mapping[str, Any]) -> str:
+    """Where the model was found destroyed, and what came of it."""
+    found = summary["collapse"]
+    end = "the run was stopped there" if summary["stopped"] else "the run went on (protocol.stop_on_collapse=true would have ended it)"
+    return f"COLLAPSED by {found['edits']:,} facts: {found['reason']}; {end}"
 
 
 def checkpoints(summary: Mapping[str, Any]) -> RenderableType:
@@ -73,12 +92,32 @@ def checkpoints(summary: Mapping[str, Any]) -> RenderableType:
     rows = summary["checkpoints"]
     shown = shown_metrics({name for row in rows for name in row["metrics"]})
     shown = [name for name in shown if name not in ("score", "token_score")]
-    held_out = next((name for name in (UNTOUCHED, "locality_token_accuracy") if any(name in row["held_out"] for row in rows)), None)
-    table = right_aligned("facts", *(SHOWN[name] for name in shown), *(["held out"] if held_out else []))
+    more = _more(rows)
+    table = right_aligned("facts", *(SHOWN[name] for name in shown), *more)
     for row in rows:
-        means = [row["metrics"].get(name) for name in shown] + ([row["held_out"].get(held_out, {}).get("after")] if held_out else [])
-        table.add_row(f"{row['edits']:,}", *(words.number(entry["mean"]) if entry else "–" for entry in means))
-    return Group(table, legend(shown, *(["held out"] if held_out else [])))
+        means = [row["metrics"].get(name) for name in shown]
+        cells = [words.number(entry["mean"]) if entry else "–" for entry in means]
+        table.add_row(f"{row['edits']:,}", *cells, *(words.number(values[row["edits"]]) for values in more.values()))
+    return Group(table, legend(shown, *more))
+
+
+def _more(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float | None]]:
+    """{heading: {facts: value}} of what only sequences have."""
+    first = next((name for name in EARLY if any(name in row["first"] for row in rows)), None)
+    untouched = next((name for name in UNTOUCHED if any(name in row["held_out"] for row in rows)), None)
+    columns = {
+        "first": {row["edits"]: row["first"].get(first, {}).get("mean") for row in rows} if first else {},
+        "held out": {row["edits"]: row["held_out"].get(untouched, {}).get("after", {}).get("mean") for row in rows} if untouched else {},
+        "drift": {row["edits"]: drift * 100 for row in rows if (drift := row["model"].get("drift")) is not None},
+    }
+    return {name: values for name, values in columns.items() if len(values) == len(rows)}
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """A checkpoint in a line, while the run goes on."""
+    shown = [name for name in shown_metrics(row["metrics"]) if name not in ("score", "token_score")]
+    means = [f"{SHOWN[name]} {words.number(row['metrics'][name]['mean'])}" for name in shown]
+    return f"after {row['edits']:,} facts: {', '.join(means)}"
 
 
 def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
@@ -87,5 +126,7 @@ def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mappin
     measured = {name for row in rows for name in row["metrics"]}
     names = [name for name in shown_metrics(measured) if name not in ("perplexity", "score", "token_score")]
     series = {SHOWN[name]: [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names}
-    held_out = [(row["edits"], row["held_out"][UNTOUCHED]["after"]) for row in rows if "after" in row["held_out"].get(UNTOUCHED, {})]
-    return series | ({"held out": held_out} if held_out else {})
+    for name, group, wanted in (("first", "first", EARLY), ("held out", "held_out", UNTOUCHED)):
+        entries = [(row["edits"], next((row[group][metric] for metric in wanted if metric in row[group]), None)) for row in rows]
+        series[name] = [(edits, entry.get("after", entry)) for edits, entry in entries if entry]
+    return {name: points for name, points in series.items() if points}
