@@ -177,9 +177,13 @@ class ModulePatch(Edit):
 
 
 class Route(Edit):
-    """Which answerer and which text answer a prompt. No weight changes; prompts that are not claimed pass through."""
+    """Which answerer and which text answer a prompt. No weight changes; prompts that are not claimed pass through.
+
+    covered: a later route answers for this one, too, so that it need not be asked.
+    """
 
     kind: ClassVar[str] = "route"
+    covered: bool = False
 
     def attach(self, lm: LM) -> Undo:
         return lambda: None

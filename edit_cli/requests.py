@@ -7,8 +7,14 @@ from typing import Literal, get_args
 
 from edit_cli.errors import RejectedRequest
 
-ProbeKind = Literal["rewrite", "paraphrase", "neighborhood", "attribute", "locality", "portability", "generation"]
+ProbeKind = Literal["rewrite", "paraphrase", "neighborhood", "attribute", "locality", "portability", "opinion", "generation"]
 PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
+PROBE_GROUPS: dict[str, tuple[str, ...]] = {  # of which groups a kind's probes may be, where a data set tells them apart
+    "paraphrase": ("seen", "unseen"),
+    "locality": ("random", "same_relation", "same_subject", "hard"),
+    "portability": ("implied", "true_false"),
+    "opinion": ("wanted", "unwanted"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Probe:
     """One question. `target` is the answer that counts as right, `foil` the one that it must beat.
 
     rewrite, paraphrase: target is the new object and foil the true one; neighborhood: the reverse; locality and
-    portability: target only; generation: neither.
+    portability: target only, or a foil too; opinion: target only, a whole reply; generation: neither. group: see `PROBE_GROUPS`.
     """
 
     kind: ProbeKind
@@ -66,6 +72,11 @@ class Probe:
     target: str | None = None
     foil: str | None = None
     aliases: tuple[str, ...] = ()
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.group is not None and self.group not in PROBE_GROUPS.get(self.kind, ()):
+            raise ValueError(f"{self.kind} probes have no group {self.group}")
 
 
 @dataclass(frozen=True)

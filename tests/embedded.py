@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_module
 from torch import nn
 
+from edit_cli.config import build, register_resolvers
 from edit_cli.datasets.counterfact import CounterFact
+from edit_cli.editors.base import Editor
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 
 
+# Methods that are held to the same bits wherever a model's weights lie, and in few bits.
+METHODS = ["alphaedit", "blue", "emmet", "ft", "ft-l", "lookup", "memit", "memit-merge", "pmet", "r-rome", "rome", "ultraedit"]
+
+
 def embedded_lm() -> LM:
     """A fresh copy of the shipped model."""
     return ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load()
+
+
+def packaged_editor(cache_dir: Path, name: str, *overrides: str) -> Editor:
+    """As the command line would build it for the embedded model, with few tokens of statistics, kept in `cache_dir`."""
+    register_resolvers()
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        config = compose("evaluate", [f"method={name}", f"cache_dir={cache_dir}", "stats.tokens=6000", *overrides])
+    return build(config.method)
 
 
 def linear_twin() -> LM:

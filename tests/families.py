@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from edit_cli.lm.model import LM
 
@@ -114,7 +114,26 @@ EXPERTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 DENSE = ADDITIVE | NOT_ADDITIVE
-ALIASES = {"gpt_neox_sequential": "gpt_neox", "falcon_alibi": "falcon", "falcon_new": "falcon", "stablelm_parallel": "stablelm"}
+
+# Models that read the prompt with an encoder. Depths of the stacks differ, so that one taken for the other shows.
+ENCODER, DECODER = 2, 3
+T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": INNER, "num_layers": ENCODER, "num_decoder_layers": DECODER, "num_heads": 4, "decoder_start_token_id": 0}
+SEQ2SEQ: dict[str, dict[str, Any]] = {
+    "t5": T5,
+    "t5_v1_1": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "bart": {
+        "d_model": WIDTH, "encoder_layers": ENCODER, "decoder_layers": DECODER, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": CONTEXT,
+        "decoder_start_token_id": 2, "forced_bos_token_id": 1, "forced_eos_token_id": None,
+    },
+}  # fmt: skip
+LABELS = ["REFUTES", "SUPPORTS", "NOT ENOUGH INFO"]
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "bert": SMALL,
+    "roberta": SMALL | {"max_position_embeddings": CONTEXT + 1},  # positions count from the id of padding, which is 0 here
+    "distilbert": {"dim": WIDTH, "hidden_dim": INNER, "n_layers": DEPTH, "n_heads": 4, "max_position_embeddings": CONTEXT},
+}
+ALIASES = {"t5_v1_1": "t5", "gpt_neox_sequential": "gpt_neox", "falcon_alibi": "falcon", "falcon_new": "falcon", "stablelm_parallel": "stablelm"}
 
 
 def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding_side: str = "right") -> PreTrainedTokenizerFast:
@@ -144,13 +163,16 @@ def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding
 
 
 def tiny(family: str, seed: int = 0, **overrides: Any) -> tuple[nn.Module, PreTrainedTokenizerFast]:
-    """A random model of a family in `DENSE` or `EXPERTS`, in evaluation mode, and a byte-level tokenizer. `overrides`: config fields."""
-    words = tokenizer()
+    """A random model of a family in one of the tables above, in evaluation mode, and a byte-level tokenizer. `overrides`: config fields."""
+    words = tokenizer(bos=family in CLASSIFIERS or family == "bart", eos=family in CLASSIFIERS or family in SEQ2SEQ)
     ids = {f"{kind}_token_id": getattr(words, f"{kind}_token_id") for kind in ("pad", "bos", "eos")} | {"vocab_size": len(words)}
-    fields = (DENSE | EXPERTS)[family] | ids | overrides
+    fields = (DENSE | EXPERTS | SEQ2SEQ | CLASSIFIERS)[family] | ids | overrides
+    loader: Any = AutoModelForSeq2SeqLM if family in SEQ2SEQ else AutoModelForCausalLM
+    if family in CLASSIFIERS:
+        loader, fields = AutoModelForSequenceClassification, fields | {"id2label": dict(enumerate(LABELS))}
     with quiet():
         config = AutoConfig.for_model(ALIASES.get(family, family), **fields)
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = loader.from_config(config).eval()
     shake(model, seed)
     return model, words
 

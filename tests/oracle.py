@@ -1,18 +1,20 @@
-"""The plain path: value optimisation of one edit with the whole model at every step, as the papers' code does it."""
+"""The plain path of MEMIT and its scores: one edit and one row at a time with the whole model, as the papers' code does it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edit_cli.editors.contexts import Contexts
 from edit_cli.editors.values import Site, ValueOptions, shifted_modules
-from edit_cli.lm.hooks import on_output
+from edit_cli.lm.hooks import on_input, on_output
+from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.model import LM
-from edit_cli.requests import EditRequest
+from edit_cli.requests import Case, EditRequest
 
 
 def plain_value(
@@ -84,3 +86,56 @@ def plain_value(
                 if shift.norm() > limit:
                     shift.mul_(limit / shift.norm())
     return (initial[0] + shifts[0]).detach(), step + 1, loss.item()
+
+
+@torch.no_grad()
+def plain_update(
+    lm: LM, requests: Sequence[EditRequest], layers: Sequence[int], targets: Tensor, contexts: Contexts, moments: dict[int, Tensor], weight: float
+) -> dict[str, Tensor]:
+    """MEMIT's updates (d, m) by weight for `targets` (d, n): one row at a time, the whole model for every key, a dense solve in float64.
+
+    Each layer's update stays in the model until all are made, and is taken out again at the end.
+    """
+
+    def seen_at(text: str, character: int, module: str, entering: bool) -> Tensor:
+        row, seen = lm.head.encode([(text, None)])[0], []
+        listen = on_input if entering else on_output
+        with listen(lm.module(module), lambda states: seen.append(states[0, row.token_at(character)].double()), rows=1):
+            lm.model(input_ids=torch.tensor([row.ids]), use_cache=False)
+        return seen[0]
+
+    updates, originals = {}, {}
+    for number, layer in enumerate(layers):
+        keys, missing = [], []
+        for request, target in zip(requests, targets.double().T, strict=True):
+            end = request.subject_span[1] - 1
+            each = [seen_at(prefix + request.text, len(prefix) + end, lm.layout.mlp_out(layer), True) for prefix in contexts.texts]
+            keys.append(sum(share * key for share, key in zip(contexts.weights, each, strict=True)).numpy())
+            missing.append((target - seen_at(request.text, end, lm.layout.block(layers[-1]), False)).numpy())
+        k, r = np.stack(keys, axis=1), np.stack(missing, axis=1) / (len(layers) - number)
+        update = r @ np.linalg.solve(weight * moments[layer].numpy() + k @ k.T, k).T
+        name = f"{lm.layout.mlp_out(layer)}.weight"
+        parameter = lm.parameter(name)
+        originals[name], updates[name] = parameter.clone(), torch.from_numpy(update)
+        parameter += (updates[name].T if is_transposed(lm.module(lm.layout.mlp_out(layer))) else updates[name]).to(parameter)
+    for name, original in originals.items():
+        lm.parameter(name).copy_(original)
+    return updates
+
+
+@torch.no_grad()
+def plain_successes(lm: LM, case: Case) -> list[tuple[str, bool, bool]]:
+    """(kind, success, accuracy) of every probe with a target and a foil: one row at a time, logits of the whole text."""
+
+    def answer(prompt: str, target: str) -> tuple[float, bool]:
+        row = lm.head.encode([(prompt, target)])[0]
+        scores = lm.model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].log_softmax(-1)[row.start - 1 : -1]
+        wanted = torch.tensor(row.target)
+        return -float(scores[torch.arange(len(wanted)), wanted].mean()), bool((scores.argmax(-1) == wanted).all())
+
+    found = []
+    for probe in case.probes:
+        if probe.target and probe.foil:
+            (target, hit), (foil, _) = answer(probe.prompt, probe.target), answer(probe.prompt, probe.foil)
+            found.append((probe.kind, target < foil, hit))
+    return found

@@ -131,7 +131,7 @@ def test_registry_and_measures_name_each_other():
     assert all(part in METRICS for parts in SCORES.values() for part in parts)
     for name, metric in METRICS.items():
         assert name == metric.id and metric.definition and metric.label
-        assert metric.unit in {"%", "points", "bits × 100", "words", ""}
+        assert metric.unit in {"%", "points", "bits × 100", "nats", "words", ""}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_climbing_reads_what_a_whole_pass_reads_while_layers_are_edited(family):
 
 def test_identical_rows_run_once_and_rows_are_cut():
     lm = tiny_lm("gpt2")
+    assert lm.takes_shortcuts  # asked now, since finding out takes passes of its own
     rows = lm.head.encode([(text, None) for text in TEXTS])
     seen = []
     with on_input(lm.module(lm.layout.block(0)), lambda hidden: seen.append(hidden.shape[0])):

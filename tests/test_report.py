@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from edit_cli.metrics.registry import GROUPS, METRICS
+from edit_cli.metrics.registry import GROUPS, METRICS, PARTS, PUBLISHED
 from edit_cli.report import facts, words
 from edit_cli.report.comparison import comparison, shown_metrics
 from edit_cli.report.summary import total_seconds
@@ -94,12 +94,31 @@ def test_data_sets_without_old_answers_show_token_accuracies():
 
 
 def test_every_metric_that_can_be_measured_can_be_shown():
-    every = {name: {"after": entry(1.0)} for name in METRICS}
-    shown = [row.metric for _, groups in words.sections(every) for _, rows in groups for row in rows]
-    assert len(shown) == len(set(shown))
-    hidden = {f"{group}_token_accuracy" for group in GROUPS if f"{group}_success" in METRICS}
-    assert set(shown) == set(METRICS) - hidden
-    assert all(row.tells for _, groups in words.sections(every) for _, rows in groups for row in rows)
+    published = {name for names in PUBLISHED.values() for name in names}
+    plain = {name for name, metric in METRICS.items() if metric.group is None} - published
+    parted = {f"{place}_{metric.measure}" for place in PARTS for metric in METRICS.values()} & set(METRICS)
+    told_by_others = {f"{place}_token_accuracy" for place in (*GROUPS, *PARTS) if f"{place}_success" in METRICS}
+    told_by_others |= {f"{place}_{name}" for place in PARTS if place.startswith("locality") for name in ("token_accuracy", "unchanged")}
+    told_by_others |= {"locality_disagreement"}
+    for measured, expected in ((plain, plain), (parted | published, parted | published), (set(METRICS), parted | published)):
+        found = words.sections(measured)
+        shown = [row.metric for _, groups in found for _, rows in groups for row in rows]
+        assert len(shown) == len(set(shown))
+        assert set(shown) >= expected - told_by_others and not set(shown) & told_by_others
+        assert all(row.tells for _, groups in found for _, rows in groups for row in rows)
+
+
+def test_parts_stand_in_the_place_of_their_group_and_bring_the_published_names():
+    metrics = {"efficacy_accuracy", "locality_accuracy", "locality_random_accuracy", "locality_random_kl", "es_edit"}
+    titles = {title: [row.metric for _, rows in groups for row in rows] for title, groups in words.sections(metrics)}
+    assert titles[words.TEACHER_FORCED] == ["efficacy_accuracy", "locality_random_accuracy", "locality_random_kl"]
+    assert titles[words.AS_PUBLISHED] == ["es_edit"]
+    assert words.AS_PUBLISHED not in dict(words.sections({"efficacy_accuracy", "locality_accuracy", "es_edit"}))
+
+
+def test_small_numbers_keep_their_decimals():
+    assert words.with_interval(entry(0.00321, 0.0011, 0.00502), words.decimals("locality_kl")) == "0.003 [0.001, 0.005]"
+    assert words.with_interval(entry(98.46, 95.24, 100.0), words.decimals("locality_drawdown")) == "98.5 [95, 100]"
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,16 @@ PREFIXES = ContextOptions(prefixes=["The city", "I went to the road and so on", 
 @pytest.mark.parametrize(("site", "layer"), [("block", 1), ("mlp_out", 0), ("mlp_out", 1)])
 def test_batched_values_equal_the_plain_ones(family, site, layer):
     lm = tiny_lm(family)
-    if family != "gemma2":  # which overflows in float64
+    requests = REQUESTS
+    if family != "gemma2":  # which mixes dtypes in float64
         lm.model.double()  # a random model amplifies rounding, and the two paths differ in nothing else
+    else:  # a gradient of 1e-11 is nothing but rounding in float32, and Adam divides by it
+        requests = [request for request in REQUESTS if request.subject != "A"]
     contexts = PREFIXES.build(lm)
     options = ValueOptions(steps=12, clamp_norm_factor=2.0, batch_tokens=60)
-    found = optimise_values(lm, REQUESTS, layer, site, options, contexts)
+    found = optimise_values(lm, requests, layer, site, options, contexts)
     tolerance = 1e-6 if lm.dtype == torch.float64 else 1e-4
-    for number, request in enumerate(REQUESTS):
+    for number, request in enumerate(requests):
         value, steps, loss = plain_value(lm, request, layer, site, options, contexts)
         assert float((found.target[:, number] - value).norm() / value.norm()) < tolerance
         assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=tolerance))
@@ -82,7 +85,7 @@ def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkey
         return plain(self, change, module)
 
     search_type = _Search._build
-    monkeypatch.setattr(_Search, "_build", lambda self, edits: (setattr(self, "reuse_prefix", True), search_type(self, edits))[1])
+    monkeypatch.setattr(_Search, "_build", lambda self, edits: (setattr(self, "shortcuts", True), search_type(self, edits))[1])
     monkeypatch.setattr(Resumption, "logits", scarce)
     found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
     assert calls[0] > 10 and max(calls[-6:]) <= 10

@@ -44,6 +44,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lm = load_model(model, monitor)
             lm.team = job.team
             refuse_missing_layers(editor, lm)
+            dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))
@@ -90,7 +91,8 @@ def evaluate(
                     edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, method)
                 asked = [case for case in wanted if case.id not in done.rejected]
                 with lm.monitor.phase("ask after"), lm.edited(done.edit):
-                    after = dict(zip((case.id for case in asked), observe(lm, asked, before.options, before.texts), strict=True))
+                    found = observe(lm, asked, before.options, before.texts, before.seen)
+                after = dict(zip((case.id for case in asked), found, strict=True))
             seen = zip(wanted, before.observe(lm, wanted), strict=True)
             yield [result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)) for case, now in seen]
 

@@ -40,7 +40,8 @@ def load_model(options: ModelOptions, monitor: Monitor) -> LM:
 
 
 def refuse_missing_layers(editor: Editor, lm: LM) -> None:
-    """Say that a layer does not exist before the model is asked anything, which may take hours."""
+    """Say that a model does not suit the method, or that it lacks a layer, before it is asked anything, which may take hours."""
+    editor.fits(lm)
     for layer in getattr(editor, "layers", ()):
         lm.layout.block(layer)
 

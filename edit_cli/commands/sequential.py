@@ -77,6 +77,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lm = load_model(model, monitor)
             lm.team = job.team
             refuse_missing_layers(editor, lm)
+            dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))
@@ -140,7 +141,7 @@ def _after_edit(walk: Walk, number: int, step: Sequence[Case], done: Attempt, to
     wanted = walk.missing(step, AFTER_EDIT, total)
     asked = [case for case in wanted if case.id not in done.rejected]
     with walk.lm.monitor.phase("ask after"):
-        seen = dict(zip((case.id for case in asked), observe(walk.lm, asked, walk.before.options), strict=True))
+        seen = dict(zip((case.id for case in asked), observe(walk.lm, asked, walk.before.options, before=walk.before.seen), strict=True))
     for case in wanted:
         earlier = walk.before.observe(walk.lm, [case])[0]
         line = result_line(case, number, earlier, seen.get(case.id), done.seconds, done.rejected.get(case.id))
@@ -153,7 +154,7 @@ def _asked(walk: Walk, number: int, cases: Sequence[Case], when: str, total: int
     early = {case.id for case in cases[: walk.protocol.first]}
     wanted = walk.missing([case for case in cases if case.id in sampled | early], when, total)
     with walk.lm.monitor.phase("ask at checkpoints"):
-        seen = observe(walk.lm, wanted, walk.before.options, walk.before.texts)
+        seen = observe(walk.lm, wanted, walk.before.options, walk.before.texts, walk.before.seen)
     for case, now in zip(wanted, seen, strict=True):
         earlier = walk.before.observe(walk.lm, [case])[0] if when == HELD_OUT else None
         line = result_line(case, number, earlier, now, 0.0, None)

@@ -16,6 +16,16 @@ _HOMES = {
     "ZsRE": "zsre",
     "Facts": "facts",
     "KnownFacts": "known_facts",
+    "WorldEdits": "world",
+    "Fever": "fever",
+    "VitaminC": "vitaminc",
+    "ZsREQuestions": "zsre_qa",
+    "ZsREHard": "zsre_hard",
+    "Continuations": "generation",
+    "ConvSent": "convsent",
+    "WorldTexts": "world_tasks",
+    "WorldHard": "world_tasks",
+    "WorldOpinions": "world_tasks",
 }
 __all__ = [*_HOMES]
 

@@ -20,6 +20,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case
 
+Chosen = tuple[Row, Case]
 REPORTED = 20  # dropped records that are named one by one; the rest are counted by reason
 
 
@@ -37,6 +38,25 @@ class Dataset:
     offset: int
     shuffle_seed: int | None
     split: str | None
+    labels: tuple[str, ...] | None = None  # what a classifier must be able to answer; None: the targets are texts
+
+    def refuse_unfit(self, labels: Sequence[str] | None, model: str) -> None:
+        """Refuse a model of the wrong kind before it is asked anything. labels: those that it tells apart; None if it writes text.
+
+        Raises:
+            UsageError: labels are asked of a model that writes text, text of one that only knows labels, or labels of another name.
+        """
+        if self.labels is None:
+            if labels is not None:
+                known = ", ".join(labels)
+                raise UsageError(f"dataset={self.name} asks for texts, and {model} only chooses a label ({known}): give it claims to judge")
+            return
+        wanted = ", ".join(self.labels)
+        if labels is None:
+            remedy = "give it to a classifier, or put its claims as questions, such as dataset.template='{} True or False? Answer:'"
+            raise UsageError(f"dataset={self.name} asks for a label ({wanted}), and {model} has none: it writes text; {remedy}")
+        if not {label.casefold() for label in self.labels} <= {label.casefold() for label in labels}:
+            raise UsageError(f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}")
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -87,9 +107,25 @@ class Source(ABC):
             raise UsageError(f"dataset {self.name} needs a file: dataset.path=FILE ({self.expects})")
         return download(self.published, self.cache_dir, monitor, "dataset.path")
 
-    def complete(self, chosen: Sequence[tuple[Row, Case]], file: File, monitor: Monitor) -> list[Case]:
-        """Add what is costly to look up, to the selected cases only."""
+    def read(self, file: File) -> Content:
+        """The raw rows of the file."""
+        return read(file.path, file.label)
+
+    def split_of(self, row: Row) -> str | None:
+        """The split that a row belongs to: what its field `split` says, None without it."""
+        return str(row.values["split"]) if row.has("split") else None
+
+    def usable(self, records: Sequence[Chosen]) -> list[Chosen]:
+        """Those of the records without a fault that are to be used, in order: a source may leave some out for what the others are."""
+        return list(records)
+
+    def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
+        """Add what is costly to look up, to the selected cases only. pool: all usable records of the split, in the order of the file."""
         return [case for _, case in chosen]
+
+    def answer_labels(self) -> tuple[str, ...] | None:
+        """The labels that targets are names of, or None where they are texts."""
+        return None
 
     def check(self) -> None:
         """Refuse options that contradict each other (UsageError)."""
@@ -112,23 +148,25 @@ class Source(ABC):
         self.check()
         monitor = monitor or Monitor()
         file = self.locate(monitor)
-        content = read(file.path, file.label)
+        content = self.read(file)
         if file.sha256 not in (None, content.sha256):
             raise MissingError(f"{file.path} is a damaged copy of {file.label}: delete it to download it again")
         split = None if self.split == "all" else self.split or file.split
-        rows = _of_split(content, split, file.label)
+        rows = self._of_split(content, split, file.label)
         usable, dropped = self._cases(rows)
         if not usable:
             first = f"; {dropped[0]}" if dropped else ""
             raise MissingError(f"{file.label} holds no usable record: expected {self.expects}{first}")
         self._report(rows, dropped, monitor)
-        chosen = self._select(usable, dropped)[:limit]
-        cases = tuple(self.complete(chosen, file, monitor))
+        usable = self.usable(usable)
+        chosen = self._select(list(usable), dropped)[:limit]
+        cases = tuple(self.complete(chosen, usable, file, monitor))
         source = f"{file.label}, split {split}" if split else file.label
-        return Dataset(self.name, cases, source, content.sha256, len(rows), tuple(dropped), limit, self.offset, self.shuffle_seed, split)
+        selection = (limit, self.offset, self.shuffle_seed, split)
+        return Dataset(self.name, cases, source, content.sha256, len(rows), tuple(dropped), *selection, self.answer_labels())
 
-    def _cases(self, rows: Sequence[Row | Dropped]) -> tuple[list[tuple[Row, Case]], list[Dropped]]:
-        usable: dict[str, tuple[Row, Case]] = {}
+    def _cases(self, rows: Sequence[Row | Dropped]) -> tuple[list[Chosen], list[Dropped]]:
+        usable: dict[str, Chosen] = {}
         dropped: list[Dropped] = []
         for row in rows:
             if isinstance(row, Dropped):
@@ -146,7 +184,7 @@ class Source(ABC):
                 usable[case.id] = row, case
         return list(usable.values()), dropped
 
-    def _select(self, usable: list[tuple[Row, Case]], dropped: Sequence[Dropped]) -> list[tuple[Row, Case]]:
+    def _select(self, usable: list[Chosen], dropped: Sequence[Dropped]) -> list[Chosen]:
         if self.ids:
             by_id = {case.id: (row, case) for row, case in usable}
             if missing := [id for id in self.ids if id not in by_id]:
@@ -173,14 +211,14 @@ class Source(ABC):
         if len(dropped) > REPORTED:
             monitor.note(f"  … and {len(dropped) - REPORTED:,} more")
 
-
-def _of_split(content: Content, split: str | None, label: str) -> list[Row | Dropped]:
-    """The rows whose field `split` says so; rows that could not be read belong to every split."""
-    if split is None:
-        return content.rows
-    known = sorted({str(row.values["split"]) for row in content.rows if isinstance(row, Row) and row.has("split")})
-    if not known:
-        raise UsageError(f"dataset.split={split}: the records of {label} have no field split")
-    if split not in known:
-        raise UsageError(f"dataset.split={split}: {label} has {', '.join(known[:10])}")
-    return [row for row in content.rows if isinstance(row, Dropped) or row.values.get("split") == split]
+    def _of_split(self, content: Content, split: str | None, label: str) -> list[Row | Dropped]:
+        """The rows of that split; rows that could not be read belong to every one."""
+        if split is None:
+            return content.rows
+        splits = [self.split_of(row) if isinstance(row, Row) else None for row in content.rows]
+        known = sorted({one for one in splits if one is not None})
+        if not known:
+            raise UsageError(f"dataset.split={split}: the records of {label} have no field split")
+        if split not in known:
+            raise UsageError(f"dataset.split={split}: {label} has {', '.join(known[:10])}")
+        return [row for row, one in zip(content.rows, splits, strict=True) if one == split or isinstance(row, Dropped)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from edit_cli.datasets.base import Source
+from edit_cli.datasets.base import Chosen, Source
 from edit_cli.datasets.files import File, Remote, download, locate
 from edit_cli.datasets.rows import Fault, Row
 from edit_cli.datasets.snippets import Key, texts_of
@@ -56,10 +56,10 @@ class CounterFact(Source):
     def case(self, row: Row) -> Case:
         return _full(row) if row.has("requested_rewrite") or not row.has("prompt") else _flat(row)
 
-    def complete(self, chosen: Sequence[tuple[Row, Case]], file: File, monitor: Monitor) -> list[Case]:
+    def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
         snippets = self._locate_snippets(monitor)
         if snippets is None:
-            return super().complete(chosen, file, monitor)
+            return super().complete(chosen, pool, file, monitor)
         keys = [_property(row) for row, _ in chosen]
         texts = texts_of(set(keys) - {None}, snippets, self.cache_dir, monitor)
         cases = [replace(case, references=texts.get(key, ())) for key, (_, case) in zip(keys, chosen, strict=True)]

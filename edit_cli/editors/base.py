@@ -12,16 +12,20 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
+KINDS = {"causal": "a causal language model", "seq2seq": "an encoder-decoder model", "classifier": "a sequence classifier"}
+
 
 class Editor(ABC):
     """Base of all editors. Subclasses are dataclasses; their fields are the keys of conf/method/<name>.yaml.
 
     mass_editor: the method is meant for many facts at once (sets the default of `protocol.batch_size`).
     needs_subject: requests without a subject are refused.
+    heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier".
     """
 
     mass_editor: ClassVar[bool] = False
     needs_subject: ClassVar[bool] = False
+    heads: ClassVar[tuple[str, ...]] = ("causal",)
 
     @abstractmethod
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> Edit:
@@ -31,11 +35,24 @@ class Editor(ABC):
         """Refuse a request that this method cannot work on, before any work is done.
 
         Raises:
-            RejectedRequest: says why; other requests of the batch are not affected.
+            RejectedRequest: says why; other requests of the batch are not affected. UsageError: as `fits`.
         """
+        self.fits(lm)
         lm.head.encode([(request.text, request.target_new)])
         if self.needs_subject:
             _ = request.subject_span
+
+    def fits(self, lm: LM) -> None:
+        """Refuse a model of a kind that this method cannot work on, before it is asked anything.
+
+        Raises:
+            UsageError: says which kinds it works on.
+        """
+        if lm.head.kind not in self.heads:
+            able = " or ".join(KINDS[kind] for kind in self.heads)
+            raise UsageError(
+                f"{type(self).__name__} works on {able}, and {lm.name} is {KINDS[lm.head.kind]}: choose another method (ft works on all) or model"
+            )
 
     def warm_up(self, lm: LM) -> None:
         """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate ways."""

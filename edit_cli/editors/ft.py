@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edit_cli.edits import WeightDelta
 from edit_cli.editors.base import Editor, require_layers
+from edit_cli.editors.passes import row_losses
+from edit_cli.editors.tuning import Tuned, parameters_of, step, tuning
 from edit_cli.errors import UsageError
-from edit_cli.lm.hooks import exact
+from edit_cli.lm.answers import Answers
 from edit_cli.lm.model import LM
-from edit_cli.lm.places import Place
 from edit_cli.lm.tokens import Row, pad_right
 from edit_cli.requests import EditRequest
 
@@ -30,6 +30,8 @@ class FT(Editor):
     steps: passes over the requests in batches of `batch_size`; it stops once the mean loss of a pass is below `stop_loss`.
     """
 
+    heads = ("causal", "seq2seq", "classifier")
+
     layers: list[int]
     part: str = "mlp_out"
     lr: float = 5.0e-4
@@ -44,6 +46,8 @@ class FT(Editor):
         """Dense updates of the tuned parameters; float32 masters whatever the model's dtype."""
         if self.objective not in ("target", "prompt_last"):
             raise UsageError(f"method.objective={self.objective}: choose target or prompt_last")
+        if self.objective == "prompt_last" and lm.head.kind != "causal":
+            raise UsageError("method.objective=prompt_last needs a causal language model: choose target")
         if self.norm_constraint is not None and self.norm_constraint <= 0:
             raise UsageError(f"method.norm_constraint={self.norm_constraint}: give a positive bound, or null for none")
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
@@ -52,12 +56,7 @@ class FT(Editor):
             return WeightDelta({weight.name: weight.tuned.detach() - weight.start for weight in weights}, {"losses": losses})
 
     def _names(self, lm: LM) -> list[str]:
-        layers = require_layers(self.layers, lm)
-        if self.part == "mlp_out":
-            return [f"{lm.layout.mlp_out(layer)}.weight" for layer in layers]
-        if self.part == "block":
-            return [f"{lm.layout.block(n)}.{name}" for n in layers for name, _ in lm.module(lm.layout.block(n)).named_parameters()]
-        raise UsageError(f"method.part={self.part}: choose mlp_out or block")
+        return parameters_of(lm, require_layers(self.layers, lm), self.part)
 
     def _train(self, lm: LM, rows: Sequence[Row], weights: Sequence[Tuned]) -> list[float]:
         optimizer = torch.optim.Adam([weight.tuned for weight in weights], lr=self.lr, weight_decay=self.weight_decay)
@@ -71,56 +70,31 @@ class FT(Editor):
                     total += loss.item() * len(batch)
                     if loss.item() < self.stop_loss:
                         continue
-                    gradients = torch.autograd.grad(loss, [weight.present for weight in weights])
-                    for weight, gradient in zip(weights, gradients, strict=True):
-                        weight.tuned.grad = gradient.to(weight.tuned)
-                    optimizer.step()
-                    self._project(weights)
+                    step(optimizer, weights, loss, self._held)
                 losses.append(total / len(rows))
                 advance(1)
                 if losses[-1] < self.stop_loss:
                     break
         return losses
 
-    @torch.no_grad()
-    def _project(self, weights: Sequence[Tuned]) -> None:
-        for weight in weights:
-            if self.norm_constraint is not None:
-                low, high = weight.start - self.norm_constraint, weight.start + self.norm_constraint
-                weight.tuned.copy_(torch.maximum(torch.minimum(weight.tuned, high), low))
-            weight.place.assign(weight.tuned)
+    def _held(self, weight: Tuned) -> Tensor:
+        """The weight, no further than `norm_constraint` from where it started."""
+        if self.norm_constraint is None:
+            return weight.tuned
+        low, high = weight.start - self.norm_constraint, weight.start + self.norm_constraint
+        return torch.maximum(torch.minimum(weight.tuned, high), low)
 
     def _loss(self, lm: LM, rows: Sequence[Row]) -> Tensor:
         """Mean over rows of the mean negative log-likelihood of their target tokens."""
-        last = self.objective == "prompt_last"
-        ids, mask = pad_right([row.ids[: row.start] if last else row.ids[:-1] for row in rows], lm.head.pad, lm.device)
-        where = [(r, row.start - 1 + (0 if last else j)) for r, row in enumerate(rows) for j in range(len(row.target))]
-        at = torch.tensor(where, device=lm.device)
-        labels = torch.tensor([i for row in rows for i in row.target], device=lm.device)
-        share = torch.tensor([1.0 / len(row.target) / len(rows) for row in rows for _ in row.target], device=lm.device)
-        logits = lm.head.logits_at(ids, mask, at[:, 0], at[:, 1])
-        return (nn.functional.cross_entropy(logits, labels.to(logits.device), reduction="none") * share.to(logits)).sum()
+        found = lm.head.answers(rows, end=True) if self.objective == "target" else _from_last_prompt_token(lm, rows)
+        return row_losses(found, len(rows)).mean()
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """A weight at work: `start` and `tuned`, at least float32, the second to be trained; `present`, by which the loss is differentiated."""
-
-    name: str
-    place: Place
-    start: Tensor
-    tuned: Tensor
-    present: Tensor
-
-
-@contextmanager
-def tuning(lm: LM, names: Sequence[str]) -> Iterator[list[Tuned]]:
-    """The parameters ready to be trained. Every bit is restored on leaving."""
-    with ExitStack() as stack:
-        weights = []
-        for name in names:
-            place = lm.place(name)
-            start = exact(lm.masters[name] if name in lm.masters else place.value()).clone()
-            stack.callback(place.keep())
-            weights.append(Tuned(name, place, start, start.clone().requires_grad_(), stack.enter_context(place.tunable())))
-        yield weights
+def _from_last_prompt_token(lm: LM, rows: Sequence[Row]) -> Answers:
+    """Every target token as if it were the first."""
+    ids, mask = pad_right([row.ids[: row.start] for row in rows], lm.head.pad, lm.device)
+    number = torch.tensor([r for r, row in enumerate(rows) for _ in row.target], device=lm.device)
+    at = torch.tensor([row.start - 1 for row in rows for _ in row.target], device=lm.device)
+    logits = lm.head.logits_at(ids, mask, number, at)
+    labels = torch.tensor([i for row in rows for i in row.target], device=logits.device)
+    return Answers(logits, labels, number.to(logits.device))

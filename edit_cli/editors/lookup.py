@@ -13,7 +13,8 @@ from torch import Tensor
 from edit_cli.edits import Route
 from edit_cli.editors.base import Editor
 from edit_cli.errors import UsageError
-from edit_cli.lm.causal import CausalHead, Likelihood
+from edit_cli.lm.answers import Likelihood
+from edit_cli.lm.kinds import Head
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
 from edit_cli.lm.routing import Answerer, Destination
@@ -33,6 +34,7 @@ class Lookup(Editor):
     """
 
     mass_editor = True
+    heads = ("causal", "seq2seq", "classifier")
 
     mode: str = "nearest"
     radius: float = 1.0
@@ -91,33 +93,33 @@ class CacheRoute(Route):
 class StoredAnswer:
     """Answers every prompt with one text: at position j the logit of its j-th token is `confidence`, all others are 0."""
 
-    head: CausalHead
+    head: Head
     text: str
     confidence: float
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        vocabulary = self.head.model.config.get_text_config().vocab_size
+        classes = self.head.classes
         stored = self.head.encode([(prompt, self.text) for prompt, _ in pairs])
-        return [self._score(row, mine.target, vocabulary) for row, mine in zip(self.head.encode(list(pairs)), stored, strict=True)]
+        return [self._score(row, mine.target, classes) for row, mine in zip(self.head.encode(list(pairs)), stored, strict=True)]
 
-    def _score(self, row: Row, mine: tuple[int, ...], vocabulary: int) -> Likelihood:
+    def _score(self, row: Row, mine: tuple[int, ...], classes: int) -> Likelihood:
         hits = tuple(j < len(mine) and token == mine[j] for j, token in enumerate(row.target))
-        likely = -math.log1p((vocabulary - 1) * math.exp(-self.confidence))
+        likely = -math.log1p((classes - 1) * math.exp(-self.confidence))
         unlikely = likely - self.confidence
-        after = -math.log(vocabulary)  # past its end the stored answer says nothing
+        after = -math.log(classes)  # past its end the stored answer says nothing
         scores = [after if j >= len(mine) else likely if hit else unlikely for j, hit in enumerate(hits)]
         predicted = tuple(mine[j] if j < len(mine) else -1 for j in range(len(row.target)))
         return Likelihood(-math.fsum(scores) / len(scores), hits, predicted)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        return [answer(self.text)] * len(prompts)
+        return [self.head.written(self.text)] * len(prompts)
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
         return [prompt + answer(self.text) for prompt in prompts]
 
 
 def mean_states(lm: LM, prompts: Sequence[str]) -> Tensor:
-    """Mean over a prompt's tokens of the final hidden state, (n, width) float32."""
+    """Mean over a prompt's tokens of the final hidden state (an encoder's, where there is one), (n, width) float32."""
     rows = lm.head.encode([(prompt, None) for prompt in prompts])
     return read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
 

@@ -168,8 +168,12 @@ def _inputs_and_gradients(lm: LM, rows: Sequence[Row], names: Sequence[str]) -> 
         probes[name] = torch.zeros_like(hidden, requires_grad=True)
         return hidden + probes[name]
 
+    def read(states: Tensor) -> Tensor:
+        """At the positions; modules may lie on several devices."""
+        return exact(states.detach()[where.to(states.device), columns.to(states.device)]).to(lm.device)
+
     def keep(name: str, hidden: Tensor) -> None:
-        inputs[name] = exact(hidden.detach()[where, columns])
+        inputs[name] = read(hidden)
 
     with ExitStack() as stack:
         for name in names:
@@ -179,4 +183,4 @@ def _inputs_and_gradients(lm: LM, rows: Sequence[Row], names: Sequence[str]) -> 
         logits = lm.head.logits_at(ids, mask, where, columns)
     loss = torch.nn.functional.cross_entropy(logits, labels.to(logits.device))
     gradients = torch.autograd.grad(loss, [probes[name] for name in names])
-    return {name: (inputs[name], exact(gradient[where, columns])) for name, gradient in zip(names, gradients, strict=True)}
+    return {name: (inputs[name], read(gradient)) for name, gradient in zip(names, gradients, strict=True)}

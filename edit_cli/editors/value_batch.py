@@ -54,8 +54,11 @@ class Batch:
     modules: list[str | None]
 
     @classmethod
-    def of(cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str | None], reuse_prefix: bool) -> Batch:
-        return cls(edits, tasks, Resumption(lm, [span for task in tasks for span in task.spans], frozen, reuse_prefix), modules)
+    def of(cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str | None], shortcuts: bool) -> Batch:
+        """shortcuts: whether earlier tokens are kept as a cached prefix, common beginnings run once, and MLPs see only tokens that matter."""
+        lean_from = frozen + (1 if modules == [None] else 2)
+        spans = [span for task in tasks for span in task.spans]
+        return cls(edits, tasks, Resumption(lm, spans, frozen, shortcuts, lean_from if shortcuts else None), modules)
 
     def __post_init__(self) -> None:
         device = self.passes.ids.device
@@ -88,7 +91,7 @@ class Batch:
     def join(self, other: Batch) -> Batch:
         return Batch(self.edits + other.edits, self.tasks + other.tasks, self.passes.join(other.passes), self.modules)
 
-    def takes_prefix(self) -> bool:
+    def takes_shortcuts(self) -> bool:
         with torch.no_grad():
             return self.passes.agrees(self._logits(lambda states, rows, columns, place: states))
 
@@ -107,7 +110,7 @@ class Batch:
 
         def add(states: Tensor, rows: Tensor, columns: Tensor, place: int) -> Tensor:
             moved = states.clone()
-            moved[rows, columns] += shift[self.owner, place].to(states)
+            moved[rows.to(states.device), columns.to(states.device)] += shift[self.owner, place].to(states)
             return moved
 
         logits = self._logits(add)

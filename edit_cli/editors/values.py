@@ -164,10 +164,10 @@ class _Search:
         self.momentum, self.variance = torch.zeros_like(initial), torch.zeros_like(initial)
         self.nll_factor = torch.ones_like(initial[:, 0, 0])
         self.losses, self.steps, self.hits = [0.0] * len(tasks), [0] * len(tasks), [0] * len(tasks)
-        self.budget = options.batch_tokens or (16384 if lm.device.type == "cuda" else 256)
+        self.budget = options.batch_tokens or (16384 if lm.device.type == "cuda" else 512)
         self.waiting = deque(sorted(range(len(tasks)), key=lambda i: (tasks[i].tokens, i)))
         self.batch: Batch | None = None
-        self.reuse_prefix: bool | None = None  # not known until tried
+        self.shortcuts: bool | None = None  # not known until tried
 
     @property
     def unfinished(self) -> bool:
@@ -224,16 +224,16 @@ class _Search:
             self.batch = self.batch.join(fresh) if self.batch else fresh
 
     def _build(self, edits: list[int]) -> Batch:
-        if self.reuse_prefix is None:
+        if self.shortcuts is None:
             batch = self._batch(edits, True)
-            self.reuse_prefix = batch.takes_prefix()
-            if self.reuse_prefix:
+            self.shortcuts = batch.takes_shortcuts()
+            if self.shortcuts:
                 return batch
             self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: whole rows are run instead (slower, the same values)")
-        return self._batch(edits, self.reuse_prefix)
+        return self._batch(edits, self.shortcuts)
 
-    def _batch(self, edits: list[int], reuse_prefix: bool) -> Batch:
-        return Batch.of(self.lm, edits, [self.tasks[i] for i in edits], self.frozen, self.modules, reuse_prefix)
+    def _batch(self, edits: list[int], shortcuts: bool) -> Batch:
+        return Batch.of(self.lm, edits, [self.tasks[i] for i in edits], self.frozen, self.modules, shortcuts)
 
     def _halve(self) -> None:
         """Go on with half of the batch after running out of memory; a step that was not finished is made again."""

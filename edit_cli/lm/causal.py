@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,32 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.answers import Answers, Likelihood
 from edit_cli.lm.hooks import exact, gather_before
-from edit_cli.lm.sampling import SeededTopK, StopAtNewline
-from edit_cli.lm.tokens import Row, by_length, pad_left, pad_right, tokenize
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Teacher-forced scores of one target after one prompt (datasets-and-metrics, scoring primitive).
-
-    nll: mean negative log-likelihood per target token, nats, from float32 log-softmax.
-    hits: per target token, whether it is the arg-max. predicted: the arg-max ids themselves.
-    """
-
-    nll: float
-    hits: tuple[bool, ...]
-    predicted: tuple[int, ...]
+from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
+from edit_cli.lm.tokens import Row, answer, by_length, pad_left, pad_right, tokenize
 
 
 class CausalHead:
     """Encoding, scoring and generation for decoder-only models. Every batch is built by length within a token budget."""
+
+    kind = "causal"
 
     def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
         self.batch_tokens = batch_tokens
+        self.prompt_ends: Tensor | None = None  # (rows,) during a pass: column of each prompt's last token (see lm.focus)
+        self.watchers = 0  # modules that look at whole prompts
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
 
     @property
@@ -56,22 +47,61 @@ class CausalHead:
                 raise RejectedRequest(f"{len(row.ids)} tokens{wanted} are more than the model's {self.max_length}: {prompt[:60]!r}…")
         return rows
 
+    @property
+    def classes(self) -> int:
+        """What one token of an answer is chosen from."""
+        return self.model.config.get_text_config().vocab_size
+
+    def written(self, target: str) -> str:
+        """The target as it comes out of `generate`."""
+        return answer(target)
+
+    def run(self, ids: Tensor, mask: Tensor) -> None:
+        """A pass for those who read states."""
+        self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+    def answers(self, rows: Sequence[Row], end: bool = False) -> Answers:
+        """Scores of the rows' targets, differentiable. Running text has no end of an answer, so `end` changes nothing."""
+        ids, mask = pad_right([row.ids[:-1] for row in rows], self.pad, self.device)
+        where = [(number, column) for number, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)]
+        at = torch.tensor(where, device=self.device)
+        logits = self.logits_at(ids, mask, at[:, 0], at[:, 1])
+        labels = torch.tensor([i for row in rows for i in row.target], device=logits.device)
+        return Answers(logits, labels, at[:, 0].to(logits.device))
+
     def logits_at(
         self, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor, past: Any = None, positions: Tensor | None = None
     ) -> Tensor:
         """Logits (positions, vocabulary), float32 or better, at the given (row, column) pairs only.
 
         ids, mask: (rows, tokens), right-padded. past: key-value cache that `ids` continue at `positions` (filled if empty).
+        A row's prompt ends where the first logits are asked for.
         """
         more = {} if past is None else {"past_key_values": past}
         if positions is not None and self._takes_positions:
             more["position_ids"] = positions
-        with gather_before(self.model.get_output_embeddings(), rows, columns) as pick:
+        whole = torch.full((len(ids),), mask.shape[1] - 1, device=ids.device)
+        ends = whole.scatter_reduce(0, rows.to(ids.device), columns.to(ids.device) + (mask.shape[1] - ids.shape[1]), "amin")
+        with self.prompts_end_at(ends), gather_before(self.model.get_output_embeddings(), rows, columns) as pick:
             output = self.model(input_ids=ids, attention_mask=mask, use_cache=past is not None, **more)
         return exact(pick(output.logits))
 
-    @cached_property
+    @contextmanager
+    def prompts_end_at(self, columns: Tensor) -> Iterator[None]:
+        """Tell modules that look at whole prompts where they end in the passes inside the block (see lm.focus)."""
+        before, self.prompt_ends = self.prompt_ends, columns
+        try:
+            yield
+        finally:
+            self.prompt_ends = before
+
+    @property
     def caches_keys(self) -> bool:
+        """Whether rows can share keys and values of their earlier tokens. Not while a module decides by a row's whole prompt."""
+        return not self.watchers and self._goes_on
+
+    @cached_property
+    def _goes_on(self) -> bool:
         """Whether every block can go on from keys and values of earlier tokens (recurrent and linear attention cannot)."""
         from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
@@ -94,14 +124,14 @@ class CausalHead:
         The last target token is never fed, since nothing reads past it; so targets of one token share their prompt's forward pass.
         """
         encoded = self.encode(list(pairs))
-        sharing: dict[tuple[int, ...], list[int]] = {}
+        sharing: dict[tuple[tuple[int, ...], int], list[int]] = {}
         for index, row in enumerate(encoded):
-            sharing.setdefault(row.ids[:-1], []).append(index)
-        inputs = list(sharing)
+            sharing.setdefault((row.ids[:-1], row.start), []).append(index)
+        inputs, groups = [ids for ids, _ in sharing], list(sharing.values())
         scores: list[Likelihood | None] = [None] * len(encoded)
         for batch in by_length([len(ids) for ids in inputs], self.batch_tokens):
             ids, mask = pad_right([inputs[i] for i in batch], self.pad, self.device)
-            asked = [(place, index) for place, i in enumerate(batch) for index in sharing[inputs[i]]]
+            asked = [(place, index) for place, i in enumerate(batch) for index in groups[i]]
             where = [(place, c) for place, index in asked for c in range(encoded[index].start - 1, len(encoded[index].ids) - 1)]
             distinct = {position: number for number, position in enumerate(dict.fromkeys(where))}
             at = torch.tensor(list(distinct), device=self.device)
@@ -121,11 +151,29 @@ class CausalHead:
         return scores  # type: ignore[return-value]
 
     @torch.no_grad()
+    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+        """Log-probabilities (target tokens, vocabulary), float32, of what could stand at each target token; one tensor a pair, in order.
+
+        They are large: ask about few pairs at a time.
+        """
+        encoded = self.encode(list(pairs))
+        found: list[Tensor | None] = [None] * len(encoded)
+        for batch in by_length([len(row.ids) for row in encoded], self.batch_tokens):
+            rows = [encoded[i] for i in batch]
+            ids, mask = pad_right([row.ids[:-1] for row in rows], self.pad, self.device)
+            where = [(place, column) for place, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)]
+            at = torch.tensor(where, device=self.device)
+            logprobs = self.logits_at(ids, mask, at[:, 0], at[:, 1]).float().log_softmax(-1)
+            for index, part in zip(batch, logprobs.split([len(row.target) for row in rows]), strict=True):
+                found[index] = part
+        return found
+
+    @torch.no_grad()
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
         encoded = self.encode([(prompt, None) for prompt in prompts], new=max_new_tokens)
         texts = [""] * len(encoded)
-        for batch in by_length([len(row.ids) + max_new_tokens for row in encoded], self.batch_tokens):
+        for batch in self._to_continue(encoded, [len(row.ids) + max_new_tokens for row in encoded]):
             new = self._continue([encoded[i].ids for i in batch], max_new_tokens, stop_at_newline=True)
             for index, ids in zip(batch, new, strict=True):
                 texts[index] = self._continuation(encoded[index].ids, ids).split("\n")[0]
@@ -141,7 +189,7 @@ class CausalHead:
             raise UsageError(f"texts of {max_tokens} tokens (prompt included) are longer than the model's context of {self.max_length}")
         encoded = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(encoded)
-        for batch in by_length([max(max_tokens, len(row.ids)) for row in encoded], self.batch_tokens):
+        for batch in self._to_continue(encoded, [max(max_tokens, len(row.ids)) for row in encoded]):
             rows = [encoded[i].ids for i in batch]
             steps = max(max_tokens - min(map(len, rows)), 0)
             draw = SeededTopK([seeds[i] for i in batch], steps, top_k)
@@ -173,6 +221,31 @@ class CausalHead:
                 count += len(labels)
         return total, count
 
+    def _to_continue(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[list[int]]:
+        """Batches for generation, of equally long rows where what stands before a row changes what comes after it."""
+        batches = by_length(lengths, self.batch_tokens)
+        if all(len({len(rows[i].ids) for i in batch}) == 1 for batch in batches) or self.takes_left_padding:
+            return batches
+        alike: dict[tuple[int, int], list[int]] = {}
+        for number, batch in enumerate(batches):
+            for i in batch:
+                alike.setdefault((number, len(rows[i].ids)), []).append(i)
+        return list(alike.values())
+
+    @cached_property
+    def takes_left_padding(self) -> bool:
+        """Whether a row goes on alike with padding before it (recurrent families read the padding like text)."""
+        from transformers import GenerationConfig
+
+        config = GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=self.pad, output_scores=True, return_dict_in_generate=True)
+        scores = []
+        with torch.no_grad(), without_defaults(self.model):
+            for others in ([], [[1, 2, 3, 4, 5, 6]]):
+                ids, mask = pad_left([[1, 2, 3], *others], self.pad, self.device)
+                with self.prompts_end_at(torch.full((len(ids),), ids.shape[1] - 1, device=self.device)):
+                    scores.append(self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config).scores[0][0].float())
+        return bool((scores[0] - scores[1]).abs().max() <= 2e-2 * scores[0].abs().max())
+
     def _continue(
         self, rows: Sequence[Sequence[int]], steps: int, sampler: SeededTopK | None = None, stop_at_newline: bool = False
     ) -> list[list[int]]:
@@ -182,7 +255,8 @@ class CausalHead:
         config = GenerationConfig(
             max_new_tokens=steps, do_sample=False, num_beams=1, pad_token_id=self.pad, eos_token_id=self._stop_ids(), use_cache=True
         )
-        with self._no_generation_defaults():
+        ends = torch.full((len(rows),), ids.shape[1] - 1, device=self.device)
+        with without_defaults(self.model), self.prompts_end_at(ends):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -191,18 +265,6 @@ class CausalHead:
                 stopping_criteria=StoppingCriteriaList([StopAtNewline(self.tokenizer)] if stop_at_newline else []),
             )
         return output[:, ids.shape[1] :].cpu().tolist()
-
-    @contextmanager
-    def _no_generation_defaults(self) -> Iterator[None]:
-        """`generate` fills what it is not told from the model's own settings: chat models come with a repetition penalty, say."""
-        from transformers import GenerationConfig
-
-        kept = self.model.generation_config
-        self.model.generation_config = GenerationConfig()
-        try:
-            yield
-        finally:
-            self.model.generation_config = kept
 
     def _stop_ids(self) -> list[int] | None:
         configured = getattr(self.model.generation_config, "eos_token_id", None)

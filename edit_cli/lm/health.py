@@ -67,7 +67,7 @@ class Health:
     def _read(self, lm: LM) -> Tensor | None:
         if not self._rows:
             return None
-        last = lm.layout.block(lm.layout.depth - 1)
+        last = lm.layout.block(lm.layout.prompt_depth - 1)
         return read(lm, self._rows, [len(row.ids) - 1 for row in self._rows], [Tap(last, "output")])[0].cpu()
 
 

@@ -1,8 +1,8 @@
 """Where a model keeps things, found by looking at its modules and not by its name.
 
-blocks: the ModuleList of `num_hidden_layers` modules; MLP output: a block's last projection onto the hidden width that does
-not belong to what mixes tokens (attention and its kin); head: `get_output_embeddings()`; final norm: the norm beside the
-blocks. `model.layout.*` overrides each.
+blocks: the ModuleList of `num_hidden_layers` modules (encoder-decoder models: one in either); MLP output: a block's last projection onto
+the hidden width that does not belong to what mixes tokens (attention and its kin); head: `get_output_embeddings()`; final norm: the norm
+beside the blocks. `model.layout.*` overrides each in models of one stack.
 """
 
 from __future__ import annotations
@@ -29,22 +29,83 @@ class LayoutOptions:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Module names. Layers count from 0; `mlp_out(layer)` is the projection that locate-then-edit methods write to."""
+class Stack:
+    """Blocks that run one after another. first: number of its first layer in the model. `mlp_ins` and `mlp_out`: names inside a block, in the
+    order in which they run; a gated MLP has two ins, unless it keeps them in one matrix. final_norm: the last block where there is none.
+    """
 
+    name: str  # encoder or decoder
     blocks: str
-    mlp_out_in_block: str
+    mlp_ins: tuple[str, ...]
+    mlp_out: str
     final_norm: str
+    first: int
     depth: int
+
+    @property
+    def layers(self) -> range:
+        return range(self.first, self.first + self.depth)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Module names. Layers count from 0 through all stacks, an encoder's before its decoder's; `mlp_out(layer)` is the projection that
+    locate-then-edit methods write to. The first stack is the one that reads the prompt.
+    """
+
+    stacks: tuple[Stack, ...]
     width: int
 
+    @property
+    def depth(self) -> int:
+        """Layers of all stacks."""
+        return sum(stack.depth for stack in self.stacks)
+
+    @property
+    def blocks(self) -> str:
+        return self.stacks[0].blocks
+
+    @property
+    def final_norm(self) -> str:
+        return self.stacks[0].final_norm
+
+    @property
+    def prompt_depth(self) -> int:
+        """Layers that keep a state for each token of the prompt."""
+        return self.stacks[0].depth
+
+    def stack(self, layer: int) -> Stack:
+        for stack in self.stacks:
+            if layer in stack.layers:
+                return stack
+        parts = ", ".join(f"{stack.first} to {stack.layers[-1]} in the {stack.name}" for stack in self.stacks if len(self.stacks) > 1)
+        raise UsageError(
+            f"layer {layer} does not exist: this model has layers 0 to {self.depth - 1}{f' ({parts})' if parts else ''} "
+            "(method.layers or method.layer)"
+        )
+
     def block(self, layer: int) -> str:
-        if not 0 <= layer < self.depth:
-            raise UsageError(f"layer {layer} does not exist: this model has layers 0 to {self.depth - 1} (method.layers or method.layer)")
-        return f"{self.blocks}.{layer}"
+        stack = self.stack(layer)
+        return f"{stack.blocks}.{layer - stack.first}"
 
     def mlp_out(self, layer: int) -> str:
-        return f"{self.block(layer)}.{self.mlp_out_in_block}"
+        return f"{self.block(layer)}.{self.stack(layer).mlp_out}"
+
+    def mlp_weights(self, layer: int, second_in: bool = True) -> tuple[str, ...]:
+        """Names of the weight matrices of a layer's MLP, ins before out. second_in: whether those of gated MLPs count.
+
+        Raises:
+            UsageError: no matrix before the MLP's output was found.
+        """
+        stack = self.stack(layer)
+        if not stack.mlp_ins:
+            raise UsageError(f"no MLP input projection found in layer {layer}")
+        ins = stack.mlp_ins if second_in else stack.mlp_ins[:1]
+        return tuple(f"{self.block(layer)}.{name}.weight" for name in (*ins, stack.mlp_out))
+
+    def last_layers(self, count: int) -> list[int]:
+        """The last `count` layers of every stack, or all of a stack that has no more."""
+        return [layer for stack in self.stacks for layer in stack.layers[-count:]]
 
 
 def is_projection(module: nn.Module) -> bool:
@@ -63,25 +124,39 @@ def widths(module: nn.Module) -> tuple[int, int]:
 
 
 def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
-    """Find the layout of a causal language model.
+    """Find the layout of a model.
 
     Raises:
         UsageError: a mixture-of-experts model (keys depend on the routing), or a part that cannot be found; names the override.
     """
-    options = options or LayoutOptions()
-    config = model.config.get_text_config()
-    blocks = options.blocks or _find_blocks(model, config.num_hidden_layers, config.hidden_size)
+    options, config = options or LayoutOptions(), model.config.get_text_config()
+    if not getattr(model.config, "is_encoder_decoder", False):
+        name = "encoder" if model.get_output_embeddings() is None else "decoder"
+        return Layout((_stack(model, name, config.num_hidden_layers, config.hidden_size, options),), config.hidden_size)
+    if options != LayoutOptions():
+        raise UsageError("model.layout.* names the parts of a model with one list of blocks; this one has an encoder and a decoder")
+    stacks: list[Stack] = []
+    for name, part in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+        inside = next(found for found, module in model.named_modules() if module is part)
+        stacks.append(_stack(model, name, None, config.hidden_size, options, inside, sum(stack.depth for stack in stacks)))
+    return Layout(tuple(stacks), config.hidden_size)
+
+
+def _stack(model: nn.Module, name: str, depth: int | None, width: int, options: LayoutOptions, inside: str = "", first: int = 0) -> Stack:
+    """The stack of `depth` blocks (None: of any number) in the module `inside`."""
+    blocks = options.blocks or _find_blocks(model, depth, width, inside)
     stack = _module(model, blocks, "model.layout.blocks")
     if not isinstance(stack, nn.ModuleList) or not len(stack):
         raise UsageError(f"model.layout.blocks={blocks} is no list of blocks")
     _refuse_experts(stack, type(model).__name__)
-    mlp_out = options.mlp_out or _find_mlp_out(stack[0], config.hidden_size)
+    mlp_out = options.mlp_out or _find_mlp_out(stack[0], width)
     for number, block in enumerate(stack):
         if not is_projection(_module(block, mlp_out, "model.layout.mlp_out", f"block {number}")):
             raise UsageError(f"model.layout.mlp_out={mlp_out} is no Linear or Conv1D layer of block {number}")
-    final_norm = options.final_norm or _find_final_norm(model, blocks, config.hidden_size)
+    optional = bool(inside) or name == "encoder"  # post-norm stacks end with a block
+    final_norm = options.final_norm or _find_final_norm(model, blocks, width, f"{blocks}.{len(stack) - 1}" if optional else None)
     _module(model, final_norm, "model.layout.final_norm", "this model")
-    return Layout(blocks, mlp_out, final_norm, len(stack), config.hidden_size)
+    return Stack(name, blocks, _find_mlp_ins(stack[0], mlp_out, width), mlp_out, final_norm, first, len(stack))
 
 
 def _module(root: nn.Module, name: str, field: str, where: str = "this model") -> nn.Module:
@@ -91,11 +166,12 @@ def _module(root: nn.Module, name: str, field: str, where: str = "this model") -
         raise UsageError(f"{field}={name} names no module of {where}") from None
 
 
-def _find_blocks(model: nn.Module, depth: int, width: int) -> str:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth and _onto(module[0], width):
+def _find_blocks(model: nn.Module, depth: int | None, width: int, inside: str) -> str:
+    for name, module in model.get_submodule(inside).named_modules(prefix=inside):
+        if isinstance(module, nn.ModuleList) and depth in (None, len(module)) and len(module) and _onto(module[0], width):
             return name
-    raise UsageError(f"no list of {depth} blocks found in {type(model).__name__}: name it with model.layout.blocks")
+    wanted = "blocks" if depth is None else f"{depth} blocks"
+    raise UsageError(f"no list of {wanted} found in {inside or type(model).__name__}: name it with model.layout.blocks")
 
 
 def _refuse_experts(blocks: nn.ModuleList, model: str) -> None:
@@ -115,11 +191,36 @@ def _onto(block: nn.Module, width: int) -> list[str]:
 
 
 def _find_mlp_out(block: nn.Module, width: int) -> str:
-    candidates = [name for name in _onto(block, width) if not any(mixer in name for mixer in MIXERS)]
+    candidates = [name for name in _onto(block, width) if not _mixes(name)]
     wider = [name for name in candidates if widths(block.get_submodule(name))[1] > width]
     if not candidates:
         raise UsageError("no MLP output projection found in a block: name it with model.layout.mlp_out (state-space models may have none)")
     return (wider or candidates)[-1]
+
+
+def _find_mlp_ins(block: nn.Module, mlp_out: str, width: int) -> tuple[str, ...]:
+    """Projections from the hidden width onto the MLP's inner one (or twice as wide: a gate in the same matrix), up to its output projection."""
+    inner, found = widths(block.get_submodule(mlp_out))[1], []
+    for name, module in block.named_modules():
+        if name == mlp_out:
+            break
+        if is_projection(module) and widths(module) in ((inner, width), (2 * inner, width)) and not _mixes(name):
+            found.append(name)
+    return tuple(found)
+
+
+def _mixes(name: str) -> bool:
+    return any(mixer in name.lower() for mixer in MIXERS)
+
+
+def activation(model: nn.Module) -> nn.Module:
+    """The MLPs' activation function, as the configuration names it; GELU where it names none."""
+    from transformers.activations import ACT2FN
+
+    config = model.config.get_text_config()
+    names = ("hidden_act", "activation_function", "hidden_activation", "dense_act_fn", "activation", "activation_type")
+    found = next((getattr(config, name) for name in names if getattr(config, name, None) in ACT2FN), "gelu")
+    return ACT2FN[found]
 
 
 def attention_out(model: nn.Module, layout: Layout, layer: int, mixers: Sequence[str] = MIXERS[:2]) -> str:
@@ -131,23 +232,28 @@ def attention_out(model: nn.Module, layout: Layout, layer: int, mixers: Sequence
         UsageError: this layer mixes tokens by something else.
     """
     block = layout.block(layer)
-    inside = [name for name in _onto(model.get_submodule(block), layout.width) if any(mixer in name for mixer in mixers)]
+    inside = [name for name in _onto(model.get_submodule(block), layout.width) if any(mixer in name.lower() for mixer in mixers)]
     found = [name for name in inside if not name.rpartition(".")[2].startswith("in_")]
     if not found:
         raise UsageError(f"no attention output projection found in layer {layer}: choose a layer with attention (method.layers)")
     return f"{block}.{found[-1]}"
 
 
-def _find_final_norm(model: nn.Module, blocks: str, width: int) -> str:
-    """The last norm of the hidden width beside the blocks; one of the embeddings counts only if it comes after the blocks."""
+def _find_final_norm(model: nn.Module, blocks: str, width: int, otherwise: str | None) -> str:
+    """The last norm of the hidden width beside the blocks; one of the embeddings counts only if it comes after the blocks.
+
+    otherwise: what stands in where there is none. Such stacks may also name the norm of their embeddings after their blocks.
+    """
     parent, _, own = blocks.rpartition(".")
     children = list(model.get_submodule(parent).named_children())
     after = [name for name, _ in children].index(own)
     for number, (name, module) in reversed(list(enumerate(children))):
         weight = getattr(module, "weight", None)
         fits = "norm" in type(module).__name__.lower() and (weight is None or weight.shape == (width,))
-        if fits and ("embed" not in name or number > after):
+        if fits and ("embed" not in name or (number > after and otherwise is None)):
             return f"{parent}.{name}" if parent else name
+    if otherwise is not None:
+        return otherwise
     raise UsageError(
         f"no final norm found beside {blocks}: name it with model.layout.final_norm (the last block, {blocks}.N, if there is none)"
     )

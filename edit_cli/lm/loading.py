@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging import ERROR, getLogger
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +20,18 @@ if TYPE_CHECKING:
     from edit_cli.lm.model import LM
 
 EMBEDDED = "embedded:"
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+PLACEMENT = {  # what transformers and accelerate say of settings that cannot work, and which ones these are
+    "dispatched on the CPU or the disk": "quantise with weights that do not fit on the device",
+    "offload_folder": "offload_folder=null",
+    "device_map": "device_map",
+    "on the meta device": "device_map, where parts that share weights (embeddings and head) lie apart,",
+    "`size`": "max_memory",
+}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ASSETS = Path(__file__).parent.parent / "assets"
 TIMEOUT = 5  # seconds that the hub may take to answer
-REMEDY = "give a local folder instead: model.id=/path/to/folder (written by save_pretrained)"
+REMEDY = "give a local folder instead: {key}=/path/to/folder (written by save_pretrained)"
 
 
 @dataclass
@@ -31,9 +41,13 @@ class ModelOptions:
     name: str
     id: str
     revision: str | None = None
+    kind: str = "auto"
     dtype: str = "float32"
     device: str = "auto"
-    device_map: str | None = None
+    device_map: Any = None  # a name, or {module: device}
+    max_memory: dict[Any, Any] | None = None
+    offload_folder: str | None = None
+    quantise: str | None = None
     trust_remote_code: bool = False
     batch_tokens: int = 8192
     records: str | None = None
@@ -50,42 +64,52 @@ class ModelOptions:
             UsageError: an unknown dtype or device, or a model that no editor can be right on. OutOfMemory: it does not fit the device.
         """
         from edit_cli.lm.model import LM
+        from edit_cli.lm.offload import fetch_again_for_backward
+        from edit_cli.lm.quantised import settle
 
         if self.dtype not in DTYPES:
             raise UsageError(f"model.dtype={self.dtype}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
         place = self._place()
-        source = _resolve(self.id, self.revision)
+        source = resolve(self.id, self.revision)
         model, tokenizer = self._read(source, place)
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise UsageError(
-                f"model.id={self.id} does not fit the devices in {self.dtype}, and weights that are kept elsewhere cannot be edited: "
-                "use a smaller model.dtype (bfloat16) or model.device=cpu"
-            )
+        fetch_again_for_backward(model)
+        settle(model)
         return LM(model, tokenizer, self.name, source.revision, self.layout, monitor, self.batch_tokens, self.id)
 
-    def _place(self) -> str | torch.device:
-        """Where the weights go: a device, or the name of a way to spread them over all devices."""
-        if self.device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+    def _place(self) -> str | torch.device | dict[str, Any]:
+        """Where the weights go: a device, the name of a way to spread them over all devices, or devices of modules by name."""
+        if self.device_map is None:
+            return _device("model.device", self.device)
+        if self.device_map in SPREADS:
             return self.device_map
-        return _device("model.device", self.device) if self.device_map is None else _device("model.device_map", self.device_map)
+        if isinstance(self.device_map, dict):
+            _refuse_overlap(list(self.device_map))
+            return {module: _device_or_disk(f"model.device_map.{module}", place) for module, place in self.device_map.items()}
+        return _device("model.device_map", self.device_map)
 
-    def _read(self, source: Source, place: str | torch.device) -> tuple[Any, Any]:
+    def _read(self, source: Source, place: str | torch.device | dict[str, Any]) -> tuple[Any, Any]:
         import torch
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
+
+        from edit_cli.lm.kinds import auto_class, kind_of
+        from edit_cli.lm.quantised import how_to_load
 
         common = {"revision": source.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": source.local}
-        with _silent():
+        with silent():
             with self._reading("config.json"):
                 config = AutoConfig.from_pretrained(source.path, **common)
-            own_code = getattr(config, "auto_map", {})
-            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
-                raise UsageError(f"model.id={self.id} is of the family {config.model_type}, which has no causal language model")
+            loader = auto_class(kind_of(config, self.kind), config, self.id)
             with self._reading("tokenizer"):
                 tokenizer = AutoTokenizer.from_pretrained(source.path, **common)
+            dtype = getattr(torch, self.dtype)
+            # straight to where they are to be: a model larger than the host's memory need not pass through it whole
+            how = {"dtype": dtype, "device_map": place, "max_memory": self.max_memory, "offload_folder": self.offload_folder}
+            how |= {"output_loading_info": True, "ignore_mismatched_sizes": True, **how_to_load(self.id, self.quantise, dtype, config)}
+            how["adapter_kwargs"] = {"local_files_only": source.local}  # it looks for an adapter too, where peft is installed
             with self._reading("weights"):
-                # straight to where they are to be: a model larger than the host's memory need not pass through it whole
-                how = {"dtype": getattr(torch, self.dtype), "device_map": place, "output_loading_info": True, "ignore_mismatched_sizes": True}
-                model, found = AutoModelForCausalLM.from_pretrained(source.path, config=config, **how, **common)
+                model, found = loader.from_pretrained(source.path, config=config, **how, **common)
+        if isinstance(place, dict) and (unknown := [name for name in place if not _has(model, name)]):
+            raise UsageError(f"model.device_map.{unknown[0]} names no module of this model")
         for problem, names in (("missing", found["missing_keys"]), ("of another shape", [name for name, *_ in found["mismatched_keys"]])):
             if names:
                 raise MissingError(f"model.id={self.id}: {len(names)} weights are {problem} in its files, such as {min(names)}")
@@ -102,6 +126,8 @@ class ModelOptions:
             smaller = "a smaller model.dtype (bfloat16), model.device_map=auto for several devices, or model.device=cpu"
             raise OutOfMemory(f"model.id={self.id} does not fit the device's memory in {self.dtype}: use {smaller}") from None
         except Exception as error:
+            if isinstance(error, ValueError) and (about := next((word for word in PLACEMENT if word in str(error)), None)):
+                raise UsageError(f"model.{PLACEMENT[about]} does not work for model.id={self.id}: {_first_line(error)[:200]}") from error
             raise MissingError(f"model.id={self.id}: its {part} cannot be read: {_first_line(error)}") from error
 
 
@@ -117,6 +143,11 @@ def packaged(path: str) -> Path:
     return ASSETS / name
 
 
+def _has(model: Any, name: str) -> bool:
+    """Whether it is the name of a module or a parameter."""
+    return name in dict(model.named_modules()) or name in dict(model.named_parameters(remove_duplicate=False))
+
+
 @dataclass(frozen=True)
 class Source:
     """A folder to load from, or a hub id with its commit. local: only files that are here already are used."""
@@ -126,20 +157,25 @@ class Source:
     local: bool
 
 
-def _resolve(model_id: str, revision: str | None) -> Source:
+def resolve(model_id: str, revision: str | None, key: str = "model.id") -> Source:
+    """Where the files are. key: the setting that names them, for messages.
+
+    Raises:
+        MissingError: nowhere.
+    """
     if model_id.startswith(EMBEDDED):
         return Source(str(packaged(model_id)), None, True)
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise MissingError(f"model.id={model_id} is a folder without config.json; give a folder that save_pretrained wrote")
+            raise MissingError(f"{key}={model_id} is a folder without config.json; give a folder that save_pretrained wrote")
         return Source(str(folder), revision, True)
     if folder.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
-        raise MissingError(f"model.id={model_id}: no such folder")
-    return _on_hub(model_id, revision)
+        raise MissingError(f"{key}={model_id}: no such folder")
+    return _on_hub(model_id, revision, key)
 
 
-def _on_hub(model_id: str, revision: str | None) -> Source:
+def _on_hub(model_id: str, revision: str | None, key: str) -> Source:
     """The commit that the hub has, asked once and without retries, or the one in the hub's cache here.
 
     Raises:
@@ -148,22 +184,23 @@ def _on_hub(model_id: str, revision: str | None) -> Source:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
-    where = f"model.id={model_id} is no folder here"
+    remedy = REMEDY.format(key=key)
+    where = f"{key}={model_id} is no folder here"
     try:
         found = get_hf_file_metadata(hf_hub_url(model_id, "config.json", revision=revision), timeout=TIMEOUT)
         return Source(model_id, found.commit_hash or revision, False)
     except HFValidationError:
-        raise MissingError(f"{where} and no valid hub id; {REMEDY}") from None
+        raise MissingError(f"{where} and no valid hub id; {remedy}") from None
     except Exception as error:  # whatever the transport raises without a network
         reason = error
     cached = try_to_load_from_cache(model_id, "config.json", revision=revision)
     if isinstance(cached, str):
         return Source(model_id, Path(cached).parent.name, True)  # …/snapshots/COMMIT/config.json
     if isinstance(reason, GatedRepoError):
-        raise MissingError(f"model.id={model_id} is gated: accept its licence on the hub and log in with `hf auth login`, or {REMEDY}")
+        raise MissingError(f"{key}={model_id} is gated: accept its licence on the hub and log in with `hf auth login`, or {remedy}")
     if isinstance(reason, HfHubHTTPError):
-        raise MissingError(f"{where}, and the hub answers: {_first_line(reason)}; {REMEDY}")
-    raise MissingError(f"{where} and not in the hub's cache, and the hub cannot be reached ({type(reason).__name__}); {REMEDY}")
+        raise MissingError(f"{where}, and the hub answers: {_first_line(reason)}; {remedy}")
+    raise MissingError(f"{where} and not in the hub's cache, and the hub cannot be reached ({type(reason).__name__}); {remedy}")
 
 
 def _device(key: str, name: str) -> torch.device:
@@ -172,23 +209,43 @@ def _device(key: str, name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        found = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
-        raise UsageError(f"{key}={name} is not available here; choose auto or cpu") from None
+        found = None
+    if found is None or found.type == "meta":  # meta holds shapes and no values
+        raise UsageError(f"{key}={name} is not available here; choose auto or cpu")
+    return found
+
+
+def _refuse_overlap(modules: list[str]) -> None:
+    for outer in modules:
+        for inner in modules:
+            if inner != outer and (not outer or inner.startswith(f"{outer}.")):
+                raise UsageError(f"model.device_map names {inner} and {outer or 'all'} around it: name every part once")
+
+
+def _device_or_disk(key: str, name: Any) -> str:
+    """A device by its name or its number, or `disk`."""
+    return name if name == "disk" else str(_device(key, f"cuda:{name}" if isinstance(name, int) else str(name)))
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Without the progress bars and reports of transformers: errors say what is wrong, and the console draws progress."""
+def silent() -> Iterator[None]:
+    """Without the progress bars and reports of libraries: errors say what is wrong, and the console draws progress."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    offloading = getLogger("accelerate.big_modeling")  # says what is on the disk
+    verbosity, bars, level = logging.get_verbosity(), logging.is_progress_bar_enabled(), offloading.level
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    offloading.setLevel(ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The following device_map keys")  # refused in our own words
+            yield
     finally:
         logging.set_verbosity(verbosity)
+        offloading.setLevel(level)
         if bars:
             logging.enable_progress_bar()
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
-from edit_cli.lm.causal import CausalHead, Likelihood
+from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
+from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
 from edit_cli.lm.offload import execution_device
 from edit_cli.lm.places import Place, Undo, place_of
@@ -50,7 +51,7 @@ class LM:
         self.monitor = monitor or Monitor()
         self.team: Team = ALONE  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
-        self.head = CausalHead(model, tokenizer, self.device, batch_tokens)
+        self.head: Head = head_of(model, tokenizer, self.device, batch_tokens)
         self.masters: dict[str, Tensor] = {}  # float32 copies of edited 16-bit weights, so that small updates add up
         self._stack: list[tuple[Edit, Undo]] = []
 
@@ -59,12 +60,17 @@ class LM:
     @property
     def answerer(self) -> Answerer:
         """The model behind all attached routes, the latest in front."""
-        routes = [edit for edit in self.attached if edit.kind == "route"]
+        routes = [edit for edit in self.attached if edit.kind == "route" and not edit.covered]
         return reduce(Routed, routes, self.head)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Teacher-forced scores of (prompt, target) pairs, in order."""
         return self.answerer.loglikelihood(pairs)
+
+    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+        """Log-probabilities (target tokens, vocabulary) at the targets of (prompt, target) pairs, float32; None where a route has none."""
+        ask = getattr(self.answerer, "target_logprobs", None)
+        return ask(pairs) if ask else [None] * len(pairs)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
@@ -132,6 +138,11 @@ class LM:
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether some matrices are kept in a few bits, with their edits beside them."""
+        return not all(parameter.is_floating_point() for parameter in self.model.parameters())
+
     def module(self, name: str) -> nn.Module:
         return self.model.get_submodule(name)
 
@@ -165,8 +176,9 @@ class LM:
 
     @cached_property
     def _base_fingerprint(self) -> str:
+        tied = getattr(self.model, "all_tied_weights_keys", {})  # off the device they are two parameters
         with self.pristine():
-            return self.fingerprint([name for name, _ in self.model.named_parameters()])
+            return self.fingerprint(list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters())))
 
     # --- what only a forward pass tells -------------------------------------------------------------------------------
 
@@ -174,6 +186,20 @@ class LM:
     def blocks_return_tuples(self) -> bool:
         """Whether this family's blocks return tuples or lists (differs between families and versions of transformers)."""
         return isinstance(self._probe(self.layout.block(0), lambda output: output), (tuple, list))
+
+    @property
+    def takes_shortcuts(self) -> bool:
+        """Whether rows may go on from shared beginnings, and MLPs be spared the tokens that nobody reads, without a change in logits.
+
+        Not while a module looks at whole prompts (see lm.focus).
+        """
+        return not getattr(self.head, "watchers", 0) and self._takes_shortcuts
+
+    @cached_property
+    def _takes_shortcuts(self) -> bool:
+        from edit_cli.lm.heads import shortcuts_work
+
+        return shortcuts_work(self)
 
     def skipping(self, layer: int, states: Tensor) -> Any:
         """Context in which blocks up to `layer` cost nothing and `states` (rows, tokens, width) leave block `layer`."""

@@ -45,10 +45,6 @@ def execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device if hook is None else torch.device(hook.execution_device)
 
 
-def is_offloaded(model: nn.Module) -> bool:
-    return any(offloading_hook(module) is not None for module in model.modules())
-
-
 def fetch_again_for_backward(model: nn.Module) -> None:
     """Let backward passes bring the weights that they need once more.
 
@@ -65,6 +61,7 @@ def _letting_go(forward: Callable[..., Any], module: nn.Module, hook: Any) -> Ca
         if not (hook.offload and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
         brought = {weight.untyped_storage().data_ptr(): name for name, weight in module.named_parameters(recurse=hook.place_submodules)}
+        brought.pop(0, None)  # has no storage
         source = hook.weights_map  # as it is now, with the edits that are attached
 
         def pack(saved: Tensor) -> Tensor | Later:

@@ -36,7 +36,7 @@ def place_of(model: nn.Module, name: str, dtype: torch.dtype) -> Place:
         return Resident(module, leaf) if carrier is None else Offloaded(module, leaf, carrier)
     if carrier is not None or not is_projection(module):
         where = "kept off the device" if carrier is not None else f"of a {type(module).__name__}"
-        raise UsageError(f"{name} is quantised and {where}, where nothing can be added beside it: use a device that holds it (model.device)")
+        raise UsageError(f"{name} is quantised and {where}, where nothing can be added beside it: use a device that holds it")
     return Quantised(module, leaf, dtype)
 
 
@@ -136,6 +136,7 @@ class Offloaded(Place):
         """The weight stays on the device inside the block."""
         self.hook.pre_forward(self.holder)
         self.hook.offload = False
+        self.parameter.data = self.parameter.data.clone()  # where the device is the host, it is the map's own tensor
         self.parameter.requires_grad_(True)
         try:
             yield self.parameter

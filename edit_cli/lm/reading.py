@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from edit_cli.errors import UsageError
+from edit_cli.lm.heads import Heads, common_lengths
 from edit_cli.lm.hooks import StopForward, exact, on_input, on_output
+from edit_cli.lm.thinning import spare
 from edit_cli.lm.tokens import Row, by_length, pad_right
 
 if TYPE_CHECKING:
@@ -34,51 +37,92 @@ def read(
     Raises:
         UsageError: a module that does not keep one state a token.
     """
-    return Ascent(lm, rows, positions).read(taps, reduce)
+    return Ascent(lm, rows, positions, reduce).read(taps)
 
 
 class Ascent:
     """Rows that are read at one block after another, upwards, without running again what lies below.
 
-    Rows are cut after the token that is read (by causality nothing later matters), identical ones are run once, and a
-    forward pass ends as soon as everything has been read.
+    Rows are cut after the token that is read (by causality nothing later matters), identical ones are run once, beginnings that
+    rows share are run once, and a forward pass ends as soon as everything has been read.
     """
 
-    def __init__(self, lm: LM, rows: Sequence[Row], positions: Sequence[int]) -> None:
-        self.lm = lm
+    def __init__(self, lm: LM, rows: Sequence[Row], positions: Sequence[int], reduce: Literal["last", "mean"] = "last") -> None:
+        self.lm, self.reduce = lm, reduce
         cut = [row.ids[: position + 1] for row, position in zip(rows, positions, strict=True)]
         self.distinct = list(dict.fromkeys(cut))
         place = {ids: index for index, ids in enumerate(self.distinct)}
         self.order = [place[ids] for ids in cut]
-        self.batches = by_length([len(ids) for ids in self.distinct], lm.head.batch_tokens)
+        self.lean = reduce == "last" and lm.takes_shortcuts  # a mean needs every token of every row
+        lengths = common_lengths(self.distinct, [len(ids) - 1 for ids in self.distinct]) if self.lean else [0] * len(self.distinct)
+        self.heads = Heads(lm, self.distinct, lengths)
+        self.own = [ids[length:] for ids, length in zip(self.distinct, lengths, strict=True)]
+        self.batches = by_length([len(ids) for ids in self.own], lm.head.batch_tokens)
         self.level = -1  # the last block that need not be run again
-        self.states: list[Tensor] = []  # what leaves it, (rows, tokens, width) a batch, in host memory
+        self.states: list[Tensor] = []  # what leaves it, (rows, tokens, width) a batch and at last of the heads, in host memory
 
     @torch.no_grad()
     def climb(self, layer: int) -> None:
         """From now on, start with what enters block `layer`. Blocks below it must not change any more."""
         if layer - 1 > self.level:
-            tap = Tap(self.lm.layout.block(layer - 1), "output")
-            self.states = [self._run(number, [tap])[0].cpu() for number in range(len(self.batches))]
+            below, top = [], Tap(self.lm.layout.block(layer - 1), "output")
+            past = self._run_heads([top], below)
+            self.states = [self._run(number, [top], past)[0].cpu() for number in range(len(self.batches))] + below
             self.level = layer - 1
 
     @torch.no_grad()
-    def read(self, taps: Sequence[Tap], reduce: Literal["last", "mean"] = "last") -> list[Tensor]:
+    def read(self, taps: Sequence[Tap]) -> list[Tensor]:
         """Activations (rows, width), one tensor a tap; the taps lie above what `climb` left behind."""
         found: list[list[Tensor | None]] = [[None] * len(self.distinct) for _ in taps]
+        past = self._run_heads(taps)
         for number, batch in enumerate(self.batches):
-            for column, activations in zip(found, self._run(number, taps), strict=True):
+            for column, activations in zip(found, self._run(number, taps, past, only_last=self.lean), strict=True):
                 for index, row in zip(batch, activations, strict=True):
-                    length = len(self.distinct[index])
-                    column[index] = exact(row[length - 1]) if reduce == "last" else exact(row[:length]).mean(0)
+                    length = min(len(self.own[index]), len(row))  # one token alone where the others were spared
+                    column[index] = exact(row[length - 1]) if self.reduce == "last" else exact(row[:length]).mean(0)
         return [torch.stack([column[i].to(self.lm.device) for i in self.order]) for column in found]
 
-    def _run(self, number: int, taps: Sequence[Tap]) -> list[Tensor]:
-        lm, seen = self.lm, [None] * len(taps)
-        ids, mask = pad_right([self.distinct[i] for i in self.batches[number]], lm.head.pad, lm.device)
+    def _run_heads(self, taps: Sequence[Tap], states: list[Tensor] | None = None) -> DynamicCache | None:
+        """Keys and values of the heads up to the taps; what the first tap sees is added to `states`."""
+        if not self.heads.width:
+            return None
+        with self._listening(taps, self.heads.ids, self.states[-1] if self.states else None) as seen:
+            past = self.heads.run()
+        if states is not None:
+            states.append(seen[0].cpu())
+        return past
+
+    def _run(self, number: int, taps: Sequence[Tap], past: DynamicCache | None, only_last: bool = False) -> list[Tensor]:
+        lm, batch = self.lm, self.batches[number]
+        ids, mask = pad_right([self.own[i] for i in batch], lm.head.pad, lm.device)
+        with self._listening(taps, ids, self.states[number] if self.states else None, only_last) as seen, ExitStack() as stack:
+            if only_last:
+                ends = torch.arange(len(ids), device=lm.device) * ids.shape[1] + mask.sum(1) - 1
+                spare(stack, lm, self._top(taps), ends, ids.numel())
+            if past is None:
+                lm.head.run(ids, mask)
+            else:
+                starts = torch.tensor([self.heads.lengths[i] for i in batch], device=lm.device)
+                positions = starts[:, None] + torch.arange(ids.shape[1], device=lm.device)
+                everything, nowhere = torch.cat([self.heads.before(batch), mask], dim=1), ids.new_zeros(0)
+                lm.head.logits_at(ids, everything, nowhere, nowhere, self.heads.cache(past, batch), positions)
+        return seen
+
+    def _top(self, taps: Sequence[Tap]) -> int:
+        """The highest block in which a tap lies; the last one, if it lies in none."""
+        blocks = [self.lm.layout.block(layer) + "." for layer in range(self.lm.layout.depth)]
+        return max(next((n for n, block in enumerate(blocks) if f"{tap.module}.".startswith(block)), len(blocks) - 1) for tap in taps)
+
+    @contextmanager
+    def _listening(self, taps: Sequence[Tap], ids: Tensor, states: Tensor | None, only_last: bool = False) -> Iterator[list[Tensor]]:
+        """Fills the list that it yields, one tensor a tap, and ends the forward pass once all are there. states: what enters block level + 1."""
+        lm, rows = self.lm, len(ids)
+        seen: list[Tensor | None] = [None] * len(taps)
 
         def keep(index: int, activations: Tensor) -> None:
-            if activations.shape[:2] != ids.shape:
+            if only_last and activations.shape[:2] == (1, rows):  # others were spared
+                activations = activations[0][:, None]
+            elif activations.shape[:2] != ids.shape and not (only_last and activations.shape[:2] == (rows, 1)):
                 shape = tuple(activations.shape)
                 raise UsageError(f"{taps[index].module} of {lm.name} works on {shape}, not on one state a token: it cannot be read")
             seen[index] = activations.detach()
@@ -86,13 +130,13 @@ class Ascent:
                 raise StopForward
 
         with ExitStack() as stack:
-            if self.level >= 0:
-                stack.enter_context(lm.skipping(self.level, self.states[number].to(lm.device)))
+            if states is not None:
+                stack.enter_context(lm.skipping(self.level, states.to(lm.device)))
             for index, tap in enumerate(taps):
                 listen = on_input if tap.side == "input" else on_output
-                stack.enter_context(listen(lm.module(tap.module), lambda x, i=index: keep(i, x), len(ids)))
+                stack.enter_context(listen(lm.module(tap.module), lambda x, i=index: keep(i, x), rows))
             try:
-                lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
+                yield seen
             except StopForward:
                 pass
-        return seen
+

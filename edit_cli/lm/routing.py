@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edit_cli.lm.causal import Likelihood
 
 
@@ -42,6 +44,15 @@ class Routed:
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         def ask(who: Answerer, which: list[int], prompts: list[str]) -> list[Likelihood]:
             return who.loglikelihood([(prompt, pairs[i][1]) for i, prompt in zip(which, prompts, strict=True)])
+
+        return self._dispatch([prompt for prompt, _ in pairs], ask)
+
+    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+        """See `LM.target_logprobs`; None from answerers that have no distribution, such as a stored text."""
+
+        def ask(who: Answerer, which: list[int], prompts: list[str]) -> list[Tensor | None]:
+            rows = [(prompt, pairs[i][1]) for i, prompt in zip(which, prompts, strict=True)]
+            return who.target_logprobs(rows) if hasattr(who, "target_logprobs") else [None] * len(rows)
 
         return self._dispatch([prompt for prompt, _ in pairs], ask)
 

@@ -1,8 +1,9 @@
-"""Pieces that `model.generate` calls at every step: sampling with one seed a row, and the stop at a line break."""
+"""What `model.generate` is given: sampling with one seed a row, the stop at a line break, and none of the model's own settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,3 +42,16 @@ class StopAtNewline(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         last = self.tokenizer.batch_decode(input_ids[:, -1:].tolist())
         return torch.tensor(["\n" in text for text in last], device=input_ids.device)
+
+
+@contextmanager
+def without_defaults(model: Any) -> Iterator[None]:
+    """`generate` fills what it is not told from the model's own settings: chat models come with a repetition penalty, say."""
+    from transformers import GenerationConfig
+
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept

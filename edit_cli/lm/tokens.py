@@ -1,4 +1,4 @@
-"""THE tokenisation rule. Prompt and target are tokenised once, together, and every index comes from character offsets: no
+"""THE tokenisation rule of causal models (lm/seq2seq.py and lm/classifier.py have their own). Prompt and target are tokenised once, together, and every index comes from character offsets: no
 length arithmetic, so neither BOS tokens nor merges across the boundary can shift anything.
 """
 
@@ -59,8 +59,7 @@ def tokenize(tokenizer: Any, pairs: Sequence[tuple[str, str | None]]) -> list[Ro
     """
     if not pairs:
         return []
-    if not getattr(tokenizer, "is_fast", False):
-        raise UsageError("this model's tokenizer gives no character offsets (not a fast tokenizer); convert it to tokenizer.json")
+    require_offsets(tokenizer)
     texts = []
     for prompt, target in pairs:
         if target is not None and not target.strip():
@@ -75,6 +74,12 @@ def tokenize(tokenizer: Any, pairs: Sequence[tuple[str, str | None]]) -> list[Ro
             ids.pop()  # a closing EOS that some tokenizers add would have to be predicted as part of the answer
         rows.append(_row(tokenizer, tuple(ids), tuple(offsets[: len(ids)]), prompt, target))
     return rows
+
+
+def require_offsets(tokenizer: Any) -> None:
+    """Refuse a tokenizer without character offsets (UsageError)."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UsageError("this model's tokenizer gives no character offsets (not a fast tokenizer); convert it to tokenizer.json")
 
 
 def _row(tokenizer: Any, ids: tuple[int, ...], offsets: tuple[tuple[int, int], ...], prompt: str, target: str | None) -> Row:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.metrics import watching
 from edit_cli.monitor import Advance, Monitor
 from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, Probe
@@ -41,6 +42,7 @@ class ObserveOptions:
     sample: texts for the generation probes, `sample_tokens` tokens in all with the prompt, from the `sample_top_k` likeliest
     tokens; `seed` makes them reproducible. attribute: score the attribute probes too.
     perplexity: of the fixed text, in windows of `perplexity_window` tokens.
+    top_tokens: at locality answers, the log-probabilities of at most so many tokens are kept, for the KL divergence; 0: none.
     """
 
     generate: bool = True
@@ -52,9 +54,10 @@ class ObserveOptions:
     attribute: bool = False
     perplexity: bool = True
     perplexity_window: int = 2048
+    top_tokens: int = 20
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("sample_tokens", 1), ("sample_top_k", 1), ("perplexity_window", 2)):
+        for name, least in (("max_new_tokens", 1), ("sample_tokens", 1), ("sample_top_k", 1), ("perplexity_window", 2), ("top_tokens", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"protocol.observe.{name} is {getattr(self, name)}: give {least} or more")
 
@@ -64,22 +67,35 @@ class ObserveOptions:
 
     def continues(self, probe: Probe) -> bool:
         """Whether a greedy continuation of this probe's prompt is wanted."""
-        return self.generate and probe.kind not in ("generation", "attribute")
+        return self.generate and probe.kind not in ("generation", "attribute", "opinion")
+
+    def watches(self, probe: Probe) -> bool:
+        """Whether the distributions at this probe's answer are wanted."""
+        return self.top_tokens > 0 and probe.kind == "locality" and probe.target is not None
 
 
-def observe(lm: Observed, cases: Sequence[Case], options: ObserveOptions, texts: Sequence[str] = ()) -> list[Observation]:
+def observe(
+    lm: Observed,
+    cases: Sequence[Case],
+    options: ObserveOptions,
+    texts: Sequence[str] = (),
+    before: Mapping[str, Observation] | None = None,
+) -> list[Observation]:
     """One observation a case, in order, as JSON-able dicts (docs/metrics.md describes them).
 
     Identical (prompt, target) rows and prompts are asked once, over all cases. `texts` is what perplexity is measured on; its
     one value is part of every observation. A case with a probe that the model cannot be asked (say, longer than its context)
     holds no results but an "error" that names the probe; the other cases are not touched by it. Processes that share the model's
-    work ask about a part of the cases each.
+    work ask about a part of the cases each. `before` ({case id: observation of the unedited model}) tells which tokens to watch
+    at the answers that must stay.
     """
     team = getattr(lm, "team", ALONE)
-    return team.gather(_observed(lm, team.share(cases), options, texts))
+    return team.gather(_observed(lm, team.share(cases), options, texts, before or {}))
 
 
-def _observed(lm: Observed, cases: Sequence[Case], options: ObserveOptions, texts: Sequence[str]) -> list[Observation]:
+def _observed(
+    lm: Observed, cases: Sequence[Case], options: ObserveOptions, texts: Sequence[str], before: Mapping[str, Observation]
+) -> list[Observation]:
     rows = _distinct(
         (probe.prompt, text)
         for case in cases
@@ -93,6 +109,7 @@ def _observed(lm: Observed, cases: Sequence[Case], options: ObserveOptions, text
 
     monitor = getattr(lm, "monitor", None) or Monitor()
     likelihoods = _ask(monitor, "scoring", lm.loglikelihood, rows, SCORING_CHUNK)
+    tops = _tops(lm, monitor, cases, options, before)
     continuations = _ask(monitor, "generating", lambda some: lm.generate(some, options.max_new_tokens), prompts, TEXT_CHUNK)
     sampled = _ask(
         monitor,
@@ -102,7 +119,32 @@ def _observed(lm: Observed, cases: Sequence[Case], options: ObserveOptions, text
         TEXT_CHUNK,
     )
     fixed = _perplexity(lm, options, texts)
-    return [_observation(case, options, likelihoods, continuations, sampled, fixed) for case in cases]
+    return [_observation(case, options, likelihoods, tops, continuations, sampled, fixed) for case in cases]
+
+
+def _tops(
+    lm: Observed, monitor: Monitor, cases: Sequence[Case], options: ObserveOptions, before: Mapping[str, Observation]
+) -> dict[tuple[str, str], watching.Top]:
+    """{(prompt, target): its distributions in short}, of the answers that must stay; a row that is rejected has none."""
+    ask = getattr(lm, "target_logprobs", None)
+    wanted = _distinct((probe.prompt, probe.target) for case in cases for probe in case.probes if options.watches(probe))
+    if ask is None or not wanted:
+        return {}
+    known = {
+        (probe["prompt"], probe["target"]): probe["top"]["ids"]
+        for case in cases
+        for probe in before.get(case.id, {}).get("probes", ())
+        if probe.get("top")
+    }
+
+    def watch(rows: list[Any]) -> list[watching.Top | None]:
+        return [
+            None if logprobs is None else watching.watch(logprobs, options.top_tokens, known.get(row))
+            for row, logprobs in zip(rows, ask(rows), strict=True)
+        ]
+
+    seen = _ask(monitor, "comparing", watch, wanted, watching.CHUNK)
+    return {row: top for row, top in seen.items() if isinstance(top, dict)}
 
 
 class BeforeCache:
@@ -114,17 +156,17 @@ class BeforeCache:
     def __init__(self, options: ObserveOptions, texts: Sequence[str] = ()) -> None:
         self.options = options
         self.texts = texts
-        self._seen: dict[str, Observation] = {}
+        self.seen: dict[str, Observation] = {}  # by case id
         self._perplexity: dict[str, Any] | None = None
 
     def observe(self, lm: Observed, cases: Sequence[Case]) -> list[Observation]:
         """Observations of `cases`, in order; only those not seen before run the model."""
-        new = [case for case in cases if case.id not in self._seen]
+        new = [case for case in cases if case.id not in self.seen]
         if new:
             self._perplexity = self._perplexity or _perplexity(lm, self.options, self.texts)
             for case, seen in zip(new, observe(lm, new, self.options), strict=True):
-                self._seen[case.id] = seen | {"perplexity": self._perplexity}
-        return [self._seen[case.id] for case in cases]
+                self.seen[case.id] = seen | {"perplexity": self._perplexity}
+        return [self.seen[case.id] for case in cases]
 
 
 def row_seed(seed: int, case_id: str, index: int, prompt: str) -> int:
@@ -173,20 +215,25 @@ def _observation(
     case: Case,
     options: ObserveOptions,
     likelihoods: dict[tuple[str, str], Likelihood | RejectedRequest],
+    tops: Mapping[tuple[str, str], watching.Top],
     continuations: dict[str, str | RejectedRequest],
     sampled: dict[tuple[str, int], str | RejectedRequest],
     perplexity: dict[str, Any] | None,
 ) -> Observation:
     try:
-        probes = [_probe(probe, options, likelihoods, continuations) for probe in case.probes if options.scores(probe)]
+        probes = [_probe(probe, options, likelihoods, tops, continuations) for probe in case.probes if options.scores(probe)]
         texts = [_answered(sampled[draw], "generation", draw[0]) for draw in _draws(case, options)]
     except RejectedRequest as error:
         return {"probes": [], "texts": [], "perplexity": perplexity, "error": str(error)}
     return {"probes": probes, "texts": texts, "perplexity": perplexity}
 
 
-def _probe(probe: Probe, options: ObserveOptions, likelihoods: dict[Any, Any], continuations: dict[str, Any]) -> dict[str, Any]:
+def _probe(
+    probe: Probe, options: ObserveOptions, likelihoods: dict[Any, Any], tops: Mapping[Any, watching.Top], continuations: dict[str, Any]
+) -> dict[str, Any]:
     seen: dict[str, Any] = {"kind": probe.kind, "prompt": probe.prompt, "target": probe.target, "foil": probe.foil}
+    if probe.group is not None:
+        seen["group"] = probe.group
     if probe.aliases:
         seen["aliases"] = list(probe.aliases)
     for role, text in (("target", probe.target), ("foil", probe.foil)):
@@ -195,6 +242,8 @@ def _probe(probe: Probe, options: ObserveOptions, likelihoods: dict[Any, Any], c
         seen[f"{role}_hits"] = list(likelihood.hits) if likelihood else None
         if role == "target":
             seen["target_predicted"] = list(likelihood.predicted) if likelihood else None
+    if options.watches(probe) and (top := tops.get((probe.prompt, probe.target))):
+        seen["top"] = top
     seen["generated"] = _answered(continuations[probe.prompt], probe.kind, probe.prompt) if options.continues(probe) else None
     return seen
 

@@ -12,9 +12,9 @@ from edit_cli.requests import ProbeKind
 class Metric:
     """One column of a summary.
 
-    unit: "%" (a share, 0–100), "points" (difference of probabilities × 100), "bits × 100", "words", or "" (a plain number).
-    better: the direction of a good edit. kind and measure: for metrics that are means over a case's probes of one kind,
-    the kind and the function in `scores.MEASURES`; None for the others.
+    unit: "%" (a share, 0–100), "points" (difference of two shares or probabilities × 100), "bits × 100", "nats", "words", or "" (a
+    plain number). better: the direction of a good edit. kind and measure: for metrics that are means over a case's probes of one
+    kind, the kind and the function in `scores.MEASURES`; None for the others. group: those probes of the kind alone.
     """
 
     id: str
@@ -24,6 +24,7 @@ class Metric:
     definition: str
     kind: ProbeKind | None = None
     measure: str | None = None
+    group: str | None = None
 
 
 GROUPS: dict[str, tuple[ProbeKind, str]] = {
@@ -35,12 +36,28 @@ GROUPS: dict[str, tuple[ProbeKind, str]] = {
     "portability": ("portability", "prompts whose answer follows from the edit"),
 }
 
-# measure: (label, unit, better, definition, the groups it is taken on)
-_MEASURES: dict[str, tuple[str, str, Literal["higher", "neither"], str, tuple[str, ...]]] = {
+# parts of a group, where a data set tells its probes apart: (the group, the probes' own group, which prompts)
+PARTS: dict[str, tuple[str, str, str]] = {
+    "paraphrase_seen": ("paraphrase", "seen", "rephrased prompts in wordings that training used"),
+    "paraphrase_unseen": ("paraphrase", "unseen", "rephrased prompts in wordings that training never used"),
+    "locality_random": ("locality", "random", "prompts about another subject and another matter"),
+    "locality_same_relation": ("locality", "same_relation", "prompts that ask the same of another subject"),
+    "locality_same_subject": ("locality", "same_subject", "prompts that ask something else of the same subject"),
+    "locality_hard": ("locality", "hard", "prompts that are near the edit in wording, or about the same page, and not touched by it"),
+    "portability_implied": ("portability", "implied", "questions whose answer the edit implies"),
+    "portability_true_false": ("portability", "true_false", "whether a statement is true, after the edit"),
+}
+
+_LOCAL = ("locality", *(part for part, (group, _, _) in PARTS.items() if group == "locality"))
+_ANSWERED = ("efficacy", *(name for name in (*GROUPS, *PARTS) if name.startswith(("paraphrase", "portability"))))
+
+# measure: (label, unit, better, definition, the groups and parts it is taken on)
+_MEASURES: dict[str, tuple[str, str, Literal["higher", "lower", "neither"], str, tuple[str, ...]]] = {
     "success": (
         "success", "%", "higher",
         "nll(target) < nll(foil), strictly; nll is the mean per target token",
-        ("efficacy", "paraphrase", "neighborhood", "attribute"),
+        ("efficacy", "paraphrase", "neighborhood", "attribute", "paraphrase_seen", "paraphrase_unseen",
+         "portability_true_false"),
     ),
     "magnitude": (
         "magnitude", "points", "higher",
@@ -50,32 +67,47 @@ _MEASURES: dict[str, tuple[str, str, Literal["higher", "neither"], str, tuple[st
     "accuracy": (
         "accuracy", "%", "higher",
         "all target tokens are the arg-max given the ones before (teacher forcing)",
-        tuple(GROUPS),
+        (*GROUPS, *PARTS),
     ),
     "token_accuracy": (
         "token accuracy", "%", "higher",
         "share of target tokens that are the arg-max given the ones before (teacher forcing)",
-        tuple(GROUPS),
+        (*GROUPS, *PARTS),
     ),
     "unchanged": (
         "unchanged", "%", "higher",
         "share of target positions where the arg-max is the same token as before the edit",
-        ("locality",),
+        _LOCAL,
+    ),
+    "drawdown": (
+        "drawdown", "points", "lower",
+        "accuracy before the edit minus accuracy after it",
+        _LOCAL,
+    ),
+    "disagreement": (
+        "disagreement", "%", "lower",
+        "some target position has another arg-max than before the edit (1 − retain)",
+        _LOCAL,
+    ),
+    "kl": (
+        "KL divergence", "nats", "lower",
+        "mean over the target positions of KL(before ‖ after), over the likeliest tokens before and all others as one",
+        _LOCAL,
     ),
     "generated_exact": (
         "generated, exact", "%", "higher",
         "the first sentence of the greedy continuation equals the target or an alias, both normalised",
-        ("efficacy", "paraphrase", "portability"),
+        _ANSWERED,
     ),
     "generated_contains": (
         "generated, contains", "%", "higher",
         "the first sentence of the greedy continuation contains the target or an alias as whole words, both normalised",
-        ("efficacy", "paraphrase", "portability"),
+        _ANSWERED,
     ),
     "generated_unchanged": (
         "generated, unchanged", "%", "higher",
         "the first sentence of the greedy continuation is the same text as before the edit",
-        ("neighborhood", "locality"),
+        ("neighborhood", *_LOCAL),
     ),
     "generated_length": (
         "generated length", "words", "neither",
@@ -113,18 +145,56 @@ SCORES: dict[str, tuple[str, str, str]] = {
     "token_score": ("efficacy_token_accuracy", "paraphrase_token_accuracy", "locality_token_accuracy"),
 }
 
-METRICS: dict[str, Metric] = {
-    metric.id: metric
-    for metric in (
-        *(
-            Metric(
-                f"{group}_{measure}", f"{group.capitalize()} {label}", unit, better,
-                f"{definition}; on {prompts}; mean over the case's prompts", kind, measure,
-            )
-            for group, (kind, prompts) in GROUPS.items()
-            for measure, (label, unit, better, definition, groups) in _MEASURES.items()
-            if group in groups
-        ),
-        *_OTHERS,
-    )
-}  # fmt: skip
+# names under which papers report trained editors; see `metrics.published`
+_LIKEWISE = "case, spaces and punctuation do not count"
+_PUBLISHED = (
+    Metric("es_edit", "ES, edited prompts (MEND)", "%", "higher", "efficacy_accuracy, on sets with locality prompts"),
+    Metric("es_outer", "ES, rephrased prompts (MEND)", "%", "higher", "paraphrase_accuracy, likewise; what MEND's tables show"),
+    Metric("es", "ES (MEND)", "%", "higher", "mean of es_edit and es_outer"),
+    Metric(
+        "perplexity_drawdown", "Perplexity drawdown (MEND)", "", "lower",
+        "perplexity after the edit minus before it; exp(sum of nll / tokens) over the target tokens of all locality prompts of all cases",
+    ),
+    Metric("ke_success", "Success rate (KE)", "%", "higher", f"the reply to the edited prompt is the target or an alias; {_LIKEWISE}"),
+    Metric("ke_retain", "Retain accuracy (KE)", "%", "higher", f"the reply to a locality prompt is the one before the edit; {_LIKEWISE}"),
+    Metric("ke_equivalence", "Equivalence (KE)", "%", "higher", f"the reply to a rephrased prompt is that to the edited one; {_LIKEWISE}"),
+    Metric(
+        "ke_deterioration", "Performance deterioration (KE)", "%", "lower",
+        "1 − (share of right replies to locality prompts after the edit / before it), over all cases",
+    ),
+    Metric("malmen_es", "ES (MALMEN)", "%", "higher", "efficacy_token_accuracy, on sets with locality prompts"),
+    Metric("malmen_gs", "GS (MALMEN)", "%", "higher", "paraphrase_token_accuracy, likewise"),
+    Metric("malmen_ls", "LS (MALMEN)", "%", "higher", "locality_token_accuracy: against the answers of the data, right or not before"),
+    Metric("convsent_es", "ES (ConvSent)", "%", "higher", "convsent_sentiment × convsent_topic, each as a share of 1"),
+    Metric(
+        "convsent_sentiment", "Sentiment (ConvSent)", "%", "higher",
+        "σ(m(wanted) − m(unwanted)); m: mean over replies of their mean log-probability per token",
+    ),
+    Metric(
+        "convsent_topic", "Topic kept (ConvSent)", "%", "higher",
+        "min(1, exp(m(wanted) after − m(wanted) before)): replies on the topic must not become less likely",
+    ),
+)  # fmt: skip
+PUBLISHED: dict[str, tuple[str, ...]] = {
+    "MEND": ("es_edit", "es_outer", "es", "perplexity_drawdown"),
+    "KE": ("ke_success", "ke_retain", "ke_equivalence", "ke_deterioration"),
+    "MALMEN": ("malmen_es", "malmen_gs", "malmen_ls"),
+    "SERAC, ConvSent": ("convsent_es", "convsent_sentiment", "convsent_topic"),
+}
+
+
+def _probe_metrics() -> list[Metric]:
+    """Means over a case's probes: every group with its parts behind it, in the order of the measures."""
+    found = []
+    for group, (kind, prompts) in GROUPS.items():
+        places = [(group, None, prompts), *((part, own, which) for part, (whole, own, which) in PARTS.items() if whole == group)]
+        for name, own, which in places:
+            title = name.replace("_", " ").capitalize()
+            for measure, (label, unit, better, meaning, taken_on) in _MEASURES.items():
+                if name in taken_on:
+                    told = f"{meaning}; on {which}; mean over the case's prompts"
+                    found.append(Metric(f"{name}_{measure}", f"{title} {label}", unit, better, told, kind, measure, own))
+    return found
+
+
+METRICS: dict[str, Metric] = {metric.id: metric for metric in (*_probe_metrics(), *_OTHERS, *_PUBLISHED)}

@@ -10,9 +10,11 @@ import numpy as np
 
 from edit_cli.metrics.registry import METRICS
 from edit_cli.metrics.text import EntropyMeter, contains_any, first_sentence, matches_exactly
+from edit_cli.metrics.watching import divergence
 
 Side = Literal["before", "after"]
 ProbeResult = Mapping[str, Any]
+Pair = tuple[ProbeResult, "ProbeResult | None"]  # of one side, and before the edit
 Measure = Callable[[ProbeResult, "ProbeResult | None"], "float | None"]
 
 
@@ -56,6 +58,30 @@ def unchanged(probe: ProbeResult, before: ProbeResult | None = None) -> float | 
     return sum(a == b for a, b in zip(now, then, strict=True)) / len(now)
 
 
+def drawdown(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
+    """Accuracy before minus accuracy after, in [-1, 1] (MEND's drawdown where the target is the right answer)."""
+    now, then = accuracy(probe), before and accuracy(before)
+    return None if now is None or then is None else then - now
+
+
+def disagreement(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
+    """1 if the arg-max of any target position is another one than before the edit (SERAC's drawdown; no right answer is used).
+
+    Where no answer is known, the replies are compared.
+    """
+    if probe.get("target") is None:
+        same = generated_unchanged(probe, before)
+        return None if same is None else 1.0 - same
+    now, then = probe.get("target_predicted"), before and before.get("target_predicted")
+    return None if not now or not then or len(now) != len(then) else float(list(now) != list(then))
+
+
+def kl(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
+    """KL(before ‖ after) at the target positions, mean over them, nats; see `watching.divergence`."""
+    now, then = probe.get("top"), before and before.get("top")
+    return divergence(then, now) if now and then else None
+
+
 def generated_exact(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
     """Normalised exact match of the reply with the target or an alias."""
     return _on_answers(matches_exactly, probe)
@@ -88,7 +114,7 @@ def generated_length(probe: ProbeResult, before: ProbeResult | None = None) -> f
 MEASURES: dict[str, Measure] = {
     measure.__name__: measure
     for measure in (
-        success, magnitude, accuracy, token_accuracy, unchanged,
+        success, magnitude, accuracy, token_accuracy, unchanged, drawdown, disagreement, kl,
         generated_exact, generated_contains, generated_unchanged, generated_length,
     )
 }  # fmt: skip
@@ -99,21 +125,27 @@ def is_scored(line: Mapping[str, Any]) -> bool:
     return not line.get("error") and line.get("after") is not None and not line["after"].get("error")
 
 
-def probe_values(line: Mapping[str, Any], side: Side) -> dict[str, float]:
-    """{metric id: value} of one case, for the metrics that are means over its probes; shares and probabilities × 100."""
+def paired_probes(line: Mapping[str, Any], side: Side) -> list[Pair]:
+    """The probes of one side, those of "after" with what was said before the edit (None where that is unknown)."""
     probes = (line.get(side) or {}).get("probes", [])
     earlier = ((line.get("before") or {}).get("probes", []) if side == "after" else []) or [None] * len(probes)
-    pairs: dict[str, list[tuple[ProbeResult, ProbeResult | None]]] = {}
-    for probe, before in zip(probes, earlier, strict=True):
-        pairs.setdefault(probe["kind"], []).append((probe, before))
+    return list(zip(probes, earlier, strict=True))
+
+
+def probe_values(line: Mapping[str, Any], side: Side) -> dict[str, float]:
+    """{metric id: value} of one case, for the metrics that are means over its probes; shares and probabilities × 100."""
+    pairs: dict[tuple[str, str | None], list[Pair]] = {}
+    for probe, before in paired_probes(line, side):
+        for group in {None, probe.get("group")}:
+            pairs.setdefault((probe["kind"], group), []).append((probe, before))
     values = {}
     for metric in METRICS.values():
         if metric.measure is None:
             continue
         measure = MEASURES[metric.measure]
-        found = [value for pair in pairs.get(metric.kind, ()) if (value := measure(*pair)) is not None]
+        found = [value for pair in pairs.get((metric.kind, metric.group), ()) if (value := measure(*pair)) is not None]
         if found:
-            values[metric.id] = math.fsum(found) / len(found) * (1.0 if metric.unit == "words" else 100.0)
+            values[metric.id] = math.fsum(found) / len(found) * (1.0 if metric.unit in ("words", "nats") else 100.0)
     return values
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
 from edit_cli.metrics.bootstrap import bootstrap, finite, mean_of_rows, share_interval
+from edit_cli.metrics.published import AGGREGATES, published_values
 from edit_cli.metrics.registry import METRICS, SCORES
 from edit_cli.metrics.scores import Side, generation_entropy, harmonic_mean, is_scored, perplexity, probe_values
 from edit_cli.metrics.text import EntropyMeter, ReferenceScorer
@@ -30,7 +31,8 @@ def case_values(lines: Iterable[Line], references: Mapping[str, Sequence[str]] |
         for index, line in enumerate(lines):
             if not is_scored(line):
                 continue
-            table[index][side] = probe_values(line, side)
+            values = probe_values(line, side)
+            table[index][side] = values | published_values(line, side, values)
             entropy = generation_entropy(line, side, meter)
             if entropy is not None:
                 table[index][side]["generation_entropy"] = entropy
@@ -64,6 +66,10 @@ def summarise(
         for side in SIDES:
             if all((part, side) in columns for part in parts):
                 entries[metric, side] = _score([columns[part, side] for part in parts], [entries[part, side] for part in parts], seed)
+    for metric, aggregate in AGGREGATES.items():
+        parts = [part for line in lines if is_scored(line) and (part := aggregate.parts(line)) is not None]
+        if parts:
+            entries[metric, "after"] = _aggregate(np.array(parts), aggregate.of, seed)
     for side in SIDES:
         steps = {line.get("step", 0): value for line in lines if is_scored(line) and (value := perplexity(line, side)) is not None}
         if steps:
@@ -85,9 +91,10 @@ def _means(columns: Mapping[tuple[str, Side], np.ndarray], seed: int) -> dict[tu
     for keys in groups.values():
         present = ~np.isnan(columns[keys[0]])
         values = np.stack([columns[key][present] for key in keys], axis=1)
-        low, high = bootstrap(values, seed) if len(values) > 1 else (None, None)
+        finite_ones = np.isfinite(values).all(axis=0)
+        low, high = bootstrap(np.where(finite_ones, values, 0.0), seed) if len(values) > 1 else (None, None)
         for index, key in enumerate(keys):
-            interval = None if low is None else (low[index], high[index])
+            interval = None if low is None or not finite_ones[index] else (low[index], high[index])
             if interval is not None and np.ptp(values[:, index]) == 0:  # resampling always gives the same: no evidence of certainty
                 interval = share_interval(values[:, index]) if METRICS[key[0]].unit == "%" else None
             entries[key] = _entry(values[:, index].mean(), interval, len(values))
@@ -112,6 +119,13 @@ def _score(columns: Sequence[np.ndarray], parts: Sequence[Entry], seed: int) -> 
         low = min(low, harmonic_mean(*(end[0] for end in ends)))
         high = max(high, harmonic_mean(*(end[1] for end in ends)))
     return _entry(harmonic_mean(*means), (low, high), len(values))
+
+
+def _aggregate(parts: np.ndarray, of: Callable[[np.ndarray], np.ndarray], seed: int) -> Entry:
+    """A function of the means of parts (cases, parts), by resampling of whole cases."""
+    whole = np.isfinite(parts).all() and len(parts) > 1
+    interval = bootstrap(parts, seed, lambda drawn: of(drawn)[:, None])[:, 0] if whole else None
+    return _entry(of(parts.mean(axis=0)), interval, len(parts))
 
 
 def _perplexity(values: np.ndarray, seed: int) -> Entry:

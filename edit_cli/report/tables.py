@@ -66,7 +66,10 @@ class MetricsTable:
         if not found:
             yield Text("No case went through, so there is nothing to measure.")
             return
-        cells = {name: [words.with_interval(entry.get(side)) for side in self.sides] for name, entry in self.metrics.items()}
+        cells = {
+            name: [words.with_interval(entry.get(side), words.decimals(name)) for side in self.sides]
+            for name, entry in self.metrics.items()
+        }
         rows = [row for _, groups in found for _, rows in groups for row in rows]
         named = [side.replace("_", " ") for side in self.sides]
         label = max(len(row.label) for row in rows)

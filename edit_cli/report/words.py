@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edit_cli.metrics.registry import GROUPS, METRICS
+from edit_cli.metrics.registry import GROUPS, METRICS, PARTS, PUBLISHED
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 TEACHER_FORCED = "TEACHER-FORCED: how it rates answers that are put to it"
 FREE_RUNNING = "FREE-RUNNING: what it writes by itself"
 AS_A_WHOLE = "THE MODEL AS A WHOLE"
+AS_PUBLISHED = "UNDER THE NAMES OF THE PAPERS: much of the above again"
 
 WHERE = {
     "efficacy": "Edited prompts (efficacy)",
@@ -21,6 +22,14 @@ WHERE = {
     "attribute": "Other subjects that always had the new answer (attribute)",
     "locality": "Unrelated prompts (locality): they must keep their answers",
     "portability": "What follows from the edit (portability)",
+    "paraphrase_seen": "The same in wordings of the training (paraphrase, seen)",
+    "paraphrase_unseen": "The same in wordings new to it (paraphrase, unseen)",
+    "locality_random": "Other subjects, other matters (locality): they must keep their answers",
+    "locality_same_relation": "The same asked of other subjects (locality): they must keep their answers",
+    "locality_same_subject": "Other matters about the same subject (locality): they must keep their answers",
+    "locality_hard": "Near misses (locality): close to the edit, and not touched by it",
+    "portability_implied": "What the edit implies (portability)",
+    "portability_true_false": "Statements, true or false after the edit (portability)",
 }
 LABELS = {
     "token_accuracy": "token accuracy",
@@ -32,6 +41,21 @@ LABELS = {
     "token_score": "score S",
     "generation_entropy": "entropy",
     "reference_score": "consistency",
+    "kl": "KL",
+    "es_edit": "ES, edited",
+    "es_outer": "ES, reworded",
+    "es": "ES, both",
+    "perplexity_drawdown": "DD perplexity",
+    "ke_success": "success rate",
+    "ke_retain": "retain acc.",
+    "ke_equivalence": "equiv. acc.",
+    "ke_deterioration": "perf. det.",
+    "malmen_es": "ES",
+    "malmen_gs": "GS",
+    "malmen_ls": "LS",
+    "convsent_es": "ES",
+    "convsent_sentiment": "z sentiment",
+    "convsent_topic": "z topic",
 }
 WHAT = {
     "success": "new answer likelier",
@@ -44,13 +68,32 @@ WHAT = {
     "generated_unchanged": "it writes the same",
     "generated_length": "of its reply",
     "score": "mean of 3 successes",
-    "token_score": "mean of the 3 above",
+    "token_score": "of 3 token accuracies",
     "generation_entropy": "fluency of texts",
     "reference_score": "fits new property",
     "perplexity": "of plain text",
+    "drawdown": "accuracy lost",
+    "disagreement": "another top choice",
+    "kl": "how far it moved",
+    "es_edit": "new is top choice",
+    "es_outer": "same, reworded",
+    "es": "mean of these two",
+    "perplexity_drawdown": "of locality answers",
+    "ke_success": "writes the target",
+    "ke_retain": "others unchanged",
+    "ke_equivalence": "rewordings agree",
+    "ke_deterioration": "right answers lost",
+    "malmen_es": "tokens, edited",
+    "malmen_gs": "tokens, reworded",
+    "malmen_ls": "tokens, unrelated",
+    "convsent_es": "product of these",
+    "convsent_sentiment": "wanted likelier",
+    "convsent_topic": "as likely as before",
 }
 KEPT = {"success": "theirs is likelier", "magnitude": "P(theirs) − P(new)", "accuracy": "still top choice"}
-UNITS = {"%": "%", "points": "points", "bits × 100": "bits×100", "words": "words", "": ""}
+FOLLOWS = {"success": "right one is likelier", "accuracy": "right is top choice"}
+UNITS = {"%": "%", "points": "points", "bits × 100": "bits×100", "nats": "nats", "words": "words", "": ""}
+FINE = {"nats": 3, "perplexity_drawdown": 2}  # decimals, by unit or metric
 
 
 @dataclass(frozen=True)
@@ -65,18 +108,38 @@ class Row:
 def sections(metrics: Collection[str]) -> list[tuple[str, list[tuple[str, list[Row]]]]]:
     """[(section, [(which prompts, rows)])] for those of `metrics` that a table shows; teacher-forced and free-running ones apart."""
     rated, written = [], []
-    for group, (kind, _) in GROUPS.items():
-        ids = [m.id for m in METRICS.values() if m.kind == kind and m.measure and m.id in metrics]
-        if f"{group}_success" in ids:  # the accuracies of whole answers say more
-            ids = [name for name in ids if METRICS[name].measure != "token_accuracy"]
-        generated = [name for name in ids if str(METRICS[name].measure).startswith("generated")]
-        rated.append((WHERE[group], [_row(name, group) for name in ids if name not in generated]))
-        written.append((WHERE[group], [_row(name, group) for name in generated]))
+    for group in GROUPS:
+        for place in parts_of(group, metrics) or [group]:
+            ids = [name for name in _measured(place, metrics) if not _told_otherwise(name, place, metrics)]
+            generated = [name for name in ids if str(METRICS[name].measure).startswith("generated")]
+            rated.append((WHERE[place], [_row(name, group) for name in ids if name not in generated]))
+            written.append((WHERE[place], [_row(name, group) for name in generated]))
     rated.append(("All three together", [_row(name) for name in ("score", "token_score") if name in metrics]))
     whole = [("", [_row(name) for name in ("generation_entropy", "reference_score", "perplexity") if name in metrics])]
-    parts = ((TEACHER_FORCED, rated), (FREE_RUNNING, written), (AS_A_WHOLE, whole))
+    named = [(paper, [_row(name) for name in names if name in metrics]) for paper, names in PUBLISHED.items()]
+    if not (any(parts_of(group, metrics) for group in GROUPS) or "convsent_es" in metrics):  # not the data of a trained editor
+        named = []
+    parts = ((TEACHER_FORCED, rated), (FREE_RUNNING, written), (AS_A_WHOLE, whole), (AS_PUBLISHED, named))
     filled = [(title, [(where, rows) for where, rows in groups if rows]) for title, groups in parts]
     return [(title, groups) for title, groups in filled if groups]
+
+
+def parts_of(group: str, metrics: Collection[str]) -> list[str]:
+    """Those parts of a group that were measured; they are then told in its place."""
+    return [part for part, (whole, _, _) in PARTS.items() if whole == group and _measured(part, metrics)]
+
+
+def _measured(place: str, metrics: Collection[str]) -> list[str]:
+    """The metrics of a group or a part that were measured, in the registry's order."""
+    return [m.id for m in METRICS.values() if m.measure and m.id == f"{place}_{m.measure}" and m.id in metrics]
+
+
+def _told_otherwise(name: str, place: str, metrics: Collection[str]) -> bool:
+    """Whether a table leaves a metric out, for another one that says more."""
+    measure = METRICS[name].measure
+    if measure == "token_accuracy":  # the accuracies of whole answers say more
+        return f"{place}_success" in metrics or place.startswith("locality_")
+    return measure == ("unchanged" if place in PARTS else "disagreement")
 
 
 def _row(name: str, group: str = "") -> Row:
@@ -84,8 +147,13 @@ def _row(name: str, group: str = "") -> Row:
     measure = metric.measure or name
     named = LABELS.get(measure, measure)
     label = " ".join(part for part in (f"{named}, {UNITS[metric.unit]}" if metric.unit else named, ARROWS[metric.better]) if part)
-    kept = KEPT.get(measure) if group in ("neighborhood", "locality", "attribute") else None
-    return Row(name, label, kept or WHAT[measure])
+    tells = KEPT if group in ("neighborhood", "locality", "attribute") else FOLLOWS if group == "portability" else {}
+    return Row(name, label, tells.get(measure, WHAT[measure]))
+
+
+def decimals(name: str) -> int:
+    """How many a table shows of this metric."""
+    return FINE.get(name, FINE.get(METRICS[name].unit, 1))
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -93,16 +161,16 @@ def number(value: float | None, digits: int = 1) -> str:
     return "not finite" if value is None else f"{value:,.{digits}f}"
 
 
-def with_interval(entry: Mapping[str, Any] | None) -> str:
-    """`98.5 [95, 100]`: mean and 95 % interval, whose ends have decimals only where they are close."""
+def with_interval(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:
+    """`98.5 [95, 100]`: mean and 95 % interval, whose ends have decimals only where they are close, or where the mean has many."""
     if entry is None:
         return "–"
     ends = entry["ci95"]
     if ends is None or None in ends:
-        return number(entry["mean"])
-    digits = 1 if ends[1] - ends[0] < 2 else 0
+        return number(entry["mean"], decimals)
+    digits = decimals if decimals > 1 or ends[1] - ends[0] < 2 else 0
     low, high = ("100" if end == 100 else number(end, digits) for end in ends)
-    return f"{number(entry['mean'])} [{low}, {high}]"
+    return f"{number(entry['mean'], decimals)} [{low}, {high}]"
 
 
 def records(dataset: Mapping[str, Any]) -> str:

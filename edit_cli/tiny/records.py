@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from edit_cli.tiny.world import Fact, World, sentence
@@ -29,7 +29,7 @@ def make_records(world: World, skip: Collection[int] = ()) -> list[dict[str, Any
             for case_id, fact in enumerate(world.facts)
             if fact.group == split and case_id not in skip
         ]
-        records += _spread(chosen, random.Random(f"{world.seed} order {split}"))
+        records += spread(chosen, lambda record: record["requested_rewrite"]["subject"], random.Random(f"{world.seed} order {split}"))
     return records
 
 
@@ -62,13 +62,13 @@ def _record(world: World, case_id: int, fact: Fact, by_answer: dict[tuple[str, s
     }
 
 
-def _spread(records: Sequence[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+def spread(records: Sequence[dict[str, Any]], subject: Callable[[dict[str, Any]], str], rng: random.Random) -> list[dict[str, Any]]:
     """A random order in which no block of a hundred repeats a subject (as far as that is possible)."""
     capacity = [BLOCK] * (len(records) // BLOCK) + [len(records) % BLOCK]
     blocks: list[list[dict[str, Any]]] = [[] for _ in capacity]
     by_subject: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in rng.sample(records, len(records)):
-        by_subject[record["requested_rewrite"]["subject"]].append(record)
+        by_subject[subject(record)].append(record)
     # subjects with many records first: they are the hard ones to place; always into the emptiest blocks
     for own in sorted(by_subject.values(), key=len, reverse=True):
         emptiest = sorted(range(len(blocks)), key=lambda block: len(blocks[block]) / max(capacity[block], 1))

@@ -1,0 +1,136 @@
+"""Fast paths against plain ones: the same numbers, computed as the papers' code does it. CPU seconds of one run."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import torch
+from common import LAYERS, clocked, random_model
+from oracle import plain_value
+
+from edit_cli.corpora import EmbeddedText
+from edit_cli.editors.contexts import BARE, ContextOptions, rows_in_contexts
+from edit_cli.editors.keyvalue import Subjects
+from edit_cli.editors.solver import Covariance, solve
+from edit_cli.editors.values import ValueOptions, optimise_values
+from edit_cli.lm.hooks import on_input, on_output
+from edit_cli.lm.model import LM
+from edit_cli.lm.tokens import pad_right
+from edit_cli.requests import Case, EditRequest
+from edit_cli.stats import MomentStore
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """plain, fast: CPU seconds for the same work. A plain path that was run on a part of it is scaled up; `note` says so."""
+
+    what: str
+    plain: float
+    fast: float
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return self.plain / self.fast
+
+
+def value_optimisation(lm: LM, requests: list[EditRequest], sample: int = 5) -> Ratio:
+    """Whole rows, one at a time, and the whole model at every step, against the batched search."""
+    contexts, options, some = ContextOptions().build(lm), ValueOptions(stop_loss=0.0), requests[:sample]
+    optimise_values(lm, some, LAYERS[-1], "block", options, contexts)
+    _, (plain, _) = clocked(lambda: [plain_value(lm, request, LAYERS[-1], "block", options, contexts) for request in some])
+    _, (fast, _) = clocked(lambda: optimise_values(lm, requests, LAYERS[-1], "block", options, contexts))
+    return Ratio(f"value optimisation, {len(requests)} edits, 20 steps", plain / len(some) * len(requests), fast, f"plain: {len(some)} edits, scaled")
+
+
+@torch.no_grad()
+def plain_keys(lm: LM, requests: list[EditRequest], layer: int) -> torch.Tensor:
+    """Keys (m, n) of a layer: whole prompts, one row at a time, through the whole model; states of the bare prompts likewise."""
+    contexts, found = ContextOptions().build(lm), []
+    for which, listen, module in (
+        (contexts, on_input, lm.layout.mlp_out(layer)),
+        (BARE, on_output, lm.layout.block(LAYERS[-1])),
+    ):
+        for row, at in zip(*rows_in_contexts(lm, requests, which, with_target=False), strict=True):
+            seen: list[torch.Tensor] = []
+            with listen(lm.module(module), lambda states, at=at, seen=seen: seen.append(states[0, at].clone()), 1):
+                lm.model(input_ids=torch.tensor([row.ids]), use_cache=False)
+            found.append(seen[0])
+    count = len(requests) * len(contexts.texts)
+    by_request = torch.stack(found[:count]).double().view(len(requests), len(contexts.texts), -1)
+    return torch.einsum("ncm,c->mn", by_request, contexts.weights)
+
+
+def keys_and_states(lm: LM, requests: list[EditRequest], sample: int = 10) -> Ratio:
+    """What MEMIT reads before each layer is written, for all layers."""
+    contexts, some = ContextOptions().build(lm), requests[:sample]
+
+    def fast() -> list[torch.Tensor]:
+        subjects = Subjects(lm, requests, contexts)
+        return [(subjects.keys(layer), subjects.states(layer, "block", LAYERS[-1]))[0] for layer in LAYERS]
+
+    fast()
+    expected, (plain, _) = clocked(lambda: [plain_keys(lm, some, layer) for layer in LAYERS])
+    found, (quick, _) = clocked(fast)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours[:, : len(some)], theirs, rtol=1e-3, atol=1e-4)
+    what = f"keys and states, {len(requests)} edits, {len(LAYERS)} layers"
+    return Ratio(what, plain / len(some) * len(requests), quick, f"plain: {len(some)} edits, scaled")
+
+
+def statistics(width: int = 256, depth: int = 12, tokens: int = 10_000) -> Ratio:
+    """All layers in one pass, against one pass a layer that ends at that layer. Both multiply by the same code."""
+    lm = random_model(width, depth)
+
+    def collect(groups: list[list[int]], most: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return clocked(lambda: [MomentStore(EmbeddedText(), tokens=most, cache_dir=folder).collect(lm, group) for group in groups])[1][0]
+
+    collect([[0]], 500)
+    layers = list(range(depth))
+    plain, fast = collect([[layer] for layer in layers], tokens), collect([layers], tokens)
+    return Ratio(f"second moments, {depth} layers of width {width}", plain, fast, f"{tokens:,} tokens")
+
+
+def linear_algebra(count: int = 50, width: int = 2048, batches: int = 3) -> Ratio:
+    """The m × m form at every batch, against the n × n form with one factorisation of C."""
+    keys, residual = torch.randn(width, count, dtype=torch.float64), torch.randn(256, count, dtype=torch.float64)
+    sample = torch.randn(width, 2 * width, dtype=torch.float64)
+    covariance = Covariance(sample @ sample.T / (2 * width))
+    times = {form: clocked(lambda form=form: [solve(residual, keys, covariance, 100.0, form) for _ in range(batches)])[1][0] for form in ("primal", "dual")}
+    return Ratio(f"solve, {batches} batches of {count} edits, keys {width:,} wide", times["primal"], times["dual"])
+
+
+@torch.no_grad()
+def plain_record(lm: LM, pairs: list[tuple[str, str]]) -> list[float]:
+    """Mean negative log-likelihoods of one record's (prompt, target) rows in one padded batch, from the logits of every token."""
+    rows = lm.head.encode(pairs)
+    ids, mask = pad_right([row.ids for row in rows], lm.head.pad, lm.device)
+    scores = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.log_softmax(-1)
+    return [
+        -sum(float(found[row.start - 1 + j, token]) for j, token in enumerate(row.target)) / len(row.target)
+        for row, found in zip(rows, scores, strict=True)
+    ]
+
+
+def evaluation(lm: LM, cases: list[Case]) -> list[Ratio]:
+    """Scoring all records' prompts and targets together, against one record at a time, and against one row at a time."""
+    by_record = [[(p.prompt, x) for p in case.probes if p.target for x in (p.target, p.foil) if x] for case in cases]
+    pairs = [pair for record in by_record for pair in record]
+    some = pairs[: len(pairs) // 10]
+    lm.loglikelihood(some)
+    together, (fast, _) = clocked(lambda: lm.loglikelihood(pairs))
+    apart, (record, _) = clocked(lambda: [nll for rows in by_record for nll in plain_record(lm, rows)])
+    alone, (row, _) = clocked(lambda: [plain_record(lm, [pair])[0] for pair in some])
+    fast_nll = torch.tensor([found.nll for found in together])
+    torch.testing.assert_close(fast_nll, torch.tensor(apart), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fast_nll[: len(some)], torch.tensor(alone), rtol=1e-3, atol=1e-3)
+    return [
+        Ratio(f"scoring {len(cases)} records ({len(pairs):,} rows), against one record at a time", record, fast),
+        Ratio("the same, against one row at a time", row * len(pairs) / len(some), fast, f"plain: {len(some)} rows, scaled"),
+    ]

@@ -1,0 +1,137 @@
+"""Generation as MEND edits it (Mitchell et al., 2022): after a passage the model is to go on with a given text of about ten tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edit_cli.datasets.base import Chosen
+from edit_cli.datasets.files import File, locate
+from edit_cli.datasets.pooled import Entry, Pooled
+from edit_cli.datasets.reading import Content
+from edit_cli.datasets.rows import Fault, Row
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.monitor import Monitor
+from edit_cli.requests import Case, EditRequest, Probe
+
+LEAST_WORDS = 50  # of a paragraph of running text, as published
+
+
+@dataclass
+class Continuations(Pooled):
+    """A passage and its continuation, which is written. In scope is the same continuation after the end of the passage alone.
+
+    Read are MEND's files, `{"n_tokens", "original": [text], "completions": [text]}` (what a completion has beyond its original is the
+    continuation); records with `passage` and `continuation`; or running text, one paragraph a line (.txt): of paragraphs of at least
+    50 words and no others than ASCII characters, the first `passage_words` words are the passage and the next `words` are written.
+    Other passages must go on as they did, with the text that follows in them. locality_path: running text for those, such as
+    Wikitext-103; null takes other records. The subject of a record, for the splits, is its `source` (an article), else the passage itself.
+    """
+
+    words: int = 8
+    passage_words: int = 32
+    locality_path: str | None = None
+
+    expects: ClassVar[str] = "passage, continuation; or MEND's n_tokens, original, completions; or a .txt file with a paragraph a line"
+    fields: ClassVar[frozenset[str]] = frozenset(("id", "source", "passage", "continuation", "split"))
+
+    def check(self) -> None:
+        super().check()
+        for name, least in (("words", 1), ("passage_words", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"dataset.{name}={getattr(self, name)}: give {least} or more")
+
+    def read(self, file: File) -> Content:
+        if file.path.suffix.lower() == ".txt":
+            return self._running_text(file)
+        try:
+            raw = file.path.read_bytes()
+            value = json.loads(raw) if raw.lstrip()[:1] == b"{" else None
+        except (OSError, ValueError):
+            value = None  # JSON lines, or damaged: the common reader tells
+        if isinstance(value, dict) and "completions" in value:
+            rows = [Row(f"record {number}", number, pair) for number, pair in enumerate(_completions(value, file.label))]
+            return Content(rows, hashlib.sha256(raw).hexdigest())
+        return super().read(file)
+
+    def _running_text(self, file: File) -> Content:
+        text, digest = read_text(file)
+        rows = []
+        for number, article, paragraph in paragraphs(text):
+            words = paragraph.split()
+            passage, rest = words[: self.passage_words], words[self.passage_words :][: self.words]
+            values = {"source": article or paragraph, "passage": " ".join(passage), "continuation": " ".join(rest)}
+            if len(rest) == self.words:
+                rows.append(Row(f"line {number}", number, values))
+        if not rows:
+            least = max(LEAST_WORDS, self.passage_words + self.words)
+            raise MissingError(f"{file.label} holds no paragraph (one a line) of {least} words or more")
+        return Content(rows, digest)
+
+    def about(self, row: Row) -> str:
+        return row.phrase("source" if row.has("source") else "passage")
+
+    def relation(self, row: Row, case: Case) -> str | None:
+        return None
+
+    def case(self, row: Row) -> Case:
+        passage, continuation = row.prompt("passage"), row.phrase("continuation")
+        words = passage.split()
+        if len(words) < 2:
+            raise Fault("passage", "has a single word")
+        dropped = self.drawn(row, "prefix").randint(1, max(1, len(words) // 2))
+        request = EditRequest(passage, None, continuation)
+        shorter = passage.split(None, dropped)[dropped]
+        return Case(row.id("id"), (request,), (Probe("rewrite", passage, continuation), Probe("paraphrase", shorter, continuation)))
+
+    def asked(self, row: Row, case: Case) -> tuple[str, str | None]:
+        return row.prompt("passage"), row.phrase("continuation")
+
+    def others(self, pool: Sequence[Chosen], monitor: Monitor) -> list[Entry]:
+        if self.locality_path is None:
+            return super().others(pool, monitor)
+        file = locate(self.locality_path, self.cache_dir, monitor, "dataset.locality_path")
+        return [self.entry(row, self.case(row)) for row in self._running_text(file).rows if isinstance(row, Row)]
+
+
+def _completions(value: dict[str, Any], label: str) -> Iterator[dict[str, Any]]:
+    """Passage and continuation of each of MEND's completions; where they part from the original, back to the last space before it."""
+    originals, completions = value.get("original"), value["completions"]
+    if not isinstance(originals, list) or not isinstance(completions, list) or len(originals) != len(completions):
+        raise MissingError(f"{label}: original and completions are not two lists of the same length")
+    for original, completion in zip(originals, completions, strict=True):
+        if not isinstance(original, str) or not isinstance(completion, str):
+            yield {"passage": original, "continuation": completion}  # dropped, with the reason
+            continue
+        shared = len(os.path.commonprefix([original, completion]))
+        if shared < len(completion) and not completion[shared].isspace():
+            shared = completion.rfind(" ", 0, shared) + 1
+        yield {"passage": completion[:shared].rstrip(), "continuation": completion[shared:].strip()}
+
+
+def read_text(file: File) -> tuple[str, str]:
+    """(text, sha256) of a UTF-8 file.
+
+    Raises:
+        MissingError: it cannot be read.
+    """
+    try:
+        raw = file.path.read_bytes()
+        return raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingError(f"{file.label} cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
+
+
+def paragraphs(text: str) -> Iterator[tuple[int, str | None, str]]:
+    """(line number, title of the article, paragraph) of those with enough words and ASCII characters only; titles are lines `= … =`."""
+    article = None
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if line.startswith("= ") and line.endswith(" =") and not line.startswith("= = "):
+            article = line.strip("= ")
+        elif len(line.split()) >= LEAST_WORDS and line.isascii():
+            yield number, article, line

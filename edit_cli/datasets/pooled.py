@@ -1,0 +1,139 @@
+"""Sources whose records serve as each other's locality prompts, and are split so that no two splits share a subject."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edit_cli.datasets.base import Chosen, Source
+from edit_cli.datasets.files import File
+from edit_cli.datasets.reading import Content
+from edit_cli.datasets.rows import Dropped, Fault, Row
+from edit_cli.datasets.subjects import split_of
+from edit_cli.errors import UsageError
+from edit_cli.monitor import Monitor
+from edit_cli.requests import Case, Probe
+
+SPLITS = ("train", "validation", "test")
+TRIES = 20  # candidates that are looked at for each one wanted: those whose subject is edited in this run come last
+
+
+@dataclass
+class Pooled(Source):
+    """A source that draws locality prompts from its own records.
+
+    shares: of the splits train, validation and test, for files without a field `split`; a subject falls into one of them by its hash.
+    locality: prompts of each group (another subject; the same relation of another subject; something else about the same subject).
+    seed: of everything that is drawn. What is drawn for a record does not depend on which others were selected, but for one thing:
+    subjects that this run edits are avoided where there are others.
+    """
+
+    shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    locality: int = 2
+    seed: int = 0
+
+    @abstractmethod
+    def about(self, row: Row) -> str:
+        """Whom a record is about. Raises `Fault` where that cannot be told."""
+
+    def relation(self, row: Row, case: Case) -> str | None:
+        """What a record asks of its subject, where that can be told: its field `relation`, or the prompt without its subject."""
+        if row.has("relation"):
+            return row.phrase("relation")
+        request = case.requests[0]
+        return None if request.subject is None else request.prompt
+
+    def asked(self, row: Row, case: Case) -> tuple[str, str | None]:
+        """The prompt and the right answer with which the record serves others as a locality prompt."""
+        request = case.requests[0]
+        return request.text, request.target_true
+
+    def check(self) -> None:
+        super().check()
+        if len(self.shares) != len(SPLITS) or min(self.shares) < 0 or sum(self.shares) <= 0:
+            raise UsageError(f"dataset.shares={self.shares}: give those of {', '.join(SPLITS)}, such as [0.8,0.1,0.1]")
+        if self.locality < 0:
+            raise UsageError(f"dataset.locality={self.locality}: give 0 or more prompts a group")
+
+    def split_of(self, row: Row) -> str | None:
+        named = super().split_of(row)
+        if named is not None:
+            return named
+        try:
+            return split_of(self.about(row), self.shares, SPLITS)
+        except Fault:  # to be reported with one of them
+            return SPLITS[row.index % len(SPLITS)]
+
+    def _of_split(self, content: Content, split: str | None, label: str) -> list[Row | Dropped]:
+        rows = [row for row in content.rows if isinstance(row, Row)]
+        if split in SPLITS and rows and all(self.split_of(row) != split for row in rows):
+            how = "by their field split" if any(row.has("split") for row in rows) else f"by subject, dataset.shares={self.shares}"
+            raise UsageError(f"dataset.split={split} is empty: none of the {len(rows):,} records of {label} falls into it ({how})")
+        return super()._of_split(content, split, label)
+
+    def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
+        if not self.locality:
+            return [case for _, case in chosen]
+        own = [self.entry(row, case) for row, case in chosen]
+        drawn = _Pool(self.others(pool, monitor), {entry.subject for entry in own})
+        cases = []
+        for entry, (_, case) in zip(own, chosen, strict=True):
+            rng = random.Random(f"{self.seed} locality {case.id}")
+            cases.append(replace(case, probes=case.probes + tuple(drawn.probes(entry, self.locality, rng))))
+        return cases
+
+    def others(self, pool: Sequence[Chosen], monitor: Monitor) -> list[Entry]:
+        """What locality prompts are drawn from: all records of the split."""
+        return [self.entry(row, case) for row, case in pool]
+
+    def entry(self, row: Row, case: Case) -> Entry:
+        """The record as a locality prompt for others."""
+        return Entry(self.about(row).casefold(), self.relation(row, case), *self.asked(row, case))
+
+    def drawn(self, row: Row, what: str) -> random.Random:
+        """A generator for what is drawn for one record: the same on every machine, whatever else is drawn."""
+        return random.Random(f"{self.seed} {what} {row.index}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record as a locality prompt for others."""
+
+    subject: str
+    relation: str | None
+    prompt: str
+    target: str | None
+
+
+class _Pool:
+    """Entries by what they share. edited: subjects to be avoided."""
+
+    def __init__(self, entries: Sequence[Entry], edited: set[str]) -> None:
+        self.entries, self.edited = entries, edited
+        self.by_subject: dict[str, list[Entry]] = defaultdict(list)
+        self.by_relation: dict[str | None, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            self.by_subject[entry.subject].append(entry)
+            self.by_relation[entry.relation].append(entry)
+
+    def probes(self, own: Entry, count: int, rng: random.Random) -> Iterator[Probe]:
+        """Locality probes for one record: up to `count` of each group, fewer where there are none."""
+        yield from self._some("random", self.entries, lambda one: one.subject != own.subject and not _same_relation(one, own), count, rng)
+        if own.relation is not None:
+            yield from self._some("same_relation", self.by_relation[own.relation], lambda one: one.subject != own.subject, count, rng)
+        same = self.by_subject[own.subject]
+        yield from self._some("same_subject", same, lambda one: one.prompt != own.prompt and not _same_relation(one, own), count, rng)
+
+    def _some(self, group: str, among: Sequence[Entry], fits: Any, count: int, rng: random.Random) -> Iterator[Probe]:
+        looked_at = [among[i] for i in rng.sample(range(len(among)), min(len(among), TRIES * count))]
+        distinct = {one.prompt: one for one in looked_at if fits(one)}
+        for one in sorted(distinct.values(), key=lambda one: one.subject in self.edited)[:count]:
+            yield Probe("locality", one.prompt, one.target, group=group)
+
+
+def _same_relation(one: Entry, other: Entry) -> bool:
+    return one.relation is not None and one.relation == other.relation

@@ -1,0 +1,178 @@
+"""zsRE as the question answering of trained editors (De Cao et al., 2021; Mitchell et al., 2022): an answer that the model did not give is
+written, reworded questions are in scope, and Natural Questions or other questions of the set must keep their answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from edit_cli.datasets.base import Chosen
+from edit_cli.datasets.files import File, locate
+from edit_cli.datasets.pooled import Pooled
+from edit_cli.datasets.rows import Fault, Row
+from edit_cli.datasets.subjects import first_name
+from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.metrics.text import normalise
+from edit_cli.monitor import Monitor
+from edit_cli.requests import Case, EditRequest, Probe, slot_prompt
+
+KILT = ("id", "input", "output", "subject", "prediction", "alternatives", "rephrases", "filtered_rephrases", "meta")
+FLAT = ("subject", "src", "pred", "rephrase", "alt", "answers", "loc", "loc_ans", "cond", "ans")
+PREFIX = "nq question: "
+
+
+@dataclass
+class ZsREQuestions(Pooled):
+    """One question a record, in KILT's form with the fields of KE (JSON lines), or in MEND's flat one.
+
+    The new answer is an item of `alternatives` (other beams of the base model) that is neither its top answer nor a right one; flat
+    records hold theirs in `alt`. alternative: which one, from 0; null draws it. rephrases: in-scope questions, drawn from
+    `filtered_rephrases`. unrelated: where the unrelated questions come from: "zsre" (other records), "nq" (a flat record's own Natural
+    Questions item, or `nq_path`: `{"questions": […], "answers": […]}`).
+    """
+
+    alternative: int | None = None
+    rephrases: int = 2
+    unrelated: str = "nq"
+    nq_path: str | None = None
+    locality_prefix: bool = True
+
+    expects: ClassVar[str] = "input, output, alternatives, filtered_rephrases (KILT) or subject, src, rephrase, alt, answers (MEND)"
+    fields: ClassVar[frozenset[str]] = frozenset((*KILT, *FLAT, "split"))
+
+    def check(self) -> None:
+        super().check()
+        if self.unrelated not in ("zsre", "nq"):
+            raise UsageError(f"dataset.unrelated={self.unrelated}: choose zsre or nq")
+        if self.alternative is not None and self.alternative < 0:
+            raise UsageError(f"dataset.alternative={self.alternative}: give 0 or more, or null to draw one")
+
+    def about(self, row: Row) -> str:
+        if row.has("subject"):
+            return row.phrase("subject")
+        question = self.question(row)
+        return first_name(question) or question
+
+    def question(self, row: Row) -> str:
+        """The question to edit."""
+        return row.prompt("src" if row.has("src") else "input")
+
+    def case(self, row: Row) -> Case:
+        answers, new = self.answers(row), self.new_answer(row)
+        request = self.request(row, new, answers[0])
+        probes = [Probe("rewrite", request.text, new, answers[0])]
+        probes += [Probe("paraphrase", text, new, answers[0]) for text in self._rephrases(row)]
+        return Case(row.id("id") if row.has("id") else str(row.index), (request,), tuple(probes))
+
+    def request(self, row: Row, new: str, true: str) -> EditRequest:
+        """The edit; where the subject stands in the question it becomes a slot."""
+        question, subject = self.question(row), self.about(row)
+        try:
+            return EditRequest(slot_prompt(question, subject), subject, new, true)
+        except RejectedRequest:
+            if row.has("subject"):
+                raise Fault("src" if row.has("src") else "input", "does not contain the subject") from None
+            return EditRequest(question, None, new, true)
+
+    def answers(self, row: Row) -> list[str]:
+        """The right answers, the first of which is asked for."""
+        if not row.has("output"):
+            return row.phrases("answers")
+        output = row.get("output")
+        given = [one.get("answer") for one in output if isinstance(one, dict)] if isinstance(output, list) else []
+        found = [answer.strip() for answer in given if isinstance(answer, str)]
+        if not any(found):
+            raise Fault("output", "is not a list of objects with an answer")
+        return list(dict.fromkeys(answer for answer in found if answer))
+
+    def alternatives(self, row: Row) -> list[str]:
+        """Answers that may be written: not the model's own, and none of the right ones.
+
+        Raises:
+            Fault: there is none.
+        """
+        path = "alternatives" if "alternatives" in row.values else "alt"
+        given = row.phrases(path) if path == "alternatives" else [row.phrase(path)]
+        taken = {normalise(answer) for answer in self.answers(row)}
+        taken |= {normalise(row.phrase(said)) for said in ("prediction", "pred") if row.has(said)}
+        left = [answer for answer in dict.fromkeys(given) if normalise(answer) not in taken]
+        if not left:
+            raise Fault(path, "is an answer already")
+        return left
+
+    def new_answer(self, row: Row) -> str:
+        left = self.alternatives(row)
+        if self.alternative is None:
+            return self.drawn(row, "alternative").choice(left)
+        if self.alternative >= len(left):
+            raise Fault("alternatives", f"has no item {self.alternative} that is no answer already")
+        return left[self.alternative]
+
+    def _rephrases(self, row: Row) -> list[str]:
+        if row.has("rephrase"):
+            return [row.prompt("rephrase")]
+        path = next((path for path in ("filtered_rephrases", "rephrases") if row.has(path)), None)
+        found = [text for text in dict.fromkeys(row.prompts(path)) if text != self.question(row)] if path else []
+        if not found:
+            raise Fault("filtered_rephrases", "is empty")
+        return self.drawn(row, "rephrases").sample(found, min(self.rephrases, len(found)))
+
+    # --- what must stay -----------------------------------------------------------------------------------------------
+
+    def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
+        cases = super().complete(chosen, pool, file, monitor)
+        if self.unrelated == "zsre" or self.locality == 0:
+            return cases
+        found, without = [], 0
+        for (row, _), case in zip(chosen, cases, strict=True):
+            own = self._from_natural_questions(row)
+            without += not own
+            kept = [probe for probe in case.probes if probe.group != "random"] if own else case.probes
+            found.append(replace(case, probes=(*kept, *own)))
+        if without:
+            some = f"{without:,} of {len(found):,} records"
+            monitor.note(f"{self.name}: {some} have no Natural Questions item; other records stand in for it")
+        return found
+
+    def _from_natural_questions(self, row: Row) -> list[Probe]:
+        if self.nq_path is not None:
+            items = self._natural_questions
+            return [Probe("locality", *items[(row.index * self.locality + i) % len(items)], group="random") for i in range(self.locality)]
+        if not row.has("loc"):
+            return []
+        question = row.prompt("loc") + "?"  # the file has none
+        question = question if self.locality_prefix else question.removeprefix(PREFIX)
+        return [Probe("locality", question, row.phrase("loc_ans"), group="random")]
+
+    @cached_property
+    def _natural_questions(self) -> list[tuple[str, str]]:
+        """(question, shortest answer) of every item of `nq_path`."""
+        file = locate(self.nq_path, self.cache_dir, Monitor(), "dataset.nq_path")
+        return read_natural_questions(file.path, file.label)
+
+
+def read_natural_questions(path: Path, label: str) -> list[tuple[str, str]]:
+    """(question, shortest answer) of every item of `{"questions": […], "answers": […]}`; the question is capitalised and gets its mark.
+
+    Raises:
+        MissingError: the file is of another form.
+    """
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        pairs = list(zip(data["questions"], data["answers"], strict=True))
+        found = [(_as_question(q), min([a] if isinstance(a, str) else a, key=len).strip()) for q, a in pairs]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise MissingError(f"dataset.nq_path: {label} is not JSON of the form {{questions: [text], answers: [text or list]}}") from None
+    found = [(question, answer) for question, answer in found if answer]
+    if not found:
+        raise MissingError(f"dataset.nq_path: {label} holds no question with an answer")
+    return found
+
+
+def _as_question(text: str) -> str:
+    text = text.strip().rstrip("?")
+    return text[:1].upper() + text[1:] + "?"

@@ -1,0 +1,221 @@
+"""What methods with a memory share: a layer that grows with every edit, and edits that hold only what they add to it.
+
+The memory belongs to the model, not to the editor: the next edit of a sequence finds it where the earlier ones were attached. So nothing
+has to be recalled, a thousand attached edits are one layer, and taking one off puts its entries back as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.edits import Edit
+from edit_cli.errors import UsageError
+from edit_cli.lm.focus import Focus, PromptWatch
+from edit_cli.lm.hooks import Wrapper, unwrapped
+from edit_cli.lm.layout import is_projection
+from edit_cli.lm.model import LM
+from edit_cli.lm.places import Undo
+
+CLOSEST = 4  # candidates whose distances are computed without cancellation
+
+
+class Entries:
+    """Rows (n, width) that grow; appending costs what is appended, on average."""
+
+    def __init__(self, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._space = torch.empty(16, width, device=device, dtype=dtype)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def all(self) -> Tensor:
+        """(n, width), a view."""
+        return self._space[: self._count]
+
+    def append(self, rows: Tensor) -> Undo:
+        before, after = self._count, self._count + len(rows)
+        if after > len(self._space):
+            wider = self._space.new_empty(max(after, 2 * len(self._space)), self._space.shape[1])
+            wider[:before] = self.all
+            self._space = wider
+        self._space[before:after] = rows.to(self._space)
+        self._count = after
+
+        def undo() -> None:
+            self._count = before
+
+        return undo
+
+    def put(self, index: Tensor, rows: Tensor) -> Undo:
+        """Other values for some rows."""
+        before = self.all[index].clone()
+        self.all[index] = rows.to(self._space)
+
+        def undo() -> None:
+            self.all[index] = before
+
+        return undo
+
+
+class MemoryLayer(Wrapper):
+    """Stands in a projection's place, beside it what attached edits remember. digest: of all that was added, in order."""
+
+    def __init__(self, original: nn.Module, lm: LM, module: str) -> None:
+        super().__init__(original)
+        self.digest = ""
+        self.watch = PromptWatch(lm, module)
+        self._kept: Tensor | None = None
+
+    def close(self) -> None:
+        """It has been taken out again."""
+        self.watch.close()
+
+    @abstractmethod
+    def add(self, edit: MemoryPatch) -> Undo:
+        """Take in what an edit brings. A memory that has been taken apart again is bit for bit what it was."""
+
+    def rows(self, states: Tensor) -> Tensor | None:
+        """(rows, tokens, width), also from families that flatten it; None where a pass shows only some of the tokens."""
+        focus = self.watch.focus
+        if focus is None or states.shape[:-1].numel() != focus.mask.numel():
+            return None
+        return states.reshape(*focus.mask.shape, states.shape[-1])
+
+    def decided(self, focus: Focus, decide: Callable[[], Tensor]) -> Tensor:
+        """(rows,) what `decide` says once a prompt is complete. It holds for all that follows in cached passes."""
+        at = focus.ends - focus.first
+        here = at >= 0
+        if bool(here.all()):
+            self._kept = decide()
+        elif self._kept is None or len(self._kept) != len(at):
+            return torch.full_like(at, -1)
+        elif bool(here.any()):
+            self._kept = torch.where(here, decide(), self._kept)
+        return self._kept
+
+
+@dataclass
+class MemoryPatch(Edit):
+    """What one edit adds to the memory beside `module`.
+
+    before: digest of the memory that it was made on. tensors, content: what the method says; content is JSON-able.
+    """
+
+    kind: ClassVar[str] = "module"
+    layer: ClassVar[type[MemoryLayer]]
+    module: str
+    before: str
+    tensors: dict[str, Tensor]
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Of the memory with this edit in it."""
+        digest = hashlib.sha256(self.before.encode())
+        digest.update(json.dumps([self.module, self.content], sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            value = self.tensors[name].detach().contiguous().cpu()
+            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(value.view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def attach(self, lm: LM) -> Undo:
+        """Grow the memory that is there, or begin one.
+
+        Raises:
+            UsageError: it was made on top of other edits than those that are attached.
+        """
+        with ExitStack() as undo:
+            layer = self.present(lm, self.module)
+            if (layer.digest if layer else "") != self.before:
+                raise UsageError(
+                    f"this edit was made on {'other' if self.before and layer else 'earlier' if self.before else 'no'} edits of its kind "
+                    "than are attached: attach those that it was made on, in their order, and no others"
+                )
+            if layer is None:
+                layer = self._install(lm, undo)
+            undo.callback(setattr, layer, "digest", layer.digest)
+            undo.callback(layer.add(self))
+            layer.digest = self.digest
+            return undo.pop_all().close
+
+    def _install(self, lm: LM, undo: ExitStack) -> MemoryLayer:
+        parent, _, child = self.module.rpartition(".")
+        original = lm.module(self.module)
+        layer = self.begin(original, lm)
+        undo.callback(layer.close)
+        setattr(lm.module(parent), child, layer)
+        undo.callback(setattr, lm.module(parent), child, original)
+        return layer
+
+    def begin(self, original: nn.Module, lm: LM) -> MemoryLayer:
+        """An empty memory beside `original`."""
+        return self.layer(original, lm, self.module)
+
+    @classmethod
+    def present(cls, lm: LM, module: str) -> Any:
+        """The memory of this kind that stands in `module`'s place, if there is one."""
+        found = lm.module(module)
+        return found if isinstance(found, cls.layer) else None
+
+    def touches(self, lm: LM) -> list[str]:
+        return [f"{self.module}.{name}" for name, _ in unwrapped(lm.module(self.module)).named_parameters()]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.tensors, {"module": self.module, "before": self.before, "content": self.content}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Self:
+        return cls(rest["module"], rest["before"], tensors, rest["content"])
+
+
+def nearest(queries: Tensor, keys: Tensor, alive: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(distance, index) of the nearest of `keys` (n, w) for each of `queries` (r, w): Euclidean, float32. alive: (n,) which count.
+
+    One matrix product ranks them. Its differences of large squares lose the digits of small distances, so those of the closest are
+    computed again.
+    """
+    keys, queries = keys.float(), queries.float()
+    ranked = keys.square().sum(1) - 2 * queries @ keys.T
+    if alive is not None:
+        ranked = ranked.masked_fill(~alive, float("inf"))
+    candidates = ranked.topk(min(CLOSEST, len(keys)), dim=1, largest=False).indices
+    distances = (queries[:, None] - keys[candidates]).norm(dim=-1)
+    if alive is not None:
+        distances = distances.masked_fill(~alive[candidates], float("inf"))
+    smallest, place = distances.min(1)
+    return smallest, candidates.gather(1, place[:, None])[:, 0]
+
+
+def mlp_in(lm: LM, layer: int) -> str:
+    """The first projection of a layer's MLP; a gated one's gate, or up projection, whichever comes first."""
+    return lm.layout.mlp_weights(layer)[0].removesuffix(".weight")
+
+
+def module_of(lm: LM, layer: int, part: str) -> str:
+    """A projection of a layer: "mlp_in" and "mlp_out" in any family, else its name in the block.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if part in ("mlp_in", "mlp_out"):
+        return mlp_in(lm, layer) if part == "mlp_in" else lm.layout.mlp_out(layer)
+    name = f"{lm.layout.block(layer)}.{part}"
+    try:
+        fits = is_projection(lm.module(name))
+    except AttributeError:
+        fits = False
+    if not fits:
+        raise UsageError(f"method.module={part} names no Linear or Conv1D layer of block {layer}: choose mlp_in, mlp_out or a name in the block")
+    return name

@@ -1,0 +1,95 @@
+"""The same rows again and again while one module's output is changed: what lies below it is run once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from edit_cli.lm.answers import Answers
+from edit_cli.lm.focus import Focus, PromptWatch
+from edit_cli.lm.hooks import exact, on_input, on_output
+from edit_cli.lm.model import LM
+from edit_cli.lm.tokens import Row
+
+
+@dataclass
+class Passes:
+    """Rows at work. inputs: (rows, tokens, d_in) what enters the module, float32 or better. base: the answers of the model as it is."""
+
+    lm: LM
+    rows: Sequence[Row]
+    module: str
+    end: bool
+    watch: PromptWatch
+    inputs: Tensor | None = None
+    focus: Focus | None = None
+    base: Answers | None = None
+
+    def answers(self, change: Callable[[Tensor], Tensor]) -> Answers:
+        """After `change(output)` of the module's output (rows, tokens, d_out)."""
+        with on_output(self.lm.module(self.module), change, len(self.rows)):
+            return self.lm.head.answers(self.rows, self.end)
+
+    @property
+    def queries(self) -> Tensor:
+        """(rows, d_in): inputs at the prompts' last tokens."""
+        return at_prompt_end(self.inputs, self.focus)
+
+    @property
+    def columns(self) -> Tensor:
+        """(positions,): the token at which each position of `base` is predicted. Those of a row follow each other from its prompt's end on."""
+        rows = self.base.rows.to(self.focus.ends.device)
+        first = torch.searchsorted(rows.contiguous(), rows.contiguous())  # rows are in order
+        return self.focus.ends[rows] + torch.arange(len(rows), device=rows.device) - first
+
+
+@contextmanager
+def passes(lm: LM, rows: Sequence[Row], module: str, layer: int, end: bool = False) -> Iterator[Passes]:
+    """Rows whose constant part has been computed. layer: of the module; blocks below are run once. end: answers with their end token."""
+    with ExitStack() as stack:
+        run = Passes(lm, rows, module, end, PromptWatch(lm, module))
+        stack.callback(run.watch.close)
+        below: list[Tensor] = []
+
+        def keep(states: Tensor) -> None:
+            run.inputs = exact(states.detach())
+
+        with torch.no_grad(), ExitStack() as first:
+            first.enter_context(on_input(lm.module(module), keep, len(rows)))
+            if layer and len(lm.layout.stacks) == 1:
+                first.enter_context(on_output(lm.module(lm.layout.block(layer - 1)), lambda states: below.append(states.detach())))
+            run.base = lm.head.answers(rows, end)
+        run.focus = run.watch.focus
+        if below:
+            stack.enter_context(lm.skipping(layer - 1, below[0]))
+        yield run
+
+
+def at_prompt_end(states: Tensor, focus: Focus) -> Tensor:
+    """(rows, width), at least float32: the states (rows, tokens, width) of the prompts' last tokens."""
+    at = (focus.ends - focus.first).clamp(0, states.shape[1] - 1)
+    return exact(states[torch.arange(len(states), device=states.device), at.to(states.device)])
+
+
+def row_losses(found: Answers, rows: int) -> Tensor:
+    """(rows,): mean negative log-likelihood of each row's target tokens, nats."""
+    nll = cross_entropy(found.logits, found.labels, reduction="none")
+    count = torch.bincount(found.rows, minlength=rows).to(nll)
+    return nll.new_zeros(rows).index_add(0, found.rows, nll) / count.clamp_min(1)
+
+
+def rows_right(found: Answers, rows: int) -> Tensor:
+    """(rows,) bool: whether every target token of a row is the likeliest."""
+    wrong = (found.logits.argmax(-1) != found.labels).to(torch.long)
+    return torch.zeros(rows, dtype=torch.long, device=wrong.device).index_add(0, found.rows, wrong) == 0
+
+
+def in_batches(rows: Sequence[Row], size: int) -> Iterator[slice]:
+    """Slices of `size` rows."""
+    for first in range(0, len(rows), size):
+        yield slice(first, first + size)

