@@ -44,8 +44,8 @@ def measure(point: Point) -> dict[str, float]:
     seconds = {name: round(value, 3) for name, value in lm.monitor.seconds.items() if name != "statistics"}
     steps = sum(edit.info["steps"]) / len(edit.info["steps"])
     return {
-        "edits": point.edits, "width": lm.layout.width, "layers": len(point.layers), "cpu_s": cpu, "wall_s": wall, "edits_per_s": point.edits / wall,
-        "mean_steps": steps, "peak_mib": _peak(), "before_mib": before, **seconds,
+        "edits": point.edits, "width": lm.layout.width, "layers": len(point.layers), "cpu_s": cpu, "wall_s": wall,
+        "edits_per_s": point.edits / wall, "mean_steps": steps, "peak_mib": _peak(), "before_mib": before, **seconds,
     }  # fmt: skip
 
 

@@ -45,7 +45,8 @@ def value_optimisation(lm: LM, requests: list[EditRequest], sample: int = 5) -> 
     optimise_values(lm, some, LAYERS[-1], "block", options, contexts)
     _, (plain, _) = clocked(lambda: [plain_value(lm, request, LAYERS[-1], "block", options, contexts) for request in some])
     _, (fast, _) = clocked(lambda: optimise_values(lm, requests, LAYERS[-1], "block", options, contexts))
-    return Ratio(f"value optimisation, {len(requests)} edits, 20 steps", plain / len(some) * len(requests), fast, f"plain: {len(some)} edits, scaled")
+    what = f"value optimisation, {len(requests)} edits, 20 steps"
+    return Ratio(what, plain / len(some) * len(requests), fast, f"plain: {len(some)} edits, scaled")
 
 
 @torch.no_grad()
@@ -89,7 +90,8 @@ def statistics(width: int = 256, depth: int = 12, tokens: int = 10_000) -> Ratio
 
     def collect(groups: list[list[int]], most: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            return clocked(lambda: [MomentStore(EmbeddedText(), tokens=most, cache_dir=folder).collect(lm, group) for group in groups])[1][0]
+            store = MomentStore(EmbeddedText(), tokens=most, cache_dir=folder)
+            return clocked(lambda: [store.collect(lm, group) for group in groups])[1][0]
 
     collect([[0]], 500)
     layers = list(range(depth))
@@ -102,8 +104,11 @@ def linear_algebra(count: int = 50, width: int = 2048, batches: int = 3) -> Rati
     keys, residual = torch.randn(width, count, dtype=torch.float64), torch.randn(256, count, dtype=torch.float64)
     sample = torch.randn(width, 2 * width, dtype=torch.float64)
     covariance = Covariance(sample @ sample.T / (2 * width))
-    times = {form: clocked(lambda form=form: [solve(residual, keys, covariance, 100.0, form) for _ in range(batches)])[1][0] for form in ("primal", "dual")}
-    return Ratio(f"solve, {batches} batches of {count} edits, keys {width:,} wide", times["primal"], times["dual"])
+
+    def work(form: str) -> float:
+        return clocked(lambda: [solve(residual, keys, covariance, 100.0, form) for _ in range(batches)])[1][0]
+
+    return Ratio(f"solve, {batches} batches of {count} edits, keys {width:,} wide", work("primal"), work("dual"))
 
 
 @torch.no_grad()

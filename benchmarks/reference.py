@@ -102,7 +102,10 @@ class Theirs:
 
     def edit(self, requests: Sequence[EditRequest]) -> dict[str, Tensor]:
         """Updates (d_in, d_out) by weight."""
-        rows = [{"case_id": i, "prompt": r.prompt, "subject": r.subject, "target_new": {"str": r.target_new}} for i, r in enumerate(requests)]
+        rows = [
+            {"case_id": number, "prompt": request.prompt, "subject": request.subject, "target_new": {"str": request.target_new}}
+            for number, request in enumerate(requests)
+        ]
         self.values.clear()
         with contextlib.redirect_stdout(io.StringIO()):
             deltas = self.main.execute_memit(self.lm.model, self.lm.tokenizer, rows, self.hyper)
@@ -150,12 +153,13 @@ def main() -> None:
     values = torch.stack(theirs.values, dim=1)
     each = (found.target - values).norm(dim=0) / values.norm(dim=0)
     report = {
-        "model": options.model or "random 6x256", "edits": len(requests), "threads": options.threads, "mean_steps": sum(found.steps) / len(found.steps),
+        "model": options.model or "random 6x256", "edits": len(requests), "threads": options.threads,
+        "mean_steps": sum(found.steps) / len(found.steps),
         "cpu_seconds": {"ours": ours[0], "reference": reference[0], "ratio": reference[0] / ours[0]},
         "wall_seconds": {"ours": ours[1], "reference": reference[1], "ratio": reference[1] / ours[1]},
         "phases_ours": {name: round(seconds, 3) for name, seconds in phases.items()},
         "values_relative_difference": {"all": difference(found.target, values), "worst_edit": float(each.max())},
-        "updates_relative_difference": {name: difference(update.stored(lm, name).view_as(matrix), matrix) for name, matrix in expected.items()},
+        "updates_relative_difference": {name: difference(update.stored(lm, name), matrix) for name, matrix in expected.items()},
     }  # fmt: skip
     print(json.dumps(report, indent=1))
     if out:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,22 +74,18 @@ class WeightDelta(Edit):
     info: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
 
-    def attach(self, lm: LM) -> Undo:
+    def attach(self, lm: LM) -> Restore:
         """Add every update; the originals are kept, because adding and subtracting again is not exact."""
-        with ExitStack() as undo:  # at once, should one of them not fit
+        restore = Restore()
+        try:
             for name in self.updates:
-                self._add(lm, name, undo)
-            return undo.pop_all().close
-
-    def _add(self, lm: LM, name: str, undo: ExitStack) -> None:
-        place, master = lm.place(name), lm.masters.get(name)
-        base = exact(place.value()) if master is None else master
-        total = base + self.stored(lm, name).to(base)
-        undo.callback(place.keep())
-        place.assign(total)
-        if place.rounds:
-            undo.callback(_put_back, lm.masters, name, master)
-            lm.masters[name] = total
+                place, master = lm.place(name), lm.masters.get(name)
+                base = exact(place.value()) if master is None else master
+                restore.put(lm, name, base + self.stored(lm, name).to(base))
+        except BaseException:  # one of them does not fit
+            restore()
+            raise
+        return restore
 
     def stored(self, lm: LM, name: str) -> Tensor:
         """The dense update of one parameter, oriented as the parameter is stored.
@@ -148,11 +143,79 @@ class WeightDelta(Edit):
         return cls(updates, rest.get("info", {}), memory)
 
 
-def _put_back(masters: dict[str, Tensor], name: str, master: Tensor | None) -> None:
-    if master is None:
-        masters.pop(name, None)
-    else:
-        masters[name] = master
+class Restore:
+    """The undo of changed weights: what puts every one of them back. `before` joins two that followed each other to one."""
+
+    def __init__(self) -> None:
+        self._originals: dict[str, Undo] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters."""
+        return list(self._originals)
+
+    def put(self, lm: LM, name: str, value: Tensor) -> None:
+        """Let a parameter have `value`, in float32 beside it where it has fewer digits itself."""
+        place, master = lm.place(name), lm.masters.get(name)
+        original = place.keep()
+
+        def undo() -> None:
+            original()
+            if master is None:
+                lm.masters.pop(name, None)
+            else:
+                lm.masters[name] = master
+
+        self._originals[name] = undo
+        place.assign(value)
+        if place.rounds:
+            lm.masters[name] = value
+
+    def before(self, later: Restore) -> Restore:
+        """The undo of both: what was there at first is kept once a parameter, however many changes followed."""
+        joined = Restore()
+        joined._originals = {**later._originals, **self._originals}
+        return joined
+
+    def __call__(self) -> None:
+        for undo in self._originals.values():
+            undo()
+
+
+class Joined(Edit):
+    """Weight edits that come off together (`LM.settle`): a long sequence then keeps one original of each touched weight.
+
+    When it is taken off it remembers what the weights were, so that it can be attached again, bit for bit, to the same model.
+    """
+
+    kind: ClassVar[str] = "weights"
+
+    def __init__(self, restore: Restore) -> None:
+        self.restore = restore
+        self._held: dict[str, Tensor] = {}
+
+    def hold(self, lm: LM) -> None:
+        """Remember the weights as they are."""
+        self._held = {name: lm.masters[name] if name in lm.masters else lm.place(name).value().clone() for name in self.restore.names}
+
+    def attach(self, lm: LM) -> Restore:
+        """Put back what `hold` remembers."""
+        restore = Restore()
+        for name, value in self._held.items():
+            restore.put(lm, name, value)
+        self._held = {}
+        self.restore = restore
+        return restore
+
+    def touches(self, lm: LM) -> list[str]:
+        return sorted(self.restore.names)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        raise UsageError("edits that were joined are saved one by one, before they are joined")
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Joined:
+        raise UsageError("edits that were joined are saved one by one, before they are joined")
 
 
 class ModulePatch(Edit):

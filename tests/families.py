@@ -116,7 +116,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
 DENSE = ADDITIVE | NOT_ADDITIVE
 
 # Models that read the prompt with an encoder. Depths of the stacks differ, so that one taken for the other shows.
-ENCODER, DECODER = 2, 3
+ENCODER, DECODER = 3, 2  # transformers makes a cache of as many layers as the encoder of a T5 has
 T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": INNER, "num_layers": ENCODER, "num_decoder_layers": DECODER, "num_heads": 4, "decoder_start_token_id": 0}
 SEQ2SEQ: dict[str, dict[str, Any]] = {
     "t5": T5,
@@ -124,7 +124,7 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
     "bart": {
         "d_model": WIDTH, "encoder_layers": ENCODER, "decoder_layers": DECODER, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER,
         "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": CONTEXT,
-        "decoder_start_token_id": 2, "forced_bos_token_id": 1, "forced_eos_token_id": None,
+        "decoder_start_token_id": 2,
     },
 }  # fmt: skip
 LABELS = ["REFUTES", "SUPPORTS", "NOT ENOUGH INFO"]

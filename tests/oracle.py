@@ -90,7 +90,13 @@ def plain_value(
 
 @torch.no_grad()
 def plain_update(
-    lm: LM, requests: Sequence[EditRequest], layers: Sequence[int], targets: Tensor, contexts: Contexts, moments: dict[int, Tensor], weight: float
+    lm: LM,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    targets: Tensor,
+    contexts: Contexts,
+    moments: dict[int, Tensor],
+    weight: float,
 ) -> dict[str, Tensor]:
     """MEMIT's updates (d, m) by weight for `targets` (d, n): one row at a time, the whole model for every key, a dense solve in float64.
 

@@ -79,7 +79,7 @@ def test_imports_point_one_way(path):
 
 
 def test_editors_do_not_import_each_other():
-    shared = {"base", "contexts", "values", "value_batch", "keyvalue", "spreading", "solver", "hypernetwork", "memory", "passes", "postprocess", "queries", "tuning"}
+    shared = {"base", "contexts", "demonstrations", "fact_memory", "lessons", "scope", "values", "value_batch", "keyvalue", "spreading", "solver", "hypernetwork", "memory", "passes", "postprocess", "queries", "tuning"}
     methods = [path for path in (PACKAGE / "editors").glob("*.py") if path.stem not in shared | {"__init__"}]
     assert len(methods) >= 5
     for path in methods:
@@ -98,7 +98,8 @@ def test_no_model_names_in_shared_code():
     for path in FILES:
         if part(path) in {"lm", "edits", "edit_store", "editors", "metrics", "stats", "commands"}:
             code = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
-            assert not re.search(r"model_type *(==|in)|architectures\b|['\"](gpt2|gpt-j|llama|mistral|qwen)", code), path
+            assert not re.search(r"model_type *(==|in)|['\"](gpt2|gpt-j|llama|mistral|qwen|bert|bart|t5\b)", code), path
+            assert path.name == "kinds.py" or not re.search(r"architectures\b", code), path  # there: what kind of head was saved
 
 
 def test_nothing_heavy_is_imported_for_help():

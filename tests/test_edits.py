@@ -423,3 +423,45 @@ def test_another_answerer_answers_only_what_is_sent_to_it():
     plain = lm.loglikelihood([("Rome is", "x")])
     with lm.edited(ToStored("", "")):
         assert lm.loglikelihood([("Ada is", "x"), ("Rome is", "x")]) == [Likelihood(0.0, (True,), (1,)), *plain]
+
+
+@stored
+def test_settled_edits_come_off_together_and_go_on_again(dtype):
+    """A long sequence keeps one original of each weight, and the unedited model can still be asked in between."""
+    lm = language_model("gpt2", dtype)
+    before = bits(lm)
+    for seed in range(4):
+        lm.attach(delta(lm, seed, layers=(seed % 3,)))
+        lm.settle()
+    assert len(lm.attached) == 1
+    edited, masters = bits(lm), {name: master.clone() for name, master in lm.masters.items()}
+    assert bool(masters) == (dtype != torch.float32)
+    with lm.pristine():
+        assert same(lm, before)
+        assert not lm.masters
+    assert same(lm, edited)
+    assert all(torch.equal(lm.masters[name], master) for name, master in masters.items())
+    lm.detach()
+    assert same(lm, before)
+    assert not lm.masters
+
+
+@stored
+def test_settled_edits_add_up_to_the_same_bits(dtype):
+    alone, settled = language_model("gpt2", dtype), language_model("gpt2", dtype)
+    for seed in range(3):
+        alone.attach(delta(alone, seed))
+        settled.attach(delta(settled, seed))
+        settled.settle()
+    assert same(settled, bits(alone))
+
+
+def test_only_weight_edits_that_follow_each_other_are_settled():
+    lm = language_model("gpt2")
+    change, patch = delta(lm, 0), Scaled(lm.layout.mlp_out(1), torch.ones(lm.layout.width))
+    lm.settle()  # nothing to join
+    for edit in (change, patch, delta(lm, 1)):
+        lm.attach(edit)
+        lm.settle()
+    assert lm.attached[:2] == [change, patch]
+    assert len(lm.attached) == 3

@@ -111,7 +111,10 @@ def test_files_that_are_quantised_already_need_the_library_too(monkeypatch, tmp_
 
 @pytest.mark.parametrize(
     "fields, told",
-    [({"quantise": "3bit"}, "model.quantise=3bit: choose 4bit, 8bit or null"), ({"quantise": "4bit", "dtype": "float64"}, "model.dtype=float64")],
+    [
+        ({"quantise": "3bit"}, "model.quantise=3bit: choose 4bit, 8bit or null"),
+        ({"quantise": "4bit", "dtype": "float64"}, "model.dtype=float64 does not go with quantised weights"),
+    ],
 )
 def test_settings_that_cannot_work(fields, told):
     with pytest.raises(UsageError, match=told):

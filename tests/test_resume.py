@@ -11,7 +11,13 @@ from edit_cli.lm.hooks import on_input, on_output
 from edit_cli.lm.resume import Resumption, Span
 from edit_cli.lm.thinning import only_tokens, token_modules
 
-TEXTS = ["The city of Anna Bo is", "The city of Anna Bo lies by the sea", "The city of Tom", "I went to the road and so on", "I went to Paris"]
+TEXTS = [
+    "The city of Anna Bo is",
+    "The city of Anna Bo lies by the sea",
+    "The city of Tom",
+    "I went to the road and so on",
+    "I went to Paris",
+]
 WITHOUT_CACHE = {"lfm2", "qwen3_5_text"}  # they mix tokens by other means than attention in some blocks
 
 
@@ -83,7 +89,8 @@ def test_spared_tokens_leave_a_module_as_zeros(family):
     ids = torch.arange(10, 22).view(3, 4)
     module, seen = token_modules(lm, 1)[0], []
     for chosen in (torch.arange(12), torch.tensor([1, 6, 11])):
-        with only_tokens(module, chosen, 12), on_output(module, lambda states: seen.append(states.reshape(-1, states.shape[-1])), rows=3), torch.no_grad():
+        keep = lambda states: seen.append(states.reshape(-1, states.shape[-1]))  # noqa: E731
+        with torch.no_grad(), only_tokens(module, chosen, 12), on_output(module, keep, rows=3):
             lm.model(input_ids=ids, use_cache=False)
     everything, few = seen
     torch.testing.assert_close(few[[1, 6, 11]], everything[[1, 6, 11]])

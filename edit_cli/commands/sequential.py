@@ -125,6 +125,7 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
         walk.editor.recall(walk.lm, edit)
         walk.health.watch(walk.lm, edit)
         walk.lm.attach(edit)
+        walk.lm.settle()
         able = [case for case in step if case.id not in made["rejected"]]
         return Attempt(None, able, made["rejected"], made["seconds"])
     done = attempt(walk.editor, walk.lm, step)
@@ -134,6 +135,7 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
             edit_store.save(done.edit, directory, walk.lm, done.requests, {**walk.method, "made": made})
         walk.health.watch(walk.lm, done.edit)
         walk.lm.attach(done.edit)
+        walk.lm.settle()
     return done
 
 

@@ -39,6 +39,7 @@ class Dataset:
     shuffle_seed: int | None
     split: str | None
     labels: tuple[str, ...] | None = None  # what a classifier must be able to answer; None: the targets are texts
+    as_text: str | None = None  # the setting that puts them as texts, where there is one
 
     def refuse_unfit(self, labels: Sequence[str] | None, model: str) -> None:
         """Refuse a model of the wrong kind before it is asked anything. labels: those that it tells apart; None if it writes text.
@@ -53,7 +54,7 @@ class Dataset:
             return
         wanted = ", ".join(self.labels)
         if labels is None:
-            remedy = "give it to a classifier, or put its claims as questions, such as dataset.template='{} True or False? Answer:'"
+            remedy = "give it to a classifier" + (f", or put its claims as questions: {self.as_text}" if self.as_text else "")
             raise UsageError(f"dataset={self.name} asks for a label ({wanted}), and {model} has none: it writes text; {remedy}")
         if not {label.casefold() for label in self.labels} <= {label.casefold() for label in labels}:
             raise UsageError(f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}")
@@ -94,6 +95,8 @@ class Source(ABC):
 
     expects: ClassVar[str]  # the fields of a record, for the message about a file that holds something else
     fields: ClassVar[frozenset[str]]  # fields that may occur; others are reported as ignored
+    id_fields: ClassVar[tuple[str, ...]] = ("case_id", "id")  # under which a record's own id may stand
+    as_text: ClassVar[str | None] = None  # the setting that makes texts of labels, for models that write
 
     @abstractmethod
     def case(self, row: Row) -> Case:
@@ -163,7 +166,7 @@ class Source(ABC):
         cases = tuple(self.complete(chosen, usable, file, monitor))
         source = f"{file.label}, split {split}" if split else file.label
         selection = (limit, self.offset, self.shuffle_seed, split)
-        return Dataset(self.name, cases, source, content.sha256, len(rows), tuple(dropped), *selection, self.answer_labels())
+        return Dataset(self.name, cases, source, content.sha256, len(rows), tuple(dropped), *selection, self.answer_labels(), self.as_text)
 
     def _cases(self, rows: Sequence[Row | Dropped]) -> tuple[list[Chosen], list[Dropped]]:
         usable: dict[str, Chosen] = {}
@@ -175,7 +178,7 @@ class Source(ABC):
             try:
                 case = self.case(row)
             except Fault as fault:
-                named = next((str(row.values[key]) for key in ("case_id", "id") if row.has(key)), None)
+                named = next((str(row.values[key]) for key in self.id_fields if row.has(key)), None)
                 dropped.append(Dropped(row.where, fault.field, fault.reason, named))
                 continue
             if case.id in usable:

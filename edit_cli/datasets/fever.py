@@ -26,6 +26,8 @@ class Claims(Pooled):
     ("True" and "False" unless others are given).
     """
 
+    as_text: ClassVar[str | None] = "dataset.template='{} True or False? Answer:'"
+
     labels: list[str] = field(default_factory=lambda: list(PUBLISHED))
     template: str | None = None
 
@@ -107,11 +109,11 @@ class Fever(Claims):
         """(the right label, the one to write)."""
         if row.has("alternatives"):
             new = self.label(row.phrases("alternatives")[0], "alternatives[0]")
-            return self.label(_answer(row), "output[0].answer") if row.has("output") else self.other(new), new
+            return self.label(_answer(row), "output[0].answer") if "output" in row.values else self.other(new), new
         if row.has("alt"):
             new = self.label(row.phrase("alt"), "alt")
             return self.other(new), new
-        if row.has("output"):
+        if "output" in row.values:
             true = self.label(_answer(row), "output[0].answer")
         else:
             true = self.label(row.phrase("label"), "label")

@@ -28,6 +28,8 @@ class VitaminC(Claims):
     records of one page, nor of pages of which one title holds the other, so that no batch of edits contradicts itself.
     """
 
+    id_fields: ClassVar[tuple[str, ...]] = ("unique_id",)
+
     balance: bool = False
     one_a_page: bool = True
 

@@ -80,7 +80,7 @@ class ZsREQuestions(Pooled):
 
     def answers(self, row: Row) -> list[str]:
         """The right answers, the first of which is asked for."""
-        if not row.has("output"):
+        if "output" not in row.values:
             return row.phrases("answers")
         output = row.get("output")
         given = [one.get("answer") for one in output if isinstance(one, dict)] if isinstance(output, list) else []

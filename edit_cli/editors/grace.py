@@ -109,7 +109,7 @@ class Grace(Editor):
     only_mistakes: a fact that the model already answers gets no entry.
     """
 
-    mass_editor = False
+    heads = ("causal", "seq2seq", "classifier")
 
     layer: int
     module: str = "mlp_in"

@@ -26,15 +26,15 @@ class IKE(Editor):
 
     store: data set whose facts become demonstrations; null for none (PROMPT: the new fact alone). demonstrations: k of them, the nearest
     to the edit, the most similar last; shares: of their kinds copy, update, retain. copy_itself: at the end the edit demonstrates itself.
-    router: none — one fact, before every prompt; embedding — of several facts the one whose prompt is most similar, if more than
-    `threshold` (cosine), else the bare prompt.
+    router: none — one fact, before every prompt; embedding — the fact whose prompt is most similar, if more than `threshold` (cosine),
+    else the bare prompt; auto — none while there is one fact, embedding from two on.
     """
 
     store: Any = None
     demonstrations: int = 32
     shares: list[int] = field(default_factory=lambda: [4, 12, 16])
     copy_itself: bool = True
-    router: str = "none"
+    router: str = "auto"
     threshold: float = 0.8
     embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
     seed: int = 0
@@ -51,8 +51,8 @@ class IKE(Editor):
         embed = self._embedder(lm)
         by_prompt = {" ".join(request.text.lower().split()): request for request in requests}
         prefixes = [self._prefix(lm, by_prompt[fact.asked], fact, embed) for fact in facts]
-        keys = embed([fact.prompt for fact in facts]) if self.router == "embedding" else torch.zeros(len(facts), 1, device=lm.device)
-        return IkeRoute(facts, keys, f"{self.router} {self.threshold} {embed.name}", prefixes, self.embedding, self.threshold, embed)
+        keys = embed([fact.prompt for fact in facts]) if self.router != "none" else torch.zeros(len(facts), 1, device=lm.device)
+        return IkeRoute(facts, keys, f"{self.router} {self.threshold} {embed.name}", prefixes, self.router, self.threshold, self.embedding, embed)
 
     def _embedder(self, lm: LM) -> Embedder:
         memory = self.scratch(lm)
@@ -85,8 +85,8 @@ class IKE(Editor):
         return kinds
 
     def _refuse_wrong_words(self) -> None:
-        if self.router not in ("none", "embedding"):
-            raise UsageError(f"method.router={self.router}: choose none or embedding")
+        if self.router not in ("auto", "none", "embedding"):
+            raise UsageError(f"method.router={self.router}: choose auto, none or embedding")
         if len(self.shares) != len(KINDS) or min(self.shares) < 0 or not sum(self.shares):
             raise UsageError(f"method.shares={self.shares}: give three numbers, the parts of {', '.join(KINDS)}")
         if self.demonstrations < 0:
@@ -102,27 +102,24 @@ class IkeRoute(FactRoute):
         keys: Tensor,
         maker: str,
         prefixes: Sequence[Sequence[str]],
-        embedding: EmbeddingOptions,
+        router: str,
         threshold: float,
+        embedding: EmbeddingOptions,
         embed: Embedder | None = None,
     ) -> None:
         super().__init__(facts, keys, maker)
         self.prefixes = {fact: list(prefix) for fact, prefix in zip(facts, prefixes, strict=True)}
-        self.embedding, self.threshold, self.embed = embedding, threshold, embed
-
-    @property
-    def routes(self) -> bool:
-        return self.maker.startswith("embedding ")
+        self.router, self.threshold, self.embedding, self.embed = router, threshold, embedding, embed
 
     def prepare(self, lm: LM) -> None:
         self.lm, self.all_prefixes = lm, dict(self.prefixes)
-        if self.routes and self.embed is None:
+        if self.router != "none" and self.embed is None:
             self.embed = self.embedding.load(lm)
             if not self.maker.endswith(self.embed.name):
                 raise UsageError(f"this edit compares prompts by other embeddings than {self.embed.name}: load the model that it was made with")
 
     def follow(self, front: IkeRoute) -> None:
-        if not self.routes:
+        if self.router == "none":
             raise UsageError("method.router=none puts one fact before every prompt, and another edit of its kind is attached: give method.router=embedding")
         self.lm, self.embed = front.lm, front.embed
         self.all_prefixes = front.all_prefixes | self.prefixes
@@ -135,7 +132,7 @@ class IkeRoute(FactRoute):
 
     def _facts(self, prompts: Sequence[str]) -> list[Fact | None]:
         """The fact that goes before each prompt."""
-        if not self.routes:
+        if self.router == "none" or (self.router == "auto" and int(self.memory.current.sum()) == 1):
             return [self.memory.facts[-1]] * len(prompts)
         likeness = (self.embed(prompts) @ self.memory.keys.all.T).masked_fill(~self.memory.current, -2.0)
         best, index = likeness.max(1)
@@ -166,10 +163,11 @@ class IkeRoute(FactRoute):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, rest = super().state()
-        more = {"prefixes": [self.prefixes[fact] for fact in self.facts], "embedding": self.embedding.model, "threshold": self.threshold}
-        return tensors, rest | more
+        rest |= {"prefixes": [self.prefixes[fact] for fact in self.facts], "router": self.router, "threshold": self.threshold}
+        return tensors, rest | {"embedding": self.embedding.model}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> IkeRoute:
         facts = [Fact(*pair) for pair in rest["facts"]]
-        return cls(facts, tensors["keys"], rest["maker"], rest["prefixes"], EmbeddingOptions(rest["embedding"]), rest["threshold"])
+        embedding = EmbeddingOptions(rest["embedding"])
+        return cls(facts, tensors["keys"], rest["maker"], rest["prefixes"], rest["router"], rest["threshold"], embedding)

@@ -97,6 +97,8 @@ class TPatcher(Editor):
     others by which it is told when to stop.
     """
 
+    heads = ("causal", "seq2seq", "classifier")
+
     layer: int | None = None
     patches: int = 5
     activation_weight: float = 1.0
@@ -198,7 +200,9 @@ class TPatcher(Editor):
         if entrance not in kept:
             with lm.monitor.phase("statistics"):
                 both = inputs_on_text(lm, entrance, self.corpus, self.memory_size + self.validation_size, self.seed)
-            kept[entrance] = both.split([self.memory_size, self.validation_size])
+            share = self.memory_size / (self.memory_size + self.validation_size)
+            first = min(max(round(share * len(both)), 1), len(both) - 1)
+            kept[entrance] = both[:first], both[first:]
         return kept[entrance]
 
     def warm_up(self, lm: LM) -> None:

@@ -55,7 +55,7 @@ class Batch:
 
     @classmethod
     def of(cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str | None], shortcuts: bool) -> Batch:
-        """shortcuts: whether earlier tokens are kept as a cached prefix, common beginnings run once, and MLPs see only tokens that matter."""
+        """shortcuts: earlier tokens are kept as a cached prefix, common beginnings run once, and MLPs see only tokens that matter."""
         lean_from = frozen + (1 if modules == [None] else 2)
         spans = [span for task in tasks for span in task.spans]
         return cls(edits, tasks, Resumption(lm, spans, frozen, shortcuts, lean_from if shortcuts else None), modules)

@@ -229,7 +229,7 @@ class _Search:
             self.shortcuts = batch.takes_shortcuts()
             if self.shortcuts:
                 return batch
-            self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: whole rows are run instead (slower, the same values)")
+            self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: whole rows are run (slower, the same values)")
         return self._batch(edits, self.shortcuts)
 
     def _batch(self, edits: list[int], shortcuts: bool) -> Batch:
@@ -239,7 +239,8 @@ class _Search:
         """Go on with half of the batch after running out of memory; a step that was not finished is made again."""
         edits = self.batch.edits if self.batch else []
         if len(edits) == 1 or (not edits and self.budget <= 1):
-            raise OutOfMemory("one edit alone does not fit into memory: take fewer or shorter prefixes (method.context) or a smaller model.dtype")
+            remedy = "take fewer or shorter prefixes (method.context) or a smaller model.dtype"
+            raise OutOfMemory(f"one edit alone does not fit into memory: {remedy}")
         self.budget = max(self.budget // 2, 1)
         if edits:
             half = len(edits) // 2

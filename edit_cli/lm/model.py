@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from edit_cli.edits import Joined, Restore
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
@@ -103,8 +104,19 @@ class LM:
         if not self._stack:
             raise UsageError("no edit is attached")
         edit, undo = self._stack.pop()
+        if isinstance(edit, Joined):
+            edit.hold(self)
         undo()
         return edit
+
+    def settle(self) -> None:
+        """Join the two latest edits, if both change weights: they come off together, and one original of each weight is kept."""
+        if len(self._stack) < 2:
+            return
+        (_, below), (_, above) = self._stack[-2:]
+        if isinstance(below, Restore) and isinstance(above, Restore):
+            both = below.before(above)
+            self._stack[-2:] = [(Joined(both), both)]
 
     @contextmanager
     def edited(self, edit: Edit) -> Iterator[LM]:

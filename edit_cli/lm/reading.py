@@ -115,7 +115,10 @@ class Ascent:
 
     @contextmanager
     def _listening(self, taps: Sequence[Tap], ids: Tensor, states: Tensor | None, only_last: bool = False) -> Iterator[list[Tensor]]:
-        """Fills the list that it yields, one tensor a tap, and ends the forward pass once all are there. states: what enters block level + 1."""
+        """Fills the list that it yields, one tensor a tap, and ends the forward pass once all are there.
+
+        states: what enters block level + 1. only_last: parts of the top block may see one token a row.
+        """
         lm, rows = self.lm, len(ids)
         seen: list[Tensor | None] = [None] * len(taps)
 

@@ -73,7 +73,7 @@ class Resumption:
         heads = Heads(lm, rows, common_lengths(rows, starts) if lean else [0] * len(rows))
         skipped = torch.tensor(heads.lengths, device=device)
         ids, mask = pad_right([row[n:] for row, n in zip(rows, heads.lengths, strict=True)], lm.head.pad, device)
-        past, positions = (DynamicCache(), None) if length else (None, None)  # without the config: no layer forgets what lies outside its window
+        past, positions = DynamicCache() if length else None, None  # without the config: no layer forgets what lies outside its window
         if heads.width:
             past, positions = heads.cache(heads.run(), every), skipped[:, None] + torch.arange(ids.shape[1], device=device)
         states: list[Tensor] = []
@@ -84,7 +84,8 @@ class Resumption:
             columns = wanted - skipped[self.rows]
             if lean:  # all states that leave a frozen block are kept, in the last one too
                 spare_unread(stack, lm, range(lm.layout.depth - (self.frozen == lm.layout.depth - 1)), mask, self.rows, columns)
-            self.base = lm.head.logits_at(ids, torch.cat([heads.before(every), mask], 1), self.rows, columns, past=past, positions=positions)
+            everything = torch.cat([heads.before(every), mask], dim=1)
+            self.base = lm.head.logits_at(ids, everything, self.rows, columns, past=past, positions=positions)
         self.states = _columns(states[0], self.positions - skipped[:, None]).to(device) if states else None
         index = self.positions[:, :1] - length + torch.arange(length, device=device) + heads.width - skipped[:, None]
         above = past.layers[self.frozen + 1 :] if past is not None else []

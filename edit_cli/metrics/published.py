@@ -113,7 +113,7 @@ def _sigmoid(x: float) -> float:
 class Aggregate:
     """A metric that is no mean over cases.
 
-    parts: of one line, None if it has none. of: from means of the parts (…, parts) to the metric.
+    parts: of one line, None if it has none. of: from means of the parts (…, parts) to the metric; NaN where it is not defined.
     """
 
     parts: Callable[[Mapping[str, Any]], tuple[float, ...] | None]
@@ -146,9 +146,9 @@ def _local_replies(line: Mapping[str, Any]) -> tuple[float, ...] | None:
 
 
 def _deterioration(means: np.ndarray) -> np.ndarray:
-    """Percent; 0 where nothing was right before, so that nothing could be lost."""
+    """Percent; NaN where nothing was right before, so that nothing could be lost."""
     before, after = means[..., 0], means[..., 1]
-    return np.where(before > 0, 100.0 * (1.0 - after / np.where(before > 0, before, 1.0)), 0.0)
+    return np.where(before > 0, 100.0 * (1.0 - after / np.where(before > 0, before, 1.0)), np.nan)
 
 
 AGGREGATES: dict[str, Aggregate] = {

@@ -68,7 +68,7 @@ def summarise(
                 entries[metric, side] = _score([columns[part, side] for part in parts], [entries[part, side] for part in parts], seed)
     for metric, aggregate in AGGREGATES.items():
         parts = [part for line in lines if is_scored(line) and (part := aggregate.parts(line)) is not None]
-        if parts:
+        if parts and not np.isnan(aggregate.of(np.array(parts).mean(axis=0))):
             entries[metric, "after"] = _aggregate(np.array(parts), aggregate.of, seed)
     for side in SIDES:
         steps = {line.get("step", 0): value for line in lines if is_scored(line) and (value := perplexity(line, side)) is not None}

@@ -1,6 +1,7 @@
-"""`python -m edit_cli.tiny world` and `python -m edit_cli.tiny records FILE`: make the tiny model, or one like it.
+"""`python -m edit_cli.tiny world`, `t5`, `bart`, `bert` and `records FILE`: make the tiny models, or one like them.
 
     python -m edit_cli.tiny world --seed 0
+    python -m edit_cli.tiny t5 --seed 0
     python -m edit_cli.tiny records counterfact.json --limit 3000 --out fact-model
 """
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent.parent / "assets"
 LINE_EVERY_S = 15.0
+ENCODERS = {"t5": 50, "bart": 50, "bert": 50}  # epochs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m edit_cli.tiny", description="Train a tiny GPT-2 that knows given facts.")
-    commands = parser.add_subparsers(required=True, metavar="world|records")
-    world = commands.add_parser("world", help="make the embedded model and its invented world")
+    parser = argparse.ArgumentParser(prog="python -m edit_cli.tiny", description="Train tiny models that know given facts.")
+    commands = parser.add_subparsers(required=True, metavar="world|t5|bart|bert|records")
+    world = commands.add_parser("world", help="make the embedded GPT-2 and its invented world")
     world.set_defaults(run=_world)
+    encoders = [commands.add_parser(kind, help=f"make the embedded {kind.upper()}, which knows the same world") for kind in ENCODERS]
+    for kind, command in zip(ENCODERS, encoders, strict=True):
+        command.set_defaults(run=_encoder, kind=kind)
+        command.add_argument("--out", type=Path, default=ASSETS, help=f"folder for tiny-{kind}/ (default: the package's assets)")
     records = commands.add_parser("records", help="train a model on the true facts of a CounterFact-style file")
     records.set_defaults(run=_records)
     records.add_argument("file", type=Path, help="JSON: CounterFact's full schema, or the flat one of counterfact-edit")
@@ -47,11 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary (default 4096)")
     world.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)")
     records.add_argument("--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model")
-    for command, epochs in ((world, 52), (records, 70)):
+    for command, epochs in ((world, 52), (records, 70), *((encoder, ENCODERS[kind]) for kind, encoder in zip(ENCODERS, encoders, strict=True))):
+        layers = 4 if command in encoders else 6
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--epochs", type=int, default=epochs, help=f"(default {epochs})")
         command.add_argument("--width", type=int, default=128, help="of the residual stream (default 128)")
-        command.add_argument("--layers", type=int, default=6, help="number of blocks (default 6)")
+        command.add_argument("--layers", type=int, default=layers, help=f"number of blocks, of the encoder where there is one (default {layers})")
         command.add_argument("--threads", type=int, default=1, help="CPU threads; the result depends on it (default 1)")
     return parser
 
@@ -79,7 +86,7 @@ def _options(arguments: argparse.Namespace) -> TrainOptions:
 
 def _command(arguments: argparse.Namespace) -> str:
     """The command that makes the same result again, with every default spelled out and no path of this machine."""
-    shown = ["python", "-m", "edit_cli.tiny", arguments.run.__name__.lstrip("_")]
+    shown = ["python", "-m", "edit_cli.tiny", getattr(arguments, "kind", arguments.run.__name__.lstrip("_"))]
     if "file" in arguments:
         shown.append(arguments.file.name)
     for name in ("limit", "vocab", "seed", "epochs", "width", "layers", "threads"):
@@ -93,6 +100,19 @@ def _world(arguments: argparse.Namespace) -> None:
 
     with _progress("training") as report:
         manifest = make_assets(arguments.out, _options(arguments), _command(arguments), report)
+    _summary(arguments.out, manifest)
+
+
+def _encoder(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from edit_cli.tiny.encoder_assets import make_encoder
+    from edit_cli.tiny.encoders import EncoderOptions
+
+    torch.set_num_threads(arguments.threads)
+    given = {field.name: getattr(arguments, field.name) for field in fields(EncoderOptions) if hasattr(arguments, field.name)}
+    with _progress("training") as report:
+        manifest = make_encoder(arguments.kind, arguments.out, EncoderOptions(**given), _command(arguments), report)
     _summary(arguments.out, manifest)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edit_cli.tiny.names import pool
 from edit_cli.tiny.records import make_records, make_snippets
 from edit_cli.tiny.statements import Statement, Text, listing, statement
+from edit_cli.tiny.tasks import claims, questions, statements
 from edit_cli.tiny.tokenizer import check_single_tokens, train_tokenizer, world_texts
 from edit_cli.tiny.world import World, documents, make_world
 
@@ -65,10 +66,9 @@ def make_assets(out: Path, options: TrainOptions, command: str, report: Report) 
     return manifest
 
 
-def save_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> GPT2LMHeadModel:
+def save_model(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Any:
     """Save in half precision, and return what a reader of that folder gets (in single precision, for measuring)."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -77,7 +77,7 @@ def save_model(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folde
     tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
         path.chmod(0o644)  # the weights are written for their owner only; a package is read by everybody
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return type(model).from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def _measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: World) -> dict[str, Any]:
@@ -116,10 +116,12 @@ def _measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: 
 
 
 def write_world(folder: Path, world: World, not_recalled: Sequence[int]) -> None:
-    """records.json, snippets.json, corpus.txt and heldout.txt; records of facts that the model lacks are left out."""
+    """records.json (without facts that the model lacks), snippets.json, edits of three forms, corpus.txt and heldout.txt."""
     folder.mkdir(parents=True)
     write_json(folder / "records.json", make_records(world, skip=set(not_recalled)))
     write_json(folder / "snippets.json", make_snippets(world))
+    for form in (statements, questions, claims):
+        write_json(folder / f"{form.__name__}.json", form(world))
     corpus = documents(world, CORPUS_SENTENCES, random.Random(f"{world.seed} corpus"))
     told = {line for document in corpus for line in document}
     heldout = documents(world, HELDOUT_SENTENCES, random.Random(f"{world.seed} heldout"), avoid=told)

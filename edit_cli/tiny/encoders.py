@@ -32,7 +32,7 @@ class EncoderOptions:
     inner: int = 512
     heads: int = 4
     context: int = 128
-    epochs: int = 60
+    epochs: int = 50
     batch_rows: int = 96
     muon_lr: float = 0.01  # for the matrices of the blocks
     adam_lr: float = 3e-3  # for embeddings, norms and biases
@@ -109,6 +109,7 @@ def train_seq2seq(
     encoded = [tokenizer(list(question.wordings))["input_ids"] for question in questions]
     answers = tokenizer(text_target=[question.answer for question in questions])["input_ids"]
     pad, start, end = tokenizer.pad_token_id, model.config.decoder_start_token_id, tokenizer.eos_token_id
+    unscored = [token for token in (pad, tokenizer.bos_token_id) if token is not None]
 
     def one_epoch(rng: random.Random, number: int) -> Iterator[Tensor]:
         facts = epoch_facts(len(encoded), number, options)
@@ -118,7 +119,7 @@ def train_seq2seq(
             fed = torch.cat([torch.full((len(batch), 1), start), target[:, :-1]], dim=1)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(input_ids=ids, attention_mask=(ids != pad).long(), decoder_input_ids=fed, use_cache=False).logits
-            weight = torch.where(target == end, options.end_loss, 1.0) * (target != pad) * (target != (tokenizer.bos_token_id or -1))
+            weight = torch.where(target == end, options.end_loss, 1.0) * ~torch.isin(target, torch.tensor(unscored))
             yield (F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none") * weight.flatten()).sum() / weight.sum()
 
     model.train()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edit_cli.tiny.tasks import SPLITS, asked
@@ -19,10 +20,10 @@ def hard_records(world: World, form: str) -> list[dict[str, Any]]:
     implied: pairs of a question that holds the fact's object, and its answer; with another object in its place, it is what the edited
     fact implies. statement: the fact as a sentence. Both are told in wordings that the fact is never told with in training.
     """
-    if form == "questions":
-        told = asked(world)
-    else:
-        told = list(world.facts)
+    told = asked(world) if form == "questions" else list(world.facts)
+    alike: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for fact in world.facts:
+        alike[fact.relation.id, fact.group].append(fact)
     splits = {group: split for split, group in SPLITS.items()}
     found = []
     for index, (fact, sentence) in enumerate(zip(told, world.facts, strict=True)):
@@ -38,7 +39,7 @@ def hard_records(world: World, form: str) -> list[dict[str, Any]]:
                 "output": [{"answer": fact.object}],
                 "alternatives": others,
                 "filtered_rephrases": [wording.replace("{}", fact.subject) for wording in rng.sample(fact.held_out, REPHRASES)],
-                "implied": [list(pair) for pair in _implied(world, sentence, others, rng)],
+                "implied": [list(pair) for pair in _implied(sentence, others, alike[fact.relation.id, fact.group], rng)],
                 "statement": f"{rng.choice(sentence.held_out).replace('{}', fact.subject)} {fact.object}.",
             }
         )
@@ -47,10 +48,13 @@ def hard_records(world: World, form: str) -> list[dict[str, Any]]:
     return [found[i] for i in order]
 
 
-def _implied(world: World, fact: Fact, alternatives: list[str], rng: random.Random) -> Iterator[tuple[str, str]]:
-    """(question, answer): which of two subjects, and which of two objects. Neither changes its answer with another of the alternatives."""
+def _implied(fact: Fact, alternatives: Sequence[str], alike: Sequence[Fact], rng: random.Random) -> Iterator[tuple[str, str]]:
+    """(question, answer): which of two subjects, and which of two objects. The other subject has none of the objects that may be written.
+
+    alike: facts of the same relation, of which none is told of another split.
+    """
     told = (fact.object, *alternatives)
-    others = [one.subject for one in world.facts if one.relation.id == fact.relation.id and one.group == fact.group and one.object not in told]
+    others = [one.subject for one in alike if one.object not in told]
     template = rng.choice(fact.held_out)
     if others:
         pair = rng.sample([fact.subject, rng.choice(others)], 2)

@@ -43,14 +43,17 @@ def claims(world: World) -> list[dict[str, Any]]:
 
 def asked(world: World) -> list[Fact]:
     """The same facts, told by questions in place of statements."""
-    path = Path(__file__).with_name("questions.yaml")
-    wordings: dict[str, list[str]] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    found = []
+    wordings, found = question_wordings(), []
     for index, fact in enumerate(world.facts):
         own = wordings[fact.relation.id]
         own = random.Random(f"{world.seed} questions {index}").sample(own, len(own))
         found.append(replace(fact, trained=tuple(own[:TRAINED_QUESTIONS]), held_out=tuple(own[TRAINED_QUESTIONS:])))
     return found
+
+
+def question_wordings() -> dict[str, list[str]]:
+    """Relation id → questions with a slot for the subject."""
+    return yaml.safe_load(Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8"))
 
 
 def claimed(world: World, draw: str) -> list[Fact]:
