@@ -91,6 +91,24 @@ def show(
     _exit(work)
 
 
+@app.command("compare", context_settings=HELP)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="directories of runs of evaluate, or of sequential")],
+    x: Annotated[str | None, typer.Option(help="setting on the x-axis, such as protocol.batch_size; facts: checkpoints of sequential runs")] = None,
+    metrics: Annotated[str | None, typer.Option(help="metrics with commas between them; `edit-cli ls metrics` lists them")] = None,
+    by: Annotated[str | None, typer.Option(help="setting that tells lines apart, beside the method")] = None,
+    out: Annotated[Path | None, typer.Option(help="write OUT.csv, OUT.png and OUT.svg")] = None,
+) -> None:
+    """Put several runs side by side: a table, a CSV file and a figure."""
+
+    def work() -> int:
+        from edit_cli.commands import compare
+
+        return compare.run(runs, x, metrics, by, out)
+
+    _exit(work)
+
+
 @app.command("apply", context_settings=HELP)
 def apply(
     edit_dir: Annotated[Path, typer.Argument(help="directory of an edit, or of a run with saved edits")],

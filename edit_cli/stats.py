@@ -18,6 +18,7 @@ from torch import Tensor
 from edit_cli import stats_cache
 from edit_cli.corpora import Corpus, EmbeddedText
 from edit_cli.errors import UsageError
+from edit_cli.lm.kinds import require_causal
 from edit_cli.stats_import import find_npz, read_npz
 from edit_cli.stats_pass import Partial, Plan, Sums, sum_outer_products
 
@@ -92,6 +93,7 @@ class MomentStore:
 
     def collect(self, lm: LM, layers: Sequence[int]) -> list[Moment]:
         """Second moments of `layers`, in that order; those that are missing are all computed in one pass over the text."""
+        require_causal(lm, "a second moment of keys")
         known = self._loaded.setdefault(lm, {})
         missing = [layer for layer in dict.fromkeys(layers) if layer not in known]
         if missing:

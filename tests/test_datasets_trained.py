@@ -211,6 +211,7 @@ def test_a_model_of_the_wrong_kind_is_refused_in_one_line(write: Writer) -> None
     written.refuse_unfit(None, "gpt")
     with pytest.raises(UsageError, match=r"asks for texts, and bert only chooses a label \(A, B\)"):
         written.refuse_unfit(["A", "B"], "bert")
+    written.refuse_unfit(["True", "false"], "bert")  # texts that happen to be its labels, as one's own facts may be
 
 
 def test_the_command_line_tells_what_a_model_or_a_split_cannot_do(cli: Any, write: Writer) -> None:

@@ -256,6 +256,13 @@ def test_convsent_by_hand():
     assert values["convsent_es"] == pytest.approx(100 * sentiment * topic)
 
 
+def test_convsent_weighs_tokens_not_replies():
+    """Replies of 1 and 3 tokens at 4 and 2 nats a token: m = −(4 + 6) / 4 = −2.5, where the mean of the replies would be −3."""
+    wanted = [probe("opinion", nll=4.0, group="wanted"), probe("opinion", hits=(True,) * 3, nll=2.0, group="wanted")]
+    unwanted = [probe("opinion", nll=2.5, group="unwanted")]
+    assert after(wanted + unwanted, wanted + unwanted)["convsent_sentiment"] == pytest.approx(50.0)
+
+
 def test_a_topic_that_became_likelier_counts_as_kept_and_a_wrecked_model_scores_nothing():
     assert after(opinions([5.0], [5.0]), opinions([1.0], [900.0]))["convsent_es"] == pytest.approx(100.0)
     assert after(opinions([1.0], [1.0]), opinions([None], [None]))["convsent_es"] == 0.0

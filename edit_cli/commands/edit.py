@@ -57,6 +57,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lm = load_model(model, monitor)
             lm.team = job.team
             refuse_missing_layers(editor, lm)
+            dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
             if base is not None:
                 for directory, edit in zip(edit_store.chain(base), edit_store.attach(base, lm), strict=True):
                     if edit_store.read_manifest(directory)["method"].get("_target_") == job.config.method._target_:
@@ -71,7 +72,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 if job.team.is_main:
                     edit_store.save(done.edit, saved, lm, done.requests, method, base)
                 with monitor.phase("ask after"), lm.edited(done.edit):
-                    after = dict(zip((case.id for case in done.cases), observe(lm, done.cases, before.options, before.texts), strict=True))
+                    found = observe(lm, done.cases, before.options, before.texts, before.seen)
+                after = dict(zip((case.id for case in done.cases), found, strict=True))
             for case, earlier in zip(dataset.cases, before.observe(lm, dataset.cases), strict=True):
                 if case.id not in run.finished:
                     line = result_line(case, 0, earlier, after.get(case.id), done.seconds, done.rejected.get(case.id))

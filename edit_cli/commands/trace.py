@@ -16,6 +16,7 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.causal import Likelihood
+from edit_cli.lm.kinds import require_causal
 from edit_cli.lm.model import LM
 from edit_cli.report import heatmap
 from edit_cli.report.trace import trace_summary, trace_table
@@ -43,6 +44,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(facts):,} facts are there already")
             lm = load_model(model, monitor)
+            require_causal(lm, "tracing")
             lm.team = job.team
             with monitor.task("facts", len(facts)) as advance:
                 advance(len(run.finished))

@@ -47,16 +47,17 @@ class Dataset:
         Raises:
             UsageError: labels are asked of a model that writes text, text of one that only knows labels, or labels of another name.
         """
+        known = {label.casefold() for label in labels or ()}
         if self.labels is None:
-            if labels is not None:
-                known = ", ".join(labels)
-                raise UsageError(f"dataset={self.name} asks for texts, and {model} only chooses a label ({known}): give it claims to judge")
+            if known and not any(request.target_new.casefold() in known for case in self.cases for request in case.requests):
+                has = f"{model} only chooses a label ({', '.join(labels)})"
+                raise UsageError(f"dataset={self.name} asks for texts, and {has}: give it claims to judge")
             return
         wanted = ", ".join(self.labels)
         if labels is None:
             remedy = "give it to a classifier" + (f", or put its claims as questions: {self.as_text}" if self.as_text else "")
             raise UsageError(f"dataset={self.name} asks for a label ({wanted}), and {model} has none: it writes text; {remedy}")
-        if not {label.casefold() for label in self.labels} <= {label.casefold() for label in labels}:
+        if not all(label.casefold() in known for label in self.labels):
             raise UsageError(f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}")
 
     @property

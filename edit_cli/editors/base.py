@@ -9,10 +9,9 @@ from weakref import WeakKeyDictionary
 
 from edit_cli.edits import Edit
 from edit_cli.errors import UsageError
+from edit_cli.lm.kinds import NAMES
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
-
-KINDS = {"causal": "a causal language model", "seq2seq": "an encoder-decoder model", "classifier": "a sequence classifier"}
 
 
 class Editor(ABC):
@@ -49,9 +48,9 @@ class Editor(ABC):
             UsageError: says which kinds it works on.
         """
         if lm.head.kind not in self.heads:
-            able = " or ".join(KINDS[kind] for kind in self.heads)
+            able = " or ".join(NAMES[kind] for kind in self.heads)
             raise UsageError(
-                f"{type(self).__name__} works on {able}, and {lm.name} is {KINDS[lm.head.kind]}: choose another method (ft works on all) or model"
+                f"{type(self).__name__} works on {able}, and {lm.name} is {NAMES[lm.head.kind]}: choose another method (ft works on all) or model"
             )
 
     def warm_up(self, lm: LM) -> None:

@@ -35,7 +35,7 @@ class IKE(Editor):
     shares: list[int] = field(default_factory=lambda: [4, 12, 16])
     copy_itself: bool = True
     router: str = "auto"
-    threshold: float = 0.8
+    threshold: float = 0.7
     embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
     seed: int = 0
 

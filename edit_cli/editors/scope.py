@@ -13,7 +13,7 @@ from edit_cli.editors.fact_memory import Fact, FactMemory
 from edit_cli.editors.memory import nearest
 from edit_cli.errors import UsageError
 from edit_cli.lm.companion import Companion
-from edit_cli.lm.embeddings import pooled
+from edit_cli.lm.embeddings import POOLINGS, pooled
 
 IN_SCOPE = 0  # class of the cross-attention classifier
 TINY = 1e-6  # of squared distances, below which two texts count as one
@@ -21,7 +21,8 @@ TINY = 1e-6  # of squared distances, below which two texts count as one
 
 @dataclass
 class ScopeOptions:
-    """kind: embedding (two texts, one distance) or cross (both in one text). model: the encoder. pooling: cls or mean, of embeddings.
+    """kind: embedding (two texts, one distance) or cross (both in one text). model: the encoder. pooling: cls, last (for
+    causal encoders) or mean, of embeddings.
 
     scale: s in g = exp(-s d²).
     """
@@ -35,8 +36,8 @@ class ScopeOptions:
         """Raises:
         UsageError: no such kind or pooling, or a scale that is not above 0.
         """
-        if self.pooling not in ("cls", "mean"):
-            raise UsageError(f"method.scope.pooling={self.pooling}: choose cls or mean")
+        if self.pooling not in POOLINGS:
+            raise UsageError(f"method.scope.pooling={self.pooling}: choose {', '.join(POOLINGS)}")
         if self.scale <= 0:
             raise UsageError(f"method.scope.scale={self.scale}: give a number above 0")
         if self.kind == "embedding":
@@ -47,7 +48,7 @@ class ScopeOptions:
 
 
 class Scope(nn.Module):
-    """g(fact, prompt) in [0, 1], of which 0.5 and more... is in scope; see the subclasses."""
+    """g(fact, prompt) in [0, 1]: how likely the fact bears on the prompt."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int) -> None:
         super().__init__()

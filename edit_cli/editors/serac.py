@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.base import Editor
 from edit_cli.editors.fact_memory import Fact, FactRoute, Retold, facts_of
 from edit_cli.editors.lessons import Lesson, Teller
 from edit_cli.editors.scope import Scope, ScopeOptions
+from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.causal import Likelihood
 from edit_cli.lm.companion import Companion, same_vocabulary
@@ -25,7 +25,7 @@ from edit_cli.requests import Case, EditRequest
 
 
 @dataclass(kw_only=True)
-class SERAC(Editor):
+class SERAC(TrainableEditor):
     """Memory-Based Model Editing at Scale (Mitchell et al., 2022).
 
     scope: the classifier g. counterfactual: the model h that answers in the edited one's place; it shares its vocabulary.
@@ -37,7 +37,9 @@ class SERAC(Editor):
     and about an invented subject, beside which the same about a near namesake is out of scope.
     """
 
+    NO_RECIPE = (*TrainableEditor.NO_RECIPE, "threshold", "mixing")
     mass_editor = True
+    heads = ("causal", "seq2seq", "classifier")
 
     scope: ScopeOptions = field(default_factory=ScopeOptions)
     counterfactual: Companion = field(default_factory=Companion)
@@ -66,6 +68,11 @@ class SERAC(Editor):
             )
         return SeracNet(scope, model, tokenizer, budget).to(lm.device)
 
+    def base(self, lm: LM) -> str:
+        """Neither network has seen the edited model: they are bound to the words that they read and write, not to its weights."""
+        vocabulary = sorted(lm.tokenizer.get_vocab().items())
+        return f"vocabulary {hashlib.sha256(repr(vocabulary).encode()).hexdigest()}"
+
     def loss(self, net: SeracNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
         """c_edit · NLL of h on prompts in scope + c_loc · (mean -log g in scope + mean -log(1 - g) out of scope), equation 3."""
         lessons = Teller(self.vary, random.Random(int(torch.randint(2**31, ())))).lessons(batch)
@@ -92,7 +99,9 @@ class SERAC(Editor):
         """The facts and their embeddings; neither model is touched."""
         net = self.trained(lm)
         facts = facts_of(requests, lm.monitor)
-        return SeracRoute(facts, net.scope.keys(facts), net.digest(self), self, net)
+        memory = self.scratch(lm)
+        memory["maker"] = memory.get("maker") or net.digest(self)
+        return SeracRoute(facts, net.scope.keys(facts), memory["maker"], self, net)
 
     def _refuse_wrong_words(self) -> None:
         if self.mixing not in ("hard", "soft"):

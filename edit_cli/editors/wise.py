@@ -210,6 +210,7 @@ class Wise(Editor):
         """The side memory trained on, `batch_size` facts at a time."""
         self._refuse_wrong_numbers()
         name = module_of(lm, self.layer, self.module)
+        self._prefixes(lm)  # takes everything off and puts it on again: the layers that stand there now are others after it
         patches: list[WisePatch] = []
         left = list(requests)
         with ExitStack() as stack, lm.monitor.phase("train"), lm.monitor.task("side memory", len(left)) as advance:

@@ -13,7 +13,7 @@ from torch import Tensor
 from edit_cli.errors import RejectedRequest
 from edit_cli.lm.tokens import Row, by_length, require_offsets
 
-CAUSAL_ONLY = "needs a causal language model (a decoder alone)"
+NEEDS_CAUSAL = "needs a causal language model"
 R = TypeVar("R", bound=Row)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.answers import CAUSAL_ONLY, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
+from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.tokens import Row, by_length, pad_right
 
@@ -91,7 +91,7 @@ class ClassifierHead:
 
     def logits_at(self, *_: Any, **__: Any) -> Tensor:
         """Refused: an answer is no row of tokens here."""
-        raise UsageError(f"this {CAUSAL_ONLY}; the model at hand is a classifier")
+        raise UsageError(f"this method {NEEDS_CAUSAL}, and the one at hand is a classifier")
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """One `Likelihood` a (text, label) pair, in order; a label counts as one token."""
@@ -118,4 +118,4 @@ class ClassifierHead:
 
     def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
         """Refused."""
-        raise UsageError(f"perplexity of running text {CAUSAL_ONLY}: model.perplexity_text=null leaves it out")
+        raise UsageError(f"perplexity of running text {NEEDS_CAUSAL}: model.perplexity_text=null leaves it out")

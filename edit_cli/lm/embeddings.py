@@ -97,24 +97,33 @@ class HiddenStates:
         return nn.functional.normalize(states.float(), dim=-1)
 
 
+POOLINGS = {
+    "cls": lambda states, mask: states[:, 0],
+    "last": lambda states, mask: states[torch.arange(len(states), device=states.device), mask.sum(1) - 1],
+    "mean": lambda states, mask: (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
+}
+
+
 def pooled(model: nn.Module, tokenizer: Any, texts: Sequence[str], pooling: str, batch_tokens: int) -> Tensor:
-    """(texts, width) states of an encoder: of the first token (cls), or their mean over a text's tokens. Differentiable.
+    """(texts, width) final states of an encoder: of the first token (cls), of the last one, or their mean over a text's tokens. Differentiable.
 
     Raises:
         UsageError: a text longer than the encoder reads.
     """
+    device = next(model.parameters()).device
+    if not texts:
+        return torch.zeros(0, model.config.hidden_size, device=device)
     ids = tokenizer(list(texts))["input_ids"]
     longest = getattr(model.config, "max_position_embeddings", None)
     too_long = next((text for text, row in zip(texts, ids, strict=True) if longest and len(row) > longest), None)
     if too_long is not None:
         raise UsageError(f"a text is longer than the {longest} tokens that the scope classifier reads: {too_long[:60]!r}…")
-    device = next(model.parameters()).device
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     parts, order = [], []
     for batch in by_length([len(row) for row in ids], batch_tokens):
         rows, mask = pad_right([ids[i] for i in batch], pad, device)
         states = model(input_ids=rows, attention_mask=mask).last_hidden_state.float()
-        parts.append(states[:, 0] if pooling == "cls" else (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        parts.append(POOLINGS[pooling](states, mask))
         order += batch
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from edit_cli.errors import UsageError
+from edit_cli.lm.answers import NEEDS_CAUSAL
 from edit_cli.lm.causal import CausalHead
 from edit_cli.lm.classifier import ClassifierHead
 from edit_cli.lm.seq2seq import Seq2SeqHead
 
 Head = CausalHead | Seq2SeqHead | ClassifierHead
-KINDS = ("causal", "seq2seq", "classifier")
+NAMES = {"causal": "a causal language model", "seq2seq": "an encoder-decoder model", "classifier": "a sequence classifier"}
+KINDS = tuple(NAMES)
 CLASSIFIER = "ForSequenceClassification"
 
 
@@ -58,3 +60,9 @@ def head_of(model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens
         return Seq2SeqHead(model, tokenizer, device, batch_tokens)
     chosen = ClassifierHead if model.get_output_embeddings() is None else CausalHead
     return chosen(model, tokenizer, device, batch_tokens)
+
+
+def require_causal(lm: Any, what: str) -> None:
+    """Refuse an `LM` of another kind (UsageError); `what` is what cannot be done with it."""
+    if lm.head.kind != "causal":
+        raise UsageError(f"{what} {NEEDS_CAUSAL}, and {lm.name} is {NAMES[lm.head.kind]}")

@@ -49,7 +49,7 @@ class ModelOptions:
     offload_folder: str | None = None
     quantise: str | None = None
     trust_remote_code: bool = False
-    batch_tokens: int = 8192
+    batch_tokens: int | None = None
     records: str | None = None
     corpus: str = "wikipedia"
     perplexity_text: str | None = None

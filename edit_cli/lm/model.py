@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from edit_cli.edits import Edit
 
 
+BATCH_TOKENS = {"cpu": 2048}  # what still fits a processor's caches; elsewhere more at once is faster
+
+
 class LM:
     """One model behind two questions: how likely is a target after a prompt, and how does the text go on?
 
@@ -41,7 +44,7 @@ class LM:
         revision: str | None = None,
         layout: LayoutOptions | None = None,
         monitor: Monitor | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         model_id: str | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -52,7 +55,7 @@ class LM:
         self.monitor = monitor or Monitor()
         self.team: Team = ALONE  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
-        self.head: Head = head_of(model, tokenizer, self.device, batch_tokens)
+        self.head: Head = head_of(model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192))
         self.masters: dict[str, Tensor] = {}  # float32 copies of edited 16-bit weights, so that small updates add up
         self._stack: list[tuple[Edit, Undo]] = []
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.answers import CAUSAL_ONLY, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
+from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
 from edit_cli.lm.tokens import Row, by_length, pad_right
@@ -120,7 +120,7 @@ class Seq2SeqHead:
 
     def logits_at(self, *_: Any, **__: Any) -> Tensor:
         """Refused: prompt and answer are not one row of tokens here."""
-        raise UsageError(f"this {CAUSAL_ONLY}; the model at hand is an encoder-decoder")
+        raise UsageError(f"this method {NEEDS_CAUSAL}, and the one at hand is an encoder-decoder")
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """One `Likelihood` a (prompt, target) pair, in order."""
@@ -154,7 +154,7 @@ class Seq2SeqHead:
 
     def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
         """Refused."""
-        raise UsageError(f"perplexity of running text {CAUSAL_ONLY}: model.perplexity_text=null leaves it out")
+        raise UsageError(f"perplexity of running text {NEEDS_CAUSAL}: model.perplexity_text=null leaves it out")
 
     @torch.no_grad()
     def _write(self, rows: Sequence[Sequence[int]], steps: int, sampler: SeededTopK | None = None) -> list[list[int]]:

@@ -97,9 +97,11 @@ def _convsent(pairs: Sequence[Pair]) -> dict[str, float | None]:
 
 
 def _loglikelihood(probes: Sequence[ProbeResult]) -> float:
-    """Mean over replies of their mean log-probability per token; −∞ if one of them has none."""
-    values = [probe.get("target_nll") for probe in probes]
-    return -math.inf if None in values else -math.fsum(values) / len(values)
+    """Mean log-probability of the tokens of all replies together; −∞ if one of them has none."""
+    if any(probe.get("target_nll") is None for probe in probes):
+        return -math.inf
+    tokens = [len(probe["target_hits"]) for probe in probes]
+    return -math.fsum(probe["target_nll"] * count for probe, count in zip(probes, tokens, strict=True)) / sum(tokens)
 
 
 def _sigmoid(x: float) -> float:

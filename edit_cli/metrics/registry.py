@@ -45,7 +45,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "locality_same_subject": ("locality", "same_subject", "prompts that ask something else of the same subject"),
     "locality_hard": ("locality", "hard", "prompts that are near the edit in wording, or about the same page, and not touched by it"),
     "portability_implied": ("portability", "implied", "questions whose answer the edit implies"),
-    "portability_true_false": ("portability", "true_false", "whether a statement is true, after the edit"),
+    "portability_true_false": ("portability", "true_false", "statements to be judged, true or false after the edit"),
 }
 
 _LOCAL = ("locality", *(part for part, (group, _, _) in PARTS.items() if group == "locality"))
@@ -56,7 +56,7 @@ _MEASURES: dict[str, tuple[str, str, Literal["higher", "lower", "neither"], str,
     "success": (
         "success", "%", "higher",
         "nll(target) < nll(foil), strictly; nll is the mean per target token",
-        ("efficacy", "paraphrase", "neighborhood", "attribute", "paraphrase_seen", "paraphrase_unseen",
+        ("efficacy", "paraphrase", "neighborhood", "attribute", "portability", "paraphrase_seen", "paraphrase_unseen",
          "portability_true_false"),
     ),
     "magnitude": (
@@ -168,7 +168,7 @@ _PUBLISHED = (
     Metric("convsent_es", "ES (ConvSent)", "%", "higher", "convsent_sentiment × convsent_topic, each as a share of 1"),
     Metric(
         "convsent_sentiment", "Sentiment (ConvSent)", "%", "higher",
-        "σ(m(wanted) − m(unwanted)); m: mean over replies of their mean log-probability per token",
+        "σ(m(wanted) − m(unwanted)); m: mean log-probability per token over all replies of that sentiment",
     ),
     Metric(
         "convsent_topic", "Topic kept (ConvSent)", "%", "higher",
@@ -192,7 +192,7 @@ def _probe_metrics() -> list[Metric]:
             title = name.replace("_", " ").capitalize()
             for measure, (label, unit, better, meaning, taken_on) in _MEASURES.items():
                 if name in taken_on:
-                    told = f"{meaning}; on {which}; mean over the case's prompts"
+                    told = f"{meaning}; on {which}; mean over the case's prompts" if own is None else f"{group}_{measure} on {which}"
                     found.append(Metric(f"{name}_{measure}", f"{title} {label}", unit, better, told, kind, measure, own))
     return found
 

@@ -25,6 +25,12 @@ SHOWN = {
     "neighborhood_generated_unchanged": "same",
     "perplexity": "ppl",
 }
+LOST = {  # of the data of trained editors: shown beside the others where runs are compared
+    "locality_random_drawdown": "DD",
+    "locality_same_relation_drawdown": "DD rel",
+    "locality_same_subject_drawdown": "DD subj",
+    "convsent_es": "ConvSent",
+}
 RATED = {  # what success, or token accuracy, is told of
     "edited": "the edited prompts",
     "reworded": "the same in other words",
@@ -37,6 +43,10 @@ TELLS = {
     "same": "of other subjects it writes what it wrote before",
     "ppl": "perplexity of plain text, lower is better",
     "held out": "success on records that were never edited",
+    "DD": "drawdown, points of accuracy lost on other subjects and matters",
+    "DD rel": "on the same relation of other subjects",
+    "DD subj": "on other matters about the same subject",
+    "ConvSent": "ES of its replies, in %",
     "first": "success on the first facts of all",
     "drift": "by how much, in %, the last state of untouched prompts has moved",
     "s/edit": "seconds",
@@ -46,7 +56,7 @@ TELLS = {
 
 def legend(metrics: Collection[str], *others: str) -> Text:
     """What the columns of a table mean: those of `metrics`, and others by their headings."""
-    named = [*(SHOWN[metric] for metric in metrics), *others]
+    named = [*((SHOWN | LOST)[metric] for metric in metrics), *others]
     rated = "; ".join(f"{name}, {RATED[name]}" for name in named if name in RATED)
     measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
     told = [f"{measure} in % on: {rated}"] if rated else []
@@ -68,8 +78,9 @@ def right_aligned(*names: str) -> Table:
 
 def comparison(rows: Sequence[tuple[str, Mapping[str, Any] | None]]) -> RenderableType:
     """One line a run, from (what tells it apart, its summary): means at the end. A run without a summary failed."""
-    shown = shown_metrics({metric for _, summary in rows if summary for metric in summary["metrics"]})
-    table = right_aligned("run", *(SHOWN[metric] for metric in shown), "s/edit", "cases")
+    measured = {metric for _, summary in rows if summary for metric in summary["metrics"]}
+    shown = [*shown_metrics(measured), *(metric for metric in LOST if metric in measured)]
+    table = right_aligned("run", *((SHOWN | LOST)[metric] for metric in shown), "s/edit", "cases")
     for name, summary in rows:
         table.add_row(Text(name), *(_cells(summary, shown) if summary else ["failed", *[""] * (len(shown) + 1)]))
     return Group(table, legend(shown, "s/edit", "cases"))

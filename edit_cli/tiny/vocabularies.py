@@ -7,6 +7,7 @@ the model never met splits like one that it knows.
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 REPEAT = 60  # of every wording
+BEGINNING = "▁"  # of a word
 
 
 def learning_texts(world: World, wordings: dict[str, Sequence[str]]) -> list[str]:
@@ -58,15 +60,27 @@ def bart_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTr
 
 
 def bert_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """Pieces of lower-case words, a text between [CLS] and [SEP]."""
+    """Pieces of lower-case words, a text between [CLS] and [SEP].
+
+    The pieces come from a BPE that marks the beginnings of words: the library's trainer for word pieces gives other ones every time.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words = pre_tokenizers.Metaspace(prepend_scheme="always")
+    learner.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Punctuation("isolated")])
+    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False))
+    learnt = learner.get_vocab()
+    letters = sorted({letter for piece in learnt for letter in piece} - {BEGINNING} | set(string.digits + string.punctuation))
+    pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters)]
+    pieces += [piece[1:] if piece.startswith(BEGINNING) else f"##{piece}" for piece in sorted(learnt, key=learnt.__getitem__)]
+    chosen = [piece for piece in dict.fromkeys(pieces) if piece][:vocabulary]
+    inner = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(chosen)}, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    inner.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=[*special.values()], show_progress=False))
     return _finished(inner, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special, context)
 
 

@@ -1,0 +1,132 @@
+"""Directories of trained editors: `editor.safetensors` + `editor.json`, which names the model, the data and the settings. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edit_cli.errors import MissingError
+from edit_cli.jsonfiles import read_json, to_json, write_json
+
+FORMAT = 1
+TENSORS, ABOUT = "editor.safetensors", "editor.json"
+WHO = ("class", "base", "recipe")  # what a checkpoint is looked up by
+
+
+def save(directory: Path, net: nn.Module, about: dict[str, Any]) -> None:
+    """Write a trained network and what is to be known about it: class, base, recipe, model, dataset, metrics.
+
+    Raises:
+        MissingError: it cannot be written.
+    """
+    with replacing(directory) as temporary:
+        write_tensors(temporary / TENSORS, net.state_dict())
+        digest = hashlib.sha256((temporary / TENSORS).read_bytes()).hexdigest()
+        write_json(temporary / ABOUT, {"format": FORMAT, **about, "sha256": digest})
+
+
+def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, what `save` was told).
+
+    Raises:
+        MissingError: no checkpoint there, or a damaged one; names the file.
+    """
+    about = read_about(directory)
+    path = directory / TENSORS
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read: {error.strerror}") from None
+    if digest != about["sha256"]:
+        raise MissingError(f"{path} is damaged: train the editor again")
+    return load_file(path), about
+
+
+def read_about(directory: Path) -> dict[str, Any]:
+    """editor.json of a checkpoint.
+
+    Raises:
+        MissingError: there is none, or one that cannot be read.
+    """
+    if not (directory / ABOUT).exists():
+        raise MissingError(f"{directory} holds no trained editor: {ABOUT} is missing")
+    about = read_json(directory / ABOUT)
+    lacking = [key for key in (*WHO, "model", "dataset", "sha256") if key not in about]
+    if about.get("format") != FORMAT or lacking:
+        raise MissingError(f"{directory / ABOUT} is damaged or of another version: train the editor again")
+    return about
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
+    """Let `net` have the tensors of a checkpoint.
+
+    Raises:
+        MissingError: they are those of another network.
+    """
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError:
+        own = net.state_dict()
+        differing = sorted(name for name in own.keys() | tensors.keys() if name not in own or name not in tensors or own[name].shape != tensors[name].shape)
+        raise MissingError(f"{directory} holds another network than these settings describe (it differs in {differing[0]})") from None
+
+
+def find(root: Path, identity: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """Checkpoints below `root` that agree with `identity` in class, base and recipe, by path."""
+    wanted = json.loads(to_json(identity))
+    found = []
+    for file in sorted(root.glob(f"*/{ABOUT}")):
+        try:
+            about = read_about(file.parent)
+        except MissingError:
+            continue
+        if all(about[key] == wanted[key] for key in WHO):
+            found.append((file.parent, about))
+    return found
+
+
+def place(root: Path, identity: dict[str, Any], *names: str) -> Path:
+    """Where the checkpoint with this identity belongs. names: what its folder is called by; the rest of the name is a hash."""
+    digest = hashlib.sha256(json.dumps(json.loads(to_json([identity, names])), sort_keys=True).encode()).hexdigest()
+    return root / f"{'-'.join(re.sub(r'[^A-Za-z0-9._]+', '_', name) for name in names)}-{digest[:10]}"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file of copies in host memory, flushed to the disk."""
+    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(0o644)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """An empty directory that takes the place of `directory` once it has been filled.
+
+    Raises:
+        MissingError: the disk does not take it.
+    """
+    whole = directory.absolute()
+    temporary = whole.with_name(f".{whole.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(temporary, directory)
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"{directory} cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+

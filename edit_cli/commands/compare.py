@@ -1,0 +1,108 @@
+"""`compare`: several runs side by side: one table, and a figure of how metrics go with a setting or with the number of facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edit_cli.config import did_you_mean
+from edit_cli.console import Screen
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.identity import flatten
+from edit_cli.metrics.registry import METRICS
+from edit_cli.report.compare import FACTS, Point, draw, moments, write_table
+from edit_cli.report.comparison import comparison, shown_metrics
+from edit_cli.results import RunRecord, read_run
+
+COMPARED = ("evaluate", "sequential")
+DEFAULT = ("efficacy_success", "paraphrase_success", "neighborhood_success")
+
+
+def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | None, out: Path | None) -> int:
+    """Print a table of the runs; with `out`, write OUT.csv, and OUT.png and OUT.svg if there is something for an x-axis.
+
+    x: a key of the configuration, or "facts" for the checkpoints of sequential runs (the default where all are sequential).
+    by: a key that tells lines apart, beside the method. metrics: ids with commas.
+    """
+    records = [_finished(path) for path in paths]
+    sequential = all(record.manifest["command"] == "sequential" for record in records)
+    if x == FACTS and not sequential:
+        raise UsageError("--x facts needs runs of `sequential`; give a key of the configuration, such as --x protocol.batch_size")
+    x = x or (FACTS if sequential else None)
+    wanted = _metrics(metrics, records)
+    names = [_name(record, by, x, records) for record in records]
+    screen = Screen()
+    screen.show(comparison([(_titled(record, name, x), record.summary) for record, name in zip(records, names, strict=True)]))
+    if out is None:
+        return 0
+    points = [point for record, name in zip(records, names, strict=True) for point in _points(record, name, x, wanted)]
+    screen.line(str(write_table(points, x, out.with_suffix(".csv"))))
+    if x is not None:
+        for path in draw(points, x, wanted, out):
+            screen.line(str(path))
+    return 0
+
+
+def _finished(path: Path) -> RunRecord:
+    record = read_run(path)
+    if record.manifest["command"] not in COMPARED:
+        raise UsageError(f"{path} is a run of `{record.manifest['command']}`: compare runs of {' or '.join(COMPARED)}")
+    if not record.summary or "metrics" not in record.summary:
+        raise MissingError(f"{path} has no summary yet: the run is {record.status}")
+    return record
+
+
+def _metrics(given: str | None, records: Sequence[RunRecord]) -> list[str]:
+    measured = [metric for metric in METRICS if any(metric in record.summary["metrics"] for record in records)]
+    wanted = given.split(",") if given else [metric for metric in DEFAULT if metric in measured] or shown_metrics(measured)[:3]
+    for metric in wanted:
+        if metric not in measured:
+            raise UsageError(f"--metrics {metric}: no run has measured it{did_you_mean(metric, measured)}")
+    return wanted
+
+
+def setting(record: RunRecord, key: str) -> Any:
+    """The value of a key in the run's configuration.
+
+    Raises:
+        UsageError: it has none of that name.
+    """
+    config = record.manifest["config"]
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise UsageError(f"{record.path} has no setting {key}{did_you_mean(key, list(flatten(config)))}")
+        value = value[part]
+    if key == "protocol.batch_size" and not isinstance(value, int):
+        return record.summary["protocol"]["batch_size"]  # what auto or all came to
+    return value
+
+
+def _name(record: RunRecord, by: str | None, x: str | None, records: Sequence[RunRecord]) -> str:
+    """What a line of the figure is called."""
+    method, tag = record.manifest["method"], record.path.name.removeprefix(record.manifest["method"]).lstrip("-")
+    if by is not None:
+        return f"{method} {by.rpartition('.')[2]}={_short(setting(record, by))}"
+    if x is not None and x != FACTS:
+        return method
+    same = [other for other in records if other.manifest["method"] == method]
+    return f"{method} {tag or record.path.name}" if len(same) > 1 else method
+
+
+def _titled(record: RunRecord, name: str, x: str | None) -> str:
+    return name if x in (None, FACTS) else f"{name} {x.rpartition('.')[2]}={_short(setting(record, x))}"
+
+
+def _short(value: Any) -> str:
+    return f"{value[0]}–{value[-1]}" if isinstance(value, list) and len(value) > 1 else str(value[0] if isinstance(value, list) and value else value)
+
+
+def _points(record: RunRecord, name: str, x: str | None, metrics: Sequence[str]) -> list[Point]:
+    at = None if x in (None, FACTS) else setting(record, x)
+    return [
+        Point(name, place, metric, entry)
+        for place, found in moments(record.summary, at, x == FACTS)
+        for metric in metrics
+        if (entry := found.get(metric))
+    ]

@@ -1,0 +1,136 @@
+"""What a trained editor learns from: edits with prompts on which they must work and prompts whose answers must stay."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from edit_cli.editors.gradients import Shift, shifted
+from edit_cli.editors.passes import row_losses, rows_right
+from edit_cli.errors import UsageError
+from edit_cli.lm.answers import Answers
+from edit_cli.lm.hooks import on_output
+from edit_cli.lm.model import LM
+from edit_cli.requests import Case, Probe
+
+WITHIN, BEYOND = ("paraphrase", "portability"), ("locality", "neighborhood")
+ANY = "any"
+Pair = tuple[str, str]
+
+
+@dataclass
+class DrawOptions:
+    """What is drawn for each case: keys of `method.draw`.
+
+    outer: prompts on which the edit must work: "any" rephrased ones, or "seen" (only those that the data set marks so, where it does).
+    locality: for each prompt whose answer must stay, the group that it is drawn from, as data sets name them (random, same_relation,
+    same_subject, …); "any" for all. Where a case has none of a group, any of its prompts is taken, else another case's edited prompt.
+    """
+
+    outer: str = ANY
+    locality: list[str] = field(default_factory=lambda: [ANY])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One edit of some requests: (prompt, answer) pairs to write, on which it must work, and which must stay."""
+
+    inner: tuple[Pair, ...]
+    outer: tuple[Pair, ...]
+    local: tuple[Pair, ...]
+
+
+def draw(cases: Sequence[Case], per_edit: int, options: DrawOptions) -> list[Lesson]:
+    """Lessons of `per_edit` cases each. What is drawn hangs on torch's seed and a case's id alone.
+
+    Raises:
+        UsageError: a case of several requests, or too few cases for one edit.
+    """
+    if len(cases) < per_edit:
+        raise UsageError(f"{per_edit} facts are edited at once (method.edits), and the data set has {len(cases)}: give a lower number")
+    drawn = [_drawn(case, other, options) for case, other in zip(cases, [*cases[1:], cases[0]], strict=True)]
+    lessons = []
+    for first in range(0, len(drawn) - per_edit + 1, per_edit):
+        parts = drawn[first : first + per_edit]
+        lessons.append(Lesson(*(tuple(pair for part in parts for pair in part[field]) for field in range(3))))
+    return lessons
+
+
+def _drawn(case: Case, other: Case, options: DrawOptions) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    if len(case.requests) != 1:
+        raise UsageError(f"case {case.id} holds {len(case.requests)} requests: editors are trained on data sets with one a record")
+    rng = random.Random(f"{torch.initial_seed()}/{case.id}")
+    (request,) = case.requests
+    new = request.target_new
+    within = [probe for probe in case.probes if probe.kind in WITHIN and probe.target]
+    if options.outer != ANY:
+        within = [probe for probe in within if probe.group == options.outer] or within
+    asked = [(probe.prompt, probe.target) for probe in within] or [(request.text, new)]
+    beyond = [probe for probe in case.probes if probe.kind in BEYOND and probe.target]
+    spare = (other.requests[0].text, other.requests[0].target_true or other.requests[0].target_new)
+    local = [_local(beyond, group, spare, rng) for group in options.locality]
+    return [(request.text, new)], [rng.choice(asked)], local
+
+
+def _local(beyond: Sequence[Probe], group: str, spare: Pair, rng: random.Random) -> Pair:
+    fitting = [probe for probe in beyond if group in (ANY, probe.group)] or beyond
+    if not fitting:
+        return spare
+    probe = rng.choice(fitting)
+    return probe.prompt, probe.target
+
+
+class Trial:
+    """The prompts of some lessons, asked of the model as it is, and then of as many edited ones in a single pass."""
+
+    def __init__(self, lm: LM, lessons: Sequence[Lesson], lowest: int) -> None:
+        """lowest: the first layer that an edit changes; blocks below it are run once."""
+        self.lm, self.lowest = lm, lowest
+        pairs = [pair for lesson in lessons for pair in (*lesson.outer, *lesson.local)]
+        self.rows = lm.head.encode(pairs)
+        kinds = [kind for lesson in lessons for kind in [True] * len(lesson.outer) + [False] * len(lesson.local)]
+        self.outer = torch.tensor(kinds, device=lm.device)
+        self.states: list[Tensor] = []
+        with torch.no_grad(), ExitStack() as stack:
+            if lowest and len(lm.layout.stacks) == 1:
+                below = lm.module(lm.layout.block(lowest - 1))
+                stack.enter_context(on_output(below, lambda states: self.states.append(states.clone())))
+            self.base = lm.head.answers(self.rows, end=True)
+
+    def answers(self, shifts: dict[str, Shift]) -> Answers:
+        """Each lesson's rows, of a model with its own shift of each module."""
+        with ExitStack() as stack:
+            if self.states:
+                stack.enter_context(self.lm.skipping(self.lowest - 1, self.states[0]))
+            stack.enter_context(shifted(self.lm, shifts))
+            return self.lm.head.answers(self.rows, end=True)
+
+    def losses(self, shifts: dict[str, Shift]) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """(mean NLL where the edits must work, mean KL(before ‖ after) where answers must stay, what to show)."""
+        found = self.answers(shifts)
+        nll, kl, told = judged(found, self.base, self.outer)
+        return nll, kl, told
+
+
+def judged(found: Answers, base: Answers, outer: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """(NLL, KL, numbers) of answers beside those of the model as it is; outer: which rows must have their answers."""
+    count, outer = len(outer), outer.to(found.logits.device)
+    nll = row_losses(found, count)[outer].mean()
+    stays = ~outer[found.rows]
+    before, after = (answers.logits[stays].float().log_softmax(-1) for answers in (base, found))
+    each = (before.exp() * (before - after)).sum(-1)
+    number = torch.bincount(found.rows[stays], minlength=count).clamp_min(1)
+    kl = (each / number[found.rows[stays]]).sum() / (~outer).sum().clamp_min(1)
+    right, was = rows_right(found, count), rows_right(base, count)
+    told = {
+        "nll": float(nll.detach()),
+        "kl": float(kl.detach()),
+        "es": 100.0 * float(right[outer].float().mean()),
+        "drawdown": 100.0 * float((was[~outer].float() - right[~outer].float()).mean()) if bool((~outer).any()) else 0.0,
+    }
+    return nll, kl, told

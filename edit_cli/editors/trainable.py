@@ -1,0 +1,163 @@
+"""Editors that are trained once a model and then edit in one step: what they add to `Editor`, and how they find what they learnt."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from edit_cli import checkpoints
+from edit_cli.editors.base import Editor
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.identity import flatten, plain
+from edit_cli.lm.model import LM
+from edit_cli.requests import Case
+
+SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("no", "bf16", "fp16")
+OPTIMISERS = ("adam", "rmsprop")
+
+
+@dataclass
+class TrainingOptions:
+    """How an editor is trained: keys of `method.training`.
+
+    steps: optimiser steps. edits: independent edits in a micro-batch, run together. accumulate: micro-batches a step.
+    lr: of what the editor gives no other one. optimiser: adam, or rmsprop (centred, as KE). schedule, warmup: of all learning rates.
+    clip: largest gradient norm. precision: no, bf16 or fp16, of the training passes.
+    validate_every: steps; validation_edits: of the validation split, always the same. patience: steps without a better validation loss
+    after which it stops; 0 for never. largest_shift: ‖ΔW‖/‖W‖ of an edit above which training has run away.
+    save_every: steps after which it can go on when killed. log_every: steps a point of the curves.
+    trackers: names that accelerate knows (tensorboard, wandb, mlflow, …), beside the curves in the run directory.
+    """
+
+    steps: int = 1000
+    edits: int = 1
+    accumulate: int = 1
+    lr: float = 1.0e-3
+    optimiser: str = "adam"
+    schedule: str = "constant"
+    warmup: int = 0
+    clip: float = 100.0
+    precision: str = "no"
+    validate_every: int = 100
+    validation_edits: int = 200
+    patience: int = 0
+    largest_shift: float = 10.0
+    save_every: int = 100
+    log_every: int = 10
+    seed: int = 0
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "edits", "accumulate", "validate_every", "validation_edits", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"method.training.{name}={getattr(self, name)}: give a number from 1 up")
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("optimiser", OPTIMISERS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"method.training.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}")
+
+
+@dataclass(kw_only=True)
+class TrainableEditor(Editor):
+    """An editor with a network of its own, which `edit-cli train-editor` trains on the edits of a data set.
+
+    checkpoint: directory of a trained network; null: the one in `cache_dir` that was trained on this model with these settings.
+    trained_on: the data set that it learnt from; where there is none of it, that of another data set is taken, and named.
+    """
+
+    NO_RECIPE: ClassVar[tuple[str, ...]] = ("checkpoint", "trained_on", "cache_dir", "training.trackers", "training.save_every", "training.log_every")
+
+    checkpoint: str | None = None
+    trained_on: str | None = None
+    cache_dir: str = "~/.cache/edit-cli/editors"
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.training, dict):  # of an edit that was saved
+            self.training = TrainingOptions(**self.training)
+
+    # --- what a method defines ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, lm: LM) -> nn.Module:
+        """The network as it begins, float32. Its state dict is all that is trained and saved."""
+
+    @abstractmethod
+    def loss(self, net: nn.Module, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
+        """(loss of a batch of cases, numbers worth showing). `training.edits` times `cases_per_edit` cases, fewer at validation.
+
+        Whatever is drawn at random comes from torch's seed and the cases' ids, so that a resumed training draws the same. Of the
+        numbers, `shift` is the largest ‖ΔW‖/‖W‖, and `loss` takes the loss's place in the curves where the tensor is a stand-in.
+        """
+
+    @property
+    def cases_per_edit(self) -> int:
+        """Cases that are edited together as one edit."""
+        return 1
+
+    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """Parameters with their learning rates, for the optimiser; without `lr`, that of `training`."""
+        return [{"params": [parameter for parameter in net.parameters() if parameter.requires_grad]}]
+
+    def after_step(self, net: nn.Module) -> None:
+        """Put the network right after an optimiser step (multipliers that may not be negative)."""
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def recipe(self) -> dict[str, Any]:
+        """All settings that what is learnt depends on, JSON-able."""
+        return flatten(plain(asdict(self)), self.NO_RECIPE)
+
+    def identity(self, lm: LM) -> dict[str, Any]:
+        """What a checkpoint must agree with to be this editor's on this model."""
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "base": self.base(lm), "recipe": self.recipe()}
+
+    def base(self, lm: LM) -> str:
+        """What of the model a trained network is bound to: all its weights."""
+        return lm.fingerprint()
+
+    def trained(self, lm: LM) -> nn.Module:
+        """The trained network for this model, ready to edit.
+
+        Raises:
+            MissingError: there is none, and how to train it; or it is damaged or of another model.
+        """
+        memory = self.scratch(lm)
+        if "network" not in memory:
+            place = self._place(lm)
+            tensors, about = checkpoints.load(place)
+            if about["base"] != self.base(lm):
+                raise MissingError(
+                    f"{place} was trained for {about['model']['name']}, and these are other weights than {lm.name} has: {self._remedy(lm)}"
+                )
+            net = self.build(lm)
+            checkpoints.fill(net, tensors, place)
+            memory["network"] = net.to(lm.device).eval().requires_grad_(False)
+        return memory["network"]
+
+    def _place(self, lm: LM) -> Path:
+        if self.checkpoint is not None:
+            return Path(self.checkpoint).expanduser()
+        found = checkpoints.find(Path(self.cache_dir).expanduser(), self.identity(lm))
+        if not found:
+            raise MissingError(f"this editor has not been trained for {lm.name}: {self._remedy(lm)}")
+        right = [place for place, about in found if about["dataset"]["name"] == self.trained_on]
+        if right:
+            return right[0]
+        if len(found) > 1:
+            names = ", ".join(about["dataset"]["name"] for _, about in found)
+            raise MissingError(f"this editor was trained on {names}, and not on {self.trained_on}: choose one by method.trained_on=NAME")
+        place, about = found[0]
+        lm.monitor.note(f"the editor was trained on {about['dataset']['name']}")
+        return place
+
+    def _remedy(self, lm: LM) -> str:
+        return f"train it by `{self.__dict__.get('train_command') or 'edit-cli train-editor'}`, or name another by method.checkpoint=DIR"
+
+    def warm_up(self, lm: LM) -> None:
+        self.trained(lm)

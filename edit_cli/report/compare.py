@@ -1,0 +1,84 @@
+"""The figure and the file of a comparison of runs."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edit_cli.metrics.registry import METRICS
+from edit_cli.report.comparison import last_side
+
+FACTS = "facts"  # the x-axis of sequential runs
+
+
+@dataclass(frozen=True)
+class Point:
+    """One mean of one run: at which place of the x-axis, and the entry of the summary."""
+
+    line: str
+    x: Any
+    metric: str
+    entry: Mapping[str, Any]
+
+
+def moments(summary: Mapping[str, Any], at: Any, over_facts: bool) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """(x, {metric: entry}) of a run: its end, or each of its checkpoints."""
+    if over_facts:
+        for row in summary["checkpoints"]:
+            yield row["edits"], row["metrics"]
+    else:
+        yield at, {name: entry for name, sides in summary["metrics"].items() if (entry := last_side(sides))}
+
+
+def write_table(points: Sequence[Point], x: str | None, path: Path) -> Path:
+    """A line a point: run, x, metric, mean, interval, number of cases."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["run", x or "x", "metric", "mean", "low", "high", "n"])
+        for point in points:
+            low, high = point.entry["ci95"] or (None, None)
+            table.writerow([point.line, point.x, point.metric, point.entry["mean"], low, high, point.entry["n"]])
+    return path
+
+
+def draw(points: Sequence[Point], x: str, metrics: Sequence[str], out: Path) -> list[Path]:
+    """OUT.png and OUT.svg: a panel a metric, a line a method, 95 % bands."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(metrics) + 0.6, 3.4), layout="constrained")
+    plots = figure.subplots(1, len(metrics), squeeze=False)[0]
+    lines = list(dict.fromkeys(point.line for point in points))
+    numbers = [point.x for point in points if isinstance(point.x, int | float) and not isinstance(point.x, bool)]
+    numeric = len(numbers) == len(points)
+    places = sorted({point.x for point in points}) if numeric else list(dict.fromkeys(str(point.x) for point in points))
+    for plot, metric in zip(plots, metrics, strict=True):
+        for name in lines:
+            mine = [p for p in points if p.line == name and p.metric == metric and p.entry["mean"] is not None]
+            pairs = sorted(((p.x if numeric else places.index(str(p.x)), p.entry) for p in mine), key=lambda pair: pair[0])
+            _line(plot, pairs, name)
+        if numeric and places[0] > 0 and places[-1] / places[0] >= 30:
+            plot.set_xscale("log")
+        if not numeric:
+            plot.set_xticks(range(len(places)), places, rotation=30, ha="right")
+        unit = METRICS[metric].unit
+        plot.set(title=METRICS[metric].label, xlabel="facts edited, all in place" if x == FACTS else x, ylabel=unit)
+        if unit == "%":
+            plot.set_ylim(-2, 102)
+        plot.grid(alpha=0.3)
+    plots[0].legend(fontsize="x-small")
+    paths = [out.with_suffix(f".{kind}") for kind in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    return paths
+
+
+def _line(plot: Any, pairs: Sequence[tuple[Any, Mapping[str, Any]]], name: str) -> None:
+    (drawn,) = plot.plot([at for at, _ in pairs], [entry["mean"] for _, entry in pairs], marker="o", markersize=3, linewidth=1.2, label=name)
+    bands = [(at, *entry["ci95"]) for at, entry in pairs if entry["ci95"] and all(end is not None and math.isfinite(end) for end in entry["ci95"])]
+    if bands:
+        plot.fill_between(*zip(*bands, strict=True), alpha=0.12, color=drawn.get_color(), linewidth=0)

@@ -1,0 +1,81 @@
+"""`compare`: runs side by side, as a table, a file and a figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+FT = ("method=ft", "method.steps=5", "protocol.observe.generate=false")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cache_dir) -> Path:
+    """Runs of several sizes, one sequential one, and one of another command."""
+    from conftest import invoke
+
+    folder = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for size in (1, 2, "all"):
+            invoke(cache_dir, "evaluate", *FT, "limit=3", f"protocol.batch_size={size}", f"run_dir=b{size}", quick=True)
+        invoke(cache_dir, "sequential", *FT, "limit=2", "protocol.batch_size=1", "protocol.holdout=1", "run_dir=seq", quick=True)
+        invoke(cache_dir, "trace", "limit=1", "run_dir=trace", "model.device=cpu")
+    return folder
+
+
+@pytest.fixture
+def compare(runs, monkeypatch, cache_dir, tmp_path):
+    from conftest import invoke
+
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("COLUMNS", "100")
+    return lambda *arguments: invoke(cache_dir, "compare", *arguments)
+
+
+def test_a_setting_on_the_axis(compare, tmp_path):
+    out = tmp_path / "figure"
+    ended = compare("b1", "b2", "ball", "--x", "protocol.batch_size", "--out", str(out), "--metrics", "efficacy_success,neighborhood_success")
+    assert ended.code == 0
+    assert [line for line in ended.out.splitlines() if line.startswith("ft batch_size=")]
+    rows = list(csv.DictReader(open(f"{out}.csv", newline="")))
+    assert [(row["protocol.batch_size"], row["metric"]) for row in rows] == [
+        (size, metric) for size in ("1", "2", "3") for metric in ("efficacy_success", "neighborhood_success")
+    ]
+    summary = json.loads(Path("b2/summary.json").read_text())
+    assert float(rows[2]["mean"]) == summary["metrics"]["efficacy_success"]["after"]["mean"]
+    assert Path(f"{out}.png").stat().st_size > 5000
+    assert "<svg" in Path(f"{out}.svg").read_text()
+
+
+def test_checkpoints_on_the_axis(compare, tmp_path):
+    ended = compare("seq", "--out", str(tmp_path / "course"))
+    assert ended.code == 0
+    rows = list(csv.DictReader(open(tmp_path / "course.csv", newline="")))
+    assert [row["facts"] for row in rows if row["metric"] == "efficacy_success"] == ["1", "2"]
+
+
+def test_lines_can_be_told_apart_by_a_setting(compare):
+    ended = compare("b1", "b2", "--by", "method.steps")
+    assert ended.code == 0
+    assert ended.out.count("ft steps=5") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("b1", "--x", "protocol.batchsize"), 2, "did you mean protocol.batch_size"),
+        (("b1", "--metrics", "efficacy"), 2, "did you mean efficacy_success"),
+        (("b1", "--x", "facts"), 2, "--x facts needs runs of `sequential`"),
+        (("b1", "trace"), 2, "trace is a run of `trace`"),
+        (("nowhere",), 3, "nowhere holds no run"),
+        ((), 2, "Missing argument"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_in_a_line(compare, arguments, code, told):
+    ended = compare(*arguments)
+    assert ended.code == code
+    assert told in ended.err
+    assert "Traceback" not in ended.err

@@ -1,0 +1,430 @@
+"""SERAC: what is kept of facts, which one a prompt falls to, and who answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from edit_cli import edit_store
+from edit_cli.edits import Factors, WeightDelta
+from edit_cli.editors.fact_memory import Fact, FactMemory
+from edit_cli.editors.lessons import Teller
+from edit_cli.editors.scope import EmbeddingScope, ScopeOptions
+from edit_cli.editors.serac import SERAC, SeracRoute
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.lm.companion import Companion
+from edit_cli.lm.model import LM
+from edit_cli.requests import Case, EditRequest, Probe
+
+BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128}
+GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128}
+IN = math.log(2)
+
+
+@cache
+def lm() -> LM:
+    return embedded_lm()
+
+
+@cache
+def other_lm() -> LM:
+    """Another base: a Llama of the same words, at random."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(lm().tokenizer), **sizes))
+    return LM(model, lm().tokenizer, "other")
+
+
+@cache
+def editor(kind: str = "embedding", **settings) -> SERAC:
+    """Networks at random that tell every prompt apart: a small scale would put all in scope, a large one none but the facts themselves."""
+    return SERAC(
+        scope=ScopeOptions(kind=kind, model=Companion(family="bert", sizes=BERT), pooling="mean", scale=settings.pop("scale", 1.0)),
+        counterfactual=Companion(family="gpt2", sizes=GPT2),
+        **settings,
+    )
+
+
+@cache
+def net(kind: str = "embedding", scale: float = 1.0):
+    torch.manual_seed(0)
+    found = editor(kind, scale=scale).build(lm()).eval()
+    for parameter in found.parameters():
+        parameter.requires_grad_(False)
+    return found
+
+
+def route(requests: list[EditRequest], kind: str = "embedding", scale: float = 1.0, **settings) -> SeracRoute:
+    made = SERAC(**{**vars(editor(kind, scale=scale)), **settings})
+    made.trained = lambda _: net(kind, scale)
+    return made.edit(lm(), requests)
+
+
+def requests(count: int) -> list[EditRequest]:
+    return [case.requests[0] for case in world("tune")[:count]]
+
+
+def pairs(wanted: list[EditRequest]) -> list[tuple[str, str]]:
+    return [(request.text, request.target_new) for request in wanted]
+
+
+def distances(wanted: list[EditRequest], prompts: list[str]) -> Tensor:
+    """(prompts, facts) squared, plainly: one text at a time."""
+    scope = net().scope
+    with torch.no_grad():
+        facts = torch.cat([scope.embed([scope.descriptor(Fact(r.text, r.target_new))]) for r in wanted]).double()
+        asked = torch.cat([scope.embed([prompt]) for prompt in prompts]).double()
+    return (asked[:, None] - facts).square().sum(-1)
+
+
+def between(wanted: list[EditRequest], prompts: list[str]) -> float:
+    """A scale at which about half of the prompts are in scope."""
+    smallest = distances(wanted, prompts).min(1).values.sort().values
+    return IN / float((smallest[len(prompts) // 2 - 1] + smallest[len(prompts) // 2]) / 2)
+
+
+def read(request: EditRequest, prompt: str) -> str:
+    return f"{request.text} {request.target_new} {prompt}"
+
+
+def asked() -> tuple[list[EditRequest], list[str]]:
+    """Facts, and prompts that lie at different distances from them."""
+    wanted = requests(6)
+    prompts = [probe.prompt for case in world("tune")[:6] for probe in case.probes if probe.kind in ("paraphrase", "neighborhood")][:24]
+    return wanted, [request.text for request in wanted] + prompts
+
+
+def test_the_nearest_fact_answers_where_its_distance_is_below_ln_2():
+    wanted, prompts = asked()
+    scale = between(wanted, prompts)
+    plain = distances(wanted, prompts) * scale
+    targets = ["London"] * len(prompts)
+    expected = []
+    for prompt, row in zip(prompts, plain, strict=True):
+        inside, best = bool(row.min() < IN), int(row.argmin())
+        pair = (read(wanted[best], prompt), "London") if inside else (prompt, "London")
+        expected.append((net().head if inside else lm().head).loglikelihood([pair])[0])
+    assert 4 < sum(bool(row.min() < IN) for row in plain) < len(prompts) - 4
+    with lm().edited(route(wanted, scale=scale)):
+        found = lm().loglikelihood(list(zip(prompts, targets, strict=True)))
+    for mine, plainly in zip(found, expected, strict=True):
+        assert mine.nll == pytest.approx(plainly.nll, abs=1e-5) and mine.predicted == plainly.predicted
+
+
+def test_texts_are_written_in_one_batch_a_route_and_are_those_of_one_at_a_time(monkeypatch):
+    wanted, prompts = asked()
+    edit = route(wanted, scale=between(wanted, prompts))
+    with lm().edited(edit):
+        alone = [lm().generate([prompt], 5)[0] for prompt in prompts]
+        sampled = [lm().sample([prompt], [7], 30, 5)[0] for prompt in prompts[:8]]
+        calls: list[int] = []
+        for head in (type(lm().head),):
+            whole = head.generate
+            monkeypatch.setattr(head, "generate", lambda self, texts, n, whole=whole: (calls.append(len(texts)), whole(self, texts, n))[1])
+        assert lm().generate(prompts, 5) == alone
+        assert lm().sample(prompts[:8], [7] * 8, 30, 5) == sampled
+    assert len(calls) == 2 and sum(calls) == len(prompts)
+    assert all(text.startswith(prompt) and wanted[0].target_new + " " + prompt not in text for text, prompt in zip(sampled, prompts, strict=False))
+
+
+def test_soft_mixing_weighs_probabilities_by_g():
+    wanted, prompts = asked()
+    scale = between(wanted, prompts)
+    nearest = (distances(wanted, prompts) * scale).min(1)
+    pair = [(prompt, "London") for prompt in prompts]
+    base = [tensor.exp() for tensor in lm().target_logprobs(pair)]
+    other = net().head.target_logprobs([(read(wanted[best], prompt), "London") for best, prompt in zip(nearest.indices, prompts, strict=True)])
+    with lm().edited(route(wanted, scale=scale, mixing="soft")):
+        mixed, scores = lm().target_logprobs(pair), lm().loglikelihood(pair)
+    label = lm().head.encode(pair)[0].target[0]
+    for g, a, b, found, score in zip((-nearest.values).exp(), base, other, mixed, scores, strict=True):
+        torch.testing.assert_close(found.exp(), (1 - g).float() * a + g.float() * b.exp(), rtol=1e-4, atol=1e-6)
+        assert score.nll == pytest.approx(-float(found[0, label]), abs=1e-5)
+
+
+def test_without_facts_the_model_answers_bit_for_bit():
+    _, prompts = asked()
+    before = lm().loglikelihood([(prompt, "London") for prompt in prompts])
+    with lm().edited(route([])):
+        assert lm().loglikelihood([(prompt, "London") for prompt in prompts]) == before
+
+
+def test_g_is_1_for_the_same_text_and_class_0_of_the_cross_classifier_is_in_scope():
+    scope = net().scope
+    memory = FactMemory(32, torch.device("cpu"))
+    memory.add([Fact("a", "b")], scope.embed(["Some prompt is"]))
+    assert float(scope.best(memory, ["Some prompt is"])[0]) == pytest.approx(1.0, abs=1e-6)
+    wanted, prompts = asked()
+    cross = net("cross").scope
+    facts = [Fact(request.text, request.target_new) for request in wanted]
+    memory = FactMemory(0, torch.device("cpu"))
+    memory.add(facts, cross.keys(facts))
+    which = torch.tensor([[i, j] for j in range(3) for i in range(len(facts))])
+    with torch.no_grad():
+        inside, outside = cross.pairs(facts, prompts[:3], which)
+    torch.testing.assert_close(inside.exp() + outside.exp(), torch.ones(len(which)))
+    with torch.no_grad():
+        text = cross._joined(facts[1], prompts[0])
+        logits = cross.model(**cross.tokenizer([text], return_tensors="pt")).logits
+    assert float(inside[1]) == pytest.approx(float(logits.log_softmax(-1)[0, 0]), abs=1e-5)
+    g, best = cross.best(memory, prompts[:3])
+    table = inside.exp().view(3, -1)
+    torch.testing.assert_close(g, table.max(1).values)
+    assert best.tolist() == table.argmax(1).tolist()
+
+
+# --- the memory ------------------------------------------------------------------------------------------------------
+
+
+def test_repetitions_are_one_fact_and_the_latest_answer_to_a_prompt_wins(monkeypatch):
+    notes: list[str] = []
+    monkeypatch.setattr(lm().monitor, "note", notes.append)
+    first, second = requests(2)
+    other = EditRequest(first.prompt, first.subject, "elsewhere")
+    edit = route([first, second, first, other, second])
+    assert [(fact.prompt, fact.answer) for fact in edit.facts] == [(first.text, "elsewhere"), (second.text, second.target_new)]
+    assert notes == ["5 edits are 2 facts: 2 say again what another says, and 1 are replaced by a later answer to the same prompt"]
+    lm().attach(route([first, second]))
+    lm().attach(late := route([other]))
+    to = late.answers(lm().head, [first.text, second.text])
+    assert late.memory.current.tolist() == [False, True, True]
+    assert to[0].answerer.told(first.text, 0) == read(other, first.text) or to[0] is None
+    lm().detach()
+    assert lm().attached[0].memory.current.tolist() == [True, True]
+    lm().detach()
+
+
+def test_edits_in_a_sequence_share_one_memory_and_come_off_in_reverse():
+    wanted, prompts = asked()
+    scale = between(wanted, prompts)
+    pair = [(prompt, "London") for prompt in prompts]
+    untouched, before = snapshot(lm()), lm().loglikelihood(pair)
+    with lm().edited(route(wanted, scale=scale)):
+        together = lm().loglikelihood(pair)
+    states = []
+    for request in wanted:
+        states.append(lm().loglikelihood(pair))
+        lm().attach(route([request], scale=scale))
+    assert lm().loglikelihood(pair) == together
+    for state in reversed(states):
+        lm().detach()
+        assert lm().loglikelihood(pair) == state
+    assert lm().loglikelihood(pair) == before and same_bits(snapshot(lm()), untouched)
+
+
+def test_ten_thousand_facts_are_looked_up_without_reading_them_again(monkeypatch):
+    """The encoder runs once a batch of prompts, and never for stored facts; nor do a thousand attached edits cost a pass each."""
+    passes: list[int] = []
+    embed = EmbeddingScope.embed
+    monkeypatch.setattr(EmbeddingScope, "embed", lambda self, texts: (passes.append(len(texts)), embed(self, texts))[1])
+    _, prompts = asked()
+    edit = route(requests(1))
+    draw = torch.Generator().manual_seed(0)
+    many = SeracRoute([Fact(f"prompt {i}", "a") for i in range(10_000)], torch.randn(10_000, 32, generator=draw), edit.maker, edit.editor, edit.net)
+    passes.clear()
+    with lm().edited(many):
+        lm().loglikelihood([(prompt, "London") for prompt in prompts * 3])
+    assert passes == [len(prompts)]
+    for start in range(0, 10_000, 10):
+        lm().attach(SeracRoute(many.facts[start : start + 10], many.keys[start : start + 10], edit.maker, edit.editor, edit.net))
+    passes.clear()
+    lm().loglikelihood([(prompt, "London") for prompt in prompts])
+    assert passes == [len(prompts)] and len(lm().attached[-1].memory) == 10_000
+    for _ in range(1000):
+        lm().detach()
+
+
+# --- other edits, other models, other processes -----------------------------------------------------------------------------
+
+
+def test_it_stands_before_an_edited_model_as_well():
+    wanted, prompts = asked()
+    pair = [(prompt, "London") for prompt in prompts]
+    untouched = snapshot(lm())
+    name = lm().layout.mlp_out(2)
+    rows, columns = lm().weight(name).shape
+    delta = WeightDelta({f"{name}.weight": Factors(torch.ones(rows, 1) * 0.05, torch.ones(1, columns))})
+    edit = route(wanted, scale=between(wanted, prompts))
+    with lm().edited(edit):
+        plain, found = lm().loglikelihood(pair), edit.answers(lm().head, prompts)
+    with lm().edited(delta):
+        below = lm().loglikelihood(pair)
+        with lm().edited(edit):
+            both = lm().loglikelihood(pair)
+    assert both == [alone if to else under for alone, under, to in zip(plain, below, found, strict=True)]
+    assert any(found) and not all(found) and below != plain and same_bits(snapshot(lm()), untouched)
+
+
+def test_networks_trained_beside_one_model_serve_another_with_the_same_words():
+    wanted, prompts = asked()
+    scale = between(wanted, prompts)
+    edit = route(wanted, scale=scale)
+    with lm().edited(edit):
+        first, inside = lm().loglikelihood([(prompt, "London") for prompt in prompts]), edit.answers(lm().head, prompts)
+    assert editor().base(lm()) == editor().base(other_lm())
+    bare = other_lm().loglikelihood([(prompt, "London") for prompt in prompts])
+    made = SERAC(**{**vars(editor(scale=scale))})
+    made.trained = lambda _: net(scale=scale)
+    untouched = snapshot(other_lm())
+    with other_lm().edited(made.edit(other_lm(), wanted)):
+        second = other_lm().loglikelihood([(prompt, "London") for prompt in prompts])
+    assert second == [mine if to else theirs for mine, theirs, to in zip(first, bare, inside, strict=True)]
+    assert same_bits(snapshot(other_lm()), untouched)
+
+
+def test_other_words_are_refused_for_the_counterfactual_model_and_welcome_for_the_classifier(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    tokenizer.add_tokens(["<another>"])
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    companion = Companion(family="gpt2", sizes=GPT2, tokenizer=str(tmp_path))
+    with pytest.raises(UsageError, match="the counterfactual model writes other tokens than tiny-gpt2"):
+        SERAC(scope=editor().scope, counterfactual=companion).build(lm())
+    scope = ScopeOptions(model=Companion(family="bert", sizes=BERT, tokenizer=str(tmp_path)), pooling="mean")
+    assert SERAC(scope=scope, counterfactual=editor().counterfactual).build(lm()).scope.tokenizer is not lm().tokenizer
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """net() as `edit-cli train-editor` would leave it."""
+    from edit_cli import checkpoints
+
+    about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
+    checkpoints.save(tmp_path / "networks", net(), {**editor().identity(lm()), **about})
+    return tmp_path / "networks"
+
+
+def test_saved_it_answers_the_same_in_a_new_process(checkpoint, tmp_path):
+    wanted, prompts = asked()
+    scale = between(wanted, prompts)
+    made = SERAC(**{**vars(editor(scale=scale)), "checkpoint": str(checkpoint)})
+    edit = made.edit(lm(), wanted)
+    edit_store.save(edit, tmp_path / "edit", lm(), wanted, {"name": "serac"})
+    pair = [(prompt, "London") for prompt in prompts]
+    with lm().edited(edit):
+        here = [score.nll for score in lm().loglikelihood(pair)]
+    code = (
+        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli import edit_store\n"
+        "lm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\n"
+        "print(json.dumps([score.nll for score in lm.loglikelihood([tuple(pair) for pair in json.loads(sys.argv[3])])]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "edit"), str(Path(__file__).parent), json.dumps(pair)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == here
+
+
+def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
+    from edit_cli import checkpoints
+
+    made = SERAC(**{**vars(editor()), "checkpoint": str(checkpoint)})
+    edit_store.save(made.edit(lm(), requests(1)), tmp_path / "edit", lm(), requests(1), {"name": "serac"})
+    torch.manual_seed(5)
+    about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
+    checkpoints.save(checkpoint, editor().build(lm()), {**editor().identity(lm()), **about})
+    with pytest.raises(MissingError, match="holds other networks than this edit was made with"):
+        edit_store.attach(tmp_path / "edit", lm())
+
+
+# --- training ----------------------------------------------------------------------------------------------------------------
+
+
+def lesson_case(number: int) -> Case:
+    request = EditRequest("{} works as a", f"First{number} Last{number}", "pilot", "baker")
+    probes = (Probe("paraphrase", f"The job of First{number} Last{number} is", "pilot"),)
+    return Case(str(number), (request,), (*probes, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot")))
+
+
+def test_the_loss_is_the_published_one():
+    """c_edit · NLL of h + c_loc · (mean d² in scope + mean -log(1 - exp(-d²)) of the case's own out-of-scope prompts)."""
+    torch.manual_seed(0)
+    made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=0.1, scope_weight=2.0)
+    fresh = made.build(lm())
+    cases = [lesson_case(number) for number in range(3)]
+    untouched = snapshot(lm())
+    loss, told = made.loss(fresh, lm(), cases)
+    loss.backward()
+    nlls, inside, outside = [], [], []
+    with torch.no_grad():
+        for case in cases:
+            request, (paraphrase, neighbour) = case.requests[0], case.probes
+            nlls.append(fresh.head.loglikelihood([(read(request, paraphrase.prompt), "pilot")])[0].nll)
+            fact, near, far = fresh.scope.embed([f"{request.text} pilot", paraphrase.prompt, neighbour.prompt])
+            inside.append(float((fact - near).square().sum()))
+            outside.append(-math.log(1 - math.exp(-float((fact - far).square().sum()))))
+    expected = 0.1 * sum(nlls) / 3 + 2.0 * (sum(inside) / 3 + sum(outside) / 3)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-3)
+    assert told["nll"] == pytest.approx(sum(nlls) / 3, rel=1e-4)
+    assert all(float(part.get_input_embeddings().weight.grad.abs().sum()) > 0 for part in (fresh.scope.model, fresh.counterfactual))
+    assert same_bits(snapshot(lm()), untouched) and all(parameter.grad is None for parameter in lm().model.parameters())
+
+
+def test_all_pairs_are_those_with_the_prompts_of_other_subjects():
+    torch.manual_seed(0)
+    settings = {"scope": editor().scope, "counterfactual": editor().counterfactual, "edit_weight": 0.0}
+    fresh, cases = editor().build(lm()), [lesson_case(number) for number in range(3)]
+    cases.append(Case("again", cases[0].requests, cases[0].probes))
+    without, whole = (float(SERAC(**settings, all_pairs=weight).loss(fresh, lm(), cases)[0].detach()) for weight in (0.0, 3.0))
+    terms = []
+    with torch.no_grad():
+        for i, case in enumerate(cases):
+            for j, other in enumerate(cases):
+                if case.requests != other.requests:
+                    fact, *far = fresh.scope.embed([f"{case.requests[0].text} pilot", *(probe.prompt for probe in other.probes)])
+                    terms += [-math.log(1 - math.exp(-float((fact - x).square().sum()))) for x in far]
+    assert whole - without == pytest.approx(3.0 * sum(terms) / len(terms), rel=1e-3)
+
+
+def test_a_few_steps_tell_prompts_apart():
+    torch.manual_seed(0)
+    made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=1.0, all_pairs=1.0)
+    fresh, cases = made.build(lm()), [lesson_case(number) for number in range(6)]
+    optimiser = torch.optim.AdamW(fresh.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss, told = made.loss(fresh, lm(), cases)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert told["in_scope"] == told["out_of_scope"] == 1.0 and told["nll"] < 0.1
+
+
+def test_varied_lessons_are_about_invented_subjects_and_near_namesakes():
+    cases = list(world("tune")[:40])
+    names = {case.requests[0].subject for case in cases}
+    for lesson in Teller(1.0, random.Random(0)).lessons(cases):
+        assert lesson.subject in lesson.fact.prompt and all(lesson.subject in prompt for prompt, _ in lesson.within)
+        assert lesson.subject not in lesson.beyond[-1]
+        assert not any(name in lesson.fact.prompt for name in names - {lesson.subject})
+    plain = Teller(0.0, random.Random(0)).lessons(cases)
+    assert [lesson.fact for lesson in plain] == [Fact(case.requests[0].text, case.requests[0].target_new) for case in cases]
+    first, second = (Teller(1.0, random.Random(3)).lessons(cases) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mixing": "x"}, "method.mixing=x: choose hard or soft"),
+        ({"threshold": 1.0}, "method.threshold=1.0"),
+        ({"join": "{prompt}"}, "method.join={prompt}: it must hold"),
+        ({"scope": ScopeOptions(kind="x")}, "method.scope.kind=x: choose"),
+        ({"scope": ScopeOptions(pooling="x")}, "method.scope.pooling=x: choose"),
+        ({"scope": ScopeOptions()}, "method.scope.model has neither checkpoint nor family"),
+        ({"counterfactual": Companion(checkpoint="/nowhere")}, "method.counterfactual.checkpoint=/nowhere: no such folder"),
+        ({"counterfactual": Companion(family="nope")}, "method.counterfactual: "),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(settings, message):
+    with pytest.raises((UsageError, MissingError)) as caught:
+        SERAC(**{**vars(editor()), **settings}).build(lm())
+    assert message in str(caught.value)
