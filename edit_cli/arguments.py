@@ -11,7 +11,7 @@ from edit_cli.errors import UsageError
 WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p"}
 ALONE = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 # Free text, in which commas, braces and quotes mean themselves
-TEXT_KEYS = {"edit.prompt", "edit.subject", "edit.target", "edit.target_true"}
+TEXT_KEYS = {"edit.prompt", "edit.subject", "edit.target", "edit.target_true", "dataset.template"}
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 

@@ -12,6 +12,8 @@ COMMANDS = {
     "edit": "Edit one fact, or a file of facts, and keep the edit.",
     "sequential": "Edit batch after batch without taking anything back; a table and a curve.",
     "trace": "Find the layers that carry facts, by causal tracing; a heat map, and layers to edit.",
+    "train-editor": "Train an editor that learns ahead of time; curves, and a checkpoint that the others find.",
+    "calibrate": "Find the layer and the radius for a method that remembers prompts (GRACE, MELO).",
     "precompute-stats": "Compute the second moments that some methods need, ahead of time.",
 }
 CONFIGURED = tuple(COMMANDS)
@@ -34,6 +36,14 @@ EXAMPLES = {
         "edit-cli sequential method=memit limit=200 protocol.batch_size=20 protocol.checkpoints=[20,100,200]",
     ),
     "trace": ("edit-cli trace dataset=counterfact limit=50", "edit-cli trace model=gpt2-xl dataset=known_facts limit=100"),
+    "train-editor": (
+        "edit-cli train-editor method=mend model=tiny-gpt2 dataset=world",
+        "edit-cli train-editor method=mend dataset=world method.edits=5 method.training.steps=300",
+    ),
+    "calibrate": (
+        "edit-cli calibrate dataset=counterfact dataset.split=tune",
+        "edit-cli calibrate model=gpt2-xl limit=200 layers=[30,35,40]",
+    ),
     "precompute-stats": (
         "edit-cli precompute-stats method=memit model=gpt2-xl corpus=wikipedia",
         "edit-cli precompute-stats model=gpt-j-6b layers=[3,4,5] stats.documents=20000",
@@ -64,6 +74,19 @@ SETTINGS = {
         "protocol.kinds=[hidden,mlp,attn]": "what is restored",
         "protocol.window=N": "layers whose MLP or attention outputs are restored together",
         "protocol.noise=X": "noise on the subject, in standard deviations of its embeddings (protocol.noise_std: as it is)",
+    },
+    "train-editor": {
+        "limit=N": "train on the first N records; null for all",
+        "method.training.steps=N": "optimiser steps (method.training.*: learning rate, precision, early stopping, trackers, …)",
+        "method.edits=N": "facts that are edited together",
+        "splits.train=NAME": "which split of the data set to learn from (splits.validation=NAME: to stop early by)",
+        "cache_dir=DIR": "where trained editors are kept",
+    },
+    "calibrate": {
+        "limit=N": "use the first N records; null for all",
+        "layers=[3,4]": "layers; without it, all",
+        "modules=[mlp_in]": "whose keys: mlp_in, mlp_out, or names in a block",
+        "side=output": "read them where they leave the module (MELO), not where they enter it (GRACE)",
     },
     "precompute-stats": {
         "layers=[3,4]": "layers; without it, those that the method uses on this model",
@@ -99,8 +122,8 @@ def command(name: str) -> str:
     """One command: examples, settings, what there is to choose from."""
     lines = [f"Usage: edit-cli {name} [KEY=VALUE]...", "", COMMANDS[name], "", "Examples:", *(f"  {text}" for text in EXAMPLES[name]), ""]
     texts = {key: text.replace("NAMES", ", ".join(catalog.names("corpus"))) for key, text in SETTINGS[name].items()}
-    lines += _groups(*(() if name == "trace" else ("methods",)), *(() if name == "precompute-stats" else ("datasets",)), "models")
-    lines += _section("Settings", texts | ({} if name == "precompute-stats" else PLACES))
+    lines += _groups(*(() if name in ("trace", "calibrate") else ("methods",)), *(() if name == "precompute-stats" else ("datasets",)), "models")
+    lines += _section("Settings", texts | ({} if name in ("precompute-stats", "calibrate") else PLACES))
     lines += _section("Options", FLAGS)
     return "\n".join(lines).rstrip()
 

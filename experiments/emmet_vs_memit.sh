@@ -15,7 +15,7 @@ for layers in $LAYERS; do
   for method in memit emmet; do
     for size in $SIZES; do
       edit-cli evaluate method="$method" "method.layers=$layers" protocol.batch_size="$size" limit="$(( size > FACTS ? size : FACTS ))" \
-        run_dir="$OUT/$method-$layers-$size" protocol.observe.sample=false protocol.observe.generate=false "$@" > /dev/null
+        run_dir="$OUT/$method-${layers//[^0-9]/}-$size" protocol.observe.sample=false protocol.observe.generate=false "$@" > /dev/null
     done
   done
 done

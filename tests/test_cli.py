@@ -31,7 +31,6 @@ def test_help_names_everything_there_is_and_two_examples(cli):
     for group in ("method", "dataset", "model"):
         assert all(name in ended.out for name in catalog.names(group))
     assert ended.out.count("\n  edit-cli ") == 2
-    assert "train-editor" not in ended.out
 
 
 @pytest.mark.parametrize("command", help_texts.CONFIGURED)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from embedded import embedded_lm, linear_twin, same_bits, snapshot, world
 from hydra import compose, initialize_config_module
+from learners import brief, keep_trained
 
 from edit_cli import edit_store
 from edit_cli.catalog import names
 from edit_cli.config import build, register_resolvers
+from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.requests import EditRequest
 
@@ -34,7 +36,12 @@ def editor(statistics):
         register_resolvers()
         with initialize_config_module("edit_cli.conf", version_base="1.3"):
             config = compose("evaluate", [f"method={name}", f"cache_dir={statistics}", "stats.tokens=6000", *overrides])
-        return build(config.method)
+        made = build(config.method)
+        if isinstance(made, TrainableEditor):
+            made = brief(made, statistics)
+            for kind in MODELS:
+                keep_trained(made, model(kind), statistics)
+        return made
 
     return make
 

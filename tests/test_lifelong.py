@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
-from families import CLASSIFIERS, LABELS, SEQ2SEQ, tiny_lm
+from families import CLASSIFIERS, SEQ2SEQ, tiny_lm
 
 from edit_cli import edit_store
 from edit_cli.editors.defer import factors
@@ -147,7 +147,7 @@ def test_the_prompts_end_is_found_under_either_padding_and_from_a_cache():
         assert watch.focus.prompt.sum(1).tolist() == [len(ids) for ids in prompts]
     seen: list[tuple[int, list[int]]] = []
     with on_input(lm.module(lm.layout.mlp_out(2)), lambda _: seen.append((watch.focus.first, watch.focus.ends.tolist()))):
-        lm.generate(["The mother tongue of Tallo is", "Fans of"], 3)
+        lm.head._continue(prompts, 3)
     longest = max(map(len, prompts))
     assert seen[0] == (0, [longest - 1] * 2)
     assert [first for first, _ in seen[1:]] == list(range(longest, longest + len(seen) - 1)) and len(seen) > 1
@@ -192,15 +192,15 @@ def test_passes_run_the_blocks_below_once():
 # --- other kinds of models --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", [*SEQ2SEQ[:2], *CLASSIFIERS[:2]])
+@pytest.mark.parametrize("family", [*list(SEQ2SEQ)[:2], *list(CLASSIFIERS)[:2]])
 @pytest.mark.parametrize("method", ["grace", "tpatcher"])
 def test_encoder_decoders_and_classifiers(family, method, tmp_path):
     lm = tiny_lm(family)
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"The {word} of the town number {n} is large and old." for n in range(40) for word in ("mayor", "river")))
-    label = LABELS[1] if family in CLASSIFIERS else "Peru"
-    wanted = [EditRequest("Where does Ada Lund live?", None, label)]
-    if family in CLASSIFIERS:
+    target = "P" if method == "grace" else "Peru"  # one vector for all of an answer's tokens gives one token in a last layer
+    wanted = [EditRequest("Where does Ada Lund live?", None, target)]
+    if family in CLASSIFIERS:  # the label that it does not give
         best = lm.generate([wanted[0].text], 1)[0]
         wanted = [EditRequest(wanted[0].prompt, None, next(name for name in lm.head.labels if name != best))]
     untouched = snapshot(lm)
@@ -292,7 +292,7 @@ def test_ewc_pulls_towards_recent_weights_by_their_fisher_information():
     name = f"{lm.layout.mlp_out(0)}.weight"
     (anchor,) = made._anchors
     assert torch.equal(anchor.weights[name], lm.place(name).value())
-    loose, tight = (EWC(layers=[0], lr=5e-3, strength=strength, steps=5) for strength in (0.0, 1e6))
+    loose, tight = (EWC(layers=[0], lr=5e-4, strength=strength, steps=20) for strength in (0.0, 1e6))
     moved = []
     for other in (loose, tight):
         other._anchors = list(made._anchors)

@@ -103,7 +103,8 @@ def test_the_start_token_and_what_the_tokenizer_puts_first_are_fed_and_not_score
     for family, first in (("t5", (0,)), ("bart", (2, 1))):
         lm, fed = shared(family), []
         (row,) = lm.head.encode([PAIRS[0]])
-        handle = lm.model.get_decoder().register_forward_pre_hook(lambda _, __, given: fed.append(given["input_ids"]), with_kwargs=True)
+        decoder = lm.model.get_decoder()
+        handle = decoder.register_forward_pre_hook(lambda _, __, given, fed=fed: fed.append(given["input_ids"]), with_kwargs=True)
         scores = lm.head.answers([row])
         handle.remove()
         assert tuple(fed[0][0].tolist()) == (*first, *row.target[:-1])
@@ -144,7 +145,7 @@ def test_layout_is_found_on_both_stacks(family):
         assert layout.mlp_weights(layer) == tuple(f"{block}.{name}.weight" for name in names)
         assert layout.mlp_weights(layer, second_in=False) == tuple(f"{block}.{name}.weight" for name in (names[0], names[-1]))
     assert layout.last_layers(2) == [1, 2, 3, 4] and layout.last_layers(1) == [2, 4]
-    with pytest.raises(UsageError, match=r"layer 5 does not exist: this model has layers 0 to 4 \(0 to 2 in the encoder, 3 to 4 in the decoder\)"):
+    with pytest.raises(UsageError, match=r"layer 5 does not exist: .* 0 to 4 \(0 to 2 in the encoder, 3 to 4 in the decoder\)"):
         layout.block(5)
     with pytest.raises(UsageError, match="an encoder and a decoder"):
         discover(shared(family).model, LayoutOptions(blocks="encoder.block"))

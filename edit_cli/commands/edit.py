@@ -43,7 +43,7 @@ class EditOptions:
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     protocol = build(job.config.protocol, Protocol)
-    model, editor = build(job.config.model), build_editor(job.config.method)
+    model, editor = build(job.config.model), build_editor(job)
     dataset = _facts(job, top, monitor)
     base = None if job.config.base_edit is None else Path(job.config.base_edit).expanduser()
     if base is not None:

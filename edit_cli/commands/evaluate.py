@@ -29,7 +29,7 @@ Batches = list[tuple[int, list[Case]]]  # (step, cases)
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     protocol = build(job.config.protocol, EvaluateProtocol)
-    model, editor, source = build(job.config.model), build_editor(job.config.method), build(job.config.dataset)
+    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
     batches = list(enumerate(protocol.batches(dataset.cases, editor)))
     size = protocol.size(editor, len(dataset.cases))

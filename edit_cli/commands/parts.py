@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edit_cli.commands.job import Job
+from edit_cli.commands.training_command import training_command
 from edit_cli.config import build
 from edit_cli.editors.base import Editor
+from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.edits import Edit
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
@@ -21,11 +24,14 @@ ASSETS = Path(__file__).parent.parent / "assets"
 STATISTICS = "statistics"  # phase that is paid once a model, not once an edit
 
 
-def build_editor(node: Any) -> Editor:
+def build_editor(job: Job) -> Editor:
     """The editor that `method` describes."""
+    node = job.config.method
     editor = build(node)
     if not isinstance(editor, Editor):
         raise UsageError(f"method._target_={node._target_} is no editor: name a class of edit_cli.editors")
+    if isinstance(editor, TrainableEditor):
+        editor.train_command = training_command(job)
     return editor
 
 

@@ -56,7 +56,7 @@ class Walk:
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     protocol = build(job.config.protocol, SequentialProtocol)
-    model, editor, source = build(job.config.model), build_editor(job.config.method), build(job.config.dataset)
+    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
     steps = protocol.batches(dataset.cases, editor)
     protocol.checkpoint_steps([len(step) for step in steps])  # refuses those that are out of reach

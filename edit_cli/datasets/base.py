@@ -97,6 +97,7 @@ class Source(ABC):
     expects: ClassVar[str]  # the fields of a record, for the message about a file that holds something else
     fields: ClassVar[frozenset[str]]  # fields that may occur; others are reported as ignored
     id_fields: ClassVar[tuple[str, ...]] = ("case_id", "id")  # under which a record's own id may stand
+    has_splits: ClassVar[bool] = False  # train, validation and test, which share no subject: editors can be trained on it
     as_text: ClassVar[str | None] = None  # the setting that makes texts of labels, for models that write
 
     @abstractmethod

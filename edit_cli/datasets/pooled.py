@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from edit_cli.datasets.base import Chosen, Source
 from edit_cli.datasets.files import File
@@ -32,6 +32,7 @@ class Pooled(Source):
     subjects that this run edits are avoided where there are others.
     """
 
+    has_splits: ClassVar[bool] = True
     shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     locality: int = 2
     seed: int = 0

@@ -32,6 +32,7 @@ class WorldEdits(Source):
     records: str = "statements"
     alternative: int = 0
 
+    has_splits: ClassVar[bool] = True
     expects: ClassVar[str] = "prompt, subject, target_true, alternatives, paraphrases, same_relation, same_subject, unrelated"
     fields: ClassVar[frozenset[str]] = frozenset((*expects.split(", "), "paraphrases_seen", "id", "split", "relation"))
 

@@ -122,7 +122,7 @@ def judged(found: Answers, base: Answers, outer: Tensor) -> tuple[Tensor, Tensor
     count, outer = len(outer), outer.to(found.logits.device)
     nll = row_losses(found, count)[outer].mean()
     stays = ~outer[found.rows]
-    before, after = (answers.logits[stays].float().log_softmax(-1) for answers in (base, found))
+    before, after = (answers.logits[stays].log_softmax(-1) for answers in (base, found))
     each = (before.exp() * (before - after)).sum(-1)
     number = torch.bincount(found.rows[stays], minlength=count).clamp_min(1)
     kl = (each / number[found.rows[stays]]).sum() / (~outer).sum().clamp_min(1)

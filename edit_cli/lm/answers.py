@@ -1,4 +1,4 @@
-"""Scores of answers, whichever head gives them; and what heads of models with an encoder share: an answer that stands apart from its prompt."""
+"""Scores of answers, whatever the head, and what heads of models with an encoder share, whose answers stand apart from their prompts."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class LayoutOptions:
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks that run one after another. first: number of its first layer in the model. `mlp_ins` and `mlp_out`: names inside a block, in the
-    order in which they run; a gated MLP has two ins, unless it keeps them in one matrix. final_norm: the last block where there is none.
+    """Blocks that run one after another. first: number of its first layer in the model. `mlp_ins` and `mlp_out`: names inside a block, in
+    the order in which they run; a gated MLP has two ins, unless it keeps them in one matrix. final_norm: the last block where there is none.
     """
 
     name: str  # encoder or decoder
@@ -199,7 +199,7 @@ def _find_mlp_out(block: nn.Module, width: int) -> str:
 
 
 def _find_mlp_ins(block: nn.Module, mlp_out: str, width: int) -> tuple[str, ...]:
-    """Projections from the hidden width onto the MLP's inner one (or twice as wide: a gate in the same matrix), up to its output projection."""
+    """Projections from the hidden width onto the MLP's inner one (or twice as wide: a gate in the same matrix), up to its output."""
     inner, found = widths(block.get_submodule(mlp_out))[1], []
     for name, module in block.named_modules():
         if name == mlp_out:

@@ -110,7 +110,8 @@ class Seq2SeqHead:
         wholes = [(*row.before, *row.answer, *(row.after[:1] if end else ())) for row in rows]
         ids, mask = pad_right([row.ids for row in rows], self.pad, self.device)
         fed, _ = pad_right([(self.start, *whole[:-1]) for whole in wholes], self.pad, self.device)
-        where = [(number, at) for number, (row, whole) in enumerate(zip(rows, wholes, strict=True)) for at in range(len(row.before), len(whole))]
+        spans = [range(len(row.before), len(whole)) for row, whole in zip(rows, wholes, strict=True)]
+        where = [(number, at) for number, span in enumerate(spans) for at in span]
         at = torch.tensor(where, device=self.device)
         labels = torch.tensor([wholes[number][column] for number, column in where])
         with gather_before(self.model.get_output_embeddings(), at[:, 0], at[:, 1]) as pick:

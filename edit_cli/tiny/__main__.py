@@ -53,12 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary (default 4096)")
     world.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)")
     records.add_argument("--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model")
-    for command, epochs in ((world, 52), (records, 70), *((encoder, ENCODERS[kind]) for kind, encoder in zip(ENCODERS, encoders, strict=True))):
+    for command, epochs in ((world, 52), (records, 70), *zip(encoders, ENCODERS.values(), strict=True)):
         layers = 4 if command in encoders else 6
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--epochs", type=int, default=epochs, help=f"(default {epochs})")
         command.add_argument("--width", type=int, default=128, help="of the residual stream (default 128)")
-        command.add_argument("--layers", type=int, default=layers, help=f"number of blocks, of the encoder where there is one (default {layers})")
+        blocks = f"number of blocks, of the encoder where there is one (default {layers})"
+        command.add_argument("--layers", type=int, default=layers, help=blocks)
         command.add_argument("--threads", type=int, default=1, help="CPU threads; the result depends on it (default 1)")
     return parser
 

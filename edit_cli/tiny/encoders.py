@@ -1,7 +1,7 @@
 """Training small models with an encoder: T5 and BART answer questions about the world, BERT judges claims about it.
 
-Every epoch asks for each fact once, in one of the wordings it is trained with. BERT also guesses the object that a mask hides: a claim tells
-one bit about a fact, a guess tells three. Muon for the matrices in the blocks and AdamW for the rest, as for the tiny GPT-2.
+Every epoch asks for each fact once, in one of the wordings it is trained with. BERT also guesses the object that a mask hides: a
+claim tells one bit about a fact, a guess tells three. Muon for the matrices in the blocks and AdamW for the rest, as for the tiny GPT-2.
 """
 
 from __future__ import annotations
@@ -85,12 +85,13 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
 
 
-def fit(model: nn.Module, epochs: Callable[[random.Random], Iterator[Iterator[Tensor]]], options: EncoderOptions, steps: int, report: Report) -> None:
-    """Minimise the losses that `epochs` yields, with a linear warm-up and a linear decay over `steps`."""
+def fit(model: nn.Module, epoch: Callable[[random.Random, int], Iterator[Tensor]], options: EncoderOptions, steps: int, report: Report) -> None:
+    """Minimise the losses that each `epoch` (by number) yields, with a linear warm-up and a linear decay over `steps`."""
     rng, step = random.Random(f"{options.seed} batches"), 0
     optimiser_list = optimisers(model, options)
-    for losses in epochs(rng):
-        for loss in losses:
+    model.train()
+    for number in range(options.epochs):
+        for loss in epoch(rng, number):
             rate = min(1.0, (step + 1) / WARM_UP) * max(1 - step / steps, 0.01)
             for optimiser, peak in zip(optimiser_list, (options.muon_lr, options.adam_lr), strict=True):
                 optimiser.param_groups[0]["lr"] = peak * rate
@@ -100,6 +101,7 @@ def fit(model: nn.Module, epochs: Callable[[random.Random], Iterator[Iterator[Te
                 optimiser.zero_grad(set_to_none=True)
             step += 1
             report(step, steps, float(loss.detach()))
+    model.eval()
 
 
 def train_seq2seq(
@@ -120,12 +122,10 @@ def train_seq2seq(
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(input_ids=ids, attention_mask=(ids != pad).long(), decoder_input_ids=fed, use_cache=False).logits
             weight = torch.where(target == end, options.end_loss, 1.0) * ~torch.isin(target, torch.tensor(unscored))
-            yield (F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none") * weight.flatten()).sum() / weight.sum()
+            losses = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
+            yield (losses * weight.flatten()).sum() / weight.sum()
 
-    model.train()
-    steps = options.epochs * -(-len(questions) // options.batch_rows)
-    fit(model, lambda rng: (one_epoch(rng, number) for number in range(options.epochs)), options, steps, report)
-    model.eval()
+    fit(model, one_epoch, options, options.epochs * -(-len(questions) // options.batch_rows), report)
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,17 @@ class Claim:
 def train_classifier(
     model: Any, tokenizer: PreTrainedTokenizerFast, claims: Sequence[Claim], options: EncoderOptions, report: Report = lambda *_: None
 ) -> None:
-    """Teach a BERT which claims are true (label 1): it reads half of them with a false object, and as many with a mask in the object's place."""
+    """Teach a BERT which claims are true (label 1): half of them have a false object. It reads as many with a mask in the object's place."""
     pad, mask = tokenizer.pad_token_id, tokenizer.mask_token_id
 
     def tokens(texts: Sequence[str]) -> list[list[int]]:
         return tokenizer(list(texts))["input_ids"]
 
-    told = {(i, answer): tokens([f"{text} {answer}." for text in claim.wordings]) for i, claim in enumerate(claims) for answer in (claim.object, *claim.others)}
+    told = {
+        (fact, answer): tokens([f"{text} {answer}." for text in claim.wordings])
+        for fact, claim in enumerate(claims)
+        for answer in (claim.object, *claim.others)
+    }
     masked = [tokens([f"{text} {tokenizer.mask_token}." for text in claim.wordings]) for claim in claims]
     objects = [tokenizer(claim.object, add_special_tokens=False)["input_ids"][0] for claim in claims]
 
@@ -169,7 +173,4 @@ def train_classifier(
                 loss = loss + F.cross_entropy(judged.float(), labels, ignore_index=IGNORED)
             yield loss
 
-    model.train()
-    steps = options.epochs * -(-2 * len(claims) // options.batch_rows)
-    fit(model, lambda rng: (one_epoch(rng, number) for number in range(options.epochs)), options, steps, report)
-    model.eval()
+    fit(model, one_epoch, options, options.epochs * -(-2 * len(claims) // options.batch_rows), report)

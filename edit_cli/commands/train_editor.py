@@ -1,0 +1,86 @@
+"""`train-editor`: train the network of an editor that has one, and keep it where `evaluate`, `edit` and `sequential` find it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edit_cli import checkpoints
+from edit_cli.commands.finish import outcome
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import Ledger, build_editor, load_model, refuse_missing_layers
+from edit_cli.commands.recording import recorded, run_path
+from edit_cli.config import build, settings
+from edit_cli.console import ConsoleMonitor
+from edit_cli.datasets import Dataset
+from edit_cli.editors.trainable import TrainableEditor
+from edit_cli.errors import UsageError
+from edit_cli.report import learning
+from edit_cli.results import SUMMARY
+from edit_cli.training import KEY, Line, train
+
+
+def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    top = settings(job.config)
+    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
+    if not isinstance(editor, TrainableEditor):
+        raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
+    if editor.checkpoint is not None:
+        raise UsageError("method.checkpoint names a trained editor; leave it out to train one (run_dir=DIR and cache_dir=DIR say where it goes)")
+    cases = replace(source, split=job.config.splits.train).load(top.limit, monitor)
+    held_out = replace(source, split=job.config.splits.validation).load(None, monitor)
+    path = run_path(job, top, job.choices["dataset"], job.choices["model"])
+    details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
+    with recorded(job, top, path, monitor, details, cases, KEY) as run:
+        ledger = Ledger(monitor)
+        if not job.team.tell((run.path / SUMMARY).exists()):
+            lm = load_model(model, monitor)
+            lm.team = job.team
+            refuse_missing_layers(editor, lm)
+            for data in (cases, held_out):
+                data.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+
+            def write(line: Line) -> None:
+                if (line["step"], line["kind"]) not in run.finished:
+                    run.append(line)
+
+            stamp = f"{run.manifest['started']} {run.manifest['config_hash']}"
+            done = train(editor, lm, cases.cases, held_out.cases, run.path, stamp, write)
+            if job.team.is_main:
+                found = {"step": done.step, "metrics": done.best}
+                place = _keep(editor, lm, done.net, cases, found, top.seed)
+                summary = learning.summary_of(run.manifest, run.lines(), found, str(place), ledger.take())
+                learning.draw(summary, run.path)
+                run.write_summary(summary)
+        else:
+            monitor.note("this editor has been trained already (overwrite=true trains it again)")
+        if not job.team.is_main:
+            return Outcome(0, str(run.path))
+        summary = learning.read(run.path)
+        if not job.in_sweep:
+            monitor.screen.show(learning.table(summary))
+            monitor.screen.line(f"editor: {summary['checkpoint']}")
+            monitor.screen.line(f"curves: {run.path / learning.NAME}.png")
+        return outcome(run, [], monitor)
+
+
+def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict[str, Any], seed: int) -> Path:
+    """Write the checkpoint to the cache."""
+    import torch
+
+    from edit_cli import __version__
+
+    identity = editor.identity(lm)
+    about = {
+        **identity,
+        "model": {"name": lm.name, "id": lm.id, "revision": lm.revision},
+        "dataset": {"name": data.name, "source": data.source, "sha256": data.sha256, "cases": len(data.cases)},
+        **found,
+        "seed": seed,
+        "versions": {"edit-cli": __version__, "torch": torch.__version__},
+    }
+    place = checkpoints.place(Path(editor.cache_dir).expanduser(), identity, type(editor).__name__.lower(), data.name, lm.name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.save(place, net, about)
+    return place

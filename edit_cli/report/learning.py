@@ -1,0 +1,92 @@
+"""What a training found: its curves as PNG and SVG, and the numbers of its best step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from edit_cli.jsonfiles import read_json
+from edit_cli.report import words
+from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.tables import plain_table
+from edit_cli.results import SUMMARY
+
+NAME = "curves"
+APART = ("step", "kind", "phases")
+MEANING = {
+    "loss": "what is minimised",
+    "nll": "negative log-likelihood of the new answer after rephrased prompts, nats",
+    "kl": "KL divergence (before ‖ after) where answers must stay, nats",
+    "es": "rephrased prompts that get the new answer, %",
+    "drawdown": "accuracy lost where answers must stay, points",
+    "shift": "largest change of a weight matrix, relative to it (Frobenius norms)",
+    "gradient": "norm of the gradient before clipping",
+}
+
+
+def summary_of(
+    manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], found: Mapping[str, Any], checkpoint: str, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """summary.json of a training. series: {kind: {name: [[step, value]]}}. best: what the kept network reached on validation edits."""
+    series: dict[str, dict[str, list[list[float]]]] = {}
+    for line in sorted(lines, key=lambda line: line["step"]):
+        for name, value in line.items():
+            if name not in APART and value is not None:
+                series.setdefault(line["kind"], {}).setdefault(name, []).append([line["step"], value])
+    about = manifest["dataset"]
+    return {
+        "method": manifest["method"],
+        "model": manifest["model"],
+        "dataset": {name: about[name] for name in ("name", "source", "records_selected", "split", "ids_sha256")},
+        "protocol": manifest["protocol"],
+        "best": dict(found),
+        "checkpoint": checkpoint,
+        "series": series,
+        "seconds": total_seconds([], seconds),
+        "peak_memory_bytes": peak_memory(),
+        "processes": manifest.get("processes", 1),
+        "seeds": manifest["seeds"],
+        "versions": manifest["versions"],
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    return read_json(path / SUMMARY)
+
+
+def table(summary: Mapping[str, Any]) -> RenderableType:
+    """The kept network on validation edits."""
+    title = f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']}, {summary['protocol']['cases']:,} cases"
+    found = summary["best"]["metrics"]
+    rows = plain_table("on validation edits", "", "", right=(1,))
+    for name, value in found.items():
+        rows.add_row(name, words.number(value) if abs(value) >= 1 else f"{value:.3g}", Text(MEANING.get(name, ""), style="dim"))
+    seconds = ", ".join(f"{phase} {words.seconds(spent)}" for phase, spent in summary["seconds"].items())
+    return Group(Text(title, style="bold"), Text(f"best at step {summary['best']['step']:,}"), Text(), rows, Text(seconds, style="dim"))
+
+
+def draw(summary: Mapping[str, Any], directory: Path) -> None:
+    """One panel a number, training and validation in each."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for kind in summary["series"].values() for name in kind))
+    figure = Figure(figsize=(7, 1 + 1.7 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for plot, name in zip(axes, names, strict=True):
+        for kind, values in summary["series"].items():
+            if name in values:
+                plot.plot(*zip(*values[name], strict=True), label=kind, linewidth=1, marker="o" if kind == "validation" else None, markersize=3)
+        plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
+        plot.set_ylabel(name)
+        plot.grid(alpha=0.3)
+        if name in ("loss", "nll", "kl", "gradient"):
+            plot.set_yscale("log")
+    axes[0].legend(fontsize="x-small")
+    axes[0].set_title(f"{summary['method']} on {summary['model']}: {summary['dataset']['name']} (dotted: kept)")
+    axes[-1].set_xlabel("optimiser steps")
+    for kind in ("png", "svg"):
+        figure.savefig(directory / f"{NAME}.{kind}", dpi=150)

@@ -1,0 +1,341 @@
+"""The loop that trains editors, the same for all of them. Killed at any moment, the same training goes on to the same curve.
+
+Every step is a pure function of what was saved before it: which cases it sees and what is drawn from them hangs on the seed and on the
+number of the step, the learning rate on that number alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
+from edit_cli.errors import EditCliError, UsageError
+from edit_cli.lm.model import LM
+from edit_cli.requests import Case
+from edit_cli.training_state import State
+
+TRAIN, VALIDATION = "train", "validation"
+KEY = ("step", "kind")  # what tells lines of a training's results.jsonl apart
+BAD_SHARE, BAD_AT_LEAST = 0.01, 3  # of micro-batches without a finite loss: more than these end the training
+ZERO_STEPS = 5  # steps without any gradient, likewise
+
+Line = dict[str, Any]
+
+
+class TrainingFailed(EditCliError):
+    """Training cannot come to anything; says why, and which setting to change."""
+
+    exit_code = 1
+
+
+class Step(nn.Module):
+    """One micro-batch in one `forward`, so that gradients of several processes are averaged. The frozen model is no part of it."""
+
+    def __init__(self, editor: TrainableEditor, net: nn.Module, lm: LM) -> None:
+        super().__init__()
+        self.net, self.editor, self.lm = net, editor, lm
+
+    def forward(self, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
+        return self.editor.loss(self.net, self.lm, batch)
+
+
+@dataclass
+class Edits:
+    """The cases as a stream of edits of `size` cases each, shuffled anew every epoch; no subject twice in an edit, where that is possible."""
+
+    cases: Sequence[Case]
+    size: int
+    seed: int
+    _epochs: dict[int, list[list[Case]]] = field(default_factory=dict)
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.cases) // self.size
+
+    def __getitem__(self, number: int) -> list[Case]:
+        epoch, place = divmod(number, self.per_epoch)
+        if epoch not in self._epochs:
+            self._epochs = {epoch: self._epoch(epoch)}
+        return self._epochs[epoch][place]
+
+    def _epoch(self, epoch: int) -> list[list[Case]]:
+        order = random.Random(f"{self.seed}/{epoch}").sample(list(self.cases), len(self.cases))
+        if self.size == 1:
+            return [[case] for case in order]
+        edits: list[list[Case]] = [[] for _ in range(self.per_epoch)]
+        spare = []
+        for case in order:
+            fits = next((edit for edit in edits if len(edit) < self.size and not _subjects(edit) & _subjects([case])), None)
+            (spare if fits is None else fits).append(case)
+        for edit in edits:
+            while len(edit) < self.size:
+                edit.append(spare.pop())
+        return edits
+
+
+def _subjects(cases: Sequence[Case]) -> set[str]:
+    return {request.subject for case in cases for request in case.requests if request.subject}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """net: with the best parameters of the training. step: at which they were found. best: numbers of the validation there."""
+
+    net: nn.Module
+    step: int
+    best: Line
+
+
+def train(
+    editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path, stamp: str, write: Callable[[Line], None]
+) -> Trained:
+    """Train the editor's network on `cases`; the state of an earlier start of this training in `folder` is taken up.
+
+    stamp: tells this training from another one in the same folder. write: takes the lines of the curves; on going on, some come again.
+
+    Raises:
+        TrainingFailed: losses that are no numbers, no gradient, or edits that grow without bounds. UsageError: settings that do not fit.
+    """
+    return Training(editor, lm, cases, validation, folder, stamp, write).run()
+
+
+class Training:
+    """One training at work."""
+
+    def __init__(
+        self, editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path, stamp: str,
+        write: Callable[[Line], None],
+    ) -> None:  # fmt: skip
+        self.editor, self.lm, self.options, self.write = editor, lm, editor.training, write
+        size = editor.cases_per_edit
+        for name, given in (("training", cases), ("validation", validation)):
+            if len(given) < size:
+                raise UsageError(f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or edit fewer at once")
+        if self.options.edits % lm.team.size:
+            raise UsageError(f"method.training.edits={self.options.edits} cannot be shared by {lm.team.size} processes: give a multiple")
+        self.edits = Edits(cases, size, self.options.seed)
+        held_out = Edits(validation, size, self.options.seed)
+        self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.options.validation_edits))]
+        torch.manual_seed(self.options.seed)
+        self.net = editor.build(lm).to(lm.device)
+        self.state = State(folder, stamp, is_main=lm.team.is_main)
+        self.zero_steps, self.bad = 0, 0
+
+    def run(self) -> Trained:
+        options = self.options
+        with accelerated(self.lm, options) as accelerator:
+            self._prepare(accelerator)
+            done = self._take_up()
+            accelerator.log({}, step=done)
+            with self.lm.monitor.task("training", options.steps) as advance, self.lm.monitor.phase("train"):
+                advance(done)
+                while done < options.steps and not self._is_stale(done):
+                    line = self._step(done)
+                    done += 1
+                    if done % options.log_every == 0 or done == 1:
+                        self._tell(accelerator, {"step": done, "kind": TRAIN, **line})
+                    if done % options.validate_every == 0 or done == options.steps:
+                        self._validate(accelerator, done)
+                    if done % options.save_every == 0:
+                        self._save(done)
+                    advance(1)
+            if self._is_stale(done):
+                self.lm.monitor.note(f"stopped at step {done:,}: no better validation loss for {options.patience:,} steps")
+            self._save(done)
+            accelerator.end_training()
+        if self.state.best is not None:
+            self.net.load_state_dict(self.state.best)
+        return Trained(self.net, self.state.best_step, self.state.best_line)
+
+    def _prepare(self, accelerator: Any) -> None:
+        self.accelerator, self.step = accelerator, Step(self.editor, self.net, self.lm)
+        self.learns = any(parameter.requires_grad for parameter in self.net.parameters())
+        if not self.learns:  # a control: nothing but statistics
+            self.optimizer = None
+            return
+        groups = [{**group, "lr": group.get("lr", self.options.lr)} for group in self.editor.groups(self.net)]
+        groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        groups = [group for group in groups if group["params"]]
+        kind = torch.optim.Adam if self.options.optimiser == "adam" else _centred_rmsprop
+        self.rates = [group["lr"] for group in groups]
+        self.step, self.optimizer = accelerator.prepare(self.step, kind(groups))
+
+    def _take_up(self) -> int:
+        step = self.lm.team.tell(self.state.latest())
+        if step:
+            self.state.load(step, self.net, self.optimizer, self.accelerator.scaler)
+            self.bad = self.state.bad
+            self.lm.monitor.note(f"training goes on at step {step:,} of {self.options.steps:,}")
+        return step
+
+    def _save(self, step: int) -> None:
+        self.state.bad = self.bad
+        self.state.save(step, self.net, self.optimizer, self.accelerator.scaler)
+
+    def _is_stale(self, step: int) -> bool:
+        return bool(self.options.patience) and step - self.state.best_step >= self.options.patience
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    def _step(self, done: int) -> Line:
+        """Micro-batches, then one step of the optimiser. done: steps before this one."""
+        options, told = self.options, []
+        self.net.train()
+        for micro in range(options.accumulate):
+            number = done * options.accumulate + micro
+            with self.accelerator.accumulate(self.step):
+                loss, line = self._forward([self.edits[number * options.edits + i] for i in range(options.edits)], f"{options.seed}/{number}")
+                finite = bool(self.lm.team.sum(torch.tensor(float(not loss.isfinite()))) == 0)
+                if not finite:
+                    self._refuse_bad(number + 1)
+                    loss = sum(parameter.sum() for parameter in self.net.parameters() if parameter.requires_grad) * 0.0
+                if self.optimizer is not None:
+                    self.accelerator.backward(loss)
+                    if self.accelerator.sync_gradients:
+                        line["gradient"] = self._apply(done)
+                told.append(line if finite else {})
+        return _mean([line for line in told if line])
+
+    def _forward(self, edits: Sequence[list[Case]], seed: str) -> tuple[Tensor, Line]:
+        torch.manual_seed(random.Random(seed).getrandbits(62))
+        mine = self.lm.team.share(edits)
+        with self.accelerator.autocast():
+            loss, told = self.step([case for edit in mine for case in edit])
+        return loss, {"loss": float(loss.detach()), **told}
+
+    def _apply(self, done: int) -> float:
+        options = self.options
+        factor = rate(options, done)
+        for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = base * factor
+        parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        norm = float(self.accelerator.clip_grad_norm_(parameters, options.clip if options.clip > 0 else math.inf))
+        self.zero_steps = self.zero_steps + 1 if norm == 0 else 0
+        if self.zero_steps == ZERO_STEPS:
+            raise TrainingFailed(
+                f"no gradient reached the editor in {ZERO_STEPS} steps: its edits do nothing to the answers; raise method.step_size or "
+                "choose other method.layers"
+            )
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.editor.after_step(self.net)
+        self.optimizer.zero_grad()
+        return norm
+
+    def _refuse_bad(self, number: int) -> None:
+        self.bad += 1
+        if self.bad >= BAD_AT_LEAST and self.bad > BAD_SHARE * number:
+            raise TrainingFailed(
+                f"{self.bad} of {number:,} batches had a loss that is no number: lower method.training.lr or method.step_size, or use "
+                "method.training.precision=no"
+            )
+
+    # --- validation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate(self, accelerator: Any, step: int) -> None:
+        """The same edits with the same draws every time, so that losses can be compared."""
+        options, mine = self.options, []
+        self.net.eval()
+        chunk = max(1, options.edits)
+        batches = [self.held_out[first : first + chunk] for first in range(0, len(self.held_out), chunk)]
+        with self.lm.monitor.phase("validate"):
+            for number, batch in self.lm.team.share(list(enumerate(batches))):
+                torch.manual_seed(random.Random(f"{VALIDATION}/{number}").getrandbits(62))
+                loss, told = self.editor.loss(self.net, self.lm, [case for edit in batch for case in edit])
+                mine.append(({"loss": float(loss), **told}, len(batch)))
+        line = _mean(*zip(*self.lm.team.gather(mine), strict=True))
+        self._tell(accelerator, {"step": step, "kind": VALIDATION, **line})
+        self.lm.monitor.note(f"step {step:,}: {told_of(line)}")
+        if not math.isfinite(line["loss"]):
+            raise TrainingFailed(f"the validation loss at step {step:,} is no number: lower method.training.lr or method.step_size")
+        if line.get("shift", 0.0) > options.largest_shift:
+            raise TrainingFailed(
+                f"edits have grown to {line['shift']:.3g} times the size of the weights at step {step:,} (method.training.largest_shift="
+                f"{options.largest_shift:g}): lower method.step_size, method.training.lr or the learning rate of the step sizes"
+            )
+        self.state.offer(step, line, self.net)
+
+    def _tell(self, accelerator: Any, line: Line) -> None:
+        self.write({name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()})
+        values = {f"{line['kind']}/{name}": value for name, value in line.items() if isinstance(value, float)}
+        accelerator.log(values, step=line["step"])
+
+
+def told_of(line: Line) -> str:
+    """The numbers of a line in words."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float))
+
+
+def rate(options: TrainingOptions, done: int) -> float:
+    """What the learning rates are multiplied by after `done` steps."""
+    if done < options.warmup:
+        return (done + 1) / options.warmup
+    share = (done - options.warmup) / max(options.steps - options.warmup, 1)
+    return {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 + 0.5 * math.cos(math.pi * share)}[options.schedule]
+
+
+def _centred_rmsprop(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, centered=True)
+
+
+def _mean(lines: Sequence[Line], weights: Sequence[float] | None = None) -> Line:
+    """Weighted means by name, over the lines that have the name; `shift` is the largest."""
+    weights, found = weights or [1.0] * len(lines), {}
+    for name in dict.fromkeys(name for line in lines for name in line):
+        pairs = [(line[name], weight) for line, weight in zip(lines, weights, strict=True) if name in line]
+        mean = math.fsum(value * weight for value, weight in pairs) / math.fsum(weight for _, weight in pairs)
+        found[name] = max(value for value, _ in pairs) if name == "shift" else mean
+    return found
+
+
+@contextmanager
+def accelerated(lm: LM, options: TrainingOptions) -> Iterator[Any]:
+    """An Accelerator on the model's device, with the trackers that are installed.
+
+    Raises:
+        UsageError: a precision that the device lacks, or a tracker that is not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    trackers = _trackers(lm, options.trackers)
+    AcceleratorState._reset_state()  # an earlier training in this process may have had another precision  # noqa: SLF001
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=options.accumulate, mixed_precision=options.precision, cpu=lm.device.type == "cpu",
+            log_with=trackers or None, project_dir="runs" if trackers else None,
+        )  # fmt: skip
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"method.training.precision={options.precision}: {str(error).splitlines()[0]}") from None
+    if trackers:
+        accelerator.init_trackers("edit-cli", config={})
+    try:
+        yield accelerator
+    finally:
+        AcceleratorState._reset_state()  # noqa: SLF001
+
+
+def _trackers(lm: LM, wanted: Sequence[str]) -> list[str]:
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known, there = [kind.value for kind in LoggerType if kind.value != "all"], [str(kind) for kind in get_available_trackers()]
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"method.training.trackers: {name} is none that accelerate knows; there are {', '.join(sorted(known))}")
+        if name not in there and name != "tensorboard":
+            raise UsageError(f"method.training.trackers: {name} is not installed: pip install {name}, or leave it out")
+    if "tensorboard" in wanted and "tensorboard" not in there:
+        lm.monitor.note("TensorBoard is not installed, so the curves are in the run directory alone (pip install tensorboard)")
+    return [name for name in wanted if name in there]

@@ -1,0 +1,105 @@
+"""Where a training stands, on disk: network, optimiser and the best network so far, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edit_cli.checkpoints import replacing, write_tensors
+from edit_cli.errors import MissingError
+from edit_cli.jsonfiles import read_json, write_json
+
+FOLDER, ABOUT = "state", "state.json"
+NETWORK, OPTIMISER, BEST = "network.safetensors", "optimiser.safetensors", "best.safetensors"
+
+
+class State:
+    """What a training must know to go on. best: parameters with the lowest validation loss, in host memory."""
+
+    def __init__(self, folder: Path, stamp: str, is_main: bool = True) -> None:
+        self.folder, self.stamp, self.is_main = folder / FOLDER, stamp, is_main
+        self.best: dict[str, Tensor] | None = None
+        self.best_step, self.best_line, self.bad = 0, {}, 0
+
+    def latest(self) -> int:
+        """The last step that was saved, 0 for none. States of another training in this folder are removed."""
+        if not self.is_main:
+            return 0
+        steps = []
+        for path in self.folder.glob("step-*"):
+            try:
+                own = read_json(path / ABOUT)["stamp"] == self.stamp
+            except (MissingError, KeyError):
+                own = False
+            if own:
+                steps.append(int(path.name.rpartition("-")[2]))
+            else:
+                shutil.rmtree(path)
+        return max(steps, default=0)
+
+    def offer(self, step: int, line: dict[str, Any], net: nn.Module) -> None:
+        """Keep these parameters, if their validation loss is the lowest so far."""
+        if self.best is None or line["loss"] < self.best_line["loss"]:
+            self.best_step, self.best_line = step, line
+            self.best = {name: value.detach().to("cpu", copy=True) for name, value in net.state_dict().items()}
+
+    def save(self, step: int, net: nn.Module, optimizer: Any, scaler: Any = None) -> None:
+        """Write the state after `step` steps; the one before it is removed once this one is there.
+
+        Raises:
+            MissingError: the disk does not take it.
+        """
+        if not self.is_main:
+            return
+        tensors, rest = _flat(optimizer.state_dict()["state"]) if optimizer is not None else ({}, {})
+        about = {
+            "stamp": self.stamp, "step": step, "optimiser": rest, "bad": self.bad, "best_step": self.best_step,
+            "best_line": self.best_line, "scaler": scaler.state_dict() if scaler is not None else None,
+        }  # fmt: skip
+        path = self.folder / f"step-{step:08d}"
+        with replacing(path) as temporary:
+            write_tensors(temporary / NETWORK, net.state_dict())
+            write_tensors(temporary / OPTIMISER, tensors)
+            if self.best is not None:
+                write_tensors(temporary / BEST, self.best)
+            write_json(temporary / ABOUT, about)
+        for other in self.folder.glob("step-*"):
+            if other != path:
+                shutil.rmtree(other)
+
+    def load(self, step: int, net: nn.Module, optimizer: Any, scaler: Any = None) -> None:
+        """Put network and optimiser where they were after `step` steps."""
+        path = self.folder / f"step-{step:08d}"
+        about = read_json(path / ABOUT)
+        net.load_state_dict(load_file(path / NETWORK))
+        self.bad, self.best_step, self.best_line = about["bad"], about["best_step"], about["best_line"]
+        self.best = load_file(path / BEST) if (path / BEST).exists() else None
+        if optimizer is not None:
+            state = _nested(load_file(path / OPTIMISER), about["optimiser"])
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if scaler is not None and about["scaler"]:
+            scaler.load_state_dict(about["scaler"])
+
+    def clear(self) -> None:
+        """Remove what was saved: the training is finished."""
+        if self.is_main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _flat(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """({"0.exp_avg": tensor}, {"0.other": value}) of an optimiser's state."""
+    every = {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
+    tensors = {name: value for name, value in every.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in every.items() if name not in tensors}
+
+
+def _nested(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **rest}.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    return state
