@@ -16,10 +16,18 @@ from learners import brief, keep_trained
 from edit_cli import edit_store
 from edit_cli.catalog import names
 from edit_cli.config import build, register_resolvers
+from edit_cli.corpora import WORLD
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.requests import EditRequest
 
+FEW_LINES = "\n".join(WORLD.read_text(encoding="utf-8").splitlines()[:60])
+QUICK = {  # less text and fewer steps than are needed for good edits
+    "tpatcher": ("method.memory_size=2000", "method.validation_size=500", "method.top_memory=200"),
+    "wise": ("method.steps=30", "method.context.per_start=1"),
+    "lora": ("method.steps=20",),
+    "retrain": ("method.corpus=FEW",),
+}
 MODELS = {"Conv1D": embedded_lm, "Linear": linear_twin}
 
 
@@ -35,7 +43,11 @@ def editor(statistics):
     def make(name: str, *overrides: str):
         register_resolvers()
         with initialize_config_module("edit_cli.conf", version_base="1.3"):
-            config = compose("evaluate", [f"method={name}", f"cache_dir={statistics}", "stats.tokens=6000", *overrides])
+            settings = [f"method={name}", f"cache_dir={statistics}", "stats.tokens=6000", *QUICK.get(name, ())]
+            config = compose("evaluate", [*settings, *overrides])
+        if "corpus" in config.method and config.method.corpus == "FEW":
+            (statistics / "few.txt").write_text(FEW_LINES, encoding="utf-8")
+            config.method.corpus = str(statistics / "few.txt")
         made = build(config.method)
         if isinstance(made, TrainableEditor):
             made = brief(made, statistics)

@@ -226,7 +226,7 @@ def test_a_checkpoint_edits_like_the_network_that_was_saved(tmp_path):
 
 
 def test_checkpoints_of_another_model_and_damaged_ones_are_refused(tmp_path):
-    lm, editor = embedded_lm(), brief(mend(layers=[5]), tmp_path, steps=2)
+    lm, editor = embedded_lm(), brief(mend(layers=[4]), tmp_path, steps=2)
     keep_trained(editor, lm, tmp_path)
     (place,) = [file.parent for file in tmp_path.glob("*/editor.json")]
     other = linear_twin()

@@ -32,6 +32,7 @@ def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | Non
     x = x or (FACTS if sequential else None)
     wanted = _metrics(metrics, records)
     names = [_name(record, by, x, records) for record in records]
+    records, names = _in_order(records, names, x)
     screen = Screen()
     screen.show(comparison([(_titled(record, name, x), record.summary) for record, name in zip(records, names, strict=True)]))
     if out is None:
@@ -81,13 +82,27 @@ def setting(record: RunRecord, key: str) -> Any:
 
 def _name(record: RunRecord, by: str | None, x: str | None, records: Sequence[RunRecord]) -> str:
     """What a line of the figure is called."""
-    method, tag = record.manifest["method"], record.path.name.removeprefix(record.manifest["method"]).lstrip("-")
+    method = record.manifest["method"]
     if by is not None:
         return f"{method} {by.rpartition('.')[2]}={_short(setting(record, by))}"
     if x is not None and x != FACTS:
         return method
     same = [other for other in records if other.manifest["method"] == method]
-    return f"{method} {tag or record.path.name}" if len(same) > 1 else method
+    if len(same) == 1:
+        return method
+    return record.path.name if record.path.name.startswith(method) else f"{method} {record.path.name}"
+
+
+def _in_order(records: Sequence[RunRecord], names: Sequence[str], x: str | None) -> tuple[list[RunRecord], list[str]]:
+    """Runs of one name beside each other, along the axis where that is a number."""
+    def place(pair: tuple[RunRecord, str]) -> tuple[str, float]:
+        value = None if x in (None, FACTS) else setting(pair[0], x)
+        return pair[1], float(value) if isinstance(value, int | float) else 0.0
+
+    pairs = list(zip(records, names, strict=True))
+    if x not in (None, FACTS):
+        pairs.sort(key=place)
+    return [record for record, _ in pairs], [name for _, name in pairs]
 
 
 def _titled(record: RunRecord, name: str, x: str | None) -> str:

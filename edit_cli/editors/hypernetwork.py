@@ -37,9 +37,9 @@ class Normaliser(nn.Module):
         self.count += n[0]
 
     def forward(self, rows: Tensor) -> Tensor:
-        if self.count < 2:
+        if self.count == 0:
             raise UsageError("this editor has seen no gradients yet: train it first")
-        deviation = (self.squares / (self.count - 1)).sqrt()
+        deviation = (self.squares / (self.count - 1).clamp_min(1)).sqrt()
         return (rows - self.mean.to(rows)) / (deviation.to(rows) + 1e-7)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from edit_cli.metrics.registry import METRICS
 from edit_cli.report.comparison import last_side
 
+WIDE = 3  # panels side by side
 FACTS = "facts"  # the x-axis of sequential runs
 
 
@@ -50,8 +51,13 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], out: Path) -> 
     """OUT.png and OUT.svg: a panel a metric, a line a method, 95 % bands."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4 * len(metrics) + 0.6, 3.4), layout="constrained")
-    plots = figure.subplots(1, len(metrics), squeeze=False)[0]
+    columns = min(len(metrics), WIDE)
+    rows = math.ceil(len(metrics) / columns)
+    figure = Figure(figsize=(3.4 * columns + 0.6, 3.2 * rows), layout="constrained")
+    plots = figure.subplots(rows, columns, squeeze=False).ravel()
+    for empty in plots[len(metrics) :]:
+        empty.remove()
+    plots = plots[: len(metrics)]
     lines = list(dict.fromkeys(point.line for point in points))
     numbers = [point.x for point in points if isinstance(point.x, int | float) and not isinstance(point.x, bool)]
     numeric = len(numbers) == len(points)

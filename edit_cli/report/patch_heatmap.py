@@ -1,0 +1,40 @@
+"""What patch neurons say of the facts they were made for and of others (T-Patcher): a figure, and how clear its diagonal is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAME = "patches"
+
+
+def draw(matrix: Any, neurons: Sequence[tuple[int, int]], rows: Sequence[tuple[int, int]], directory: Path, title: str = "") -> dict[str, float]:
+    """Write patches.png, patches.svg and patches.npz; activations (neurons, rows), neurons from below in the order of their making.
+
+    neurons, rows: (number of the fact, place in its answer). Returns `clarity` of what is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    values = np.asarray(matrix, dtype=float)
+    bound = float(np.abs(values).max()) or 1.0
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(values, aspect="auto", cmap="RdBu_r", vmin=-bound, vmax=bound, origin="lower", interpolation="nearest")
+    panel.set(xlabel="edited fact, in order", ylabel="added neuron, in order", title=title)
+    figure.colorbar(image, ax=panel, label="pre-activation")
+    for suffix in ("png", "svg"):
+        figure.savefig(directory / f"{NAME}.{suffix}", dpi=150)
+    np.savez_compressed(directory / f"{NAME}.npz", activations=values, neurons=np.array(neurons), rows=np.array(rows))
+    return clarity(values, neurons, rows)
+
+
+def clarity(matrix: Any, neurons: Sequence[tuple[int, int]], rows: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Mean on the diagonal and off it, and the share of rows with a neuron of their own in which it is the loudest."""
+    values = np.asarray(matrix, dtype=float)
+    own = np.array([[neuron == row for row in rows] for neuron in neurons])
+    patched = own.any(axis=0)
+    loudest = own[values.argmax(axis=0), np.arange(values.shape[1])][patched]
+    return {"diagonal": float(values[own].mean()), "elsewhere": float(values[~own].mean()), "own_is_loudest": float(loudest.mean())}

@@ -1,0 +1,215 @@
+"""The training loop: resumed trainings, broken ones, and what a step is made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from embedded import same_bits
+from torch import nn
+
+from edit_cli import training
+from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
+from edit_cli.errors import UsageError
+from edit_cli.monitor import Monitor
+from edit_cli.parallel import ALONE
+from edit_cli.requests import Case, EditRequest
+from edit_cli.training import TRAIN, VALIDATION, Edits, TrainingFailed, rate, train
+
+
+@dataclass(kw_only=True)
+class Fit(TrainableEditor):
+    """Learns a number for each case: its id, with noise. trouble: what goes wrong, from step 5 on."""
+
+    trouble: str = ""
+    noise: float = 0.1
+    size: int = 1
+
+    @property
+    def cases_per_edit(self) -> int:
+        return self.size
+
+    def build(self, lm) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def loss(self, net, lm, batch):
+        self.seen.append([case.id for case in batch])
+        inputs = torch.tensor([[int(case.id) / 10, 1.0] for case in batch])
+        wanted = inputs[:, :1] + self.noise * torch.randn(len(batch), 1)
+        loss = (net(inputs) - wanted).square().mean()
+        if net.training and self.trouble and len(self.seen) > 5:
+            loss = loss * (float("nan") if self.trouble == "nan" else 0.0)
+        return loss, {"shift": 99.0 if self.trouble == "shift" else 0.5}
+
+    def edit(self, lm, requests):
+        raise NotImplementedError
+
+
+def fit(trouble: str = "", size: int = 1, noise: float = 0.1, **options) -> Fit:
+    given = {"steps": 20, "edits": 2, "lr": 0.02, "validate_every": 5, "validation_edits": 4, "save_every": 4, "log_every": 1, "trackers": []}
+    editor = Fit(trouble=trouble, size=size, noise=noise, training=TrainingOptions(**{**given, **options}))
+    editor.seen = []
+    return editor
+
+
+def cases(count: int, subjects: int | None = None) -> list[Case]:
+    return [Case(str(i), (EditRequest("{} is", f"S{i % (subjects or count)}", "x"),), ()) for i in range(count)]
+
+
+def lm(notes: list | None = None):
+    monitor = Monitor()
+    if notes is not None:
+        monitor.note = notes.append
+    return SimpleNamespace(team=ALONE, monitor=monitor, device=torch.device("cpu"))
+
+
+def run(editor, folder, notes=None, write=None):
+    lines = {}
+
+    def keep(line):
+        assert lines.setdefault((line["step"], line["kind"]), line) == line
+        if write is not None:
+            write(line)
+
+    done = train(editor, lm(notes), cases(10), cases(6), folder, "stamp", keep)
+    return done, lines
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"optimiser": "rmsprop", "schedule": "cosine", "warmup": 3, "accumulate": 2}])
+@pytest.mark.parametrize("at", [3, 10, 14])
+def test_a_killed_training_goes_on_to_the_same_curve(tmp_path, options, at):
+    whole, expected = run(fit(**options), tmp_path / "whole")
+    lines, notes = {}, []
+
+    def kill(line):
+        lines[line["step"], line["kind"]] = line
+        if line["step"] == at and line["kind"] == TRAIN:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(fit(**options), tmp_path / "broken", write=kill)
+    saved = sorted(path.name for path in (tmp_path / "broken" / "state").glob("*"))
+    assert saved == ([f"step-{at // 4 * 4 - (4 if at % 4 == 0 else 0):08d}"] if at > 4 else [])
+    done, later = run(fit(**options), tmp_path / "broken", notes)
+    assert {**lines, **later} == expected and all(lines[key] == later[key] for key in lines.keys() & later.keys())
+    assert same_bits(done.net.state_dict(), whole.net.state_dict()) and (done.step, done.best) == (whole.step, whole.best)
+    assert bool(notes and "goes on at step" in notes[0]) == (at > 4)
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pkl"))
+
+
+def test_a_state_of_another_training_is_not_taken_up(tmp_path):
+    run(fit(steps=8), tmp_path)
+    notes, lines = [], []
+    train(fit(steps=8), lm(notes), cases(10), cases(6), tmp_path, "another", lines.append)
+    assert not any("goes on" in note for note in notes)
+    assert [line["step"] for line in lines if line["kind"] == TRAIN] == list(range(1, 9))
+
+
+def test_the_best_network_is_kept_and_training_stops_early(tmp_path):
+    notes = []
+    done, lines = run(fit(steps=400, lr=0.5, patience=10, noise=1.0), tmp_path, notes)
+    losses = {step: line["loss"] for (step, kind), line in lines.items() if kind == VALIDATION}
+    assert done.step == min(losses, key=losses.get) and max(losses) == done.step + 10 < 400
+    assert any("stopped at step" in note for note in notes)
+    editor = fit(noise=1.0)
+    done.net.eval()
+    total = []
+    held_out = Edits(cases(6), 1, 0)
+    for number in range(2):
+        torch.manual_seed(training.random.Random(f"{VALIDATION}/{number}").getrandbits(62))
+        total.append(float(editor.loss(done.net, None, [*held_out[2 * number], *held_out[2 * number + 1]])[0]))
+    assert done.best["loss"] == pytest.approx(sum(total) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"), [("nan", "a loss that is no number"), ("zero", "no gradient reached the editor"), ("shift", "grown to 99 times")]
+)
+def test_a_training_that_cannot_work_is_stopped_with_the_reason(tmp_path, trouble, message):
+    with pytest.raises(TrainingFailed, match=message):
+        run(fit(trouble, steps=60), tmp_path)
+
+
+def test_a_single_bad_batch_is_left_out(tmp_path, monkeypatch):
+    real = Fit.loss
+
+    def loss(self, net, lm, batch):
+        found, told = real(self, net, lm, batch)
+        return (found * float("inf") if len(self.seen) == 3 else found), told
+
+    monkeypatch.setattr(Fit, "loss", loss)
+    done, lines = run(fit(), tmp_path)
+    assert "loss" not in lines[3, TRAIN] and torch.isfinite(torch.tensor([line["loss"] for key, line in lines.items() if key[0] > 3])).all()
+    assert all(value.isfinite().all() for value in done.net.state_dict().values())
+
+
+def test_accumulated_micro_batches_are_one_batch(tmp_path):
+    wide, _ = run(fit(noise=0.0, edits=4, validate_every=20), tmp_path / "wide")
+    small, _ = run(fit(noise=0.0, edits=2, accumulate=2, validate_every=20), tmp_path / "small")
+    for name, value in wide.net.state_dict().items():
+        torch.testing.assert_close(small.net.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_mixed_precision_trains_too(tmp_path):
+    done, lines = run(fit(precision="bf16"), tmp_path)
+    assert all(value.dtype == torch.float32 for value in done.net.state_dict().values())
+    assert lines[20, VALIDATION]["loss"] < lines[5, VALIDATION]["loss"]
+
+
+def test_every_epoch_shows_every_case_once_and_no_subject_twice_in_an_edit():
+    edits = Edits(cases(20, subjects=10), 5, 0)
+    epochs = [[edits[epoch * 4 + place] for place in range(4)] for epoch in range(2)]
+    for epoch in epochs:
+        assert sorted(int(case.id) for edit in epoch for case in edit) == list(range(20))
+        assert all(len({case.requests[0].subject for case in edit}) == 5 for edit in epoch)
+    assert epochs[0] != epochs[1] and Edits(cases(20, subjects=10), 5, 0)[7] == epochs[1][3]
+
+
+def test_learning_rates():
+    options = TrainingOptions(steps=10, warmup=2, schedule="linear")
+    assert [rate(options, step) for step in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
+    assert rate(replace(options, schedule="constant"), 9) == 1.0
+    assert rate(replace(options, schedule="cosine"), 6) == pytest.approx(0.5)
+
+
+def test_curves_go_to_trackers_by_name(tmp_path):
+    with pytest.raises(UsageError, match="nothing is none that accelerate knows"):
+        run(fit(trackers=["nothing"]), tmp_path)
+    notes = []
+    run(fit(steps=2, trackers=["tensorboard"]), tmp_path, notes)
+    from accelerate.utils import is_tensorboard_available
+
+    assert is_tensorboard_available() or any("TensorBoard is not installed" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"steps": 0}, "steps=0"), ({"schedule": "x"}, "schedule=x"), ({"precision": "int1"}, "precision=int1"), ({"optimiser": "x"}, "optimiser=x")]
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        TrainingOptions(**options)
+
+
+def test_too_few_records_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="7 cases make one edit, and the validation split has 6"):
+        run(fit(size=7), tmp_path)
+
+
+def test_a_state_is_whole_or_not_there(tmp_path, monkeypatch):
+    """A kill while the state is being written leaves the one before it."""
+    from edit_cli import training_state
+
+    run(fit(steps=4), tmp_path)
+    state = training_state.State(tmp_path, "stamp")
+    monkeypatch.setattr(training_state, "write_json", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        state.save(8, nn.Linear(1, 1), None)
+    assert training_state.State(tmp_path, "stamp").latest() == 4
+    about = json.loads((tmp_path / "state" / "step-00000004" / "state.json").read_text())
+    assert about["stamp"] == "stamp" and about["best_step"] == 4
