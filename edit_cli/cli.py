@@ -96,8 +96,8 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="directories of runs of evaluate, or of sequential")],
     x: Annotated[str | None, typer.Option(help="setting on the x-axis, such as protocol.batch_size; facts: checkpoints of sequential runs")] = None,
     metrics: Annotated[str | None, typer.Option(help="metrics with commas between them; `edit-cli ls metrics` lists them")] = None,
-    by: Annotated[str | None, typer.Option(help="setting that tells lines apart, beside the method")] = None,
-    out: Annotated[Path | None, typer.Option(help="write OUT.csv, OUT.png and OUT.svg")] = None,
+    by: Annotated[str | None, typer.Option(help="setting that tells lines apart, beside the method; tag: each run's own tag is its name")] = None,
+    out: Annotated[Path | None, typer.Option(help="write OUT.csv, OUT.md, OUT.png and OUT.svg")] = None,
 ) -> None:
     """Put several runs side by side: a table, a CSV file and a figure."""
 

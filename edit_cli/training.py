@@ -267,7 +267,7 @@ class Training:
         self.state.offer(step, line, self.net)
 
     def _tell(self, accelerator: Any, line: Line) -> None:
-        self.write({name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()})
+        self.write({name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in line.items()})
         values = {f"{line['kind']}/{name}": value for name, value in line.items() if isinstance(value, float)}
         accelerator.log(values, step=line["step"])
 

@@ -1,19 +1,35 @@
 #!/usr/bin/env bash
-# Ten thousand edits at once with MEMIT and with EMMET, on a small model that was trained on the true facts of the same records:
-# time by phase, memory, metrics.
+# Up to ten thousand edits at once with MEMIT and with EMMET, and the same facts in steps of a thousand: time, memory, metrics.
 #
-#   LIMIT=10000 EPOCHS=20 experiments/make_fact_model.sh counterfact-edit-10k.json fact-model-10k
-#   experiments/ten_thousand_edits.sh fact-model-10k
-#   FACTS=1000 experiments/ten_thousand_edits.sh fact-model-10k method.covariance_weight=30
+#   LIMIT=10000 EPOCHS=33 FIRST_EPOCHS=5 INNER=1024 BATCH_ROWS=32 experiments/make_fact_model.sh records.json fact-model
+#   experiments/ten_thousand_edits.sh records.json fact-model
+#   SIZES=1000 experiments/ten_thousand_edits.sh records.json fact-model runs/tried method.covariance_weight=20
 #
-# All records are edited, so there is none left to choose settings on that is not measured as well: choose them with FACTS=1000.
+# RECORDS is a file of records, MODEL a small model that was trained on their true facts. All records are edited in the end, so none is left
+# to choose settings on: those below were chosen with SIZES=1000. Writes at_once.{md,csv,png,svg} and in_steps.{md,csv,png,svg} into OUT.
 set -euo pipefail
 
-MODEL="${1:?usage: $0 MODEL_DIR [KEY=VALUE…]}"
-shift
-OUT="${OUT:-runs/ten_thousand_edits}"
+if [[ $# -lt 2 ]]; then
+  echo "usage: $0 RECORDS MODEL [OUT [KEY=VALUE…]]   (environment: SIZES STEP METHODS)" >&2
+  exit 2
+fi
+RECORDS="$1" MODEL="$2" OUT="${3:-runs/ten_thousand_edits}"
+shift $(( $# < 3 ? $# : 3 ))
+SIZES="${SIZES:-10 100 1000 10000}"
+STEP="${STEP:-1000}"
+COMMON=(model=tiny-gpt2 model.name=fact-model "model.id=$MODEL" model.records=null model.perplexity_text=null "dataset.path=$RECORDS"
+        corpus=file "corpus.path=$MODEL/corpus.txt" stats.tokens=400000 protocol.observe.sample=false protocol.observe.generate=false "$@")
+FOUR=efficacy_success,efficacy_accuracy,paraphrase_success,neighborhood_success,neighborhood_accuracy
+
 for method in ${METHODS:-memit emmet}; do
-  edit-cli evaluate method="$method" protocol.batch_size=all limit="${FACTS:-10000}" model=tiny-gpt2 model.name=fact-model "model.id=$MODEL" \
-    model.records=null dataset.path="$MODEL/records.json" corpus=file corpus.path="$MODEL/corpus.txt" \
-    protocol.observe.sample=false protocol.observe.generate=false run_dir="$OUT/$method-${FACTS:-10000}" "$@"
+  for size in $SIZES; do
+    edit-cli evaluate method="$method" protocol.batch_size=all limit="$size" run_dir="$OUT/at_once/$method-$size" "${COMMON[@]}" > /dev/null
+  done
 done
+edit-cli compare "$OUT"/at_once/*/ --x protocol.batch_size --metrics "$FOUR" --out "$OUT/at_once"
+
+if [[ "$STEP" -gt 0 ]]; then
+  edit-cli sequential method=memit method.past_keys=write limit="${SIZES##* }" protocol.batch_size="$STEP" run_dir="$OUT/in_steps/memit" \
+    protocol.holdout=0 "${COMMON[@]}" > /dev/null
+  edit-cli compare "$OUT"/in_steps/*/ --metrics "$FOUR" --out "$OUT/in_steps"
+fi

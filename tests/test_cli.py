@@ -196,9 +196,9 @@ def test_configurations_of_ones_own(cli, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((["method=me"]), {"method=memit", "method=memit-merge"}),
-        ((["-m", "method=rome,me"]), {"method=rome,memit", "method=rome,memit-merge"}),
-        ((["method", "=", "me"]), {"memit", "memit-merge"}),
+        ((["method=mem"]), {"method=memit", "method=memit-merge"}),
+        ((["-m", "method=rome,mem"]), {"method=rome,memit", "method=rome,memit-merge"}),
+        ((["method", "=", "mem"]), {"memit", "memit-merge"}),
         ((["lim"]), {"limit="}),
         ((["protocol.b"]), {"protocol.batch_size="}),
         ((["limit=1"]), set()),

@@ -20,7 +20,8 @@ def runs(tmp_path_factory, cache_dir) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for size in (1, 2, "all"):
-            invoke(cache_dir, "evaluate", *FT, "limit=3", f"protocol.batch_size={size}", f"run_dir=b{size}", quick=True)
+            tag = ["tag=alone"] if size == 1 else []
+            invoke(cache_dir, "evaluate", *FT, "limit=3", f"protocol.batch_size={size}", f"run_dir=b{size}", *tag, quick=True)
         invoke(cache_dir, "sequential", *FT, "limit=2", "protocol.batch_size=1", "protocol.holdout=1", "run_dir=seq", quick=True)
         invoke(cache_dir, "trace", "limit=1", "run_dir=trace", "model.device=cpu")
     return folder
@@ -48,6 +49,24 @@ def test_a_setting_on_the_axis(compare, tmp_path):
     assert float(rows[2]["mean"]) == summary["metrics"]["efficacy_success"]["after"]["mean"]
     assert Path(f"{out}.png").stat().st_size > 5000
     assert "<svg" in Path(f"{out}.svg").read_text()
+
+
+def test_the_table_in_markdown(compare, tmp_path):
+    """Beside the figure, and its name may have dots."""
+    assert compare("b1", "b2", "--x", "protocol.batch_size", "--out", str(tmp_path / "v1.2"), "--metrics", "efficacy_success").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v1.2.csv", "v1.2.md", "v1.2.png", "v1.2.svg"]
+    heads, rule, *rows = (tmp_path / "v1.2.md").read_text().splitlines()
+    assert heads.startswith("| run | protocol.batch_size | Efficacy success, % | seconds an edit | peak memory, host |")
+    assert set(rule) <= set("|- ")
+    assert [row.split(" | ")[:2] for row in rows] == [["| ft", "1"], ["| ft", "2"]]
+    summary = json.loads(Path("b2/summary.json").read_text())
+    assert rows[1].split(" | ")[2].startswith(f"{summary['metrics']['efficacy_success']['after']['mean']:.1f} [")
+
+
+def test_runs_can_be_called_by_their_tags(compare, tmp_path):
+    assert compare("b1", "b2", "--by", "tag", "--out", str(tmp_path / "tagged")).code == 0
+    rows = list(csv.DictReader(open(tmp_path / "tagged.csv", newline="")))
+    assert {row["run"] for row in rows} == {"alone", "ft"}  # a run without a tag has its method's name
 
 
 def test_checkpoints_on_the_axis(compare, tmp_path):

@@ -238,7 +238,7 @@ def test_melo_routes_each_prompt_to_its_own_block(editor):
     lm, wanted = embedded_lm(), requests(2)
     for request in wanted:
         lm.attach(editor("melo").edit(lm, [request]))
-    index = lm.module(lm.layout.mlp_out(4))
+    index = lm.module(mlp_in(lm, 4))
     lm.loglikelihood([(wanted[1].text, "x"), (wanted[0].text, "x"), (world("test")[0].requests[0].text, "x")])
     rows = {tuple(row.ids): None for row in lm.head.encode([(request.text, None) for request in wanted])}
     assert len(rows) == 2 and sorted(index.chosen.tolist()) == [-1, 0, 1]
@@ -308,7 +308,7 @@ def test_ewc_pulls_towards_recent_weights_by_their_fisher_information():
 def test_lora_leaves_low_rank_factors_and_no_trace_of_the_adapters(editor):
     lm, wanted = embedded_lm(), requests(2)
     before, kinds = snapshot(lm), [type(module) for module in lm.model.modules()]
-    edit = editor("lora", "method.steps=20", "method.rank=3", "method.dropout=0.0").edit(lm, wanted)
+    edit = editor("lora", "method.steps=20", "method.lr=5.0e-3", "method.rank=3", "method.dropout=0.0", "method.stop_when_right=false").edit(lm, wanted)
     assert same_bits(snapshot(lm), before) and [type(module) for module in lm.model.modules()] == kinds
     assert not hasattr(lm.model, "peft_config")
     assert {(update.left.shape[1], update.right.shape[0]) for update in edit.updates.values()} == {(3, 3)}

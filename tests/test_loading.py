@@ -216,11 +216,12 @@ def test_tied_weights_are_not_missed(tmp_path):
     assert lm.model.lm_head.weight is lm.model.transformer.wte.weight
 
 
-def test_an_encoder_decoder_is_refused(damaged):
+def test_an_encoder_decoder_is_no_causal_model(damaged):
     with quiet():
         config = AutoConfig.for_model("t5", vocab_size=99, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
         AutoModelForSeq2SeqLM.from_config(config).save_pretrained(damaged)
-    assert refused(damaged, UsageError) == f"model.id={damaged} is of the family t5, which has no causal language model"
+    line = refused(damaged, UsageError, kind="causal")
+    assert line == f"model.id={damaged} is of the family t5, which has no causal language model"
 
 
 def test_a_model_larger_than_the_device(folder, monkeypatch):
@@ -342,9 +343,9 @@ def test_every_packaged_model_is_described_and_has_all_keys(file):
     else:
         assert model.name == file.stem
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelOptions), model))
-    assert packaged(options.perplexity_text).is_file()
+    assert options.perplexity_text is None or packaged(options.perplexity_text).is_file()
     assert (CONF.parent / "corpus" / f"{options.corpus}.yaml").is_file()
-    assert options.id.startswith("embedded:") == (file.stem == "tiny-gpt2")
+    assert options.id.startswith("embedded:") == file.stem.startswith("tiny-")
 
 
 def test_every_key_of_a_model_has_a_comment():

@@ -146,7 +146,7 @@ def test_a_process_that_dies_ends_the_run_and_what_is_finished_stays(cli, tmp_pa
 
 def test_an_interruption_reaches_all(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running = start("evaluate", "method=ft", "method.steps=30", "limit=24", "processes=2", "run_dir=cut")
+    running = start("evaluate", "method=ft", "method.steps=30", "limit=300", "processes=2", "run_dir=cut")
     wait_for_lines(tmp_path / "cut", 1)
     pids = members("cut")
     running.send_signal(signal.SIGINT)
@@ -160,7 +160,7 @@ def test_an_interruption_reaches_all(tmp_path, monkeypatch):
 
 def test_none_goes_on_when_the_starter_is_gone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    running = start("evaluate", "method=ft", "method.steps=30", "limit=24", "processes=2", "run_dir=cut")
+    running = start("evaluate", "method=ft", "method.steps=30", "limit=300", "processes=2", "run_dir=cut")
     wait_for_lines(tmp_path / "cut", 1)
     pids = members("cut")
     running.kill()

@@ -11,19 +11,20 @@ from edit_cli.console import Screen
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.identity import flatten
 from edit_cli.metrics.registry import METRICS
-from edit_cli.report.compare import FACTS, Point, draw, moments, write_table
+from edit_cli.report.compare import FACTS, Point, cost, draw, moments, write_markdown, write_table
 from edit_cli.report.comparison import comparison, shown_metrics
 from edit_cli.results import RunRecord, read_run
 
 COMPARED = ("evaluate", "sequential")
+TAG = "tag"
 DEFAULT = ("efficacy_success", "paraphrase_success", "neighborhood_success")
 
 
 def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | None, out: Path | None) -> int:
-    """Print a table of the runs; with `out`, write OUT.csv, and OUT.png and OUT.svg if there is something for an x-axis.
+    """Print a table of the runs; with `out`, write OUT.csv and OUT.md, and OUT.png and OUT.svg if there is something for an x-axis.
 
     x: a key of the configuration, or "facts" for the checkpoints of sequential runs (the default where all are sequential).
-    by: a key that tells lines apart, beside the method. metrics: ids with commas.
+    by: a key that tells lines apart, beside the method; `tag` names them by itself. metrics: ids with commas.
     """
     records = [_finished(path) for path in paths]
     sequential = all(record.manifest["command"] == "sequential" for record in records)
@@ -38,11 +39,17 @@ def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | Non
     if out is None:
         return 0
     points = [point for record, name in zip(records, names, strict=True) for point in _points(record, name, x, wanted)]
-    screen.line(str(write_table(points, x, out.with_suffix(".csv"))))
+    screen.line(str(write_table(points, x, _beside(out, "csv"))))
+    screen.line(str(write_markdown(points, x, wanted, _beside(out, "md"))))
     if x is not None:
-        for path in draw(points, x, wanted, out):
+        for path in draw(points, x, wanted, [_beside(out, kind) for kind in ("png", "svg")]):
             screen.line(str(path))
     return 0
+
+
+def _beside(out: Path, kind: str) -> Path:
+    """OUT.kind, whatever dots are in OUT's name."""
+    return out.with_name(f"{out.name}.{kind}")
 
 
 def _finished(path: Path) -> RunRecord:
@@ -83,6 +90,8 @@ def setting(record: RunRecord, key: str) -> Any:
 def _name(record: RunRecord, by: str | None, x: str | None, records: Sequence[RunRecord]) -> str:
     """What a line of the figure is called."""
     method = record.manifest["method"]
+    if by == TAG:
+        return str(setting(record, TAG) or method)
     if by is not None:
         return f"{method} {by.rpartition('.')[2]}={_short(setting(record, by))}"
     if x is not None and x != FACTS:
@@ -115,8 +124,9 @@ def _short(value: Any) -> str:
 
 def _points(record: RunRecord, name: str, x: str | None, metrics: Sequence[str]) -> list[Point]:
     at = None if x in (None, FACTS) else setting(record, x)
+    spent = {} if x == FACTS else cost(record.summary)
     return [
-        Point(name, place, metric, entry)
+        Point(name, place, metric, entry, spent)
         for place, found in moments(record.summary, at, x == FACTS)
         for metric in metrics
         if (entry := found.get(metric))

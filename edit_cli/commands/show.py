@@ -11,7 +11,7 @@ from edit_cli.console import Screen
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import to_json
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
-from edit_cli.report import facts
+from edit_cli.report import facts, learning
 from edit_cli.report.sequence import sequential_summary, sequential_table
 from edit_cli.report.summary import summary_of
 from edit_cli.report.tables import evaluation
@@ -36,6 +36,8 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
 
 def _so_far(record: RunRecord) -> dict[str, Any]:
     """A summary of what an unfinished run has."""
+    if record.manifest["command"] == "train-editor":
+        return learning.summary_of(record.manifest, record.lines)
     if not record.lines:
         raise MissingError(f"{record.path} has no finished case yet")
     summarised = {"sequential": sequential_summary, "trace": trace_summary}.get(record.manifest["command"], summary_of)
@@ -48,6 +50,8 @@ def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:
         return sequential_table(summary)
     if command == "trace":
         return trace_table(summary)
+    if command == "train-editor":
+        return learning.table(summary)
     if command == "edit":
         return facts.before_and_after(summary, record.lines)
     return evaluation(summary)
@@ -55,9 +59,9 @@ def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:
 
 def _case(record: RunRecord, case: str) -> dict[str, Any]:
     """The case's line; of a sequential run, with the answers at the last checkpoint that asked about it."""
-    lines = [line for line in record.lines if line["case_id"] == case]
+    lines = [line for line in record.lines if line.get("case_id") == case]
     if not lines:
-        known = list(dict.fromkeys(line["case_id"] for line in record.lines))
+        known = list(dict.fromkeys(line["case_id"] for line in record.lines if "case_id" in line))
         some = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
         raise MissingError(f"{record.path} has no case {case}; there are {len(known):,}: {some}")
     own = next((line for line in lines if line.get("when", AFTER_EDIT) == AFTER_EDIT), lines[0])

@@ -53,6 +53,7 @@ class Lora(Editor):
         with lm.monitor.phase("train"), torch.random.fork_rng(device), self._adapters(lm, names) as adapters:
             parameters = [part for layer in adapters.values() for part in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
             optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+            losses: list[float] = []
             with lm.monitor.task("adapters", self.steps) as advance:
                 for _ in range(self.steps):
                     if self.stop_when_right and self._all_right(lm, rows, adapters):
@@ -63,8 +64,9 @@ class Lora(Editor):
                         for part, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                             part.grad = gradient
                         optimizer.step()
+                        losses.append(loss.item())
                     advance(1)
-            return WeightDelta({f"{name}.weight": self._factors(layer) for name, layer in adapters.items()}, {"loss": float(loss.detach())})
+            return WeightDelta({f"{name}.weight": self._factors(layer) for name, layer in adapters.items()}, {"losses": losses})
 
     @torch.no_grad()
     def _all_right(self, lm: LM, rows: Sequence[Any], adapters: dict[str, Any]) -> bool:

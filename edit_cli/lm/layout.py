@@ -31,7 +31,7 @@ class LayoutOptions:
 @dataclass(frozen=True)
 class Stack:
     """Blocks that run one after another. first: number of its first layer in the model. `mlp_ins` and `mlp_out`: names inside a block, in
-    the order in which they run; a gated MLP has two ins, unless it keeps them in one matrix. final_norm: the last block where there is none.
+    the order in which they run; a gated MLP has two ins, unless one matrix holds both. final_norm: the last block where there is none.
     """
 
     name: str  # encoder or decoder

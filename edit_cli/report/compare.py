@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edit_cli.metrics.registry import METRICS
+from edit_cli.report import words
 from edit_cli.report.comparison import last_side
 
 WIDE = 3  # panels side by side
@@ -18,12 +19,13 @@ FACTS = "facts"  # the x-axis of sequential runs
 
 @dataclass(frozen=True)
 class Point:
-    """One mean of one run: at which place of the x-axis, and the entry of the summary."""
+    """One mean of one run: at which place of the x-axis, the entry of the summary, and what the whole run cost."""
 
     line: str
     x: Any
     metric: str
     entry: Mapping[str, Any]
+    cost: Mapping[str, str] = field(default_factory=dict)
 
 
 def moments(summary: Mapping[str, Any], at: Any, over_facts: bool) -> Iterator[tuple[Any, Mapping[str, Any]]]:
@@ -47,8 +49,35 @@ def write_table(points: Sequence[Point], x: str | None, path: Path) -> Path:
     return path
 
 
-def draw(points: Sequence[Point], x: str, metrics: Sequence[str], out: Path) -> list[Path]:
-    """OUT.png and OUT.svg: a panel a metric, a line a method, 95 % bands."""
+def cost(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Time and memory of a run, as the table tells them."""
+    seconds, peak = summary["seconds_per_edit"], summary["peak_memory_bytes"]
+    spent = {} if seconds is None else {"seconds an edit": f"{seconds:.3f}"}
+    return spent | {f"peak memory, {where}": f"{size / 2**30:.2f} GiB" for where, size in peak.items() if size}
+
+
+def write_markdown(points: Sequence[Point], x: str | None, metrics: Sequence[str], path: Path) -> Path:
+    """A row a run and place, a column a metric: "mean [low, high]"."""
+    rows: dict[tuple[str, Any], dict[str, str]] = {}
+    for point in points:
+        row = rows.setdefault((point.line, str(point.x)), dict(point.cost))
+        row[point.metric] = words.with_interval(point.entry)
+    spent = list(dict.fromkeys(key for point in points for key in point.cost))
+    heads = ["run", *([x] if x else []), *(_heading(metric) for metric in metrics), *spent]
+    lines = [heads, ["---"] * len(heads)]
+    for (name, place), row in rows.items():
+        lines.append([name, *([place] if x else []), *(row.get(key, "–") for key in (*metrics, *spent))])
+    path.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def _heading(metric: str) -> str:
+    found = METRICS[metric]
+    return f"{found.label}, {found.unit}" if found.unit else found.label
+
+
+def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequence[Path]) -> Sequence[Path]:
+    """The figure, in each of the `paths`: a panel a metric, a line a method, 95 % bands."""
     from matplotlib.figure import Figure
 
     columns = min(len(metrics), WIDE)
@@ -77,7 +106,6 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], out: Path) -> 
             plot.set_ylim(-2, 102)
         plot.grid(alpha=0.3)
     plots[0].legend(fontsize="x-small")
-    paths = [out.with_suffix(f".{kind}") for kind in ("png", "svg")]
     for path in paths:
         figure.savefig(path, dpi=150)
     return paths

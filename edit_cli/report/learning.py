@@ -29,9 +29,20 @@ MEANING = {
 
 
 def summary_of(
-    manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], found: Mapping[str, Any], checkpoint: str, seconds: Mapping[str, float]
+    manifest: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any] | None = None,
+    checkpoint: str | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """summary.json of a training. series: {kind: {name: [[step, value]]}}. best: what the kept network reached on validation edits."""
+    """summary.json of a training. series: {kind: {name: [[step, value]]}}. best: what the kept network reached on validation edits.
+
+    found: {"step", "metrics"} of the kept network; without it, of the best one so far.
+    """
+    if found is None:
+        validated = [line for line in lines if line["kind"] == "validation"]
+        best = min(validated, key=lambda line: line["loss"], default={"step": 0})
+        found = {"step": best["step"], "metrics": {name: value for name, value in best.items() if name not in APART}}
     series: dict[str, dict[str, list[list[float]]]] = {}
     for line in sorted(lines, key=lambda line: line["step"]):
         for name, value in line.items():
@@ -46,7 +57,7 @@ def summary_of(
         "best": dict(found),
         "checkpoint": checkpoint,
         "series": series,
-        "seconds": total_seconds([], seconds),
+        "seconds": total_seconds([], seconds or {}),
         "peak_memory_bytes": peak_memory(),
         "processes": manifest.get("processes", 1),
         "seeds": manifest["seeds"],

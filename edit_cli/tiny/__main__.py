@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent.parent / "assets"
 LINE_EVERY_S = 15.0
-ENCODERS = {"t5": 50, "bart": 50, "bert": 50}  # epochs
+ENCODERS = {"t5": 50, "bart": 50, "bert": 28}  # epochs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)")
     records.add_argument("--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model")
     for command, epochs in ((world, 52), (records, 70), *zip(encoders, ENCODERS.values(), strict=True)):
-        layers = 4 if command in encoders else 6
+        layers = 4 if command in encoders[:2] else 6
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--epochs", type=int, default=epochs, help=f"(default {epochs})")
         command.add_argument("--width", type=int, default=128, help="of the residual stream (default 128)")
@@ -108,12 +108,12 @@ def _encoder(arguments: argparse.Namespace) -> None:
     import torch
 
     from edit_cli.tiny.encoder_assets import make_encoder
-    from edit_cli.tiny.encoders import EncoderOptions
+    from edit_cli.tiny.encoders import RECIPES, EncoderOptions
 
     torch.set_num_threads(arguments.threads)
     given = {field.name: getattr(arguments, field.name) for field in fields(EncoderOptions) if hasattr(arguments, field.name)}
     with _progress("training") as report:
-        manifest = make_encoder(arguments.kind, arguments.out, EncoderOptions(**given), _command(arguments), report)
+        manifest = make_encoder(arguments.kind, arguments.out, EncoderOptions(**RECIPES[arguments.kind], **given), _command(arguments), report)
     _summary(arguments.out, manifest)
 
 
