@@ -31,8 +31,8 @@ from edit_cli.requests import EditRequest
 
 LIFELONG = ("grace", "tpatcher", "wise", "melo", "defer")
 QUICK = {
-    "tpatcher": ("method.memory_size=2000", "method.validation_size=500", "method.top_memory=200"),
-    "wise": ("method.steps=30", "method.context.per_start=1"),
+    "tpatcher": ("method.memory_size=800", "method.validation_size=200", "method.top_memory=80", "method.steps=151"),
+    "wise": ("method.steps=20", "method.context.per_start=1"),
 }
 
 

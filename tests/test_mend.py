@@ -255,3 +255,24 @@ def test_checkpoints_of_another_model_and_damaged_ones_are_refused(tmp_path):
 def test_wrong_settings_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):
         mend(**changed).build(embedded_lm())
+
+
+def test_what_a_frozen_model_says_is_remembered_and_changes_nothing():
+    lm, first, second = double(), mend(), mend()
+    first.training.memory_mib = 0
+    net, cases = prepared(first, lm, torch.float64), statements("train")[:3]
+    memory = second.memory(lm)
+    calls = []
+    for part in (cases[:2], cases[1:], cases):  # parts of batches are there already, in other paddings
+        torch.manual_seed(4)
+        expected, told = first.loss(net, lm, part)
+        torch.manual_seed(4)
+        found, again = second.loss(net, lm, part)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        assert again["es"] == told["es"] and memory.used > 0
+    used = memory.used
+    handle = lm.module("transformer.h.0.attn").register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(4)
+    second.loss(net, lm, cases)
+    handle.remove()
+    assert calls == [] and memory.used == used

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edit_cli.editors.gradients import Gradient, Shift, gradients
 from edit_cli.editors.hypernetwork import PARTS, Hypernetwork, edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
+from edit_cli.editors.remembered import Memory
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
@@ -89,8 +90,10 @@ class MEND(TrainableEditor):
         modules, lowest = self._modules(lm)
         lessons = draw(batch, self.edits, self.draw)
         rows = lm.head.encode([pair for lesson in lessons for pair in lesson.inner])
-        shifts = net(gradients(lm, rows, modules), len(lessons), lm.team)
-        nll, kl, told = Trial(lm, lessons, lowest).losses(shifts)
+        memory = self.memory(lm)
+        found = memory.gradients(lm, rows, modules) if memory.works(lm) else gradients(lm, rows, modules)
+        shifts = net(found, len(lessons), lm.team)
+        nll, kl, told = Trial(lm, lessons, lowest, memory).losses(shifts)
         if not net.training:
             told["shift"] = largest(lm, shifts)
         return self.edit_weight * nll + self.locality_weight * kl, told
@@ -105,6 +108,10 @@ class MEND(TrainableEditor):
         shifts = net(found, 1)
         updates = {f"{name}.weight": _factors(shifts[name], found[name]) for name in modules}
         return WeightDelta(updates, {"shift": largest(lm, shifts)}).compact(lm)
+
+    def memory(self, lm: LM) -> Memory:
+        """What the unedited model says, kept during a training."""
+        return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
         return edited_modules(lm, self.layers, self.last, self.part, self.second_in)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from edit_cli.editors.gradients import Shift, shifted
 from edit_cli.editors.passes import row_losses, rows_right
+from edit_cli.editors.remembered import Memory, base_answers
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
-from edit_cli.lm.hooks import on_output
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, Probe
 
@@ -88,25 +88,21 @@ def _local(beyond: Sequence[Probe], group: str, spare: Pair, rng: random.Random)
 class Trial:
     """The prompts of some lessons, asked of the model as it is, and then of as many edited ones in a single pass."""
 
-    def __init__(self, lm: LM, lessons: Sequence[Lesson], lowest: int) -> None:
+    def __init__(self, lm: LM, lessons: Sequence[Lesson], lowest: int, memory: Memory | None = None) -> None:
         """lowest: the first layer that an edit changes; blocks below it are run once."""
         self.lm, self.lowest = lm, lowest
         pairs = [pair for lesson in lessons for pair in (*lesson.outer, *lesson.local)]
         self.rows = lm.head.encode(pairs)
         kinds = [kind for lesson in lessons for kind in [True] * len(lesson.outer) + [False] * len(lesson.local)]
         self.outer = torch.tensor(kinds, device=lm.device)
-        self.states: list[Tensor] = []
-        with torch.no_grad(), ExitStack() as stack:
-            if lowest and len(lm.layout.stacks) == 1:
-                below = lm.module(lm.layout.block(lowest - 1))
-                stack.enter_context(on_output(below, lambda states: self.states.append(states.clone())))
-            self.base = lm.head.answers(self.rows, end=True)
+        ask = memory.answers if memory is not None and memory.works(lm) else base_answers
+        self.states, self.base = ask(lm, self.rows, lowest)
 
     def answers(self, shifts: dict[str, Shift]) -> Answers:
         """Each lesson's rows, of a model with its own shift of each module."""
         with ExitStack() as stack:
-            if self.states:
-                stack.enter_context(self.lm.skipping(self.lowest - 1, self.states[0]))
+            if self.states is not None:
+                stack.enter_context(self.lm.skipping(self.lowest - 1, self.states))
             stack.enter_context(shifted(self.lm, shifts))
             return self.lm.head.answers(self.rows, end=True)
 

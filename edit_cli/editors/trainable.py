@@ -32,6 +32,7 @@ class TrainingOptions:
     validate_every: steps; validation_edits: of the validation split, always the same. patience: steps without a better validation loss
     after which it stops; 0 for never. largest_shift: ‖ΔW‖/‖W‖ of an edit above which training has run away.
     save_every: steps after which it can go on when killed. log_every: steps a point of the curves.
+    memory_mib: of what the frozen model says of the training prompts, kept so that it is computed once; 0: nothing.
     trackers: names that accelerate knows (tensorboard, wandb, mlflow, …), beside the curves in the run directory.
     """
 
@@ -51,6 +52,7 @@ class TrainingOptions:
     save_every: int = 100
     log_every: int = 10
     seed: int = 0
+    memory_mib: int = 256
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
@@ -70,7 +72,9 @@ class TrainableEditor(Editor):
     trained_on: the data set that it learnt from; where there is none of it, that of another data set is taken, and named.
     """
 
-    NO_RECIPE: ClassVar[tuple[str, ...]] = ("checkpoint", "trained_on", "cache_dir", "training.trackers", "training.save_every", "training.log_every")
+    NO_RECIPE: ClassVar[tuple[str, ...]] = (  # settings that nothing learnt depends on
+        "checkpoint", "trained_on", "cache_dir", "training.memory_mib", "training.trackers", "training.save_every", "training.log_every"
+    )  # fmt: skip
 
     checkpoint: str | None = None
     trained_on: str | None = None
@@ -149,9 +153,9 @@ class TrainableEditor(Editor):
         right = [place for place, about in found if about["dataset"]["name"] == self.trained_on]
         if right:
             return right[0]
-        if len(found) > 1:
-            names = ", ".join(about["dataset"]["name"] for _, about in found)
-            raise MissingError(f"this editor was trained on {names}, and not on {self.trained_on}: choose one by method.trained_on=NAME")
+        names = list(dict.fromkeys(about["dataset"]["name"] for _, about in found))
+        if len(names) > 1:
+            raise MissingError(f"this editor was trained on {', '.join(names)}, and not on {self.trained_on}: choose one by method.trained_on=NAME")
         place, about = found[0]
         lm.monitor.note(f"the editor was trained on {about['dataset']['name']}")
         return place

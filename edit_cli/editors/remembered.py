@@ -1,0 +1,94 @@
+"""What a frozen model says of a prompt does not change while an editor is trained on it, so it is computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from edit_cli.editors.gradients import Gradient, gradients
+from edit_cli.lm.answers import Answers
+from edit_cli.lm.hooks import on_output
+from edit_cli.lm.model import LM
+from edit_cli.lm.tokens import Row
+
+
+@dataclass
+class Memory:
+    """Of one unedited model. budget: bytes; once they are full, nothing more is kept.
+
+    Rows of one stack of blocks only (a decoder or an encoder): there the states below the lowest edited layer make up a pass.
+    """
+
+    budget: int
+    used: int = 0
+    beyond: int = 0  # tokens that a pass runs more than a row has (−1 where the last answer token is never fed)
+    _seen: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def works(self, lm: LM) -> bool:
+        return self.budget > 0 and len(lm.layout.stacks) == 1 and not lm.attached
+
+    def answers(self, lm: LM, rows: Sequence[Row], lowest: int) -> tuple[Tensor | None, Answers]:
+        """(states (rows, tokens, width) that leave block lowest − 1, None for the first block; answers with their ends)."""
+        keys = [("answer", lowest, row.ids, row.target) for row in rows]
+        new = [index for index, key in enumerate(keys) if key not in self._seen]
+        fresh: dict[Any, tuple[Tensor, ...]] = {}
+        if new:
+            some = [rows[i] for i in new]
+            states, found = base_answers(lm, some, lowest)
+            if states is not None:
+                self.beyond = states.shape[1] - max(len(row.ids) for row in some)
+            counts = torch.bincount(found.rows, minlength=len(new)).tolist()
+            parts = zip(found.logits.split(counts), found.labels.split(counts), strict=True)
+            for place, (i, (logits, labels)) in enumerate(zip(new, parts, strict=True)):
+                fresh[keys[i]] = (logits, labels, *(() if states is None else (states[place],)))
+        every = [self._seen.get(key) or fresh[key] for key in keys]
+        self._keep(fresh)
+        logits, labels = (torch.cat([parts[n] for parts in every]) for n in (0, 1))
+        number = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(parts[1]) for parts in every])).to(logits.device)
+        if not lowest:
+            return None, Answers(logits, labels, number)
+        longest = max(len(row.ids) for row in rows) + self.beyond
+        return _stacked([parts[2][:longest] for parts in every]), Answers(logits, labels, number)
+
+    def gradients(self, lm: LM, rows: Sequence[Row], modules: Sequence[str]) -> dict[str, Gradient]:
+        """As `gradients.gradients`."""
+        keys = [("gradient", tuple(modules), row.ids, row.target) for row in rows]
+        new = [index for index, key in enumerate(keys) if key not in self._seen]
+        fresh: dict[Any, tuple[Tensor, ...]] = {}
+        if new:
+            found = gradients(lm, [rows[i] for i in new], modules)
+            for place, i in enumerate(new):
+                fresh[keys[i]] = tuple(part[place] for name in modules for part in (found[name].inputs, found[name].outputs))
+        every = [self._seen.get(key) or fresh[key] for key in keys]
+        self._keep(fresh)
+        wide = [_stacked([parts[n] for parts in every]) for n in range(2 * len(modules))]
+        return {name: Gradient(wide[2 * n], wide[2 * n + 1]) for n, name in enumerate(modules)}
+
+    def _keep(self, fresh: dict[Any, tuple[Tensor, ...]]) -> None:
+        for key, parts in fresh.items():
+            size = sum(part.numel() * part.element_size() for part in parts)
+            if self.used + size <= self.budget:
+                self.used += size
+                self._seen[key] = tuple(part.clone() for part in parts)  # not views of a whole batch
+
+
+def base_answers(lm: LM, rows: Sequence[Row], lowest: int) -> tuple[Tensor | None, Answers]:
+    """What the model says, and the states that leave block lowest − 1 (None for the first one, and for models of two stacks)."""
+    seen: list[Tensor] = []
+    with torch.no_grad(), ExitStack() as stack:
+        if lowest and len(lm.layout.stacks) == 1:
+            stack.enter_context(on_output(lm.module(lm.layout.block(lowest - 1)), lambda states: seen.append(states.clone()), len(rows)))
+        found = lm.head.answers(rows, end=True)
+    return (seen[0] if seen else None), found
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """(rows, tokens, width), shorter ones with zeros behind them: nothing attends to what is there."""
+    longest = max(len(part) for part in parts)
+    return torch.stack([pad(part, (0, 0, 0, longest - len(part))) for part in parts])
