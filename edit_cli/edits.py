@@ -174,11 +174,11 @@ class Restore:
     def before(self, later: Restore) -> Restore:
         """The undo of both: what was there at first is kept once a parameter, however many changes followed."""
         joined = Restore()
-        joined._originals = {**later._originals, **self._originals}
+        joined._originals = {**self._originals, **{name: undo for name, undo in later._originals.items() if name not in self._originals}}
         return joined
 
     def __call__(self) -> None:
-        for undo in self._originals.values():
+        for undo in reversed(self._originals.values()):  # off the device, what is put back is all that one hook holds
             undo()
 
 

@@ -119,9 +119,10 @@ def test_outside_every_radius_the_output_is_the_models_own_bit_for_bit(grace):
 def test_many_at_once_are_one_at_a_time(grace):
     """The same entries, radii and values, whether facts come in one edit or in several on top of each other."""
     lm, wanted = embedded_lm(), requests(8)
-    at_once = grace().edit(lm, wanted)
+    made = grace()
+    at_once = made.edit(lm, wanted)
     for request in wanted:
-        lm.attach(grace().edit(lm, [request]))
+        lm.attach(made.edit(lm, [request]))
     one_by_one = GracePatch.present(lm, module_of(lm, 5, "mlp_in"))
     assert [list(answer) for answer in one_by_one.answers] == at_once.content["answers"]
     for part in ("keys", "radii", "values"):

@@ -123,9 +123,9 @@ def test_methods_stack_on_each_other_and_on_weight_edits(name, editor):
 
 
 def test_what_an_edit_stores_does_not_grow_with_the_sequence(editor):
-    lm, sizes = embedded_lm(), []
+    lm, sizes, made = embedded_lm(), [], editor("grace", "method.radius=1.0")
     for request in requests(12):
-        lm.attach(editor("grace", "method.radius=1.0").edit(lm, [request]))
+        lm.attach(made.edit(lm, [request]))
         sizes.append(sum(tensor.numel() for tensor in lm.attached[-1].state()[0].values()))
     assert max(sizes) == min(sizes) == 128 + 512 + 1
 
@@ -346,9 +346,9 @@ def test_retraining_on_a_little_text_learns_the_edit(tmp_path):
 
 def test_the_cost_of_a_step_does_not_hang_on_how_many_edits_are_attached(editor):
     """Modules do not nest: what one pass calls is the same after two edits and after twelve."""
-    lm, calls = embedded_lm(), []
+    lm, calls, made = embedded_lm(), [], editor("grace")
     for number, request in enumerate(requests(12)):
-        lm.attach(editor("grace").edit(lm, [request]))
+        lm.attach(made.edit(lm, [request]))
         if number in (1, 11):
             seen: list[str] = []
             handles = [module.register_forward_hook(lambda *_: seen.append("x")) for module in lm.model.modules()]
