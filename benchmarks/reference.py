@@ -3,8 +3,10 @@
     git clone https://github.com/kmeng01/memit REFERENCE            # not part of this project
     pip install datasets nltk matplotlib pyyaml scikit-learn        # what it imports, beside torch and transformers
     python -m edit_cli.tiny world --width 256 --out MODEL           # a trained GPT-2 of 6 layers (about ten minutes), or leave --model out
-    python benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 2
+    python benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1
+    torchrun --nproc_per_node 2 benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1 --their-threads 2
 
+The second gives our side two processes, and theirs, which knows no processes, two threads; CPU seconds are those of all processes.
 Without --model the weights are random: no optimisation stops early and both sides take all steps. Nothing of the reference is
 copied or changed on disk; what it needs to run on a CPU and with today's transformers is put in front of it here.
 """
@@ -36,6 +38,7 @@ from edit_cli.editors.memit import MEMIT
 from edit_cli.editors.values import optimise_values
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
+from edit_cli.parallel import ALONE, join
 from edit_cli.requests import EditRequest
 from edit_cli.stats import MomentStore
 
@@ -127,13 +130,16 @@ def main() -> None:
     parser.add_argument("reference", type=Path, help="a clone of https://github.com/kmeng01/memit")
     parser.add_argument("--model", help="a directory with a GPT-2 (default: random weights, 6 layers, width 256)")
     parser.add_argument("--edits", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each of our processes")
+    parser.add_argument("--their-threads", type=int, help="of the reference (default: as many as ours)")
     parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache").resolve(), help="where statistics are kept")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     out = options.out and options.out.resolve()
     torch.set_num_threads(options.threads)
+    team = join()
     lm, requests = load(options.model), facts(options.edits)
+    lm.team = team
     prefixes = ContextOptions().build(lm).groups[1]
     # the editor adds ". " to given prefixes, and sampled ones end with it
     editor = MEMIT(
@@ -143,8 +149,14 @@ def main() -> None:
     editor.covariances(lm, LAYERS)
     editor.edit(lm, requests[:3])
     lm.monitor.seconds.clear()
-    update, ours = clocked(lambda: editor.edit(lm, requests))
+    team.gather([0])  # all start at once
+    update, (cpu, wall) = clocked(lambda: editor.edit(lm, requests))
+    ours = (sum(team.gather([cpu])), wall)
     phases = dict(lm.monitor.seconds)
+    if not team.is_main:
+        return
+    lm.team = ALONE
+    torch.set_num_threads(options.their_threads or options.threads)
     found = optimise_values(lm, requests, LAYERS[-1], "block", editor.value, editor.contexts(lm))
 
     theirs = Theirs(options.reference.resolve(), load(options.model), editor, prefixes)
@@ -153,7 +165,8 @@ def main() -> None:
     values = torch.stack(theirs.values, dim=1)
     each = (found.target - values).norm(dim=0) / values.norm(dim=0)
     report = {
-        "model": options.model or "random 6x256", "edits": len(requests), "threads": options.threads,
+        "model": options.model or "random 6x256", "edits": len(requests),
+        "processes": team.size, "threads": options.threads, "their_threads": options.their_threads or options.threads,
         "mean_steps": sum(found.steps) / len(found.steps),
         "cpu_seconds": {"ours": ours[0], "reference": reference[0], "ratio": reference[0] / ours[0]},
         "wall_seconds": {"ours": ours[1], "reference": reference[1], "ratio": reference[1] / ours[1]},

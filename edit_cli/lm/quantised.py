@@ -32,17 +32,15 @@ def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config:
         raise UsageError(f"model.id={model_id}: its weights are quantised by {written}, which cannot be edited: {remedy}")
     if quantise is None and written is None:
         return {}
+    if dtype == torch.float64:
+        raise UsageError("model.dtype=float64 does not go with quantised weights: choose bfloat16, float16 or float32")
+    if quantise is not None and written is not None:
+        raise UsageError(f"model.quantise={quantise}: its weights are quantised already; leave it null")
     if find_spec("bitsandbytes") is None:
         wanted = f"model.quantise={quantise}" if written is None else f"model.id={model_id}, whose weights are quantised,"
         raise MissingError(f"{wanted} needs bitsandbytes: pip install 'edit-cli[quantised]'")
     getLogger("bitsandbytes").setLevel(ERROR)  # it tells at every pass how it computes
-    if dtype == torch.float64:
-        raise UsageError("model.dtype=float64 does not go with quantised weights: choose bfloat16, float16 or float32")
-    if written is not None:
-        if quantise is not None:
-            raise UsageError(f"model.quantise={quantise}: its weights are quantised already; leave it null")
-        return {}
-    return {"quantization_config": _settings(quantise, dtype)}
+    return {"quantization_config": _settings(quantise, dtype)} if quantise else {}
 
 
 def _quantiser(config: PretrainedConfig) -> str | None:
