@@ -17,10 +17,10 @@ demo: $(INSTALLED) ## edit 100 facts in the embedded model with MEMIT and show w
 	$(BIN)/edit-cli evaluate method=memit dataset=counterfact
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(INSTALLED) ## run the tests that take minutes too
-	$(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m ''
 
 tiny-model: $(INSTALLED) ## train the embedded model and its world again (minutes)
 	$(BIN)/python -m edit_cli.tiny world

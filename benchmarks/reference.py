@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.abc
 import importlib.machinery
 import io
@@ -146,6 +147,7 @@ def main() -> None:
         layers=LAYERS, covariance_weight=WEIGHT, moments=MomentStore(corpus=EmbeddedText(), cache_dir=str(options.cache)),
         context=ContextOptions(prefixes=[prefix.removesuffix(". ") for prefix in prefixes]),
     )  # fmt: skip
+    gc.freeze()  # as the commands do
     editor.covariances(lm, LAYERS)
     editor.edit(lm, requests[:3])
     lm.monitor.seconds.clear()

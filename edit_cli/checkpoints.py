@@ -6,16 +6,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from edit_cli.edit_store import replacing
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import read_json, to_json, write_json
 
@@ -108,25 +105,4 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.chmod(0o644)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """An empty directory that takes the place of `directory` once it has been filled.
-
-    Raises:
-        MissingError: the disk does not take it.
-    """
-    whole = directory.absolute()
-    temporary = whole.with_name(f".{whole.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(temporary, directory)
-    except (OSError, SafetensorError) as error:
-        raise MissingError(f"{directory} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 

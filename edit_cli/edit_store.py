@@ -64,7 +64,7 @@ def save(
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
     manifest = json.loads(to_json(manifest))  # as it will be read back
-    with _replacing(directory) as temporary:
+    with replacing(directory) as temporary:
         save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
         manifest["id"] = _identity(temporary / TENSORS, manifest)
         write_json(temporary / MANIFEST, manifest)
@@ -74,8 +74,12 @@ def save(
 
 
 @contextmanager
-def _replacing(directory: Path) -> Iterator[Path]:
-    """An empty directory that takes the place of `directory` once it has been filled."""
+def replacing(directory: Path) -> Iterator[Path]:
+    """An empty directory that takes the place of `directory` once it has been filled.
+
+    Raises:
+        MissingError: the disk does not take it.
+    """
     whole = directory.absolute()
     temporary = whole.with_name(f".{whole.name}.{os.getpid()}")
     try:

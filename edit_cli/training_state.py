@@ -9,7 +9,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edit_cli.checkpoints import replacing, write_tensors
+from edit_cli.checkpoints import write_tensors
+from edit_cli.edit_store import replacing
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import read_json, write_json
 

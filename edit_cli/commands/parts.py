@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ def load_model(options: ModelOptions, monitor: Monitor) -> LM:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        return options.load(monitor)
+        lm = options.load(monitor)
+    gc.freeze()  # libraries and model stay to the end: each collection would look through all of their objects (4 % of a mass edit)
+    return lm
 
 
 def refuse_missing_layers(editor: Editor, lm: LM) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,26 +111,38 @@ class Subjects:
     def __init__(self, lm: LM, requests: Sequence[EditRequest], contexts: Contexts, groups: Sequence[Sequence[int]] | None = None) -> None:
         self.lm, self.contexts = lm, contexts
         self.groups = groups or [[i] for i in range(len(requests))]
-        chunks = [requests[first : first + CHUNK] for first in range(0, len(requests), CHUNK)]
-        self.prefixed = [Ascent(lm, *rows_in_contexts(lm, chunk, contexts, with_target=False)) for chunk in chunks]
-        self.bare = Ascent(lm, *rows_in_contexts(lm, [requests[group[0]] for group in self.groups], BARE, with_target=False))
+        self.prefixed = self._ascents(requests, contexts)
+        self.bare = self._ascents([requests[group[0]] for group in self.groups], BARE)
+
+    def _ascents(self, requests: Sequence[EditRequest], contexts: Contexts) -> list[Ascent]:
+        """This process's share, by chunks."""
+        mine = self.lm.team.share(requests)
+        chunks = [mine[first : first + CHUNK] for first in range(0, len(mine), CHUNK)]
+        return [Ascent(self.lm, *rows_in_contexts(self.lm, chunk, contexts, with_target=False)) for chunk in chunks]
+
+    def _read(self, ascents: Sequence[Ascent], layer: int, tap: Tap) -> Iterator[Tensor]:
+        """(rows, width) of each ascent, blocks below `layer` being done with."""
+        for ascent in ascents:
+            ascent.climb(layer)
+            yield ascent.read([tap])[0]
+
+    def _together(self, mine: Sequence[Tensor]) -> Tensor:
+        """(width, n): what all processes read of their shares."""
+        return torch.stack(self.lm.team.gather([row.cpu() for row in mine]), dim=1).to(self.lm.device)
 
     def keys(self, layer: int) -> Tensor:
         """Keys (m, groups) float64: input of the layer's MLP projection, averaged over contexts."""
-        parts = []
-        for ascent in self.prefixed:
-            ascent.climb(layer)
-            (keys,) = ascent.read([Tap(self.lm.layout.mlp_out(layer), "input")])
-            by_request = keys.double().view(-1, len(self.contexts.texts), keys.shape[1])
-            parts.append(torch.einsum("ncm,c->mn", by_request, self.contexts.weights.to(keys.device)))
-        single = torch.cat(parts, dim=1)
+        weights, mine = self.contexts.weights, []
+        for keys in self._read(self.prefixed, layer, Tap(self.lm.layout.mlp_out(layer), "input")):
+            by_request = keys.double().view(-1, len(weights), keys.shape[1])
+            mine += torch.einsum("ncm,c->nm", by_request, weights.to(keys.device))
+        single = self._together(mine)
         return torch.stack([single[:, group].mean(dim=1) for group in self.groups], dim=1)
 
     def states(self, layer: int, site: Site, last: int) -> Tensor:
         """States (d, groups) at `site` of layer `last`, of the bare prompts; blocks below `layer` are taken as done with."""
-        self.bare.climb(layer)
-        (states,) = self.bare.read([Tap(shifted_modules(self.lm, last, site)[0], "output")])
-        return states.T
+        tap = Tap(shifted_modules(self.lm, last, site)[0], "output")
+        return self._together([row for states in self._read(self.bare, layer, tap) for row in states])
 
 
 def averaged_keys(lm: LM, requests: Sequence[EditRequest], layer: int, contexts: Contexts) -> Tensor:

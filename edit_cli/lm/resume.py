@@ -6,9 +6,10 @@ block ℓ are constants, and so are the keys and values of earlier tokens in all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from edit_cli.lm.heads import Heads, Prefilled, close, common_lengths, placeholder, take_columns
 from edit_cli.lm.hooks import on_output
+from edit_cli.lm.layout import attention_ins
 from edit_cli.lm.model import LM
-from edit_cli.lm.thinning import spare_unread
+from edit_cli.lm.thinning import only_tokens, spare_unread
 from edit_cli.lm.tokens import pad_right
 
 
@@ -41,7 +43,8 @@ class Resumption:
     """Rows whose constant part has been computed. `frozen`: the last block that no change reaches, −1 for none.
 
     reuse_prefix: whether tokens before the start are kept as cached keys and values (where the family has such a cache).
-    lean_from: the first block whose MLP is spared the tokens that nobody reads, null for none; then rows also share their
+    lean_from: the first block that is not changed inside, but only by what enters it at the rows' starts; null for none. From it on
+    MLPs are spared the tokens that nobody reads; it makes anew the queries, keys and values of the starts alone; rows share their
     beginnings. Only for callers without hooks of their own in those blocks, which would see a few tokens in place of (rows, tokens).
 
     base: float32 logits (wanted positions of all rows, vocabulary) of the unchanged model.
@@ -77,7 +80,12 @@ class Resumption:
         if heads.width:
             past, positions = heads.cache(heads.run(), every), skipped[:, None] + torch.arange(ids.shape[1], device=device)
         states: list[Tensor] = []
+        projected: dict[str, Tensor] = {}
         with ExitStack() as stack:
+            if lean and self.lean_from < lm.layout.depth:
+                for name in attention_ins(lm.model, lm.layout, self.lean_from):
+                    keep = partial(projected.__setitem__, name)
+                    stack.enter_context(on_output(lm.module(name), lambda found, keep=keep: keep(found)))
             if self.frozen >= 0:
                 block = lm.module(lm.layout.block(self.frozen))
                 stack.enter_context(on_output(block, lambda hidden: states.append(hidden.clone())))
@@ -86,7 +94,9 @@ class Resumption:
                 spare_unread(stack, lm, range(lm.layout.depth - (self.frozen == lm.layout.depth - 1)), mask, self.rows, columns)
             everything = torch.cat([heads.before(every), mask], dim=1)
             self.base = lm.head.logits_at(ids, everything, self.rows, columns, past=past, positions=positions)
-        self.states = _columns(states[0], self.positions - skipped[:, None]).to(device) if states else None
+        own = self.positions - skipped[:, None]
+        self.states = _columns(states[0], own).to(device) if states else None
+        self.projected = {name: _columns(found, own) for name, found in projected.items() if found.shape[:2] == ids.shape}
         index = self.positions[:, :1] - length + torch.arange(length, device=device) + heads.width - skipped[:, None]
         above = past.layers[self.frozen + 1 :] if past is not None else []
         self.prefix = [tuple(take_columns(part, index) for part in (layer.keys, layer.values)) for layer in above]
@@ -107,6 +117,9 @@ class Resumption:
                 stack.enter_context(on_output(lm.module(module), lambda hidden: change(hidden, rows, self.at), len(rows)))
             if self.lean_from is not None:
                 spare_unread(stack, lm, range(self.lean_from, lm.layout.depth), self.tail, self.rows, self.columns)
+            starts = rows * self.ids.shape[1] + self.at
+            for name, others in self.projected.items():
+                stack.enter_context(only_tokens(lm.module(name), starts, self.ids.numel(), others))
             past, positions = (self._cache(), self.positions) if self.prefix else (None, None)
             return lm.head.logits_at(self.ids, mask, self.rows, self.columns, past=past, positions=positions)
 
@@ -119,6 +132,15 @@ class Resumption:
     def agrees(self, logits: Tensor) -> bool:
         """Whether `logits` of an empty change equal the whole model's: some families do not take a cached prefix."""
         return close(self.lm, logits, self.base)
+
+    @contextmanager
+    def projecting_all(self) -> Iterator[None]:
+        """Queries, keys and values of all tokens are made anew, as a check."""
+        kept, self.projected = self.projected, {}
+        try:
+            yield
+        finally:
+            self.projected = kept
 
     # --- rows come and go -------------------------------------------------------------------------------------------
 
@@ -136,6 +158,7 @@ class Resumption:
         part.ids, part.tail, part.positions = (x[keep, :tail] for x in (self.ids, self.tail, self.positions))
         part.before = self.before[keep, cut:]
         part.states = None if self.states is None else self.states[keep, :tail]
+        part.projected = {name: x[keep.to(x.device), :tail] for name, x in self.projected.items()}
         whole = part.before.shape[1] > 0
         part.prefix = [tuple(x[keep.to(x.device), :, cut:] for x in pair) for pair in self.prefix] if whole else []
         return part
@@ -149,6 +172,7 @@ class Resumption:
         both.ids, both.tail, both.positions = (_stack_rows(getattr(self, n), getattr(other, n)) for n in ("ids", "tail", "positions"))
         both.before = _stack_rows(self.before, other.before, left=True)
         both.states = None if self.states is None else _stack_rows(self.states, other.states)
+        both.projected = {name: _stack_rows(x, other.projected[name]) for name, x in self.projected.items()}
         both.prefix = [
             tuple(_stack_rows(a.transpose(1, 2), b.transpose(1, 2), left=True).transpose(1, 2) for a, b in zip(mine, its, strict=True))
             for mine, its in zip(self._pairs(other), other._pairs(self), strict=True)

@@ -46,8 +46,10 @@ def spare_unread(stack: ExitStack, lm: LM, layers: Sequence[int], tail: Tensor, 
 
 
 @contextmanager
-def only_tokens(module: nn.Module, chosen: Tensor, total: int) -> Iterator[None]:
-    """Let `module` work on the `chosen` tokens only, indices into rows · tokens = `total`; zeros leave it for all others."""
+def only_tokens(module: nn.Module, chosen: Tensor, total: int, others: Tensor | None = None) -> Iterator[None]:
+    """Let `module` work on the `chosen` tokens only, indices into rows · tokens = `total`; `others` (rows, tokens, width) leaves it for
+    all the rest, or zeros.
+    """
     shape: torch.Size | None = None
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -63,7 +65,8 @@ def only_tokens(module: nn.Module, chosen: Tensor, total: int) -> Iterator[None]
             return output
         hidden = hidden_of(output)
         found = hidden.reshape(-1, hidden.shape[-1])
-        everywhere = found.new_zeros(total, found.shape[1]).index_copy(0, chosen.to(found.device), found)
+        rest = found.new_zeros(total, found.shape[1]) if others is None else others.reshape(total, -1).to(found)
+        everywhere = rest.index_copy(0, chosen.to(found.device), found)
         return with_hidden(output, everywhere.view(*shape, -1))
 
     handles = (module.register_forward_pre_hook(gather), module.register_forward_hook(scatter))
