@@ -7,6 +7,7 @@ number of the step, the learning rate on that number alone.
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ TRAIN, VALIDATION = "train", "validation"
 KEY = ("step", "kind")  # what tells lines of a training's results.jsonl apart
 BAD_SHARE, BAD_AT_LEAST = 0.01, 3  # of micro-batches without a finite loss: more than these end the training
 ZERO_STEPS = 5  # steps without any gradient, likewise
+SHARDING = ("fsdp", "deepspeed", "megatron_lm")  # as accelerate's launcher tells it in the environment
 
 Line = dict[str, Any]
 
@@ -128,12 +130,12 @@ class Training:
         self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.options.validation_edits))]
         torch.manual_seed(self.options.seed)
         self.net = editor.build(lm).to(lm.device)
-        self.state = State(folder, stamp, is_main=lm.team.is_main)
+        self.folder, self.state = folder, State(folder, stamp, is_main=lm.team.is_main)
         self.zero_steps, self.bad = 0, 0
 
     def run(self) -> Trained:
         options = self.options
-        with accelerated(self.lm, options) as accelerator:
+        with accelerated(self.lm, options, self.folder) as accelerator:
             self._prepare(accelerator)
             done = self._take_up()
             accelerator.log({}, step=done)
@@ -143,7 +145,7 @@ class Training:
                     line = self._step(done)
                     done += 1
                     if done % options.log_every == 0 or done == 1:
-                        self._tell(accelerator, {"step": done, "kind": TRAIN, **line})
+                        self._tell(accelerator, {"step": done, "kind": TRAIN, **_mean(self.lm.team.gather([line]))})
                     if done % options.validate_every == 0 or done == options.steps:
                         self._validate(accelerator, done)
                     if done % options.save_every == 0:
@@ -265,11 +267,25 @@ class Training:
                 f"{options.largest_shift:g}): lower method.step_size, method.training.lr or the learning rate of the step sizes"
             )
         self.state.offer(step, line, self.net)
+        self.editor.after_validation(self.net, line)
 
     def _tell(self, accelerator: Any, line: Line) -> None:
         self.write({name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in line.items()})
         values = {f"{line['kind']}/{name}": value for name, value in line.items() if isinstance(value, float)}
         accelerator.log(values, step=line["step"])
+
+
+def refuse_sharding() -> None:
+    """Refuse launchers that spread one copy of the parameters over the processes.
+
+    The frozen model is read and hooked from outside, and what is trained is small beside it: there is nothing to gain by spreading that.
+    """
+    for name in SHARDING:
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
+            raise UsageError(
+                f"train-editor cannot work on parameters that {name.replace('_', '-')} spreads over processes: launch with "
+                "conf/accelerate/multi-gpu.yaml, or, for a model larger than one GPU, a single process with model.device_map=auto"
+            )
 
 
 def told_of(line: Line) -> str:
@@ -300,8 +316,8 @@ def _mean(lines: Sequence[Line], weights: Sequence[float] | None = None) -> Line
 
 
 @contextmanager
-def accelerated(lm: LM, options: TrainingOptions) -> Iterator[Any]:
-    """An Accelerator on the model's device, with the trackers that are installed.
+def accelerated(lm: LM, options: TrainingOptions, folder: Path) -> Iterator[Any]:
+    """An Accelerator on the model's device, with the trackers that are installed; those that write files do so in `folder`.
 
     Raises:
         UsageError: a precision that the device lacks, or a tracker that is not installed.
@@ -314,7 +330,7 @@ def accelerated(lm: LM, options: TrainingOptions) -> Iterator[Any]:
     try:
         accelerator = Accelerator(
             gradient_accumulation_steps=options.accumulate, mixed_precision=options.precision, cpu=lm.device.type == "cpu",
-            log_with=trackers or None, project_dir="runs" if trackers else None,
+            log_with=trackers or None, project_dir=str(folder) if trackers else None,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"method.training.precision={options.precision}: {str(error).splitlines()[0]}") from None
@@ -337,5 +353,5 @@ def _trackers(lm: LM, wanted: Sequence[str]) -> list[str]:
         if name not in there and name != "tensorboard":
             raise UsageError(f"method.training.trackers: {name} is not installed: pip install {name}, or leave it out")
     if "tensorboard" in wanted and "tensorboard" not in there:
-        lm.monitor.note("TensorBoard is not installed, so the curves are in the run directory alone (pip install tensorboard)")
+        lm.monitor.note("TensorBoard is not installed, so the curves are in the run directory alone (pip install 'edit-cli[tensorboard]')")
     return [name for name in wanted if name in there]

@@ -185,7 +185,10 @@ def test_curves_go_to_trackers_by_name(tmp_path):
     run(fit(steps=2, trackers=["tensorboard"]), tmp_path, notes)
     from accelerate.utils import is_tensorboard_available
 
-    assert is_tensorboard_available() or any("TensorBoard is not installed" in note for note in notes)
+    if is_tensorboard_available():
+        assert list(tmp_path.rglob("events.out.tfevents.*"))
+    else:
+        assert any("TensorBoard is not installed" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# One table a task: every editor that applies, one fact at a time, on facts of subjects that no training has seen.
+#
+#   experiments/trained_editors.sh                                 # every task; the trainings take most of the time
+#   TASKS=statements LIMIT=50 experiments/trained_editors.sh runs/mine seed=1
+#
+# Tasks: statements, texts and opinions on tiny-gpt2; questions on tiny-t5 and tiny-bart, hard ones on tiny-t5; claims on tiny-bert.
+# Editors that learn are trained first, on the training split; a checkpoint that is in the cache already is used as it is.
+# Writes TASK-MODEL.{md,csv} into OUT.
+set -euo pipefail
+
+OUT="${1:-runs/trained_editors}"
+shift $(( $# > 0 ))
+LIMIT="${LIMIT:-100}"
+TASKS="${TASKS:-statements texts opinions questions hard claims}"
+LEARN="ke enn mend mend-identity malmen serac"
+FACTS=es_edit,paraphrase_seen_accuracy,paraphrase_unseen_accuracy,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown
+QUESTIONS=es_edit,es_outer,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown
+HARD=es_edit,es_outer,portability_implied_token_accuracy,portability_true_false_success,locality_hard_drawdown,locality_disagreement
+TEXTS=es_edit,paraphrase_token_accuracy,perplexity_drawdown,locality_kl,locality_disagreement
+OPINIONS=convsent_es,convsent_sentiment,convsent_topic,locality_disagreement
+
+compare() {  # task, model, data set, metrics, methods
+  local task="$1" model="$2" data="$3" metrics="$4"
+  shift 4
+  for method in "$@"; do
+    local settings=(method="$method" model="$model" dataset="$data" "${OVERRIDES[@]}")
+    if [[ " $LEARN " == *" $method "* ]]; then
+      edit-cli train-editor "${settings[@]}" run_dir="$OUT/$task-$model/train/$method" > /dev/null
+    fi
+    edit-cli evaluate "${settings[@]}" limit="$LIMIT" protocol.batch_size=1 protocol.observe.sample=false \
+      run_dir="$OUT/$task-$model/evaluate/$method" tag="$method" > /dev/null
+  done
+  edit-cli compare "$OUT/$task-$model/evaluate"/*/ --by tag --metrics "$metrics" --out "$OUT/$task-$model"
+}
+
+OVERRIDES=("$@")
+WEIGHTS="ft ft-l mend-identity ke enn mend malmen"
+for task in $TASKS; do
+  case "$task" in
+    statements) compare "$task" tiny-gpt2 world "$FACTS" $WEIGHTS serac lookup ike rome memit ;;
+    texts) compare "$task" tiny-gpt2 world_texts "$TEXTS" $WEIGHTS lookup ;;
+    opinions) compare "$task" tiny-gpt2 world_opinions "$OPINIONS" $WEIGHTS serac lookup ;;
+    questions) for model in tiny-t5 tiny-bart; do compare "$task" "$model" world_qa "$QUESTIONS" ft ft-l lookup mend; done ;;
+    hard) compare "$task" tiny-t5 world_hard "$HARD" ft ft-l lookup mend ;;
+    claims) compare "$task" tiny-bert world_claims "$QUESTIONS" ft ft-l lookup mend ;;
+    *) echo "$task: choose statements, texts, opinions, questions, hard or claims" >&2; exit 2 ;;
+  esac
+done
