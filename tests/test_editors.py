@@ -27,6 +27,8 @@ QUICK = {  # less text and fewer steps than are needed for good edits
     "wise": ("method.steps=30", "method.context.per_start=1"),
     "lora": ("method.steps=20",),
     "retrain": ("method.corpus=FEW",),
+    "enn": ("method.trains=edited", "method.layers=[4, 5]", "method.steps=2"),
+    "malmen": ("method.edits=8",),
 }
 MODELS = {"Conv1D": embedded_lm, "Linear": linear_twin}
 

@@ -147,6 +147,25 @@ def test_blocks_below_the_lowest_edited_layer_run_once():
     assert calls == []
 
 
+def test_tokens_that_nobody_reads_are_spared_and_change_nothing(monkeypatch):
+    lm, editor = double(), mend()
+    net, lessons = prepared(editor, lm, torch.float64), draw(statements("train")[:3], 1, DRAWN)
+    shifts = net(gradients(lm, lm.head.encode([pair for lesson in lessons for pair in lesson.inner]), MODULES), 3)
+    trial = Trial(lm, lessons, lowest=4)
+    seen = []
+    handles = [lm.module(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel())) for name in MODULES]
+    lean = trial.answers(shifts).logits
+    monkeypatch.setattr(LM, "takes_shortcuts", False)
+    whole = trial.answers(shifts).logits
+    for handle in handles:
+        handle.remove()
+    lengths = [[len(row.ids) - 1 for row in trial.rows[first : first + 3]] for first in range(0, 9, 3)]
+    answers = [sum(len(row.target) for row in trial.rows[first : first + 3]) for first in range(0, 9, 3)]
+    real, read, total = 3 * max(map(sum, lengths)), 3 * max(answers), 9 * max(map(max, lengths))
+    assert seen == [real, real, read, read] + [total] * 4 and read < real < total
+    torch.testing.assert_close(lean, whole)
+
+
 def test_a_fresh_network_gives_back_normalised_factors_and_can_learn():
     torch.manual_seed(0)
     net = Hypernetwork([(4, 3), (4, 3)], rank=5, spread=1.0)

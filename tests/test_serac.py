@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -305,7 +302,7 @@ def checkpoint(tmp_path):
     return tmp_path / "networks"
 
 
-def test_saved_it_answers_the_same_in_a_new_process(checkpoint, tmp_path):
+def test_saved_it_answers_the_same_from_the_disk_alone(checkpoint, tmp_path):
     wanted, prompts = asked()
     scale = between(wanted, prompts)
     made = SERAC(**{**vars(editor(scale=scale)), "checkpoint": str(checkpoint)})
@@ -313,15 +310,11 @@ def test_saved_it_answers_the_same_in_a_new_process(checkpoint, tmp_path):
     edit_store.save(edit, tmp_path / "edit", lm(), wanted, {"name": "serac"})
     pair = [(prompt, "London") for prompt in prompts]
     with lm().edited(edit):
-        here = [score.nll for score in lm().loglikelihood(pair)]
-    code = (
-        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli import edit_store\n"
-        "lm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\n"
-        "print(json.dumps([score.nll for score in lm.loglikelihood([tuple(pair) for pair in json.loads(sys.argv[3])])]))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "edit"), str(Path(__file__).parent), json.dumps(pair)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == here
+        here = lm().loglikelihood(pair)
+    fresh = embedded_lm()
+    edit_store.attach(tmp_path / "edit", fresh)
+    assert fresh.loglikelihood(pair) == here
+    assert fresh.attached[0].net is not edit.net
 
 
 def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
@@ -334,6 +327,38 @@ def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
     checkpoints.save(checkpoint, editor().build(lm()), {**editor().identity(lm()), **about})
     with pytest.raises(MissingError, match="holds other networks than this edit was made with"):
         edit_store.attach(tmp_path / "edit", lm())
+
+
+# --- the encoder's share ---------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_encoder_keeps_its_bits_and_the_head_learns():
+    torch.manual_seed(0)
+    sizes = {**BERT, "num_hidden_layers": 3}
+    made = SERAC(
+        scope=ScopeOptions(model=Companion(family="bert", sizes=sizes), pooling="mean", trained_blocks=1, head=8, describes="prompt"),
+        counterfactual=editor().counterfactual,
+    )
+    fresh = made.build(lm())
+    before = {name: value.clone() for name, value in fresh.scope.state_dict().items()}
+    optimiser = torch.optim.AdamW([parameter for parameter in fresh.parameters() if parameter.requires_grad], lr=1e-3)
+    made.loss(fresh, lm(), [lesson_case(number) for number in range(4)])[0].backward()
+    optimiser.step()
+    moved = {name for name, value in fresh.scope.state_dict().items() if not torch.equal(value, before[name])}
+    assert "head.1.weight" in moved and any("layer.2." in name for name in moved)
+    assert all("layer.2." in name or name.startswith("head.") for name in moved)
+
+
+def test_a_fact_that_is_described_by_its_prompt_is_found_by_it_whatever_the_answer():
+    torch.manual_seed(0)
+    for describes, same in (("prompt", True), ("fact", False)):
+        options = ScopeOptions(model=Companion(family="bert", sizes=BERT), pooling="mean", head=8, describes=describes)
+        scope = options.build(lm().tokenizer, 4096)
+        keys = scope.keys([Fact("Ada works as a", "pilot"), Fact("Ada works as a", "judge")])
+        assert keys.shape == (2, 8) and torch.equal(keys[0], keys[1]) is same
+        memory = FactMemory(8, torch.device("cpu"))
+        memory.add([Fact("Ada works as a", "pilot")], keys[:1])
+        assert (float(scope.best(memory, ["Ada works as a"])[0]) == pytest.approx(1.0, abs=1e-6)) is same
 
 
 # --- training ----------------------------------------------------------------------------------------------------------------
@@ -385,9 +410,10 @@ def test_all_pairs_are_those_with_the_prompts_of_other_subjects():
     assert whole - without == pytest.approx(3.0 * sum(terms) / len(terms), rel=1e-3)
 
 
-def test_a_few_steps_tell_prompts_apart():
+@pytest.mark.parametrize("kind", ["embedding", "cross"])
+def test_a_few_steps_tell_prompts_apart(kind):
     torch.manual_seed(0)
-    made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=1.0, all_pairs=1.0)
+    made = SERAC(scope=editor(kind).scope, counterfactual=editor().counterfactual, edit_weight=1.0, all_pairs=1.0)
     fresh, cases = made.build(lm()), [lesson_case(number) for number in range(6)]
     optimiser = torch.optim.AdamW(fresh.parameters(), lr=3e-3)
     for _ in range(60):
@@ -419,6 +445,11 @@ def test_varied_lessons_are_about_invented_subjects_and_near_namesakes():
         ({"join": "{prompt}"}, "method.join={prompt}: it must hold"),
         ({"scope": ScopeOptions(kind="x")}, "method.scope.kind=x: choose"),
         ({"scope": ScopeOptions(pooling="x")}, "method.scope.pooling=x: choose"),
+        ({"scope": ScopeOptions(describes="x")}, "method.scope.describes=x: choose fact or prompt"),
+        ({"scope": ScopeOptions(head=0)}, "method.scope.head=0: give its width"),
+        ({"scope": ScopeOptions(trained_blocks=-1)}, "method.scope.trained_blocks=-1: give 0 or more"),
+        ({"scope": ScopeOptions(trained_blocks=0)}, "method.scope.trained_blocks=0 leaves nothing of the classifier to train"),
+        ({"scope": ScopeOptions(model=Companion(family="bert", sizes=BERT), trained_blocks=2)}, "method.scope.trained_blocks=2: the encoder has 1"),
         ({"scope": ScopeOptions()}, "method.scope.model has neither checkpoint nor family"),
         ({"counterfactual": Companion(checkpoint="/nowhere")}, "method.counterfactual.checkpoint=/nowhere: no such folder"),
         ({"counterfactual": Companion(family="nope")}, "method.counterfactual: "),

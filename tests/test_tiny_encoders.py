@@ -1,4 +1,4 @@
-"""The shipped T5 and BART: what they know, how their tokenizers split names, and the training of such models end to end."""
+"""The shipped T5, BART and BERT: what they know, how their tokenizers split names, and the training of such models end to end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edit_cli.tiny.tasks import asked, claimed, question_wordings, witnesses
 from edit_cli.tiny.world import World, load_relations, make_world
 
 ASSETS = Path(edit_cli.tiny.__file__).parent.parent / "assets"
-FORMS = {"tiny-t5": "questions", "tiny-bart": "questions"}
+FORMS = {"tiny-t5": "questions", "tiny-bart": "questions", "tiny-bert": "claims"}
 models = pytest.mark.parametrize("name", FORMS)
 
 

@@ -12,7 +12,7 @@ import edit_cli.tiny
 from edit_cli.tiny.assets import HELDOUT_SENTENCES
 from edit_cli.tiny.names import SYLLABLES, pool
 from edit_cli.tiny.records import BLOCK, make_records, make_snippets
-from edit_cli.tiny.world import Fact, World, documents, load_relations, make_world
+from edit_cli.tiny.world import GROUPS, Fact, World, documents, load_relations, make_world
 
 ASSETS = Path(edit_cli.tiny.__file__).parent.parent / "assets"
 
@@ -101,6 +101,13 @@ def test_the_seed_makes_the_shipped_world(records: list[dict], manifest: dict, w
     again = documents(world, 50, random.Random(f"{world.seed} corpus"))
     assert [" ".join(document) for document in again] == corpus[: len(again)]
     assert make_world(manifest["seed"] + 1).facts != world.facts
+
+
+def test_a_larger_world_has_as_many_times_the_subjects(world: World) -> None:
+    larger = make_world(world.seed, 3)
+    for group in GROUPS:
+        subjects, own = ({fact.subject for fact in one.facts if fact.group == group} for one in (larger, world))
+        assert len(subjects) == 3 * len(own)
 
 
 def test_heldout_text_is_not_in_the_corpus() -> None:

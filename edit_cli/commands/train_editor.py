@@ -18,10 +18,11 @@ from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import UsageError
 from edit_cli.report import learning
 from edit_cli.results import SUMMARY
-from edit_cli.training import KEY, Line, train
+from edit_cli.training import KEY, Line, refuse_sharding, train
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    refuse_sharding()
     top = settings(job.config)
     model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
     if not isinstance(editor, TrainableEditor):

@@ -7,7 +7,7 @@ one batch can each meet a weight of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from edit_cli.edits import Factors
 from edit_cli.editors.passes import row_losses
+from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
+from edit_cli.lm.thinning import spare
 from edit_cli.lm.tokens import Row
 
 
@@ -46,6 +50,23 @@ class Shift:
     left: Tensor
     right: Tensor
 
+    @classmethod
+    def dense(cls, change: Tensor) -> Shift:
+        """The shift of whole matrices (edits, d_out, d_in)."""
+        edits, d_out, d_in = change.shape
+        one = torch.eye(min(d_out, d_in)).to(change).expand(edits, -1, -1)
+        return cls(one, change) if d_out <= d_in else cls(change.mT, one)
+
+    def then(self, other: Shift) -> Shift:
+        """Both together."""
+        return Shift(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 1))
+
+    def factors(self) -> Factors:
+        """All edits together, as one low-rank update without the columns that add nothing."""
+        left, right = self.left.flatten(0, 1), self.right.flatten(0, 1)
+        kept = left.ne(0).any(-1) & right.ne(0).any(-1)
+        return Factors(left[kept].T.contiguous(), right[kept].contiguous())
+
     def norms(self) -> Tensor:
         """(edits,) Frobenius norms."""
         squares = ((self.left @ self.left.mT) * (self.right @ self.right.mT)).sum((1, 2))
@@ -56,16 +77,40 @@ class Shift:
         edits, n, d_out = self.left.shape
         states = x.reshape(edits, -1, x.shape[-1]).to(self.right)
         if n > min(self.right.shape[-1], d_out):
-            moved = states @ (self.right.mT @ self.left)
+            factors = states, self.right.mT @ self.left
         else:
-            moved = (states @ self.right.mT) @ self.left
-        return y + moved.reshape(y.shape).to(y)
+            factors = states @ self.right.mT, self.left
+        moved = torch.baddbmm(y.reshape(edits, -1, d_out).to(self.left), *factors)
+        return moved.reshape(y.shape).to(y)
 
 
-def gradients(lm: LM, rows: Sequence[Row], modules: Sequence[str], graph: bool = False) -> dict[str, Gradient]:
+@dataclass(frozen=True)
+class DenseShift:
+    """A change of one weight for all rows alike. change: (d_out, d_in)."""
+
+    change: Tensor
+
+    def norms(self) -> Tensor:
+        return self.change.norm()[None]
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """What leaves the module (y) with the change."""
+        return y + linear(x.to(self.change), self.change).to(y)
+
+
+@torch.no_grad()
+def largest(lm: LM, shifts: Mapping[str, Shift | DenseShift]) -> float:
+    """The largest ‖ΔW‖/‖W‖ of any edit and module."""
+    return max(float(shift.norms().max()) / float(lm.weight(name).float().norm()) for name, shift in shifts.items())
+
+
+def gradients(
+    lm: LM, rows: Sequence[Row], modules: Sequence[str], graph: bool = False, losses: Callable[[Answers, int], Tensor] = row_losses
+) -> dict[str, Gradient]:
     """{module: gradient} of the sum over rows of the mean NLL per target token. graph: keep them differentiable.
 
-    Nothing below the lowest module is differentiated. Modules that run twice in a pass are seen the last time only.
+    losses: another loss, (rows,) of the answers to so many rows. Nothing below the lowest module is differentiated. Modules that run twice
+    in a pass are seen the last time only.
     """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -77,7 +122,7 @@ def gradients(lm: LM, rows: Sequence[Row], modules: Sequence[str], graph: bool =
     with torch.enable_grad(), ExitStack() as stack:
         for name in modules:
             stack.callback(lm.module(name).register_forward_hook(partial(hook, name)).remove)
-        loss = row_losses(lm.head.answers(rows, end=True), len(rows)).sum()
+        loss = losses(lm.head.answers(rows, end=True), len(rows)).sum()
         found = torch.autograd.grad(loss, [seen[name][1] for name in modules], create_graph=graph)
     whole = {}
     for name, delta in zip(modules, found, strict=True):
@@ -87,13 +132,40 @@ def gradients(lm: LM, rows: Sequence[Row], modules: Sequence[str], graph: bool =
 
 
 @contextmanager
-def shifted(lm: LM, shifts: dict[str, Shift]) -> Iterator[None]:
+def shifted(lm: LM, shifts: Mapping[str, Shift | DenseShift]) -> Iterator[None]:
     """Let every batch inside the block, whose rows come edit by edit, meet shifted weights."""
 
-    def hook(shift: Shift, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def hook(shift: Shift | DenseShift, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return shift.add(args[0], output)
 
     with ExitStack() as stack:
         for name, shift in shifts.items():
             stack.callback(lm.module(name).register_forward_hook(partial(hook, shift)).remove)
         yield
+
+
+@contextmanager
+def sparing(lm: LM, rows: Sequence[Row], layers: Iterable[int], groups: int = 1) -> Iterator[None]:
+    """Let what works token by token in blocks `layers` see no padding, and in the model's last block only tokens that predict an answer.
+
+    To be entered before anything that changes what blocks do. Of each of `groups` equally large groups of rows equally many tokens are seen, as `shifted` wants them. Nothing happens where a model
+    does not take it.
+    """
+    with ExitStack() as stack:
+        if lm.takes_shortcuts:
+            columns = torch.arange(max(len(row.ids) for row in rows) - 1, device=lm.device)
+            ends, starts = (torch.tensor(which, device=lm.device)[:, None] for which in zip(*((len(row.ids), row.start) for row in rows), strict=True))
+            real = columns < ends - 1
+            read = real & (columns >= starts - 1)
+            every, last = _evenly(real, groups), _evenly(read, groups)
+            for layer in layers:
+                spare(stack, lm, layer, last if layer == lm.layout.depth - 1 else every, real.numel())
+        yield
+
+
+def _evenly(wanted: Tensor, groups: int) -> Tensor:
+    """Indices into (rows · tokens) of the wanted tokens, filled up with others so that every group has as many; in order of the groups."""
+    wanted = wanted.reshape(groups, -1)
+    number = int(wanted.sum(1).max())
+    places = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :number]
+    return (places + wanted.shape[1] * torch.arange(groups, device=wanted.device)[:, None]).flatten()

@@ -13,6 +13,7 @@ from edit_cli.lm.model import LM
 from edit_cli.parallel import ALONE, Team
 
 PARTS = ("both", "inputs", "outputs", "smaller")
+CHUNK = 4096  # rows that are looked at together in float64
 
 
 class Normaliser(nn.Module):
@@ -27,8 +28,7 @@ class Normaliser(nn.Module):
     @torch.no_grad()
     def take_in(self, rows: Tensor, team: Team) -> None:
         """Rows (n, width) of every process (parallel form of Welford's sums)."""
-        rows = rows.double()
-        sums = torch.cat([rows.new_full((1,), len(rows)), rows.sum(0), rows.square().sum(0)])
+        sums = sum(_sums(part.to(self.mean)) for part in rows.split(CHUNK))
         n, total, squared = team.sum(sums).split([1, rows.shape[1], rows.shape[1]])
         mean = total / n
         away, both = mean - self.mean, self.count + n
@@ -41,6 +41,10 @@ class Normaliser(nn.Module):
             raise UsageError("this editor has seen no gradients yet: train it first")
         deviation = (self.squares / (self.count - 1).clamp_min(1)).sqrt()
         return (rows - self.mean.to(rows)) / (deviation.to(rows) + 1e-7)
+
+
+def _sums(rows: Tensor) -> Tensor:
+    return torch.cat([rows.new_full((1,), len(rows)), rows.sum(0), rows.square().sum(0)])
 
 
 class LowRankLayer(nn.Module):
@@ -115,6 +119,16 @@ class Hypernetwork(nn.Module):
                 for key, members in self.members.items()
             }
         )
+
+    def take_in(self, rows: Sequence[Tensor], team: Team = ALONE) -> None:
+        """Train the statistics alone, on the factors [u; δ] (n, d_in + d_out) of each module."""
+        for key, members in self.members.items():
+            self.transforms[key].take_in(torch.cat([rows[number] for number in members]), team)
+
+    def improved(self, number: int, rows: Tensor) -> Tensor:
+        """[ũ; δ̃] of factors [u; δ] (n, d_in + d_out) of one module."""
+        key, members = next((key, members) for key, members in self.members.items() if number in members)
+        return self.transforms[key](rows, torch.full((len(rows),), members.index(number), device=rows.device))
 
     def forward(self, gradients: Sequence[Gradient], team: Team = ALONE) -> list[tuple[Tensor, Tensor]]:
         """(ũ, δ̃) of each module, as (rows, tokens, d_in) and (rows, tokens, d_out), zero where the gradient is. Trains its statistics."""

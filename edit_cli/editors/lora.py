@@ -16,6 +16,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import unwrapped
 from edit_cli.lm.layout import attention_out, is_projection
 from edit_cli.lm.model import LM
+from edit_cli.lm.offload import carrier_of
 from edit_cli.requests import EditRequest
 
 
@@ -46,8 +47,13 @@ class Lora(Editor):
     seed: int = 0
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
-        """Factors of rank `rank`, one pair a module."""
+        """Factors of rank `rank`, one pair a module.
+
+        Raises:
+            UsageError: peft is not installed, a module is not there, or its weight is kept off the device.
+        """
         names = self._names(lm)
+        _refuse_offloaded(lm, names)
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         device = [lm.device] if lm.device.type == "cuda" else []
         with lm.monitor.phase("train"), torch.random.fork_rng(device), self._adapters(lm, names) as adapters:
@@ -123,6 +129,16 @@ class Lora(Editor):
             for part in self.modules:
                 names.append(_name(lm, layer, part))
         return names
+
+
+def _refuse_offloaded(lm: LM, names: Sequence[str]) -> None:
+    """peft makes adapters where it finds the weight, and that of an offloaded module is nowhere between two passes."""
+    away = next((name for name in names if carrier_of(lm.model, f"{name}.weight") is not None), None)
+    if away is not None:
+        raise UsageError(
+            f"method=lora cannot train beside {away}, which model.device_map keeps off the device: give method.layers that are on it, "
+            "load the model without model.device_map (in fewer bits, if it is too large), or use method=ft"
+        )
 
 
 def _name(lm: LM, layer: int, part: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.gradients import Gradient, Shift, gradients
+from edit_cli.editors.gradients import Gradient, Shift, gradients, largest
 from edit_cli.editors.hypernetwork import PARTS, Hypernetwork, edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
 from edit_cli.editors.remembered import Memory
@@ -138,9 +138,3 @@ class MendNet(nn.Module):
 def _factors(shift: Shift, gradient: Gradient) -> Factors:
     kept = gradient.kept.flatten().to(shift.left.device)
     return Factors(shift.left[0][kept].T.contiguous(), shift.right[0][kept].contiguous())
-
-
-@torch.no_grad()
-def largest(lm: LM, shifts: dict[str, Shift]) -> float:
-    """The largest ‖ΔW‖/‖W‖ of any edit and module."""
-    return max(float(shift.norms().max()) / float(lm.weight(name).float().norm()) for name, shift in shifts.items())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from edit_cli.editors.gradients import Shift, shifted
+from edit_cli.editors.gradients import DenseShift, Shift, shifted, sparing
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.editors.remembered import Memory, base_answers
 from edit_cli.errors import UsageError
@@ -90,7 +90,7 @@ class Trial:
 
     def __init__(self, lm: LM, lessons: Sequence[Lesson], lowest: int, memory: Memory | None = None) -> None:
         """lowest: the first layer that an edit changes; blocks below it are run once."""
-        self.lm, self.lowest = lm, lowest
+        self.lm, self.lowest, self.lessons = lm, lowest, len(lessons)
         pairs = [pair for lesson in lessons for pair in (*lesson.outer, *lesson.local)]
         self.rows = lm.head.encode(pairs)
         kinds = [kind for lesson in lessons for kind in [True] * len(lesson.outer) + [False] * len(lesson.local)]
@@ -98,15 +98,16 @@ class Trial:
         ask = memory.answers if memory is not None and memory.works(lm) else base_answers
         self.states, self.base = ask(lm, self.rows, lowest)
 
-    def answers(self, shifts: dict[str, Shift]) -> Answers:
+    def answers(self, shifts: Mapping[str, Shift | DenseShift]) -> Answers:
         """Each lesson's rows, of a model with its own shift of each module."""
         with ExitStack() as stack:
+            stack.enter_context(sparing(self.lm, self.rows, range(self.lowest, self.lm.layout.depth), self.lessons))
             if self.states is not None:
                 stack.enter_context(self.lm.skipping(self.lowest - 1, self.states))
             stack.enter_context(shifted(self.lm, shifts))
             return self.lm.head.answers(self.rows, end=True)
 
-    def losses(self, shifts: dict[str, Shift]) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def losses(self, shifts: Mapping[str, Shift | DenseShift]) -> tuple[Tensor, Tensor, dict[str, float]]:
         """(mean NLL where the edits must work, mean KL(before ‖ after) where answers must stay, what to show)."""
         found = self.answers(shifts)
         nll, kl, told = judged(found, self.base, self.outer)

@@ -76,9 +76,9 @@ def at_prompt_end(states: Tensor, focus: Focus) -> Tensor:
     return exact(states[torch.arange(len(states), device=states.device), at.to(states.device)])
 
 
-def row_losses(found: Answers, rows: int) -> Tensor:
-    """(rows,): mean negative log-likelihood of each row's target tokens, nats."""
-    nll = cross_entropy(found.logits, found.labels, reduction="none")
+def row_losses(found: Answers, rows: int, smoothing: float = 0.0) -> Tensor:
+    """(rows,): mean negative log-likelihood of each row's target tokens, nats; `smoothing` of the labels goes to all classes alike."""
+    nll = cross_entropy(found.logits, found.labels, reduction="none", label_smoothing=smoothing)
     count = torch.bincount(found.rows, minlength=rows).to(nll)
     return nll.new_zeros(rows).index_add(0, found.rows, nll) / count.clamp_min(1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from edit_cli.editors.gradients import Gradient, gradients
+from edit_cli.editors.gradients import Gradient, gradients, sparing
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.model import LM
@@ -33,22 +33,26 @@ class Memory:
     def works(self, lm: LM) -> bool:
         return self.budget > 0 and len(lm.layout.stacks) == 1 and not lm.attached
 
-    def answers(self, lm: LM, rows: Sequence[Row], lowest: int) -> tuple[Tensor | None, Answers]:
-        """(states (rows, tokens, width) that leave block lowest − 1, None for the first block; answers with their ends)."""
-        keys = [("answer", lowest, row.ids, row.target) for row in rows]
-        new = [index for index, key in enumerate(keys) if key not in self._seen]
-        fresh: dict[Any, tuple[Tensor, ...]] = {}
-        if new:
-            some = [rows[i] for i in new]
-            states, found = base_answers(lm, some, lowest)
-            if states is not None:
-                self.beyond = states.shape[1] - max(len(row.ids) for row in some)
-            counts = torch.bincount(found.rows, minlength=len(new)).tolist()
-            parts = zip(found.logits.split(counts), found.labels.split(counts), strict=True)
-            for place, (i, (logits, labels)) in enumerate(zip(new, parts, strict=True)):
-                fresh[keys[i]] = (logits, labels, *(() if states is None else (states[place],)))
+    def recall(self, keys: Sequence[Any], make: Callable[[list[int]], Sequence[tuple[Tensor, ...]]]) -> list[tuple[Tensor, ...]]:
+        """What belongs to each key. make: finds what is not there yet, given the places of its keys."""
+        new = [place for place, key in enumerate(keys) if key not in self._seen]
+        fresh = dict(zip((keys[place] for place in new), make(new), strict=True)) if new else {}
         every = [self._seen.get(key) or fresh[key] for key in keys]
         self._keep(fresh)
+        return every
+
+    def answers(self, lm: LM, rows: Sequence[Row], lowest: int) -> tuple[Tensor | None, Answers]:
+        """(states (rows, tokens, width) that leave block lowest − 1, None for the first block; answers with their ends)."""
+
+        def ask(new: list[int]) -> list[tuple[Tensor, ...]]:
+            states, found = base_answers(lm, [rows[i] for i in new], lowest)
+            if states is not None:
+                self.beyond = states.shape[1] - max(len(rows[i].ids) for i in new)
+            counts = torch.bincount(found.rows, minlength=len(new)).tolist()
+            parts = zip(found.logits.split(counts), found.labels.split(counts), strict=True)
+            return [(*part, *(() if states is None else (states[place],))) for place, part in enumerate(parts)]
+
+        every = self.recall([("answer", lowest, row.ids, row.target) for row in rows], ask)
         logits, labels = (torch.cat([parts[n] for parts in every]) for n in (0, 1))
         number = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(parts[1]) for parts in every])).to(logits.device)
         if not lowest:
@@ -58,15 +62,12 @@ class Memory:
 
     def gradients(self, lm: LM, rows: Sequence[Row], modules: Sequence[str]) -> dict[str, Gradient]:
         """As `gradients.gradients`."""
-        keys = [("gradient", tuple(modules), row.ids, row.target) for row in rows]
-        new = [index for index, key in enumerate(keys) if key not in self._seen]
-        fresh: dict[Any, tuple[Tensor, ...]] = {}
-        if new:
+
+        def find(new: list[int]) -> list[tuple[Tensor, ...]]:
             found = gradients(lm, [rows[i] for i in new], modules)
-            for place, i in enumerate(new):
-                fresh[keys[i]] = tuple(part[place] for name in modules for part in (found[name].inputs, found[name].outputs))
-        every = [self._seen.get(key) or fresh[key] for key in keys]
-        self._keep(fresh)
+            return [tuple(part[place] for name in modules for part in (found[name].inputs, found[name].outputs)) for place in range(len(new))]
+
+        every = self.recall([("gradient", tuple(modules), row.ids, row.target) for row in rows], find)
         wide = [_stacked([parts[n] for parts in every]) for n in range(2 * len(modules))]
         return {name: Gradient(wide[2 * n], wide[2 * n + 1]) for n, name in enumerate(modules)}
 
@@ -75,13 +76,14 @@ class Memory:
             size = sum(part.numel() * part.element_size() for part in parts)
             if self.used + size <= self.budget:
                 self.used += size
-                self._seen[key] = tuple(part.clone() for part in parts)  # not views of a whole batch
+                self._seen[key] = tuple(part.detach().clone() for part in parts)  # not views of a whole batch
 
 
 def base_answers(lm: LM, rows: Sequence[Row], lowest: int) -> tuple[Tensor | None, Answers]:
     """What the model says, and the states that leave block lowest − 1 (None for the first one, and for models of two stacks)."""
     seen: list[Tensor] = []
     with torch.no_grad(), ExitStack() as stack:
+        stack.enter_context(sparing(lm, rows, range(lm.layout.depth)))
         if lowest and len(lm.layout.stacks) == 1:
             stack.enter_context(on_output(lm.module(lm.layout.block(lowest - 1)), lambda states: seen.append(states.clone()), len(rows)))
         found = lm.head.answers(rows, end=True)

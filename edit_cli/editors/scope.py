@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,38 +13,71 @@ from edit_cli.editors.fact_memory import Fact, FactMemory
 from edit_cli.editors.memory import nearest
 from edit_cli.errors import UsageError
 from edit_cli.lm.companion import Companion
-from edit_cli.lm.embeddings import POOLINGS, pooled
+from edit_cli.lm.embeddings import MINILM, POOLINGS, packaged_minilm, pooled
 
+KINDS = ("embedding", "cross")
+DESCRIPTIONS = ("fact", "prompt")
+HEAD_GAIN = 0.2  # of the linear map at first
 IN_SCOPE = 0  # class of the cross-attention classifier
 TINY = 1e-6  # of squared distances, below which two texts count as one
 
 
 @dataclass
 class ScopeOptions:
-    """kind: embedding (two texts, one distance) or cross (both in one text). model: the encoder. pooling: cls, last (for
-    causal encoders) or mean, of embeddings.
+    """kind: embedding (two texts, one distance) or cross (both in one text). model: the encoder.
+    trained_blocks: its topmost blocks that are trained; None: the whole encoder, 0: nothing of it.
 
-    scale: s in g = exp(-s d²).
+    Of embeddings: pooling: cls, last (for causal encoders) or mean. head: width of a linear map on top of the pooled state; None: none.
+    describes: what of a fact is embedded: fact (`prompt [SEP] answer [SEP]`) or its prompt alone. scale: s in g = exp(-s d²).
     """
 
     kind: str = "embedding"
     model: Companion = field(default_factory=Companion)
+    trained_blocks: int | None = None
     pooling: str = "cls"
+    head: int | None = None
+    describes: str = "fact"
     scale: float = 1.0
 
     def build(self, own_tokenizer: Any, batch_tokens: int) -> Scope:
         """Raises:
-        UsageError: no such kind or pooling, or a scale that is not above 0.
+        UsageError: no such kind, pooling or description, numbers out of bounds, or nothing is left to train.
         """
-        if self.pooling not in POOLINGS:
-            raise UsageError(f"method.scope.pooling={self.pooling}: choose {', '.join(POOLINGS)}")
+        self._refuse_wrong_words()
+        model, tokenizer = self.encoder().build("encoder" if self.kind == "embedding" else "classifier", own_tokenizer, "method.scope.model")
+        if self.trained_blocks is not None:
+            blocks = _blocks(model)
+            if self.trained_blocks > len(blocks):
+                raise UsageError(f"method.scope.trained_blocks={self.trained_blocks}: the encoder has {len(blocks)}; null trains all of it")
+            for module in (model.base_model, *blocks[len(blocks) - self.trained_blocks :]):
+                module.requires_grad_(module is not model.base_model)
+        if self.kind == "cross":
+            return CrossScope(model, tokenizer, batch_tokens)
+        return EmbeddingScope(model, tokenizer, batch_tokens, self)
+
+    def encoder(self) -> Companion:
+        """`model`, from the package that holds MiniLM where it is asked for and installed."""
+        packaged = packaged_minilm() if self.model.checkpoint == MINILM else None
+        return replace(self.model, checkpoint=str(packaged)) if packaged else self.model
+
+    def _refuse_wrong_words(self) -> None:
+        for name, known in (("kind", KINDS), ("pooling", tuple(POOLINGS)), ("describes", DESCRIPTIONS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"method.scope.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}")
         if self.scale <= 0:
             raise UsageError(f"method.scope.scale={self.scale}: give a number above 0")
-        if self.kind == "embedding":
-            return EmbeddingScope(*self.model.build("encoder", own_tokenizer, "method.scope.model"), batch_tokens, self.pooling, self.scale)
-        if self.kind == "cross":
-            return CrossScope(*self.model.build("classifier", own_tokenizer, "method.scope.model"), batch_tokens)
-        raise UsageError(f"method.scope.kind={self.kind}: choose embedding or cross")
+        if self.head is not None and self.head < 1:
+            raise UsageError(f"method.scope.head={self.head}: give its width, or null for none")
+        if self.trained_blocks is not None and self.trained_blocks < 0:
+            raise UsageError(f"method.scope.trained_blocks={self.trained_blocks}: give 0 or more, or null for the whole encoder")
+        if self.kind == "embedding" and self.trained_blocks == 0 and self.head is None:
+            raise UsageError("method.scope.trained_blocks=0 leaves nothing of the classifier to train: give it a method.scope.head, such as 128")
+
+
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    """The encoder's blocks, from the bottom."""
+    depth = model.config.num_hidden_layers
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
 
 
 class Scope(nn.Module):
@@ -55,7 +88,7 @@ class Scope(nn.Module):
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
 
     def descriptor(self, fact: Fact) -> str:
-        """`prompt [SEP] answer [SEP]`; tokenizers without a separator get spaces."""
+        """What stands for a fact: `prompt [SEP] answer [SEP]`; tokenizers without a separator get spaces."""
         return " ".join(part for part in (fact.prompt, self.separator, fact.answer, self.separator) if part)
 
     @property
@@ -78,13 +111,17 @@ class Scope(nn.Module):
 class EmbeddingScope(Scope):
     """g = exp(-s d²), d the distance of the fact's embedding from the prompt's; in scope while s d² < ln 2."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int, pooling: str, scale: float) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int, options: ScopeOptions) -> None:
         super().__init__(model, tokenizer, batch_tokens)
-        self.pooling, self.scale = pooling, scale
+        self.pooling, self.scale, self.describes = options.pooling, options.scale, options.describes
+        self.head = _head(model.config.hidden_size, options.head)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(texts, width)."""
-        return pooled(self.model, self.tokenizer, texts, self.pooling, self.batch_tokens)
+        return self.head(pooled(self.model, self.tokenizer, texts, self.pooling, self.batch_tokens))
+
+    def descriptor(self, fact: Fact) -> str:
+        return fact.prompt if self.describes == "prompt" else super().descriptor(fact)
 
     @torch.no_grad()
     def keys(self, facts: Sequence[Fact]) -> Tensor:
@@ -100,6 +137,15 @@ class EmbeddingScope(Scope):
     def best(self, memory: FactMemory, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         distance, index = nearest(self.embed(prompts), memory.keys.all, memory.current)
         return (-self.scale * distance.square()).exp(), index
+
+
+def _head(width: int, out: int | None) -> nn.Module:
+    """A linear map of normalised states. It begins short: all distances near ln 2, neither far nor zero."""
+    if out is None:
+        return nn.Identity()
+    linear = nn.Linear(width, out, bias=False)
+    nn.init.orthogonal_(linear.weight, gain=HEAD_GAIN)
+    return nn.Sequential(nn.LayerNorm(width, elementwise_affine=False), linear)
 
 
 class CrossScope(Scope):

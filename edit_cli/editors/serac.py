@@ -196,7 +196,7 @@ class SeracRoute(FactRoute):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, rest = super().state()
-        return tensors, {**rest, "editor": asdict(self.editor)}
+        return tensors, {**rest, "editor": asdict(self.editor), "train_command": getattr(self.editor, "train_command", None)}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> SeracRoute:
@@ -204,6 +204,7 @@ class SeracRoute(FactRoute):
         scope = {**settings.pop("scope")}
         scope["model"] = Companion(**scope["model"])
         editor = SERAC(**{**settings, "scope": ScopeOptions(**scope), "counterfactual": Companion(**settings["counterfactual"])})
+        editor.train_command = rest.get("train_command")
         return cls([Fact(*pair) for pair in rest["facts"]], tensors["keys"], rest["maker"], editor)
 
 

@@ -111,6 +111,9 @@ class TrainableEditor(Editor):
     def after_step(self, net: nn.Module) -> None:
         """Put the network right after an optimiser step (multipliers that may not be negative)."""
 
+    def after_validation(self, net: nn.Module, found: dict[str, Any]) -> None:
+        """Take note of what validation found, in the network alone, so that a resumed training knows it (bounds that tighten)."""
+
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def recipe(self) -> dict[str, Any]:

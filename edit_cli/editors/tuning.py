@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -38,6 +38,21 @@ def tuning(lm: LM, names: Sequence[str]) -> Iterator[list[Tuned]]:
             stack.callback(place.keep())
             weights.append(Tuned(name, place, start, start.clone().requires_grad_(), stack.enter_context(place.tunable())))
         yield weights
+
+
+@contextmanager
+def lent(lm: LM, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block the model computes with these tensors in the places of its parameters of these names: gradients reach them."""
+    given = {id(lm.parameter(name)): value for name, value in weights.items()}
+    owners = [module._parameters for module in lm.model.modules()]  # noqa: SLF001
+    kept = [(owner, leaf, parameter) for owner in owners for leaf, parameter in owner.items() if id(parameter) in given]  # tied ones, too
+    for owner, leaf, parameter in kept:
+        owner[leaf] = given[id(parameter)].to(parameter.dtype)
+    try:
+        yield
+    finally:
+        for owner, leaf, parameter in kept:
+            owner[leaf] = parameter
 
 
 def parameters_of(lm: LM, layers: Sequence[int], part: str) -> list[str]:

@@ -40,12 +40,12 @@ class Health:
         """Take note of what an edit is about to touch. Call it before the edit is attached."""
         for name in edit.updates if isinstance(edit, WeightDelta) else ():
             module = name.removesuffix(".weight")
-            if module != name and module not in self._original:
+            if module != name and module not in self._original and len(lm.place(name).shape) == 2:  # not the weights of norms
                 self._original[module] = lm.weight(module).detach().to("cpu", torch.float32, copy=True)
 
     @torch.no_grad()
     def measure(self, lm: LM) -> dict[str, Any]:
-        """Of every weight touched so far: ‖W‖/‖W_0‖ and ‖W − W_0‖/‖W_0‖ (Frobenius), and the largest singular value over that of W_0.
+        """Of every matrix touched so far: ‖W‖/‖W_0‖ and ‖W − W_0‖/‖W_0‖ (Frobenius), and the largest singular value over that of W_0.
 
         drift: mean over the prompts of ‖h − h_0‖ / ‖h_0‖, the last token's state after the last block.
         """

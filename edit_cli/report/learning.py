@@ -23,6 +23,9 @@ MEANING = {
     "kl": "KL divergence (before ‖ after) where answers must stay, nats",
     "es": "rephrased prompts that get the new answer, %",
     "drawdown": "accuracy lost where answers must stay, points",
+    "base": "KL divergence (original ‖ trained model) where answers must stay, before any edit, nats",
+    "bound": "that the KL divergence is to stay below",
+    "multiplier": "of what the KL divergence is above its bound",
     "shift": "largest change of a weight matrix, relative to it (Frobenius norms)",
     "gradient": "norm of the gradient before clipping",
 }

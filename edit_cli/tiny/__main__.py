@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_cli.errors import EditCliError, UsageError
+from edit_cli.tiny.world import POOL_FACTOR
 
 if TYPE_CHECKING:
     from edit_cli.tiny.train import TrainOptions
 
 ASSETS = Path(__file__).parent.parent / "assets"
 LINE_EVERY_S = 15.0
+LARGEST = POOL_FACTOR // 2  # worlds use up to half of the names that the tokenizer knows
 ENCODERS = {"t5": 50, "bart": 50, "bert": 28}  # epochs
 
 
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("--limit", type=int, help="use the first N records only")
     records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary (default 4096)")
     world.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)")
+    world.add_argument("--size", type=int, help=f"how many times as many subjects as the shipped world, up to {LARGEST} (default 1)")
     records.add_argument("--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model")
     for command, epochs in ((world, 52), (records, 70), *zip(encoders, ENCODERS.values(), strict=True)):
         layers = 4 if command in encoders[:2] else 6
@@ -65,10 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name in ("epochs", "width", "layers", "threads", "limit", "vocab"):
+    for name in ("epochs", "width", "layers", "threads", "limit", "vocab", "size"):
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, not {value}")
+    if (getattr(arguments, "size", None) or 1) > LARGEST:
+        raise UsageError(f"--size must be at most {LARGEST}, not {arguments.size}: there are no more names")
     if arguments.width % 4:
         raise UsageError(f"--width must be a multiple of 4 (there are 4 heads), not {arguments.width}")
     if arguments.layers < 2:
@@ -90,7 +95,7 @@ def _command(arguments: argparse.Namespace) -> str:
     shown = ["python", "-m", "edit_cli.tiny", getattr(arguments, "kind", arguments.run.__name__.lstrip("_"))]
     if "file" in arguments:
         shown.append(arguments.file.name)
-    for name in ("limit", "vocab", "seed", "epochs", "width", "layers", "threads"):
+    for name in ("limit", "vocab", "size", "seed", "epochs", "width", "layers", "threads"):
         if getattr(arguments, name, None) is not None:
             shown += [f"--{name}", str(getattr(arguments, name))]
     return " ".join(shown)
@@ -100,7 +105,7 @@ def _world(arguments: argparse.Namespace) -> None:
     from edit_cli.tiny.assets import make_assets
 
     with _progress("training") as report:
-        manifest = make_assets(arguments.out, _options(arguments), _command(arguments), report)
+        manifest = make_assets(arguments.out, _options(arguments), _command(arguments), report, arguments.size or 1)
     _summary(arguments.out, manifest)
 
 

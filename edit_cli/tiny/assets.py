@@ -45,11 +45,14 @@ def world_training_text(world: World) -> Text:
     return Text(groups, [Statement(world.filler.sentence(rng)) for _ in range(FILLERS)])
 
 
-def make_assets(out: Path, options: TrainOptions, command: str, report: Report) -> dict[str, Any]:
-    """Write `out`/tiny-gpt2 and `out`/world, replacing what is there only when all is done. Returns the manifest."""
+def make_assets(out: Path, options: TrainOptions, command: str, report: Report, size: int = 1) -> dict[str, Any]:
+    """Write `out`/tiny-gpt2 and `out`/world, replacing what is there only when all is done. Returns the manifest.
+
+    size: how many times as many subjects as the shipped world has.
+    """
     from edit_cli.tiny.train import train
 
-    world = make_world(options.seed)
+    world = make_world(options.seed, size)
     tokenizer = train_tokenizer(world_texts(world), VOCABULARY, options.context)
     check_single_tokens(tokenizer, world)
     model = train(tokenizer, world_training_text(world), options, report)

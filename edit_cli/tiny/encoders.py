@@ -1,15 +1,14 @@
 """Training small models with an encoder: T5 and BART answer questions about the world, BERT judges claims about it.
 
-Every epoch asks for each fact once, in one of the wordings it is trained with. BERT also guesses the right object, behind a mask
-and behind a wrong one: a claim tells one bit about a fact, a guess tells three. Muon for the matrices in the blocks and AdamW for the
-rest, as for the tiny GPT-2.
+Every epoch asks for each fact once, in one of the wordings it is trained with. BERT first learns to guess the right object whatever a claim
+names: a label tells one bit about a fact, a guess tells three. Muon for the matrices in the blocks and AdamW for the rest, as for the tiny GPT-2.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 WARM_UP = 40  # steps
-IGNORED = -100
-JUDGING = 2  # blocks of a classifier that compare what it is told with what it knows
+JUDGING = 2  # last blocks of a classifier, which compare what a claim names with what is true
 
 Report = Callable[[int, int, float], None]
 
@@ -43,6 +41,9 @@ class EncoderOptions:
     end_loss: float = 0.1  # weight of the end token beside the answer's own
     first_facts: int = 300  # that the first epochs are about, over and over: with few facts it learns sooner what a fact is
     first_epochs: int = 8
+    judging_epochs: int = 6  # of a classifier's last blocks
+    judging_muon_lr: float = 0.004
+    named_loss: float = 0.3  # weight of what a claim names beside what is true
     seed: int = 0
 
 
@@ -50,7 +51,7 @@ class EncoderOptions:
 RECIPES: dict[str, dict[str, Any]] = {
     "t5": {},
     "bart": {},
-    "bert": {"muon_lr": 0.002, "adam_lr": 1e-3, "first_facts": 200, "first_epochs": 3},
+    "bert": {"muon_lr": 0.003, "adam_lr": 2e-3, "first_facts": 200, "first_epochs": 4},
 }
 
 
@@ -66,8 +67,9 @@ def optimisers(model: nn.Module, options: EncoderOptions) -> list[torch.optim.Op
     """Muon for the matrices inside blocks (lists of modules), AdamW for everything else."""
     blocks = {id(p) for module in model.modules() if isinstance(module, nn.ModuleList) for p in module.parameters()}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    inside = [p for p in model.parameters() if id(p) in blocks - embeddings and p.ndim == 2]
-    outside = [p for p in model.parameters() if id(p) not in {id(x) for x in inside}]
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    inside = [p for p in learnt if id(p) in blocks - embeddings and p.ndim == 2]
+    outside = [p for p in learnt if id(p) not in {id(x) for x in inside}]
     return [
         torch.optim.Muon(inside, lr=options.muon_lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(outside, lr=options.adam_lr, weight_decay=options.weight_decay, betas=(0.9, 0.95)),
@@ -152,41 +154,58 @@ class Claim:
 def train_classifier(
     model: Any, tokenizer: PreTrainedTokenizerFast, claims: Sequence[Claim], options: EncoderOptions, report: Report = lambda *_: None
 ) -> None:
-    """Teach a BERT which claims are true (label 1): half of them have a false object. It reads as many with a mask in the object's place.
+    """Teach a BERT which claims are true (label 1), in two stages: a label alone teaches hardly anything about facts.
 
-    In either it also guesses, `JUDGING` blocks before the end, which object belongs there. So the last blocks have both what the claim says
-    and what is true; the label alone teaches hardly anything about facts.
+    The blocks below the last ones learn the facts: whatever object a claim names, at the first token they guess the right one, and at the
+    object's own place they keep the one that is named. Then the last blocks learn to compare the two, from a true and a false claim about
+    each fact.
     """
     pad = tokenizer.pad_token_id
     objects = [tokenizer(claim.object, add_special_tokens=False)["input_ids"][0] for claim in claims]
     after = len(tokenizer(".")["input_ids"]) - 1  # tokens from the object's on, without it: full stop and end
+    told = [
+        {answer: tokenizer([f"{text} {answer}." for text in claim.wordings])["input_ids"] for answer in (claim.object, *claim.others)}
+        for claim in claims
+    ]
+    base, judging = model.base_model, min(JUDGING, options.layers - 1)
+    blocks = base.encoder.layer
+    last = blocks[-judging:]
 
-    def tokens(texts: Sequence[str]) -> list[list[int]]:
-        return tokenizer(list(texts))["input_ids"]
-
-    told = {
-        (fact, answer): tokens([f"{text} {answer}." for text in claim.wordings])
-        for fact, claim in enumerate(claims)
-        for answer in (claim.object, *claim.others, tokenizer.mask_token)
-    }
-
-    def one_epoch(rng: random.Random, number: int) -> Iterator[Tensor]:
-        rows: list[tuple[list[int], int, int]] = []  # tokens, label, the right object's token
-        for fact in epoch_facts(len(claims), number, options):
-            truth, claim = rng.random() < 0.5, claims[fact]
-            shown = claim.object if truth else rng.choice(claim.others)
-            for answer, label in ((shown, int(truth)), (tokenizer.mask_token, IGNORED)):
-                rows.append((rng.choice(told[fact, answer]), label, objects[fact]))
-        for batch in batches([len(ids) for ids, _, _ in rows], options.batch_rows, rng):
-            ids, labels, right = padded([rows[i][0] for i in batch], pad), *(torch.tensor([rows[i][n] for i in batch]) for n in (1, 2))
-            place = torch.tensor([len(rows[i][0]) - 1 - after for i in batch])
+    def know(rng: random.Random, number: int) -> Iterator[Tensor]:
+        """An epoch about what is true; each object is named as often as any other, so that it tells nothing."""
+        facts = epoch_facts(len(claims), number, options)
+        rows = [rng.choice(told[fact][rng.choice([*told[fact]])]) for fact in facts]
+        for batch in batches([len(row) for row in rows], options.batch_rows, rng):
+            ids = padded([rows[i] for i in batch], pad)
+            places = torch.tensor([len(rows[i]) - 1 - after for i in batch])
+            named, right = ids[torch.arange(len(batch)), places], torch.tensor([objects[facts[i]] for i in batch])
             with torch.autocast("cpu", torch.bfloat16):
-                states = model.base_model(input_ids=ids, attention_mask=(ids != pad).long(), output_hidden_states=True)
-                known = states.hidden_states[max(1, options.layers - JUDGING)][torch.arange(len(batch)), place]
-                guessed, judged = known @ model.get_input_embeddings().weight.T, model.classifier(states.pooler_output)
-            loss = F.cross_entropy(guessed.float(), right)
-            if (labels != IGNORED).any():
-                loss = loss + F.cross_entropy(judged.float(), labels, ignore_index=IGNORED)
-            yield loss
+                states = base(input_ids=ids, attention_mask=(ids != pad).long()).last_hidden_state
+                scores = torch.stack([states[:, 0], states[torch.arange(len(batch)), places]]) @ model.get_input_embeddings().weight.T
+            yield F.cross_entropy(scores[0].float(), right) + options.named_loss * F.cross_entropy(scores[1].float(), named)
 
-    fit(model, one_epoch, options, options.epochs * -(-2 * len(claims) // options.batch_rows), report)
+    def judge(rng: random.Random, _: int) -> Iterator[Tensor]:
+        """An epoch of pairs, a true claim and a false one in the same wording."""
+        pairs = []
+        for claim, own in zip(claims, told, strict=True):
+            wording = rng.randrange(len(claim.wordings))
+            pairs.append((own[claim.object][wording], own[rng.choice(claim.others)][wording]))
+        for batch in batches([len(true) for true, _ in pairs], options.batch_rows // 2, rng):
+            ids = padded([row for i in batch for row in pairs[i]], pad)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(input_ids=ids, attention_mask=(ids != pad).long()).logits
+            labels = torch.tensor([1, 0] * len(batch))
+            true, false = (logits[:, 1] - logits[:, 0]).float().view(-1, 2).T
+            yield F.cross_entropy(logits.float(), labels) + F.softplus(false - true).mean()
+
+    base.encoder.layer = blocks[:-judging]
+    fit(model, know, options, options.epochs * -(-len(claims) // options.batch_rows), report)
+    base.encoder.layer = blocks
+    model.requires_grad_(False)
+    for part in (last, base.pooler, model.classifier):
+        part.requires_grad_(True)
+    for block in last:  # what is alike attends to each other from the first: to compare is then soon learnt
+        block.attention.self.key.weight.data.copy_(block.attention.self.query.weight.data)
+    options = replace(options, epochs=options.judging_epochs, muon_lr=options.judging_muon_lr)
+    fit(model, judge, options, options.epochs * -(-len(claims) // (options.batch_rows // 2)), report)
+    model.requires_grad_(True)

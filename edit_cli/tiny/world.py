@@ -86,19 +86,19 @@ def load_relations(path: Path | None = None) -> tuple[tuple[Relation, ...], Fill
     return relations, filler
 
 
-def make_world(seed: int) -> World:
-    """The world of that seed: about 2,600 facts about 660 subjects."""
+def make_world(seed: int, size: int = 1) -> World:
+    """The world of that seed: about 2,600 facts about 660 subjects, times `size`."""
     rng = random.Random(seed)
     relations, filler = load_relations()
     facts: list[Fact] = []
     name_pool: dict[str, tuple[str, ...]] = {}
     for kind in dict.fromkeys(relation.kind for relation in relations):
         own = [relation for relation in relations if relation.kind == kind]
-        sizes = {group: size if kind == "person" else size * 2 // 3 for group, size in GROUPS.items()}
-        names = pool(kind, POOL_FACTOR * sum(sizes.values()), rng)
+        shares = {group: count if kind == "person" else count * 2 // 3 for group, count in GROUPS.items()}
+        names = pool(kind, POOL_FACTOR * sum(shares.values()), rng)
         name_pool[kind] = tuple(names)
-        for group, size in sizes.items():
-            subjects, names = names[:size], names[size:]
+        for group, count in shares.items():
+            subjects, names = names[: size * count], names[size * count :]
             facts += _deal(own, subjects, group, rng)
     return World(seed, relations, tuple(facts), filler, name_pool)
 

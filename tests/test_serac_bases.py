@@ -1,0 +1,142 @@
+"""SERAC trained beside one model and used on two: what is learnt, what stays, and what is refused."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from embedded import embedded_lm, same_bits, snapshot
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from edit_cli import checkpoints, edit_store
+from edit_cli.edit_store import read_manifest
+from edit_cli.editors.scope import ScopeOptions
+from edit_cli.editors.serac import SERAC
+from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.errors import MissingError
+from edit_cli.lm.companion import Companion
+from edit_cli.lm.model import LM
+from edit_cli.requests import Case, EditRequest, Probe
+from edit_cli.training import train
+
+JOBS = ("pilot", "baker", "judge", "farmer", "painter", "doctor")
+GPT2 = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 64}
+
+
+def case(number: int) -> Case:
+    name, job = f"First{number} Last{number}", JOBS[number % len(JOBS)]
+    request = EditRequest("{} works as a", name, job, JOBS[(number + 1) % len(JOBS)])
+    within = (Probe("rewrite", request.text, job), Probe("paraphrase", f"The job of {name} is", job))
+    return Case(str(number), (request,), (*within, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot")))
+
+
+CASES = [case(number) for number in range(6)]
+
+
+@cache
+def first() -> LM:
+    return embedded_lm()
+
+
+@cache
+def second() -> LM:
+    """A Llama at random: another architecture, other weights, the same words."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(first().tokenizer), **sizes)), first().tokenizer, "second")
+
+
+def serac(**settings) -> SERAC:
+    return SERAC(
+        scope=ScopeOptions(model=Companion(checkpoint="embedded:tiny-gpt2"), pooling="last", trained_blocks=0, head=32, describes="prompt"),
+        counterfactual=Companion(family="gpt2", sizes=GPT2), edit_weight=1.0, all_pairs=1.0,
+        training=TrainingOptions(steps=60, edits=6, lr=4e-3, warmup=5, clip=1.0, validate_every=60, validation_edits=6, trackers=[]),
+        **settings,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Trained beside the first model, on the disk."""
+    folder = tmp_path_factory.mktemp("serac")
+    untouched = snapshot(first())
+    done = train(serac(), first(), CASES, CASES, folder, "", lambda _: None)
+    assert same_bits(snapshot(first()), untouched)
+    about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
+    checkpoints.save(folder / "networks", done.net, {**serac().identity(first()), **about})
+    return folder / "networks"
+
+
+@pytest.mark.parametrize("base", [first, second])
+def test_what_was_learnt_beside_one_model_works_on_either(base, checkpoint):
+    lm = base()
+    untouched = snapshot(lm)
+    inside = [(probe.prompt, probe.target) for case in CASES for probe in case.probes[:2]]
+    outside = [(case.probes[2].prompt, "judge") for case in CASES] + [("The capital of the country is", "judge")]
+    before = lm.loglikelihood(inside), lm.loglikelihood(outside), lm.generate([prompt for prompt, _ in outside], 3)
+    edit = serac(checkpoint=str(checkpoint)).edit(lm, [case.requests[0] for case in CASES])
+    with lm.edited(edit):
+        right = [all(score.hits) for score in lm.loglikelihood(inside)]
+        assert (lm.loglikelihood(outside), lm.generate([prompt for prompt, _ in outside], 3)) == before[1:]
+        assert lm.generate([inside[0][0]], 1)[0].split()[0] == inside[0][1]
+    assert sum(right) >= 0.9 * len(right) > sum(all(score.hits) for score in before[0]) + 5
+    assert lm.loglikelihood(inside) == before[0] and same_bits(snapshot(lm), untouched)
+
+
+def test_two_bases_ask_the_same_networks_and_route_alike(checkpoint):
+    requests = [case.requests[0] for case in CASES]
+    prompts = [probe.prompt for case in CASES for probe in case.probes] + [request.text for request in requests]
+    routed = []
+    for lm in (first(), second()):
+        edit = serac(checkpoint=str(checkpoint)).edit(lm, requests)
+        with lm.edited(edit):
+            found = edit.destinations(lm.head, prompts)
+        routed.append([to and to.answerer.told(to.prompt, 0) for to in found])
+    assert routed[0] == routed[1] and any(routed[0]) and not all(routed[0])
+
+
+def test_soft_mixing_is_no_switch_and_says_so_in_its_numbers(checkpoint):
+    """A prompt out of scope is not answered bit for bit there, and one in scope is not answered by h alone."""
+    lm, requests = first(), [case.requests[0] for case in CASES]
+    pair = [(CASES[0].probes[1].prompt, "pilot"), (CASES[0].probes[2].prompt, "pilot")]
+    before = [lm.loglikelihood([one])[0] for one in pair]
+    found = {}
+    for mixing in ("hard", "soft"):
+        with lm.edited(serac(checkpoint=str(checkpoint), mixing=mixing).edit(lm, requests)):
+            found[mixing] = [lm.loglikelihood([one])[0] for one in pair]
+    assert found["hard"][1] == before[1]
+    assert all(soft.nll != hard.nll for soft, hard in zip(found["soft"], found["hard"], strict=True))
+
+
+def test_other_words_and_missing_networks_are_one_clear_line(checkpoint, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    tokenizer.add_tokens(["<another>"])
+    torch.manual_seed(1)
+    other = LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                            num_attention_heads=2, num_key_value_heads=2)), tokenizer, "other-words")  # fmt: skip
+    made = serac(checkpoint=str(checkpoint))
+    made.train_command = "edit-cli train-editor method=serac model=tiny-gpt2 dataset=world"
+    requests = [CASES[0].requests[0]]
+    edit_store.save(made.edit(first(), requests), tmp_path / "edit", first(), requests, {"name": "serac"})
+    assert "train_command" in str(read_manifest(tmp_path / "edit"))
+    attempts = {
+        "was trained for tiny-gpt2, and these are other": (
+            lambda: serac_of(checkpoint, tmp_path, made).edit(other, requests),
+            lambda: edit_store.attach(tmp_path / "edit", other),
+        ),
+        "this editor has not been trained for tiny-gpt2": (lambda: serac_of(None, tmp_path, made).edit(first(), requests),),
+    }
+    for told, ways in attempts.items():
+        for attempt in ways:
+            with pytest.raises(MissingError) as caught:
+                attempt()
+            (line,) = str(caught.value).splitlines()
+            assert told in line and "`edit-cli train-editor method=serac model=tiny-gpt2 dataset=world`" in line
+
+
+def serac_of(place: Path | None, cache_dir: Path, like: SERAC) -> SERAC:
+    made = serac(checkpoint=str(place) if place else None, cache_dir=str(cache_dir))
+    made.train_command = like.train_command
+    return made

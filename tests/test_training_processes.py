@@ -1,0 +1,124 @@
+"""Training an editor in two processes: it really is two, they learn what one learns, and one writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import Killed, invoke, json_lines
+from safetensors.torch import load_file
+
+import edit_cli
+from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.errors import UsageError
+from edit_cli.parallel import Team
+from edit_cli.training import Training
+from edit_cli.training_state import State
+
+CONFIGURATIONS = Path(__file__).parent.parent / "conf" / "accelerate"
+CHEAP = (
+    "train-editor", "method=mend", "dataset=world", "limit=20", "model.device=cpu", "method.layers=[5]", "method.rank=4", "method.training.edits=4",
+    "method.training.steps=6", "method.training.validate_every=3", "method.training.validation_edits=5", "method.training.save_every=2",
+    "method.training.log_every=1", "method.training.trackers=[]",
+)  # fmt: skip
+
+
+def training(name: str, *more: str) -> tuple[str, ...]:
+    """A training that lies in `name`, checkpoint and all."""
+    return (*CHEAP, f"run_dir={name}/run", f"cache_dir={name}", *more)
+
+
+def trained(name: str, *more: str):
+    ended = invoke(Path("unused"), *training(name, *more))
+    assert ended.code == 0, ended.err
+
+
+def curves(name: str) -> dict[tuple[int, str], dict]:
+    return {(line.pop("step"), line.pop("kind")): line for line in json_lines(Path(name, "run/results.jsonl"))}
+
+
+def members(name: str) -> list[int]:
+    """The ids of the processes that took part, as they told each other; empty for one alone."""
+    log = Path(name, "run/log.txt")
+    found = re.findall(r"\d+ processes: ([\d, ]+)", log.read_text() if log.exists() else "")
+    return [int(number) for number in found[-1].split(",")] if found else []
+
+
+def network(name: str) -> dict:
+    """The one checkpoint of a training."""
+    (file,) = Path(name).glob("editors/*/editor.safetensors")
+    return load_file(file)
+
+
+def assert_alike(name: str, other: str) -> None:
+    """The same curves and network, up to the order of sums in float32: what six steps make of that is below a thousandth."""
+    mine, theirs = curves(name), curves(other)
+    assert mine.keys() == theirs.keys() == {*((step, "train") for step in range(1, 7)), (3, "validation"), (6, "validation")}
+    for key, line in mine.items():
+        assert line == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+    first, second = network(name), network(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert (second[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, key
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory):
+    """A training in one process, `one`; all tests work in its folder."""
+    folder = tmp_path_factory.mktemp("processes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "100")
+        trained("one")
+        yield
+
+
+def test_a_training_that_one_began_is_finished_by_two(monkeypatch):
+    """Killed after step 4 of 6: the two go on from there, to the same end."""
+    real = State.save
+
+    def save(self, step, *rest):
+        real(self, step, *rest)
+        if step == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "save", save)
+        with pytest.raises(Killed):
+            trained("two")
+    assert not list(Path("two").glob("editors/*"))
+    trained("two", "processes=2")
+    assert "training goes on at step 4 of 6" in Path("two/run/log.txt").read_text()
+    assert len(set(members("two")) - {os.getpid()}) == 2 and members("one") == []
+    assert_alike("two", "one")
+
+
+def test_accelerate_starts_two_with_the_configuration_that_is_delivered():
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launched = [*launcher, "--config_file", str(CONFIGURATIONS / "two-cpu.yaml"), "-m", "edit_cli", *training("launched")]
+    places = {"PYTHONPATH": str(Path(edit_cli.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(launched, check=False, capture_output=True, text=True, timeout=180, env={**os.environ, **places})
+    assert ended.returncode == 0, ended.stderr
+    assert len(set(members("launched"))) == 2
+    assert ended.stdout.count("mend trained for tiny-gpt2") == 1
+    assert_alike("launched", "one")
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_parameters_that_are_spread_are_refused(monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+    ended = invoke(Path("unused"), *training("spread"))
+    assert ended.code == 2 and f"parameters that {name} spreads over processes" in ended.err and "model.device_map=auto" in ended.err
+    assert ended.err.count("error") == 1 and not Path("spread/run").exists()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    lm, editor = SimpleNamespace(team=Team(0, 2)), SimpleNamespace(training=TrainingOptions(edits=3), cases_per_edit=1)
+    with pytest.raises(UsageError, match="method.training.edits=3 cannot be shared by 2 processes: give a multiple"):
+        Training(editor, lm, [None], [None], Path("odd"), "stamp", print)
