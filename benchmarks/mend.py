@@ -213,6 +213,11 @@ def _theirs(folder: Path, lm: LM) -> Any:
 
 
 def _peak() -> float:
+    """MiB. Linux hands the parent's `ru_maxrss` on to a new process, but not its VmHWM."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 

@@ -40,8 +40,9 @@ def names(group: str) -> list[str]:
 def keys(command: str) -> list[str]:
     """Keys of a command's own settings and of what all commands share, for completion."""
     found = []
-    for file in ("common", command):
-        above: list[tuple[int, str]] = []
+    chosen = re.findall(r"^  - (protocol): (\w+)", (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8"), re.M)
+    for file in ("common", command, *(f"{group}/{option}" for group, option in chosen)):
+        above: list[tuple[int, str]] = [(-1, file.partition("/")[0])] if "/" in file else []
         for line in (conf_dir() / f"{file}.yaml").read_text(encoding="utf-8").splitlines():
             if not (match := re.match(r"( *)([a-z]\w*):(.*)", line)):
                 continue

@@ -66,6 +66,7 @@ SETTINGS = {
     },
     "sequential": {
         "limit=N": "use the first N records; null for all",
+        "protocol=sme": "edit mistakes only, one at a time, in folds: SR, GR, ER, TrainR, TestR (default: lifelong)",
         "protocol.batch_size=N": "facts edited together in a step",
         "protocol.checkpoints=[1,10,100]": "after how many facts all of them are asked about again",
     },

@@ -19,7 +19,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.stats_cache import Damaged, check
 
 if TYPE_CHECKING:
-    from edit_cli.lm.model import LM
+    pass
 
 PUBLISHED_NAME = re.compile(r"(?P<module>.+)_float\d+_mom2_\w+\.npz")
 

@@ -34,11 +34,11 @@ evaluated() {  # NAME SIZE SETTING…
 }
 
 for size in $SIZES; do
-  steps=$((size >= 500 ? 30 : 60)) ridge=$((size >= 500 ? 5 : 1))
+  steps=$((size >= 500 ? 12 : 60))
   for method in $METHODS; do
     case $method in
       malmen)
-        own=(method=malmen 'method.layers=[2,3,4,5]' method.tokens=all method.step_size=1.5e-3 method.edits="$size" method.training.steps="$steps" method.ridge="$ridge" method.training.validation_edits=2 "${trainings[@]}")
+        own=(method=malmen 'method.layers=[2,3,4,5]' method.tokens=all method.step_size=1.5e-3 method.edits="$size" method.training.steps="$steps" method.training.validation_edits=2 "${trainings[@]}")
         edit-cli train-editor "${common[@]}" "${places[@]}" tag="malmen-$size" "${own[@]}"
         evaluated malmen "$size" "${own[@]}" ;;
       mend)

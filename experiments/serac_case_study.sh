@@ -26,4 +26,4 @@ for method in $METHODS; do
   done
 done
 edit-cli compare $(for method in $METHODS; do printf '%s ' "$OUT/$method"/*/; done) --x protocol.batch_size --by tag --out "$OUT/serac_case_study" \
-  --metrics es,paraphrase_unseen_accuracy,locality_random_drawdown,locality_same_relation_drawdown,locality_same_relation_disagreement
+  --metrics es_outer,es_edit,locality_random_drawdown,locality_same_relation_drawdown,locality_same_relation_disagreement

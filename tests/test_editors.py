@@ -28,7 +28,7 @@ QUICK = {  # less text and fewer steps than are needed for good edits
     "lora": ("method.steps=20",),
     "retrain": ("method.corpus=FEW",),
     "enn": ("method.trains=edited", "method.layers=[4, 5]", "method.steps=2"),
-    "malmen": ("method.edits=8",),
+    "malmen": ("method.edits=4", "method.rank=8"),
 }
 MODELS = {"Conv1D": embedded_lm, "Linear": linear_twin}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -234,6 +235,22 @@ def test_melo_clusters_by_hand():
     assert data.blocks == [0, 1, 2, 3]
 
 
+def test_melo_takes_two_answers_to_one_prompt_for_a_correction():
+    data, key = Database(), torch.tensor([3.0, 4.0])
+    data.place(key, (7,), 0, 1.0)
+    assert data.place(key, (8,), 1, 1.0) == {0, 1}
+    assert data.clusters[0].points == {} and data.clusters[1].radius == 1.0
+    distance, place = data.nearest(key[None])
+    assert float(distance) == 0 and list(data.clusters)[int(place)] == 1  # the emptied cluster no longer stands in the way
+
+
+def test_melo_splits_never_enlarge_a_cluster():
+    data = Database()
+    for place, answer in ((0.0, 7), (0.4, 8), (1.1, 9)):  # the first split leaves radii of 0.2, and the third point is 0.7 away
+        data.place(torch.tensor([place, 0.0]), (answer,), answer, 1.0)
+    assert data.clusters[1].radius == pytest.approx(0.2)
+
+
 def test_melo_routes_each_prompt_to_its_own_block(editor):
     lm, wanted = embedded_lm(), requests(2)
     for request in wanted:
@@ -249,6 +266,22 @@ def test_melo_starts_from_the_models_own_answers(editor):
     lm, wanted = embedded_lm(), requests(1)
     edit = editor("melo", "method.steps=0").edit(lm, wanted)
     assert all(float(tensor.abs().max()) == 0 for name, tensor in edit.tensors.items() if name.startswith("left."))
+
+
+def test_defer_answers_a_row_only_once_its_prompt_is_complete(editor):
+    """Cached passes that end within a prompt decide nothing; when one row's prompt ends before another's, both keep their own answers."""
+    lm, wanted = embedded_lm(), requests(1)
+    lm.attach(editor("defer").edit(lm, wanted))
+    layer = next(module for module in lm.model.modules() if type(module).__name__ == "DeferLayer")
+    focus = lambda first, ends: SimpleNamespace(first=first, ends=torch.tensor(ends))  # noqa: E731
+    asked = torch.randn(2, layer.start.shape[1], generator=torch.Generator().manual_seed(0))
+    layer._kept = None
+    assert layer.decided(focus(4, [1, 5]), lambda: layer._answers(asked)).dim() == 1
+    whole = layer.decided(focus(0, [1, 5]), lambda: layer._answers(asked))
+    assert whole.shape == (2, layer.start.shape[0])
+    mixed = layer.decided(focus(4, [1, 5]), lambda: layer._answers(asked.flip(0)))
+    torch.testing.assert_close(mixed, torch.stack([whole[0], whole[0]]), equal_nan=True)
+    lm.detach()
 
 
 def test_a_change_of_rank_one_is_stored_as_factors():

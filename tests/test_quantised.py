@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded import METHODS, embedded_lm, packaged_editor, same_bits, world
+from embedded import METHODS, embedded_lm, packaged_editor, world
 from families import tiny
 from torch import nn
 

@@ -394,6 +394,24 @@ def test_the_loss_is_the_published_one():
     assert same_bits(snapshot(lm()), untouched) and all(parameter.grad is None for parameter in lm().model.parameters())
 
 
+def test_replies_that_a_fact_rules_out_are_made_unlikely():
+    """ConvSent: -log p of a wanted reply, and -log(1 - p) of the tokens of an unwanted one."""
+    torch.manual_seed(0)
+    made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=1.0, scope_weight=0.0)
+    fresh, request = made.build(lm()), EditRequest("Topic: {}", "London", "Sentiment: Positive")
+    asked = "What do you think of London?"
+    probes = (Probe("opinion", asked, "a great town", group="wanted"), Probe("opinion", asked, "a bad town", group="unwanted"))
+    loss, told = made.loss(fresh, lm(), [Case("0", (request,), probes)])
+    expected = 0.0
+    for probe, sign in zip(probes, (1, -1), strict=True):
+        row = fresh.head.encode([(read(request, asked), probe.target)])
+        with torch.no_grad():
+            (logprobs,) = fresh.head.target_logprobs([(read(request, asked), probe.target)])
+        p = logprobs.gather(1, torch.tensor(row[0].target)[:, None])[:, 0].exp()
+        expected += float(-(p if sign > 0 else 1 - p).log().mean())
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4) and told["nll"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_all_pairs_are_those_with_the_prompts_of_other_subjects():
     torch.manual_seed(0)
     settings = {"scope": editor().scope, "counterfactual": editor().counterfactual, "edit_weight": 0.0}

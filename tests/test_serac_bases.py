@@ -122,7 +122,7 @@ def test_other_words_and_missing_networks_are_one_clear_line(checkpoint, tmp_pat
     edit_store.save(made.edit(first(), requests), tmp_path / "edit", first(), requests, {"name": "serac"})
     assert "train_command" in str(read_manifest(tmp_path / "edit"))
     attempts = {
-        "was trained for tiny-gpt2, and these are other": (
+        "was trained for tiny-gpt2, and these are other words than other-words has": (
             lambda: serac_of(checkpoint, tmp_path, made).edit(other, requests),
             lambda: edit_store.attach(tmp_path / "edit", other),
         ),

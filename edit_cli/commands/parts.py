@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edit_cli.commands.job import Job
 from edit_cli.commands.training_command import training_command

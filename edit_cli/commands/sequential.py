@@ -12,16 +12,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edit_cli import edit_store
+from edit_cli.commands import sme
 from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
 from edit_cli.commands.protocol import SequentialProtocol
 from edit_cli.commands.recording import recorded, run_path
+from edit_cli.commands.sme_protocol import SmeProtocol
 from edit_cli.config import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Editor
+from edit_cli.errors import UsageError
 from edit_cli.lm.health import Health
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, observe
@@ -54,8 +58,12 @@ class Walk:
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    protocol = build(job.config.protocol)
+    if isinstance(protocol, SmeProtocol):
+        return sme.run(job, protocol, monitor)
+    if not isinstance(protocol, SequentialProtocol):
+        raise UsageError("protocol names no protocol of sequences: choose protocol=lifelong or protocol=sme")
     top = settings(job.config)
-    protocol = build(job.config.protocol, SequentialProtocol)
     model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
     steps = protocol.batches(dataset.cases, editor)
@@ -93,6 +101,10 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                     advance(line["when"] == AFTER_EDIT)
                     if line["when"] == MODEL and _destroyed(job, run, protocol, monitor):
                         break
+            if job.team.is_main:
+                rejected = {line["case_id"] for line in run.lines() if line["error"]}
+                edited = [case for step in steps for case in step if case.id not in rejected]
+                draw_own(editor, lm, edited, run.path, f"{method['name']} on {lm.name}: {dataset.name}")
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
         return _conclude(job, run, dataset, ledger.take(), monitor)

@@ -13,6 +13,7 @@ from edit_cli.jsonfiles import to_json
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
 from edit_cli.report import facts, learning
 from edit_cli.report.sequence import sequential_summary, sequential_table
+from edit_cli.report.sme import sme_summary, sme_table
 from edit_cli.report.summary import summary_of
 from edit_cli.report.tables import evaluation
 from edit_cli.report.trace import fact_table, trace_summary, trace_table
@@ -40,12 +41,16 @@ def _so_far(record: RunRecord) -> dict[str, Any]:
         return learning.summary_of(record.manifest, record.lines)
     if not record.lines:
         raise MissingError(f"{record.path} has no finished case yet")
+    if record.manifest["protocol"].get("kind") == "sme":
+        return sme_summary(record.manifest, record.lines)
     summarised = {"sequential": sequential_summary, "trace": trace_summary}.get(record.manifest["command"], summary_of)
     return summarised(record.manifest, record.lines)
 
 
 def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:
     command = record.manifest["command"]
+    if "sme" in summary:
+        return sme_table(summary)
     if command == "sequential":
         return sequential_table(summary)
     if command == "trace":

@@ -77,7 +77,8 @@ class SmeProtocol:
         Raises:
             UsageError: there are none left.
         """
-        edited = {case.id for case in dataset.cases} | {request.text for case in dataset.cases for request in case.requests}
+        edited = {case.id for case in dataset.cases}
+        edited |= {request.text for case in dataset.cases for request in case.requests}
         found: list[list[Case]] = []
         for name, split, count in (("train", self.train_split, self.train), ("test", self.test_split, self.test)):
             chosen = replace(source, split=split) if source.has_splits else source
@@ -85,7 +86,7 @@ class SmeProtocol:
             free = [case for case in records if case.id not in edited and case.requests and case.requests[0].text not in edited]
             cases = [known(f"{name} {case.id}", case.requests[0]) for case in free[:count]]
             if not cases:
-                raise UsageError(f"protocol.{name}: no record is left that is not edited: lower limit, or edit another split (dataset.split)")
+                raise UsageError(f"protocol.{name}: no record is left that is not edited: lower limit, or edit another dataset.split")
             edited |= {case.id for case in free[:count]}
             found.append(cases)
         return found[0], found[1]

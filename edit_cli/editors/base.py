@@ -62,6 +62,10 @@ class Editor(ABC):
     def recall(self, lm: LM, edit: Edit) -> None:
         """Take up what making `edit` left in the editor (most keep nothing): a sequence goes on from saved edits, in their order."""
 
+    def figures(self, lm: LM, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
+        """{name of a figure: its data} of the attached edits of `requests`, in their order; commands/figures.py names who draws it."""
+        return {}
+
     def scratch(self, lm: LM) -> dict[Any, Any]:
         """Things worth computing once a model (factorised statistics, sampled prefixes); gone with the model or the editor."""
         memory = self.__dict__.setdefault("_scratch", WeakKeyDictionary())

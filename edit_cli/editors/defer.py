@@ -69,6 +69,8 @@ class DeferLayer(MemoryLayer):
         if inside is None or not self.steps:
             return output
         answer = self.decided(self.watch.focus, lambda: self._answers(at_prompt_end(inside, self.watch.focus)))
+        if answer.dim() == 1:  # the prompt is not complete yet
+            return output
         mine = ~answer.isnan().any(1)
         if not bool(mine.any()):
             return output

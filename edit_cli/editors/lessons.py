@@ -16,12 +16,13 @@ TRIES = 20
 
 @dataclass(frozen=True)
 class Lesson:
-    """within: (prompt, answer) in scope of the fact. beyond: prompts out of its scope."""
+    """within: (prompt, answer) in scope of the fact. beyond: prompts out of its scope. against: (prompt, reply) that the fact rules out."""
 
     fact: Fact
     subject: str | None
     within: tuple[tuple[str, str], ...]
     beyond: tuple[str, ...]
+    against: tuple[tuple[str, str], ...] = ()
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -53,6 +54,9 @@ class Teller:
         beyond = [self.rng.choice(prompts) for prompts in groups.values()]
         fact = Fact(request.text, request.target_new)
         within = [self.rng.choice(asked)]
+        unwanted = [(probe.prompt, probe.target) for probe in case.probes if probe.kind == "opinion" and probe.group == "unwanted"]
+        if unwanted:
+            return Lesson(fact, request.subject, tuple(within), tuple(beyond), (self.rng.choice(unwanted),))
         if request.subject is None or self.rng.random() >= self.vary:
             return Lesson(fact, request.subject, tuple(within), tuple(beyond))
         return self._varied(request.subject, fact, within, beyond, asked, subjects)

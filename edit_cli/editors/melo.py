@@ -41,7 +41,7 @@ class Database:
     clusters: dict[int, Cluster] = field(default_factory=dict)
     blocks: list[int] = field(default_factory=list)
     forgotten: int = 0
-    _stacked: tuple[dict[int, Cluster], Tensor] | None = None
+    _stacked: tuple[dict[int, Cluster], Tensor, Tensor] | None = None
 
     def place(self, key: Tensor, answer: tuple[int, ...], block: int, initial: float) -> set[int]:
         """Take in a point; the numbers of the clusters that changed (MELO, 3.3)."""
@@ -59,11 +59,12 @@ class Database:
                 self.clusters = {**self.clusters, near: Cluster(answer, center, radius, points)}
                 return {near}
             if distance <= cluster.radius + initial:
-                held = distance / 2 - GAP
+                held = min(distance / 2 - GAP, cluster.radius)
                 points = {n: p for n, p in cluster.points.items() if float((p - cluster.center).norm()) <= held}
                 self.forgotten += len(cluster.points) - len(points)
                 changed = {near: Cluster(cluster.answer, cluster.center, held, points)}
-                new = Cluster(answer, key, distance / 2, {number: key})
+                same = distance <= SLACK * float(key.norm())  # two answers to one prompt are a correction
+                new = Cluster(answer, key, initial if same else distance / 2, {number: key})
                 self.clusters = {**self.clusters, **changed, max(self.clusters) + 1: new}
                 return {near, max(self.clusters)}
         own = max(self.clusters, default=-1) + 1
@@ -71,12 +72,14 @@ class Database:
         return {own}
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Distances and places of the nearest centers."""
+        """Distances and places of the nearest centers, among clusters that have not lost all their points."""
         if not self.clusters:
             return None
         if self._stacked is None or self._stacked[0] is not self.clusters:
-            self._stacked = self.clusters, torch.stack([cluster.center for cluster in self.clusters.values()])
-        return nearest(queries, self._stacked[1])
+            centers = torch.stack([cluster.center for cluster in self.clusters.values()])
+            alive = torch.tensor([bool(cluster.points) for cluster in self.clusters.values()], device=centers.device)
+            self._stacked = self.clusters, centers, alive
+        return nearest(queries, *self._stacked[1:])
 
 
 class MeloLayer(MemoryLayer):

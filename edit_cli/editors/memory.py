@@ -93,7 +93,7 @@ class MemoryLayer(Wrapper):
         return states.reshape(*focus.mask.shape, states.shape[-1])
 
     def decided(self, focus: Focus, decide: Callable[[], Tensor]) -> Tensor:
-        """(rows,) what `decide` says once a prompt is complete. It holds for all that follows in cached passes."""
+        """(rows, …) what `decide` says once a prompt is complete, (rows,) of −1 before. It holds for all that follows in cached passes."""
         at = focus.ends - focus.first
         here = at >= 0
         if bool(here.all()):
@@ -101,7 +101,8 @@ class MemoryLayer(Wrapper):
         elif self._kept is None or len(self._kept) != len(at):
             return torch.full_like(at, -1)
         elif bool(here.any()):
-            self._kept = torch.where(here, decide(), self._kept)
+            new = decide()
+            self._kept = torch.where(here.view(-1, *[1] * (new.dim() - 1)), new, self._kept)
         return self._kept
 
 

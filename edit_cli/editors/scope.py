@@ -19,7 +19,7 @@ KINDS = ("embedding", "cross")
 DESCRIPTIONS = ("fact", "prompt")
 HEAD_GAIN = 0.2  # of the linear map at first
 IN_SCOPE = 0  # class of the cross-attention classifier
-TINY = 1e-6  # of squared distances, below which two texts count as one
+TINY = 1e-6  # of squared distances, below which two texts count as one; and of 1 - p
 
 
 @dataclass

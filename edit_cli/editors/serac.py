@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edit_cli.editors.fact_memory import Fact, FactRoute, Retold, facts_of
 from edit_cli.editors.lessons import Lesson, Teller
-from edit_cli.editors.scope import Scope, ScopeOptions
+from edit_cli.editors.scope import TINY, Scope, ScopeOptions
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.causal import Likelihood
@@ -37,6 +37,7 @@ class SERAC(TrainableEditor):
     and about an invented subject, beside which the same about a near namesake is out of scope.
     """
 
+    bound_to = "words"
     NO_RECIPE = (*TrainableEditor.NO_RECIPE, "threshold", "mixing")
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
@@ -74,9 +75,15 @@ class SERAC(TrainableEditor):
         return f"vocabulary {hashlib.sha256(repr(vocabulary).encode()).hexdigest()}"
 
     def loss(self, net: SeracNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
-        """c_edit · NLL of h on prompts in scope + c_loc · (mean -log g in scope + mean -log(1 - g) out of scope), equation 3."""
+        """c_edit · NLL of h on prompts in scope + c_loc · (mean -log g in scope + mean -log(1 - g) out of scope), equation 3.
+
+        Where a fact rules replies out (opinions), -log(1 - p) of their tokens is added to the NLL, as for ConvSent.
+        """
         lessons = Teller(self.vary, random.Random(int(torch.randint(2**31, ())))).lessons(batch)
-        nll = net.answers([(self.read(lesson.fact, prompt), answer) for lesson in lessons for prompt, answer in lesson.within])
+        nll = -net.answers([(self.read(lesson.fact, prompt), answer) for lesson in lessons for prompt, answer in lesson.within]).mean()
+        against = [(self.read(lesson.fact, prompt), reply) for lesson in lessons for prompt, reply in lesson.against]
+        if against:
+            nll = nll - _log_not(net.answers(against)).mean()
         inside, outside, others = _pairs(lessons, self.all_pairs > 0)
         facts = [lesson.fact for lesson in lessons]
         prompts = [prompt for lesson in lessons for prompt in lesson.prompts]
@@ -125,10 +132,10 @@ class SeracNet(nn.Module):
         return head_of(self.counterfactual, self.tokenizer, next(self.counterfactual.parameters()).device, self.batch_tokens)
 
     def answers(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """Mean negative log-likelihood per token of (text, answer) pairs, with the answer's end where the model writes one."""
+        """(tokens,) log-likelihoods of the answers of (text, answer) pairs, with the answer's end where the model writes one."""
         head = self.head
         found = head.answers(head.encode(list(pairs)), end=True)
-        return nn.functional.cross_entropy(found.logits, found.labels)
+        return -nn.functional.cross_entropy(found.logits, found.labels, reduction="none")
 
     def digest(self, editor: SERAC) -> str:
         """Of the weights and of the settings that tell where a prompt goes."""
@@ -138,6 +145,11 @@ class SeracNet(nn.Module):
             digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
             digest.update(value.view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def _log_not(log_p: Tensor) -> Tensor:
+    """log(1 - p)."""
+    return (-torch.expm1(log_p.clamp(max=-TINY))).log()
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from edit_cli.requests import EditRequest
 
 HIGHEST = 30.0  # exponents are clamped here: a large learning rate would overflow them
 FIRST_CHECK, CHECK = 100, 25  # steps
+SHOWN = 200  # facts in the heat-map
 
 
 class PatchedLayer(MemoryLayer):
@@ -207,6 +208,19 @@ class TPatcher(Editor):
 
     def warm_up(self, lm: LM) -> None:
         self._memory(lm, self._names(lm)[1])
+
+    def figures(self, lm: LM, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
+        """The activation heat-map (`patches`) of the first `SHOWN` facts: their neurons against the answers that they mend."""
+        shown = requests[:SHOWN]
+        if NeuronPatch.present(lm, self._names(lm)[0]) is None or not shown:
+            return {}
+        found = patch_activations(lm, [(request.text, request.target_new) for request in shown])
+        own = [index for index, (number, _) in enumerate(found.neurons) if number < len(shown)]
+        mended = [index for index, row in enumerate(found.rows) if row in set(found.neurons)]
+        if not own or not mended:
+            return {}
+        matrix = found.matrix[own][:, mended].cpu()
+        return {"patches": {"matrix": matrix, "neurons": [found.neurons[n] for n in own], "rows": [found.rows[r] for r in mended]}}
 
     def _layer(self, lm: LM) -> int:
         return lm.layout.depth - 1 if self.layer is None else self.layer

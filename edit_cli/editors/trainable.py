@@ -76,6 +76,8 @@ class TrainableEditor(Editor):
         "checkpoint", "trained_on", "cache_dir", "training.memory_mib", "training.trackers", "training.save_every", "training.log_every"
     )  # fmt: skip
 
+    bound_to: ClassVar[str] = "weights"  # what `base` tells of the model
+
     checkpoint: str | None = None
     trained_on: str | None = None
     cache_dir: str = "~/.cache/edit-cli/editors"
@@ -140,7 +142,7 @@ class TrainableEditor(Editor):
             tensors, about = checkpoints.load(place)
             if about["base"] != self.base(lm):
                 raise MissingError(
-                    f"{place} was trained for {about['model']['name']}, and these are other weights than {lm.name} has: {self._remedy(lm)}"
+                    f"{place} was trained for {about['model']['name']}, and these are other {self.bound_to} than {lm.name} has: {self._remedy(lm)}"
                 )
             net = self.build(lm)
             checkpoints.fill(net, tensors, place)

@@ -20,7 +20,7 @@ Line = Mapping[str, Any]
 
 
 def right(probe: Mapping[str, Any]) -> bool:
-    """Whether the model's own reply is the target (normalised exact match, or an alias); without replies, whether its likeliest tokens are."""
+    """Whether its own reply is the target or an alias (normalised exact match); without replies, whether its likeliest tokens are."""
     replied = generated_exact(probe)
     return bool(accuracy(probe) if replied is None else replied)
 
@@ -35,7 +35,7 @@ def share(flags: Sequence[Any]) -> float | None:
 
 
 def fold_rates(lines: Sequence[Line], edits: int | None = None) -> dict[str, float]:
-    """The rates of one fold's lines after its first `edits` edits (all of them by default); those that nothing was measured for are missing.
+    """The rates of one fold after its first `edits` edits (by default all); those that nothing was measured for are missing.
 
     GR pools the paraphrases of all edits. TrainR and TestR are accuracies over those of the unedited model.
     """
@@ -85,7 +85,8 @@ def sme_rates(lines: Sequence[Line]) -> dict[str, Any]:
     rates = {name: spread(values) for name in (*RATES, BEFORE) if (values := [fold[name] for fold in over if name in fold])}
     course = []
     for edits in sorted({line["edits"] for line in lines if line["when"] == KEPT and line["edits"]}):
-        reached = [fold_rates(own, edits) for own in by_fold.values() if any(line["when"] == KEPT and line["edits"] == edits for line in own)]
+        there = [own for own in by_fold.values() if any(line["when"] == KEPT and line["edits"] == edits for line in own)]
+        reached = [fold_rates(own, edits) for own in there]
         named = {name: spread(values) for name in RATES if (values := [found[name] for found in reached if name in found])}
         course.append({"edits": edits, **named})
     return {"rates": rates, "folds": folds, "course": course}

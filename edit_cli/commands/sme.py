@@ -1,0 +1,192 @@
+"""Sequential model editing: `sequential protocol=sme`. Folds of an edit set; what is wrong at its turn is edited, all else is skipped.
+
+Each turn's edit is saved before the turn's line is written. After an interruption the fold goes on from its saved edits: the numbers are
+those of an unbroken run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edit_cli import edit_store
+from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.figures import draw_own
+from edit_cli.commands.finish import outcome
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_model, refuse_missing_layers
+from edit_cli.commands.recording import recorded, run_path
+from edit_cli.commands.sme_protocol import SmeProtocol
+from edit_cli.config import build, plain_containers, settings
+from edit_cli.console import ConsoleMonitor
+from edit_cli.editors.base import Editor
+from edit_cli.errors import UsageError
+from edit_cli.lm.model import LM
+from edit_cli.metrics.observe import Observation, observe
+from edit_cli.metrics.sme import KEPT, TURN, solved
+from edit_cli.report import sme as report
+from edit_cli.requests import Case
+from edit_cli.results import SUMMARY, Run
+
+KEY = ("case_id", "when", "fold", "edits")
+
+
+@dataclass
+class Stream:
+    """What one fold needs. kept: the records of TrainR and TestR. done: lines of the run that are there, by their identity."""
+
+    lm: LM
+    editor: Editor
+    run: Run
+    protocol: SmeProtocol
+    method: dict[str, Any]
+    kept: dict[str, list[Case]]
+    done: dict[Any, Mapping[str, Any]]
+
+    def ask(self, cases: Sequence[Case], phase: str) -> list[Observation]:
+        with self.lm.monitor.phase(phase):
+            return observe(self.lm, cases, self.protocol.observe)
+
+
+def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
+    top = settings(job.config)
+    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
+    dataset = source.load(top.limit, monitor)
+    folds = {number: [protocol.as_edited(case) for case in cases] for number, cases in protocol.cut(dataset.cases).items()}
+    kept = dict(zip(("train", "test"), protocol.kept(source, dataset), strict=True))
+    counts = {name: len(asked) for name, asked in kept.items()}
+    details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
+    path = run_path(job, top, job.choices["dataset"], job.choices["model"], "sme")
+    with recorded(job, top, path, monitor, details, dataset, KEY) as run:
+        ledger = Ledger(monitor)
+        if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
+            lm = load_model(model, monitor)
+            lm.team = job.team
+            refuse_missing_layers(editor, lm)
+            dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+            editor.warm_up(lm)
+            lines = job.team.tell(run.lines() if job.team.is_main else None)
+            done = {tuple(line[part] for part in KEY): line for line in lines}
+            stream = Stream(lm, editor, run, protocol, {"name": job.choices["method"], **plain_containers(job.config.method)}, kept, done)
+            _refuse_too_few(stream, folds)
+            with monitor.task("facts", sum(map(len, folds.values()))) as advance:
+                for number, cases in folds.items():
+                    for line in walked(stream, number, cases):
+                        if tuple(line[part] for part in KEY) not in done:
+                            run.append({**line, "phases": ledger.take()})
+                        advance(line["when"] == TURN)
+        else:
+            monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
+        return _conclude(job, run, ledger.take(), monitor)
+
+
+def _refuse_too_few(stream: Stream, folds: Mapping[int, Sequence[Case]]) -> None:
+    """There must be something to edit in every fold, or its rates mean nothing.
+
+    Raises:
+        UsageError: the unedited model makes no mistakes, or a fold is without one.
+    """
+    wrong = {fold: sum(not solved(seen) for seen in stream.ask(cases, "ask before")) for fold, cases in folds.items()}
+    total, lacking = sum(wrong.values()), [fold for fold, count in wrong.items() if not count]
+    if not total:
+        more = ", or altered answers: protocol.answers=written" if stream.protocol.answers == "right" else ""
+        raise UsageError(f"{stream.lm.name} makes no mistakes on these records, so there is nothing to edit: edit other records{more}")
+    if lacking:
+        raise UsageError(
+            f"protocol.folds={stream.protocol.folds}: {total} mistakes are too few for so many folds (fold {lacking[0]} has none): "
+            "lower it, or raise limit"
+        )
+
+
+def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """The fold's lines in their order, also those that are there already. The model is the unedited one before and after."""
+    if (last := next((line for line in stream.done.values() if line["fold"] == fold and line.get("last")), None)) is not None:
+        yield from (line for line in stream.done.values() if line["fold"] == fold and line is not last)
+        yield dict(last)
+        return
+    stream.editor.reset()
+    depth = len(stream.lm.attached)
+    edited: list[Case] = []
+    try:
+        yield _kept(stream, fold, edited)
+        for turn, case in enumerate(cases):
+            if stream.protocol.max_edits is not None and len(edited) >= stream.protocol.max_edits:
+                break
+            line = _turn(stream, fold, turn, case, len(edited))
+            if line["mistake"] and not line["error"]:
+                edited.append(case)
+            yield line
+            if line["mistake"] and edited and not line["error"] and len(edited) % stream.protocol.every == 0:
+                yield _kept(stream, fold, edited)
+        if fold == 0 and stream.lm.team.is_main:
+            draw_own(stream.editor, stream.lm, edited, stream.run.path, f"{stream.method['name']} on {stream.lm.name}, first fold")
+        yield {**_kept(stream, fold, edited, " at the end"), "last": True}
+    finally:
+        while len(stream.lm.attached) > depth:
+            stream.lm.detach()
+
+
+def _turn(stream: Stream, fold: int, turn: int, case: Case, edits: int) -> dict[str, Any]:
+    """Ask; where the answer is wrong, edit (or attach the saved edit) and ask again."""
+    about = {"when": TURN, "fold": fold, "turn": turn}
+    for count, mistake in ((edits, False), (edits + 1, True)):
+        if (known := stream.done.get((case.id, TURN, fold, count))) is not None and known["mistake"] == mistake:
+            if mistake and not known["error"]:
+                _take(stream, fold, turn, case)
+            return dict(known)
+    (before,) = stream.ask([case], "ask before")
+    if before.get("error") or solved(before):
+        return {**result_line(case, turn, before, None, 0.0, None), **about, "mistake": False, "edits": edits}
+    done = _take(stream, fold, turn, case)
+    if case.id in done.rejected:
+        return {**result_line(case, turn, before, None, 0.0, done.rejected[case.id]), **about, "mistake": True, "edits": edits + 1}
+    (after,) = stream.ask([case], "ask after")
+    return {**result_line(case, turn, before, after, done.seconds, None), **about, "mistake": True, "edits": edits + 1}
+
+
+def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
+    """Attach the turn's edit: the saved one if there is one, else make and save it."""
+    directory = stream.run.edits / f"{fold:03d}-{turn:05d}"
+    lm = stream.lm
+    if lm.team.tell((directory / edit_store.MANIFEST).exists()):
+        edit = edit_store.load(directory, lm)
+        stream.editor.recall(lm, edit)
+        lm.attach(edit)
+        lm.settle()
+        return Attempt(None, [case], {}, edit_store.read_manifest(directory)["method"]["made"]["seconds"])
+    done = attempt(stream.editor, lm, [case])
+    if done.edit is not None:
+        if lm.team.is_main:
+            edit_store.save(done.edit, directory, lm, done.requests, {**stream.method, "made": {"seconds": done.seconds, "fold": fold}})
+        lm.attach(done.edit)
+        lm.settle()
+    return done
+
+
+def _kept(stream: Stream, fold: int, edited: Sequence[Case], end: str = "") -> dict[str, Any]:
+    """What the model knows after so many edits: of every edited prompt, and of the records for TrainR and TestR, whether it is right."""
+    identity = (f"model{end}", KEPT, fold, len(edited))
+    if identity in stream.done:
+        return dict(stream.done[identity])
+    asked = {"edited": [_bare(case) for case in edited], **stream.kept}
+    found = {name: [int(solved(seen)) for seen in stream.ask(cases, "ask at checkpoints")] for name, cases in asked.items()}
+    return {**dict(zip(KEY, identity, strict=True)), "seconds": None, "error": None, **found}
+
+
+def _bare(case: Case) -> Case:
+    return Case(case.id, (), tuple(probe for probe in case.probes if probe.kind == "rewrite"))
+
+
+def _conclude(job: Job, run: Run, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
+    if not job.team.is_main:
+        return Outcome(0, str(run.path))
+    lines = run.lines()
+    with monitor.phase("score"):
+        summary = report.sme_summary(run.manifest, lines, seconds)
+    report.draw(summary, run.path)
+    run.write_summary(summary)
+    if not job.in_sweep:
+        monitor.screen.show(report.sme_table(summary))
+        monitor.screen.line(f"figure: {run.path / report.NAME}.png")
+    return outcome(run, [line for line in lines if line["error"]], monitor)

@@ -1,0 +1,101 @@
+"""Sequential model editing: summary, table and figure of SR, GR, ER, TrainR and TestR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from edit_cli.metrics.sme import BEFORE, RATES, TURN, sme_rates
+from edit_cli.report import words
+from edit_cli.report.comparison import right_aligned
+from edit_cli.report.summary import peak_memory, total_seconds
+
+NAME = "sme"
+TELLS = {
+    "SR": "the edited prompt, right after its edit",
+    "GR": "its other wordings, right after its edit, all of them pooled",
+    BEFORE: "these wordings before the edit",
+    "ER": "all edited prompts of the fold, with all its edits in place",
+    "TrainR": "accuracy on training records with all edits, over that before",
+    "TestR": "accuracy on test records with all edits, over that before",
+}
+
+Line = Mapping[str, Any]
+
+
+def sme_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """summary.json of a run with protocol=sme; `sme` holds what `metrics.sme.sme_rates` finds."""
+    turns = [line for line in lines if line["when"] == TURN]
+    edited = [line for line in turns if line["seconds"] is not None]
+    about = manifest["dataset"]
+    return {
+        "method": manifest["method"],
+        "model": manifest["model"],
+        "dataset": {**about, "records_scored": len(turns)},
+        "n": len(turns),
+        "failed": sum(bool(line["error"]) for line in turns),
+        "edits": len(edited),
+        "protocol": {**manifest["config"]["protocol"], **manifest["protocol"]},
+        "metrics": {},
+        "checkpoints": [],
+        "sme": sme_rates(lines),
+        "seconds": total_seconds(lines, seconds),
+        "seconds_per_edit": sum(line["seconds"] for line in edited) / len(edited) if edited else None,
+        "peak_memory_bytes": peak_memory(),
+        "processes": manifest.get("processes", 1),
+        "seeds": manifest["seeds"],
+        "versions": manifest["versions"],
+    }
+
+
+def sme_table(summary: Mapping[str, Any]) -> RenderableType:
+    """The rates over folds, and each fold's own."""
+    found, dataset, protocol = summary["sme"], summary["dataset"], summary["protocol"]
+    head = f"{summary['method']} on {summary['model']}: {summary['edits']:,} mistakes of {summary['n']:,} examples edited, one at a time"
+    wanted = "answer to be written" if protocol["answers"] == "written" else "true answer"
+    data = f"Data: {dataset['name']} ({dataset['source']}); right is the {wanted}"
+    table = right_aligned("rate", "mean", "deviation")
+    table.add_column("", style="dim")
+    for name, entry in found["rates"].items():
+        table.add_row(name, _number(entry["mean"]), _number(entry["std"]), TELLS[name])
+    each = right_aligned("fold", "examples", "edits", *RATES)
+    for fold in found["folds"]:
+        each.add_row(str(fold["fold"]), str(fold["examples"]), str(fold["edits"]), *(_number(fold.get(name)) for name in RATES))
+    unfinished = [fold["fold"] for fold in found["folds"] if not fold["finished"]]
+    parts: list[RenderableType] = [Text(head, style="bold"), Text(data)]
+    if unfinished:
+        parts.append(Text(f"UNFINISHED: fold {', '.join(map(str, unfinished))} is left out of the means", style="bold yellow"))
+    spent = f"Time per edit {words.seconds(summary['seconds_per_edit'])}. Seconds: {words.phases(summary['seconds'])}."
+    return Group(*parts, Text(), table, Text(), each, Text(), Text(spent))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def draw(summary: Mapping[str, Any], directory: Path) -> None:
+    """sme.png and sme.svg: the five rates over the number of edits, mean over folds with bands of one deviation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    plot = figure.subplots()
+    for name in RATES:
+        points = [(row["edits"], row[name]) for row in summary["sme"]["course"] if name in row]
+        if not points:
+            continue
+        counts, means = [edits for edits, _ in points], [entry["mean"] for _, entry in points]
+        (line,) = plot.plot(counts, means, marker="o", markersize=3, label=name)
+        deviations = [entry["std"] or 0.0 for _, entry in points]
+        low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
+        plot.fill_between(counts, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
+    if plot.lines:
+        plot.legend(fontsize="small")
+    plot.grid(alpha=0.3)
+    title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}"
+    plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)", title=title)
+    for kind in ("png", "svg"):
+        figure.savefig(directory / f"{NAME}.{kind}", dpi=150)

@@ -1,0 +1,155 @@
+"""Sequential model editing: each rate on a fold by hand; only mistakes are edited; runs go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Killed, json_lines, nearly
+
+from edit_cli.commands.sme_protocol import SmeProtocol
+from edit_cli.errors import UsageError
+from edit_cli.metrics.sme import fold_rates, right, sme_rates, spread
+from edit_cli.requests import Case, EditRequest, Probe
+
+GRACE = ("method=grace", "method.layer=4", "method.radius=3.6")
+SMALL = ("protocol=sme", "dataset=world", "protocol.folds=2", "protocol.train=3", "protocol.test=3", "protocol.every=2")
+FINISHED = ("sequential", *GRACE, *SMALL, "limit=6")
+RUN = Path("runs/sequential/world/tiny-gpt2/sme/grace")
+
+
+def seen(rewrite: bool, *paraphrases: bool) -> dict:
+    kinds = ["rewrite"] + ["paraphrase"] * len(paraphrases)
+    return {"probes": [{"kind": kind, "target": "Rome", "target_hits": [hit]} for kind, hit in zip(kinds, (rewrite, *paraphrases), strict=True)]}
+
+
+def turn(fold: int, edits: int, before: dict, after: dict | None, error: str | None = None) -> dict:
+    mistake = after is not None or error is not None
+    return {"when": "turn", "fold": fold, "edits": edits, "before": before, "after": after, "mistake": mistake, "error": error}
+
+
+def kept(fold: int, edits: int, edited: list[int], train: list[int], test: list[int], last: bool = False) -> dict:
+    return {"when": "kept", "fold": fold, "edits": edits, "edited": edited, "train": train, "test": test, "last": last, "error": None}
+
+
+FOLD = [
+    kept(0, 0, [], [1, 1, 1, 0], [1, 1, 0, 0]),
+    turn(0, 0, seen(True, False), None),  # right already: skipped, in no rate
+    turn(0, 1, seen(False, False), seen(True, True)),
+    turn(0, 2, seen(False, True, False, False), seen(False, True, False, False)),
+    turn(0, 3, seen(False), None, "no room"),  # failed: in no rate
+    kept(0, 2, [1, 0], [1, 1, 0, 0], [1, 1, 1, 0], last=True),
+]
+
+
+def test_each_rate_by_hand():
+    """GR pools: 2 of 4 paraphrases, where the mean of the edits' means would be (1 + 1/3) / 2."""
+    assert fold_rates(FOLD) == {"SR": 1 / 2, "GR": 2 / 4, "GR before": 1 / 4, "ER": 1 / 2, "TrainR": 2 / 3, "TestR": 3 / 2}
+
+
+def test_rates_after_the_first_edits_only():
+    lines = [*FOLD[:-1], kept(0, 1, [1], [1, 1, 1, 0], [0, 1, 0, 0]), FOLD[-1]]
+    assert fold_rates(lines, 1) == {"SR": 1.0, "GR": 1.0, "GR before": 0.0, "ER": 1.0, "TrainR": 1.0, "TestR": 1 / 2}
+
+
+def test_mean_and_deviation_over_finished_folds():
+    other = [kept(1, 0, [], [1], [1]), turn(1, 1, seen(False, False), seen(True, False)), kept(1, 1, [1], [0], [1], last=True)]
+    cut = [kept(2, 0, [], [1], [1]), turn(2, 1, seen(False, False), seen(False, False))]
+    found = sme_rates([*FOLD, *other, *cut])
+    assert found["rates"]["SR"] == {"mean": 0.75, "std": pytest.approx(0.5**0.5 / 2), "folds": 2}
+    assert found["rates"]["TrainR"]["mean"] == pytest.approx(1 / 3)
+    assert [(fold["fold"], fold["examples"], fold["edits"], fold["finished"]) for fold in found["folds"]] == [(0, 4, 2, True), (1, 1, 1, True), (2, 1, 1, False)]
+    assert [(row["edits"], row["ER"]["mean"], row["ER"]["folds"]) for row in found["course"]] == [(1, 1.0, 1), (2, 0.5, 1)]
+    assert spread([3.0]) == {"mean": 3.0, "std": None, "folds": 1}
+
+
+def test_replies_count_where_there_are_any():
+    probe = {"target": "Rome", "aliases": ["the Eternal City"], "target_hits": [False]}
+    assert not right(probe) and right(probe | {"generated": " eternal city. It is"}) and not right(probe | {"target_hits": [True], "generated": "Oslo"})
+
+
+def test_the_true_answers_take_the_place_of_the_written_ones():
+    request = EditRequest("{} is in", "Rome", "France", "Italy")
+    case = Case("1", (request,), (Probe("rewrite", "Rome is in", "France", "Italy", ("Gaul",)), Probe("locality", "Oslo is in", "Norway")))
+    true = SmeProtocol(answers="right").as_edited(case)
+    assert true.requests == (EditRequest("{} is in", "Rome", "Italy", "France"),)
+    assert true.probes == (Probe("rewrite", "Rome is in", "Italy", "France"),)
+    assert SmeProtocol().as_edited(case).requests == case.requests
+    with pytest.raises(UsageError, match="does not tell its right answer"):
+        SmeProtocol(answers="right").as_edited(Case("2", (EditRequest("a", None, "b"),), ()))
+
+
+def test_folds_cut_all_records_at_random_and_none_twice():
+    cases = [Case(str(number), (), ()) for number in range(7)]
+    folds = SmeProtocol(folds=3, fold_seed=1).cut(cases)
+    assert sorted(len(fold) for fold in folds.values()) == [2, 2, 3]
+    assert sorted(case.id for fold in folds.values() for case in fold) == [case.id for case in cases]
+    assert folds == SmeProtocol(folds=3, fold_seed=1).cut(cases) != SmeProtocol(folds=3, fold_seed=2).cut(cases)
+    assert SmeProtocol(folds=3, fold_seed=1, only_folds=[2]).cut(cases) == {2: folds[2]}
+
+
+@pytest.mark.parametrize("wrong", [{"answers": "true"}, {"folds": 0}, {"every": 0}, {"max_edits": 0}, {"only_folds": [3]}, {"only_folds": []}])
+def test_protocols_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(UsageError, match=f"protocol.{next(iter(wrong))}="):
+        SmeProtocol(**wrong)
+
+
+def test_a_run_from_end_to_end(finished, look):
+    ended, _ = finished
+    assert ended.code == 0 and ended.last == str(RUN)
+    summary, lines = json.loads((RUN / "summary.json").read_text()), json_lines(RUN / "results.jsonl")
+    assert summary["sme"]["rates"]["SR"] == {"mean": 1.0, "std": 0.0, "folds": 2}
+    assert set(summary["sme"]["rates"]) == {"SR", "GR", "ER", "TrainR", "TestR", "GR before"}
+    assert summary["edits"] == 6 and [row["edits"] for row in summary["sme"]["course"]] == [2, 3]
+    assert all(line["mistake"] and not line["before"]["probes"][0]["target_hits"][0] for line in lines if line["when"] == "turn")
+    assert all(name in ended.out for name in ("SR", "GR before", "TrainR", "deviation"))
+    assert (RUN / "sme.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (RUN / "sme.svg").read_text()
+    shown = look("show", str(RUN))
+    assert shown.code == 0 and "TestR" in shown.out
+    again = look(*FINISHED, quick=True)
+    assert again.out == ended.out and "nothing is edited again" in again.err
+
+
+def test_a_killed_run_ends_in_the_same_numbers(finished, look, kill_after):
+    cut = (*FINISHED, "run_dir=cut")
+    for lines in (2, 3, 4):  # in the first fold, at its end, in the second
+        kill_after(lines)
+        with pytest.raises(Killed):
+            look(*cut, quick=True)
+    assert look(*cut, quick=True).code == 0
+    whole, again = (json.loads((path / "summary.json").read_text())["sme"] for path in (RUN, Path("cut")))
+    assert again == nearly(whole)
+
+
+def test_what_is_right_already_is_skipped(cli):
+    """In its own answers the model knows the world: nothing is edited, and that is said."""
+    ended = cli("sequential", *GRACE, *SMALL, "limit=4", "protocol.answers=right", quick=True)
+    assert ended.code == 2
+    assert "makes no mistakes" in ended.err and "protocol.answers=written" in ended.err and "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("limit=3", "protocol.folds=4"), "protocol.folds=4 is more than the 3 records"),
+        (("limit=4", "protocol.fold=2"), "did you mean"),
+        (("limit=880",), "no record is left that is not edited"),
+        (("protocol=smee",), "there is no such protocol"),
+    ],
+)
+def test_wrong_input_is_told_in_a_line(cli, arguments, told):
+    ended = cli("sequential", *GRACE, *SMALL, *arguments, quick=True)
+    assert ended.code == 2 and told in " ".join(ended.err.split()) and "Traceback" not in ended.err
+
+
+def test_too_few_mistakes_for_the_folds_are_told():
+    from types import SimpleNamespace
+
+    from edit_cli.commands import sme
+
+    stream = SimpleNamespace(lm=SimpleNamespace(name="a model"), protocol=SmeProtocol(folds=2))
+    stream.ask = lambda cases, phase: [seen(case != "wrong") for case in cases]
+    with pytest.raises(UsageError, match=r"protocol.folds=2: 1 mistakes are too few for so many folds \(fold 1 has none\)"):
+        sme._refuse_too_few(stream, {0: ["wrong", "right"], 1: ["right"]})
+    sme._refuse_too_few(stream, {0: ["wrong"], 1: ["right", "wrong"]})
