@@ -50,7 +50,7 @@ class Team:
             return list(mine)
         from accelerate.utils import gather_object
 
-        parts = _together(lambda: gather_object([list(mine)]))
+        parts = _together(lambda: gather_object([[_alone(part) for part in mine]]))
         return [parts[index % self.size][index // self.size] for index in range(sum(map(len, parts)))]
 
     def merge(self, mine: Iterator[Part], total: int) -> Iterator[Part]:
@@ -93,6 +93,15 @@ def join() -> Team:
 def follows() -> bool:
     """Whether this process is one of several and not the main one: then it prints nothing that the main one prints too."""
     return int(os.environ.get("RANK", "0")) > 0
+
+
+def _alone(part: Any) -> Any:
+    """The part with tensors of their own memory: a row would be sent with the whole matrix that it is a row of."""
+    from torch import Tensor
+
+    if isinstance(part, Tensor):
+        return part.clone()
+    return tuple(map(_alone, part)) if type(part) is tuple else part
 
 
 def _together(exchange: Callable[[], Any]) -> Any:

@@ -17,7 +17,7 @@ import torch
 from conftest import QUICK, json_lines, nearly, observations
 from safetensors.torch import load_file
 
-from edit_cli.parallel import ALONE, Team
+from edit_cli.parallel import ALONE, Team, _alone
 
 MEMIT = ("method=memit", "method.value.steps=6")
 
@@ -69,6 +69,13 @@ def test_alone_everything_is_the_identity():
 def test_every_item_is_in_one_share():
     shares = [Team(rank, 3).share(range(8)) for rank in range(3)]
     assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_a_row_is_sent_without_the_matrix_that_it_is_a_row_of():
+    matrix = torch.arange(800.0).view(100, 8)
+    sent, number = _alone((matrix[3], 1.5))
+    assert torch.equal(sent, matrix[3]) and number == 1.5
+    assert sent.untyped_storage().nbytes() == 8 * 4
 
 
 def test_one_batch_is_edited_by_both(cli):
