@@ -22,13 +22,13 @@ from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
 from edit_cli.errors import EditCliError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
+from edit_cli.sharding import gathered, is_spread, spread_out, whole
 from edit_cli.training_state import State
 
 TRAIN, VALIDATION = "train", "validation"
 KEY = ("step", "kind")  # what tells lines of a training's results.jsonl apart
 BAD_SHARE, BAD_AT_LEAST = 0.01, 3  # of micro-batches without a finite loss: more than these end the training
 ZERO_STEPS = 5  # steps without any gradient, likewise
-SHARDING = ("fsdp", "deepspeed", "megatron_lm")  # as accelerate's launcher tells it in the environment
 
 Line = dict[str, Any]
 
@@ -154,9 +154,10 @@ class Training:
                 self.lm.monitor.note(f"stopped at step {done:,}: no better validation loss for {options.patience:,} steps")
             self._save(done)
             accelerator.end_training()
+        net = self.editor.build(self.lm).to(self.lm.device) if any(map(is_spread, self.net.parameters())) else self.net
         if self.state.best is not None:
-            self.net.load_state_dict(self.state.best)
-        return Trained(self.net, self.state.best_step, self.state.best_line)
+            net.load_state_dict(self.state.best)
+        return Trained(net, self.state.best_step, self.state.best_line)
 
     def _prepare(self, accelerator: Any) -> None:
         self.accelerator, self.step = accelerator, Step(self.editor, self.net, self.lm)
@@ -164,12 +165,17 @@ class Training:
         if not self.learns:  # a control: nothing but statistics
             self.optimizer = None
             return
+        if spread := self.options.fsdp and self.lm.team.size > 1:
+            spread_out(self.step, self.lm.device)
+            self.lm.monitor.note(f"FSDP: the editor's network is spread over {self.lm.team.size} processes")
         groups = [{**group, "lr": group.get("lr", self.options.lr)} for group in self.editor.groups(self.net)]
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
         groups = [group for group in groups if group["params"]]
         kind = torch.optim.Adam if self.options.optimiser == "adam" else _centred_rmsprop
         self.rates = [group["lr"] for group in groups]
-        self.step, self.optimizer = accelerator.prepare(self.step, kind(groups))
+        self.optimizer = accelerator.prepare(kind(groups))
+        if not spread:
+            self.step = accelerator.prepare(self.step)
 
     def _take_up(self) -> int:
         step = self.lm.team.tell(self.state.latest())
@@ -220,7 +226,7 @@ class Training:
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
         parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        norm = float(self.accelerator.clip_grad_norm_(parameters, options.clip if options.clip > 0 else math.inf))
+        norm = float(whole(self.accelerator.clip_grad_norm_(parameters, options.clip if options.clip > 0 else math.inf)))
         self.zero_steps = self.zero_steps + 1 if norm == 0 else 0
         if self.zero_steps == ZERO_STEPS:
             raise TrainingFailed(
@@ -250,7 +256,7 @@ class Training:
         self.net.eval()
         chunk = max(1, options.edits)
         batches = [self.held_out[first : first + chunk] for first in range(0, len(self.held_out), chunk)]
-        with self.lm.monitor.phase("validate"):
+        with self.lm.monitor.phase("validate"), gathered(self.step):
             for number, batch in self.lm.team.share(list(enumerate(batches))):
                 torch.manual_seed(random.Random(f"{VALIDATION}/{number}").getrandbits(62))
                 loss, told = self.editor.loss(self.net, self.lm, [case for edit in batch for case in edit])
@@ -272,19 +278,6 @@ class Training:
         self.write({name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in line.items()})
         values = {f"{line['kind']}/{name}": value for name, value in line.items() if isinstance(value, float)}
         accelerator.log(values, step=line["step"])
-
-
-def refuse_sharding() -> None:
-    """Refuse launchers that spread one copy of the parameters over the processes.
-
-    The frozen model is read and hooked from outside, and what is trained is small beside it: there is nothing to gain by spreading that.
-    """
-    for name in SHARDING:
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
-            raise UsageError(
-                f"train-editor cannot work on parameters that {name.replace('_', '-')} spreads over processes: launch with "
-                "conf/accelerate/multi-gpu.yaml, or, for a model larger than one GPU, a single process with model.device_map=auto"
-            )
 
 
 def told_of(line: Line) -> str:

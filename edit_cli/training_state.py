@@ -13,6 +13,7 @@ from edit_cli.checkpoints import write_tensors
 from edit_cli.edit_store import replacing
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import read_json, write_json
+from edit_cli.sharding import load_whole, spread_like, whole, whole_state
 
 FOLDER, ABOUT = "state", "state.json"
 NETWORK, OPTIMISER, BEST = "network.safetensors", "optimiser.safetensors", "best.safetensors"
@@ -46,7 +47,7 @@ class State:
         """Keep these parameters, if their validation loss is the lowest so far."""
         if self.best is None or line["loss"] < self.best_line["loss"]:
             self.best_step, self.best_line = step, line
-            self.best = {name: value.detach().to("cpu", copy=True) for name, value in net.state_dict().items()}
+            self.best = {name: value.detach().to("cpu", copy=True) for name, value in whole_state(net).items()}
 
     def save(self, step: int, net: nn.Module, optimizer: Any, scaler: Any = None) -> None:
         """Write the state after `step` steps; the one before it is removed once this one is there.
@@ -54,16 +55,17 @@ class State:
         Raises:
             MissingError: the disk does not take it.
         """
+        tensors, rest = _flat(optimizer.state_dict()["state"]) if optimizer is not None else ({}, {})
+        tensors, network = {name: whole(value) for name, value in tensors.items()}, whole_state(net)
         if not self.is_main:
             return
-        tensors, rest = _flat(optimizer.state_dict()["state"]) if optimizer is not None else ({}, {})
         about = {
             "stamp": self.stamp, "step": step, "optimiser": rest, "bad": self.bad, "best_step": self.best_step,
             "best_line": self.best_line, "scaler": scaler.state_dict() if scaler is not None else None,
         }  # fmt: skip
         path = self.folder / f"step-{step:08d}"
         with replacing(path) as temporary:
-            write_tensors(temporary / NETWORK, net.state_dict())
+            write_tensors(temporary / NETWORK, network)
             write_tensors(temporary / OPTIMISER, tensors)
             if self.best is not None:
                 write_tensors(temporary / BEST, self.best)
@@ -76,11 +78,14 @@ class State:
         """Put network and optimiser where they were after `step` steps."""
         path = self.folder / f"step-{step:08d}"
         about = read_json(path / ABOUT)
-        net.load_state_dict(load_file(path / NETWORK))
+        load_whole(net, load_file(path / NETWORK))
         self.bad, self.best_step, self.best_line = about["bad"], about["best_step"], about["best_line"]
         self.best = load_file(path / BEST) if (path / BEST).exists() else None
         if optimizer is not None:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = _nested(load_file(path / OPTIMISER), about["optimiser"])
+            for number, values in state.items():
+                values |= {name: spread_like(value, parameters[number]) for name, value in values.items() if isinstance(value, Tensor)}
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if scaler is not None and about["scaler"]:
             scaler.load_state_dict(about["scaler"])

@@ -79,8 +79,7 @@ def alone(tmp_path_factory):
         yield
 
 
-def test_a_training_that_one_began_is_finished_by_two(monkeypatch):
-    """Killed after step 4 of 6: the two go on from there, to the same end."""
+def killed_after_step_4(name: str, monkeypatch) -> None:
     real = State.save
 
     def save(self, step, *rest):
@@ -91,30 +90,47 @@ def test_a_training_that_one_began_is_finished_by_two(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(State, "save", save)
         with pytest.raises(Killed):
-            trained("two")
-    assert not list(Path("two").glob("editors/*"))
+            trained(name)
+    assert not list(Path(name).glob("editors/*"))
+
+
+def test_a_training_that_one_began_is_finished_by_two(monkeypatch):
+    """Killed after step 4 of 6: the two go on from there, to the same end."""
+    killed_after_step_4("two", monkeypatch)
     trained("two", "processes=2")
     assert "training goes on at step 4 of 6" in Path("two/run/log.txt").read_text()
     assert len(set(members("two")) - {os.getpid()}) == 2 and members("one") == []
     assert_alike("two", "one")
 
 
-def test_accelerate_starts_two_with_the_configuration_that_is_delivered():
+def launched(name: str, configuration: str) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    launched = [*launcher, "--config_file", str(CONFIGURATIONS / "two-cpu.yaml"), "-m", "edit_cli", *training("launched")]
+    command = [*launcher, "--config_file", str(CONFIGURATIONS / configuration), "-m", "edit_cli", *training(name)]
     places = {"PYTHONPATH": str(Path(edit_cli.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(launched, check=False, capture_output=True, text=True, timeout=180, env={**os.environ, **places})
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=180, env={**os.environ, **places})
     assert ended.returncode == 0, ended.stderr
-    assert len(set(members("launched"))) == 2
+    assert len(set(members(name))) == 2
     assert ended.stdout.count("mend trained for tiny-gpt2") == 1
+
+
+def test_accelerate_starts_two_with_the_configuration_that_is_delivered():
+    launched("launched", "two-cpu.yaml")
     assert_alike("launched", "one")
 
 
-@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
-def test_parameters_that_are_spread_are_refused(monkeypatch, name):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
+def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monkeypatch):
+    """FSDP: network, optimiser and the best network so far are taken up and written whole."""
+    killed_after_step_4("halves", monkeypatch)
+    launched("halves", "two-cpu-fsdp.yaml")
+    log = Path("halves/run/log.txt").read_text()
+    assert "FSDP: the editor's network is spread over 2 processes" in log and "training goes on at step 4 of 6" in log
+    assert_alike("halves", "one")
+
+
+def test_launchers_that_take_the_optimisers_step_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     ended = invoke(Path("unused"), *training("spread"))
-    assert ended.code == 2 and f"parameters that {name} spreads over processes" in ended.err and "model.device_map=auto" in ended.err
+    assert ended.code == 2 and "does not work with deepspeed" in ended.err and "conf/accelerate/fsdp.yaml" in ended.err
     assert ended.err.count("error") == 1 and not Path("spread/run").exists()
 
 

@@ -18,17 +18,19 @@ from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import UsageError
 from edit_cli.report import learning
 from edit_cli.results import SUMMARY
-from edit_cli.training import KEY, Line, refuse_sharding, train
+from edit_cli.sharding import wanted_by_launcher
+from edit_cli.training import KEY, Line, train
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    refuse_sharding()
+    fsdp = wanted_by_launcher()
     top = settings(job.config)
     model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
     if not isinstance(editor, TrainableEditor):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
     if editor.checkpoint is not None:
         raise UsageError("method.checkpoint names a trained editor; leave it out to train one (run_dir=DIR and cache_dir=DIR say where it goes)")
+    editor.training.fsdp |= fsdp
     cases = replace(source, split=job.config.splits.train).load(top.limit, monitor)
     held_out = replace(source, split=job.config.splits.validation).load(None, monitor)
     path = run_path(job, top, job.choices["dataset"], job.choices["model"])

@@ -111,8 +111,9 @@ class ENN(TrainableEditor):
         """Equation 3, the mean over independent edits. Gradients go through all K steps. What is told counts from the original model."""
         _, lowest = self._modules(lm)
         lessons = draw(batch, self.edits, self.draw)
-        rows = lm.head.encode([pair for lesson in lessons for pair in lesson.inner])
-        trial = Trial(lm, lessons, 0 if self.trains == "all" else lowest, self.memory(lm))
+        memory = self.memory(lm)
+        rows = memory.rows(lm, [pair for lesson in lessons for pair in lesson.inner])
+        trial = Trial(lm, lessons, 0 if self.trains == "all" else lowest, memory)
         with lent(lm, net.weights):
             shifts = self.descend(net, lm, rows, len(lessons))
             after, now = trial.answers(shifts), trial.answers({})
@@ -217,7 +218,7 @@ class EnnNet(nn.Module):
         self.modules_edited, self.log_step = list(modules), log_step
         self.kept = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(exact(value).clone()) for name, value in weights.items()})
         self.steps = nn.Parameter(torch.full((len(modules),), math.log(step_size) if log_step else step_size))
-        self.decay = nn.Parameter(torch.tensor(decay))
+        self.decay = nn.Parameter(torch.tensor([decay]))  # FSDP takes no parameter without dimensions
 
     @property
     def weights(self) -> dict[str, Tensor]:

@@ -107,8 +107,8 @@ class KE(TrainableEditor):
         """The Lagrangian NLL + λ (KL − m) of equation 4, which falls by the network and climbs by λ; the mean over independent edits."""
         modules, lowest = self._modules(lm)
         lessons = [self._lesson(lesson) for lesson in draw(batch, 1, self.draw)]
-        rows = lm.head.encode([pair for lesson in lessons for pair in lesson.inner])
         memory = self.memory(lm)
+        rows = memory.rows(lm, [pair for lesson in lessons for pair in lesson.inner])
         found = memory.gradients(lm, rows, modules) if memory.works(lm) else gradients(lm, rows, modules)
         shifts = net(found, *self.read(lm, [case.requests[0] for case in batch], self.scratch(lm).setdefault("old", {})))
         trial = Trial(lm, lessons, lowest, memory)
@@ -120,7 +120,7 @@ class KE(TrainableEditor):
             return self.edit_weight * nll + self.locality_weight * kl, told
         smooth = row_losses(answers, len(trial.outer), self.smoothing)[trial.outer.to(answers.rows.device)].mean()
         told |= {"bound": float(net.bound), "multiplier": float(net.multiplier.detach())}
-        return smooth + climbing(net.multiplier) * (kl - net.bound), told
+        return smooth + climbing(net.multiplier).squeeze() * (kl - net.bound), told
 
     def after_step(self, net: KeNet) -> None:
         with torch.no_grad():
@@ -194,7 +194,7 @@ class KeNet(nn.Module):
             nn.Sequential(weight_norm(nn.Linear(width, inner)), nn.Tanh(), weight_norm(nn.Linear(inner, 2 * (d_in + d_out) + 1)))
             for d_in, d_out in shapes
         )
-        self.multiplier = nn.Parameter(torch.ones(()))
+        self.multiplier = nn.Parameter(torch.ones(1))  # FSDP takes no parameter without dimensions
         self.register_buffer("bound", torch.zeros(()))
 
     @torch.no_grad()

@@ -89,8 +89,8 @@ class MEND(TrainableEditor):
         """Equation 4, the mean over independent edits. Gradients reach g through ΔW alone, never through u, δ or the model."""
         modules, lowest = self._modules(lm)
         lessons = draw(batch, self.edits, self.draw)
-        rows = lm.head.encode([pair for lesson in lessons for pair in lesson.inner])
         memory = self.memory(lm)
+        rows = memory.rows(lm, [pair for lesson in lessons for pair in lesson.inner])
         found = memory.gradients(lm, rows, modules) if memory.works(lm) else gradients(lm, rows, modules)
         shifts = net(found, len(lessons), lm.team)
         nll, kl, told = Trial(lm, lessons, lowest, memory).losses(shifts)

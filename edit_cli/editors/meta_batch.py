@@ -92,7 +92,7 @@ class Trial:
         """lowest: the first layer that an edit changes; blocks below it are run once."""
         self.lm, self.lowest, self.lessons = lm, lowest, len(lessons)
         pairs = [pair for lesson in lessons for pair in (*lesson.outer, *lesson.local)]
-        self.rows = lm.head.encode(pairs)
+        self.rows = lm.head.encode(pairs) if memory is None else memory.rows(lm, pairs)
         kinds = [kind for lesson in lessons for kind in [True] * len(lesson.outer) + [False] * len(lesson.local)]
         self.outer = torch.tensor(kinds, device=lm.device)
         ask = memory.answers if memory is not None and memory.works(lm) else base_answers

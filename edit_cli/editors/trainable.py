@@ -33,6 +33,7 @@ class TrainingOptions:
     after which it stops; 0 for never. largest_shift: ‖ΔW‖/‖W‖ of an edit above which training has run away.
     save_every: steps after which it can go on when killed. log_every: steps a point of the curves.
     memory_mib: of what the frozen model says of the training prompts, kept so that it is computed once; 0: nothing.
+    fsdp: spread network, gradients and optimiser states over the processes (FSDP2), which else hold one copy each.
     trackers: names that accelerate knows (tensorboard, wandb, mlflow, …), beside the curves in the run directory.
     """
 
@@ -53,6 +54,7 @@ class TrainingOptions:
     log_every: int = 10
     seed: int = 0
     memory_mib: int = 256
+    fsdp: bool = False
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class TrainableEditor(Editor):
     """
 
     NO_RECIPE: ClassVar[tuple[str, ...]] = (  # settings that nothing learnt depends on
-        "checkpoint", "trained_on", "cache_dir", "training.memory_mib", "training.trackers", "training.save_every", "training.log_every"
+        "checkpoint", "trained_on", "cache_dir", "training.memory_mib", "training.fsdp", "training.trackers", "training.save_every", "training.log_every"
     )  # fmt: skip
 
     bound_to: ClassVar[str] = "weights"  # what `base` tells of the model
