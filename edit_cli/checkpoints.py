@@ -99,9 +99,9 @@ def place(root: Path, identity: dict[str, Any], *names: str) -> Path:
     return root / f"{'-'.join(re.sub(r'[^A-Za-z0-9._]+', '_', name) for name in names)}-{digest[:10]}"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file of copies in host memory, flushed to the disk."""
-    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, path)
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """A safetensors file of copies in host memory, flushed to the disk. about: its metadata."""
+    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, path, about)
     path.chmod(0o644)
     with open(path, "rb") as file:
         os.fsync(file.fileno())

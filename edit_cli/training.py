@@ -129,7 +129,7 @@ class Training:
         self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.options.validation_edits))]
         torch.manual_seed(self.options.seed)
         self.net = editor.build(lm).to(lm.device)
-        self.folder, self.state = folder, State(folder, stamp, is_main=lm.team.is_main)
+        self.folder, self.state = folder, State(folder, stamp, lm.team.rank)
         self.zero_steps, self.bad = 0, 0
 
     def run(self) -> Trained:
@@ -153,6 +153,7 @@ class Training:
             if self._is_stale(done):
                 self.lm.monitor.note(f"stopped at step {done:,}: no better validation loss for {options.patience:,} steps")
             self._save(done)
+            self.lm.team.gather([done])  # nobody is writing any more
             accelerator.end_training()
         net = self.editor.build(self.lm).to(self.lm.device) if any(map(is_spread, self.net.parameters())) else self.net
         if self.state.best is not None:
@@ -181,12 +182,14 @@ class Training:
         step = self.lm.team.tell(self.state.latest())
         if step:
             self.state.load(step, self.net, self.optimizer, self.accelerator.scaler)
+            self.state.load_memory(step, self.editor.memory(self.lm), self.lm.device)
             self.bad = self.state.bad
             self.lm.monitor.note(f"training goes on at step {step:,} of {self.options.steps:,}")
         return step
 
     def _save(self, step: int) -> None:
         self.state.bad = self.bad
+        self.state.save_memory(step, self.editor.memory(self.lm))
         self.state.save(step, self.net, self.optimizer, self.accelerator.scaler)
 
     def _is_stale(self, step: int) -> bool:

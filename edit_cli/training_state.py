@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edit_cli.checkpoints import write_tensors
 from edit_cli.edit_store import replacing
+from edit_cli.editors.remembered import Memory
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import read_json, write_json
 from edit_cli.sharding import load_whole, spread_like, whole, whole_state
@@ -22,8 +24,9 @@ NETWORK, OPTIMISER, BEST = "network.safetensors", "optimiser.safetensors", "best
 class State:
     """What a training must know to go on. best: parameters with the lowest validation loss, in host memory."""
 
-    def __init__(self, folder: Path, stamp: str, is_main: bool = True) -> None:
-        self.folder, self.stamp, self.is_main = folder / FOLDER, stamp, is_main
+    def __init__(self, folder: Path, stamp: str, rank: int = 0) -> None:
+        """rank: the number of this process; all write what they remember, the first one all else."""
+        self.folder, self.stamp, self.rank, self.is_main = folder / FOLDER, stamp, rank, rank == 0
         self.best: dict[str, Tensor] | None = None
         self.best_step, self.best_line, self.bad = 0, {}, 0
 
@@ -41,7 +44,23 @@ class State:
                 steps.append(int(path.name.rpartition("-")[2]))
             else:
                 shutil.rmtree(path)
+        if not steps:
+            for path in self.folder.glob("memory-*"):
+                shutil.rmtree(path)
         return max(steps, default=0)
+
+    def save_memory(self, step: int, memory: Memory | None) -> None:
+        """Write what this process has come to remember since the last time. To be called before `save`."""
+        if memory is not None:
+            memory.write(self.folder / f"memory-{self.rank}-{step:08d}")
+
+    def load_memory(self, step: int, memory: Memory | None, device: torch.device) -> None:
+        """Take up what this process remembered after `step` steps."""
+        for path in sorted(self.folder.glob(f"memory-{self.rank}-*")):
+            if int(path.name.rpartition("-")[2]) > step:
+                shutil.rmtree(path)
+            elif memory is not None:
+                memory.read(path, device)
 
     def offer(self, step: int, line: dict[str, Any], net: nn.Module) -> None:
         """Keep these parameters, if their validation loss is the lowest so far."""

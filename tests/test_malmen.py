@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from functools import cache
 
@@ -137,6 +138,30 @@ def test_chunks_change_nothing():
     torch.testing.assert_close(mean, same_mean)
 
 
+def test_the_facts_that_are_asked_stand_for_all(monkeypatch):
+    """Asked one after another, they have the loss and the gradient of all of them on average; validation asks every one."""
+    lm, cases = double(), statements("train")[:6]
+    plain, sparing = malmen(), malmen(asked=2)
+    net = prepared(plain, lm)
+    net.hypernetwork.take_in = lambda *_: None
+
+    def found(editor):
+        torch.manual_seed(1)
+        stand_in, told = editor.loss(net, lm, cases)
+        return torch.autograd.grad(stand_in, list(net.parameters())), told["loss"]
+
+    gradient, loss = found(plain)
+    parts = []
+    for first in (0, 2, 4):
+        monkeypatch.setattr(random.Random, "sample", lambda _, lessons, number, first=first: lessons[first : first + number])
+        parts.append(found(sparing))
+    assert sum(part for _, part in parts) / 3 == pytest.approx(loss, rel=1e-9) and parts[0][1] != pytest.approx(loss, rel=1e-3)
+    for whole, *some in zip(gradient, *(part for part, _ in parts), strict=True):
+        torch.testing.assert_close(sum(some) / 3, whole, rtol=1e-6, atol=1e-9 + 1e-7 * float(whole.abs().max()))
+    net.eval()
+    assert found(sparing)[1] == pytest.approx(loss, rel=1e-12)
+
+
 def test_activations_of_the_network_live_for_one_chunk():
     lm, editor = embedded_lm(), malmen()
     net = prepared(editor, lm, torch.float32)
@@ -158,18 +183,22 @@ def test_activations_of_the_network_live_for_one_chunk():
 def test_keys_and_gradients_are_those_of_the_answers_tokens(make):
     lm, editor = make(), malmen(prompts=2)
     requests = [case.requests[0] for case in statements("train")[:5]]
-    pairs = [(request.text, request.target_new) for request in requests]
     untouched = snapshot(lm)
-    found = editor._tokens(lm, pairs, MODULES)  # noqa: SLF001
-    rows = lm.head.encode(pairs)
+    found = editor._tokens(lm, requests, MODULES)  # noqa: SLF001
+    rows = lm.head.encode([(request.text, request.target_new) for request in requests])
     number = sum(len(row.target) for row in rows)
     whole = gradients(lm, rows, MODULES)
     for (u, delta), name in zip(found, MODULES, strict=True):
         assert u.shape == (number, 512) and delta.shape == (number, 128)
         expected = torch.cat([whole[name].outputs[i, row.start - 1 : len(row.ids) - 1] for i, row in enumerate(rows)])
         torch.testing.assert_close(delta.norm(dim=1).sort().values, expected.norm(dim=1).sort().values, rtol=1e-4, atol=1e-6)
-    (everything, _), _ = malmen(tokens="all")._tokens(lm, pairs, MODULES)  # noqa: SLF001
+    (everything, _), _ = malmen(tokens="all")._tokens(lm, requests, MODULES)  # noqa: SLF001
     assert len(everything) > number
+    (below, deltas), (top, _) = malmen(tokens="subject", prompts=2)._tokens(lm, requests, MODULES)  # noqa: SLF001
+    assert len(below) == number + len(requests) and len(top) == number  # nothing that follows asks the last block about other tokens
+    at = [row.token_at(request.subject_span[1] - 1) for row, request in zip(rows, requests, strict=True)]
+    theirs = torch.stack([whole[MODULES[0]].outputs[row, place] for row, place in enumerate(at)])
+    assert all((deltas - one).norm(dim=1).min() < 1e-4 * one.norm() for one in theirs)
     assert same_bits(snapshot(lm), untouched)
 
 
@@ -213,7 +242,7 @@ def test_a_checkpoint_edits_all_at_once_and_comes_off_exactly(tmp_path):
     again = replace(editor).edit(lm, requests)
     assert same_bits(edit.state()[0], again.state()[0])
     net = editor.trained(lm)
-    tokens = editor._tokens(lm, [(request.text, request.target_new) for request in requests], MODULES)  # noqa: SLF001
+    tokens = editor._tokens(lm, requests, MODULES)  # noqa: SLF001
     for number, (name, (u, delta)) in enumerate(zip(MODULES, tokens, strict=True)):
         expected = normal_equation(u.double(), net.changes(number, u, delta, 7).double(), net.log_ridges[number].double())
         torch.testing.assert_close(edit.stored(lm, f"{name}.weight").double(), expected, rtol=1e-3, atol=1e-6)
@@ -226,7 +255,7 @@ def test_a_checkpoint_edits_all_at_once_and_comes_off_exactly(tmp_path):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"tokens": "x"}, "method.tokens=x: choose answer or all"), ({"ridge": 0.0}, "method.ridge=0.0"), ({"chunk": 0}, "method.chunk=0"), ({"part": "x"}, "method.part=x")],
+    [({"tokens": "x"}, "method.tokens=x: choose answer, subject or all"), ({"ridge": 0.0}, "method.ridge=0.0"), ({"chunk": 0}, "method.chunk=0"), ({"asked": -1}, "method.asked=-1"), ({"part": "x"}, "method.part=x")],
 )
 def test_wrong_settings_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Killed, invoke, json_lines
+from embedded import same_bits
 from safetensors.torch import load_file
 
 import edit_cli
@@ -92,6 +93,15 @@ def killed_after_step_4(name: str, monkeypatch) -> None:
         with pytest.raises(Killed):
             trained(name)
     assert not list(Path(name).glob("editors/*"))
+
+
+def test_a_killed_training_remembers_what_the_frozen_model_said_and_ends_in_the_same_bits(monkeypatch):
+    """Asked again in other batches, the model would say it with other last digits."""
+    killed_after_step_4("again", monkeypatch)
+    assert [path.name for path in sorted(Path("again/run/state").glob("memory-*"))] == ["memory-0-00000002", "memory-0-00000004"]
+    trained("again")
+    assert curves("again") == curves("one") and same_bits(network("again"), network("one"))
+    assert not Path("again/run/state").exists()
 
 
 def test_a_training_that_one_began_is_finished_by_two(monkeypatch):

@@ -10,9 +10,9 @@ from edit_cli.config import did_you_mean
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.identity import flatten
-from edit_cli.metrics.registry import METRICS
+from edit_cli.metrics.registry import METRICS, SME
 from edit_cli.report.compare import FACTS, Point, cost, draw, moments, write_markdown, write_table
-from edit_cli.report.comparison import comparison, shown_metrics
+from edit_cli.report.comparison import Comparison, shown_metrics
 from edit_cli.results import RunRecord, read_run
 
 COMPARED = ("evaluate", "sequential")
@@ -35,7 +35,7 @@ def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | Non
     names = [_name(record, by, x, records) for record in records]
     records, names = _in_order(records, names, x)
     screen = Screen()
-    screen.show(comparison([(_titled(record, name, x), record.summary) for record, name in zip(records, names, strict=True)]))
+    screen.show(Comparison([(_titled(record, name, x), record.summary) for record, name in zip(records, names, strict=True)]))
     if out is None:
         return 0
     points = [point for record, name in zip(records, names, strict=True) for point in _points(record, name, x, wanted)]
@@ -63,7 +63,7 @@ def _finished(path: Path) -> RunRecord:
 
 def _metrics(given: str | None, records: Sequence[RunRecord]) -> list[str]:
     measured = [metric for metric in METRICS if any(metric in record.summary["metrics"] for record in records)]
-    wanted = given.split(",") if given else [metric for metric in DEFAULT if metric in measured] or shown_metrics(measured)[:3]
+    wanted = given.split(",") if given else [metric for metric in (*DEFAULT, *SME) if metric in measured] or shown_metrics(measured)[:3]
     for metric in wanted:
         if metric not in measured:
             raise UsageError(f"--metrics {metric}: no run has measured it{did_you_mean(metric, measured)}")

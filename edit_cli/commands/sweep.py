@@ -10,7 +10,7 @@ from edit_cli import catalog
 from edit_cli.commands.job import Outcome
 from edit_cli.console import Screen
 from edit_cli.parallel import follows
-from edit_cli.report.comparison import comparison
+from edit_cli.report.comparison import Comparison
 from edit_cli.results import SUMMARY, read_run
 
 
@@ -20,7 +20,7 @@ def conclude(outcomes: Sequence[Outcome], is_sweep: bool) -> int:
     if is_sweep:
         summaries = [_summary(outcome) for outcome in outcomes]
         if any(summary is not None for summary in summaries):
-            screen.show(comparison([(label(outcome), summary) for outcome, summary in zip(outcomes, summaries, strict=True)]))
+            screen.show(Comparison([(label(outcome), summary) for outcome, summary in zip(outcomes, summaries, strict=True)]))
     for outcome in outcomes:
         if outcome.run_dir is not None:
             screen.line(outcome.run_dir)

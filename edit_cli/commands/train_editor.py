@@ -20,6 +20,7 @@ from edit_cli.report import learning
 from edit_cli.results import SUMMARY
 from edit_cli.sharding import wanted_by_launcher
 from edit_cli.training import KEY, Line, train
+from edit_cli.training_state import State
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
@@ -56,6 +57,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 summary = learning.summary_of(run.manifest, run.lines(), found, str(place), ledger.take())
                 learning.draw(summary, run.path)
                 run.write_summary(summary)
+                State(run.path, stamp).clear()
         else:
             monitor.note("this editor has been trained already (overwrite=true trains it again)")
         if not job.team.is_main:

@@ -172,7 +172,6 @@ class ENN(TrainableEditor):
         return memory["trained"]
 
     def memory(self, lm: LM) -> Memory:
-        """What the original model says, kept during a training."""
         return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:

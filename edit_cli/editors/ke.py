@@ -160,7 +160,6 @@ class KE(TrainableEditor):
         return pad_right(lm.tokenizer(texts)["input_ids"], lm.head.pad, lm.device)
 
     def memory(self, lm: LM) -> Memory:
-        """What the unedited model says, kept during a training."""
         return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +25,9 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row
 from edit_cli.requests import Case, EditRequest
 
-TOKENS = ("answer", "all")
+TOKENS = ("answer", "subject", "all")
 Line = dict[str, float]
+Told = tuple[Row, int]  # with the place of its subject's last token
 
 
 @dataclass(kw_only=True)
@@ -35,10 +37,11 @@ class MALMEN(TrainableEditor):
     layers: none for the last `last` of every stack; part, second_in: as in MEND.
     edits: facts edited together in training. Any number can be edited; what was learnt fits about as many.
     tokens: whose keys and gradients count: "answer", those that predict it (a classifier's first token; with an encoder and a decoder
-    all), or "all" that have a gradient.
+    all), "subject": these and the subject's last token (causal models; without a subject these alone), or "all" that have a gradient.
     rank, spread: of the network's layers. step_size: η at first; log_step: log η is learnt. ridge: λ at first, whose logarithm is learnt.
     step_lr: learning rate of η and λ.
     edit_weight, locality_weight: of the new answers and of KL in the loss (the paper's c_loc is the second, the first is 1).
+    asked: facts whose prompts a step's loss asks about, drawn at random from those edited together; 0: all of them.
     prompts: in one pass of the model; chunk: tokens in one pass of the network. Neither changes anything but memory and time.
     """
 
@@ -59,6 +62,7 @@ class MALMEN(TrainableEditor):
     step_lr: float = 1.0e-5
     edit_weight: float = 1.0
     locality_weight: float = 1.0
+    asked: int = 0
     prompts: int = 32
     chunk: int = 1024
     draw: DrawOptions = field(default_factory=DrawOptions)
@@ -66,10 +70,12 @@ class MALMEN(TrainableEditor):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tokens not in TOKENS:
-            raise UsageError(f"method.tokens={self.tokens}: choose {' or '.join(TOKENS)}")
+            raise UsageError(f"method.tokens={self.tokens}: choose {', '.join(TOKENS[:-1])} or {TOKENS[-1]}")
         for name in ("edits", "prompts", "chunk", "step_size", "ridge"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"method.{name}={getattr(self, name)}: give more than 0")
+        if self.asked < 0:
+            raise UsageError(f"method.asked={self.asked}: give a number of facts, or 0 for all of them")
 
     @property
     def cases_per_edit(self) -> int:
@@ -84,22 +90,27 @@ class MALMEN(TrainableEditor):
 
     def loss(self, net: MalmenNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, Line]:
         """A stand-in for the mean loss over independent edits, whose gradient is the loss's; the loss itself is in the numbers."""
-        found = [self._meta_loss(net, lm, batch[first : first + self.edits]) for first in range(0, len(batch) - self.edits + 1, self.edits)]
+        modules, _ = self._modules(lm)
+        edits = [batch[first : first + self.edits] for first in range(0, len(batch) - self.edits + 1, self.edits)]
+        tokens = [self._tokens(lm, [case.requests[0] for case in cases], modules, self.memory(lm)) for cases in edits]
+        if net.training:  # before any edit is made, so that it does not matter which process makes which
+            net.hypernetwork.take_in([torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)], lm.team)
+        found = [self._meta_loss(net, lm, *edit) for edit in zip(edits, tokens, strict=True)]
         return torch.stack([stand_in for stand_in, _ in found]).mean(), _mean([(told, 1.0) for _, told in found])
 
-    def _meta_loss(self, net: MalmenNet, lm: LM, cases: Sequence[Case]) -> tuple[Tensor, Line]:
+    def _meta_loss(self, net: MalmenNet, lm: LM, cases: Sequence[Case], tokens: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Line]:
         """Algorithm 2. The model's pass and the network's never share a graph: between them stands G, the gradient by the shift."""
         modules, lowest = self._modules(lm)
         lessons, memory = draw(cases, 1, self.draw), self.memory(lm)
-        tokens = self._tokens(lm, [pair for lesson in lessons for pair in lesson.inner], modules, memory)
-        if net.training:
-            net.hypernetwork.take_in([torch.cat(pair, -1) for pair in tokens], lm.team)
         changes = [net.changes(number, *pair, self.chunk) for number, pair in enumerate(tokens)]
         solved = [least_squares(u, d, ridge) for (u, _), d, ridge in zip(tokens, changes, net.ridges, strict=True)]
         shifts = {
             name: DenseShift(factors.dense().to(u).to(lm.device).requires_grad_())
             for name, factors, (u, _) in zip(modules, solved, tokens, strict=True)
         }
+
+        if net.training and 0 < self.asked < len(lessons):
+            lessons = random.Random(f"{torch.initial_seed()}/{cases[0].id}").sample(lessons, self.asked)
 
         # the model's pass: G, summed over batches of prompts
         lines, wanted = [], [shift.change for shift in shifts.values()]
@@ -128,7 +139,7 @@ class MALMEN(TrainableEditor):
         """One shift of each module for all requests."""
         net = self.trained(lm)
         modules, _ = self._modules(lm)
-        tokens = self._tokens(lm, [(request.text, request.target_new) for request in requests], modules)
+        tokens = self._tokens(lm, requests, modules)
         updates = {}
         for number, (name, (u, delta)) in enumerate(zip(modules, tokens, strict=True)):
             factors = least_squares(u, net.changes(number, u, delta, self.chunk), net.ridges[number])
@@ -137,33 +148,39 @@ class MALMEN(TrainableEditor):
         return WeightDelta(updates, {"shift": largest(lm, sizes)}).compact(lm)
 
     def _tokens(
-        self, lm: LM, pairs: Sequence[tuple[str, str]], modules: Sequence[str], memory: Memory | None = None
+        self, lm: LM, requests: Sequence[EditRequest], modules: Sequence[str], memory: Memory | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """(keys u (n, d_in), gradients δ (n, d_out)) of each module, of the tokens that count in all pairs; in host memory."""
-        rows = sorted(lm.head.encode(pairs), key=lambda row: len(row.ids))
+        """(keys u (n, d_in), gradients δ (n, d_out)) of each module, of the tokens that count in all requests; in host memory."""
+        every = lm.head.encode([(request.text, request.target_new) for request in requests])
+        rows = sorted(zip(every, map(self._subject, requests, every), strict=True), key=lambda pair: len(pair[0].ids))
         parts: list[tuple[Tensor, ...]] = []
         for part in in_batches(rows, self.prompts):
             some = rows[part]
 
-            def find(new: list[int], some: Sequence[Row] = some) -> list[tuple[Tensor, ...]]:
+            def find(new: list[int], some: Sequence[Told] = some) -> list[tuple[Tensor, ...]]:
                 return self._found(lm, [some[i] for i in new], modules)
 
             if memory is not None and memory.works(lm):
-                parts += memory.recall([("tokens", tuple(modules), self.tokens, row.ids, row.target) for row in some], find)
+                parts += memory.recall([("tokens", tuple(modules), self.tokens, row.ids, row.target, at) for row, at in some], find)
             else:
                 parts += find(list(range(len(some))))
         return [tuple(torch.cat([found[2 * n + side] for found in parts]) for side in (0, 1)) for n in range(len(modules))]
 
-    def _found(self, lm: LM, rows: Sequence[Row], modules: Sequence[str]) -> list[tuple[Tensor, ...]]:
+    def _subject(self, request: EditRequest, row: Row) -> int:
+        """The place of the subject's last token, -1 where it does not matter."""
+        return row.token_at(request.subject_span[1] - 1) if self.tokens == "subject" and request.subject else -1
+
+    def _found(self, lm: LM, told: Sequence[Told], modules: Sequence[str]) -> list[tuple[Tensor, ...]]:
         """For each row, u and δ of the first module, then of the second, and so on."""
+        rows = [row for row, _ in told]
         found = gradients(lm, rows, modules)
-        kept = {name: self._counts(lm, rows, gradient) for name, gradient in found.items()}
+        kept = {name: self._counts(lm, told, gradient) for name, gradient in found.items()}
         return [
             tuple(part[row][kept[name][row]].cpu() for name in modules for part in (found[name].inputs, found[name].outputs))
             for row in range(len(rows))
         ]
 
-    def _counts(self, lm: LM, rows: Sequence[Row], gradient: Gradient) -> Tensor:
+    def _counts(self, lm: LM, told: Sequence[Told], gradient: Gradient) -> Tensor:
         """(rows, tokens) whether a token's key and gradient take part."""
         kept = gradient.kept
         if self.tokens == "all" or lm.head.kind == "seq2seq":
@@ -171,13 +188,15 @@ class MALMEN(TrainableEditor):
         columns = torch.arange(kept.shape[1], device=kept.device)
         if lm.head.kind == "classifier":
             return kept & (columns == 0)
-        return kept & (columns >= torch.tensor([row.start - 1 for row in rows], device=kept.device)[:, None])
+        starts, subjects = (torch.tensor(which, device=kept.device)[:, None] for which in zip(*((row.start - 1, at) for row, at in told), strict=True))
+        return kept & ((columns >= starts) | (columns == subjects))
 
     def memory(self, lm: LM) -> Memory:
-        """What the unedited model says, kept during a training."""
         return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
+        if self.tokens == "subject" and lm.head.kind != "causal":
+            raise UsageError(f"method.tokens=subject: {lm.name} is no causal model; choose answer or all")
         return edited_modules(lm, self.layers, self.last, self.part, self.second_in)
 
 

@@ -110,7 +110,6 @@ class MEND(TrainableEditor):
         return WeightDelta(updates, {"shift": largest(lm, shifts)}).compact(lm)
 
     def memory(self, lm: LM) -> Memory:
-        """What the unedited model says, kept during a training."""
         return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:

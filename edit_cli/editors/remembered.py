@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
+from edit_cli.checkpoints import write_tensors
+from edit_cli.edit_store import replacing
 from edit_cli.editors.gradients import Gradient, gradients, sparing
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row
+
+FILE = "kept.safetensors"
 
 
 @dataclass
@@ -23,6 +30,9 @@ class Memory:
     """Of one unedited model. budget: bytes; once they are full, nothing more is kept.
 
     Rows of one stack of blocks only (a decoder or an encoder): there the states below the lowest edited layer make up a pass.
+
+    A float32 result hangs, in its last digit, on the rows that were asked with it. So a training that goes on reads what it had in mind,
+    and does not ask again in other batches.
     """
 
     budget: int
@@ -30,6 +40,7 @@ class Memory:
     beyond: int = 0  # tokens that a pass runs more than a row has (−1 where the last answer token is never fed)
     _seen: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
     _rows: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _unwritten: list[Any] = field(default_factory=list)
 
     def works(self, lm: LM) -> bool:
         return self.budget > 0 and len(lm.layout.stacks) == 1 and not lm.attached
@@ -85,6 +96,31 @@ class Memory:
             if self.used + size <= self.budget:
                 self.used += size
                 self._seen[key] = tuple(part.detach().clone() for part in parts)  # not views of a whole batch
+                self._unwritten.append(key)
+
+    def write(self, folder: Path) -> None:
+        """What is in no folder yet; none is made where there is nothing."""
+        if not self._unwritten:
+            return
+        tensors = {f"{number}.{n}": part for number, key in enumerate(self._unwritten) for n, part in enumerate(self._seen[key])}
+        with replacing(folder) as temporary:
+            write_tensors(temporary / FILE, tensors, {"keys": json.dumps(self._unwritten), "beyond": str(self.beyond)})
+        self._unwritten = []
+
+    def read(self, folder: Path, device: torch.device) -> None:
+        """Take up what `write` wrote."""
+        with safe_open(folder / FILE, "pt", device=str(device)) as file:
+            about, parts = file.metadata(), {}
+            for name in file.keys():  # noqa: SIM118: no dictionary
+                number, _, n = name.partition(".")
+                parts.setdefault(int(number), {})[int(n)] = file.get_tensor(name)
+        self._keep({_as_key(key): tuple(parts[number][n] for n in sorted(parts[number])) for number, key in enumerate(json.loads(about["keys"]))})
+        self.beyond, self._unwritten = int(about["beyond"]), []
+
+
+def _as_key(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_as_key, value)) if isinstance(value, list) else value
 
 
 def base_answers(lm: LM, rows: Sequence[Row], lowest: int) -> tuple[Tensor | None, Answers]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edit_cli import checkpoints
 from edit_cli.editors.base import Editor
+from edit_cli.editors.remembered import Memory
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.identity import flatten, plain
 from edit_cli.lm.model import LM
@@ -117,6 +118,10 @@ class TrainableEditor(Editor):
 
     def after_validation(self, net: nn.Module, found: dict[str, Any]) -> None:
         """Take note of what validation found, in the network alone, so that a resumed training knows it (bounds that tighten)."""
+
+    def memory(self, lm: LM) -> Memory | None:
+        """What the unedited model has said of training prompts, for editors that keep it during a training."""
+        return None
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

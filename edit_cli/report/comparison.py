@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from edit_cli.metrics.registry import SME
 from edit_cli.report import words
 from edit_cli.report.tables import plain_table
 
@@ -24,6 +27,7 @@ SHOWN = {
     "efficacy_generated_contains": "writes",
     "neighborhood_generated_unchanged": "same",
     "perplexity": "ppl",
+    **{metric.id: metric.label for metric in SME.values()},
 }
 LOST = {  # of the data of trained editors: shown beside the others where runs are compared
     "locality_random_drawdown": "DD",
@@ -31,6 +35,7 @@ LOST = {  # of the data of trained editors: shown beside the others where runs a
     "locality_same_subject_drawdown": "DD subj",
     "convsent_es": "ConvSent",
 }
+DISPENSABLE = ("token_score", "score", "perplexity", "efficacy_generated_contains", "neighborhood_generated_unchanged")
 RATED = {  # what success, or token accuracy, is told of
     "edited": "the edited prompts",
     "reworded": "the same in other words",
@@ -47,6 +52,11 @@ TELLS = {
     "DD rel": "on the same relation of other subjects",
     "DD subj": "on other matters about the same subject",
     "ConvSent": "ES of its replies, in %",
+    "SR": "mistakes put right, in %",
+    "GR": "their other wordings",
+    "ER": "all edited prompts at the end",
+    "TrainR": "accuracy on training records over that before",
+    "TestR": "on test records",
     "first": "success on the first facts of all",
     "drift": "by how much, in %, the last state of untouched prompts has moved",
     "s/edit": "seconds",
@@ -76,14 +86,29 @@ def right_aligned(*names: str) -> Table:
     return table
 
 
-def comparison(rows: Sequence[tuple[str, Mapping[str, Any] | None]]) -> RenderableType:
-    """One line a run, from (what tells it apart, its summary): means at the end. A run without a summary failed."""
-    measured = {metric for _, summary in rows if summary for metric in summary["metrics"]}
-    shown = [*shown_metrics(measured), *(metric for metric in LOST if metric in measured)]
-    table = right_aligned("run", *((SHOWN | LOST)[metric] for metric in shown), "s/edit", "cases")
-    for name, summary in rows:
-        table.add_row(Text(name), *(_cells(summary, shown) if summary else ["failed", *[""] * (len(shown) + 1)]))
-    return Group(table, legend(shown, "s/edit", "cases"))
+@dataclass
+class Comparison:
+    """One line a run, from (what tells it apart, its summary): means at the end. A run without a summary failed.
+
+    Where the screen is too narrow for names and numbers in one line each, the columns of `DISPENSABLE` are left out first.
+    """
+
+    rows: Sequence[tuple[str, Mapping[str, Any] | None]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        measured = {metric for _, summary in self.rows if summary for metric in summary["metrics"]}
+        shown = [*shown_metrics(measured), *(metric for metric in LOST if metric in measured)]
+        spare = [metric for metric in DISPENSABLE if metric in shown]
+        while spare and Measurement.get(console, options.update(width=1000), self._table(shown)).maximum > options.max_width:
+            shown.remove(spare.pop(0))
+        yield self._table(shown)
+        yield legend(shown, "s/edit", "cases")
+
+    def _table(self, shown: Sequence[str]) -> Table:
+        table = right_aligned("run", *((SHOWN | LOST)[metric] for metric in shown), "s/edit", "cases")
+        for name, summary in self.rows:
+            table.add_row(Text(name), *(_cells(summary, shown) if summary else ["failed", *[""] * (len(shown) + 1)]))
+        return table
 
 
 def last_side(sides: Mapping[str, Any]) -> Mapping[str, Any] | None:
