@@ -40,7 +40,7 @@ def read(path: Path, label: str) -> Content:
         raise MissingError(f"{label} is not UTF-8 text (line {line}); save it as UTF-8") from None
     start = text.lstrip()[:1]
     if not start:
-        raise MissingError(f"{label} is empty")
+        raise MissingError(f"{label} is empty: give a file with at least one record")
     if path.suffix.lower() == ".csv":
         rows = _csv(text, label)
     elif start == "[":
