@@ -8,25 +8,26 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from edit_cli import __version__
-from edit_cli.edits import Edit, WeightDelta
+from edit_cli.edits import MEMORY, Edit, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.jsonfiles import read_json, to_json, write_json
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
 FORMAT = 1
-TENSORS, MANIFEST, BASE = "edit.safetensors", "edit.json", "base"
+TENSORS, REMAINS, MANIFEST, BASE = "edit.safetensors", "remains.safetensors", "edit.json", "base"
 MEANING = ("format", "kind", "class", "touched", "state", "parent")  # what the id covers beside the tensors
 
 
@@ -37,10 +38,11 @@ def save(
     requests: Sequence[EditRequest],
     method: dict[str, Any],
     parent: Path | str | None = None,
+    touched: Mapping[str, str] | None = None,
 ) -> str:
     """Write `edit` to `directory` and return its id (sha256 over tensors and their meaning).
 
-    `lm` must be in the state that the edit will be attached to: the hashes of the touched tensors are taken from it.
+    `lm` must be in the state that the edit will be attached to: the hashes of the touched tensors are taken from it, unless `touched` gives them.
     `parent`: directory of the edit that is attached there; a copy is nested, so that the new directory is complete.
 
     Raises:
@@ -56,7 +58,7 @@ def save(
         "class": f"{type(edit).__module__}.{type(edit).__qualname__}",
         "method": method,
         "base_model": {"name": lm.name, "id": lm.id, "revision": lm.revision},
-        "touched": {name: lm.fingerprint([name]) for name in edit.touches(lm)},
+        "touched": dict(touched) if touched else {name: lm.fingerprint([name]) for name in edit.touches(lm)},
         "requests": [asdict(request) for request in requests],
         "state": rest,
         "norms": edit.norms() if isinstance(edit, WeightDelta) else {},
@@ -149,6 +151,10 @@ def load(directory: Path | str, lm: LM) -> Edit:
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    if manifest.get("state_after"):
+        raise MissingError(
+            f"{directory} no longer has its own weights: {directory.parent / manifest['state_after']} holds what the model was after all edits up to there"
+        )
     try:
         tensors = load_file(directory / TENSORS)
     except (OSError, SafetensorError) as error:
@@ -167,6 +173,37 @@ def load(directory: Path | str, lm: LM) -> Edit:
                 "load the same model, revision and model.dtype, and what the edit stands on"
             )
     return _edit_class(manifest["class"]).from_state({n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"])
+
+
+def let_go(directory: Path, state_after: str) -> None:
+    """Delete the weights of a saved edit that the edit directory `state_after` beside it holds in sum. What is left of it: `remains`.
+
+    May be repeated, and killed at any moment.
+    """
+    manifest = read_manifest(directory)
+    if not manifest.get("state_after"):
+        left = _remembered(directory / TENSORS)
+        if left:
+            save_file(left, directory / REMAINS)
+        write_json(directory / MANIFEST, {**manifest, "state_after": state_after})
+    (directory / TENSORS).unlink(missing_ok=True)
+
+
+def remains(directory: Path, lm: LM) -> Edit:
+    """A saved edit without its weights: what an editor recalls of it (`Editor.recall`)."""
+    manifest = read_manifest(directory)
+    file = directory / (REMAINS if manifest.get("state_after") else TENSORS)
+    tensors = _remembered(file) if file.exists() else {}
+    return _edit_class(manifest["class"]).from_state({n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"])
+
+
+def _remembered(file: Path) -> dict[str, Tensor]:
+    """The tensors of a saved edit that are added to nothing (`WeightDelta.memory`)."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys() if name.endswith(MEMORY)}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"{file} cannot be read: {error}") from None
 
 
 def _identity(tensors: Path, manifest: dict[str, Any]) -> str:

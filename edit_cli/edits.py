@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from edit_cli.lm.routing import Answerer, Destination
 
 
+MEMORY = "|memory"  # ends the names of saved tensors that are added to nothing
+
+
 class Edit(ABC):
     """What an editor made. `attach` returns its own exact undo."""
 
@@ -119,7 +122,7 @@ class WeightDelta(Edit):
         return sorted(self.updates)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {f"{name}|memory": kept for name, kept in self.memory.items()}
+        tensors: dict[str, Tensor] = {f"{name}{MEMORY}": kept for name, kept in self.memory.items()}
         for name, update in self.updates.items():
             if isinstance(update, Tensor):
                 tensors[f"{name}|dense"] = update
@@ -181,6 +184,35 @@ class Restore:
             undo()
 
 
+@dataclass
+class WeightState(Edit):
+    """Weights as a sequence of edits has left them: attached to the unedited model it gives what those gave one after another, bit for bit."""
+
+    kind: ClassVar[str] = "weights"
+    values: dict[str, Tensor]
+
+    @classmethod
+    def present(cls, lm: LM, names: Sequence[str]) -> WeightState:
+        """Those weights as they are, in float32 where they have fewer digits themselves."""
+        return cls({name: (lm.masters[name] if name in lm.masters else lm.place(name).value()).detach().clone() for name in names})
+
+    def attach(self, lm: LM) -> Restore:
+        restore = Restore()
+        for name, value in self.values.items():
+            restore.put(lm, name, value)
+        return restore
+
+    def touches(self, lm: LM) -> list[str]:
+        return sorted(self.values)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.values, {}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> WeightState:
+        return cls(tensors)
+
+
 class Joined(Edit):
     """Weight edits that come off together (`LM.settle`): a long sequence then keeps one original of each touched weight.
 
@@ -191,20 +223,17 @@ class Joined(Edit):
 
     def __init__(self, restore: Restore) -> None:
         self.restore = restore
-        self._held: dict[str, Tensor] = {}
+        self._held = WeightState({})
 
     def hold(self, lm: LM) -> None:
         """Remember the weights as they are."""
-        self._held = {name: lm.masters[name] if name in lm.masters else lm.place(name).value().clone() for name in self.restore.names}
+        self._held = WeightState.present(lm, self.restore.names)
 
     def attach(self, lm: LM) -> Restore:
         """Put back what `hold` remembers."""
-        restore = Restore()
-        for name, value in self._held.items():
-            restore.put(lm, name, value)
-        self._held = {}
-        self.restore = restore
-        return restore
+        self.restore = self._held.attach(lm)
+        self._held = WeightState({})
+        return self.restore
 
     def touches(self, lm: LM) -> list[str]:
         return sorted(self.restore.names)

@@ -3,10 +3,12 @@
 #
 #   experiments/collapse_comparison.sh                           # 2,000 facts of the embedded world
 #   FACTS=200 METHODS="rome grace" experiments/collapse_comparison.sh runs/short
-#   experiments/collapse_comparison.sh runs/mine model=gpt2-xl dataset=counterfact dataset.path=counterfact.json
+#   METRICS=efficacy_success,paraphrase_success,neighborhood_success,perplexity \
+#     experiments/collapse_comparison.sh runs/mine model=gpt2-xl dataset=counterfact dataset.path=counterfact.json dataset.split=null
 #
 # ROME, GRACE, WISE, FT-M and IKE edit one fact a step; MEMIT and AlphaEdit 100. A run that destroys its model is told so at the checkpoint that
-# finds it (docs/sequential.md) and goes on. Writes OUT/collapse.{md,csv,png,svg}; a run that was killed goes on where it stopped.
+# finds it (docs/sequential.md) and goes on. Damage is read off prompts that ask the same of subjects that are never edited: nearly all other facts
+# about an edited subject are edited here, too. Writes OUT/collapse.{md,csv,png,svg}; a run that was killed goes on where it stopped.
 set -euo pipefail
 
 OUT="${1:-runs/collapse}"
@@ -14,13 +16,20 @@ shift $(( $# > 0 ))
 FACTS="${FACTS:-2000}"
 METHODS="${METHODS:-rome memit alphaedit grace wise ft-m ike}"
 MANY="memit alphaedit"
+METRICS="${METRICS:-efficacy_accuracy,paraphrase_accuracy,locality_same_relation_accuracy,perplexity}"
+
+checkpoints=""
+for number in 10 30 100 200 300 500 700 1000 1500; do
+  if (( number < FACTS )); then checkpoints+="$number,"; fi
+done
 
 for method in $METHODS; do
   size=1
   if [[ " $MANY " == *" $method "* ]]; then size=100; fi
   edit-cli sequential method="$method" dataset=world dataset.split=all dataset.shuffle_seed=0 "$@" limit="$FACTS" protocol.batch_size="$size" \
-    protocol.sample=200 protocol.observe.generate=false run_dir="$OUT/$method" > /dev/null
+    "protocol.checkpoints=[$checkpoints$FACTS]" protocol.sample=200 protocol.observe.generate=false protocol.observe.top_tokens=0 \
+    run_dir="$OUT/$method" > /dev/null
 done
 runs=()
 for method in $METHODS; do runs+=("$OUT/$method"); done
-edit-cli compare "${runs[@]}" --metrics efficacy_success,paraphrase_success,locality_token_accuracy,perplexity --out "$OUT/collapse"
+edit-cli compare "${runs[@]}" --metrics "$METRICS" --out "$OUT/collapse"

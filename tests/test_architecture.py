@@ -79,7 +79,7 @@ def test_imports_point_one_way(path):
 
 
 def test_editors_do_not_import_each_other():
-    shared = {"base", "calibration", "contexts", "demonstrations", "fact_memory", "gradients", "lessons", "meta_batch", "scope", "values", "value_batch", "keyvalue", "spreading", "solver", "trainable", "hypernetwork", "memory", "passes", "postprocess", "queries", "remembered", "tuning"}
+    shared = {"base", "calibration", "contexts", "demonstrations", "fact_memory", "gradients", "lessons", "meta_batch", "scope", "values", "value_batch", "keyvalue", "spreading", "solver", "trainable", "hypernetwork", "memory", "passes", "patch_training", "postprocess", "queries", "remembered", "side_memory", "tuning"}
     methods = [path for path in (PACKAGE / "editors").glob("*.py") if path.stem not in shared | {"__init__"}]
     assert len(methods) >= 5
     for path in methods:

@@ -90,7 +90,7 @@ def test_held_out_records_are_not_among_the_edited_ones(look):
     assert not held_out & {line["case_id"] for line in lines if line["when"] == "after_edit"}
 
 
-@pytest.mark.parametrize("method", [FT, ("method=ultraedit",)], ids=["ft", "ultraedit"])
+@pytest.mark.parametrize("method", [FT, ("method=ultraedit",), ("method=grace",)], ids=["ft", "ultraedit", "grace"])
 def test_a_killed_run_ends_in_the_same_numbers(cli, kill_after, method):
     """UltraEdit remembers its earlier turns: a run that goes on from saved edits has to remember them too."""
     arguments = ("sequential", *method, "limit=4", "protocol.batch_size=2", "protocol.holdout=1", "protocol.observe.generate=false")

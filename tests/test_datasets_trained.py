@@ -525,6 +525,15 @@ def test_embedded_splits_share_no_subject(source: Callable[[str], Any], world_su
     assert source(None).load(1).split == "test"
 
 
+def test_one_record_of_a_subject_is_the_first_and_no_other_edit_writes_what_its_locality_asks() -> None:
+    every, alone = (WorldEdits("world", one_a_subject=one).load().cases for one in (False, True))
+    subjects = [case.requests[0].subject for case in every]
+    assert len(set(subjects)) < len(subjects)
+    assert [case.requests[0].subject for case in alone] == list(dict.fromkeys(subjects))
+    assert [case.id for case in alone] == [case.id for place, case in enumerate(every) if subjects[place] not in subjects[:place]]
+    assert len(WorldEdits("world", one_a_subject=True, shuffle_seed=0).load(50).cases) == 50
+
+
 def test_embedded_tasks_have_the_probes_of_their_kind() -> None:
     edits = WorldEdits("world").load(5)
     for case in edits.cases:

@@ -61,7 +61,7 @@ def nlls(wanted: list[EditRequest]) -> list[float]:
 def test_the_published_recipe_shows_4_copies_12_updates_16_retains_and_the_most_similar_last():
     editor = IKE(store=Cases([case(number) for number in range(40)]), demonstrations=32, **PLAIN)
     request = EditRequest("{} works as a", "Some Body", "new99")
-    (texts,) = editor.edit(lm(), [request]).prefixes.values()
+    (texts,) = editor.edit(lm(), [request]).prefixes
     assert len(texts) == 33 and texts[-1] == "New Fact: Some Body works as a new99\nPrompt: Some Body works as a new99\n\n"
     kinds = Counter()
     for text in texts[:-1]:
@@ -84,7 +84,7 @@ def test_what_the_model_reads_is_the_prefix_and_the_prompt():
     (request,) = requests(1)
     untouched = snapshot(lm())
     edit = IKE(store=Cases([case(number) for number in range(4)]), demonstrations=2, shares=[1, 1, 0], **PLAIN).edit(lm(), [request])
-    text = "".join(edit.prefixes[edit.facts[0]]) + f"New Fact: {request.text} {request.target_new}\nPrompt: Anything goes in"
+    text = "".join(edit.prefixes[0]) + f"New Fact: {request.text} {request.target_new}\nPrompt: Anything goes in"
     expected = lm().loglikelihood([(text, "London")]), lm().generate([text], 3)
     alone = lm().loglikelihood([("Anything goes in", "London")])
     with lm().edited(edit):
@@ -98,7 +98,7 @@ def test_what_the_model_reads_is_the_prefix_and_the_prompt():
 def test_demonstrations_that_the_context_does_not_hold_are_left_out_the_least_similar_first():
     editor = IKE(store=Cases([case(number) for number in range(12)]), demonstrations=12, shares=[1, 1, 1], **PLAIN)
     edit = editor.edit(lm(), requests(1))
-    texts = edit.prefixes[edit.facts[0]]
+    texts = edit.prefixes[0]
     with lm().edited(edit):
         (short, long) = (edit.answers(lm().head, ["A b c"])[0].answerer.told("A b c", room) for room in (4, 60))
         lm().generate(["A b c"], 40)
@@ -114,7 +114,7 @@ def test_demonstrations_that_the_context_does_not_hold_are_left_out_the_least_si
 def test_no_demonstration_is_about_the_edited_subject():
     cases = [case(0, subject="Some Body"), case(1), case(2, prompt="{} lives in", subject="Some Body")]
     edit = IKE(store=Cases(cases), demonstrations=3, shares=[1, 0, 0], copy_itself=False, **PLAIN).edit(lm(), [cases[0].requests[0]])
-    assert edit.prefixes[edit.facts[0]] == [shown(Store(cases[1:2], HiddenStates(lm())).facts[0], "copy")]
+    assert edit.prefixes[0] == [shown(Store(cases[1:2], HiddenStates(lm())).facts[0], "copy")]
 
 
 def test_the_router_puts_the_most_similar_fact_before_a_prompt_or_none():
@@ -180,7 +180,7 @@ def test_the_packaged_settings_know_their_store(tmp_path):
     subjects = {case.requests[0].subject for case in editor.store.load(None).cases}
     assert len(subjects) > 100 and not subjects & {case.requests[0].subject for case in world("test")}
     without = packaged_editor(tmp_path, "ike", "method.store=null", "method.copy_itself=false").edit(lm(), requests(1))
-    assert list(without.prefixes.values()) == [[]]
+    assert without.prefixes == [[]]
 
 
 @pytest.mark.parametrize(

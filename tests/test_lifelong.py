@@ -293,6 +293,17 @@ def test_a_change_of_rank_one_is_stored_as_factors():
     torch.testing.assert_close(torch.matmul(*factors(full)), full, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("rank", "noise"), [(3, 0.0), (3, 1e-8), (20, 0.0), (60, 0.0)])
+def test_factors_find_the_rank_without_taking_the_whole_matrix_apart(rank, noise, monkeypatch):
+    draw, seen, svd = torch.Generator().manual_seed(1), [], torch.linalg.svd
+    change = torch.randn(90, rank, generator=draw) @ torch.randn(rank, 120, generator=draw) + noise * torch.randn(90, 120, generator=draw)
+    monkeypatch.setattr(torch.linalg, "svd", lambda matrix, **rest: seen.append(matrix.shape[0]) or svd(matrix, **rest))
+    left, right = factors(change)
+    assert left.shape[1] == rank
+    assert float((left @ right - change).norm() / change.norm()) < 2e-6
+    assert seen == [{3: 8, 20: 32, 60: 90}[rank]]
+
+
 def test_replay_goes_over_all_facts_when_it_is_time(monkeypatch):
     lm, asked = embedded_lm(), []
     made = Replay(layers=[0], lr=1e-3, steps=2, every=3, epochs=2, batch_size=2)

@@ -229,6 +229,53 @@ def test_lessons_are_drawn_by_seed_and_case_alone():
         draw(cases, 7, DRAWN)
 
 
+def test_swapped_lessons_edit_one_wording_and_ask_in_another():
+    cases, inner, answers = statements("train")[:20], set(), set()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for lesson, case in zip(draw(cases, 1, DrawOptions("swapped", [])), cases, strict=True):
+            wordings = {case.requests[0].text, *(probe.prompt for probe in case.probes if probe.kind == "paraphrase")}
+            ((edited, new),), ((asked, wanted),) = lesson.inner, lesson.outer
+            assert {edited, asked} <= wordings and edited != asked and new == wanted != case.requests[0].target_true
+            inner.add(edited == case.requests[0].text)
+            answers.add(new == case.requests[0].target_new)
+    assert inner == answers == {True, False}
+
+
+def test_the_same_answer_is_drawn_where_there_is_one():
+    cases = statements("train")[:40]
+    lessons = draw(cases, 1, DrawOptions("any", ["same_answer"]))
+    told = [({p.target for p in case.probes if p.group == "same_relation"}, case.requests[0].target_true) for case in cases]
+    for (answers, true), lesson, case in zip(told, lessons, cases, strict=True):
+        ((prompt, answer),) = lesson.local
+        assert any((p.prompt, p.target, p.group) == (prompt, answer, "same_relation") for p in case.probes)
+        assert (answer == true) == (true in answers)
+    assert {true in answers for answers, true in told} == {True, False}
+
+
+@pytest.mark.parametrize("size", ["unit", "loss"])
+def test_gradients_are_brought_to_the_size_that_is_asked_for(size):
+    """And an edit uses it as training does, whether gradients are remembered or not."""
+    lm, editor = double(), mend(size=size)
+    found, cases = gradients(lm, rows_of(lm, 4), MODULES), statements("train")[:4]
+    losses = row_losses(lm.head.answers(rows_of(lm, 4), end=True), 4)
+    for name, gradient in editor._sized(found).items():
+        norms = gradient.outputs.norm(dim=(1, 2))
+        torch.testing.assert_close(norms, losses.detach() if size == "loss" else torch.ones_like(norms))
+        same = torch.nn.functional.cosine_similarity(gradient.outputs.flatten(1), found[name].outputs.flatten(1))
+        torch.testing.assert_close(same, torch.ones_like(same))
+    net = prepared(editor, lm, torch.float64)
+    torch.manual_seed(3)
+    remembered, _ = editor.loss(net, lm, cases)
+    editor.training.memory_mib = 0
+    editor.scratch(lm).pop("memory")
+    torch.manual_seed(3)
+    torch.testing.assert_close(editor.loss(net, lm, cases)[0], remembered, rtol=1e-6, atol=1e-9)
+    assert mend(size=size).recipe()["size"] == size and "size" not in mend().recipe()
+    with pytest.raises(UsageError, match="method.size=large"):
+        mend(size="large")
+
+
 def test_a_checkpoint_edits_like_the_network_that_was_saved(tmp_path):
     lm, editor = embedded_lm(), brief(mend(), tmp_path, steps=3)
     keep_trained(editor, lm, tmp_path)

@@ -349,6 +349,20 @@ def test_a_frozen_encoder_keeps_its_bits_and_the_head_learns():
     assert all("layer.2." in name or name.startswith("head.") for name in moved)
 
 
+def test_of_an_encoder_decoder_the_encoder_reads():
+    options = ScopeOptions(model=Companion(checkpoint="embedded:tiny-t5"), pooling="mean", trained_blocks=1, head=8, describes="prompt")
+    scope = options.build(lm().tokenizer, 512)
+    names = [name for name, _ in scope.model.named_parameters()]
+    assert names and not any("decoder" in name or "lm_head" in name for name in names)
+    learns = {name.split(".")[1] for name, parameter in scope.model.named_parameters() if parameter.requires_grad}
+    assert learns == {str(scope.model.config.num_layers - 1)}
+    prompts = ["What is the native language of Ada Osten?", "Where does Ada Osten live?"]
+    with torch.no_grad():
+        together, alone = scope.embed(prompts), torch.cat([scope.embed([prompt]) for prompt in prompts])
+    torch.testing.assert_close(together, alone)
+    assert together.shape == (2, 8) and (together[0] - together[1]).norm() > 1e-3
+
+
 def test_a_fact_that_is_described_by_its_prompt_is_found_by_it_whatever_the_answer():
     torch.manual_seed(0)
     for describes, same in (("prompt", True), ("fact", False)):

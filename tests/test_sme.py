@@ -105,10 +105,36 @@ def test_a_run_from_end_to_end(finished, look):
     assert all(line["mistake"] and not line["before"]["probes"][0]["target_hits"][0] for line in lines if line["when"] == "turn")
     assert all(name in ended.out for name in ("SR", "GR before", "TrainR", "deviation"))
     assert (RUN / "sme.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (RUN / "sme.svg").read_text()
+    assert summary["metrics"]["sme_er"]["at_end"] == {"mean": 100 * summary["sme"]["rates"]["ER"]["mean"], "ci95": None, "n": 2}
+    assert [(row["edits"], row["metrics"]["sme_sr"]["mean"]) for row in summary["checkpoints"]] == [(2, 100), (3, 100)]
     shown = look("show", str(RUN))
     assert shown.code == 0 and "TestR" in shown.out
     again = look(*FINISHED, quick=True)
     assert again.out == ended.out and "nothing is edited again" in again.err
+
+
+def test_runs_are_compared_by_their_rates(finished, look):
+    """Beside another method, whose edits are lost: the figure has a panel a rate, over the edits of a fold."""
+    look("sequential", "method=lookup", *SMALL, "limit=6", "run_dir=other", quick=True)
+    ended = look("compare", str(RUN), "other", "--out", "both")
+    assert ended.code == 0 and all(rate in ended.out for rate in ("SR", "GR", "ER", "TrainR", "TestR", "grace", "lookup"))
+    assert [line.split(",")[2] for line in Path("both.csv").read_text().splitlines()[1:6]] == [f"sme_{rate}" for rate in ("sr", "gr", "er", "train_r", "test_r")]
+    assert Path("both.png").read_bytes().startswith(b"\x89PNG") and "| grace | 3 | 100" in Path("both.md").read_text()
+
+
+def test_a_memory_of_another_model_is_refused(finished, look):
+    edit = min((RUN / "edits").iterdir())
+    ended = look("edit", *GRACE, "model=tiny-t5", "dataset=world_qa", "limit=1", f"base_edit={edit}", "run_dir=wrong", quick=True)
+    assert ended.code == 3
+    assert f"{edit} was made for tiny-gpt2: this model (tiny-t5) has no transformer.h.4.mlp.c_" in ended.err and "Traceback" not in ended.err
+
+
+def test_two_processes_find_the_same(finished, look):
+    ended = look(*FINISHED, "processes=2", "run_dir=two", quick=True)
+    assert ended.code == 0, ended.err
+    one, two = (json.loads((path / "summary.json").read_text()) for path in (RUN, Path("two")))
+    assert two["sme"] == nearly(one["sme"]) and two["processes"] == 2
+    assert len(json_lines(RUN / "results.jsonl")) == len(json_lines(Path("two/results.jsonl")))
 
 
 def test_a_killed_run_ends_in_the_same_numbers(finished, look, kill_after):

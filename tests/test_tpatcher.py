@@ -1,4 +1,4 @@
-"""T-Patcher: its losses and its start by hand in float64, what it leaves alone, and what patches say of facts."""
+"""T-Patcher: its losses and its start by hand in float64, its training beside a plain one, what it leaves alone, and what patches say of facts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
 
 from edit_cli.editors.memory import mlp_in
-from edit_cli.editors.queries import inputs_on_text
-from edit_cli.editors.tpatcher import NeuronPatch, Neurons, PatchedLayer, TPatcher, patch_activations, top_exp
-from edit_cli.errors import UsageError
-from edit_cli.lm.hooks import exact, on_input
+from edit_cli.editors.patch_training import Neurons, begun, top_exp
+from edit_cli.editors.queries import inputs_on_examples, inputs_on_text
+from edit_cli.editors.tpatcher import NeuronPatch, PatchedLayer, TPatcher, patch_activations
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.lm.hooks import exact, on_input, on_output
+from edit_cli.lm.loading import ModelOptions
 from edit_cli.requests import EditRequest
 
 SMALL = ("method.memory_size=2000", "method.validation_size=500", "method.top_memory=200")
@@ -29,41 +31,82 @@ def tpatcher(tmp_path):
 
 def neurons() -> tuple[Neurons, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
-    keys, biases, weights, queries = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, 3), (2,), (2, 3), (2, 3)))
+    keys, biases, weights, queries = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, 3), (2, 1), (2, 3), (2, 3)))
     return Neurons(keys, biases, weights, torch.full_like(weights, 10.0)), queries
 
 
 def test_top_exp_is_the_mean_of_the_largest():
-    values = torch.tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 5.0]], dtype=torch.float64)
-    expected = (math.exp(2) + math.exp(1) + math.exp(5) + math.exp(1)) / 4
-    assert float(top_exp(values, 2)) == pytest.approx(expected, rel=1e-12)
-    assert float(top_exp(values, 99)) == pytest.approx(sum(map(math.exp, (0, 1, 2, -1, 1, 5))) / 6, rel=1e-12)
+    values = torch.tensor([[0.0, 2.0, 1.0], [1.0, -1.0, 5.0]], dtype=torch.float64)
+    expected = [(math.exp(2) + math.exp(1)) / 2, (math.exp(5) + math.exp(1)) / 2]
+    assert top_exp(values, 2).tolist() == pytest.approx(expected, rel=1e-12)
+    assert top_exp(values, 99)[0].item() == pytest.approx(sum(map(math.exp, (0, 1, 2))) / 3, rel=1e-12)
     assert float(top_exp(torch.tensor([[1e6]]), 1)) == pytest.approx(math.exp(30), rel=1e-6)  # clamped, not infinite
 
 
 def test_losses_by_hand():
     added, queries = neurons()
     memory = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    editor = TPatcher(beta=-3.0, gamma=3.0, top_activation=5, top_memory=4)
+    editor = TPatcher(beta=-3.0, gamma=2.0, top_activation=5, top_memory=4)
     own = [sum(q * k for q, k in zip(queries[p].tolist(), added.keys[p].tolist(), strict=True)) + added.biases[p].item() for p in range(2)]
-    assert float(editor._activation_loss(added, queries)) == pytest.approx(sum(math.exp(-a) for a in own) / 2, rel=1e-12)
+    expected = (math.exp(-own[0]) + math.exp(-own[1])) / 2
+    assert float(editor.activation_loss(added, queries)) == pytest.approx(expected, rel=1e-12)
 
     def elsewhere(m: int, p: int) -> float:
         return sum(x * k for x, k in zip(memory[m].tolist(), added.keys[p].tolist(), strict=True)) + added.biases[p].item()
 
     below = [sorted((math.exp(elsewhere(m, p) + 3) for m in range(7)), reverse=True)[:4] for p in range(2)]
-    apart = [sorted((math.exp(elsewhere(m, p) - own[p] + 3) for m in range(7)), reverse=True)[:4] for p in range(2)]
+    apart = [sorted((math.exp(elsewhere(m, p) - own[p] + 2) for m in range(7)), reverse=True)[:4] for p in range(2)]
     expected = sum(map(sum, below)) / 8 + sum(map(sum, apart)) / 8
-    assert float(editor._memory_losses(added, queries, memory)) == pytest.approx(expected, rel=1e-12)
+    whole = float(editor.memory_losses(added, queries, [memory]))
+    assert whole == pytest.approx(float(editor.memory_losses(added, queries, [memory[:2], memory[2:]])), rel=1e-12)
+    assert whole == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_patch_starts_with_a_pre_activation_of_exactly_one():
     queries = torch.randn(4, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 7
-    added = TPatcher().__class__(value_scale=10.0)._start(queries, 0)
+    added = begun(queries, 8, 10.0, [0, 1, 2, 3])
     torch.testing.assert_close(added.own(queries), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-14)
     torch.testing.assert_close(added.values, 10 * added.weights)
-    again = TPatcher()._start(queries[2:], 2)
-    assert torch.equal(again.weights, added.weights[2:])  # a neuron's start depends on its number alone
+    assert added.values.shape == (4, 8)
+    assert torch.equal(begun(queries[2:], 8, 10.0, [2, 3]).weights, added.weights[2:])  # a neuron's start depends on its number alone
+
+
+def plain_training(editor: TPatcher, lm, request: EditRequest, steps: int) -> dict[str, torch.Tensor]:
+    """One neuron by the formulas: whole passes, gradients of all that is remembered, one tensor a parameter."""
+    name, entrance, (memory, _) = lm.layout.mlp_out(5), mlp_in(lm, 5), editor._memories(lm, mlp_in(lm, 5))
+    row, act, entering = lm.head.encode([(request.text, request.target_new)])[0], torch.nn.functional.gelu, []
+    with torch.no_grad(), on_input(lm.module(entrance), entering.append):
+        lm.head.answers([row])
+    inputs = entering[0][0]
+    q = inputs[row.start - 1]
+    w = torch.randn(len(q), generator=torch.Generator().manual_seed(editor.seed * 1_000_003))
+    k, b, a = q / q.dot(q), torch.zeros(()), torch.full_like(w, 10.0)
+    parameters = [x.clone().requires_grad_() for x in (k, b, w, a)]
+    k, b, w, a = parameters
+    optimizer = torch.optim.Adam(parameters, lr=editor.lr, weight_decay=editor.weight_decay)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1, threshold=0.05)
+    for step in range(steps):
+        added = act(inputs @ k + b, approximate="tanh")[:, None] * (w * a)
+        with on_output(lm.module(name), lambda output, added=added: output + added, 1):
+            found = lm.head.answers([row])
+        edit = torch.nn.functional.cross_entropy(found.logits, found.labels)
+        if step and step % 25 == 0:
+            schedule.step(edit.detach())
+        own, elsewhere = q @ k + b, memory @ k + b
+        below, apart = (x.topk(editor.top_memory).values.exp().mean() for x in (elsewhere - editor.beta, elsewhere - own + editor.gamma))
+        optimizer.zero_grad()
+        (edit + editor.activation_weight * (-own).exp() + editor.memory_weight * (below + apart)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, editor.clip)
+        optimizer.step()
+    return {"keys": k[None], "biases": b.view(1, 1), "values": (w * a)[None]}
+
+
+def test_training_takes_the_same_steps_as_the_plain_one(tpatcher):
+    lm, request = embedded_lm(), requests(1)[0]
+    editor = tpatcher("method.steps=60")
+    expected, found = plain_training(editor, lm, request, 60), editor.edit(lm, [request])
+    for name, value in expected.items():
+        torch.testing.assert_close(found.tensors[name], value.detach(), rtol=1e-2, atol=1e-3)
 
 
 def test_the_patched_layer_is_the_papers_formula():
@@ -119,6 +162,41 @@ def test_memory_losses_keep_patches_silent_elsewhere(tpatcher):
 
     assert loudest(kept) < loudest(free) - 1
     assert loudest(kept) < 0.5
+
+
+def test_examples_are_remembered_where_the_data_have_some(tpatcher):
+    """Of a causal model all tokens of prompt and answer but the first; corpora only where there are no records, or where they are asked for."""
+    lm, told = embedded_lm(), [("Sima is in", "Rome"), ("Sima is", "a city in France"), ("Oslo", "north")]
+    sizes = [len(ids) - 1 for ids in lm.tokenizer([f"{prompt} {answer}" for prompt, answer in told])["input_ids"]]
+    entrance = mlp_in(lm, 5)
+
+    def remembered(editor: TPatcher, **splits) -> tuple[int, int]:
+        if splits:
+            editor.examples = lambda split: splits.get(split, [])
+        return tuple(len(part) for part in editor._memories(lm, entrance))
+
+    assert remembered(tpatcher(), train=told[:2], validation=told[2:]) == (sum(sizes[:2]), sizes[2])
+    assert remembered(tpatcher(), train=told) == (round(0.8 * sum(sizes)), sum(sizes) - round(0.8 * sum(sizes)))  # no validation split: a share
+    assert remembered(tpatcher("method.memory_size=3"), train=told, validation=told[:1])[0] == 3
+    assert remembered(tpatcher()) == remembered(tpatcher(), train=[]) == remembered(tpatcher("method.memory=corpus"), train=told) == (2000, 500)
+    with pytest.raises(UsageError, match="method.memory=corpus"):
+        remembered(tpatcher("method.memory=examples"), train=[])
+    with pytest.raises(UsageError, match="method.memory=text: choose auto, examples or corpus"):
+        tpatcher("method.memory=text")
+    with pytest.raises(MissingError, match="hold nothing that this model can read"):
+        remembered(tpatcher(), train=[("", "x")])
+
+
+@pytest.mark.parametrize("model", ["tiny-t5", "tiny-bert"])
+def test_where_an_answer_is_read_from_is_remembered(model):
+    """Of a decoder each token of the answer and its end, of a classifier the one label; whatever the batch."""
+    lm = ModelOptions(name=model, id=f"embedded:{model}", device="cpu").load()
+    told = [("Is the sea blue?", "REFUTES"), ("Sima is in Rome, they say.", "SUPPORTS")] if model == "tiny-bert" else [("Who?", "Rome"), ("Where is the sea?", "north of Oslo")]
+    layer, entering = lm.layout.depth - 1, []
+    with torch.no_grad(), on_input(lm.module(mlp_in(lm, layer)), entering.append):
+        found = [lm.head.answers(lm.head.encode([pair]), end=True) for pair in told]
+    expected = [states[0, : 1 if model == "tiny-bert" else len(answers.labels)] for states, answers in zip(entering, found, strict=True)]
+    torch.testing.assert_close(inputs_on_examples(lm, mlp_in(lm, layer), told, 99), torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_one_neuron_for_each_wrong_token_and_no_more_than_allowed(tpatcher):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
 
-from edit_cli.editors.wise import Side, WiseLayer, WisePatch, route, ties
+from edit_cli.editors.side_memory import Side, WiseLayer, WisePatch, over, route, ties
 from edit_cli.errors import UsageError
 from edit_cli.lm.focus import Focus
 
@@ -46,6 +46,23 @@ def test_each_row_is_routed_by_its_own_prompt():
     side = Side(torch.eye(2), epsilon=2.0)
     assert route(inputs, focus, [side], act_ratio=1.0).tolist() == [0, -1, -1]
     assert route(inputs, focus, [side], act_ratio=0.4).tolist() == [0, 0, -1]
+
+
+def test_a_prompts_score_is_the_mean_over_its_tokens_or_that_of_its_last():
+    scores, tokens = torch.tensor([[1.0, 2.0, 6.0, 9.0], [9.0, 4.0, 2.0, 9.0]]), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]])
+    assert over(scores, tokens, "mean").tolist() == [3.0, 3.0]
+    assert over(scores, tokens, "last").tolist() == [6.0, 2.0]
+
+
+def test_what_the_memory_must_not_answer_comes_from_the_training_records_where_there_are_any(wise):
+    lm, wanted, asked = embedded_lm(), requests(1), []
+    editor = wise("method.steps=1")
+    editor.examples = lambda split: asked.append(split) or [("The lake near Oslo is", "deep"), (wanted[0].text, "secret")]
+    editor.edit(lm, wanted)
+    assert asked == ["train"] and editor.scratch(lm)["texts"] == ["The lake near Oslo is deep", f"{wanted[0].text} secret"]
+    assert len(editor._irrelevant(lm, lm.layout.mlp_out(5), wanted, 0)) == 1  # the other one names the subject
+    with pytest.raises(UsageError, match="the data have no training records"):
+        wise("method.elsewhere=examples").edit(embedded_lm(), wanted)
 
 
 def test_padding_counts_for_nothing():
@@ -132,7 +149,7 @@ def test_generation_keeps_to_the_memory_that_its_prompt_was_routed_to(wise):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("method.mask_ratio=0.0", "method.mask_ratio=0.0"), ("method.merge_every=700", "a multiple of"), ("method.corpus=null", "method.corpus has no value")],
+    [("method.mask_ratio=0.0", "method.mask_ratio=0.0"), ("method.score=first", "choose mean or last"), ("method.elsewhere=web", "choose auto"), ("method.merge_every=700", "a multiple of"), ("method.corpus=null", "method.corpus has no value")],
 )
 def test_wrong_settings_are_refused_by_name(override, message, wise):
     with pytest.raises(UsageError, match=message):

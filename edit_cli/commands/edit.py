@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from edit_cli import edit_store
 from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
@@ -57,6 +58,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lm = load_model(model, monitor)
             lm.team = job.team
             refuse_missing_layers(editor, lm)
+            if dataset.name != INLINE:
+                editor.examples = OtherRecords(build(job.config.dataset), dataset.cases, top.seed)
             dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
             if base is not None:
                 for directory, edit in zip(edit_store.chain(base), edit_store.attach(base, lm), strict=True):

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from edit_cli import edit_store
+from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
@@ -45,6 +46,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lm.team = job.team
             refuse_missing_layers(editor, lm)
             dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+            editor.examples = OtherRecords(source, dataset.cases, top.seed)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))

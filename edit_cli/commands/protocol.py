@@ -63,7 +63,8 @@ class SequentialProtocol(Protocol):
     sample_seed: of the choice. first: the first so many facts are asked about again at every checkpoint, whatever the sample.
     holdout: records that are never edited, whose neighbourhood prompts must keep their answers.
     collapse_below, collapse_perplexity: when a model counts as destroyed (see `metrics.sequence.collapse`); stop_on_collapse ends
-    the run at the checkpoint that finds it so.
+    the run at the checkpoint that finds it so. edits_room: saved edits may take so many times the room of what they change; beyond that
+    their sum is saved and the weights of earlier ones are let go. null: every edit is kept whole.
     """
 
     checkpoints: list[int] | None = None
@@ -74,10 +75,11 @@ class SequentialProtocol(Protocol):
     collapse_below: float = 60.0
     collapse_perplexity: float = 2.0
     stop_on_collapse: bool = False
+    edits_room: int | None = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("sample", self.sample), ("first", self.first + 1), ("holdout", self.holdout + 1)):
+        for name, value in (("sample", self.sample), ("first", self.first + 1), ("holdout", self.holdout + 1), ("edits_room", self.edits_room)):
             if value is not None and value < 1:
                 raise UsageError(f"protocol.{name}={getattr(self, name)}: give a number of records")
         if self.checkpoints is not None and (not self.checkpoints or min(self.checkpoints) < 1):

@@ -22,7 +22,7 @@ from edit_cli.results import EDITS, LOG, Run, write_log
 
 PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
-NO_INFLUENCE = ("cache_dir", "batch_tokens")  # last parts of keys that move nothing but speed and memory
+NO_INFLUENCE = ("cache_dir", "batch_tokens", "edits_room")  # last parts of keys that move nothing but speed and room
 
 
 @dataclass

@@ -11,15 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edit_cli import edit_store
 from edit_cli.commands import sme
 from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
 from edit_cli.commands.protocol import SequentialProtocol
 from edit_cli.commands.recording import recorded, run_path
+from edit_cli.commands.saved_steps import SavedSteps
 from edit_cli.commands.sme_protocol import SmeProtocol
 from edit_cli.config import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
@@ -52,6 +53,7 @@ class Walk:
     protocol: SequentialProtocol
     method: dict[str, Any]
     health: Health
+    steps: SavedSteps
 
     def missing(self, cases: Sequence[Case], when: str, edits: int) -> list[Case]:
         return [case for case in cases if (case.id, when, edits) not in self.run.finished]
@@ -86,13 +88,14 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lm.team = job.team
             refuse_missing_layers(editor, lm)
             dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+            editor.examples = OtherRecords(source, [*dataset.cases, *held_out], top.seed)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, [*dataset.cases, *held_out])
                 health = Health(lm, [probe.prompt for case in held_out or dataset.cases for probe in case.probes][:WATCHED])
-            walk = Walk(lm, editor, run, before, protocol, method, health)
+            walk = Walk(lm, editor, run, before, protocol, method, health, SavedSteps(run.edits, lm, editor, protocol.edits_room))
             lines = iter(()) if _destroyed(job, run, protocol, monitor) else walked(walk, steps, held_out)
             with monitor.task("facts", len(dataset.cases)) as advance:
                 advance(sum(when == AFTER_EDIT for _, when, _ in run.finished))
@@ -130,24 +133,22 @@ def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) ->
 
 def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     """Attach the step's edit: the saved one if there is one, else make and save it."""
-    directory = walk.run.edits / f"{number:05d}"
-    if walk.lm.team.tell((directory / edit_store.MANIFEST).exists()):
-        made = edit_store.read_manifest(directory)["method"]["made"]
-        edit = edit_store.load(directory, walk.lm)
-        walk.editor.recall(walk.lm, edit)
-        walk.health.watch(walk.lm, edit)
-        walk.lm.attach(edit)
-        walk.lm.settle()
+    if walk.steps.saved(number):
+        edit, made = walk.steps.read(number)
         able = [case for case in step if case.id not in made["rejected"]]
-        return Attempt(None, able, made["rejected"], made["seconds"])
-    done = attempt(walk.editor, walk.lm, step)
+        done = Attempt(edit, able, made["rejected"], made["seconds"])
+    elif number <= walk.steps.start:  # there was nothing to be saved
+        return Attempt(None, [], {case.id: "" for case in step}, 0.0)
+    else:
+        done = attempt(walk.editor, walk.lm, step)
+        if done.edit is not None:
+            made = {"step": number, "seconds": done.seconds, "rejected": done.rejected}
+            walk.steps.save(number, done.edit, done.requests, {**walk.method, "made": made})
     if done.edit is not None:
-        made = {"step": number, "seconds": done.seconds, "rejected": done.rejected}
-        if walk.lm.team.is_main:
-            edit_store.save(done.edit, directory, walk.lm, done.requests, {**walk.method, "made": made})
         walk.health.watch(walk.lm, done.edit)
         walk.lm.attach(done.edit)
         walk.lm.settle()
+        walk.steps.attached(number, walk.method)
     return done
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edit_cli import edit_store
 from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
@@ -65,6 +66,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
             lm.team = job.team
             refuse_missing_layers(editor, lm)
             dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+            editor.examples = OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed)
             editor.warm_up(lm)
             lines = job.team.tell(run.lines() if job.team.is_main else None)
             done = {tuple(line[part] for part in KEY): line for line in lines}

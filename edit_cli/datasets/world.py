@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edit_cli.datasets.base import Source
+from edit_cli.datasets.base import Chosen, Source
 from edit_cli.datasets.files import File
 from edit_cli.datasets.rows import Fault, Row, phrase, prompt
 from edit_cli.errors import MissingError, UsageError
@@ -24,6 +25,7 @@ class WorldEdits(Source):
     """Edits of world facts in the splits train, validation and test, which share no subject.
 
     records: statements, questions or claims. alternative: which of a record's alternatives is written, from 0 (claims have one).
+    one_a_subject: the first record of each subject only, so that no batch edits what locality asks of another of its records.
 
     Probes: rewrite; paraphrase (wordings of the training, and held-out ones); locality (unrelated facts, the same relation of other
     subjects, other facts about the same subject). No other subject that locality asks about is edited by a record of the split.
@@ -31,6 +33,7 @@ class WorldEdits(Source):
 
     records: str = "statements"
     alternative: int = 0
+    one_a_subject: bool = False
 
     has_splits: ClassVar[bool] = True
     expects: ClassVar[str] = "prompt, subject, target_true, alternatives, paraphrases, same_relation, same_subject, unrelated"
@@ -53,6 +56,12 @@ class WorldEdits(Source):
 
     def answer_labels(self) -> tuple[str, ...] | None:
         return LABELS if self.records == CLAIMS else None
+
+    def usable(self, records: Sequence[Chosen]) -> list[Chosen]:
+        if not self.one_a_subject:
+            return list(records)
+        first = {case.requests[0].subject: (row, case) for row, case in reversed(records)}
+        return [(row, case) for row, case in records if first[case.requests[0].subject][1] is case]
 
     def case(self, row: Row) -> Case:
         subject, true = row.phrase("subject"), row.phrase("target_true")

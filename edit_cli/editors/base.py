@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,8 @@ from edit_cli.lm.kinds import NAMES
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
+Examples = Callable[[str], Sequence[tuple[str, str]]]  # a split: (prompt, right answer) of what a run neither edits nor asks about
+
 
 class Editor(ABC):
     """Base of all editors. Subclasses are dataclasses; their fields are the keys of conf/method/<name>.yaml.
@@ -20,11 +22,15 @@ class Editor(ABC):
     mass_editor: the method is meant for many facts at once (sets the default of `protocol.batch_size`).
     needs_subject: requests without a subject are refused.
     heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier".
+    looks_back: how many of the latest edits `recall` needs with their weights; 0: what they remember beside those is enough.
+    examples: given by commands, for methods that remember some records; none of a split that the data lack.
     """
 
     mass_editor: ClassVar[bool] = False
     needs_subject: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ("causal",)
+    looks_back: ClassVar[int] = 0
+    examples: ClassVar[Examples | None] = None
 
     @abstractmethod
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> Edit:

@@ -20,6 +20,7 @@ from edit_cli.lm.places import Undo
 from edit_cli.requests import EditRequest
 
 EXACT = 1e-6  # share of ‖ΔA‖ that factors may leave out
+FIRST_RANK = 8  # that is tried
 PARTS = ("router", "threshold", "offset")  # w (d_in,), b (), c (d_out,)
 
 
@@ -154,8 +155,21 @@ class Defer(Editor):
 
 
 def factors(change: Tensor) -> tuple[Tensor, Tensor]:
-    """(d_out, r) and (r, d_in) whose product is `change` but for a share of `EXACT`. One fact's change has rank one, or nearly."""
-    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    """(d_out, r) and (r, d_in) whose product is `change` but for a share of `EXACT`. One fact's change has rank one, or nearly.
+
+    A basis of random combinations of its columns is tried and widened until it holds (Halko et al., 2011): products, no decomposition of
+    the whole matrix while its rank is low.
+    """
+    draw, size = torch.Generator().manual_seed(0), FIRST_RANK
+    basis = torch.eye(change.shape[0], dtype=change.dtype, device=change.device)
+    while size < min(change.shape) // 2:
+        mixed = change @ torch.randn(change.shape[1], size, generator=draw).to(change)
+        found, _ = torch.linalg.qr(change @ (change.T @ torch.linalg.qr(mixed)[0]))
+        if float((change - found @ (found.T @ change)).norm()) <= EXACT * float(change.norm()):
+            basis = found
+            break
+        size *= 4
+    left, values, right = torch.linalg.svd(basis.T @ change, full_matrices=False)
     left_out = values.flip(0).square().cumsum(0).flip(0).sqrt()
     rank = max(int((left_out > EXACT * values.norm()).sum()), 1)
-    return left[:, :rank] * values[:rank], right[:rank].contiguous()
+    return basis @ left[:, :rank] * values[:rank], right[:rank].contiguous()

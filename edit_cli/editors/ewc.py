@@ -78,6 +78,11 @@ class EWC(Editor):
     def _names(self, lm: LM) -> list[str]:
         return parameters_of(lm, require_layers(self.layers, lm), self.part)
 
+    @property
+    def looks_back(self) -> int:
+        """As many as there are anchors."""
+        return self.remembered
+
     def recall(self, lm: LM, edit: Edit) -> None:
         """The weights and gradients right after `edit`, which is about to be attached."""
         if isinstance(edit, WeightDelta) and "facts" in edit.info:

@@ -28,14 +28,24 @@ from edit_cli.lm.tokens import Row
 
 @dataclass(frozen=True)
 class Gradient:
-    """Of one module's weight, in factors. inputs: u (rows, tokens, d_in); outputs: δ (rows, tokens, d_out); at least float32."""
+    """Of one module's weight, in factors. inputs: u (rows, tokens, d_in); outputs: δ (rows, tokens, d_out); at least float32.
+
+    losses: (rows,) of which it is the gradient, where they were kept.
+    """
 
     inputs: Tensor
     outputs: Tensor
+    losses: Tensor | None = None
 
     def dense(self) -> Tensor:
         """(d_out, d_in): the gradient of the sum over all rows."""
         return self.outputs.flatten(0, 1).T @ self.inputs.flatten(0, 1)
+
+    def sized(self, by_loss: bool) -> Gradient:
+        """With δ of every row brought to a Frobenius norm of 1 over its tokens, or of the row's loss."""
+        factor = 1 / self.outputs.norm(dim=(1, 2)).clamp_min(torch.finfo(self.outputs.dtype).tiny)
+        factor = factor * self.losses.to(factor) if by_loss else factor
+        return Gradient(self.inputs, self.outputs * factor[:, None, None], self.losses)
 
     @property
     def kept(self) -> Tensor:
@@ -122,12 +132,13 @@ def gradients(
     with torch.enable_grad(), ExitStack() as stack:
         for name in modules:
             stack.callback(lm.module(name).register_forward_hook(partial(hook, name)).remove)
-        loss = losses(lm.head.answers(rows, end=True), len(rows)).sum()
-        found = torch.autograd.grad(loss, [seen[name][1] for name in modules], create_graph=graph)
+        loss = losses(lm.head.answers(rows, end=True), len(rows))
+        found = torch.autograd.grad(loss.sum(), [seen[name][1] for name in modules], create_graph=graph)
     whole = {}
     for name, delta in zip(modules, found, strict=True):
         inputs = seen[name][0] if graph else seen[name][0].detach()
-        whole[name] = Gradient(exact(inputs.reshape(len(rows), -1, inputs.shape[-1])), exact(delta.reshape(len(rows), -1, delta.shape[-1])))
+        factors = (exact(part.reshape(len(rows), -1, part.shape[-1])) for part in (inputs, delta))
+        whole[name] = Gradient(*factors, loss.detach())
     return whole
 
 

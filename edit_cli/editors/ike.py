@@ -16,6 +16,7 @@ from edit_cli.editors.fact_memory import Fact, FactRoute, Retold, facts_of
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.embeddings import Embedder, EmbeddingOptions
 from edit_cli.lm.model import LM
+from edit_cli.lm.places import Undo
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.requests import EditRequest
 
@@ -108,11 +109,22 @@ class IkeRoute(FactRoute):
         embed: Embedder | None = None,
     ) -> None:
         super().__init__(facts, keys, maker)
-        self.prefixes = {fact: list(prefix) for fact, prefix in zip(facts, prefixes, strict=True)}
+        self.prefixes = [list(prefix) for prefix in prefixes]
         self.router, self.threshold, self.embedding, self.embed = router, threshold, embedding, embed
 
+    def attach(self, lm: LM) -> Undo:
+        undo = super().attach(lm)
+        before = len(self.shelf)
+        self.shelf.extend(self.prefixes)
+
+        def take_back() -> None:
+            del self.shelf[before:]
+            undo()
+
+        return take_back
+
     def prepare(self, lm: LM) -> None:
-        self.lm, self.all_prefixes = lm, dict(self.prefixes)
+        self.lm, self.shelf = lm, []  # prefixes of all facts of the memory, in its order
         if self.router != "none" and self.embed is None:
             self.embed = self.embedding.load(lm)
             if not self.maker.endswith(self.embed.name):
@@ -121,8 +133,7 @@ class IkeRoute(FactRoute):
     def follow(self, front: IkeRoute) -> None:
         if self.router == "none":
             raise UsageError("method.router=none puts one fact before every prompt, and another edit of its kind is attached: give method.router=embedding")
-        self.lm, self.embed = front.lm, front.embed
-        self.all_prefixes = front.all_prefixes | self.prefixes
+        self.lm, self.embed, self.shelf = front.lm, front.embed, front.shelf
 
     def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
         found = dict(zip(prompts, self._facts(prompts), strict=True))
@@ -130,26 +141,27 @@ class IkeRoute(FactRoute):
         self._length = {}
         return [None if found[prompt] is None else Destination(retold, prompt) for prompt in prompts]
 
-    def _facts(self, prompts: Sequence[str]) -> list[Fact | None]:
-        """The fact that goes before each prompt."""
+    def _facts(self, prompts: Sequence[str]) -> list[int | None]:
+        """The number of the fact that goes before each prompt."""
         if self.router == "none" or (self.router == "auto" and int(self.memory.current.sum()) == 1):
-            return [self.memory.facts[-1]] * len(prompts)
+            return [len(self.memory) - 1] * len(prompts)
         likeness = (self.embed(prompts) @ self.memory.keys.all.T).masked_fill(~self.memory.current, -2.0)
         best, index = likeness.max(1)
-        return [self.memory.facts[i] if score > self.threshold else None for score, i in zip(best.tolist(), index.tolist(), strict=True)]
+        return [i if score > self.threshold else None for score, i in zip(best.tolist(), index.tolist(), strict=True)]
 
-    def _told(self, fact: Fact, prompt: str, room: int) -> str:
+    def _told(self, number: int, prompt: str, room: int) -> str:
         """Prompt and all that stands before it; demonstrations that the context does not hold are left out, the least similar first.
 
         Raises:
             RejectedRequest: the new fact and the prompt alone are too long.
         """
+        fact = self.memory.facts[number]
         head, end = self.lm.head, headed(fact.prompt, fact.answer, prompt)
         left = head.max_length - room - self._tokens(end)
         if left < 0:
             raise RejectedRequest(f"the new fact and the prompt are more than the model's {head.max_length} tokens: {prompt[:60]!r}…")
         kept: list[str] = []
-        for text in reversed(self.all_prefixes[fact]):
+        for text in reversed(self.shelf[number]):
             left -= self._tokens(text)
             if left < 0:
                 break
@@ -163,7 +175,7 @@ class IkeRoute(FactRoute):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, rest = super().state()
-        rest |= {"prefixes": [self.prefixes[fact] for fact in self.facts], "router": self.router, "threshold": self.threshold}
+        rest |= {"prefixes": self.prefixes, "router": self.router, "threshold": self.threshold}
         return tensors, rest | {"embedding": self.embedding.model}
 
     @classmethod

@@ -85,6 +85,15 @@ class MemoryLayer(Wrapper):
     def add(self, edit: MemoryPatch) -> Undo:
         """Take in what an edit brings. A memory that has been taken apart again is bit for bit what it was."""
 
+    @property
+    def bytes(self) -> int:
+        """Of the memory as one edit (`whole`); 0 where that is no smaller than the edits that made it."""
+        return 0
+
+    def whole(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, content) of an edit that brings all of it to an empty memory."""
+        raise NotImplementedError
+
     def rows(self, states: Tensor) -> Tensor | None:
         """(rows, tokens, width), also from families that flatten it; None where a pass shows only some of the tokens."""
         focus = self.watch.focus
@@ -148,7 +157,7 @@ class MemoryPatch(Edit):
                 layer = self._install(lm, undo)
             undo.callback(setattr, layer, "digest", layer.digest)
             undo.callback(layer.add(self))
-            layer.digest = self.digest
+            layer.digest = self.content.get("stands_for") or self.digest
             return undo.pop_all().close
 
     def _install(self, lm: LM, undo: ExitStack) -> MemoryLayer:
@@ -163,6 +172,12 @@ class MemoryPatch(Edit):
     def begin(self, original: nn.Module, lm: LM) -> MemoryLayer:
         """An empty memory beside `original`."""
         return self.layer(original, lm, self.module)
+
+    def whole(self, lm: LM) -> Self:
+        """One edit in the place of this one, which is attached, and all that it was made on: the next edit does not tell the difference."""
+        layer = self.present(lm, self.module)
+        tensors, content = layer.whole()
+        return type(self)(self.module, "", tensors, {**content, "stands_for": layer.digest})
 
     @classmethod
     def present(cls, lm: LM, module: str) -> Any:

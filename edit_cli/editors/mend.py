@@ -22,6 +22,7 @@ from edit_cli.parallel import ALONE, Team
 from edit_cli.requests import Case, EditRequest
 
 LEARNT = ("all", "steps", "nothing")
+GRADIENT, UNIT, LOSS = SIZES = ("gradient", "unit", "loss")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,8 @@ class MEND(TrainableEditor):
     "inputs", "outputs", or the "smaller"); xavier (no identity at first): the paper's ablations.
     step_size: α at first; log_step: log α is learnt, so that it keeps its sign; step_lr: its learning rate.
     edit_weight, locality_weight: c_edit and c_loc of L = c_edit · NLL + c_loc · KL (equation 4).
+    size: of each fact's gradient at each matrix, before anything else: the "gradient"'s own, as published; "unit", the same for all, since it is
+    small where a softmax or a tanh is saturated, and such facts need no smaller step; or that of its "loss", the more there is to change.
     learn: "all"; "steps", α alone; "nothing": the control, an identity network with the given step size.
     """
 
@@ -57,6 +60,7 @@ class MEND(TrainableEditor):
     edit_weight: float = 0.1
     locality_weight: float = 1.0
     learn: str = "all"
+    size: str = GRADIENT
     draw: DrawOptions = field(default_factory=DrawOptions)
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class MEND(TrainableEditor):
             raise UsageError(f"method.transformed={self.transformed}: choose {', '.join(PARTS[:-1])} or {PARTS[-1]}")
         if self.learn not in LEARNT:
             raise UsageError(f"method.learn={self.learn}: choose {', '.join(LEARNT[:-1])} or {LEARNT[-1]}")
+        if self.size not in SIZES:
+            raise UsageError(f"method.size={self.size}: choose {', '.join(SIZES[:-1])} or {SIZES[-1]}")
         if self.step_size <= 0 or self.edits < 1:
             raise UsageError(f"method.step_size={self.step_size} and method.edits={self.edits} must be above 0")
 
@@ -92,7 +98,7 @@ class MEND(TrainableEditor):
         memory = self.memory(lm)
         rows = memory.rows(lm, [pair for lesson in lessons for pair in lesson.inner])
         found = memory.gradients(lm, rows, modules) if memory.works(lm) else gradients(lm, rows, modules)
-        shifts = net(found, len(lessons), lm.team)
+        shifts = net(self._sized(found), len(lessons), lm.team)
         nll, kl, told = Trial(lm, lessons, lowest, memory).losses(shifts)
         if not net.training:
             told["shift"] = largest(lm, shifts)
@@ -105,12 +111,21 @@ class MEND(TrainableEditor):
         modules, _ = self._modules(lm)
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         found = gradients(lm, rows, modules)
-        shifts = net(found, 1)
+        shifts = net(self._sized(found), 1)
         updates = {f"{name}.weight": _factors(shifts[name], found[name]) for name in modules}
         return WeightDelta(updates, {"shift": largest(lm, shifts)}).compact(lm)
 
+    def recipe(self) -> dict[str, Any]:
+        found = super().recipe()
+        if self.size == GRADIENT:
+            del found["size"]  # so that what was trained before there was a choice is found
+        return found
+
     def memory(self, lm: LM) -> Memory:
         return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
+
+    def _sized(self, found: dict[str, Gradient]) -> dict[str, Gradient]:
+        return found if self.size == GRADIENT else {name: gradient.sized(self.size == LOSS) for name, gradient in found.items()}
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
         return edited_modules(lm, self.layers, self.last, self.part, self.second_in)

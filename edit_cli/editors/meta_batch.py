@@ -19,7 +19,7 @@ from edit_cli.lm.model import LM
 from edit_cli.requests import Case, Probe
 
 WITHIN, BEYOND = ("paraphrase", "portability"), ("locality", "neighborhood")
-ANY = "any"
+ANY, SWAPPED, SAME_RELATION, SAME_ANSWER = "any", "swapped", "same_relation", "same_answer"
 Pair = tuple[str, str]
 
 
@@ -27,9 +27,13 @@ Pair = tuple[str, str]
 class DrawOptions:
     """What is drawn for each case: keys of `method.draw`.
 
-    outer: prompts on which the edit must work: "any" rephrased ones, or "seen" (only those that the data set marks so, where it does).
+    outer: prompts on which the edit must work: "any" rephrased ones; "seen" (only those that the data set marks so, where it does); or
+    "swapped": the edit is made in any wording of the fact and has to work in any other, and writes any answer that the same relation has
+    for other subjects, so that as many facts make more edits to learn from.
     locality: for each prompt whose answer must stay, the group that it is drawn from, as data sets name them (random, same_relation,
-    same_subject, …); "any" for all. Where a case has none of a group, any of its prompts is taken, else another case's edited prompt.
+    same_subject, …); "any" for all; "same_answer" for those of same_relation with the answer that the edit replaces, which are the hardest
+    to spare (any of same_relation, where a case has none). Where a case has none of a group, any of its prompts is taken, else another
+    case's edited prompt.
     """
 
     outer: str = ANY
@@ -68,17 +72,27 @@ def _drawn(case: Case, other: Case, options: DrawOptions) -> tuple[list[Pair], l
     (request,) = case.requests
     new = request.target_new
     within = [probe for probe in case.probes if probe.kind in WITHIN and probe.target]
-    if options.outer != ANY:
+    if options.outer not in (ANY, SWAPPED):
         within = [probe for probe in within if probe.group == options.outer] or within
     asked = [(probe.prompt, probe.target) for probe in within] or [(request.text, new)]
     beyond = [probe for probe in case.probes if probe.kind in BEYOND and probe.target]
     spare = (other.requests[0].text, other.requests[0].target_true or other.requests[0].target_new)
-    local = [_local(beyond, group, spare, rng) for group in options.locality]
-    return [(request.text, new)], [rng.choice(asked)], local
+    local = [_local(beyond, group, request.target_true, spare, rng) for group in options.locality]
+    inner, outer = (request.text, new), rng.choice(asked)
+    if options.outer == SWAPPED:
+        answers = {probe.target for probe in beyond if probe.group == SAME_RELATION} - {request.target_true}
+        new = rng.choice([new, *sorted(answers - {new})]) if request.target_true else new
+        wordings = list(dict.fromkeys([request.text, *(text for text, _ in asked)]))
+        edited = rng.choice(wordings)
+        inner, outer = (edited, new), (rng.choice([text for text in wordings if text != edited] or [edited]), new)
+    return [inner], [outer], local
 
 
-def _local(beyond: Sequence[Probe], group: str, spare: Pair, rng: random.Random) -> Pair:
-    fitting = [probe for probe in beyond if group in (ANY, probe.group)] or beyond
+def _local(beyond: Sequence[Probe], group: str, old: str | None, spare: Pair, rng: random.Random) -> Pair:
+    hardest = group == SAME_ANSWER
+    fitting = [probe for probe in beyond if group == ANY or probe.group == (SAME_RELATION if hardest else group)] or beyond
+    if hardest:
+        fitting = [probe for probe in fitting if probe.target == old] or fitting
     if not fitting:
         return spare
     probe = rng.choice(fitting)

@@ -12,8 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.focus import Focus, PromptWatch
+from edit_cli.lm.heads import close
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.model import LM
+from edit_cli.lm.replay import recorded
 from edit_cli.lm.tokens import Row
 
 
@@ -34,6 +36,19 @@ class Passes:
         """After `change(output)` of the module's output (rows, tokens, d_out)."""
         with on_output(self.lm.module(self.module), change, len(self.rows)):
             return self.lm.head.answers(self.rows, self.end)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """`answers` runs only what comes after the module. Not for edits that change the model elsewhere, or change while the block is open."""
+        with torch.no_grad(), recorded(self.lm.model, self.lm.module(self.module)) as replay:
+            plain = self.lm.head.answers(self.rows, self.end)
+        with ExitStack() as stack:
+            stack.enter_context(replay.constant())
+            with torch.no_grad():
+                again = self.lm.head.answers(self.rows, self.end)
+            if not close(self.lm, again.logits, plain.logits):
+                stack.close()
+            yield
 
     @property
     def queries(self) -> Tensor:

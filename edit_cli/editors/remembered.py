@@ -84,11 +84,13 @@ class Memory:
 
         def find(new: list[int]) -> list[tuple[Tensor, ...]]:
             found = gradients(lm, [rows[i] for i in new], modules)
-            return [tuple(part[place] for name in modules for part in (found[name].inputs, found[name].outputs)) for place in range(len(new))]
+            parts = [*(part for name in modules for part in (found[name].inputs, found[name].outputs)), found[modules[0]].losses]
+            return [tuple(part[place] for part in parts) for place in range(len(new))]
 
         every = self.recall([("gradient", tuple(modules), row.ids, row.target) for row in rows], find)
         wide = [_stacked([parts[n] for parts in every]) for n in range(2 * len(modules))]
-        return {name: Gradient(wide[2 * n], wide[2 * n + 1]) for n, name in enumerate(modules)}
+        losses = torch.stack([parts[-1] for parts in every])
+        return {name: Gradient(wide[2 * n], wide[2 * n + 1], losses) for n, name in enumerate(modules)}
 
     def _keep(self, fresh: dict[Any, tuple[Tensor, ...]]) -> None:
         for key, parts in fresh.items():

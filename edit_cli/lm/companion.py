@@ -54,6 +54,8 @@ class Companion:
                 model = auto.from_pretrained(source.path, config=config, dtype=torch.float32) if source else auto.from_config(config)
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise MissingError(f"{key} cannot be made: {str(error).strip().splitlines()[0]}") from None
+        if kind == "encoder" and config.is_encoder_decoder:
+            model = model.get_encoder()
         return model.float(), tokenizer
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edit_cli.edits import WeightDelta
 from edit_cli.errors import RejectedRequest
 from edit_cli.lm.reading import Tap, read
 from edit_cli.lm.tokens import Row
@@ -38,7 +37,7 @@ class Health:
 
     def watch(self, lm: LM, edit: Edit) -> None:
         """Take note of what an edit is about to touch. Call it before the edit is attached."""
-        for name in edit.updates if isinstance(edit, WeightDelta) else ():
+        for name in edit.touches(lm) if edit.kind == "weights" else ():
             module = name.removesuffix(".weight")
             if module != name and module not in self._original and len(lm.place(name).shape) == 2:  # not the weights of norms
                 self._original[module] = lm.weight(module).detach().to("cpu", torch.float32, copy=True)

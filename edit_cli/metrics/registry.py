@@ -175,6 +175,14 @@ _PUBLISHED = (
         "min(1, exp(m(wanted) after − m(wanted) before)): replies on the topic must not become less likely",
     ),
 )  # fmt: skip
+# of protocol=sme (metrics/sme.py): means over folds
+SME = {
+    "sme_sr": Metric("sme_sr", "SR", "%", "higher", "edited prompts answered as wanted right after their edit; mistakes only, mean over folds"),
+    "sme_gr": Metric("sme_gr", "GR", "%", "higher", "the same of their other wordings, pooled over the edits of a fold"),
+    "sme_er": Metric("sme_er", "ER", "%", "higher", "all edited prompts of a fold, with all its edits in place"),
+    "sme_train_r": Metric("sme_train_r", "TrainR", "%", "higher", "accuracy on training records with all edits of a fold, over that before"),
+    "sme_test_r": Metric("sme_test_r", "TestR", "%", "higher", "accuracy on test records with all edits of a fold, over that before"),
+}
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "MEND": ("es_edit", "es_outer", "es", "perplexity_drawdown"),
     "KE": ("ke_success", "ke_retain", "ke_equivalence", "ke_deterioration"),
@@ -197,4 +205,4 @@ def _probe_metrics() -> list[Metric]:
     return found
 
 
-METRICS: dict[str, Metric] = {metric.id: metric for metric in (*_probe_metrics(), *_OTHERS, *_PUBLISHED)}
+METRICS: dict[str, Metric] = {metric.id: metric for metric in (*_probe_metrics(), *_OTHERS, *_PUBLISHED, *SME.values())}

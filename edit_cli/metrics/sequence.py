@@ -16,6 +16,8 @@ from edit_cli.metrics.summarise import case_values, summarise
 
 AFTER_EDIT, CHECKPOINT, HELD_OUT, MODEL = "after_edit", "checkpoint", "held_out", "model"  # values of a line's `when`
 SUCCESSES = ("efficacy_success", "paraphrase_success", "neighborhood_success")
+THREE = (SUCCESSES, ("efficacy_accuracy", "paraphrase_accuracy", "locality_same_relation_accuracy"),
+         ("efficacy_token_accuracy", "paraphrase_token_accuracy", "locality_token_accuracy"))  # fmt: skip
 FORGOTTEN = ("efficacy_success", "efficacy_accuracy", "efficacy_token_accuracy", "paraphrase_success", "paraphrase_accuracy")
 RETAINED = "efficacy_accuracy"  # what the forgetting matrix shows
 COHORTS = 10
@@ -122,13 +124,13 @@ def first_collapse(rows: Sequence[Row], lines: Sequence[Line], below: float, fac
 
 
 def area(rows: Sequence[Row]) -> float | None:
-    """Mean of efficacy, paraphrase and neighbourhood success over the course of the edits, % (the area under its curve over its width)."""
-    points = [
-        (row["edits"], float(np.mean([row["metrics"][name]["mean"] for name in SUCCESSES])))
-        for row in rows
-        if all(name in row["metrics"] for name in SUCCESSES)
-    ]
+    """Mean of the success of a fact, of its other wordings and of what must stay over the course of the edits, % (the area under its curve
+    over its width), by the first of `THREE` that all checkpoints have."""
+    names = next((names for names in THREE if rows and all(name in row["metrics"] for row in rows for name in names)), None)
+    if names is None:
+        return None
+    points = [(row["edits"], float(np.mean([row["metrics"][name]["mean"] for name in names]))) for row in rows]
     if len(points) < 2:
-        return points[0][1] if points else None
+        return points[0][1]
     counts, values = zip(*points, strict=True)
     return float(np.trapezoid(values, counts) / (counts[-1] - counts[0]))

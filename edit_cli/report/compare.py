@@ -14,6 +14,7 @@ from edit_cli.report import words
 from edit_cli.report.comparison import last_side
 
 WIDE = 3  # panels side by side
+FAR = 20  # ratio of perplexities from which on they are drawn on a logarithmic scale
 FACTS = "facts"  # the x-axis of sequential runs
 
 
@@ -80,7 +81,7 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
     """The figure, in each of the `paths`: a panel a metric, a line a method, 95 % bands."""
     from matplotlib.figure import Figure
 
-    columns = min(len(metrics), WIDE)
+    columns = min(len(metrics), 2 if len(metrics) == 4 else WIDE)
     rows = math.ceil(len(metrics) / columns)
     figure = Figure(figsize=(3.4 * columns + 0.6, 3.2 * rows), layout="constrained")
     plots = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -102,6 +103,9 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
             plot.set_xticks(range(len(places)), places, rotation=30, ha="right")
         unit = METRICS[metric].unit
         plot.set(title=METRICS[metric].label, xlabel="facts edited, all in place" if x == FACTS else x, ylabel=unit)
+        values = [p.entry["mean"] for p in points if p.metric == metric and p.entry["mean"]]
+        if metric == "perplexity" and max(values, default=1) > FAR * min(values, default=1):
+            plot.set_yscale("log")
         if unit == "%":
             plot.set_ylim(-2, 102)
         plot.grid(alpha=0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from edit_cli.report import words
@@ -11,6 +12,7 @@ from edit_cli.report.sequence import curve_series
 
 COURSE, FORGETTING = "curve", "forgetting"
 TINTS = "viridis"
+FAR = 20  # times the unedited model's perplexity: from there on a logarithmic scale
 
 Panel = tuple[str, float, Callable[[Any], None]]  # label of the y-axis, height, what draws it
 
@@ -46,6 +48,7 @@ def _course(summary: Mapping[str, Any]) -> Any:
             plot.axvline(summary["collapse"]["edits"], color="tab:red", linestyle=":", linewidth=1.2)
     axes[0].set(ylim=(-2, 102), title=_title(summary) + (" (dotted: collapsed)" if summary["collapse"] else ""))
     axes[-1].set_xlabel("facts edited, all still in place")
+    axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 
@@ -66,12 +69,33 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
         if drift:
             plot.plot(*zip(*drift, strict=True), marker=".", color="black", linestyle="--", label="last states", linewidth=1)
 
+    def fluency(plot: Any) -> None:
+        _line(plot, perplexity, "edited")
+        start = summary["metrics"].get("perplexity", {}).get("before", {}).get("mean")
+        values = [entry["mean"] for _, entry in perplexity if entry["mean"]]
+        if start:
+            plot.axhline(start, color="gray", linestyle=":", linewidth=1.2, label="unedited")
+        if start and values and max(values) > FAR * start:
+            plot.set_yscale("log")
+
+    def seconds(plot: Any) -> None:
+        facts, each = zip(*summary["cost"], strict=True)
+        plot.plot(facts, each, linewidth=0.6, color="tab:blue", alpha=0.4, label="each step")
+        plot.plot(facts, _running_median(each), linewidth=1.4, color="tab:blue", label="running median")
+        plot.set_ylim(0, 1.5 * sorted(each)[int(0.98 * (len(each) - 1))] or None)  # a pause of the machine must not flatten the rest
+
     return [
         ("%, with 95 % bands", 3, shares),
-        ("perplexity", 1.2, lambda plot: _line(plot, perplexity, "perplexity")) if perplexity else None,
+        ("perplexity", 1.2, fluency) if perplexity else None,
         ("moved by, %", 1.6, norms) if weights or drift else None,
-        ("seconds a fact", 1.2, lambda plot: plot.plot(*zip(*summary["cost"], strict=True), linewidth=1)) if summary["cost"] else None,
+        ("seconds a fact", 1.2, seconds) if summary["cost"] else None,
     ]
+
+
+def _running_median(values: Sequence[float]) -> list[float]:
+    """Of as many values around each as are a twentieth of all, two at least on each side."""
+    reach = max(len(values) // 40, 2)
+    return [median(values[max(place - reach, 0) : place + reach + 1]) for place in range(len(values))]
 
 
 def _short(module: str) -> str:

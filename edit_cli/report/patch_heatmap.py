@@ -11,23 +11,29 @@ import numpy as np
 NAME = "patches"
 
 
-def draw(matrix: Any, neurons: Sequence[tuple[int, int]], rows: Sequence[tuple[int, int]], directory: Path, title: str = "") -> dict[str, float]:
-    """Write patches.png, patches.svg and patches.npz; activations (neurons, rows), neurons from below in the order of their making.
+def draw(
+    matrix: Any, others: Any, neurons: Sequence[tuple[int, int]], rows: Sequence[tuple[int, int]], directory: Path, title: str = ""
+) -> dict[str, float]:
+    """Write patches.png, patches.svg and patches.npz; neurons from below in the order of their making.
 
-    neurons, rows: (number of the fact, place in its answer). Returns `clarity` of what is drawn.
+    matrix: activations (neurons, rows) on edited facts; others: (neurons, inputs) on what was never edited. neurons, rows: (number of the
+    fact, place in its answer). Returns `clarity` of what is drawn.
     """
     from matplotlib.figure import Figure
 
-    values = np.asarray(matrix, dtype=float)
-    bound = float(np.abs(values).max()) or 1.0
-    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
-    panel = figure.subplots()
-    image = panel.imshow(values, aspect="auto", cmap="RdBu_r", vmin=-bound, vmax=bound, origin="lower", interpolation="nearest")
-    panel.set(xlabel="edited fact, in order", ylabel="added neuron, in order", title=title)
-    figure.colorbar(image, ax=panel, label="pre-activation")
+    values, beyond = np.asarray(matrix, dtype=float), np.asarray(others, dtype=float)
+    bound = float(max(np.abs(values).max(), np.abs(beyond).max(initial=0.0))) or 1.0
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, part, what in zip(panels, (values, beyond), ("edited fact, in order", "input of other records or text"), strict=True):
+        image = panel.imshow(part, aspect="auto", cmap="RdBu_r", vmin=-bound, vmax=bound, origin="lower", interpolation="nearest")
+        panel.set(xlabel=what)
+    panels[0].set(ylabel="added neuron, in order")
+    figure.suptitle(title, fontsize="medium")
+    figure.colorbar(image, ax=panels, label="pre-activation")
     for suffix in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{suffix}", dpi=150)
-    np.savez_compressed(directory / f"{NAME}.npz", activations=values, neurons=np.array(neurons), rows=np.array(rows))
+    np.savez_compressed(directory / f"{NAME}.npz", activations=values, others=beyond, neurons=np.array(neurons), rows=np.array(rows))
     return clarity(values, neurons, rows)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from edit_cli.metrics.registry import SME
 from edit_cli.metrics.sme import BEFORE, RATES, TURN, sme_rates
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
@@ -31,7 +32,7 @@ def sme_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Map
     """summary.json of a run with protocol=sme; `sme` holds what `metrics.sme.sme_rates` finds."""
     turns = [line for line in lines if line["when"] == TURN]
     edited = [line for line in turns if line["seconds"] is not None]
-    about = manifest["dataset"]
+    about, found = manifest["dataset"], sme_rates(lines)
     return {
         "method": manifest["method"],
         "model": manifest["model"],
@@ -40,9 +41,9 @@ def sme_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Map
         "failed": sum(bool(line["error"]) for line in turns),
         "edits": len(edited),
         "protocol": {**manifest["config"]["protocol"], **manifest["protocol"]},
-        "metrics": {},
-        "checkpoints": [],
-        "sme": sme_rates(lines),
+        "metrics": {metric: {"at_end": entry} for metric, entry in _as_metrics(found["rates"]).items()},
+        "checkpoints": [{"edits": row["edits"], "metrics": _as_metrics(row)} for row in found["course"]],
+        "sme": found,
         "seconds": total_seconds(lines, seconds),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / len(edited) if edited else None,
         "peak_memory_bytes": peak_memory(),
@@ -50,6 +51,12 @@ def sme_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Map
         "seeds": manifest["seeds"],
         "versions": manifest["versions"],
     }
+
+
+def _as_metrics(rates: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Entries of metrics, in %, for comparisons with other runs; n counts folds."""
+    named = {metric.label: metric.id for metric in SME.values()}
+    return {named[name]: {"mean": 100 * rates[name]["mean"], "ci95": None, "n": rates[name]["folds"]} for name in RATES if name in rates}
 
 
 def sme_table(summary: Mapping[str, Any]) -> RenderableType:

@@ -1,0 +1,40 @@
+"""Records that an editor may remember: those that the run neither edits nor asks about."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from edit_cli.datasets import Source
+from edit_cli.errors import UsageError
+from edit_cli.monitor import Monitor
+from edit_cli.requests import Case
+
+
+@dataclass(frozen=True)
+class OtherRecords:
+    """(prompt, right answer) pairs of the splits of `source`, without the prompts of `asked`.
+
+    First what the records are about, in random order; then these in other wordings (not those that are held out), and what must stay.
+    """
+
+    source: Source
+    asked: Sequence[Case]
+    seed: int = 0
+
+    def __call__(self, split: str) -> list[tuple[str, str]]:
+        if not self.source.has_splits:
+            return []
+        try:
+            cases = list(replace(self.source, split=split, ids=[], offset=0, shuffle_seed=None).load(None, Monitor()).cases)
+        except UsageError:  # the file lacks this split
+            return []
+        random.Random(self.seed).shuffle(cases)
+        found = [(request.text, request.target_true) for case in cases for request in case.requests]
+        probes = [probe for case in cases for probe in case.probes]
+        found += [(probe.prompt, probe.foil) for probe in probes if probe.kind == "paraphrase" and probe.group != "unseen"]
+        found += [(probe.prompt, probe.target) for probe in probes if probe.kind == "locality"]
+        taken = {request.text for case in self.asked for request in case.requests}
+        taken |= {probe.prompt for case in self.asked for probe in case.probes}
+        return [(prompt, answer) for prompt, answer in dict.fromkeys(found) if answer and prompt not in taken]

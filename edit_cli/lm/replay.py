@@ -1,0 +1,81 @@
+"""A pass again and again while one module's output changes: whatever ends before that module begins is the same each time, so it is kept.
+
+No family needs code of its own: the model's own forward runs, and its parts that are known return what they returned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Replay:
+    """What one pass left. kept: (module, its output), outermost modules that ended before `until` did, and `until` itself."""
+
+    until: nn.Module
+    kept: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    calls: Counter[nn.Module] = field(default_factory=Counter)
+    _begun: dict[nn.Module, int] = field(default_factory=dict)
+    _versions: dict[nn.Module, int] = field(default_factory=dict)
+    _over: bool = False
+
+    def begins(self, module: nn.Module, _: Any) -> None:
+        self.calls[module] += 1
+        self._begun[module] = len(self.kept)
+
+    def ends(self, module: nn.Module, _: Any, output: Any) -> None:
+        if self._over or self.calls[module] > 1:
+            return
+        self.kept[self._begun[module] :] = [(module, output)]
+        self._versions[module] = _version(output)
+        self._over = module is self.until
+
+    @property
+    def lasting(self) -> list[tuple[nn.Module, Any]]:
+        """Those that may be handed out again: of modules that ran once in the pass, and not written to since."""
+        return [(m, out) for m, out in self.kept if self.calls[m] == 1 and _version(out) == self._versions[m]]
+
+    @contextmanager
+    def constant(self) -> Iterator[None]:
+        """The kept modules cost nothing. Only the instances' `forward` is replaced, and put back; hooks on them run as ever."""
+        with ExitStack() as stack:
+            for module, output in self.lasting:
+                stack.callback(_put_back, module, module.__dict__.get("forward"))
+                module.forward = _giving(output)
+            yield
+
+
+@contextmanager
+def recorded(model: nn.Module, until: nn.Module) -> Iterator[Replay]:
+    """Keep what the modules of `model` return in the one pass that is run inside the block, before hooks that others have set."""
+    found = Replay(until)
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(found.begins, prepend=True).remove)
+            stack.callback(module.register_forward_hook(found.ends, prepend=True).remove)
+        yield found
+
+
+def _giving(output: Any) -> Callable[..., Any]:
+    return lambda *_, **__: output
+
+
+def _put_back(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward  # accelerate sets one of its own for offloaded modules
+
+
+def _version(output: Any) -> int:
+    """Rises when one of its tensors is written to in place."""
+    if isinstance(output, Tensor):
+        return output._version
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    return sum(_version(part) for part in parts)
