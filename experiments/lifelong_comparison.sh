@@ -27,4 +27,4 @@ for method in $METHODS; do
 done
 runs=()
 for method in $METHODS; do runs+=("$OUT/$method"); done
-edit-cli compare "${runs[@]}" --metrics efficacy_success,paraphrase_success,locality_token_accuracy --out "$OUT/lifelong"
+edit-cli compare "${runs[@]}" --metrics efficacy_accuracy,paraphrase_accuracy,locality_accuracy --out "$OUT/lifelong"

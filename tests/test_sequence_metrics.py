@@ -11,6 +11,7 @@ from embedded import embedded_lm
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.lm.health import Health, largest_singular_value
 from edit_cli.metrics.sequence import area, checkpoint_rows, first_collapse, forgetting, retention_matrix
+from edit_cli.report.curves import _running_median
 
 
 def probe(kind: str, right: bool) -> dict:
@@ -109,6 +110,14 @@ def test_collapse_is_found_with_its_reason(last, reason):
         assert reason in found["reason"]
 
 
+def test_area_of_data_without_neighbours_takes_what_must_stay_from_locality():
+    names = ("efficacy_accuracy", "paraphrase_accuracy", "locality_same_relation_accuracy")
+    rows = [{"edits": edits, "metrics": {name: {"mean": mean} for name in names}} for edits, mean in ((1, 90.0), (11, 30.0))]
+    assert area(rows) == pytest.approx(60)
+    del rows[0]["metrics"]["locality_same_relation_accuracy"]
+    assert area(rows) is None
+
+
 def test_area_is_the_mean_over_the_course():
     rows = checkpoint_rows(course(seen(False)), 0)  # 100 after two; (50 + 50 + 100) / 3 after four
     assert area(rows) == pytest.approx((100 + 200 / 3) / 2)
@@ -139,3 +148,9 @@ def test_health_measures_what_was_written():
 def test_power_iteration_finds_the_largest_singular_value():
     matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0])) @ torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))[0]
     assert largest_singular_value(matrix) == pytest.approx(3.0, rel=1e-3)
+
+
+def test_a_pause_of_the_machine_does_not_show_in_the_running_median():
+    seconds = [0.02] * 30 + [5.0] + [0.02] * 30 + [0.04] * 60
+    assert _running_median(seconds)[:50] == [0.02] * 50 and _running_median(seconds)[-50:] == [0.04] * 50
+    assert _running_median([0.5]) == [0.5]

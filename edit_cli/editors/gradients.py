@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from edit_cli.edits import Factors
 from edit_cli.editors.passes import row_losses
+from edit_cli.edits import Factors
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM

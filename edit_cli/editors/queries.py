@@ -84,9 +84,10 @@ def _asked(lm: LM, texts: list[str]) -> list[tuple[str, str]]:
     found = []
     for words in (text.split()[:WORDS] for text in texts):
         half = len(words) // 2
-        if half:
-            whole = " ".join(words), lm.head.labels[0]
-            found.append(whole if lm.head.kind == "classifier" else (" ".join(words[:half]), " ".join(words[half:])))
+        if half and lm.head.kind == "classifier":
+            found.append((" ".join(words), lm.head.labels[0]))
+        elif half:
+            found.append((" ".join(words[:half]), " ".join(words[half:])))
     return found
 
 
