@@ -62,8 +62,7 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
     Raises:
         UsageError: an unknown key, a value of the wrong type, or one that is missing; names the key in full.
     """
-    target = node.get("_target_")
-    cls = _class(target, _path(node)) if target is not None else kind
+    cls = target_class(node) if node.get("_target_") is not None else kind
     if cls is None:
         raise UsageError(f"{_path(node)} names no _target_: choose one of the packaged options, or add the line to your file")
     hints = get_type_hints(cls)
@@ -93,22 +92,10 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
     return cls(**made)
 
 
-def plain_containers(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as dicts and lists; values that nothing needed stay `???`."""
-    try:
-        return OmegaConf.to_container(config, resolve=True)
-    except InterpolationResolutionError as error:
-        raise UsageError(_interpolation(error)) from None
-
-
-def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any], choices: str = "there are") -> str:
-    """The end of a message about an unknown name: what it may have meant, else all there is."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; {choices}: {', '.join(map(str, known))}"
-
-
-def _class(target: str, path: str) -> type:
-    module, _, name = str(target).rpartition(".")
+def target_class(node: DictConfig) -> type:
+    """The dataclass that a node names by `_target_`. Raises UsageError if there is no such class in this package."""
+    target, path = str(node.get("_target_")), _path(node)
+    module, _, name = target.rpartition(".")
     if not module.startswith("edit_cli."):
         raise UsageError(f"{path}._target_={target}: only classes inside edit_cli can be named")
     try:
@@ -122,6 +109,20 @@ def _class(target: str, path: str) -> type:
     if not (isinstance(cls, type) and is_dataclass(cls)):
         raise UsageError(f"{path}._target_={target}: there is no such class of settings in this version")
     return cls
+
+
+def plain_containers(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts and lists; values that nothing needed stay `???`."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except InterpolationResolutionError as error:
+        raise UsageError(_interpolation(error)) from None
+
+
+def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any], choices: str = "there are") -> str:
+    """The end of a message about an unknown name: what it may have meant, else all there is."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; {choices}: {', '.join(map(str, known))}"
 
 
 def _value(node: DictConfig, key: str, path: str) -> Any:

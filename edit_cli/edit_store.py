@@ -128,11 +128,32 @@ def chain(directory: Path | str) -> list[Path]:
     return [*chain(directory / BASE), directory]
 
 
+def sequence(directory: Path | str) -> list[Path]:
+    """The edit directories of a sequence (RUN/edits), in order: where a sum stands for the earlier steps, it and the steps after it.
+
+    Raises:
+        MissingError: there are none, or one of them is damaged.
+    """
+    directory = Path(directory)
+    steps = sorted(path for path in directory.glob("[0-9]*") if path.name.isdigit())
+    if not steps:
+        raise MissingError(f"{directory} holds neither an edit nor the edits of a sequence")
+    for last in reversed(range(len(steps))):
+        if state := read_manifest(steps[last]).get("state_after"):
+            return [directory / state, *steps[last + 1 :]]
+    return steps
+
+
 def attach(directory: Path | str, lm: LM) -> list[Edit]:
-    """Load the edit and all it stands on, and attach them, base first. Nothing stays attached if one does not fit."""
-    edits: list[Edit] = []
+    """Load an edit and all it stands on, or the edits of a sequence (RUN/edits), and attach them in order. All of them or none.
+
+    Raises:
+        MissingError: as `load`.
+    """
+    directory, edits = Path(directory), []
+    paths = sequence(directory) if directory.is_dir() and not (directory / MANIFEST).exists() else chain(directory)
     try:
-        for path in chain(directory):
+        for path in paths:
             edit = load(path, lm)
             lm.attach(edit)
             edits.append(edit)

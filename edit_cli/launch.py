@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli import catalog
@@ -101,7 +101,9 @@ def _missing_option(text: str, first: str) -> str:
 def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     """Names beside it come first, then all, so that `lmit` is `limit` and `layers` is `method.layers`."""
     known = _known_keys(command, overrides)
-    parent = key.rpartition(".")[0]
+    parent, _, name = key.rpartition(".")
+    if 1 <= len(owners := _options_with(parent, name)) <= 3:
+        return f"unknown key {key} here; it belongs to {' and '.join(f'{parent}={owner}' for owner in owners)}"
     beside = [name for name in known if name.rpartition(".")[0] == parent]
     for names in (beside, known, [name for name in known if name.rpartition(".")[2] == key]):
         if "did you mean" in (near := did_you_mean(key, names)):
@@ -109,12 +111,18 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     return f"unknown key {key}{did_you_mean(key, beside or [name for name in known if '.' not in name])}"
 
 
+def _options_with(group: str, key: str) -> list[str]:
+    """Options of a group (`method`, `protocol`, …) whose own file has that key."""
+    files = sorted((catalog.conf_dir() / group).glob("*.yaml")) if group and "." not in group else []
+    return [file.stem for file in files if key in OmegaConf.load(file).keys()]  # noqa: SIM118 - `in` denies a key that waits for its value
+
+
 def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
     """Keys of the command with the chosen options (the first of several), and the groups: enough to guess what a misspelt one was."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    chosen = [text.partition(",")[0] for text in overrides if override_key(text) in catalog.GROUPS.values()]
+    chosen = [text.partition(",")[0] for text in overrides if override_key(text) in (*catalog.GROUPS.values(), "protocol")]
     for choices in (chosen, []):
         GlobalHydra.instance().clear()
         try:

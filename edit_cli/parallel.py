@@ -85,8 +85,10 @@ def join() -> Team:
         return ALONE
     import torch
     from accelerate import PartialState
+    from accelerate.utils import patch_environment
 
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    with patch_environment(accelerate_use_deepspeed="false"):  # it joins those that are connected already
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Team(state.process_index, state.num_processes)
 
 

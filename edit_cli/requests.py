@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from edit_cli.errors import RejectedRequest
 
 ProbeKind = Literal["rewrite", "paraphrase", "neighborhood", "attribute", "locality", "portability", "opinion", "generation"]
-PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
 PROBE_GROUPS: dict[str, tuple[str, ...]] = {  # of which groups a kind's probes may be, where a data set tells them apart
     "paraphrase": ("seen", "unseen"),
     "locality": ("random", "same_relation", "same_subject", "hard"),

@@ -13,7 +13,7 @@ from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from edit_cli.environment import environment
 from edit_cli.errors import MissingError, UsageError
@@ -82,8 +82,10 @@ class Run:
             if overwrite and (path / MANIFEST).exists():
                 _clear(path)
             previous = _manifest(path) if (path / MANIFEST).exists() else None
-            if previous is not None:
-                _same_run(path, previous, command, config, digest, ignore)
+            if previous is not None and (previous["command"], previous["config_hash"]) != (command, digest):
+                if _has_results(path):
+                    _refuse_other_run(path, previous, command, config, ignore)
+                previous = None  # a mistyped command that came to nothing is in nobody's way
             facts = plain({**(environment() if made_with is None else made_with), **(details or {})})
             fresh = {
                 "schema_version": SCHEMA_VERSION,
@@ -223,13 +225,14 @@ def _walk(directory: Path) -> Iterator[RunRecord]:
 # --- is it the same run? --------------------------------------------------------------------------------------------------
 
 
-def _same_run(
-    path: Path, previous: Mapping[str, Any], command: str, config: Mapping[str, Any], digest: str, ignore: Sequence[str]
-) -> None:
+def _has_results(path: Path) -> bool:
+    """Whether a run has left anything but its manifest and its log."""
+    return any(part.name not in (MANIFEST, LOCK, LOG) and (part.is_dir() or part.stat().st_size) for part in path.iterdir())
+
+
+def _refuse_other_run(path: Path, previous: Mapping[str, Any], command: str, config: Mapping[str, Any], ignore: Sequence[str]) -> NoReturn:
     if previous["command"] != command:
         raise UsageError(f"{path} holds a run of `{previous['command']}`, not of `{command}`: {REMEDY}")
-    if previous["config_hash"] == digest:
-        return
     changed = differences(previous["config"], config, ignore)
     shown = [f"{name} was {_short(was)} and is {_short(now)}" for name, (was, now) in list(changed.items())[:8]]
     more = [f"{len(changed) - 8} more"] if len(changed) > 8 else []

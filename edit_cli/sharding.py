@@ -15,21 +15,20 @@ from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
 
-FSDP, OTHERS = "ACCELERATE_USE_FSDP", ("deepspeed", "megatron_lm")  # what accelerate's launcher sets in the environment
+FSDP, MEGATRON = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"  # what accelerate's launcher sets in the environment
 
 
 def wanted_by_launcher() -> bool:
     """Whether accelerate's launcher was told to use FSDP; it is told no more, so that nobody spreads the frozen model.
 
     Raises:
-        UsageError: it was told to use what takes the optimiser's step into its own hands.
+        UsageError: it was told to use Megatron-LM, which brings models of its own.
     """
-    for name in OTHERS:
-        if _is_set(f"ACCELERATE_USE_{name.upper()}"):
-            raise UsageError(
-                f"train-editor does not work with {name.replace('_', '-')}: launch with conf/accelerate/fsdp.yaml, which spreads network, "
-                "gradients and optimiser states too"
-            )
+    if _is_set(MEGATRON):
+        raise UsageError(
+            "train-editor does not work with megatron-lm: launch with conf/accelerate/fsdp.yaml, which spreads network, gradients and optimiser "
+            "states"
+        )
     wanted = _is_set(FSDP)
     os.environ.pop(FSDP, None)
     return wanted

@@ -7,10 +7,9 @@ number of the step, the learning rate on that number alone.
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edit_cli.descent import Descent
 from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
 from edit_cli.errors import EditCliError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
-from edit_cli.sharding import gathered, is_spread, spread_out, whole
+from edit_cli.sharding import gathered, is_spread, spread_out
 from edit_cli.training_state import State
+from edit_cli.zero import Zero
 
 TRAIN, VALIDATION = "train", "validation"
 KEY = ("step", "kind")  # what tells lines of a training's results.jsonl apart
@@ -42,12 +43,13 @@ class TrainingFailed(EditCliError):
 class Step(nn.Module):
     """One micro-batch in one `forward`, so that gradients of several processes are averaged. The frozen model is no part of it."""
 
-    def __init__(self, editor: TrainableEditor, net: nn.Module, lm: LM) -> None:
+    def __init__(self, editor: TrainableEditor, net: nn.Module, lm: LM, autocast: Callable[[], AbstractContextManager]) -> None:
         super().__init__()
-        self.net, self.editor, self.lm = net, editor, lm
+        self.net, self.editor, self.lm, self.autocast = net, editor, lm, autocast
 
     def forward(self, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
-        return self.editor.loss(self.net, self.lm, batch)
+        with self.autocast():
+            return self.editor.loss(self.net, self.lm, batch)
 
 
 @dataclass
@@ -98,16 +100,18 @@ class Trained:
 
 
 def train(
-    editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path, stamp: str, write: Callable[[Line], None]
-) -> Trained:
+    editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path, stamp: str,
+    write: Callable[[Line], None], zero: int = 0,
+) -> Trained:  # fmt: skip
     """Train the editor's network on `cases`; the state of an earlier start of this training in `folder` is taken up.
 
     stamp: tells this training from another one in the same folder. write: takes the lines of the curves; on going on, some come again.
+    zero: stage of DeepSpeed's ZeRO for several processes; 0 for none.
 
     Raises:
         TrainingFailed: losses that are no numbers, no gradient, or edits that grow without bounds. UsageError: settings that do not fit.
     """
-    return Training(editor, lm, cases, validation, folder, stamp, write).run()
+    return Training(editor, lm, cases, validation, folder, stamp, write, zero).run()
 
 
 class Training:
@@ -115,7 +119,7 @@ class Training:
 
     def __init__(
         self, editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path, stamp: str,
-        write: Callable[[Line], None],
+        write: Callable[[Line], None], zero: int = 0,
     ) -> None:  # fmt: skip
         self.editor, self.lm, self.options, self.write = editor, lm, editor.training, write
         size = editor.cases_per_edit
@@ -124,6 +128,9 @@ class Training:
                 raise UsageError(f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or edit fewer at once")
         if self.options.edits % lm.team.size:
             raise UsageError(f"method.training.edits={self.options.edits} cannot be shared by {lm.team.size} processes: give a multiple")
+        self.zero = zero if lm.team.size > 1 else 0
+        if self.zero and (self.options.fsdp or self.options.precision == "fp16"):
+            raise UsageError("DeepSpeed does not work with method.training.fsdp=true and method.training.precision=fp16: use false, and bf16 or no")
         self.edits = Edits(cases, size, self.options.seed)
         held_out = Edits(validation, size, self.options.seed)
         self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.options.validation_edits))]
@@ -161,12 +168,12 @@ class Training:
         return Trained(net, self.state.best_step, self.state.best_line)
 
     def _prepare(self, accelerator: Any) -> None:
-        self.accelerator, self.step = accelerator, Step(self.editor, self.net, self.lm)
+        self.accelerator, self.step = accelerator, Step(self.editor, self.net, self.lm, accelerator.autocast)
         self.learns = any(parameter.requires_grad for parameter in self.net.parameters())
         if not self.learns:  # a control: nothing but statistics
             self.optimizer = None
             return
-        if spread := self.options.fsdp and self.lm.team.size > 1:
+        if self.options.fsdp and self.lm.team.size > 1:
             spread_out(self.step, self.lm.device)
             self.lm.monitor.note(f"FSDP: the editor's network is spread over {self.lm.team.size} processes")
         groups = [{**group, "lr": group.get("lr", self.options.lr)} for group in self.editor.groups(self.net)]
@@ -174,9 +181,12 @@ class Training:
         groups = [group for group in groups if group["params"]]
         kind = torch.optim.Adam if self.options.optimiser == "adam" else _centred_rmsprop
         self.rates = [group["lr"] for group in groups]
-        self.optimizer = accelerator.prepare(kind(groups))
-        if not spread:
-            self.step = accelerator.prepare(self.step)
+        if self.zero:
+            self.descent = Zero(self.step, kind(groups), self.zero, self.options.accumulate, self.options.clip, accelerator)
+            self.lm.monitor.note(f"DeepSpeed: ZeRO stage {self.zero} over {self.lm.team.size} processes")
+        else:
+            self.descent = Descent(self.step, kind(groups), self.options.clip, accelerator)
+        self.step, self.optimizer = self.descent.step, self.descent.optimizer
 
     def _take_up(self) -> int:
         step = self.lm.team.tell(self.state.latest())
@@ -210,7 +220,7 @@ class Training:
                     self._refuse_bad(number + 1)
                     loss = sum(parameter.sum() for parameter in self.net.parameters() if parameter.requires_grad) * 0.0
                 if self.optimizer is not None:
-                    self.accelerator.backward(loss)
+                    self.descent.backward(loss)
                     if self.accelerator.sync_gradients:
                         line["gradient"] = self._apply(done)
                 told.append(line if finite else {})
@@ -219,8 +229,7 @@ class Training:
     def _forward(self, edits: Sequence[list[Case]], seed: str) -> tuple[Tensor, Line]:
         torch.manual_seed(random.Random(seed).getrandbits(62))
         mine = self.lm.team.share(edits)
-        with self.accelerator.autocast():
-            loss, told = self.step([case for edit in mine for case in edit])
+        loss, told = self.step([case for edit in mine for case in edit])
         return loss, {"loss": float(loss.detach()), **told}
 
     def _apply(self, done: int) -> float:
@@ -228,8 +237,7 @@ class Training:
         factor = rate(options, done)
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
-        parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        norm = float(whole(self.accelerator.clip_grad_norm_(parameters, options.clip if options.clip > 0 else math.inf)))
+        norm = self.descent.apply()
         self.zero_steps = self.zero_steps + 1 if norm == 0 else 0
         if self.zero_steps == ZERO_STEPS:
             raise TrainingFailed(
@@ -237,9 +245,7 @@ class Training:
                 "choose other method.layers"
             )
         if math.isfinite(norm):
-            self.optimizer.step()
             self.editor.after_step(self.net)
-        self.optimizer.zero_grad()
         return norm
 
     def _refuse_bad(self, number: int) -> None:

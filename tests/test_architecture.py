@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "monitor", "parallel", "requests", "jsonfiles", "locking", "identity", "environment", "catalog", "help_texts", "__init__"},
     {"lm", "edits", "edit_store", "checkpoints"},
     {"corpora", "stats", "stats_cache", "stats_chunk", "stats_import", "stats_pass", "metrics", "datasets"},
-    {"editors", "tracing", "training", "training_state", "sharding"},
+    {"editors", "tracing", "training", "training_state", "sharding", "descent", "zero"},
     {"results", "report", "console", "config"},
     {"commands"},
     {"launch", "arguments"},

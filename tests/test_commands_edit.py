@@ -126,8 +126,10 @@ def test_an_applied_edit_is_a_plain_checkpoint(cli):
 def test_a_run_can_be_applied_if_it_holds_one_model(cli):
     cli(*FT, *FACT, "run_dir=one", quick=True)
     assert cli("apply", "one", "--out", "a").code == 0
-    cli("sequential", "method=ft", "limit=2", "protocol.batch_size=1", "protocol.holdout=0", "run_dir=steps", quick=True)
-    assert "with 2 edited facts" in cli("apply", "steps", "--out", "b").err
+    whole_course = ("sequential", "method=ft", "limit=4", "protocol.batch_size=1", "protocol.holdout=0", "protocol.edits_room=1")
+    cli(*whole_course, "run_dir=steps", quick=True)
+    assert list(Path("steps/edits").glob("state-*"))  # the first steps are no longer there one by one
+    assert "with 4 edited facts" in cli("apply", "steps", "--out", "b").err
     cli("evaluate", "method=ft", "limit=2", "protocol.save_edits=true", "run_dir=apart", quick=True)
     refused = cli("apply", "apart", "--out", "c")
     assert (refused.code, "made apart from each other" in refused.err) == (2, True)

@@ -132,6 +132,18 @@ def test_many_dropped_rows_are_summed_up(tmp_path: Path) -> None:
     assert len(notes.notes) == 22 and notes.notes[-1] == "  … and 39 more"
 
 
+def test_repeated_and_contradictory_edits_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    targets = ("Oslo", "Oslo", "Rome")
+    path.write_text("\n".join(json.dumps(fact(1, id=str(number), target_new=target)) for number, target in enumerate(targets)))
+    notes = Notes()
+    assert len(Facts("facts", path=str(path)).load(monitor=notes).cases) == 3
+    assert notes.notes == [
+        "facts: 1 of 3 records ask again for an edit of an earlier record (id 1)",
+        "facts: 1 of 3 records ask for another answer to the prompt of an earlier record (id 2)",
+    ]
+
+
 # formats
 
 

@@ -9,8 +9,19 @@ from typing import Any
 
 import pytest
 
-from edit_cli.datasets import Continuations, ConvSent, Dataset, Fever, VitaminC, WorldEdits, WorldHard, WorldOpinions, WorldTexts
-from edit_cli.datasets import ZsREHard, ZsREQuestions
+from edit_cli.datasets import (
+    Continuations,
+    ConvSent,
+    Dataset,
+    Fever,
+    VitaminC,
+    WorldEdits,
+    WorldHard,
+    WorldOpinions,
+    WorldTexts,
+    ZsREHard,
+    ZsREQuestions,
+)
 from edit_cli.datasets.pooled import SPLITS
 from edit_cli.datasets.subjects import first_name, split_of
 from edit_cli.errors import MissingError, UsageError

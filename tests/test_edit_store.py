@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edit_cli import edit_store
-from edit_cli.edits import Factors, WeightDelta
 from edit_cli.editors.lookup import CacheRoute
+from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest

@@ -16,8 +16,8 @@ from edit_cli import edit_store
 from edit_cli.editors.enn import ENN, Descent
 from edit_cli.editors.gradients import Shift
 from edit_cli.editors.meta_batch import DrawOptions, draw
-from edit_cli.editors.tuning import lent
 from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.editors.tuning import lent
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe

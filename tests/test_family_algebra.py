@@ -11,7 +11,6 @@ import torch
 from embedded import embedded_lm, linear_twin
 from torch import Tensor
 
-from edit_cli.edits import Factors, WeightDelta
 from edit_cli.editors.alphaedit import AlphaEdit
 from edit_cli.editors.emmet import EMMET
 from edit_cli.editors.memit import MEMIT
@@ -19,6 +18,7 @@ from edit_cli.editors.pmet import PMET
 from edit_cli.editors.postprocess import damped_factors, largest_relative, prune, rect, spectral_norm
 from edit_cli.editors.solver import Covariance, solve
 from edit_cli.editors.ultraedit import RunningMoments
+from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
 
 D, M = 12, 40

@@ -13,6 +13,7 @@ from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
 from families import CLASSIFIERS, SEQ2SEQ, tiny_lm
 
 from edit_cli import edit_store
+from edit_cli.corpora import TextFile
 from edit_cli.editors.defer import factors
 from edit_cli.editors.ewc import EWC
 from edit_cli.editors.grace import Grace
@@ -22,7 +23,6 @@ from edit_cli.editors.passes import passes, row_losses, rows_right
 from edit_cli.editors.replay import Replay
 from edit_cli.editors.retrain import Retrain
 from edit_cli.editors.tpatcher import TPatcher
-from edit_cli.corpora import TextFile
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.focus import PromptWatch

@@ -6,8 +6,23 @@ from functools import cache
 
 import pytest
 import torch
-from families import ADDITIVE, ALIASES, CONTEXT, DENSE, DEPTH, EXPERTS, INNER, NOT_ADDITIVE, SMALL, WIDTH
-from families import quiet, shake, tiny, tiny_lm, tokenizer
+from families import (
+    ADDITIVE,
+    ALIASES,
+    CONTEXT,
+    DENSE,
+    DEPTH,
+    EXPERTS,
+    INNER,
+    NOT_ADDITIVE,
+    SMALL,
+    WIDTH,
+    quiet,
+    shake,
+    tiny,
+    tiny_lm,
+    tokenizer,
+)
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -9,13 +9,13 @@ import socket
 from dataclasses import fields
 from pathlib import Path
 
+import edit_cli.conf
 import pytest
 import torch
 from families import DEPTH, quiet, tiny
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-import edit_cli.conf
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.lm import loading
 from edit_cli.lm.layout import LayoutOptions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 
 import pytest
@@ -11,14 +11,12 @@ from embedded import embedded_lm, linear_twin, same_bits, snapshot
 from learners import brief, keep_trained, statements
 
 from edit_cli import checkpoints
-from edit_cli.editors.gradients import Gradient, Shift, gradients, shifted
-from edit_cli.editors.hypernetwork import Hypernetwork, Normaliser
+from edit_cli.editors.gradients import Shift, gradients, shifted
 from edit_cli.editors.mend import MEND
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
 from edit_cli.editors.passes import row_losses
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
-from edit_cli.parallel import ALONE
 
 DRAWN = DrawOptions("any", ["random", "same_relation"])
 MODULES = [f"transformer.h.{layer}.mlp.{name}" for layer in (4, 5) for name in ("c_fc", "c_proj")]
@@ -166,33 +164,6 @@ def test_tokens_that_nobody_reads_are_spared_and_change_nothing(monkeypatch):
     torch.testing.assert_close(lean, whole)
 
 
-def test_a_fresh_network_gives_back_normalised_factors_and_can_learn():
-    torch.manual_seed(0)
-    net = Hypernetwork([(4, 3), (4, 3)], rank=5, spread=1.0)
-    gradient = [Gradient(torch.randn(2, 6, 4), torch.randn(2, 6, 3)) for _ in range(2)]
-    gradient[0].outputs[1, 4:] = 0  # padding
-    found = net(gradient)
-    rows = torch.cat([torch.cat([g.inputs[g.kept], g.outputs[g.kept]], -1) for g in gradient])
-    expected = (rows - rows.mean(0)) / (rows.std(0) + 1e-7)
-    torch.testing.assert_close(torch.cat([found[0][0][gradient[0].kept], found[0][1][gradient[0].kept]], -1), expected[:10], rtol=1e-4, atol=1e-5)
-    assert found[0][0][1, 4:].abs().max() == 0 and found[0][1][1, 4:].abs().max() == 0
-    sum(part.square().sum() for pair in found for part in pair).backward()
-    assert all(layer.up.grad.abs().max() > 0 for layer in net.transforms["4x3"].layers)
-
-
-def test_running_statistics_do_not_depend_on_how_rows_come():
-    torch.manual_seed(0)
-    rows = torch.randn(50, 6) * 3 + 1
-    parts, whole = Normaliser(6), Normaliser(6)
-    for part in rows.split(7):
-        parts.take_in(part, ALONE)
-    whole.take_in(rows, ALONE)
-    torch.testing.assert_close(parts(rows), whole(rows))
-    torch.testing.assert_close(whole(rows), (rows - rows.mean(0)) / rows.std(0), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UsageError, match="train it first"):
-        Normaliser(6)(rows)
-
-
 @pytest.mark.parametrize(
     ("changed", "learnt"),
     [({"shared": False}, 10), ({"transformed": "inputs"}, 6), ({"transformed": "smaller"}, 6), ({"learn": "steps"}, 1), ({"learn": "nothing"}, 0)],
@@ -209,48 +180,6 @@ def test_variants_learn_what_they_say(changed, learnt):
     widths = {name: len(transform.layers[0].bias) for name, transform in net.hypernetwork.transforms.items()}
     if changed.get("transformed"):
         assert widths == {"128x512": 128, "512x128": 512 if changed["transformed"] == "inputs" else 128}
-
-
-def test_lessons_are_drawn_by_seed_and_case_alone():
-    cases = statements("train")[:6]
-    torch.manual_seed(3)
-    lessons = draw(cases, 2, DRAWN)
-    torch.manual_seed(3)
-    assert draw(cases[2:4], 2, DRAWN) == lessons[1:2]
-    for lesson, pair in zip(lessons, (cases[:2], cases[2:4], cases[4:]), strict=True):
-        assert [inner for inner in lesson.inner] == [(case.requests[0].text, case.requests[0].target_new) for case in pair]
-        assert len(lesson.outer) == 2 and len(lesson.local) == 4
-        for number, case in enumerate(pair):
-            groups = [{p.group for p in case.probes if (p.prompt, p.target) == asked} for asked in lesson.local[2 * number : 2 * number + 2]]
-            assert "random" in groups[0] and "same_relation" in groups[1]
-    seen = draw(cases, 1, DrawOptions("seen", []))
-    assert all(any(p.group == "seen" and p.prompt == lesson.outer[0][0] for p in case.probes) for lesson, case in zip(seen, cases, strict=True))
-    with pytest.raises(UsageError, match="method.edits"):
-        draw(cases, 7, DRAWN)
-
-
-def test_swapped_lessons_edit_one_wording_and_ask_in_another():
-    cases, inner, answers = statements("train")[:20], set(), set()
-    for seed in range(5):
-        torch.manual_seed(seed)
-        for lesson, case in zip(draw(cases, 1, DrawOptions("swapped", [])), cases, strict=True):
-            wordings = {case.requests[0].text, *(probe.prompt for probe in case.probes if probe.kind == "paraphrase")}
-            ((edited, new),), ((asked, wanted),) = lesson.inner, lesson.outer
-            assert {edited, asked} <= wordings and edited != asked and new == wanted != case.requests[0].target_true
-            inner.add(edited == case.requests[0].text)
-            answers.add(new == case.requests[0].target_new)
-    assert inner == answers == {True, False}
-
-
-def test_the_same_answer_is_drawn_where_there_is_one():
-    cases = statements("train")[:40]
-    lessons = draw(cases, 1, DrawOptions("any", ["same_answer"]))
-    told = [({p.target for p in case.probes if p.group == "same_relation"}, case.requests[0].target_true) for case in cases]
-    for (answers, true), lesson, case in zip(told, lessons, cases, strict=True):
-        ((prompt, answer),) = lesson.local
-        assert any((p.prompt, p.target, p.group) == (prompt, answer, "same_relation") for p in case.probes)
-        assert (answer == true) == (true in answers)
-    assert {true in answers for answers, true in told} == {True, False}
 
 
 @pytest.mark.parametrize("size", ["unit", "loss"])
@@ -300,6 +229,9 @@ def test_checkpoints_of_another_model_and_damaged_ones_are_refused(tmp_path):
         editor.trained(other)
     with pytest.raises(MissingError, match="other weights than tiny-gpt2-linear has"):
         replace(editor, checkpoint=str(place)).trained(other)
+    settings = {field.name: getattr(editor, field.name) for field in fields(editor)} | {"checkpoint": str(place)}
+    with pytest.raises(MissingError, match="was trained as MEND, not as Other"):
+        type("Other", (MEND,), {})(**settings).trained(lm)
     with pytest.raises(MissingError, match="holds another network"):
         replace(editor, checkpoint=str(place), rank=4).trained(lm)
     with pytest.raises(MissingError, match="holds no trained editor"):

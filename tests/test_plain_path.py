@@ -8,9 +8,9 @@ from embedded import embedded_lm, world
 from oracle import plain_successes, plain_update, plain_value
 
 from edit_cli.corpora import EmbeddedText
-from edit_cli.edits import WeightDelta
 from edit_cli.editors.memit import MEMIT
 from edit_cli.editors.values import optimise_values
+from edit_cli.edits import WeightDelta
 from edit_cli.stats import MomentStore
 
 LAYERS, WEIGHT = [0, 1, 2, 3], 200.0

@@ -70,8 +70,8 @@ def test_what_changed_between_starts_is_recorded(tmp_path):
 
 def test_ignored_keys_do_not_identify_a_run(tmp_path):
     options = {"ignore": ("run_dir", "stats.cache")}
-    with start(tmp_path / "run", CONFIG | {"stats": {"cache": "x", "dtype": "float32"}}, **options):
-        pass
+    with start(tmp_path / "run", CONFIG | {"stats": {"cache": "x", "dtype": "float32"}}, **options) as run:
+        run.append(line("1"))
     with start(tmp_path / "run", CONFIG | {"run_dir": "elsewhere", "stats": {"cache": "y", "dtype": "float32"}}, **options) as run:
         assert run.manifest["config"]["run_dir"] == "elsewhere"
     with pytest.raises(UsageError, match="stats.dtype"):
@@ -92,9 +92,17 @@ def test_another_configuration_is_refused_by_name(tmp_path):
     assert len(read_run(tmp_path / "run").lines) == 1
 
 
+def test_a_run_that_came_to_nothing_gives_way(tmp_path):
+    with pytest.raises(UsageError), start(tmp_path / "run") as run:
+        run.log("error: no such checkpoint")
+        raise UsageError("no such checkpoint")
+    with start(tmp_path / "run", CONFIG | {"seed": 9}) as run:
+        assert run.manifest["config"]["seed"] == 9 and "resumed" not in run.manifest
+
+
 def test_another_command_is_refused(tmp_path):
-    with start(tmp_path / "run"):
-        pass
+    with start(tmp_path / "run") as run:
+        run.append(line("1"))
     with pytest.raises(UsageError, match="holds a run of `evaluate`, not of `sequential`"):
         Run.open(tmp_path / "run", "sequential", CONFIG, made_with={})
 

@@ -117,8 +117,8 @@ def test_two_processes_may_not_write_to_one_run(tmp_path):
 
 
 def test_a_refused_run_does_not_stay_locked(tmp_path):
-    with start(tmp_path / "run"):
-        pass
+    with start(tmp_path / "run") as run:
+        run.append({"case_id": "1"})
     with pytest.raises(UsageError, match="another configuration"):
         Run.open(tmp_path / "run", "evaluate", {"seed": 1}, made_with={})
     with start(tmp_path / "run"):

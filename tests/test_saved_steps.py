@@ -72,6 +72,8 @@ def test_a_sequence_goes_on_from_the_sum_of_its_edits_with_the_same_bits(made, t
     while resumed.attached:
         resumed.detach()
     assert same_bits(snapshot(resumed), untouched)
+    edit_store.attach(tmp_path / "cut", resumed)  # by hand, without a command
+    assert same_bits(present(resumed), present(whole))
 
 
 def test_the_room_of_dense_edits_is_bounded(tmp_path):

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
+from embedded import embedded_lm, same_bits, snapshot, world
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from edit_cli import edit_store
-from edit_cli.edits import Factors, WeightDelta
 from edit_cli.editors.fact_memory import Fact, FactMemory
 from edit_cli.editors.lessons import Teller
 from edit_cli.editors.scope import EmbeddingScope, ScopeOptions
 from edit_cli.editors.serac import SERAC, SeracRoute
+from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.companion import Companion
 from edit_cli.lm.model import LM
@@ -271,7 +271,7 @@ def test_networks_trained_beside_one_model_serve_another_with_the_same_words():
         first, inside = lm().loglikelihood([(prompt, "London") for prompt in prompts]), edit.answers(lm().head, prompts)
     assert editor().base(lm()) == editor().base(other_lm())
     bare = other_lm().loglikelihood([(prompt, "London") for prompt in prompts])
-    made = SERAC(**{**vars(editor(scale=scale))})
+    made = SERAC(**vars(editor(scale=scale)))
     made.trained = lambda _: net(scale=scale)
     untouched = snapshot(other_lm())
     with other_lm().edited(made.edit(other_lm(), wanted)):

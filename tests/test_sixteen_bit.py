@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from edit_cli import edit_store
-from edit_cli.edits import Factors, WeightDelta
 from edit_cli.editors.keyvalue import Subjects
 from edit_cli.editors.values import optimise_values
+from edit_cli.edits import Factors, WeightDelta
 from edit_cli.jsonfiles import read_json
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.loading import ModelOptions

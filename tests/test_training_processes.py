@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate.commands import launch
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from conftest import Killed, invoke, json_lines
 from embedded import same_bits
 from safetensors.torch import load_file
+from torch import nn
 
 import edit_cli
 from edit_cli.editors.trainable import TrainingOptions
-from edit_cli.errors import UsageError
+from edit_cli.errors import MissingError, UsageError
 from edit_cli.parallel import Team
 from edit_cli.training import Training
 from edit_cli.training_state import State
+from edit_cli.zero import Zero, stage_of_launcher
 
 CONFIGURATIONS = Path(__file__).parent.parent / "conf" / "accelerate"
 CHEAP = (
@@ -116,8 +121,9 @@ def test_a_training_that_one_began_is_finished_by_two(monkeypatch):
 def launched(name: str, configuration: str) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     command = [*launcher, "--config_file", str(CONFIGURATIONS / configuration), "-m", "edit_cli", *training(name)]
-    places = {"PYTHONPATH": str(Path(edit_cli.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=180, env={**os.environ, **places})
+    path = [str(Path(edit_cli.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    places = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600, env={**os.environ, **places})
     assert ended.returncode == 0, ended.stderr
     assert len(set(members(name))) == 2
     assert ended.stdout.count("mend trained for tiny-gpt2") == 1
@@ -137,11 +143,58 @@ def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monke
     assert_alike("halves", "one")
 
 
-def test_launchers_that_take_the_optimisers_step_are_refused(monkeypatch):
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'edit-cli[deepspeed]'")
+def test_two_with_half_of_the_optimiser_each_go_on_where_one_was_killed(monkeypatch):
+    """ZeRO: the optimiser's states are taken up and written whole. DeepSpeed's first start compiles for a minute or more."""
+    killed_after_step_4("zero", monkeypatch)
+    launched("zero", "two-cpu-deepspeed.yaml")
+    log = Path("zero/run/log.txt").read_text()
+    assert "DeepSpeed: ZeRO stage 2 over 2 processes" in log and "training goes on at step 4 of 6" in log
+    assert_alike("zero", "one")
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    net = nn.Linear(1, 1)
+    with pytest.raises(MissingError, match=r"DeepSpeed is not installed: pip install 'edit-cli\[deepspeed\]'"):
+        Zero(net, torch.optim.Adam(net.parameters()), 2, 1, 1.0, None)
+
+
+@pytest.mark.parametrize("file", ["deepspeed.yaml", "two-cpu-deepspeed.yaml"])
+def test_the_stage_is_taken_from_what_accelerate_makes_of_a_configuration(file, monkeypatch):
+    started = []
+    monkeypatch.setattr(launch, "deepspeed_launcher", started.append)
+    launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(CONFIGURATIONS / file), "script.py"]))
+    assert started[0].num_processes == 2
+    with monkeypatch.context() as patch:
+        for name, value in prepare_deepspeed_cmd_env(started[0])[1].items():
+            patch.setenv(name, value)
+        assert stage_of_launcher() == 2 and "ACCELERATE_USE_DEEPSPEED" not in os.environ
+        assert stage_of_launcher() == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "does not work with megatron-lm: launch with conf/accelerate/fsdp.yaml"),
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "zero_stage=3: give 1 or 2, or launch with conf/accelerate/fsdp.yaml"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "offload_optimizer_device: leave it out"),
+        ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "own.json", "deepspeed_config_file: leave it out"),
+    ],
+)
+def test_launchers_that_want_more_than_a_training_is_made_for_are_refused(variable, value, told, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    ended = invoke(Path("unused"), *training("spread"))
-    assert ended.code == 2 and "does not work with deepspeed" in ended.err and "conf/accelerate/fsdp.yaml" in ended.err
-    assert ended.err.count("error") == 1 and not Path("spread/run").exists()
+    monkeypatch.setenv(variable, value)
+    ended = invoke(Path("unused"), *training("refused"))
+    assert ended.code == 2 and told in " ".join(ended.err.split())
+    assert ended.err.count("error") == 1 and not Path("refused/run").exists()
+
+
+@pytest.mark.parametrize("setting", [{"fsdp": True}, {"precision": "fp16"}])
+def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
+    lm, editor = SimpleNamespace(team=Team(0, 2)), SimpleNamespace(training=TrainingOptions(edits=2, **setting), cases_per_edit=1)
+    with pytest.raises(UsageError, match="DeepSpeed does not work with"):
+        Training(editor, lm, [None], [None], Path("odd"), "stamp", print, 2)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

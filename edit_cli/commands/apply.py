@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from edit_cli import catalog, edit_store
 from edit_cli.commands.parts import load_model
+from edit_cli.commands.saved_steps import STATE
 from edit_cli.config import build
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.errors import MissingError, UsageError
@@ -57,8 +59,8 @@ def run(directory: Path, out: Path, model: str | None) -> int:
         raise MissingError(f"--out {out} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    requests = [request for path in paths for request in edit_store.read_manifest(path)["requests"]]
-    facts = f"{len(requests):,} edited fact{'' if len(requests) == 1 else 's'}"
+    count = facts_of(paths)
+    facts = f"{count:,} edited fact{'' if count == 1 else 's'}"
     screen.note(f"{lm.name} with {facts}, as AutoModelForCausalLM.from_pretrained reads it:")
     screen.line(str(out))
     return 0
@@ -73,10 +75,17 @@ def edits_of(directory: Path) -> list[Path]:
         raise MissingError(f"{directory} holds no saved edit")
     if len(saved) == 1:
         return edit_store.chain(saved[0])
-    manifest = read_json(directory / MANIFEST)
-    if manifest.get("command") != "sequential":
+    if read_json(directory / MANIFEST).get("command") != "sequential":
         raise UsageError(f"{directory} holds {len(saved):,} edits that were made apart from each other: name one, such as {saved[0]}")
-    return saved
+    if not any(path.name.isdigit() for path in saved):
+        raise UsageError(f"{directory} holds folds (protocol=sme), each a sequence of its own: no model has all of these edits")
+    return edit_store.sequence(directory / EDITS)
+
+
+def facts_of(paths: Sequence[Path]) -> int:
+    """How many facts the edits to attach have written; a sum names none, but the steps beside it do."""
+    steps = [path for path in paths[0].parent.glob("[0-9]*") if path.name <= paths[-1].name] if paths[0].name.startswith(STATE) else []
+    return sum(len(edit_store.read_manifest(path)["requests"]) for path in steps or paths)
 
 
 def _model(edit: Path, named: str | None) -> ModelOptions:

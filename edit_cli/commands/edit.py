@@ -14,7 +14,7 @@ from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
+from edit_cli.commands.parts import Ledger, attempt, build_editor, load_fitting, perplexity_texts
 from edit_cli.commands.protocol import Protocol
 from edit_cli.commands.recording import recorded, run_path, slug
 from edit_cli.config import Settings, build, plain_containers, settings
@@ -55,12 +55,9 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         ledger = Ledger(monitor)
         saved = run.edits / SAVED
         if not job.team.tell(run.finished.issuperset(dataset.ids) and saved.is_dir()):
-            lm = load_model(model, monitor)
-            lm.team = job.team
-            refuse_missing_layers(editor, lm)
+            lm = load_fitting(job, model, editor, [dataset], monitor)
             if dataset.name != INLINE:
                 editor.examples = OtherRecords(build(job.config.dataset), dataset.cases, top.seed)
-            dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
             if base is not None:
                 for directory, edit in zip(edit_store.chain(base), edit_store.attach(base, lm), strict=True):
                     if edit_store.read_manifest(directory)["method"].get("_target_") == job.config.method._target_:

@@ -10,7 +10,7 @@ from edit_cli import edit_store
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
+from edit_cli.commands.parts import Ledger, attempt, build_editor, load_fitting, perplexity_texts
 from edit_cli.commands.protocol import EvaluateProtocol
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, plain_containers, settings
@@ -42,10 +42,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         if unfinished:
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
-            lm = load_model(model, monitor)
-            lm.team = job.team
-            refuse_missing_layers(editor, lm)
-            dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+            lm = load_fitting(job, model, editor, [dataset], monitor)
             editor.examples = OtherRecords(source, dataset.cases, top.seed)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}

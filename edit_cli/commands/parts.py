@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edit_cli.commands.job import Job
 from edit_cli.commands.training_command import training_command
-from edit_cli.config import build
+from edit_cli.config import build, target_class
+from edit_cli.datasets import Dataset
 from edit_cli.editors.base import Editor
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.edits import Edit
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.lm.kinds import KINDS
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
@@ -27,12 +30,28 @@ STATISTICS = "statistics"  # phase that is paid once a model, not once an edit
 def build_editor(job: Job) -> Editor:
     """The editor that `method` describes."""
     node = job.config.method
-    editor = build(node)
+    try:
+        editor = build(node)
+    except UsageError:
+        _refuse_kind(job)
+        raise
     if not isinstance(editor, Editor):
         raise UsageError(f"method._target_={node._target_} is no editor: name a class of edit_cli.editors")
     if isinstance(editor, TrainableEditor):
         editor.train_command = training_command(job)
     return editor
+
+
+def _refuse_kind(job: Job) -> None:
+    """Of two reasons against a method's settings, tell the one that no setting mends: the model is of a kind that it cannot work on.
+
+    Raises:
+        UsageError: as `Editor.fits`.
+    """
+    cls, options = target_class(job.config.method), build(job.config.model)
+    if issubclass(cls, Editor) and len(cls.heads) < len(KINDS):
+        with suppress(MissingError):  # without its files, only the settings can be told
+            cls.refuse_kind(options.read_kind(), options.name)
 
 
 def load_model(options: ModelOptions, monitor: Monitor) -> LM:
@@ -47,11 +66,20 @@ def load_model(options: ModelOptions, monitor: Monitor) -> LM:
     return lm
 
 
-def refuse_missing_layers(editor: Editor, lm: LM) -> None:
-    """Say that a model does not suit the method, or that it lacks a layer, before it is asked anything, which may take hours."""
+def load_fitting(job: Job, options: ModelOptions, editor: Editor, datasets: Sequence[Dataset], monitor: Monitor) -> LM:
+    """The model with the job's team, once it is known to suit method and data: asking it anything may take hours.
+
+    Raises:
+        UsageError: it is of a kind that does not, or lacks a layer. Others as `ModelOptions.load`.
+    """
+    lm = load_model(options, monitor)
+    lm.team = job.team
     editor.fits(lm)
     for layer in getattr(editor, "layers", ()):
         lm.layout.block(layer)
+    for dataset in datasets:
+        dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+    return lm
 
 
 def perplexity_texts(options: ModelOptions) -> list[str]:

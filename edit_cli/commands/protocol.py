@@ -79,9 +79,9 @@ class SequentialProtocol(Protocol):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("sample", self.sample), ("first", self.first + 1), ("holdout", self.holdout + 1), ("edits_room", self.edits_room)):
-            if value is not None and value < 1:
-                raise UsageError(f"protocol.{name}={getattr(self, name)}: give a number of records")
+        for name, least in (("sample", 1), ("first", 0), ("holdout", 0), ("edits_room", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UsageError(f"protocol.{name}={value}: give a whole number from {least} up")
         if self.checkpoints is not None and (not self.checkpoints or min(self.checkpoints) < 1):
             raise UsageError(f"protocol.checkpoints={self.checkpoints}: give numbers of facts from 1 up, such as [1, 10, 100]")
 

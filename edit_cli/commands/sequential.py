@@ -17,7 +17,7 @@ from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_model, perplexity_texts, refuse_missing_layers
+from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_fitting, perplexity_texts
 from edit_cli.commands.protocol import SequentialProtocol
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.saved_steps import SavedSteps
@@ -84,10 +84,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     with recorded(job, top, path, monitor, details, dataset, KEY) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
-            lm = load_model(model, monitor)
-            lm.team = job.team
-            refuse_missing_layers(editor, lm)
-            dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+            lm = load_fitting(job, model, editor, [dataset], monitor)
             editor.examples = OtherRecords(source, [*dataset.cases, *held_out], top.seed)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
@@ -98,7 +95,9 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             walk = Walk(lm, editor, run, before, protocol, method, health, SavedSteps(run.edits, lm, editor, protocol.edits_room))
             lines = iter(()) if _destroyed(job, run, protocol, monitor) else walked(walk, steps, held_out)
             with monitor.task("facts", len(dataset.cases)) as advance:
-                advance(sum(when == AFTER_EDIT for _, when, _ in run.finished))
+                if known := sum(when == AFTER_EDIT for _, when, _ in run.finished):
+                    monitor.note(f"continuing: {known:,} of {len(dataset.cases):,} facts are edited already")
+                advance(known)
                 for line in lines:
                     run.append({**line, "phases": ledger.take()})
                     advance(line["when"] == AFTER_EDIT)
@@ -154,7 +153,7 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
 
 def _after_edit(walk: Walk, number: int, step: Sequence[Case], done: Attempt, total: int) -> Iterator[dict[str, Any]]:
     wanted = walk.missing(step, AFTER_EDIT, total)
-    asked = [case for case in wanted if case.id not in done.rejected]
+    asked = [case for case in step if case.id not in done.rejected] if wanted else []  # all together: in other company, answers differ in their last bits
     with walk.lm.monitor.phase("ask after"):
         seen = dict(zip((case.id for case in asked), observe(walk.lm, asked, walk.before.options, before=walk.before.seen), strict=True))
     for case in wanted:
@@ -167,12 +166,14 @@ def _asked(walk: Walk, number: int, cases: Sequence[Case], when: str, total: int
     """What the model says at a checkpoint. The answers before are in the case's first line, or stand here for held-out ones."""
     sampled = _sample(cases, walk.protocol) if when == CHECKPOINT else {case.id for case in cases}
     early = {case.id for case in cases[: walk.protocol.first]}
-    wanted = walk.missing([case for case in cases if case.id in sampled | early], when, total)
+    group = [case for case in cases if case.id in sampled | early]
+    wanted = walk.missing(group, when, total)
     with walk.lm.monitor.phase("ask at checkpoints"):
-        seen = observe(walk.lm, wanted, walk.before.options, walk.before.texts, walk.before.seen)
-    for case, now in zip(wanted, seen, strict=True):
+        asked = group if wanted else []
+        seen = dict(zip((case.id for case in asked), observe(walk.lm, asked, walk.before.options, walk.before.texts, walk.before.seen), strict=True))
+    for case in wanted:
         earlier = walk.before.observe(walk.lm, [case])[0] if when == HELD_OUT else None
-        line = result_line(case, number, earlier, now, 0.0, None)
+        line = result_line(case, number, earlier, seen[case.id], 0.0, None)
         yield {**line, "seconds": None, "when": when, "edits": total, "sampled": case.id in sampled}
 
 

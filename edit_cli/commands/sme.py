@@ -16,7 +16,7 @@ from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_model, refuse_missing_layers
+from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_fitting
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.sme_protocol import SmeProtocol
 from edit_cli.config import build, plain_containers, settings
@@ -62,10 +62,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     with recorded(job, top, path, monitor, details, dataset, KEY) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
-            lm = load_model(model, monitor)
-            lm.team = job.team
-            refuse_missing_layers(editor, lm)
-            dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+            lm = load_fitting(job, model, editor, [dataset], monitor)
             editor.examples = OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed)
             editor.warm_up(lm)
             lines = job.team.tell(run.lines() if job.team.is_main else None)

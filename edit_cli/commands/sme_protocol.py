@@ -81,8 +81,8 @@ class SmeProtocol:
         edited |= {request.text for case in dataset.cases for request in case.requests}
         found: list[list[Case]] = []
         for name, split, count in (("train", self.train_split, self.train), ("test", self.test_split, self.test)):
-            chosen = replace(source, split=split) if source.has_splits else source
-            records = replace(chosen, ids=[], offset=0, shuffle_seed=None).load(None, Monitor()).cases
+            whole = replace(source, ids=[], offset=0, shuffle_seed=None)
+            records = (whole.of_split(split, f"protocol.{name}_split") if whole.has_splits else whole).load(None, Monitor()).cases
             free = [case for case in records if case.id not in edited and case.requests and case.requests[0].text not in edited]
             cases = [known(f"{name} {case.id}", case.requests[0]) for case in free[:count]]
             if not cases:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from edit_cli import checkpoints
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, build_editor, load_model, refuse_missing_layers
+from edit_cli.commands.parts import Ledger, build_editor, load_fitting
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.editors.trainable import TrainableEditor
-from edit_cli.errors import UsageError
+from edit_cli.errors import MissingError, UsageError
 from edit_cli.report import learning
 from edit_cli.results import SUMMARY
 from edit_cli.sharding import wanted_by_launcher
 from edit_cli.training import KEY, Line, train
 from edit_cli.training_state import State
+from edit_cli.zero import stage_of_launcher
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    fsdp = wanted_by_launcher()
+    fsdp, zero = wanted_by_launcher(), stage_of_launcher()
     top = settings(job.config)
     model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
     if not isinstance(editor, TrainableEditor):
@@ -32,25 +33,24 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     if editor.checkpoint is not None:
         raise UsageError("method.checkpoint names a trained editor; leave it out to train one (run_dir=DIR and cache_dir=DIR say where it goes)")
     editor.training.fsdp |= fsdp
-    cases = replace(source, split=job.config.splits.train).load(top.limit, monitor)
-    held_out = replace(source, split=job.config.splits.validation).load(None, monitor)
+    splits = job.config.splits
+    if splits.train == splits.validation:
+        raise UsageError(f"splits.validation={splits.validation} is what is trained on: name a split of other records")
+    cases = source.of_split(splits.train, "splits.train").load(top.limit, monitor)
+    held_out = source.of_split(splits.validation, "splits.validation").load(None, monitor)
     path = run_path(job, top, job.choices["dataset"], job.choices["model"])
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
     with recorded(job, top, path, monitor, details, cases, KEY) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
-            lm = load_model(model, monitor)
-            lm.team = job.team
-            refuse_missing_layers(editor, lm)
-            for data in (cases, held_out):
-                data.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+            lm = load_fitting(job, model, editor, [cases, held_out], monitor)
 
             def write(line: Line) -> None:
                 if (line["step"], line["kind"]) not in run.finished:
                     run.append(line)
 
             stamp = f"{run.manifest['started']} {run.manifest['config_hash']}"
-            done = train(editor, lm, cases.cases, held_out.cases, run.path, stamp, write)
+            done = train(editor, lm, cases.cases, held_out.cases, run.path, stamp, write, zero)
             if job.team.is_main:
                 found = {"step": done.step, "metrics": done.best}
                 place = _keep(editor, lm, done.net, cases, found, top.seed)
@@ -87,5 +87,9 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
     }
     place = checkpoints.place(Path(editor.cache_dir).expanduser(), identity, type(editor).__name__.lower(), data.name, lm.name)
     place.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(MissingError):  # there is none, or a damaged one
+        before = checkpoints.read_about(place)["dataset"]
+        if before != about["dataset"]:
+            lm.monitor.note(f"this replaces an editor of the same settings that was trained on {before['cases']:,} cases ({before['source']})")
     checkpoints.save(place, net, about)
     return place

@@ -10,7 +10,7 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from edit_cli.datasets.files import File, Remote, download, locate
@@ -99,6 +99,13 @@ class Source(ABC):
     id_fields: ClassVar[tuple[str, ...]] = ("case_id", "id")  # under which a record's own id may stand
     has_splits: ClassVar[bool] = False  # train, validation and test, which share no subject: editors can be trained on it
     as_text: ClassVar[str | None] = None  # the setting that makes texts of labels, for models that write
+    split_key: ClassVar[str] = "dataset.split"  # the setting that names the split
+
+    def of_split(self, split: str, key: str) -> Source:
+        """The same source with another split, which the setting `key` names."""
+        other = replace(self, split=split)
+        other.split_key = key
+        return other
 
     @abstractmethod
     def case(self, row: Row) -> Case:
@@ -166,6 +173,7 @@ class Source(ABC):
         usable = self.usable(usable)
         chosen = self._select(list(usable), dropped)[:limit]
         cases = tuple(self.complete(chosen, usable, file, monitor))
+        _tell_repeated(self.name, cases, monitor)
         source = f"{file.label}, split {split}" if split else file.label
         selection = (limit, self.offset, self.shuffle_seed, split)
         return Dataset(self.name, cases, source, content.sha256, len(rows), tuple(dropped), *selection, self.answer_labels(), self.as_text)
@@ -223,7 +231,23 @@ class Source(ABC):
         splits = [self.split_of(row) if isinstance(row, Row) else None for row in content.rows]
         known = sorted({one for one in splits if one is not None})
         if not known:
-            raise UsageError(f"dataset.split={split}: the records of {label} have no field split")
+            raise UsageError(f"{self.split_key}={split}: the records of {label} have no field split")
         if split not in known:
-            raise UsageError(f"dataset.split={split}: {label} has {', '.join(known[:10])}")
+            raise UsageError(f"{self.split_key}={split}: {label} has {', '.join(known[:10])}")
         return [row for row, one in zip(content.rows, splits, strict=True) if one == split or isinstance(row, Dropped)]
+
+
+def _tell_repeated(name: str, cases: Sequence[Case], monitor: Monitor) -> None:
+    """Edits that are asked for twice, or contradict each other, are the user's to know of: methods treat them differently."""
+    answers: dict[str, set[str]] = {}
+    again: list[str] = []
+    other: list[str] = []
+    for case in cases:
+        for request in case.requests:
+            known = answers.setdefault(request.text, set())
+            if known:
+                (again if request.target_new in known else other).append(case.id)
+            known.add(request.target_new)
+    for ids, what in ((again, "ask again for an edit of an earlier record"), (other, "ask for another answer to the prompt of an earlier record")):
+        if ids:
+            monitor.note(f"{name}: {len(ids):,} of {len(cases):,} records {what} (id {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})")

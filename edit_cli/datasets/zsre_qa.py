@@ -118,7 +118,8 @@ class ZsREQuestions(Pooled):
         path = next((path for path in ("filtered_rephrases", "rephrases") if row.has(path)), None)
         found = [text for text in dict.fromkeys(row.prompts(path)) if text != self.question(row)] if path else []
         if not found:
-            raise Fault("filtered_rephrases", "is empty")
+            lacking = "rephrase" if "src" in row.values else "filtered_rephrases"
+            raise Fault(path or lacking, "has no wording but the question's own" if path else "is missing or empty")
         return self.drawn(row, "rephrases").sample(found, min(self.rephrases, len(found)))
 
     # --- what must stay -----------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edit_cli.edits import Factors
 from edit_cli.editors.keyvalue import once
 from edit_cli.editors.solver import ScaledIdentity, solve
 from edit_cli.editors.spreading import SpreadingEditor
+from edit_cli.edits import Factors
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 

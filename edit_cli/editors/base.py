@@ -53,11 +53,14 @@ class Editor(ABC):
         Raises:
             UsageError: says which kinds it works on.
         """
-        if lm.head.kind not in self.heads:
-            able = " or ".join(NAMES[kind] for kind in self.heads)
-            raise UsageError(
-                f"{type(self).__name__} works on {able}, and {lm.name} is {NAMES[lm.head.kind]}: choose another method (ft works on all) or model"
-            )
+        self.refuse_kind(lm.head.kind, lm.name)
+
+    @classmethod
+    def refuse_kind(cls, kind: str, model: str) -> None:
+        """`fits`, of a model that need not be loaded."""
+        if kind not in cls.heads:
+            able = " or ".join(NAMES[known] for known in cls.heads)
+            raise UsageError(f"{cls.__name__} works on {able}, and {model} is {NAMES[kind]}: choose another method (ft works on all) or model")
 
     def warm_up(self, lm: LM) -> None:
         """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate ways."""

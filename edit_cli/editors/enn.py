@@ -117,7 +117,7 @@ class ENN(TrainableEditor):
         with lent(lm, net.weights):
             shifts = self.descend(net, lm, rows, len(lessons))
             after, now = trial.answers(shifts), trial.answers({})
-        nll, kl, told = judged(after, trial.base, trial.outer)
+        nll, _, told = judged(after, trial.base, trial.outer)
         _, base, _ = judged(now, trial.base, trial.outer)
         _, local, _ = judged(after, Answers(now.logits.detach(), now.labels, now.rows), trial.outer)
         if self.objective == "margin":

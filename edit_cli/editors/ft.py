@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edit_cli.edits import WeightDelta
 from edit_cli.editors.base import Editor, require_layers
 from edit_cli.editors.passes import row_losses
 from edit_cli.editors.tuning import Tuned, parameters_of, step, tuning
+from edit_cli.edits import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.model import LM

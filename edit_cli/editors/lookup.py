@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edit_cli.edits import Route
 from edit_cli.editors.base import Editor
+from edit_cli.edits import Route
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.kinds import Head

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from edit_cli.edits import Factors, WeightDelta
 from edit_cli.editors.base import Editor
+from edit_cli.editors.memory import module_of
 from edit_cli.editors.passes import row_losses, rows_right
+from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import unwrapped
-from edit_cli.lm.layout import attention_out, is_projection
+from edit_cli.lm.layout import attention_out
 from edit_cli.lm.model import LM
 from edit_cli.lm.offload import carrier_of
 from edit_cli.requests import EditRequest
@@ -144,16 +145,7 @@ def _refuse_offloaded(lm: LM, names: Sequence[str]) -> None:
 def _name(lm: LM, layer: int, part: str) -> str:
     if part == "attn_out":
         return attention_out(lm.model, lm.layout, layer)
-    if part in ("mlp_in", "mlp_out"):
-        return lm.layout.mlp_weights(layer)[0 if part == "mlp_in" else -1].removesuffix(".weight")
-    name = f"{lm.layout.block(layer)}.{part}"
-    try:
-        fits = is_projection(lm.module(name))
-    except AttributeError:
-        fits = False
-    if not fits:
-        raise UsageError(f"method.modules: {part!r} names no Linear or Conv1D layer of block {layer} of {lm.name}")
-    return name
+    return module_of(lm, layer, part, "method.modules")
 
 
 def _peft() -> Any:

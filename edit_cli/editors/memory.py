@@ -219,8 +219,8 @@ def mlp_in(lm: LM, layer: int) -> str:
     return lm.layout.mlp_weights(layer)[0].removesuffix(".weight")
 
 
-def module_of(lm: LM, layer: int, part: str) -> str:
-    """A projection of a layer: "mlp_in" and "mlp_out" in any family, else its name in the block.
+def module_of(lm: LM, layer: int, part: str, key: str = "method.module") -> str:
+    """A projection of a layer: "mlp_in" and "mlp_out" in any family, else its name in the block. key: the setting that names it.
 
     Raises:
         UsageError: there is none of that name.
@@ -233,5 +233,5 @@ def module_of(lm: LM, layer: int, part: str) -> str:
     except AttributeError:
         fits = False
     if not fits:
-        raise UsageError(f"method.module={part} names no Linear or Conv1D layer of block {layer}: choose mlp_in, mlp_out or a name in the block")
+        raise UsageError(f"{key}: {part} names no Linear or Conv1D layer of block {layer} of {lm.name}: choose mlp_in, mlp_out or a name in the block")
     return name

@@ -113,7 +113,7 @@ class Memory:
         """Take up what `write` wrote."""
         with safe_open(folder / FILE, "pt", device=str(device)) as file:
             about, parts = file.metadata(), {}
-            for name in file.keys():  # noqa: SIM118: no dictionary
+            for name in file.keys():  # noqa: SIM118 - no dictionary
                 number, _, n = name.partition(".")
                 parts.setdefault(int(number), {})[int(n)] = file.get_tensor(name)
         self._keep({_as_key(key): tuple(parts[number][n] for n in sorted(parts[number])) for number, key in enumerate(json.loads(about["keys"]))})

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from edit_cli.corpora import EmbeddedText, TextFile
-from edit_cli.edits import WeightDelta
 from edit_cli.editors.base import Editor
 from edit_cli.editors.tuning import moved, step, tuning
+from edit_cli.edits import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edit_cli.edits import Factors, WeightDelta
 from edit_cli.editors.base import require_layers
 from edit_cli.editors.contexts import BARE, Contexts, rows_in_contexts
 from edit_cli.editors.keyvalue import KeyValueEditor, averaged_keys, described, written
 from edit_cli.editors.solver import Covariance
 from edit_cli.editors.values import optimise_values
+from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read

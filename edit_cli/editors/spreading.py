@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from edit_cli.edits import Edit, Factors, WeightDelta
 from edit_cli.editors.base import require_layers
 from edit_cli.editors.keyvalue import KeyValueEditor, Subjects, written
 from edit_cli.editors.solver import similar_keys, solve
 from edit_cli.editors.values import Site, optimise_values
+from edit_cli.edits import Edit, Factors, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,12 @@ class TrainingOptions:
         for name in ("steps", "edits", "accumulate", "validate_every", "validation_edits", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"method.training.{name}={getattr(self, name)}: give a number from 1 up")
+        for name in ("warmup", "clip", "patience", "memory_mib"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"method.training.{name}={getattr(self, name)}: give a number from 0 up")
+        for name in ("lr", "largest_shift"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"method.training.{name}={getattr(self, name)}: give a number above 0")
         for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("optimiser", OPTIMISERS)):
             if getattr(self, name) not in known:
                 raise UsageError(f"method.training.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}")
@@ -147,7 +154,10 @@ class TrainableEditor(Editor):
         if "network" not in memory:
             place = self._place(lm)
             tensors, about = checkpoints.load(place)
-            if about["base"] != self.base(lm):
+            own = self.identity(lm)
+            if about["class"] != own["class"]:
+                raise MissingError(f"{place} was trained as {about['class'].rpartition('.')[2]}, not as {type(self).__name__}: {self._remedy(lm)}")
+            if about["base"] != own["base"]:
                 raise MissingError(
                     f"{place} was trained for {about['model']['name']}, and these are other {self.bound_to} than {lm.name} has: {self._remedy(lm)}"
                 )

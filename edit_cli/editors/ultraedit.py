@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from edit_cli.edits import Edit, WeightDelta
 from edit_cli.editors.base import Editor
 from edit_cli.editors.solver import ScaledIdentity, solve
+from edit_cli.edits import Edit, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.layout import is_projection, widths

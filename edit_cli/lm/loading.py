@@ -76,6 +76,24 @@ class ModelOptions:
         settle(model)
         return LM(model, tokenizer, self.name, source.revision, self.layout, monitor, self.batch_tokens, self.id)
 
+    def read_kind(self) -> str:
+        """The kind of the model by its configuration alone (see `kinds.kind_of`). Raises as `load`."""
+        from edit_cli.lm.kinds import kind_of
+
+        source = resolve(self.id, self.revision)
+        with silent():
+            return kind_of(self._config(source), self.kind)
+
+    def _config(self, source: Source) -> Any:
+        from transformers import AutoConfig
+
+        with self._reading("config.json"):
+            return AutoConfig.from_pretrained(source.path, **self._common(source))
+
+    def _common(self, source: Source) -> dict[str, Any]:
+        """What every part of the model is read with."""
+        return {"revision": source.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": source.local}
+
     def _place(self) -> str | torch.device | dict[str, Any]:
         """Where the weights go: a device, the name of a way to spread them over all devices, or devices of modules by name."""
         if self.device_map is None:
@@ -89,15 +107,14 @@ class ModelOptions:
 
     def _read(self, source: Source, place: str | torch.device | dict[str, Any]) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from edit_cli.lm.kinds import auto_class, kind_of
         from edit_cli.lm.quantised import how_to_load
 
-        common = {"revision": source.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": source.local}
+        common = self._common(source)
         with silent():
-            with self._reading("config.json"):
-                config = AutoConfig.from_pretrained(source.path, **common)
+            config = self._config(source)
             loader = auto_class(kind_of(config, self.kind), config, self.id)
             with self._reading("tokenizer"):
                 tokenizer = AutoTokenizer.from_pretrained(source.path, **common)

@@ -44,7 +44,7 @@ def heading(summary: Mapping[str, Any]) -> Text:
     ]
     if summary["edits"] != 1:
         lines.append((words.answers(protocol), ""))
-    if summary["n"] < dataset["records_selected"]:
+    if summary["n"] < dataset["records_selected"] and not summary.get("stopped"):
         lines.append((f"UNFINISHED: {summary['n']:,} of {dataset['records_selected']:,} cases so far", "bold yellow"))
     if summary["failed"]:
         lines.append((f"{summary['failed']:,} of {summary['n']:,} cases FAILED and are left out of the means", "bold red"))

@@ -1,0 +1,54 @@
+"""What trained editors are asked: the prompts and answers that are drawn from cases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from learners import statements
+
+from edit_cli.editors.meta_batch import DrawOptions, draw
+from edit_cli.errors import UsageError
+
+DRAWN = DrawOptions("any", ["random", "same_relation"])
+
+
+def test_lessons_are_drawn_by_seed_and_case_alone():
+    cases = statements("train")[:6]
+    torch.manual_seed(3)
+    lessons = draw(cases, 2, DRAWN)
+    torch.manual_seed(3)
+    assert draw(cases[2:4], 2, DRAWN) == lessons[1:2]
+    for lesson, pair in zip(lessons, (cases[:2], cases[2:4], cases[4:]), strict=True):
+        assert [inner for inner in lesson.inner] == [(case.requests[0].text, case.requests[0].target_new) for case in pair]
+        assert len(lesson.outer) == 2 and len(lesson.local) == 4
+        for number, case in enumerate(pair):
+            groups = [{p.group for p in case.probes if (p.prompt, p.target) == asked} for asked in lesson.local[2 * number : 2 * number + 2]]
+            assert "random" in groups[0] and "same_relation" in groups[1]
+    seen = draw(cases, 1, DrawOptions("seen", []))
+    assert all(any(p.group == "seen" and p.prompt == lesson.outer[0][0] for p in case.probes) for lesson, case in zip(seen, cases, strict=True))
+    with pytest.raises(UsageError, match="method.edits"):
+        draw(cases, 7, DRAWN)
+
+
+def test_swapped_lessons_edit_one_wording_and_ask_in_another():
+    cases, inner, answers = statements("train")[:20], set(), set()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for lesson, case in zip(draw(cases, 1, DrawOptions("swapped", [])), cases, strict=True):
+            wordings = {case.requests[0].text, *(probe.prompt for probe in case.probes if probe.kind == "paraphrase")}
+            ((edited, new),), ((asked, wanted),) = lesson.inner, lesson.outer
+            assert {edited, asked} <= wordings and edited != asked and new == wanted != case.requests[0].target_true
+            inner.add(edited == case.requests[0].text)
+            answers.add(new == case.requests[0].target_new)
+    assert inner == answers == {True, False}
+
+
+def test_the_same_answer_is_drawn_where_there_is_one():
+    cases = statements("train")[:40]
+    lessons = draw(cases, 1, DrawOptions("any", ["same_answer"]))
+    told = [({p.target for p in case.probes if p.group == "same_relation"}, case.requests[0].target_true) for case in cases]
+    for (answers, true), lesson, case in zip(told, lessons, cases, strict=True):
+        ((prompt, answer),) = lesson.local
+        assert any((p.prompt, p.target, p.group) == (prompt, answer, "same_relation") for p in case.probes)
+        assert (answer == true) == (true in answers)
+    assert {true in answers for answers, true in told} == {True, False}
