@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edit_cli.accelerators import accelerated
 from edit_cli.descent import Descent
 from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
 from edit_cli.errors import EditCliError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 from edit_cli.sharding import gathered, is_spread, spread_out
+from edit_cli.training_edits import Edits
 from edit_cli.training_state import State
 from edit_cli.zero import Zero
 
@@ -50,44 +52,6 @@ class Step(nn.Module):
     def forward(self, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
         with self.autocast():
             return self.editor.loss(self.net, self.lm, batch)
-
-
-@dataclass
-class Edits:
-    """The cases as a stream of edits of `size` cases each, shuffled anew every epoch; no subject twice in an edit, where that is possible."""
-
-    cases: Sequence[Case]
-    size: int
-    seed: int
-    _epochs: dict[int, list[list[Case]]] = field(default_factory=dict)
-
-    @property
-    def per_epoch(self) -> int:
-        return len(self.cases) // self.size
-
-    def __getitem__(self, number: int) -> list[Case]:
-        epoch, place = divmod(number, self.per_epoch)
-        if epoch not in self._epochs:
-            self._epochs = {epoch: self._epoch(epoch)}
-        return self._epochs[epoch][place]
-
-    def _epoch(self, epoch: int) -> list[list[Case]]:
-        order = random.Random(f"{self.seed}/{epoch}").sample(list(self.cases), len(self.cases))
-        if self.size == 1:
-            return [[case] for case in order]
-        edits: list[list[Case]] = [[] for _ in range(self.per_epoch)]
-        spare = []
-        for case in order:
-            fits = next((edit for edit in edits if len(edit) < self.size and not _subjects(edit) & _subjects([case])), None)
-            (spare if fits is None else fits).append(case)
-        for edit in edits:
-            while len(edit) < self.size:
-                edit.append(spare.pop())
-        return edits
-
-
-def _subjects(cases: Sequence[Case]) -> set[str]:
-    return {request.subject for case in cases for request in case.requests if request.subject}
 
 
 @dataclass(frozen=True)
@@ -314,45 +278,3 @@ def _mean(lines: Sequence[Line], weights: Sequence[float] | None = None) -> Line
         mean = math.fsum(value * weight for value, weight in pairs) / math.fsum(weight for _, weight in pairs)
         found[name] = max(value for value, _ in pairs) if name == "shift" else mean
     return found
-
-
-@contextmanager
-def accelerated(lm: LM, options: TrainingOptions, folder: Path) -> Iterator[Any]:
-    """An Accelerator on the model's device, with the trackers that are installed; those that write files do so in `folder`.
-
-    Raises:
-        UsageError: a precision that the device lacks, or a tracker that is not installed.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    trackers = _trackers(lm, options.trackers)
-    AcceleratorState._reset_state()  # an earlier training in this process may have had another precision  # noqa: SLF001
-    try:
-        accelerator = Accelerator(
-            gradient_accumulation_steps=options.accumulate, mixed_precision=options.precision, cpu=lm.device.type == "cpu",
-            log_with=trackers or None, project_dir=str(folder) if trackers else None,
-        )  # fmt: skip
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"method.training.precision={options.precision}: {str(error).splitlines()[0]}") from None
-    if trackers:
-        accelerator.init_trackers("edit-cli", config={})
-    try:
-        yield accelerator
-    finally:
-        AcceleratorState._reset_state()  # noqa: SLF001
-
-
-def _trackers(lm: LM, wanted: Sequence[str]) -> list[str]:
-    from accelerate.tracking import get_available_trackers
-    from accelerate.utils import LoggerType
-
-    known, there = [kind.value for kind in LoggerType if kind.value != "all"], [str(kind) for kind in get_available_trackers()]
-    for name in wanted:
-        if name not in known:
-            raise UsageError(f"method.training.trackers: {name} is none that accelerate knows; there are {', '.join(sorted(known))}")
-        if name not in there and name != "tensorboard":
-            raise UsageError(f"method.training.trackers: {name} is not installed: pip install {name}, or leave it out")
-    if "tensorboard" in wanted and "tensorboard" not in there:
-        lm.monitor.note("TensorBoard is not installed, so the curves are in the run directory alone (pip install 'edit-cli[tensorboard]')")
-    return [name for name in wanted if name in there]

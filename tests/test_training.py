@@ -17,7 +17,8 @@ from edit_cli.errors import UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, EditRequest
-from edit_cli.training import TRAIN, VALIDATION, Edits, TrainingFailed, rate, train
+from edit_cli.training import TRAIN, VALIDATION, TrainingFailed, rate, train
+from edit_cli.training_edits import Edits
 
 
 @dataclass(kw_only=True)
@@ -124,7 +125,7 @@ def test_the_best_network_is_kept_and_training_stops_early(tmp_path):
     held_out = Edits(cases(6), 1, 0)
     for number in range(2):
         torch.manual_seed(training.random.Random(f"{VALIDATION}/{number}").getrandbits(62))
-        total.append(float(editor.loss(done.net, None, [*held_out[2 * number], *held_out[2 * number + 1]])[0]))
+        total.append(float(editor.loss(done.net, None, [*held_out[2 * number], *held_out[2 * number + 1]])[0].detach()))
     assert done.best["loss"] == pytest.approx(sum(total) / 2, rel=1e-5)
 
 

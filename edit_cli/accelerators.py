@@ -1,0 +1,54 @@
+"""An Accelerator for a training: precision, accumulation and trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.errors import UsageError
+from edit_cli.lm.model import LM
+
+
+@contextmanager
+def accelerated(lm: LM, options: TrainingOptions, folder: Path) -> Iterator[Any]:
+    """An Accelerator on the model's device, with the trackers that are installed; those that write files do so in `folder`.
+
+    Raises:
+        UsageError: a precision that the device lacks, or a tracker that is not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    trackers = _trackers(lm, options.trackers)
+    AcceleratorState._reset_state()  # an earlier training in this process may have had another precision  # noqa: SLF001
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=options.accumulate, mixed_precision=options.precision, cpu=lm.device.type == "cpu",
+            log_with=trackers or None, project_dir=str(folder) if trackers else None,
+        )  # fmt: skip
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"method.training.precision={options.precision}: {str(error).splitlines()[0]}") from None
+    if trackers:
+        accelerator.init_trackers("edit-cli", config={})
+    try:
+        yield accelerator
+    finally:
+        AcceleratorState._reset_state()  # noqa: SLF001
+
+
+def _trackers(lm: LM, wanted: Sequence[str]) -> list[str]:
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known, there = [kind.value for kind in LoggerType if kind.value != "all"], [str(kind) for kind in get_available_trackers()]
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"method.training.trackers: {name} is none that accelerate knows; there are {', '.join(sorted(known))}")
+        if name not in there and name != "tensorboard":
+            raise UsageError(f"method.training.trackers: {name} is not installed: pip install {name}, or leave it out")
+    if "tensorboard" in wanted and "tensorboard" not in there:
+        lm.monitor.note("TensorBoard is not installed, so the curves are in the run directory alone (pip install 'edit-cli[tensorboard]')")
+    return [name for name in wanted if name in there]
