@@ -37,7 +37,7 @@ from edit_cli.editors.lessons import Teller
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, Probe
-from edit_cli.training import train
+from edit_cli.training.loop import train
 
 HELD_OUT = 3  # wordings of a relation
 SINGLES, FACTS = 100, 250  # facts that are measured, one at a time and in larger memories

@@ -11,7 +11,7 @@ from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
-from edit_cli.training import train
+from edit_cli.training.loop import train
 
 
 @cache

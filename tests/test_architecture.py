@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "monitor", "parallel", "requests", "jsonfiles", "locking", "identity", "environment", "catalog", "help_texts", "__init__"},
     {"lm", "edits", "edit_store", "checkpoints"},
     {"corpora", "stats", "stats_cache", "stats_chunk", "stats_import", "stats_pass", "metrics", "datasets"},
-    {"editors", "tracing", "training", "training_state", "training_edits", "accelerators", "sharding", "descent", "zero"},
+    {"editors", "tracing", "training"},
     {"results", "report", "console", "config"},
     {"commands"},
     {"launch", "arguments"},
@@ -30,7 +30,7 @@ ONLY_IN = {
     "omegaconf": {"cli", "config", "launch", "arguments", "commands"},
     "rich": {"console", "report", "commands", "tiny"},
     "typer": {"cli", "help_texts"},
-    "accelerate": {"parallel", "accelerators"},
+    "accelerate": {"parallel", "training"},
     "matplotlib": {"report"},
 }
 

@@ -18,7 +18,7 @@ from edit_cli.editors.trainable import TrainingOptions
 from edit_cli.edits import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
-from edit_cli.training import train
+from edit_cli.training.loop import train
 
 DRAWN = DrawOptions("any", ["random", "same_relation"])
 MODULES = [f"transformer.h.{layer}.mlp.c_proj" for layer in (4, 5)]

@@ -19,7 +19,7 @@ from edit_cli.errors import MissingError
 from edit_cli.lm.companion import Companion
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
-from edit_cli.training import train
+from edit_cli.training.loop import train
 
 JOBS = ("pilot", "baker", "judge", "farmer", "painter", "doctor")
 GPT2 = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 64}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -11,14 +12,13 @@ import torch
 from embedded import same_bits
 from torch import nn
 
-from edit_cli import training
 from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
 from edit_cli.errors import UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, EditRequest
-from edit_cli.training import TRAIN, VALIDATION, TrainingFailed, rate, train
-from edit_cli.training_edits import Edits
+from edit_cli.training.loop import TRAIN, VALIDATION, TrainingFailed, rate, train
+from edit_cli.training.order import Edits
 
 
 @dataclass(kw_only=True)
@@ -124,7 +124,7 @@ def test_the_best_network_is_kept_and_training_stops_early(tmp_path):
     total = []
     held_out = Edits(cases(6), 1, 0)
     for number in range(2):
-        torch.manual_seed(training.random.Random(f"{VALIDATION}/{number}").getrandbits(62))
+        torch.manual_seed(random.Random(f"{VALIDATION}/{number}").getrandbits(62))
         total.append(float(editor.loss(done.net, None, [*held_out[2 * number], *held_out[2 * number + 1]])[0].detach()))
     assert done.best["loss"] == pytest.approx(sum(total) / 2, rel=1e-5)
 
@@ -207,13 +207,13 @@ def test_too_few_records_are_refused(tmp_path):
 
 def test_a_state_is_whole_or_not_there(tmp_path, monkeypatch):
     """A kill while the state is being written leaves the one before it."""
-    from edit_cli import training_state
+    from edit_cli.training import state as module
 
     run(fit(steps=4), tmp_path)
-    state = training_state.State(tmp_path, "stamp")
-    monkeypatch.setattr(training_state, "write_json", lambda *_: (_ for _ in ()).throw(Killed))
+    state = module.State(tmp_path, "stamp")
+    monkeypatch.setattr(module, "write_json", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         state.save(8, nn.Linear(1, 1), None)
-    assert training_state.State(tmp_path, "stamp").latest() == 4
+    assert module.State(tmp_path, "stamp").latest() == 4
     about = json.loads((tmp_path / "state" / "step-00000004" / "state.json").read_text())
     assert about["stamp"] == "stamp" and about["best_step"] == 4

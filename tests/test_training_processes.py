@@ -23,9 +23,9 @@ import edit_cli
 from edit_cli.editors.trainable import TrainingOptions
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.parallel import Team
-from edit_cli.training import Training
-from edit_cli.training_state import State
-from edit_cli.zero import Zero, stage_of_launcher
+from edit_cli.training.loop import Training
+from edit_cli.training.state import State
+from edit_cli.training.zero import Zero, stage_of_launcher
 
 CONFIGURATIONS = Path(__file__).parent.parent / "conf" / "accelerate"
 CHEAP = (

@@ -18,10 +18,10 @@ from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.report import learning
 from edit_cli.results import SUMMARY
-from edit_cli.sharding import wanted_by_launcher
-from edit_cli.training import KEY, Line, train
-from edit_cli.training_state import State
-from edit_cli.zero import stage_of_launcher
+from edit_cli.training.loop import KEY, Line, train
+from edit_cli.training.sharding import wanted_by_launcher
+from edit_cli.training.state import State
+from edit_cli.training.zero import stage_of_launcher
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.accelerators import accelerated
-from edit_cli.descent import Descent
 from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
 from edit_cli.errors import EditCliError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
-from edit_cli.sharding import gathered, is_spread, spread_out
-from edit_cli.training_edits import Edits
-from edit_cli.training_state import State
-from edit_cli.zero import Zero
+from edit_cli.training.accelerators import accelerated
+from edit_cli.training.descent import Descent
+from edit_cli.training.order import Edits
+from edit_cli.training.sharding import gathered, is_spread, spread_out
+from edit_cli.training.state import State
+from edit_cli.training.zero import Zero
 
 TRAIN, VALIDATION = "train", "validation"
 KEY = ("step", "kind")  # what tells lines of a training's results.jsonl apart

@@ -15,7 +15,7 @@ from edit_cli.edit_store import replacing
 from edit_cli.editors.remembered import Memory
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import read_json, write_json
-from edit_cli.sharding import load_whole, spread_like, whole, whole_state
+from edit_cli.training.sharding import load_whole, spread_like, whole, whole_state
 
 FOLDER, ABOUT = "state", "state.json"
 NETWORK, OPTIMISER, BEST = "network.safetensors", "optimiser.safetensors", "best.safetensors"

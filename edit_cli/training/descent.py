@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.sharding import is_spread, whole
+from edit_cli.training.sharding import is_spread, whole
 
 
 class Descent:

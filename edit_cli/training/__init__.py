@@ -1,0 +1,1 @@
+"""Training editors: one loop for all of them, alone or spread over processes."""
