@@ -127,3 +127,9 @@ def kill_after(monkeypatch) -> Callable[[int], None]:
         monkeypatch.setattr(Run, "append", append)
 
     return arm
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory) -> Path:
+    """A cache folder for second moments."""
+    return tmp_path_factory.mktemp("statistics")

@@ -15,7 +15,7 @@ from edit_cli.editors.base import Editor
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.requests import Case
+from edit_cli.requests import Case, EditRequest
 
 # Methods that are held to the same bits wherever a model's weights lie, and in few bits.
 METHODS = ["alphaedit", "blue", "emmet", "ft", "ft-l", "lookup", "memit", "memit-merge", "pmet", "r-rome", "rome", "ultraedit"]
@@ -51,6 +51,16 @@ def linear_twin() -> LM:
 def world(split: str = "test") -> tuple[Case, ...]:
     """Cases of the embedded world."""
     return CounterFact(name="counterfact", records="world", split=split).load().cases
+
+
+def requests(count: int, start: int = 0) -> list[EditRequest]:
+    return [case.requests[0] for case in world("tune")[start : start + count]]
+
+
+def answers(lm: LM, wanted: list[EditRequest]) -> tuple[list[float], list[str]]:
+    """(−log P of the new answers, what it writes)."""
+    scores = lm.loglikelihood([(request.text, request.target_new) for request in wanted])
+    return [score.nll for score in scores], lm.generate([request.text for request in wanted], 4)
 
 
 def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from embedded import embedded_lm, linear_twin, same_bits, snapshot, world
+from embedded import embedded_lm, linear_twin, requests, same_bits, snapshot
 from hydra import compose, initialize_config_module
 from learners import brief, keep_trained
 
@@ -31,11 +31,6 @@ QUICK = {  # less text and fewer steps than are needed for good edits
     "malmen": ("method.edits=4", "method.rank=8"),
 }
 MODELS = {"Conv1D": embedded_lm, "Linear": linear_twin}
-
-
-@pytest.fixture(scope="module")
-def statistics(tmp_path_factory):
-    return tmp_path_factory.mktemp("statistics")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +58,6 @@ def editor(statistics):
 @cache
 def model(kind: str):
     return MODELS[kind]()
-
-
-def requests(count: int) -> list[EditRequest]:
-    return [case.requests[0] for case in world("tune")[:count]]
 
 
 def likelihoods(lm, edits):

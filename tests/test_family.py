@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from embedded import embedded_lm, same_bits, snapshot, world
+from embedded import embedded_lm, requests, same_bits, snapshot, world
 from families import tiny_lm
 from hydra import compose, initialize_config_module
 from oracle import plain_value
@@ -29,11 +29,6 @@ REQUESTS = [
 
 
 @pytest.fixture(scope="module")
-def statistics(tmp_path_factory):
-    return tmp_path_factory.mktemp("statistics")
-
-
-@pytest.fixture(scope="module")
 def editor(statistics):
     def make(name: str, *overrides: str):
         register_resolvers()
@@ -47,10 +42,6 @@ def editor(statistics):
 @pytest.fixture(scope="module")
 def lm():
     return embedded_lm()
-
-
-def requests(count: int, start: int = 0) -> list[EditRequest]:
-    return [case.requests[0] for case in world("tune")[start : start + count]]
 
 
 def hits(lm, wanted) -> int:

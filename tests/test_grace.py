@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
+from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 from families import tiny_lm
 from torch import nn
 
@@ -19,10 +19,6 @@ from edit_cli.lm.focus import Focus
 def grace(tmp_path):
     """grace(*overrides): the packaged editor."""
     return lambda *overrides: packaged_editor(tmp_path, "grace", *overrides)
-
-
-def requests(count: int, start: int = 0):
-    return [case.requests[0] for case in world("tune")[start : start + count]]
 
 
 def answered(lm, wanted) -> list[bool]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
+from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 from torch import Tensor
 
 from edit_cli import edit_store
@@ -44,10 +44,6 @@ class Cases:
 
     def load(self, limit):
         return self
-
-
-def requests(count: int) -> list[EditRequest]:
-    return [case.requests[0] for case in world("tune")[:count]]
 
 
 def pairs(wanted: list[EditRequest]) -> list[tuple[str, str]]:

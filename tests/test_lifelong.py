@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
+from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 from families import CLASSIFIERS, SEQ2SEQ, tiny_lm
 
 from edit_cli import edit_store
@@ -35,10 +35,6 @@ QUICK = {
     "tpatcher": ("method.memory_size=800", "method.validation_size=200", "method.top_memory=80", "method.steps=151"),
     "wise": ("method.steps=20", "method.context.per_start=1"),
 }
-
-
-def requests(count: int, start: int = 0):
-    return [case.requests[0] for case in world("tune")[start : start + count]]
 
 
 def pairs(wanted):

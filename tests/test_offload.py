@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from conftest import json_lines, observations
-from embedded import METHODS, embedded_lm, packaged_editor, same_bits, world
+from embedded import METHODS, answers, embedded_lm, packaged_editor, requests, same_bits
 from families import tiny
 from torch import Tensor
 
@@ -45,20 +45,6 @@ OFFLOADED = {"disk": half_on_disk, "host": all_in_host_memory}
 @cache
 def model(kind: str) -> LM:
     return {"plain": embedded_lm, **OFFLOADED}[kind]()
-
-
-@pytest.fixture(scope="module")
-def statistics(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("statistics")
-
-
-def requests(count: int) -> list[EditRequest]:
-    return [case.requests[0] for case in world("tune")[:count]]
-
-
-def answers(lm: LM, wanted: list[EditRequest]) -> tuple[list[float], list[str]]:
-    scores = lm.loglikelihood([(request.text, request.target_new) for request in wanted])
-    return [score.nll for score in scores], lm.generate([request.text for request in wanted], 4)
 
 
 def values(lm: LM) -> dict[str, Tensor]:

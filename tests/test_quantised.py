@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded import METHODS, embedded_lm, packaged_editor, world
+from embedded import METHODS, answers, embedded_lm, packaged_editor, requests
 from families import tiny
 from torch import nn
 
@@ -21,7 +21,6 @@ from edit_cli.lm.hooks import unwrapped
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.loading import ModelOptions, packaged
 from edit_cli.lm.model import LM
-from edit_cli.requests import EditRequest
 
 KINDS = [("4bit", "float32"), ("4bit", "bfloat16"), ("8bit", "float32"), ("8bit", "bfloat16")]
 kinds = pytest.mark.parametrize("bits, dtype", KINDS)
@@ -36,20 +35,6 @@ def bitsandbytes():
 @cache
 def model(bits: str, dtype: str) -> LM:
     return ModelOptions("tiny-gpt2", "embedded:tiny-gpt2", quantise=bits, dtype=dtype, device="cpu").load()
-
-
-@pytest.fixture(scope="module")
-def statistics(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("statistics")
-
-
-def requests(count: int) -> list[EditRequest]:
-    return [case.requests[0] for case in world("tune")[:count]]
-
-
-def answers(lm: LM, wanted: list[EditRequest]) -> tuple[list[float], list[str]]:
-    scores = lm.loglikelihood([(request.text, request.target_new) for request in wanted])
-    return [score.nll for score in scores], lm.generate([request.text for request in wanted], 4)
 
 
 def whole(lm: LM) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded import embedded_lm, same_bits, snapshot, world
+from embedded import embedded_lm, requests, same_bits, snapshot, world
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -66,10 +66,6 @@ def route(requests: list[EditRequest], kind: str = "embedding", scale: float = 1
     made = SERAC(**{**vars(editor(kind, scale=scale)), **settings})
     made.trained = lambda _: net(kind, scale)
     return made.edit(lm(), requests)
-
-
-def requests(count: int) -> list[EditRequest]:
-    return [case.requests[0] for case in world("tune")[:count]]
 
 
 def pairs(wanted: list[EditRequest]) -> list[tuple[str, str]]:

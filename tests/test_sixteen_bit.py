@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Killed, observations
-from embedded import METHODS, embedded_lm, packaged_editor, same_bits, snapshot, world
+from embedded import METHODS, embedded_lm, packaged_editor, requests, same_bits, snapshot
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -28,15 +28,6 @@ STEPS = 50
 
 def load(dtype: str) -> LM:
     return ModelOptions("tiny-gpt2", "embedded:tiny-gpt2", dtype=dtype, device="cpu").load()
-
-
-@pytest.fixture(scope="module")
-def statistics(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("statistics")
-
-
-def requests(count: int) -> list[EditRequest]:
-    return [case.requests[0] for case in world("tune")[:count]]
 
 
 def losses(lm: LM, wanted: list[EditRequest]) -> list[float]:

@@ -125,12 +125,19 @@ def test_the_command_makes_the_same_model_again(kind, tmp_path, monkeypatch, cap
     few = replace(world(), facts=world().facts[:30], name_pool={kind: names[:200] for kind, names in world().name_pool.items()})
     monkeypatch.setattr(encoder_assets, "make_world", lambda seed: few)
     monkeypatch.setattr("edit_cli.tiny.vocabularies.REPEAT", 2)
+    shape = "--layers 2" if kind == "bert" else "--layers 1 --decoder-layers 2"
     for folder in ("a", "b"):
-        assert main([kind, "--epochs", "3", "--width", "32", "--layers", "2", "--out", str(tmp_path / folder)]) == 0
+        assert main([kind, "--epochs", "3", "--width", "32", *shape.split(), "--out", str(tmp_path / folder)]) == 0
     first, second = ({file.name: file.read_bytes() for file in (tmp_path / folder / f"tiny-{kind}").iterdir()} for folder in ("a", "b"))
     assert first == second and {"model.safetensors", "tokenizer.json", "manifest.json"} <= first.keys()
     manifest = json.loads(first["manifest.json"])
-    assert manifest["facts"] == 30 and manifest["command"].endswith(f"{kind} --seed 0 --epochs 3 --width 32 --layers 2 --threads 1")
+    assert manifest["facts"] == 30 and manifest["command"].endswith(f"{kind} --seed 0 --epochs 3 --width 32 {shape} --threads 1")
     assert "30 facts; recall: trained wordings" in capsys.readouterr().out
     lm = ModelOptions(name="again", id=str(tmp_path / "a" / f"tiny-{kind}"), device="cpu").load()
     assert all(torch.isfinite(parameter).all() for parameter in lm.model.parameters())
+
+
+def test_a_decoder_of_no_blocks_is_refused(tmp_path, capsys):
+    """An encoder of one block is not: its facts are looked up in the decoder."""
+    assert main(["bart", "--layers", "1", "--decoder-layers", "0", "--out", str(tmp_path)]) == 2
+    assert "--decoder-layers must be at least 1" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
+from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 
 from edit_cli.editors.memory import mlp_in
 from edit_cli.editors.patch_training import Neurons, begun, top_exp
@@ -18,10 +18,6 @@ from edit_cli.lm.loading import ModelOptions
 from edit_cli.requests import EditRequest
 
 SMALL = ("method.memory_size=2000", "method.validation_size=500", "method.top_memory=200")
-
-
-def requests(count: int):
-    return [case.requests[0] for case in world("tune")[:count]]
 
 
 @pytest.fixture

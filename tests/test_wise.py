@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
+from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 
 from edit_cli.editors.side_memory import Side, WiseLayer, WisePatch, over, route, ties
 from edit_cli.errors import UsageError
 from edit_cli.lm.focus import Focus
 
 QUICK = ("method.steps=30", "method.context.per_start=1")
-
-
-def requests(count: int):
-    return [case.requests[0] for case in world("tune")[:count]]
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def told(row: Mapping[str, Any]) -> str:
     """A checkpoint in a line, while the run goes on."""
     shown = [name for name in shown_metrics(row["metrics"]) if name not in ("score", "token_score")]
     means = [f"{SHOWN[name]} {words.number(row['metrics'][name]['mean'])}" for name in shown]
-    return f"after {row['edits']:,} facts: {', '.join(means)}"
+    return f"after {row['edits']:,} fact{'s' if row['edits'] != 1 else ''}: {', '.join(means)}"
 
 
 def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:

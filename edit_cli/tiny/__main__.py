@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent.parent / "assets"
 LINE_EVERY_S = 15.0
 LARGEST = POOL_FACTOR // 2  # worlds use up to half of the names that the tokenizer knows
-ENCODERS = {"t5": 50, "bart": 50, "bert": 28}  # epochs
+ENCODERS = {"t5": (50, 4, 2), "bart": (50, 1, 4), "bert": (28, 6)}  # epochs, blocks, and those of a decoder
+SHOWN = ("limit", "vocab", "size", "seed", "epochs", "width", "layers", "decoder_layers", "threads")  # arguments, in a manifest's order
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,27 +57,29 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)")
     world.add_argument("--size", type=int, help=f"how many times as many subjects as the shipped world, up to {LARGEST} (default 1)")
     records.add_argument("--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model")
-    for command, epochs in ((world, 52), (records, 70), *zip(encoders, ENCODERS.values(), strict=True)):
-        layers = 4 if command in encoders[:2] else 6
+    shapes = [(world, (52, 6)), (records, (70, 6)), *zip(encoders, ENCODERS.values(), strict=True)]
+    for command, (epochs, layers, *decoder) in shapes:
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--epochs", type=int, default=epochs, help=f"(default {epochs})")
         command.add_argument("--width", type=int, default=128, help="of the residual stream (default 128)")
         blocks = f"number of blocks, of the encoder where there is one (default {layers})"
         command.add_argument("--layers", type=int, default=layers, help=blocks)
+        for number in decoder:
+            command.add_argument("--decoder-layers", type=int, default=number, help=f"number of blocks of the decoder (default {number})")
         command.add_argument("--threads", type=int, default=1, help="CPU threads; the result depends on it (default 1)")
     return parser
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name in ("epochs", "width", "layers", "threads", "limit", "vocab", "size"):
+    for name in SHOWN:
         value = getattr(arguments, name, None)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
+        if name != "seed" and value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if (getattr(arguments, "size", None) or 1) > LARGEST:
         raise UsageError(f"--size must be at most {LARGEST}, not {arguments.size}: there are no more names")
     if arguments.width % 4:
         raise UsageError(f"--width must be a multiple of 4 (there are 4 heads), not {arguments.width}")
-    if arguments.layers < 2:
+    if arguments.layers < 2 and "decoder_layers" not in arguments:
         raise UsageError(f"--layers must be at least 2 (facts below, reading above), not {arguments.layers}")
 
 
@@ -95,9 +98,9 @@ def _command(arguments: argparse.Namespace) -> str:
     shown = ["python", "-m", "edit_cli.tiny", getattr(arguments, "kind", arguments.run.__name__.lstrip("_"))]
     if "file" in arguments:
         shown.append(arguments.file.name)
-    for name in ("limit", "vocab", "size", "seed", "epochs", "width", "layers", "threads"):
+    for name in SHOWN:
         if getattr(arguments, name, None) is not None:
-            shown += [f"--{name}", str(getattr(arguments, name))]
+            shown += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     return " ".join(shown)
 
 
