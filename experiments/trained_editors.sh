@@ -37,7 +37,7 @@ compare() {  # task, model, data set, metrics, methods
 }
 
 OVERRIDES=("$@")
-WEIGHTS="ft ft-l mend-identity ke enn mend malmen"
+WEIGHTS="ft ft-l lora mend-identity ke enn mend malmen"
 ANY="$WEIGHTS serac lookup"
 for task in $TASKS; do
   case "$task" in

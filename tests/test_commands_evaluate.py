@@ -259,3 +259,8 @@ def test_precompute_stats_tells_what_it_made(cli, cache_dir):
     assert ended.last == str(cache_dir / "stats" / "tiny-gpt2")
     assert [line.split()[:3] for line in ended.out.splitlines() if line[:1] in "01" and line.strip()] == [["0", "512", "40"], ["1", "512", "40"]]
     assert list(Path(ended.last).glob("layer-00_*.safetensors"))
+
+
+def test_layers_left_to_the_method_are_no_error(cli):
+    """`method.layers=null` is LoRA's own "all of them"."""
+    assert cli("evaluate", "method=lora", "method.layers=null", "method.steps=1", "limit=1", quick=True).code == 0

@@ -75,7 +75,7 @@ def load_fitting(job: Job, options: ModelOptions, editor: Editor, datasets: Sequ
     lm = load_model(options, monitor)
     lm.team = job.team
     editor.fits(lm)
-    for layer in getattr(editor, "layers", ()):
+    for layer in getattr(editor, "layers", None) or ():
         lm.layout.block(layer)
     for dataset in datasets:
         dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
