@@ -88,7 +88,7 @@ def test_a_killed_training_is_resumed(cli, tmp_path, monkeypatch):
         (("method=mend", "method.checkpoint=x"), 2, "method.checkpoint names a trained editor"),
         (("method=mend", "method.training.step=3"), 2, "did you mean method.training.steps?"),
         (("method=mend", "method.training.schedule=x"), 2, "method.training.schedule=x: choose"),
-        (("method=mend", "splits.train=nothing"), 2, "dataset.split=nothing"),
+        (("method=mend", "splits.train=nothing"), 2, "splits.train=nothing"),
     ],
 )
 def test_wrong_settings_are_told_in_one_line(cli, arguments, code, message):

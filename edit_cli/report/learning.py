@@ -17,6 +17,7 @@ from edit_cli.results import SUMMARY
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
+KINDS = {"train": ("C0", None), "validation": ("C1", "o")}  # colour and marker
 MEANING = {
     "loss": "what is minimised",
     "nll": "negative log-likelihood of the new answer after rephrased prompts, nats",
@@ -88,19 +89,24 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for kind in summary["series"].values() for name in kind))
-    figure = Figure(figsize=(7, 1 + 1.7 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    for plot, name in zip(axes, names, strict=True):
-        for kind, values in summary["series"].items():
-            if name in values:
-                plot.plot(*zip(*values[name], strict=True), label=kind, linewidth=1, marker="o" if kind == "validation" else None, markersize=3)
+    rows = -(-len(names) // 2)
+    figure = Figure(figsize=(9, 1 + 1.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
+    for plot, name in zip(axes, names, strict=False):
+        for kind, (colour, marker) in KINDS.items():
+            if name in summary["series"].get(kind, {}):
+                plot.plot(*zip(*summary["series"][kind][name], strict=True), label=kind, color=colour, marker=marker, linewidth=1, markersize=4)
         plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
-        plot.set_ylabel(name)
+        plot.set_title(name, fontsize="small")
         plot.grid(alpha=0.3)
         if name in ("loss", "nll", "kl", "gradient"):
             plot.set_yscale("log")
+    for plot in axes[len(names) :]:
+        plot.set_axis_off()
+    for plot in axes[max(len(names) - 2, 0) : len(names)]:
+        plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
-    axes[0].set_title(f"{summary['method']} on {summary['model']}: {summary['dataset']['name']} (dotted: kept)")
-    axes[-1].set_xlabel("optimiser steps")
+    figure.suptitle(f"{summary['method']} on {summary['model']}: {summary['dataset']['name']} (dotted: kept)")
+    figure.supxlabel("optimiser steps", fontsize="small")
     for kind in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{kind}", dpi=150)
