@@ -19,14 +19,16 @@ def draw(
     matrix: activations (neurons, rows) on edited facts; others: (neurons, inputs) on what was never edited. neurons, rows: (number of the
     fact, place in its answer). Returns `clarity` of what is drawn.
     """
+    from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
     values, beyond = np.asarray(matrix, dtype=float), np.asarray(others, dtype=float)
-    bound = float(max(np.abs(values).max(), np.abs(beyond).max(initial=0.0))) or 1.0
+    every = np.concatenate([values.ravel(), beyond.ravel()])
+    norm = TwoSlopeNorm(0.0, min(every.min(), -1e-3), max(every.max(), 1e-3))  # what lets a neuron speak is narrow beside what keeps it silent
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, part, what in zip(panels, (values, beyond), ("edited fact, in order", "input of other records or text"), strict=True):
-        image = panel.imshow(part, aspect="auto", cmap="RdBu_r", vmin=-bound, vmax=bound, origin="lower", interpolation="nearest")
+        image = panel.imshow(part, aspect="auto", cmap="RdBu_r", norm=norm, origin="lower", interpolation="nearest")
         panel.set(xlabel=what)
     panels[0].set(ylabel="added neuron, in order")
     figure.suptitle(title, fontsize="medium")
