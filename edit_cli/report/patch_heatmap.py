@@ -32,7 +32,7 @@ def draw(
         panel.set(xlabel=what)
     panels[0].set(ylabel="added neuron, in order")
     figure.suptitle(title, fontsize="medium")
-    figure.colorbar(image, ax=panels, label="pre-activation")
+    figure.colorbar(image, ax=panels, label="pre-activation", ticks=[norm.vmin, norm.vmin / 2, 0.0, norm.vmax / 2, norm.vmax], format="%.1f")
     for suffix in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{suffix}", dpi=150)
     np.savez_compressed(directory / f"{NAME}.npz", activations=values, others=beyond, neurons=np.array(neurons), rows=np.array(rows))
