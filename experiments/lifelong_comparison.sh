@@ -5,7 +5,7 @@
 #   FACTS=200 METHODS="ft tpatcher" experiments/lifelong_comparison.sh runs/short
 #   experiments/lifelong_comparison.sh runs/mine model=gpt2-xl dataset=counterfact dataset.path=counterfact.json
 #
-# Editors that learn are trained first, on the training split; a checkpoint that is in the cache already is used as it is. 1,000 facts take more
+# Editors that learn are trained first, on the training split; a training that OUT holds already is not repeated. 1,000 facts take more
 # than the test split has: records of all splits are edited, after a shuffle, so trained editors meet some of their training subjects again,
 # and a fifth of the prompts about other matters of the same subject are edited themselves (that locality cannot stay at 100).
 # Methods may be run one by one, METHODS=ft and so on, and again for all of them, which only compares what is there.

@@ -27,7 +27,7 @@ fi
 common=(model=tiny-gpt2 "model.id=$folder/tiny-gpt2" model.name=world-4 dataset=world "dataset.path=$folder/world/statements.json" "cache_dir=$folder/cache")
 trainings=("method.training.trackers=[]" method.training.memory_mib=2048)
 
-trained() {  # NAME SETTING…; a checkpoint of these settings that is there already is used
+trained() {  # NAME SETTING…; a training that is finished already is not repeated
   local name=$1
   shift
   echo "== training $name"

@@ -37,8 +37,9 @@ for name in $METHODS; do
   method="${name%-one}"
   for size in $SIZES; do
     read -r -a own <<< "method=$method $(for_as_many "$name" "$size")"
-    if [[ $TRAINED == *" $method "* ]]; then   # a checkpoint of these settings that is there already is used
-      edit-cli train-editor "${own[@]}" dataset=world run_dir="$OUT/training/$name-$size" "$@" > /dev/null
+    if [[ $TRAINED == *" $method "* ]]; then   # once where all sizes have the same settings: a finished training is not repeated
+      training="$name"; (( ${#own[@]} > 1 )) && training="$name-$size"
+      edit-cli train-editor "${own[@]}" dataset=world run_dir="$OUT/training/$training" "$@" > /dev/null
     fi
     edit-cli evaluate "${own[@]}" dataset=world protocol.batch_size="$size" limit="$(( size > FACTS ? size : FACTS ))" \
       tag="$name" run_dir="$OUT/$name/$size" protocol.observe.sample=false protocol.observe.generate=false "$@" > /dev/null

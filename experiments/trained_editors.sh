@@ -5,7 +5,7 @@
 #   TASKS=statements LIMIT=50 experiments/trained_editors.sh runs/mine seed=1
 #
 # Tasks: statements, texts and opinions on tiny-gpt2; questions on tiny-t5 and tiny-bart, hard ones on tiny-t5; claims on tiny-bert.
-# A method takes part where conf/tuned has settings of it for the model. Editors that learn are trained first, on the training split; a checkpoint that is in the cache already is used as it is.
+# A method takes part where conf/tuned has settings of it for the model. Editors that learn are trained first, on the training split; a training that OUT holds already is not repeated.
 # Writes TASK-MODEL.{md,csv} into OUT.
 set -euo pipefail
 
