@@ -310,7 +310,7 @@ def test_bad_questions_are_named_by_line_and_field(write: Writer) -> None:
         "line 3: src does not contain the subject",
         "line 4: alt is empty",
         "line 5 (id a): alternatives is an answer already",
-        "line 6 (id a): filtered_rephrases is empty",
+        "line 6 (id a): filtered_rephrases has no wording but the question's own",
         "line 7 (id a): output is not a list of objects with an answer",
     ]
     with pytest.raises(UsageError, match="dataset.unrelated=web: choose zsre or nq"):
