@@ -133,3 +133,15 @@ def kill_after(monkeypatch) -> Callable[[int], None]:
 def statistics(tmp_path_factory) -> Path:
     """A cache folder for second moments."""
     return tmp_path_factory.mktemp("statistics")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Write rows as JSON lines, or another value as JSON; returns the path."""
+
+    def written(rows: Any, name: str = "data.jsonl") -> str:
+        text = rows if isinstance(rows, str) else json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows))
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return written

@@ -12,8 +12,8 @@ import torch
 
 import edit_cli.tiny
 from edit_cli.tiny.__main__ import main
-from edit_cli.tiny.sources import infer_subject
 from edit_cli.tiny.names import pool
+from edit_cli.tiny.sources import infer_subject
 from edit_cli.tiny.statements import NO_SUBJECT, Batches, Statement, Text, listing, statement, tokenise
 from edit_cli.tiny.train import attention_masks, recalled
 from edit_cli.tiny.world import World, make_world

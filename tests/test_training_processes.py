@@ -129,6 +129,12 @@ def launched(name: str, configuration: str) -> None:
     assert ended.stdout.count("mend trained for tiny-gpt2") == 1
 
 
+def assert_gone_on(name: str, told: str) -> None:
+    log = Path(f"{name}/run/log.txt").read_text()
+    assert told in log and "training goes on at step 4 of 6" in log
+    assert_alike(name, "one")
+
+
 def test_accelerate_starts_two_with_the_configuration_that_is_delivered():
     launched("launched", "two-cpu.yaml")
     assert_alike("launched", "one")
@@ -138,9 +144,7 @@ def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monke
     """FSDP: network, optimiser and the best network so far are taken up and written whole."""
     killed_after_step_4("halves", monkeypatch)
     launched("halves", "two-cpu-fsdp.yaml")
-    log = Path("halves/run/log.txt").read_text()
-    assert "FSDP: the editor's network is spread over 2 processes" in log and "training goes on at step 4 of 6" in log
-    assert_alike("halves", "one")
+    assert_gone_on("halves", "FSDP: the editor's network is spread over 2 processes")
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'edit-cli[deepspeed]'")
@@ -148,9 +152,7 @@ def test_two_with_half_of_the_optimiser_each_go_on_where_one_was_killed(monkeypa
     """ZeRO: the optimiser's states are taken up and written whole. DeepSpeed's first start compiles for a minute or more."""
     killed_after_step_4("zero", monkeypatch)
     launched("zero", "two-cpu-deepspeed.yaml")
-    log = Path("zero/run/log.txt").read_text()
-    assert "DeepSpeed: ZeRO stage 2 over 2 processes" in log and "training goes on at step 4 of 6" in log
-    assert_alike("zero", "one")
+    assert_gone_on("zero", "DeepSpeed: ZeRO stage 2 over 2 processes")
 
 
 def test_deepspeed_that_is_not_installed_is_named(monkeypatch):

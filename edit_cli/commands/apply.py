@@ -84,8 +84,10 @@ def edits_of(directory: Path) -> list[Path]:
 
 def facts_of(paths: Sequence[Path]) -> int:
     """How many facts the edits to attach have written; a sum names none, but the steps beside it do."""
-    steps = [path for path in paths[0].parent.glob("[0-9]*") if path.name <= paths[-1].name] if paths[0].name.startswith(STATE) else []
-    return sum(len(edit_store.read_manifest(path)["requests"]) for path in steps or paths)
+    if paths[0].name.startswith(STATE):
+        last = int(paths[-1].name.removeprefix(STATE))
+        paths = [path for path in paths[0].parent.glob("[0-9]*") if path.name.isdigit() and int(path.name) <= last]
+    return sum(len(edit_store.read_manifest(path)["requests"]) for path in paths)
 
 
 def _model(edit: Path, named: str | None) -> ModelOptions:

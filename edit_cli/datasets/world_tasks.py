@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ MANIFEST = Path(__file__).parent.parent / "assets" / "tiny-gpt2" / "manifest.jso
 class Embedded(Pooled):
     """A source whose records come from the embedded world, unless a path is given."""
 
+    @abstractmethod
     def records_of(self, world: Any) -> list[dict[str, Any]]:
         """Its records, with their splits."""
-        raise NotImplementedError
 
     def locate(self, monitor: Monitor) -> File:
         if self.path is not None:

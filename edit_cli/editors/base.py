@@ -13,6 +13,7 @@ from edit_cli.lm.kinds import NAMES
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
+AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"  # what methods remember, or spare: examples, text, or whichever there is
 Examples = Callable[[str], Sequence[tuple[str, str]]]  # a split: (prompt, right answer) of what a run neither edits nor asks about
 
 

@@ -16,7 +16,6 @@ from edit_cli.editors.gradients import Shift, gradients, largest, shifted
 from edit_cli.editors.hypernetwork import edited_modules
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw, judged
 from edit_cli.editors.passes import row_losses
-from edit_cli.editors.remembered import Memory
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.editors.tuning import lent
 from edit_cli.edits import Edit, WeightDelta
@@ -47,6 +46,7 @@ class ENN(TrainableEditor):
     """
 
     heads = ("causal", "seq2seq", "classifier")
+    remembers = True
 
     layers: list[int] = field(default_factory=list)
     last: int = 3
@@ -170,9 +170,6 @@ class ENN(TrainableEditor):
                 moved = {name: weight.detach() - exact(lm.place(name).value()) for name, weight in net.weights.items()}
             memory["trained"] = WeightDelta(moved)
         return memory["trained"]
-
-    def memory(self, lm: LM) -> Memory:
-        return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
         return edited_modules(lm, self.layers, self.last, self.part, self.second_in)

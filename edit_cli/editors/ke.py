@@ -16,7 +16,6 @@ from edit_cli.editors.gradients import Gradient, Shift, gradients, largest
 from edit_cli.editors.hypernetwork import edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Lesson, Trial, draw, judged
 from edit_cli.editors.passes import row_losses, rows_right
-from edit_cli.editors.remembered import Memory
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
@@ -60,6 +59,7 @@ class KE(TrainableEditor):
     """
 
     heads = ("causal", "seq2seq", "classifier")
+    remembers = True
     NO_RECIPE = (*TrainableEditor.NO_RECIPE, "rounds")
 
     layers: list[int] = field(default_factory=list)
@@ -158,9 +158,6 @@ class KE(TrainableEditor):
         old = [known[r.text].strip() if r.target_true is None else r.target_true for r in requests]
         texts = [self.condition.format(old=answer, new=r.target_new, prompt=r.text) for answer, r in zip(old, requests, strict=True)]
         return pad_right(lm.tokenizer(texts)["input_ids"], lm.head.pad, lm.device)
-
-    def memory(self, lm: LM) -> Memory:
-        return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
         return edited_modules(lm, self.layers, self.last, self.part, self.second_in)

@@ -46,6 +46,7 @@ class MALMEN(TrainableEditor):
     """
 
     heads = ("causal", "seq2seq", "classifier")
+    remembers = True
     mass_editor = True
 
     layers: list[int] = field(default_factory=list)
@@ -190,9 +191,6 @@ class MALMEN(TrainableEditor):
             return kept & (columns == 0)
         starts, subjects = (torch.tensor(which, device=kept.device)[:, None] for which in zip(*((row.start - 1, at) for row, at in told), strict=True))
         return kept & ((columns >= starts) | (columns == subjects))
-
-    def memory(self, lm: LM) -> Memory:
-        return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
         if self.tokens == "subject" and lm.head.kind != "causal":

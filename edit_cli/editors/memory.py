@@ -91,7 +91,7 @@ class MemoryLayer(Wrapper):
         return 0
 
     def whole(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, content) of an edit that brings all of it to an empty memory."""
+        """(tensors, content) of an edit that brings all of it to an empty memory; asked for only where `bytes` says that it pays."""
         raise NotImplementedError
 
     def rows(self, states: Tensor) -> Tensor | None:

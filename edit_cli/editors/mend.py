@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from edit_cli.editors.gradients import Gradient, Shift, gradients, largest
 from edit_cli.editors.hypernetwork import PARTS, Hypernetwork, edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
-from edit_cli.editors.remembered import Memory
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
@@ -42,6 +41,7 @@ class MEND(TrainableEditor):
     """
 
     heads = ("causal", "seq2seq", "classifier")
+    remembers = True
 
     layers: list[int] = field(default_factory=list)
     last: int = 3
@@ -120,9 +120,6 @@ class MEND(TrainableEditor):
         if self.size == GRADIENT:
             del found["size"]  # so that what was trained before there was a choice is found
         return found
-
-    def memory(self, lm: LM) -> Memory:
-        return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20))
 
     def _sized(self, found: dict[str, Gradient]) -> dict[str, Gradient]:
         return found if self.size == GRADIENT else {name: gradient.sized(self.size == LOSS) for name, gradient in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -80,7 +81,7 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
     return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
 
 
-class Scope(nn.Module):
+class Scope(nn.Module, ABC):
     """g(fact, prompt) in [0, 1]: how likely the fact bears on the prompt."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int) -> None:
@@ -95,17 +96,17 @@ class Scope(nn.Module):
     def separator(self) -> str:
         return self.tokenizer.sep_token or ""
 
+    @abstractmethod
     def keys(self, facts: Sequence[Fact]) -> Tensor:
         """(facts, width) what is kept of each fact, so that no prompt needs it read again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pairs(self, facts: Sequence[Fact], prompts: Sequence[str], which: Tensor) -> tuple[Tensor, Tensor]:
         """(log g, log(1 - g)) of the pairs `which` (n, 2) of a fact and a prompt, by their numbers. Differentiable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def best(self, memory: FactMemory, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(g, number) of the fact that is most in scope of each prompt."""
-        raise NotImplementedError
 
 
 class EmbeddingScope(Scope):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from edit_cli.corpora import Corpus
-from edit_cli.editors.base import Editor
+from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Editor
 from edit_cli.editors.memory import Entries, MemoryLayer, MemoryPatch, mlp_in
 from edit_cli.editors.passes import Passes, passes
 from edit_cli.editors.patch_training import Neurons, PatchTraining, begun
@@ -26,7 +26,6 @@ from edit_cli.lm.places import Undo
 from edit_cli.lm.tokens import Row
 from edit_cli.requests import EditRequest
 
-AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"  # what is remembered
 SHOWN = 200  # facts in the heat-map
 
 

@@ -87,6 +87,7 @@ class TrainableEditor(Editor):
     )  # fmt: skip
 
     bound_to: ClassVar[str] = "weights"  # what `base` tells of the model
+    remembers: ClassVar[bool] = False  # keeps what the unedited model says during a training
 
     checkpoint: str | None = None
     trained_on: str | None = None
@@ -127,8 +128,8 @@ class TrainableEditor(Editor):
         """Take note of what validation found, in the network alone, so that a resumed training knows it (bounds that tighten)."""
 
     def memory(self, lm: LM) -> Memory | None:
-        """What the unedited model has said of training prompts, for editors that keep it during a training."""
-        return None
+        """What the unedited model has said of training prompts, for editors that keep it (`remembers`)."""
+        return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20)) if self.remembers else None
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 
 from edit_cli.corpora import Corpus
-from edit_cli.editors.base import Editor
+from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Editor
 from edit_cli.editors.contexts import ContextOptions
 from edit_cli.editors.memory import module_of
 from edit_cli.editors.passes import passes, row_losses
@@ -26,7 +26,7 @@ from edit_cli.lm.tokens import answer
 from edit_cli.requests import EditRequest
 
 DOCUMENTS = 2000  # of the corpus, from which irrelevant sentences are drawn
-AUTO, EXAMPLES, CORPUS, TRAINING = "auto", "examples", "corpus", "train"
+TRAINING = "train"  # the split of the examples
 
 
 @dataclass(kw_only=True)
@@ -37,8 +37,9 @@ class Wise(Editor):
     max(0, Δ(x_i) − α) + max(0, β − Δ(x_e)) + max(0, γ − (Δ(x_e) − Δ(x_i))), x_i being texts that name none of the subjects: `irrelevant` a
     fact. elsewhere: where they come from: "examples" of the training split, as published; sentences of `corpus`; or "auto": examples where
     the data have such a split.
-    score: of a prompt: "mean" over its tokens, or that of its "last" one. act_ratio: share of ε above which a memory answers. mask_ratio: ρ. shard_every: facts a shard holds. merge_every: facts after which all
-    shards are merged; null keeps them apart and asks the one that is stirred most (WISE-Retrieve). density: kept by TIES.
+    score: of a prompt: "mean" over its tokens, or that of its "last" one. act_ratio: share of ε above which a memory answers.
+    mask_ratio: ρ. shard_every: facts a shard holds. merge_every: facts after which all shards are merged; null keeps them apart and asks the
+    one that is stirred most (WISE-Retrieve). density: kept by TIES.
     lr, steps, weight_decay: SGD under the mask, every entry within `bound` of the original. It stops once the loss is below `stop_loss`
     and has moved by `stop_change` at most.
     """

@@ -12,9 +12,9 @@ from typing import Any
 from edit_cli.metrics.registry import METRICS
 from edit_cli.report import words
 from edit_cli.report.comparison import last_side
+from edit_cli.report.curves import scale_perplexity
 
 WIDE = 3  # panels side by side
-FAR = 20  # ratio of perplexities from which on they are drawn on a logarithmic scale
 FACTS = "facts"  # the x-axis of sequential runs
 
 
@@ -103,9 +103,8 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
             plot.set_xticks(range(len(places)), places, rotation=30, ha="right")
         unit = METRICS[metric].unit
         plot.set(title=METRICS[metric].label, xlabel="facts edited, all in place" if x == FACTS else x, ylabel=unit)
-        values = [p.entry["mean"] for p in points if p.metric == metric and p.entry["mean"]]
-        if metric == "perplexity" and max(values, default=1) > FAR * min(values, default=1):
-            plot.set_yscale("log")
+        if metric == "perplexity":
+            scale_perplexity(plot, [p.entry["mean"] for p in points if p.metric == metric])
         if unit == "%":
             plot.set_ylim(-2, 102)
         plot.grid(alpha=0.3)

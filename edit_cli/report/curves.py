@@ -12,7 +12,7 @@ from edit_cli.report.sequence import curve_series
 
 COURSE, FORGETTING = "curve", "forgetting"
 TINTS = "viridis"
-FAR = 20  # times the unedited model's perplexity: from there on a logarithmic scale
+FAR = 20  # ratio of perplexities from which on they are drawn on a logarithmic scale
 
 Panel = tuple[str, float, Callable[[Any], None]]  # label of the y-axis, height, what draws it
 
@@ -72,11 +72,9 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
     def fluency(plot: Any) -> None:
         _line(plot, perplexity, "edited")
         start = summary["metrics"].get("perplexity", {}).get("before", {}).get("mean")
-        values = [entry["mean"] for _, entry in perplexity if entry["mean"]]
         if start:
             plot.axhline(start, color="gray", linestyle=":", linewidth=1.2, label="unedited")
-        if start and values and max(values) > FAR * start:
-            plot.set_yscale("log")
+        scale_perplexity(plot, [start, *(entry["mean"] for _, entry in perplexity)])
 
     def seconds(plot: Any) -> None:
         facts, each = zip(*summary["cost"], strict=True)
@@ -90,6 +88,13 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
         ("moved by, %", 1.6, norms) if weights or drift else None,
         ("seconds a fact", 1.2, seconds) if summary["cost"] else None,
     ]
+
+
+def scale_perplexity(plot: Any, values: Sequence[float | None]) -> None:
+    """A logarithmic scale where perplexities are far apart; those that are not known, such as infinite ones, do not count."""
+    known = [value for value in values if value]
+    if max(known, default=1) > FAR * min(known, default=1):
+        plot.set_yscale("log")
 
 
 def _running_median(values: Sequence[float]) -> list[float]:

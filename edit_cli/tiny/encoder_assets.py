@@ -53,8 +53,14 @@ def make_encoder(kind: str, out: Path, options: EncoderOptions, command: str, re
 def new_model(kind: str, tokenizer: PreTrainedTokenizerFast, options: EncoderOptions) -> Any:
     """An untrained model of that size, without dropout."""
     import torch
-    from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification, T5Config
-    from transformers import T5ForConditionalGeneration
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        BertConfig,
+        BertForSequenceClassification,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     torch.manual_seed(options.seed)
     common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
