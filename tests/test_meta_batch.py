@@ -52,3 +52,9 @@ def test_the_same_answer_is_drawn_where_there_is_one():
         assert any((p.prompt, p.target, p.group) == (prompt, answer, "same_relation") for p in case.probes)
         assert (answer == true) == (true in answers)
     assert {true in answers for answers, true in told} == {True, False}
+
+
+@pytest.mark.parametrize(("options", "told"), [({"outer": "sen"}, "method.draw.outer=sen"), ({"locality": ["random", "hrad"]}, "method.draw.locality=hrad")])
+def test_a_group_that_no_data_can_have_is_refused(options, told):
+    with pytest.raises(UsageError, match=f"{told}: choose any, "):
+        DrawOptions(**options)

@@ -16,6 +16,7 @@ from edit_cli.editors.remembered import Memory, base_answers
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.model import LM
+from edit_cli.metrics.registry import PARTS
 from edit_cli.requests import Case, Probe
 
 WITHIN, BEYOND = ("paraphrase", "portability"), ("locality", "neighborhood")
@@ -38,6 +39,13 @@ class DrawOptions:
 
     outer: str = ANY
     locality: list[str] = field(default_factory=lambda: [ANY])
+
+    def __post_init__(self) -> None:
+        outer, locality = ([name for whole, name, _ in PARTS.values() if whole in kinds] for kinds in (WITHIN, BEYOND))
+        for key, names, known in (("outer", [self.outer], [ANY, SWAPPED, *outer]), ("locality", self.locality, [ANY, SAME_ANSWER, *locality])):
+            for name in names:
+                if name not in known:
+                    raise UsageError(f"method.draw.{key}={name}: choose {', '.join(known[:-1])} or {known[-1]}")
 
 
 @dataclass(frozen=True)
