@@ -6,15 +6,23 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow tiny-model bench clean
+.PHONY: help install check types-baseline demo test test-slow tiny-model bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv and install edit-cli with the tested versions; done by the other targets too
 
 demo: $(INSTALLED) ## edit 100 facts in the embedded model with MEMIT and show what it did
 	$(BIN)/edit-cli evaluate method=memit dataset=counterfact
+
+check: $(INSTALLED) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy | $(BIN)/mypy-baseline filter
+
+types-baseline: $(INSTALLED) ## take type errors that are gone off the list of known ones
+	$(BIN)/mypy | $(BIN)/mypy-baseline sync
 
 test: $(INSTALLED) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
@@ -29,7 +37,7 @@ bench: $(INSTALLED) ## time the fast paths against the plain ones (minutes); a t
 	$(BIN)/python benchmarks/bench.py
 
 clean: ## delete .venv and what building left behind; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # Nothing is installed again unless one of these files changed.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -38,5 +46,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	done; \
 	if [ -z "$$found" ]; then echo "edit-cli needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
 	[ -x $(BIN)/python ] || "$$found" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,check]'
 	@touch $@

@@ -1,12 +1,15 @@
-"""Our fast paths against the plain ones, and how the cost of MEMIT grows. Ratios come from one run; absolute times are this machine's.
+"""Our fast paths against the plain ones, and how the cost of MEMIT grows.
+
+Ratios come from one run; absolute times are this machine's.
 
     make bench                                                   # all of it; a few minutes
     python benchmarks/bench.py --growth 1 10 100 1000 10000      # 10,000 edits take many minutes on two cores
     python benchmarks/bench.py --only statistics --stats-width 768
-    python benchmarks/bench.py --only growth --model MODEL       # a GPT-2 that knows the facts: optimisations stop early, as in practice
+    python benchmarks/bench.py --only growth --model MODEL       # a GPT-2 that knows the facts: optimisations stop
+    early, as in practice
 
-The model is a GPT-2 with random weights (6 layers, width 256; every optimisation takes all of its 20 passes) unless --model names a
-directory; the facts are those of the embedded world. Results are printed as tables and written as JSON.
+The model is a GPT-2 with random weights (6 layers, width 256; every optimisation takes all of its 20 passes) unless
+--model names a directory; the facts are those of the embedded world. Results are printed as tables and written as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +30,20 @@ from rich.console import Console
 from rich.table import Table
 
 PARTS = ("value", "keys", "statistics", "solve", "evaluation", "growth")
-COLUMNS = ("edits", "width", "layers", "cpu_s", "wall_s", "edits_per_s", "mean_steps", "peak_mib", "value", "keys", "solve", "apply")
+COLUMNS = (
+    "edits",
+    "width",
+    "layers",
+    "cpu_s",
+    "wall_s",
+    "edits_per_s",
+    "mean_steps",
+    "peak_mib",
+    "value",
+    "keys",
+    "solve",
+    "apply",
+)
 
 
 def compare(parts: list[str], edits: int, stats_width: int, stats_depth: int) -> list[Ratio]:
@@ -54,7 +70,9 @@ def points(counts: list[int], model: str | None, threads: int) -> list[Point]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}"
+    )
     parser.add_argument("--edits", type=int, default=100, help="for value optimisation and keys")
     parser.add_argument("--growth", type=int, nargs="*", default=[1, 10, 100, 1000], help="numbers of edits")
     parser.add_argument("--model", help="a GPT-2's directory for the growth with the number of edits")
@@ -67,18 +85,31 @@ def main() -> None:
     console = Console(width=150)
     ratios = compare(options.only, options.edits, options.stats_width, options.stats_depth)
     if ratios:
-        table = Table("what", "plain, CPU s", "fast, CPU s", "ratio", "remark", title=f"Fast against plain, {options.threads} thread(s)")
+        table = Table(
+            "what",
+            "plain, CPU s",
+            "fast, CPU s",
+            "ratio",
+            "remark",
+            title=f"Fast against plain, {options.threads} thread(s)",
+        )
         for found in ratios:
             table.add_row(found.what, f"{found.plain:.2f}", f"{found.fast:.2f}", f"{found.ratio:.1f}", found.note)
         console.print(table)
     rows = []
     if "growth" in options.only:
-        table = Table(*COLUMNS, title="MEMIT: how the cost grows (seconds by phase; peak memory of a process of its own)")
+        table = Table(
+            *COLUMNS, title="MEMIT: how the cost grows (seconds by phase; peak memory of a process of its own)"
+        )
         for point in points(options.growth, options.model, options.threads):
             rows.append(measure_apart(point))
             table.add_row(*(f"{rows[-1].get(column, 0):.4g}" for column in COLUMNS))
         console.print(table)
-    report = {"threads": options.threads, "ratios": [asdict(found) | {"ratio": found.ratio} for found in ratios], "growth": rows}
+    report = {
+        "threads": options.threads,
+        "ratios": [asdict(found) | {"ratio": found.ratio} for found in ratios],
+        "growth": rows,
+    }
     options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     console.print(f"written to {options.out}")
 

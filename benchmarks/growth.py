@@ -1,4 +1,7 @@
-"""How the cost of MEMIT grows with edits, width and layers. Every point is a process of its own, so that peaks of memory are its own."""
+"""How the cost of MEMIT grows with edits, width and layers.
+
+Every point is a process of its own, so that peaks of memory are its own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ from edit_cli.stats import MomentStore
 
 @dataclass(frozen=True)
 class Point:
-    """What is edited. model: a directory, null for random weights. layers: those that are written, the last one holds the targets."""
+    """What is edited. model: a directory, null for random weights.
+
+    layers: those that are written, the last one holds the targets.
+    """
 
     edits: int
     width: int = 256
@@ -30,13 +36,19 @@ class Point:
 
 
 def measure(point: Point) -> dict[str, float]:
-    """CPU and wall seconds of one edit call (statistics not counted), seconds by phase, peak memory of the process in MiB."""
+    """CPU and wall seconds of one edit call (statistics not counted), seconds by phase, peak memory of the process
+    in MiB.
+    """
     torch.set_num_threads(point.threads)
     lm = ModelOptions(name="trained", id=point.model, device="cpu").load() if point.model else random_model(point.width)
     lm.model.float()
     requests = facts(point.edits)
     with tempfile.TemporaryDirectory() as folder:
-        editor = MEMIT(layers=point.layers, covariance_weight=200.0, moments=MomentStore(EmbeddedText(), tokens=5000, cache_dir=folder))
+        editor = MEMIT(
+            layers=point.layers,
+            covariance_weight=200.0,
+            moments=MomentStore(EmbeddedText(), tokens=5000, cache_dir=folder),
+        )
         editor.covariances(lm, point.layers)
         editor.contexts(lm)
         before = _peak()

@@ -1,10 +1,12 @@
-"""A long sequence with a memory (GRACE by default), saved step by step, taken up in a new process, asked, and taken off again.
+"""A long sequence with a memory (GRACE by default), saved step by step, taken up in a new process, asked, and taken off
+again.
 
     python benchmarks/memory_round_trip.py
     python benchmarks/memory_round_trip.py --method wise --facts 100
 
-The second process loads the model and every saved edit, gives the logits of the whole world's prompts, and takes the edits off. Told are sizes
-and seconds, and whether the logits and afterwards every weight are the same bits as in the first process.
+The second process loads the model and every saved edit, gives the logits of the whole world's prompts, and takes the
+edits off. Told are sizes and seconds, and whether the logits and afterwards every weight are the same bits as in the
+first process.
 """
 
 from __future__ import annotations
@@ -62,7 +64,10 @@ def make(folder: Path, method: str, facts: int) -> None:
         lm.attach(edit)
     save_file(answers(lm, facts), folder / "first.safetensors")
     size = sum(file.stat().st_size for file in (folder / "edits").rglob("*") if file.is_file())
-    print(f"{facts:,} edits by {method}: {1000 * spent['edit'] / facts:.1f} ms an edit, {1000 * spent['save'] / facts:.1f} ms to save it")
+    print(
+        f"{facts:,} edits by {method}: {1000 * spent['edit'] / facts:.1f} ms an edit,"
+        f" {1000 * spent['save'] / facts:.1f} ms to save it"
+    )
     print(f"on disk: {size / 1e6:.1f} MB, {size / 1e3 / facts:.1f} KB an edit")
     (folder / "fingerprint").write_text(before)
 
@@ -74,7 +79,10 @@ def take_up(folder: Path, facts: int) -> None:
         lm.attach(edit_store.load(path, lm))
     print(f"in a new process: loaded and attached in {time.perf_counter() - began:.2f} s")
     first, again = load_file(folder / "first.safetensors"), answers(lm, facts)
-    print(f"log-probabilities of {len(first):,} answers: {'the same bits' if all(torch.equal(first[key], again[key]) for key in first) else 'NOT the same'}")
+    print(
+        f"log-probabilities of {len(first):,} answers:"
+        f" {'the same bits' if all(torch.equal(first[key], again[key]) for key in first) else 'NOT the same'}"
+    )
     began = time.perf_counter()
     while lm.attached:
         lm.detach()

@@ -3,12 +3,12 @@
     git clone https://github.com/eric-mitchell/mend REFERENCE       # not part of this project
     python benchmarks/mend.py REFERENCE --edits 64
 
-First the update of both is compared, for the same weights of the networks; then edits trained a second and peak memory, each in a process
-of its own: theirs one edit at a time, ours one at a time, and ours with independent edits in one batch. What the frozen model says of a
-prompt is kept by ours, so that epochs after the first cost less: both are shown, and a whole training of eight epochs, which draws anew in
-each as trainings do. Nothing of the reference is
-copied or changed; the one function that it takes from a fork of `higher` (a model in which some weights are exchanged without a copy) is
-stood in for by torch.func.functional_call.
+First the update of both is compared, for the same weights of the networks; then edits trained a second and peak memory,
+each in a process of its own: theirs one edit at a time, ours one at a time, and ours with independent edits in one
+batch. What the frozen model says of a prompt is kept by ours, so that epochs after the first cost less: both are shown,
+and a whole training of eight epochs, which draws anew in each as trainings do. Nothing of the reference is copied or
+changed; the one function that it takes from a fork of `higher` (a model in which some weights are exchanged without a
+copy) is stood in for by torch.func.functional_call.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ def loaded() -> LM:
 
 
 def modules(lm: LM) -> list[str]:
-    return editor()._modules(lm)[0]  # noqa: SLF001
+    return editor()._modules(lm)[0]
 
 
 class Exchanged(torch.nn.Module):
-    """A model in which other tensors stand for its parameters: what `higher`'s monkeypatch(model, in_place=True) gives."""
+    """A model in which other tensors stand for its parameters: what `higher`'s monkeypatch(model, in_place=True)
+    gives.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -97,10 +99,13 @@ def reference(folder: Path, lm: LM) -> Any:
 
     weights = [f"{name}.weight" for name in modules(lm)]
     network = {
-        "n_hidden": 1, "init": "id", "norm": True, "combine": True, "x_only": False, "delta_only": False, "one_sided": False, "act": "relu",
+        "n_hidden": 1, "init": "id", "norm": True, "combine": True, "x_only": False, "delta_only": False,
+        "one_sided": False, "act": "relu",
         "rank": RANK, "mlp_class": "IDMLP", "shared": True,
     }  # fmt: skip
-    config = SimpleNamespace(model=SimpleNamespace(name="gpt2", inner_params=weights), mend=SimpleNamespace(**network), edit_lr=1e-3)
+    config = SimpleNamespace(
+        model=SimpleNamespace(name="gpt2", inner_params=weights), mend=SimpleNamespace(**network), edit_lr=1e-3
+    )
     for name, parameter in lm.model.named_parameters():
         parameter.requires_grad_(name in weights)
     return Theirs(lm.model, config, lambda: None)
@@ -131,8 +136,16 @@ def same_update(folder: Path) -> float:
     them.edit_lrs.data = -net.steps.data
     for d_in, d_out in dict.fromkeys(net.hypernetwork.shapes):
         own, other = net.hypernetwork.transforms[f"{d_in}x{d_out}"], them.mend[str((d_in, d_out))]
-        mean, deviation = own.normaliser.mean.float(), (own.normaliser.squares / (own.normaliser.count - 1)).sqrt().float()
-        other.u_mean, other.v_mean, other.u_std, other.v_std = mean[:d_in], mean[d_in:], deviation[:d_in], deviation[d_in:]
+        mean, deviation = (
+            own.normaliser.mean.float(),
+            (own.normaliser.squares / (own.normaliser.count - 1)).sqrt().float(),
+        )
+        other.u_mean, other.v_mean, other.u_std, other.v_std = (
+            mean[:d_in],
+            mean[d_in:],
+            deviation[:d_in],
+            deviation[d_in:],
+        )
         for layer, copy in zip(own.layers, other.mlp.layers, strict=True):
             copy.u.data, copy.v.data, copy.bias.data = layer.up.data, layer.down.data, layer.bias.data
             copy.mode_scale.weight.data, copy.mode_shift.weight.data = layer.scale.data, layer.offset.data
@@ -151,7 +164,10 @@ def same_update(folder: Path) -> float:
 
 
 def measure(kind: str, folder: str, count: int, per_batch: int, epoch: int) -> dict[str, float]:
-    """epoch: 1, 2 if every prompt has been seen before, or WHOLE. Edits trained a second and peak memory (MiB above what loading took)."""
+    """epoch: 1, 2 if every prompt has been seen before, or WHOLE.
+
+    Edits trained a second and peak memory (MiB above what loading took).
+    """
     torch.set_num_threads(1)
     lm = loaded()
     torch.manual_seed(0)
@@ -168,7 +184,12 @@ def measure(kind: str, folder: str, count: int, per_batch: int, epoch: int) -> d
             work(chunk, (number * per_batch) % EVERY == 0 or per_batch > 1)
     trained = epochs * sum(map(len, chunks[1:]))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return {"edits_per_cpu_s": trained / cpu, "edits_per_s": trained / wall, "peak_mib": _peak(), "grown_mib": _peak() - base}
+    return {
+        "edits_per_cpu_s": trained / cpu,
+        "edits_per_s": trained / wall,
+        "peak_mib": _peak(),
+        "grown_mib": _peak() - base,
+    }
 
 
 def _ours(lm: LM) -> Any:
@@ -187,7 +208,9 @@ def _ours(lm: LM) -> Any:
 
 
 def _theirs(folder: Path, lm: LM) -> Any:
-    """One training step as their trainer takes it: locality before, edit, loss on the rephrased prompt, locality after."""
+    """One training step as their trainer takes it: locality before, edit, loss on the rephrased prompt, locality
+    after.
+    """
     them = reference(folder, lm).train()
     from losses import kl_loc_loss, masked_log_probs
 
@@ -202,7 +225,9 @@ def _theirs(folder: Path, lm: LM) -> Any:
             nll = masked_log_probs(edited(**outer), outer["labels"], shift=True)["nll"]
             after = edited(**local)
             mask = local["labels"][:, 1:] != -100
-            loss = 0.1 * nll + kl_loc_loss(before[:, :-1].contiguous(), after[:, :-1].contiguous(), mask=mask.contiguous())
+            loss = 0.1 * nll + kl_loc_loss(
+                before[:, :-1].contiguous(), after[:, :-1].contiguous(), mask=mask.contiguous()
+            )
             loss.backward()
         if step:
             torch.nn.utils.clip_grad_norm_(them.outer_parameters(), 100.0)
@@ -244,7 +269,12 @@ def main() -> None:
             found = apart("ours", str(folder), max(options.edits, 4 * size), size, epoch)
             report["runs"].append({"who": "ours", "batch": size, "prompts": name, **found})
             ratio = found["edits_per_cpu_s"] / theirs["edits_per_cpu_s"]
-            table.add_row(f"ours, {size} in a batch, {name}", f"{found['edits_per_cpu_s']:.1f}", f"{ratio:.2f}", f"{found['peak_mib']:.0f}")
+            table.add_row(
+                f"ours, {size} in a batch, {name}",
+                f"{found['edits_per_cpu_s']:.1f}",
+                f"{ratio:.2f}",
+                f"{found['peak_mib']:.0f}",
+            )
     console = Console()
     console.print(f"largest relative difference of the updates: {report['largest_relative_difference_of_updates']:.2e}")
     console.print(table)

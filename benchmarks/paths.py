@@ -27,7 +27,10 @@ from edit_cli.stats import MomentStore
 
 @dataclass(frozen=True)
 class Ratio:
-    """plain, fast: CPU seconds for the same work. A plain path that was run on a part of it is scaled up; `note` says so."""
+    """plain, fast: CPU seconds for the same work.
+
+    A plain path that was run on a part of it is scaled up; `note` says so.
+    """
 
     what: str
     plain: float
@@ -43,7 +46,9 @@ def value_optimisation(lm: LM, requests: list[EditRequest], sample: int = 5) -> 
     """Whole rows, one at a time, and the whole model at every step, against the batched search."""
     contexts, options, some = ContextOptions().build(lm), ValueOptions(stop_loss=0.0), requests[:sample]
     optimise_values(lm, some, LAYERS[-1], "block", options, contexts)
-    _, (plain, _) = clocked(lambda: [plain_value(lm, request, LAYERS[-1], "block", options, contexts) for request in some])
+    _, (plain, _) = clocked(
+        lambda: [plain_value(lm, request, LAYERS[-1], "block", options, contexts) for request in some]
+    )
     _, (fast, _) = clocked(lambda: optimise_values(lm, requests, LAYERS[-1], "block", options, contexts))
     what = f"value optimisation, {len(requests)} edits, 20 steps"
     return Ratio(what, plain / len(some) * len(requests), fast, f"plain: {len(some)} edits, scaled")
@@ -51,7 +56,9 @@ def value_optimisation(lm: LM, requests: list[EditRequest], sample: int = 5) -> 
 
 @torch.no_grad()
 def plain_keys(lm: LM, requests: list[EditRequest], layer: int) -> torch.Tensor:
-    """Keys (m, n) of a layer: whole prompts, one row at a time, through the whole model; states of the bare prompts likewise."""
+    """Keys (m, n) of a layer: whole prompts, one row at a time, through the whole model; states of the bare prompts
+    likewise.
+    """
     contexts, found = ContextOptions().build(lm), []
     for which, listen, module in (
         (contexts, on_input, lm.layout.mlp_out(layer)),
@@ -113,7 +120,9 @@ def linear_algebra(count: int = 50, width: int = 2048, batches: int = 3) -> Rati
 
 @torch.no_grad()
 def plain_record(lm: LM, pairs: list[tuple[str, str]]) -> list[float]:
-    """Mean negative log-likelihoods of one record's (prompt, target) rows in one padded batch, from the logits of every token."""
+    """Mean negative log-likelihoods of one record's (prompt, target) rows in one padded batch, from the logits of
+    every token.
+    """
     rows = lm.head.encode(pairs)
     ids, mask = pad_right([row.ids for row in rows], lm.head.pad, lm.device)
     scores = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.log_softmax(-1)
@@ -124,7 +133,9 @@ def plain_record(lm: LM, pairs: list[tuple[str, str]]) -> list[float]:
 
 
 def evaluation(lm: LM, cases: list[Case]) -> list[Ratio]:
-    """Scoring all records' prompts and targets together, against one record at a time, and against one row at a time."""
+    """Scoring all records' prompts and targets together, against one record at a time, and against one row at a
+    time.
+    """
     by_record = [[(p.prompt, x) for p in case.probes if p.target for x in (p.target, p.foil) if x] for case in cases]
     pairs = [pair for record in by_record for pair in record]
     some = pairs[: len(pairs) // 10]
@@ -137,5 +148,10 @@ def evaluation(lm: LM, cases: list[Case]) -> list[Ratio]:
     torch.testing.assert_close(fast_nll[: len(some)], torch.tensor(alone), rtol=1e-3, atol=1e-3)
     return [
         Ratio(f"scoring {len(cases)} records ({len(pairs):,} rows), against one record at a time", record, fast),
-        Ratio("the same, against one row at a time", row * len(pairs) / len(some), fast, f"plain: {len(some)} rows, scaled"),
+        Ratio(
+            "the same, against one row at a time",
+            row * len(pairs) / len(some),
+            fast,
+            f"plain: {len(some)} rows, scaled",
+        ),
     ]

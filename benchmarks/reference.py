@@ -2,13 +2,15 @@
 
     git clone https://github.com/kmeng01/memit REFERENCE            # not part of this project
     pip install datasets nltk matplotlib pyyaml scikit-learn        # what it imports, beside torch and transformers
-    python -m edit_cli.tiny world --width 256 --out MODEL           # a trained GPT-2 of 6 layers (about ten minutes), or leave --model out
-    python benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1
-    torchrun --nproc_per_node 2 benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1 --their-threads 2
+    python -m edit_cli.tiny world --width 256 --out MODEL           # a trained GPT-2 of 6 layers (about ten minutes),
+    or leave --model out python benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1
+    torchrun --nproc_per_node 2 benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1
+    --their-threads 2
 
-The second gives our side two processes, and theirs, which knows no processes, two threads; CPU seconds are those of all processes.
-Without --model the weights are random: no optimisation stops early and both sides take all steps. Nothing of the reference is
-copied or changed on disk; what it needs to run on a CPU and with today's transformers is put in front of it here.
+The second gives our side two processes, and theirs, which knows no processes, two threads; CPU seconds are those of all
+processes. Without --model the weights are random: no optimisation stops early and both sides take all steps. Nothing of
+the reference is copied or changed on disk; what it needs to run on a CPU and with today's transformers is put in front
+of it here.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def import_reference(folder: Path) -> tuple[Any, Any, Any]:
         raise SystemExit(f"{folder} is no clone of https://github.com/kmeng01/memit")
     hook = importlib.machinery.FileFinder.path_hook((OnCPU, [".py"]))
     inside = str(folder.resolve())
-    sys.path_hooks.insert(0, lambda path: hook(path) if path.startswith(inside) else (_ for _ in ()).throw(ImportError()))
+    sys.path_hooks.insert(
+        0, lambda path: hook(path) if path.startswith(inside) else (_ for _ in ()).throw(ImportError())
+    )
     sys.path.insert(0, inside)
     os.chdir(inside)  # it reads globals.yml from the working directory
     from memit import compute_z, memit_main
@@ -76,7 +80,9 @@ def blocks_as_tuples(lm: LM) -> None:
     for block in lm.model.transformer.h:
         block.register_forward_hook(lambda _, __, output: (output,))
     for module in [*lm.model.transformer.h, lm.model.transformer.ln_f]:
-        module.register_forward_pre_hook(lambda _, args: (args[0][0], *args[1:]) if args and isinstance(args[0], tuple) else None)
+        module.register_forward_pre_hook(
+            lambda _, args: (args[0][0], *args[1:]) if args and isinstance(args[0], tuple) else None
+        )
 
 
 class Theirs:
@@ -87,11 +93,16 @@ class Theirs:
         self.main, _, hyper = import_reference(folder)
         value = editor.value
         self.hyper = hyper(
-            layers=LAYERS, layer_selection="all", fact_token="subject_last", v_num_grad_steps=value.steps, v_lr=value.lr,
-            v_loss_layer=lm.layout.depth - 1, v_weight_decay=value.weight_decay, clamp_norm_factor=value.clamp_norm_factor,
-            kl_factor=value.kl_factor, mom2_adjustment=True, mom2_update_weight=WEIGHT, rewrite_module_tmp="transformer.h.{}.mlp.c_proj",
-            layer_module_tmp="transformer.h.{}", mlp_module_tmp="transformer.h.{}.mlp", attn_module_tmp="transformer.h.{}.attn",
-            ln_f_module="transformer.ln_f", lm_head_module="transformer.wte", mom2_dataset="", mom2_n_samples=0, mom2_dtype="float32",
+            layers=LAYERS, layer_selection="all", fact_token="subject_last", v_num_grad_steps=value.steps,
+            v_lr=value.lr,
+            v_loss_layer=lm.layout.depth - 1, v_weight_decay=value.weight_decay,
+            clamp_norm_factor=value.clamp_norm_factor,
+            kl_factor=value.kl_factor, mom2_adjustment=True, mom2_update_weight=WEIGHT,
+            rewrite_module_tmp="transformer.h.{}.mlp.c_proj",
+            layer_module_tmp="transformer.h.{}", mlp_module_tmp="transformer.h.{}.mlp",
+            attn_module_tmp="transformer.h.{}.attn",
+            ln_f_module="transformer.ln_f", lm_head_module="transformer.wte", mom2_dataset="", mom2_n_samples=0,
+            mom2_dtype="float32",
         )  # fmt: skip
         templates = [["{}"], [prefix + "{}" for prefix in prefixes]]
         moments = {layer: editor.moments.second_moment(lm, layer).matrix.float() for layer in LAYERS}
@@ -106,13 +117,18 @@ class Theirs:
     def edit(self, requests: Sequence[EditRequest]) -> dict[str, Tensor]:
         """Updates (d_in, d_out) by weight."""
         rows = [
-            {"case_id": number, "prompt": request.prompt, "subject": request.subject, "target_new": {"str": request.target_new}}
+            {
+                "case_id": number,
+                "prompt": request.prompt,
+                "subject": request.subject,
+                "target_new": {"str": request.target_new},
+            }
             for number, request in enumerate(requests)
         ]
         self.values.clear()
         with contextlib.redirect_stdout(io.StringIO()):
             deltas = self.main.execute_memit(self.lm.model, self.lm.tokenizer, rows, self.hyper)
-        return {name: (keys.double() @ values.double().T) for name, (keys, values) in deltas.items()}
+        return {name: keys.double() @ values.double().T for name, (keys, values) in deltas.items()}
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -132,7 +148,9 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1, help="of each of our processes")
     parser.add_argument("--their-threads", type=int, help="of the reference (default: as many as ours)")
-    parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache").resolve(), help="where statistics are kept")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("benchmarks/cache").resolve(), help="where statistics are kept"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     out = options.out and options.out.resolve()
@@ -143,7 +161,8 @@ def main() -> None:
     prefixes = ContextOptions().build(lm).groups[1]
     # the editor adds ". " to given prefixes, and sampled ones end with it
     editor = MEMIT(
-        layers=LAYERS, covariance_weight=WEIGHT, moments=MomentStore(corpus=EmbeddedText(), cache_dir=str(options.cache)),
+        layers=LAYERS, covariance_weight=WEIGHT, moments=MomentStore(corpus=EmbeddedText(),
+        cache_dir=str(options.cache)),
         context=ContextOptions(prefixes=[prefix.removesuffix(". ") for prefix in prefixes]),
     )  # fmt: skip
     gc.freeze()  # as the commands do
@@ -173,7 +192,8 @@ def main() -> None:
         "wall_seconds": {"ours": ours[1], "reference": reference[1], "ratio": reference[1] / ours[1]},
         "phases_ours": {name: round(seconds, 3) for name, seconds in phases.items()},
         "values_relative_difference": {"all": difference(found.target, values), "worst_edit": float(each.max())},
-        "updates_relative_difference": {name: difference(update.stored(lm, name), matrix) for name, matrix in expected.items()},
+        "updates_relative_difference": {name: difference(update.stored(lm, name), matrix) for name,
+        matrix in expected.items()},
     }  # fmt: skip
     print(json.dumps(report, indent=1))
     if out:

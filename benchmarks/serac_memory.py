@@ -2,10 +2,11 @@
 
     python benchmarks/serac_memory.py
 
-The networks have the sizes of conf/tuned/serac/tiny-gpt2.yaml and are not trained: time does not depend on it. Facts lie far from all that
-is asked, so that every query is looked up among all of them and then answered by the model, whatever the memory's size. Facts are stored
-as they are edited: one edit of 100, and a sequence of 100 edits of 100. Shown are medians of milliseconds a query: a batch of prompts
-scored, one prompt scored, one text written, and the look-up of a batch alone.
+The networks have the sizes of conf/tuned/serac/tiny-gpt2.yaml and are not trained: time does not depend on it. Facts
+lie far from all that is asked, so that every query is looked up among all of them and then answered by the model,
+whatever the memory's size. Facts are stored as they are edited: one edit of 100, and a sequence of 100 edits of 100.
+Shown are medians of milliseconds a query: a batch of prompts scored, one prompt scored, one text written, and the
+look-up of a batch alone.
 """
 
 from __future__ import annotations

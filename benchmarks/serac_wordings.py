@@ -3,11 +3,12 @@
     python benchmarks/serac_wordings.py --seeds 0 1 2
     python benchmarks/serac_wordings.py --seeds 0 --sizes 75 method.scope.trained_blocks=null method.scope.head=null
 
-For every seed the editor is trained on the world's training split without the held-out wordings, and facts of the test split are stored, in
-other wordings. Asked is for their answers (ES: every target token is the likeliest), as stored, in wordings of the training and in held-out
-ones; and for what lies next to them: how many of these prompts are routed to a fact. Other facts about the same subject count unless they
-are stored as well. `invented` puts made-up names in the subjects' place, which no pretrained encoder has met, and asks the same of them.
-Other arguments are settings of `train-editor`. Prints a table and writes OUT.json.
+For every seed the editor is trained on the world's training split without the held-out wordings, and facts of the test
+split are stored, in other wordings. Asked is for their answers (ES: every target token is the likeliest), as stored, in
+wordings of the training and in held-out ones; and for what lies next to them: how many of these prompts are routed to a
+fact. Other facts about the same subject count unless they are stored as well. `invented` puts made-up names in the
+subjects' place, which no pretrained encoder has met, and asks the same of them. Other arguments are settings of
+`train-editor`. Prints a table and writes OUT.json.
 """
 
 from __future__ import annotations
@@ -78,7 +79,13 @@ class Wordings:
             key: [item for item in row[key] if test or not self._held_out.fullmatch(item["prompt"])]
             for key in ("unrelated", "same_relation", "same_subject")
         }
-        return {**row, "prompt": prompt, "paraphrases_seen": others[: HELD_OUT + (not test)], "paraphrases": apart, **local}
+        return {
+            **row,
+            "prompt": prompt,
+            "paraphrases_seen": others[: HELD_OUT + (not test)],
+            "paraphrases": apart,
+            **local,
+        }
 
 
 def _pattern(wordings: Any) -> re.Pattern[str]:
@@ -116,7 +123,9 @@ def measure(lm: LM, editor: Any, cases: Sequence[Case], size: int, wordings: Wor
                         inside.append(probe)
                     elif probe.group != "same_subject" or (subject, wordings.relation(probe.prompt)) not in stored:
                         beside.append(probe)
-            for probe, score in zip(inside, lm.loglikelihood([(probe.prompt, probe.target) for probe in inside]), strict=True):
+            for probe, score in zip(
+                inside, lm.loglikelihood([(probe.prompt, probe.target) for probe in inside]), strict=True
+            ):
                 shares.setdefault(probe.group or "edited", []).append(all(score.hits))
             for probe, to in zip(beside, edit.destinations(lm.head, [probe.prompt for probe in beside]), strict=True):
                 shares.setdefault(str(probe.group), []).append(to is not None)
@@ -126,23 +135,37 @@ def measure(lm: LM, editor: Any, cases: Sequence[Case], size: int, wordings: Wor
 def one_seed(seed: int, sizes: Sequence[int], overrides: Sequence[str]) -> Iterator[Row]:
     """A line a memory: what was measured."""
     with initialize_config_module("edit_cli.conf", version_base="1.3"):
-        config = compose("train-editor", ["method=serac", "dataset=world", f"seed={seed}", "method.training.trackers=[]", *overrides])
+        config = compose(
+            "train-editor", ["method=serac", "dataset=world", f"seed={seed}", "method.training.trackers=[]", *overrides]
+        )
     editor, lm = build(config.method), ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load()
     rows = json.loads((FOLDER / "statements.json").read_text())
     wordings = Wordings(rows, seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "statements.json"
         path.write_text(json.dumps([wordings.told(row) for row in rows]))
-        splits = {split: WorldEdits(name="world", path=str(path), split=split).load().cases for split in ("train", "validation", "test")}
+        splits = {
+            split: WorldEdits(name="world", path=str(path), split=split).load().cases
+            for split in ("train", "validation", "test")
+        }
         start = time.process_time()
-        net = train(editor, lm, splits["train"], splits["validation"], Path(folder), "", lambda _: None).net.eval().requires_grad_(False)
+        net = (
+            train(editor, lm, splits["train"], splits["validation"], Path(folder), "", lambda _: None)
+            .net.eval()
+            .requires_grad_(False)
+        )
     spent = time.process_time() - start
     editor.trained = lambda _: net
     memories = [(str(size), splits["test"], size) for size in sizes]
     memories.append(("75 invented", invented(splits["test"][:FACTS], seed), 75))
     for name, cases, size in memories:
         facts = SINGLES if size == 1 else max(FACTS, size)
-        yield {"seed": seed, "memory": name, "training_cpu_s": round(spent, 1), **measure(lm, editor, cases[:facts], size, wordings)}
+        yield {
+            "seed": seed,
+            "memory": name,
+            "training_cpu_s": round(spent, 1),
+            **measure(lm, editor, cases[:facts], size, wordings),
+        }
 
 
 def main() -> None:
@@ -159,7 +182,12 @@ def main() -> None:
     for seed in given.seeds:
         for line in one_seed(seed, given.sizes, overrides):
             lines.append(line)
-            table.add_row(str(seed), line["memory"], str(line["training_cpu_s"]), *(f"{line[c]:.1f}" if c in line else "" for c in columns))
+            table.add_row(
+                str(seed),
+                line["memory"],
+                str(line["training_cpu_s"]),
+                *(f"{line[c]:.1f}" if c in line else "" for c in columns),
+            )
             print(json.dumps(line), flush=True)
             given.out.write_text(json.dumps(lines, indent=1))
     Console(width=140).print(table)

@@ -1,4 +1,7 @@
-"""Command-line arguments on their way from Typer to Hydra, as plain text. Imports nothing heavy: mistakes are answered at once."""
+"""Command-line arguments on their way from Typer to Hydra, as plain text.
+
+Imports nothing heavy: mistakes are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def _unknown_flag(argument: str) -> str:
         near = get_close_matches(f"--{name}", [*WITH_VALUE, *ALONE, "--help"], n=1)
         if near and not value:
             return f"there is no option {argument}; did you mean {near[0]}?"
-        return f"there is no option {argument}; settings are written without dashes: {name.replace('-', '_')}={value or 'VALUE'}"
+        return (
+            f"there is no option {argument}; settings are written without dashes:"
+            f" {name.replace('-', '_')}={value or 'VALUE'}"
+        )
     return f"there is no option {argument}; see --help"
 
 

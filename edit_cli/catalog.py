@@ -1,4 +1,6 @@
-"""What there is to choose from, read from the names and first lines of the files in conf/: quick enough for --help and completion."""
+"""What there is to choose from, read from the names and first lines of the files in conf/: quick enough for --help
+and completion.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Directories of trained editors: `editor.safetensors` + `editor.json`, which names the model, the data and the settings. No pickle."""
+"""Directories of trained editors: `editor.safetensors` + `editor.json`, which names the model, the data and the
+settings. No pickle.
+"""
 
 from __future__ import annotations
 
@@ -75,8 +77,14 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
         net.load_state_dict(tensors)
     except RuntimeError:
         own = net.state_dict()
-        differing = sorted(name for name in own.keys() | tensors.keys() if name not in own or name not in tensors or own[name].shape != tensors[name].shape)
-        raise MissingError(f"{directory} holds another network than these settings describe (it differs in {differing[0]})") from None
+        differing = sorted(
+            name
+            for name in own.keys() | tensors.keys()
+            if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+        )
+        raise MissingError(
+            f"{directory} holds another network than these settings describe (it differs in {differing[0]})"
+        ) from None
 
 
 def find(root: Path, identity: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
@@ -94,15 +102,19 @@ def find(root: Path, identity: dict[str, Any]) -> list[tuple[Path, dict[str, Any
 
 
 def place(root: Path, identity: dict[str, Any], *names: str) -> Path:
-    """Where the checkpoint with this identity belongs. names: what its folder is called by; the rest of the name is a hash."""
+    """Where the checkpoint with this identity belongs.
+
+    names: what its folder is called by; the rest of the name is a hash.
+    """
     digest = hashlib.sha256(json.dumps(json.loads(to_json([identity, names])), sort_keys=True).encode()).hexdigest()
     return root / f"{'-'.join(re.sub(r'[^A-Za-z0-9._]+', '_', name) for name in names)}-{digest[:10]}"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
     """A safetensors file of copies in host memory, flushed to the disk. about: its metadata."""
-    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, path, about)
+    save_file(
+        {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, path, about
+    )
     path.chmod(0o644)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-

@@ -18,12 +18,17 @@ HELP = {"help_option_names": ["--help", "-h"]}
 PASS_ON = {"ignore_unknown_options": True, "help_option_names": []}  # Hydra's flags stand among the overrides
 
 app = typer.Typer(
-    context_settings={"help_option_names": []}, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=False
+    context_settings={"help_option_names": []},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=False,
 )
 
 
 def _complete(context: typer.Context, incomplete: str) -> list[str]:
-    return help_texts.complete(context.info_name or "", [*(context.params.get("overrides") or ()), *context.args], incomplete)
+    return help_texts.complete(
+        context.info_name or "", [*(context.params.get("overrides") or ()), *context.args], incomplete
+    )
 
 
 Json = Annotated[bool, typer.Option("--json", help="machine-readable")]
@@ -32,7 +37,9 @@ Wanted = Annotated[bool, typer.Option("--help", "-h", is_eager=True)]
 
 
 @app.callback(invoke_without_command=True)
-def top(context: typer.Context, wants_help: Wanted = False, version: Annotated[bool, typer.Option("--version")] = False) -> None:
+def top(
+    context: typer.Context, wants_help: Wanted = False, version: Annotated[bool, typer.Option("--version")] = False
+) -> None:
     if version:
         from edit_cli import __version__
 
@@ -61,7 +68,12 @@ for _name in help_texts.CONFIGURED:
 
 @app.command("ls", context_settings=HELP)
 def ls(
-    what: Annotated[str, typer.Argument(help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(help_texts.LISTS))],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(help_texts.LISTS)
+        ),
+    ],
     as_json: Json = False,
     runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
 ) -> None:
@@ -94,9 +106,17 @@ def show(
 @app.command("compare", context_settings=HELP)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="directories of runs of evaluate, or of sequential")],
-    x: Annotated[str | None, typer.Option(help="setting on the x-axis, such as protocol.batch_size; facts: checkpoints of sequential runs")] = None,
-    metrics: Annotated[str | None, typer.Option(help="metrics with commas between them; `edit-cli ls metrics` lists them")] = None,
-    by: Annotated[str | None, typer.Option(help="setting that tells lines apart, beside the method; tag: each run's own tag is its name")] = None,
+    x: Annotated[
+        str | None,
+        typer.Option(help="setting on the x-axis, such as protocol.batch_size; facts: checkpoints of sequential runs"),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="metrics with commas between them; `edit-cli ls metrics` lists them")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="setting that tells lines apart, beside the method; tag: each run's own tag is its name"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="write OUT.csv, OUT.md, OUT.png and OUT.svg")] = None,
 ) -> None:
     """Put several runs side by side: a table, a CSV file and a figure."""
@@ -113,7 +133,9 @@ def compare(
 def apply(
     edit_dir: Annotated[Path, typer.Argument(help="directory of an edit, or of a run with saved edits")],
     out: Annotated[Path, typer.Option(help="folder for the edited model; must not exist or be empty")],
-    model: Annotated[str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")
+    ] = None,
 ) -> None:
     """Bake a weight edit into a plain transformers checkpoint."""
 

@@ -1,4 +1,7 @@
-"""From configuration to typed objects. Values live in YAML; names and types in dataclasses, whose fields are the YAML's keys."""
+"""From configuration to typed objects.
+
+Values live in YAML; names and types in dataclasses, whose fields are the YAML's keys.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class Settings:
 
 
 def register_resolvers() -> None:
-    """`${corpus_config:NAME}`: the packaged corpus of that name. Models name theirs, and a defaults list cannot look there."""
+    """`${corpus_config:NAME}`: the packaged corpus of that name.
+
+    Models name theirs, and a defaults list cannot look there.
+    """
 
     def corpus_config(name: str) -> DictConfig:
         if name not in catalog.names("corpus"):
@@ -56,15 +62,17 @@ def settings(config: DictConfig) -> Settings:
 def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -> Any:
     """The object that a node of the configuration describes; parts with a `_target_` of their own are built first.
 
-    kind: the dataclass to make where the node names none. Only classes of this package are ever made. partly: the node holds
-    more than the object's fields.
+    kind: the dataclass to make where the node names none. Only classes of this package are ever made. partly: the node
+    holds more than the object's fields.
 
     Raises:
         UsageError: an unknown key, a value of the wrong type, or one that is missing; names the key in full.
     """
     cls = target_class(node) if node.get("_target_") is not None else kind
     if cls is None:
-        raise UsageError(f"{_path(node)} names no _target_: choose one of the packaged options, or add the line to your file")
+        raise UsageError(
+            f"{_path(node)} names no _target_: choose one of the packaged options, or add the line to your file"
+        )
     hints = get_type_hints(cls)
     known = {field.name: field for field in fields(cls) if field.init}
     parts: dict[str, Any] = {}
@@ -86,7 +94,11 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
         else:
             plain[key] = value
     made = parts | _typed(cls, {key: hints[key] for key in plain}, plain, node)
-    lacking = [name for name, field in known.items() if name not in made and field.default is MISSING and field.default_factory is MISSING]
+    lacking = [
+        name
+        for name, field in known.items()
+        if name not in made and field.default is MISSING and field.default_factory is MISSING
+    ]
     if lacking:
         raise UsageError(f"{_path(node, lacking[0])} has no value: give {_path(node, lacking[0])}=VALUE")
     return cls(**made)

@@ -1,4 +1,6 @@
-"""What a person sees: results on standard output; progress, notes and errors on standard error, live where that is a terminal."""
+"""What a person sees: results on standard output; progress, notes and errors on standard error, live where that is a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Screen:
 
     @classmethod
     def of(cls, process: int) -> Screen:
-        """The screen of one of several processes: only the main one has something to show; nothing but errors is told by the others."""
+        """The screen of one of several processes: only the main one has something to show; nothing but errors is
+        told by the others.
+        """
         return cls() if process == 0 else cls(Console(quiet=True), Console(quiet=True))
 
     def show(self, what: RenderableType) -> None:
@@ -82,7 +86,12 @@ class ConsoleMonitor(Monitor):
     @contextmanager
     def _bar(self, description: str, total: int | None) -> Iterator[Advance]:
         if self._live is None:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._live = Progress(*columns, console=self.screen.err, transient=True, expand=True)
             self._live.start()
         live = self._live

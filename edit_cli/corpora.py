@@ -36,7 +36,10 @@ class Corpus(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON-able; equal for equal text. Never needs a network. It is part of the key under which statistics are stored."""
+        """JSON-able; equal for equal text. Never needs a network.
+
+        It is part of the key under which statistics are stored.
+        """
 
     @property
     @abstractmethod
@@ -50,7 +53,8 @@ class Corpus(ABC):
 
 @dataclass
 class TextFile(Corpus):
-    """A local file, UTF-8, one document a line: plain text, or (`.jsonl`) a JSON object a line with the text under `field`.
+    """A local file, UTF-8, one document a line: plain text, or (`.jsonl`) a JSON object a line with the text under
+    `field`.
 
     Its identity is the content's sha256, so that a moved file is the same corpus and a changed one is another.
     """
@@ -116,9 +120,13 @@ class TextFile(Corpus):
         except ValueError:
             raise MissingError(f"corpus.path={self.path} holds no JSON at byte {start}: {line[:60]!r}") from None
         except (KeyError, TypeError, IndexError):
-            raise UsageError(f"corpus.field={self.field}: no such field in {self.path} at byte {start}: {line[:60]!r}") from None
+            raise UsageError(
+                f"corpus.field={self.field}: no such field in {self.path} at byte {start}: {line[:60]!r}"
+            ) from None
         if not isinstance(text, str):
-            raise UsageError(f"corpus.field={self.field} holds {type(text).__name__}, not text, in {self.path} at byte {start}")
+            raise UsageError(
+                f"corpus.field={self.field} holds {type(text).__name__}, not text, in {self.path} at byte {start}"
+            )
         return text
 
 
@@ -179,22 +187,31 @@ class HubText(Corpus):
         try:
             yield from rows
         except Exception as error:  # whatever the transport raises when a connection breaks
-            raise MissingError(f"corpus.id={self.id}: the hub stopped answering ({_reason(error)}); run the same command again") from error
+            raise MissingError(
+                f"corpus.id={self.id}: the hub stopped answering ({_reason(error)}); run the same command again"
+            ) from error
 
     def _stream(self) -> Any:
-        """The data set, unread. One question without retries comes first: a machine without a network is told at once."""
+        """The data set, unread.
+
+        One question without retries comes first: a machine without a network is told at once.
+        """
         from huggingface_hub import HfApi
 
         try:
             HfApi().dataset_info(self.id, revision=self.revision, timeout=5)
         except Exception as error:  # whatever the transport raises without a network
-            raise MissingError(f"corpus.id={self.id} was looked for on the hub: {_reason(error)}; {OFFLINE_REMEDY}") from None
+            raise MissingError(
+                f"corpus.id={self.id} was looked for on the hub: {_reason(error)}; {OFFLINE_REMEDY}"
+            ) from None
         import datasets
 
         try:
             return datasets.load_dataset(self.id, self.subset, split=self.split, revision=self.revision, streaming=True)
         except (OSError, ValueError) as error:
-            raise MissingError(f"corpus.id={self.id} corpus.subset={self.subset} corpus.split={self.split}: {_reason(error)}") from None
+            raise MissingError(
+                f"corpus.id={self.id} corpus.subset={self.subset} corpus.split={self.split}: {_reason(error)}"
+            ) from None
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""Edit directories: `edit.safetensors` + `edit.json`, and in `base/` the edit that this one stands on. No pickle anywhere."""
+"""Edit directories: `edit.safetensors` + `edit.json`, and in `base/` the edit that this one stands on.
+
+No pickle anywhere.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +45,19 @@ def save(
 ) -> str:
     """Write `edit` to `directory` and return its id (sha256 over tensors and their meaning).
 
-    `lm` must be in the state that the edit will be attached to: the hashes of the touched tensors are taken from it, unless `touched` gives them.
-    `parent`: directory of the edit that is attached there; a copy is nested, so that the new directory is complete.
+    `lm` must be in the state that the edit will be attached to: the hashes of the touched tensors are taken from it,
+    unless `touched` gives them. `parent`: directory of the edit that is attached there; a copy is nested, so that the
+    new directory is complete.
 
     Raises:
         UsageError: the directory holds something else than an edit. MissingError: it cannot be written.
     """
     directory = Path(directory)
-    if directory.exists() and not (directory / MANIFEST).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+    if (
+        directory.exists()
+        and not (directory / MANIFEST).is_file()
+        and (not directory.is_dir() or any(directory.iterdir()))
+    ):
         raise UsageError(f"{directory} exists and is no edit directory; give another one")
     tensors, rest = edit.state()
     manifest: dict[str, Any] = {
@@ -67,7 +75,10 @@ def save(
     }
     manifest = json.loads(to_json(manifest))  # as it will be read back
     with replacing(directory) as temporary:
-        save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+        save_file(
+            {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()},
+            temporary / TENSORS,
+        )
         manifest["id"] = _identity(temporary / TENSORS, manifest)
         write_json(temporary / MANIFEST, manifest)
         if parent:
@@ -129,7 +140,8 @@ def chain(directory: Path | str) -> list[Path]:
 
 
 def sequence(directory: Path | str) -> list[Path]:
-    """The edit directories of a sequence (RUN/edits), in order: where a sum stands for the earlier steps, it and the steps after it.
+    """The edit directories of a sequence (RUN/edits), in order: where a sum stands for the earlier steps, it and the
+    steps after it.
 
     Raises:
         MissingError: there are none, or one of them is damaged.
@@ -145,7 +157,9 @@ def sequence(directory: Path | str) -> list[Path]:
 
 
 def attach(directory: Path | str, lm: LM) -> list[Edit]:
-    """Load an edit and all it stands on, or the edits of a sequence (RUN/edits), and attach them in order. All of them or none.
+    """Load an edit and all it stands on, or the edits of a sequence (RUN/edits), and attach them in order.
+
+    All of them or none.
 
     Raises:
         MissingError: as `load`.
@@ -174,7 +188,8 @@ def load(directory: Path | str, lm: LM) -> Edit:
     manifest = read_manifest(directory)
     if manifest.get("state_after"):
         raise MissingError(
-            f"{directory} no longer has its own weights: {directory.parent / manifest['state_after']} holds what the model was after all edits up to there"
+            f"{directory} no longer has its own weights: {directory.parent / manifest['state_after']} holds what the"
+            " model was after all edits up to there"
         )
     try:
         tensors = load_file(directory / TENSORS)
@@ -193,11 +208,15 @@ def load(directory: Path | str, lm: LM) -> Edit:
                 f"{directory} was made for other weights ({made_for}): {name} differs in this model ({lm.name}); "
                 "load the same model, revision and model.dtype, and what the edit stands on"
             )
-    return _edit_class(manifest["class"]).from_state({n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"])
+    return _edit_class(manifest["class"]).from_state(
+        {n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"]
+    )
 
 
 def let_go(directory: Path, state_after: str) -> None:
-    """Delete the weights of a saved edit that the edit directory `state_after` beside it holds in sum. What is left of it: `remains`.
+    """Delete the weights of a saved edit that the edit directory `state_after` beside it holds in sum.
+
+    What is left of it: `remains`.
 
     May be repeated, and killed at any moment.
     """
@@ -215,7 +234,9 @@ def remains(directory: Path, lm: LM) -> Edit:
     manifest = read_manifest(directory)
     file = directory / (REMAINS if manifest.get("state_after") else TENSORS)
     tensors = _remembered(file) if file.exists() else {}
-    return _edit_class(manifest["class"]).from_state({n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"])
+    return _edit_class(manifest["class"]).from_state(
+        {n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"]
+    )
 
 
 def _remembered(file: Path) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""The Edit is a value: an editor returns it, a model attaches and detaches it, a directory stores it. Three kinds are enough."""
+"""The Edit is a value: an editor returns it, a model attaches and detaches it, a directory stores it.
+
+Three kinds are enough.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +68,11 @@ class Factors:
 
 @dataclass
 class WeightDelta(Edit):
-    """Changes of weights: `updates[parameter]` is `Factors` in math orientation, or a dense tensor as the parameter is stored.
+    """Changes of weights: `updates[parameter]` is `Factors` in math orientation, or a dense tensor as the parameter is
+    stored.
 
-    `info` holds what the editor wants remembered (losses, norms, prefixes), JSON-able. `memory` holds tensors that an editor of
-    sequences leaves for its next edit (`Editor.recall`); they are saved with the edit and added to nothing.
+    `info` holds what the editor wants remembered (losses, norms, prefixes), JSON-able. `memory` holds tensors that an
+    editor of sequences leaves for its next edit (`Editor.recall`); they are saved with the edit and added to nothing.
     """
 
     kind: ClassVar[str] = "weights"
@@ -102,14 +106,19 @@ class WeightDelta(Edit):
         shape = lm.place(name).shape
         if tuple(update.shape) != shape:
             raise UsageError(
-                f"the update of {name} is {tuple(update.shape)}, the parameter {shape}: the edit was made for another model than {lm.name}"
+                f"the update of {name} is {tuple(update.shape)}, the parameter {shape}: the edit was made for another"
+                f" model than {lm.name}"
             )
         return update
 
     def compact(self, lm: LM) -> WeightDelta:
         """The same edit, with factors kept only while they are smaller than the matrix."""
         updates = {
-            name: update if isinstance(update, Tensor) or update.smaller_than_dense else self.stored(lm, name).contiguous()
+            name: (
+                update
+                if isinstance(update, Tensor) or update.smaller_than_dense
+                else self.stored(lm, name).contiguous()
+            )
             for name, update in self.updates.items()
         }
         return WeightDelta(updates, self.info, self.memory)
@@ -146,7 +155,10 @@ class WeightDelta(Edit):
 
 
 class Restore:
-    """The undo of changed weights: what puts every one of them back. `before` joins two that followed each other to one."""
+    """The undo of changed weights: what puts every one of them back.
+
+    `before` joins two that followed each other to one.
+    """
 
     def __init__(self) -> None:
         self._originals: dict[str, Undo] = {}
@@ -176,7 +188,10 @@ class Restore:
     def before(self, later: Restore) -> Restore:
         """The undo of both: what was there at first is kept once a parameter, however many changes followed."""
         joined = Restore()
-        joined._originals = {**self._originals, **{name: undo for name, undo in later._originals.items() if name not in self._originals}}
+        joined._originals = {
+            **self._originals,
+            **{name: undo for name, undo in later._originals.items() if name not in self._originals},
+        }
         return joined
 
     def __call__(self) -> None:
@@ -186,7 +201,9 @@ class Restore:
 
 @dataclass
 class WeightState(Edit):
-    """Weights as a sequence of edits has left them: attached to the unedited model it gives what those gave one after another, bit for bit."""
+    """Weights as a sequence of edits has left them: attached to the unedited model it gives what those gave one
+    after another, bit for bit.
+    """
 
     kind: ClassVar[str] = "weights"
     values: dict[str, Tensor]
@@ -194,7 +211,12 @@ class WeightState(Edit):
     @classmethod
     def present(cls, lm: LM, names: Sequence[str]) -> WeightState:
         """Those weights as they are, in float32 where they have fewer digits themselves."""
-        return cls({name: (lm.masters[name] if name in lm.masters else lm.place(name).value()).detach().clone() for name in names})
+        return cls(
+            {
+                name: (lm.masters[name] if name in lm.masters else lm.place(name).value()).detach().clone()
+                for name in names
+            }
+        )
 
     def attach(self, lm: LM) -> Restore:
         restore = Restore()
@@ -214,9 +236,11 @@ class WeightState(Edit):
 
 
 class Joined(Edit):
-    """Weight edits that come off together (`LM.settle`): a long sequence then keeps one original of each touched weight.
+    """Weight edits that come off together (`LM.settle`): a long sequence then keeps one original of each touched
+    weight.
 
-    When it is taken off it remembers what the weights were, so that it can be attached again, bit for bit, to the same model.
+    When it is taken off it remembers what the weights were, so that it can be attached again, bit for bit, to the same
+    model.
     """
 
     kind: ClassVar[str] = "weights"
@@ -254,7 +278,10 @@ class ModulePatch(Edit):
 
     @abstractmethod
     def wrap(self, original: nn.Module) -> nn.Module:
-        """The module that takes the original's place: a `Wrapper`, which keeps names inside it good. It leaves the weights alone."""
+        """The module that takes the original's place: a `Wrapper`, which keeps names inside it good.
+
+        It leaves the weights alone.
+        """
 
     def attach(self, lm: LM) -> Undo:
         parent_name, _, child = self.module.rpartition(".")

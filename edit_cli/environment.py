@@ -1,4 +1,7 @@
-"""What a run was made with: code, libraries, devices. No host names, users or paths: manifests are meant to be shared."""
+"""What a run was made with: code, libraries, devices.
+
+No host names, users or paths: manifests are meant to be shared.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, of Python and of the libraries that results may depend on (those that are installed)."""
+    """Versions of this package, of Python and of the libraries that results may depend on (those that are
+    installed).
+    """
     found = {"edit-cli": edit_cli.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -45,13 +50,18 @@ def versions() -> dict[str, str]:
 def git_state(package: Path | None = None) -> dict[str, Any] | None:
     """{"commit", "dirty"} of the checkout that `package` (default: the running edit_cli) belongs to.
 
-    None without git or outside a checkout; an installed copy that merely lies inside someone's repository is not part of it.
+    None without git or outside a checkout; an installed copy that merely lies inside someone's repository is not part
+    of it.
     """
     package = package or Path(edit_cli.__file__).parent
     if not _git(package, "ls-files", "--", "__init__.py"):
         return None
     commit = _git(package, "rev-parse", "HEAD")
-    return {"commit": commit, "dirty": bool(_git(package, "status", "--porcelain", "--untracked-files=no"))} if commit else None
+    return (
+        {"commit": commit, "dirty": bool(_git(package, "status", "--porcelain", "--untracked-files=no"))}
+        if commit
+        else None
+    )
 
 
 def _git(directory: Path, *arguments: str) -> str:

@@ -1,4 +1,7 @@
-"""Errors that a user can act on. Each carries the exit code of the command line; anything else is a bug and shows a traceback."""
+"""Errors that a user can act on.
+
+Each carries the exit code of the command line; anything else is a bug and shows a traceback.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,10 @@ OTHERS = {
 }
 LISTS = ("methods", "models", "datasets", "metrics", "runs")
 EXAMPLES = {
-    "evaluate": ("edit-cli evaluate method=memit dataset=counterfact", "edit-cli evaluate -m method=rome,memit,ft limit=50"),
+    "evaluate": (
+        "edit-cli evaluate method=memit dataset=counterfact",
+        "edit-cli evaluate -m method=rome,memit,ft limit=50",
+    ),
     "edit": (
         "edit-cli edit method=rome edit.prompt='{} plays the' edit.subject='Jormia Stenenen' edit.target=organ",
         "edit-cli edit method=memit dataset=facts dataset.path=facts.jsonl",
@@ -35,7 +38,10 @@ EXAMPLES = {
         "edit-cli sequential method=rome dataset=counterfact protocol.batch_size=1",
         "edit-cli sequential method=memit limit=200 protocol.batch_size=20 protocol.checkpoints=[20,100,200]",
     ),
-    "trace": ("edit-cli trace dataset=counterfact limit=50", "edit-cli trace model=gpt2-xl dataset=known_facts limit=100"),
+    "trace": (
+        "edit-cli trace dataset=counterfact limit=50",
+        "edit-cli trace model=gpt2-xl dataset=known_facts limit=100",
+    ),
     "train-editor": (
         "edit-cli train-editor method=mend model=tiny-gpt2 dataset=world",
         "edit-cli train-editor method=mend dataset=world method.edits=5 method.training.steps=300",
@@ -74,11 +80,15 @@ SETTINGS = {
         "limit=N": "use the first N records; null for all",
         "protocol.kinds=[hidden,mlp,attn]": "what is restored",
         "protocol.window=N": "layers whose MLP or attention outputs are restored together",
-        "protocol.noise=X": "noise on the subject, in standard deviations of its embeddings (protocol.noise_std: as it is)",
+        "protocol.noise=X": (
+            "noise on the subject, in standard deviations of its embeddings (protocol.noise_std: as it is)"
+        ),
     },
     "train-editor": {
         "limit=N": "train on the first N records; null for all",
-        "method.training.steps=N": "optimiser steps (method.training.*: learning rate, precision, early stopping, trackers, …)",
+        "method.training.steps=N": (
+            "optimiser steps (method.training.*: learning rate, precision, early stopping, trackers, …)"
+        ),
         "method.edits=N": "facts that are edited together",
         "splits.train=NAME": "which split of the data set to learn from (splits.validation=NAME: to stop early by)",
         "cache_dir=DIR": "where trained editors are kept",
@@ -111,19 +121,38 @@ WIDTH = 96
 
 def overview() -> str:
     """What edit-cli can do, with what, and two examples."""
-    lines = ["Usage: edit-cli COMMAND [KEY=VALUE]...", "", "Edit facts in language models, and measure what the edits did.", ""]
+    lines = [
+        "Usage: edit-cli COMMAND [KEY=VALUE]...",
+        "",
+        "Edit facts in language models, and measure what the edits did.",
+        "",
+    ]
     lines += _section("Commands", COMMANDS | OTHERS)
     lines += _groups("methods", "datasets", "models")
     lines += ["Examples:", *(f"  {EXAMPLES[name][0]}" for name in ("evaluate", "edit")), ""]
-    lines += _wrapped("`edit-cli COMMAND --help` tells a command's settings. `--install-completion` sets up completion in this shell.")
+    lines += _wrapped(
+        "`edit-cli COMMAND --help` tells a command's settings. `--install-completion` sets up completion in this shell."
+    )
     return "\n".join(lines)
 
 
 def command(name: str) -> str:
     """One command: examples, settings, what there is to choose from."""
-    lines = [f"Usage: edit-cli {name} [KEY=VALUE]...", "", COMMANDS[name], "", "Examples:", *(f"  {text}" for text in EXAMPLES[name]), ""]
+    lines = [
+        f"Usage: edit-cli {name} [KEY=VALUE]...",
+        "",
+        COMMANDS[name],
+        "",
+        "Examples:",
+        *(f"  {text}" for text in EXAMPLES[name]),
+        "",
+    ]
     texts = {key: text.replace("NAMES", ", ".join(catalog.names("corpus"))) for key, text in SETTINGS[name].items()}
-    lines += _groups(*(() if name in ("trace", "calibrate") else ("methods",)), *(() if name == "precompute-stats" else ("datasets",)), "models")
+    lines += _groups(
+        *(() if name in ("trace", "calibrate") else ("methods",)),
+        *(() if name == "precompute-stats" else ("datasets",)),
+        "models",
+    )
     lines += _section("Settings", texts | ({} if name in ("precompute-stats", "calibrate") else PLACES))
     lines += _section("Options", FLAGS)
     return "\n".join(lines).rstrip()
@@ -135,7 +164,8 @@ def complete(name: str, earlier: Sequence[str], incomplete: str) -> list[str]:
     before, key, value = "", "", incomplete
     if earlier[-1:] == ["="] and len(earlier) > 1:
         key = earlier[-2]
-    elif not incomplete and earlier and earlier[-1] in groups:  # after `method=`, whose last word is taken for an option's
+    # after `method=`, whose last word is taken for an option's
+    elif not incomplete and earlier and earlier[-1] in groups:
         key = earlier[-1]
     elif "=" in incomplete:
         key, _, value = incomplete.partition("=")
@@ -143,7 +173,11 @@ def complete(name: str, earlier: Sequence[str], incomplete: str) -> list[str]:
     if not key:
         return [f"{word}=" for word in [*groups, *catalog.keys(name)] if word.startswith(value)]
     chosen, comma, last = value.rpartition(",")
-    return [f"{before}{chosen}{comma}{word}" for word in (catalog.names(key) if key in groups else ()) if word.startswith(last)]
+    return [
+        f"{before}{chosen}{comma}{word}"
+        for word in (catalog.names(key) if key in groups else ())
+        if word.startswith(last)
+    ]
 
 
 def _groups(*kinds: str) -> list[str]:

@@ -31,8 +31,11 @@ def flatten(config: Mapping[str, Any], ignore: Sequence[str] = (), prefix: str =
     return flat
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (old value, new value)} where two configurations differ; UNSET where one lacks the key."""
     was, now = flatten(plain(old), ignore), flatten(plain(new), ignore)
     pairs = {name: (was.get(name, UNSET), now.get(name, UNSET)) for name in sorted(was.keys() | now.keys())}
-    return {name: pair for name, pair in pairs.items() if json.dumps(pair[0]) != json.dumps(pair[1])}  # 1 is not 1.0 or true
+    # 1 is not 1.0 or true
+    return {name: pair for name, pair in pairs.items() if json.dumps(pair[0]) != json.dumps(pair[1])}

@@ -80,7 +80,9 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         if not isinstance(line, dict):
             if number == len(pieces) - 1 and not pieces[-1]:
                 break  # a last line of which only the space on disk was kept (power loss)
-            raise MissingError(f"{path}, line {number}, is damaged: delete that line and run again, or start with overwrite=true")
+            raise MissingError(
+                f"{path}, line {number}, is damaged: delete that line and run again, or start with overwrite=true"
+            )
         lines.append(line)
         end += len(piece) + 1
     return lines, end

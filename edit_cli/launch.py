@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -29,7 +30,9 @@ Execute = Callable[[Job], Outcome]
 
 
 def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[list[Outcome], bool]:
-    """Compose and run `command`. (outcomes in order of their jobs, whether it was a sweep); none where Hydra only printed.
+    """Compose and run `command`.
+
+    (outcomes in order of their jobs, whether it was a sweep); none where Hydra only printed.
 
     Raises:
         UsageError: the arguments or the configuration they name make no sense.
@@ -48,7 +51,9 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         register_resolvers()
         settings = HydraConfig.get()
         in_sweep = settings.mode == RunMode.MULTIRUN
-        choices = {group: choice for group, choice in settings.runtime.choices.items() if not group.startswith("hydra/")}
+        choices = {
+            group: choice for group, choice in settings.runtime.choices.items() if not group.startswith("hydra/")
+        }
         varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
         tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
         outcome = execute(Job(command, config, choices, tag, in_sweep))
@@ -76,9 +81,13 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageEr
     if isinstance(error, OverrideParseException):
         wrong = next((override for override in overrides if not _parses(override)), None)
         named = f"cannot read {wrong}" if wrong else f"cannot read the settings ({first})"
-        return UsageError(f"{named}: quote texts with special characters, such as 'key=\"a, b\"', and close every bracket")
+        return UsageError(
+            f"{named}: quote texts with special characters, such as 'key=\"a, b\"', and close every bracket"
+        )
     if found := re.search(r"Ambiguous value for argument '(.+?)'", text):
-        return UsageError(f"{found[1]} gives several values: add -m to run them one after another, or write a list: key=[a,b]")
+        return UsageError(
+            f"{found[1]} gives several values: add -m to run them one after another, or write a list: key=[a,b]"
+        )
     if found := re.match(r"Could not override '(.+?)'", first):
         return UsageError(_unknown_key(found[1].partition("@")[0], command, overrides))
     if found := re.match(r"Could not append to config\. An item is already at '(.+?)'", first):
@@ -118,11 +127,15 @@ def _options_with(group: str, key: str) -> list[str]:
 
 
 def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
-    """Keys of the command with the chosen options (the first of several), and the groups: enough to guess what a misspelt one was."""
+    """Keys of the command with the chosen options (the first of several), and the groups: enough to guess what a
+    misspelt one was.
+    """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    chosen = [text.partition(",")[0] for text in overrides if override_key(text) in (*catalog.GROUPS.values(), "protocol")]
+    chosen = [
+        text.partition(",")[0] for text in overrides if override_key(text) in (*catalog.GROUPS.values(), "protocol")
+    ]
     for choices in (chosen, []):
         GlobalHydra.instance().clear()
         try:
@@ -138,7 +151,12 @@ def _flat(config: DictConfig, prefix: str = "") -> list[str]:
     for key in config:
         node = config._get_node(key)
         keys.append(f"{prefix}{key}")
-        if isinstance(node, DictConfig) and not node._is_interpolation() and not node._is_missing() and not node._is_none():
+        if (
+            isinstance(node, DictConfig)
+            and not node._is_interpolation()
+            and not node._is_missing()
+            and not node._is_none()
+        ):
             keys += _flat(node, f"{prefix}{key}.")
     return [key for key in keys if not key.endswith("_target_")]
 
@@ -166,7 +184,9 @@ def _swept(overrides: Sequence[str]) -> set[str]:
 
 
 def _late(override: str, swept: set[str]) -> str:
-    """Hydra first composes a sweep without what is swept, where a key of another method is unknown: as one of one choice, it waits."""
+    """Hydra first composes a sweep without what is swept, where a key of another method is unknown: as one of one
+    choice, it waits.
+    """
     key = override_key(override)
     if key in swept or "." not in key or key.partition(".")[0] not in swept or override.startswith("~"):
         return override
@@ -179,7 +199,7 @@ def _tag(given: str | None, varied: Sequence[str]) -> str | None:
     parts = [given] if given else []
     for text in varied:
         key = override_key(text)
-        if key.partition(".")[0] not in NOT_IN_TAG or "." in key and not key.startswith("hydra."):
+        if key.partition(".")[0] not in NOT_IN_TAG or ("." in key and not key.startswith("hydra.")):
             value = text.partition("=")[2].strip("[]'\"")
             parts.append(f"{key.rpartition('.')[2]}={value}")
     return re.sub(r"[^\w.=,+-]+", "_", ",".join(parts)) or None
@@ -187,7 +207,7 @@ def _tag(given: str | None, varied: Sequence[str]) -> str | None:
 
 def _refuse_hidden(argv: Sequence[str]) -> None:
     """Hydra reads packaged files before a user's: one of the same name would silently not be read."""
-    for flag, folder in zip(argv, argv[1:], strict=False):
+    for flag, folder in itertools.pairwise(argv):
         if flag not in ("--config-dir", "-cd"):
             continue
         if not Path(folder).is_dir():
@@ -195,15 +215,22 @@ def _refuse_hidden(argv: Sequence[str]) -> None:
         for file in sorted(Path(folder).rglob("*.yaml")):
             name = file.relative_to(folder)
             if (catalog.conf_dir() / name).is_file():
-                raise UsageError(f"{file} has the name of a packaged file ({name}), which comes first: give yours another name")
+                raise UsageError(
+                    f"{file} has the name of a packaged file ({name}), which comes first: give yours another name"
+                )
 
 
 def _given(overrides: Sequence[str], key: str, default: str) -> str:
-    return next((override.partition("=")[2] for override in reversed(overrides) if override_key(override) == key), default)
+    return next(
+        (override.partition("=")[2] for override in reversed(overrides) if override_key(override) == key), default
+    )
 
 
 class _Diary:
-    """How the jobs ended. Hydra drops what a sweep's jobs return; those in other processes leave a line in a file that all can see."""
+    """How the jobs ended.
+
+    Hydra drops what a sweep's jobs return; those in other processes leave a line in a file that all can see.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.process = os.getpid()

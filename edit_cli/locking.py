@@ -11,7 +11,9 @@ LOCK = ".lock"
 
 
 def acquire(directory: Path) -> int | None:
-    """Lock `directory` for this process: a file descriptor that holds the lock until it is closed. None if another has it.
+    """Lock `directory` for this process: a file descriptor that holds the lock until it is closed.
+
+    None if another has it.
 
     Raises:
         OSError: the lock file cannot be made.

@@ -1,7 +1,7 @@
 """One run on several processes: who does which part, and how the parts come together. Alone, all of it is the identity.
 
-Every process takes the same steps in the same order, so that each finds the others where parts are exchanged. The first one (the
-main process) is the only one that writes results.
+Every process takes the same steps in the same order, so that each finds the others where parts are exchanged. The first
+one (the main process) is the only one that writes results.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class Team:
         return list(items[self.rank :: self.size])
 
     def gather(self, mine: Sequence[Part]) -> list[Part]:
-        """The parts of all processes, each the result of `share`, as the whole in its order. Tensors in it must be in host memory."""
+        """The parts of all processes, each the result of `share`, as the whole in its order.
+
+        Tensors in it must be in host memory.
+        """
         if self.size == 1:
             return list(mine)
         from accelerate.utils import gather_object
@@ -54,7 +57,9 @@ class Team:
         return [parts[index % self.size][index // self.size] for index in range(sum(map(len, parts)))]
 
     def merge(self, mine: Iterator[Part], total: int) -> Iterator[Part]:
-        """What all processes make of their shares of `total` items, one item of each at a time, in the order of the whole."""
+        """What all processes make of their shares of `total` items, one item of each at a time, in the order of the
+        whole.
+        """
         for _ in range(0, total, self.size):
             yield from self.gather(list(islice(mine, 1)))
 
@@ -80,7 +85,9 @@ ALONE = Team()
 
 
 def join() -> Team:
-    """The team for which this process was started (by `processes=N`, torchrun or accelerate launch), connected; else ALONE."""
+    """The team for which this process was started (by `processes=N`, torchrun or accelerate launch), connected; else
+    ALONE.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     import torch
@@ -93,7 +100,9 @@ def join() -> Team:
 
 
 def follows() -> bool:
-    """Whether this process is one of several and not the main one: then it prints nothing that the main one prints too."""
+    """Whether this process is one of several and not the main one: then it prints nothing that the main one prints
+    too.
+    """
     return int(os.environ.get("RANK", "0")) > 0
 
 

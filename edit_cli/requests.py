@@ -1,4 +1,6 @@
-"""The field's nouns as plain dataclasses: what to change (EditRequest), what to ask (Probe), and both together (Case)."""
+"""The field's nouns as plain dataclasses: what to change (EditRequest), what to ask (Probe), and both together
+(Case).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,11 @@ from typing import Literal
 
 from edit_cli.errors import RejectedRequest
 
-ProbeKind = Literal["rewrite", "paraphrase", "neighborhood", "attribute", "locality", "portability", "opinion", "generation"]
-PROBE_GROUPS: dict[str, tuple[str, ...]] = {  # of which groups a kind's probes may be, where a data set tells them apart
+ProbeKind = Literal[
+    "rewrite", "paraphrase", "neighborhood", "attribute", "locality", "portability", "opinion", "generation"
+]
+# of which groups a kind's probes may be, where a data set tells them apart
+PROBE_GROUPS: dict[str, tuple[str, ...]] = {
     "paraphrase": ("seen", "unseen"),
     "locality": ("random", "same_relation", "same_subject", "hard"),
     "portability": ("implied", "true_false"),
@@ -63,7 +68,8 @@ class Probe:
     """One question. `target` is the answer that counts as right, `foil` the one that it must beat.
 
     rewrite, paraphrase: target is the new object and foil the true one; neighborhood: the reverse; locality and
-    portability: target only, or a foil too; opinion: target only, a whole reply; generation: neither. group: see `PROBE_GROUPS`.
+    portability: target only, or a foil too; opinion: target only, a whole reply; generation: neither. group: see
+    `PROBE_GROUPS`.
     """
 
     kind: ProbeKind

@@ -1,4 +1,7 @@
-"""Run directories: a manifest, one appended line a case, a summary. A run that was killed at any moment can be continued."""
+"""Run directories: a manifest, one appended line a case, a summary.
+
+A run that was killed at any moment can be continued.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ class Run:
     """A run directory that this process writes to. Use it as a context manager: how the block ends becomes the status.
 
     Attributes:
-        path: the directory. manifest: the content of manifest.json. finished: the identities (by default case ids) of the lines
-        that are already there.
+        path: the directory. manifest: the content of manifest.json. finished: the identities (by default case ids) of
+        the lines that are already there.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], lock: int) -> None:
@@ -43,7 +46,9 @@ class Run:
         try:
             self.finished: set[Any] = {self._identity(line) for line in lines}
         except KeyError as field:
-            raise MissingError(f"{path / RESULTS} has a line without {field}: start again with overwrite=true") from None
+            raise MissingError(
+                f"{path / RESULTS} has a line without {field}: start again with overwrite=true"
+            ) from None
         self._file = open(path / RESULTS, "ab", buffering=0)  # noqa: SIM115 - open for the life of the run
         self._file.truncate(self._end)  # off goes the line that was being written when the run was killed
 
@@ -63,15 +68,18 @@ class Run:
         """Start a run at `path`, or continue the one that is there.
 
         Args:
-            config: the resolved configuration, plain containers. It identifies the run, but for the keys in `ignore` (dotted; a
-                key stands for all below it).
+            path: the run directory.
+            command: the command whose run it is.
+            config: the resolved configuration, plain containers. It identifies the run, but for the keys in `ignore`.
+            ignore: dotted keys that do not identify the run; a key stands for all below it.
             key: fields that tell lines apart: no two lines of a run have the same values.
             overwrite: delete a run that is there.
-            details: more for the manifest (protocol, seeds, model, …). made_with: defaults to `environment()`.
+            details: more for the manifest (protocol, seeds, model, …).
+            made_with: versions and devices; `environment()` unless given.
 
         Raises:
-            UsageError: another configuration has been run there (names the keys that differ), another process is writing there, or
-                the directory holds something else.
+            UsageError: another configuration has been run there (names the keys that differ), another process is
+                writing there, or the directory holds something else.
             MissingError: the directory cannot be used, or its run cannot be read.
         """
         path = Path(path)
@@ -129,7 +137,9 @@ class Run:
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(self._end)
-            raise MissingError(f"{self.path / RESULTS} cannot be written: {error.strerror}; make room and run again") from None
+            raise MissingError(
+                f"{self.path / RESULTS} cannot be written: {error.strerror}; make room and run again"
+            ) from None
         self._end += len(data)
         self.finished.add(identity)
 
@@ -143,7 +153,9 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json."""
-        write_json(self.path / SUMMARY, {"schema_version": SCHEMA_VERSION, "command": self.manifest["command"], **summary})
+        write_json(
+            self.path / SUMMARY, {"schema_version": SCHEMA_VERSION, "command": self.manifest["command"], **summary}
+        )
 
     def close(self, status: str) -> None:
         """Record how the run ended (success, failed or interrupted) and let other processes in."""
@@ -157,7 +169,9 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close("success")
         else:
@@ -222,15 +236,20 @@ def _walk(directory: Path) -> Iterator[RunRecord]:
         yield RunRecord(directory, {"status": "unreadable", "error": str(error)})
 
 
-# --- is it the same run? --------------------------------------------------------------------------------------------------
+# --- is it the same run?
+# --------------------------------------------------------------------------------------------------
 
 
 def _has_results(path: Path) -> bool:
     """Whether a run has left anything but its manifest and its log."""
-    return any(part.name not in (MANIFEST, LOCK, LOG) and (part.is_dir() or part.stat().st_size) for part in path.iterdir())
+    return any(
+        part.name not in (MANIFEST, LOCK, LOG) and (part.is_dir() or part.stat().st_size) for part in path.iterdir()
+    )
 
 
-def _refuse_other_run(path: Path, previous: Mapping[str, Any], command: str, config: Mapping[str, Any], ignore: Sequence[str]) -> NoReturn:
+def _refuse_other_run(
+    path: Path, previous: Mapping[str, Any], command: str, config: Mapping[str, Any], ignore: Sequence[str]
+) -> NoReturn:
     if previous["command"] != command:
         raise UsageError(f"{path} holds a run of `{previous['command']}`, not of `{command}`: {REMEDY}")
     changed = differences(previous["config"], config, ignore)
@@ -242,7 +261,10 @@ def _refuse_other_run(path: Path, previous: Mapping[str, Any], command: str, con
 def _resumed(previous: Mapping[str, Any], fresh: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of the first start, and which facts have changed since: lines from both lie side by side."""
     changed = differences({name: previous.get(name) for name in facts}, facts)
-    resumed = [*previous.get("resumed", []), {"at": fresh["started"], "changed": {name: list(pair) for name, pair in changed.items()}}]
+    resumed = [
+        *previous.get("resumed", []),
+        {"at": fresh["started"], "changed": {name: list(pair) for name, pair in changed.items()}},
+    ]
     return {**previous, "config": fresh["config"], "status": "started", "finished": None, "resumed": resumed}
 
 
@@ -257,7 +279,8 @@ def write_log(path: Path, message: str) -> None:
         file.write(f"{_now()} {message}\n")
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- files
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -276,19 +299,30 @@ def _locked(path: Path) -> int:
     """Create the directory, see that it is free for a run or holds one, and lock it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(part.name for part in path.iterdir() if part.name not in (LOCK, LOG) and not part.name.startswith(f".{MANIFEST}"))
+        foreign = sorted(
+            part.name
+            for part in path.iterdir()
+            if part.name not in (LOCK, LOG) and not part.name.startswith(f".{MANIFEST}")
+        )
         if foreign and not (path / MANIFEST).exists():
-            raise UsageError(f"{path} is not empty and holds no run (it has {foreign[0]}): name another directory by run_dir=DIR")
+            raise UsageError(
+                f"{path} is not empty and holds no run (it has {foreign[0]}): name another directory by run_dir=DIR"
+            )
         lock = acquire(path)
     except OSError as error:
         raise MissingError(f"{path} cannot be used as a run directory: {error.strerror}") from None
     if lock is None:
-        raise UsageError(f"another process is writing to {path}: wait for it, or name another place (tag=NAME or run_dir=DIR)")
+        raise UsageError(
+            f"another process is writing to {path}: wait for it, or name another place (tag=NAME or run_dir=DIR)"
+        )
     return lock
 
 
 def _clear(path: Path) -> None:
-    """Delete a run's own files, and nothing else that may lie there. The manifest last: until then it is a run without results."""
+    """Delete a run's own files, and nothing else that may lie there.
+
+    The manifest last: until then it is a run without results.
+    """
     for name in (RESULTS, SUMMARY, LOG):
         (path / name).unlink(missing_ok=True)
     shutil.rmtree(path / EDITS, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Second moments C = E[k kᵀ] of a layer's keys, from a file if there is one, else from a pass over a corpus.
 
-They are always those of the unedited model, whatever is attached to it, and are stored under a key of everything that they
-depend on: weights, architecture, tokenizer, text and how it was read.
+They are always those of the unedited model, whatever is attached to it, and are stored under a key of everything that
+they depend on: weights, architecture, tokenizer, text and how it was read.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from edit_cli.stats_pass import Partial, Plan, Sums, sum_outer_products
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
 
-# Tokens a key dimension that keep at least 95 % of the overall score (Efficient Knowledge Editing via Minimal Precomputation).
+# Tokens a key dimension that keep at least 95 % of the overall score (Efficient Knowledge Editing via Minimal
+# Precomputation).
 AUTO_MULTIPLIER = 10
 LONGEST = 4096  # tokens of a document, where the model could read more
 
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """The second moment of one layer's keys. `matrix`: (m, m) float64 in host memory, the mean over `tokens` tokens, symmetric.
+    """The second moment of one layer's keys.
 
-    cached: it was there already. seconds: how long the pass took that made it (for all its layers). position0_share: the part of
-    trace(C) that comes from the first token of each document, whose activations are massive in some models; None if imported.
+    `matrix`: (m, m) float64 in host memory, the mean over `tokens` tokens, symmetric.
+
+    cached: it was there already. seconds: how long the pass took that made it (for all its layers). position0_share:
+    the part of trace(C) that comes from the first token of each document, whose activations are massive in some models;
+    None if imported.
     """
 
     layer: int
@@ -56,8 +60,8 @@ class Moment:
 class MomentStore:
     """Where second moments come from; fields are the keys of the `stats` node.
 
-    Reading stops after `documents` documents or `tokens` tokens, whichever comes first; the published ones are over 100,000 documents.
-    tokens=auto: ten times the key width.
+    Reading stops after `documents` documents or `tokens` tokens, whichever comes first; the published ones are over
+    100,000 documents. tokens=auto: ten times the key width.
     """
 
     corpus: Corpus | None = None  # null: the embedded text
@@ -73,7 +77,8 @@ class MomentStore:
 
     def __post_init__(self) -> None:
         self.corpus = self.corpus or EmbeddedText()
-        self._loaded: WeakKeyDictionary[LM, dict[int, Moment]] = WeakKeyDictionary()  # editors ask for the same matrix at every edit
+        # editors ask for the same matrix at every edit
+        self._loaded: WeakKeyDictionary[LM, dict[int, Moment]] = WeakKeyDictionary()
         if isinstance(self.tokens, str) and self.tokens != "auto":
             raise UsageError(f"stats.tokens={self.tokens}: give a number, auto or null")
         for name in ("documents", "tokens", "max_length", "batch_tokens"):
@@ -87,12 +92,15 @@ class MomentStore:
         """The second moment of one layer; computed and stored if it is not there yet.
 
         Raises:
-            UsageError: no such layer, or settings that cannot work. MissingError: the corpus or the file to import cannot be read.
+            UsageError: no such layer, or settings that cannot work. MissingError: the corpus or the file to import
+                cannot be read.
         """
         return self.collect(lm, [layer])[0]
 
     def collect(self, lm: LM, layers: Sequence[int]) -> list[Moment]:
-        """Second moments of `layers`, in that order; those that are missing are all computed in one pass over the text."""
+        """Second moments of `layers`, in that order; those that are missing are all computed in one pass over the
+        text.
+        """
         require_causal(lm, "a second moment of keys")
         known = self._loaded.setdefault(lm, {})
         missing = [layer for layer in dict.fromkeys(layers) if layer not in known]
@@ -110,10 +118,15 @@ class MomentStore:
             path = find_npz(self.import_npz, lm.layout.mlp_out(layer), layer)
             if path in used:
                 both = f"layers {used[path]} and {layer}"
-                raise UsageError(f"stats.import_npz={self.import_npz} cannot serve {both}: write {{layer}} for the number")
+                raise UsageError(
+                    f"stats.import_npz={self.import_npz} cannot serve {both}: write {{layer}} for the number"
+                )
             used[path] = layer
             matrix, tokens = read_npz(path, lm.key_width(layer))
-            lm.monitor.note(f"second moment of layer {layer} from {path} ({tokens:,} tokens); that it is this model's is taken on trust")
+            lm.monitor.note(
+                f"second moment of layer {layer} from {path} ({tokens:,} tokens); that it is this model's is taken on"
+                " trust"
+            )
             moments[layer] = Moment(layer, _symmetric(matrix), tokens, None, path, True, 0.0, None)
         return moments
 
@@ -140,7 +153,9 @@ class MomentStore:
             lm.monitor.note(f"{path} is damaged ({error}): computing it again")
             return None
         matrix = tensors["second_moment"].double()
-        return Moment(layer, matrix, about["tokens"], about["documents"], path, cached, about["seconds"], about["position0_share"])
+        return Moment(
+            layer, matrix, about["tokens"], about["documents"], path, cached, about["seconds"], about["position0_share"]
+        )
 
     # --- from text --------------------------------------------------------------------------------------------------
 
@@ -150,7 +165,10 @@ class MomentStore:
         layers, plan = list(identities), self.plan(lm)
         limits = [f"{n:,} {unit}" for n, unit in ((plan.documents, "documents"), (plan.tokens, "tokens")) if n]
         what = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} of {lm.name}"
-        lm.monitor.note(f"no second moments of {what} yet: computing them from {self.corpus.label}, {' or '.join(limits) or 'all of it'}")
+        lm.monitor.note(
+            f"no second moments of {what} yet: computing them from {self.corpus.label},"
+            f" {' or '.join(limits) or 'all of it'}"
+        )
         unfinished = Partial(self._directory(lm) / f"partial_{self._key(self._common(lm))}.safetensors")
         sums = sum_outer_products(lm, layers, self.corpus, plan, unfinished)
         if lm.team.is_main:
@@ -164,8 +182,8 @@ class MomentStore:
         mean = _symmetric(sums.total.pop(layer).div_(so_far.tokens))
         if so_far.tokens < len(mean):
             lm.monitor.note(
-                f"layer {layer}: {so_far.tokens:,} tokens are fewer than the {len(mean):,} dimensions of a key, so the second moment is "
-                "singular; give more text (stats.tokens=auto, another corpus)"
+                f"layer {layer}: {so_far.tokens:,} tokens are fewer than the {len(mean):,} dimensions of a key, so the"
+                " second moment is singular; give more text (stats.tokens=auto, another corpus)"
             )
         about = {
             "identity": identity,
@@ -179,13 +197,17 @@ class MomentStore:
             "position0_share": so_far.first[str(layer)] / (so_far.tokens * mean.trace().item() or 1.0),
             "seconds": so_far.seconds,
         }
-        stats_cache.write(self._path(lm, layer, identity), {"second_moment": mean.to(getattr(torch, self.dtype))}, about)
+        stats_cache.write(
+            self._path(lm, layer, identity), {"second_moment": mean.to(getattr(torch, self.dtype))}, about
+        )
 
     # --- names ------------------------------------------------------------------------------------------------------
 
     def plan(self, lm: LM) -> Plan:
         """The settings with `auto` and null filled in for this model."""
-        tokens = AUTO_MULTIPLIER * max(map(lm.key_width, range(lm.layout.depth))) if self.tokens == "auto" else self.tokens
+        tokens = (
+            AUTO_MULTIPLIER * max(map(lm.key_width, range(lm.layout.depth))) if self.tokens == "auto" else self.tokens
+        )
         length = min(self.max_length or LONGEST, lm.head.max_length)
         return Plan(self.documents, tokens, length, self.include_bos, self.seed, self.batch_tokens)
 
@@ -203,7 +225,10 @@ class MomentStore:
         return Path(self.cache_dir).expanduser() / stats_cache.slug(lm.name)
 
     def _path(self, lm: LM, layer: int, identity: dict[str, Any]) -> Path:
-        return self._directory(lm) / f"layer-{layer:02d}_{stats_cache.slug(self.corpus.label)}_{self._key(identity)}.safetensors"
+        return (
+            self._directory(lm)
+            / f"layer-{layer:02d}_{stats_cache.slug(self.corpus.label)}_{self._key(identity)}.safetensors"
+        )
 
     @staticmethod
     def _key(identity: dict[str, Any]) -> str:

@@ -73,7 +73,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def listing(directory: Path | str) -> list[dict[str, Any]]:
-    """What is known about every finished second moment below `directory`, with its `path` and `bytes`; no matrix is read."""
+    """What is known about every finished second moment below `directory`, with its `path` and `bytes`; no matrix is
+    read.
+    """
     found = []
     for path in sorted(Path(directory).expanduser().rglob("layer-*.safetensors")):
         try:
@@ -129,9 +131,15 @@ def _mirrored(matrix: Tensor, step: int = 1024) -> Iterator[tuple[Tensor, Tensor
 
 
 def model_identity(lm: LM) -> dict[str, Any]:
-    """What the keys of a text depend on: the unedited weights, the architecture's settings, the tokenizer, the dtype."""
+    """What the keys of a text depend on: the unedited weights, the architecture's settings, the tokenizer, the
+    dtype.
+    """
     config = lm.model.config.to_diff_dict()  # without the library's defaults, to which a new version may add
-    config = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version", "architectures")}
+    config = {
+        key: value
+        for key, value in config.items()
+        if key not in ("_name_or_path", "transformers_version", "architectures")
+    }
     return {
         "weights": lm.fingerprint(),
         "config": digest_of(config),
@@ -144,7 +152,8 @@ def _tokenizer_identity(tokenizer: Any) -> Any:
     if not getattr(tokenizer, "is_fast", False):
         return [type(tokenizer).__name__, tokenizer.get_vocab()]
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {part: rule for part, rule in rules.items() if part not in ("truncation", "padding")}  # those two change with every call
+    # those two change with every call
+    return {part: rule for part, rule in rules.items() if part not in ("truncation", "padding")}
 
 
 def digest_of(value: Any) -> str:
@@ -158,7 +167,8 @@ def slug(name: str) -> str:
 
 
 def condition_estimate(matrix: Tensor, steps: int = 30) -> float:
-    """Condition number from power iterations on the matrix and its inverse: never too large, within some percent as a rule.
+    """Condition number from power iterations on the matrix and its inverse: never too large, within some percent as a
+    rule.
 
     Infinite if the matrix is not positive definite, as with fewer tokens than its width. m³/3 operations.
     """

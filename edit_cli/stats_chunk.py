@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,7 +33,9 @@ class Document:
 
 
 class Chunk:
-    """What some documents add to the sums: in float32 (or the model's dtype, if wider), on the devices where the layers are."""
+    """What some documents add to the sums: in float32 (or the model's dtype, if wider), on the devices where the
+    layers are.
+    """
 
     def __init__(self, lm: LM, layers: Sequence[int], batch_tokens: int) -> None:
         self.lm, self.layers, self.batch_tokens = lm, sorted(layers), batch_tokens
@@ -54,12 +56,17 @@ class Chunk:
                 self.tokens += tokens
                 advance(tokens)
         except torch.OutOfMemoryError:
-            raise OutOfMemory(f"stats.batch_tokens={self.batch_tokens} does not fit {self.lm.device}: lower it") from None
+            raise OutOfMemory(
+                f"stats.batch_tokens={self.batch_tokens} does not fit {self.lm.device}: lower it"
+            ) from None
         for layer, total in self.total.items():
             total.copy_(total.triu() + total.triu(1).T)
             if not total.diagonal().isfinite().all():
                 dtype = str(self.lm.dtype).removeprefix("torch.")
-                raise UsageError(f"keys of layer {layer} are not finite in model.dtype={dtype}; load the model in float32 or bfloat16")
+                raise UsageError(
+                    f"keys of layer {layer} are not finite in model.dtype={dtype}; load the model in float32 or"
+                    " bfloat16"
+                )
 
     def _add(self, rows: Sequence[Document]) -> int:
         """Run the model up to the deepest layer's projection: nothing behind it is computed, the head least of all."""
@@ -70,10 +77,8 @@ class Chunk:
             for layer in self.layers:
                 module = self.lm.module(self.lm.layout.mlp_out(layer))
                 stack.enter_context(on_input(module, partial(self._see, layer, counts), rows=len(rows)))
-            try:
+            with suppress(StopForward):
                 self.lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
-            except StopForward:
-                pass
         return sum(row.tokens for row in rows)
 
     def _see(self, layer: int, counts: Tensor, keys: Tensor) -> None:
@@ -90,7 +95,8 @@ class Chunk:
 
 
 def add_outer_products(total: Tensor, keys: Tensor) -> None:
-    """Add Kᵀ K for keys (tokens, m) to the upper triangle of `total` (m, m), by bands of rows; what lies below it is no use.
+    """Add Kᵀ K for keys (tokens, m) to the upper triangle of `total` (m, m), by bands of rows; what lies below it is no
+    use.
 
     The product is symmetric: bands of an eighth of the width take 9/16 of the multiplications.
     """

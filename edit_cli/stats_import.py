@@ -25,7 +25,9 @@ PUBLISHED_NAME = re.compile(r"(?P<module>.+)_float\d+_mom2_\w+\.npz")
 
 
 def find_npz(source: str, module: str, layer: int) -> Path:
-    """The file for one layer. `source`: a folder of files with published names, or a path, in which `{layer}` stands for the number.
+    """The file for one layer.
+
+    `source`: a folder of files with published names, or a path, in which `{layer}` stands for the number.
 
     Raises:
         MissingError: no such file. UsageError: several fit, or the file's name says that it belongs to another module.
@@ -33,18 +35,27 @@ def find_npz(source: str, module: str, layer: int) -> Path:
     field = f"stats.import_npz={source}"
     path = Path(source.replace("{layer}", str(layer))).expanduser()
     if path.is_dir():
-        fitting = sorted(p for p in path.glob("*.npz") if (m := PUBLISHED_NAME.fullmatch(p.name)) and m["module"] == module)
+        fitting = sorted(
+            p for p in path.glob("*.npz") if (m := PUBLISHED_NAME.fullmatch(p.name)) and m["module"] == module
+        )
         if not fitting:
-            raise MissingError(f"{field}: no file {module}_*_mom2_*.npz there; give the file itself, with {{layer}} for the layer's number")
+            raise MissingError(
+                f"{field}: no file {module}_*_mom2_*.npz there; give the file itself, with {{layer}} for the layer's"
+                " number"
+            )
         if len(fitting) > 1:
-            raise UsageError(f"{field}: several files fit {module}: {', '.join(p.name for p in fitting)}; give the file itself")
+            raise UsageError(
+                f"{field}: several files fit {module}: {', '.join(p.name for p in fitting)}; give the file itself"
+            )
         return fitting[0]
     if not path.is_file():
         raise MissingError(f"{field}: {path} does not exist")
     named = PUBLISHED_NAME.fullmatch(path.name)
     if named and named["module"] != module:
         owner = named["module"]
-        raise UsageError(f"{field}: {path.name} belongs to {owner}, not to {module} (layer {layer}); write {{layer}} for its number")
+        raise UsageError(
+            f"{field}: {path.name} belongs to {owner}, not to {module} (layer {layer}); write {{layer}} for its number"
+        )
     return path
 
 

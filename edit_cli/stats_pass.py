@@ -1,7 +1,8 @@
-"""One pass over the text: Σ k kᵀ of the keys of several layers at once (specification of locate-then-edit methods, second moments).
+"""One pass over the text: Σ k kᵀ of the keys of several layers at once (specification of locate-then-edit methods,
+second moments).
 
-A key is what enters the MLP output projection at one token. The float64 sums grow chunk by chunk, and what a chunk adds depends
-on its documents alone: a pass that was cut off and continued gives the same bits as one that was not.
+A key is what enters the MLP output projection at one token. The float64 sums grow chunk by chunk, and what a chunk adds
+depends on its documents alone: a pass that was cut off and continued gives the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ class Plan:
 
 @dataclass
 class Progress:
-    """How far a pass has come. `text`: sha256 of the documents read, because a continued pass must come past the same ones."""
+    """How far a pass has come.
+
+    `text`: sha256 of the documents read, because a continued pass must come past the same ones.
+    """
 
     tokens: int = 0
     documents: int = 0
@@ -70,7 +74,9 @@ class Sums:
         """Add this process's chunk, and those that the others of the team have at the same time."""
         for layer, total in self.total.items():
             total += team.sum(chunk.total.get(layer, torch.zeros_like(total)).to("cpu", torch.float64))
-            self.so_far.first[str(layer)] += team.sum(chunk.first.get(layer, torch.zeros(())).to("cpu", torch.float64)).item()
+            self.so_far.first[str(layer)] += team.sum(
+                chunk.first.get(layer, torch.zeros(())).to("cpu", torch.float64)
+            ).item()
         self.so_far.tokens += int(team.sum(torch.tensor(chunk.tokens)))
 
 
@@ -93,7 +99,9 @@ class Partial:
         begin = time.monotonic()
         if begin < self._due:
             return
-        stats_cache.write(self.path, {str(layer): total for layer, total in sums.total.items()}, {"so_far": asdict(sums.so_far)})
+        stats_cache.write(
+            self.path, {str(layer): total for layer, total in sums.total.items()}, {"so_far": asdict(sums.so_far)}
+        )
         end = time.monotonic()
         self._due = end + max(SAVE_SECONDS, 10 * (end - begin))
 
@@ -103,7 +111,8 @@ class Partial:
 
 @torch.no_grad()
 def sum_outer_products(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan, unfinished: Partial) -> Sums:
-    """Read the corpus once and return the sums of all `layers` of the model as it is, continuing what `unfinished` holds.
+    """Read the corpus once and return the sums of all `layers` of the model as it is, continuing what `unfinished`
+    holds.
 
     Raises:
         MissingError: the corpus cannot be read, or has no text that becomes tokens.
@@ -111,7 +120,10 @@ def sum_outer_products(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan
     """
     texts, sums, seen = _start(lm, layers, corpus, plan, unfinished)
     so_far, (unit, goal) = sums.so_far, _goal(corpus, plan)
-    with exact_matmul(), lm.monitor.task(f"second moments, layers {', '.join(map(str, layers))} ({unit})", goal) as advance:
+    with (
+        exact_matmul(),
+        lm.monitor.task(f"second moments, layers {', '.join(map(str, layers))} ({unit})", goal) as advance,
+    ):
         advance(getattr(so_far, unit))
         begin = time.perf_counter()
         stream = _chunks(lm, texts, plan, so_far)
@@ -136,14 +148,18 @@ def sum_outer_products(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan
     return sums
 
 
-def _start(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan, unfinished: Partial) -> tuple[Iterator[str], Sums, Any]:
+def _start(
+    lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan, unfinished: Partial
+) -> tuple[Iterator[str], Sums, Any]:
     """(texts still to read, sums so far, running hash of the texts read)."""
     sums, texts, seen = unfinished.load(layers), corpus.documents(plan.seed), hashlib.sha256()
     if sums is None:
         return texts, Sums.zero(lm, layers), seen
     _hash(seen, islice(texts, sums.so_far.documents))
     if seen.hexdigest() == sums.so_far.text:
-        lm.monitor.note(f"continuing the second moments after {sums.so_far.documents:,} documents ({sums.so_far.tokens:,} tokens)")
+        lm.monitor.note(
+            f"continuing the second moments after {sums.so_far.documents:,} documents ({sums.so_far.tokens:,} tokens)"
+        )
         return texts, sums, seen
     lm.monitor.note(f"{corpus.label} no longer gives the same documents: the second moments are started over")
     return corpus.documents(plan.seed), Sums.zero(lm, layers), hashlib.sha256()
@@ -166,7 +182,9 @@ def _ignore(_: int) -> None:
 
 
 def _chunks(lm: LM, texts: Iterator[str], plan: Plan, so_far: Progress) -> Iterator[list[Document]]:
-    """The documents in groups of some batches, up to the plan's limits; the last one is cut to meet a limit of tokens."""
+    """The documents in groups of some batches, up to the plan's limits; the last one is cut to meet a limit of
+    tokens.
+    """
     if plan.documents:
         texts = islice(texts, plan.documents - so_far.documents)
     left = plan.tokens - so_far.tokens if plan.tokens else None

@@ -88,7 +88,9 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def observations(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run without what depends on the clock; numbers as far as they do not hang on what else was in the batch."""
+    """The lines of a run without what depends on the clock; numbers as far as they do not hang on what else was in
+    the batch.
+    """
     lines = json_lines(run / "results.jsonl")
     return [nearly({key: value for key, value in line.items() if key not in ("seconds", "phases")}) for line in lines]
 
@@ -140,7 +142,13 @@ def write(tmp_path: Path) -> Callable[..., str]:
     """Write rows as JSON lines, or another value as JSON; returns the path."""
 
     def written(rows: Any, name: str = "data.jsonl") -> str:
-        text = rows if isinstance(rows, str) else json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows))
+        text = (
+            rows
+            if isinstance(rows, str)
+            else json.dumps(rows)
+            if name.endswith(".json")
+            else "\n".join(map(json.dumps, rows))
+        )
         (tmp_path / name).write_text(text, encoding="utf-8")
         return str(tmp_path / name)
 

@@ -18,7 +18,20 @@ from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest
 
 # Methods that are held to the same bits wherever a model's weights lie, and in few bits.
-METHODS = ["alphaedit", "blue", "emmet", "ft", "ft-l", "lookup", "memit", "memit-merge", "pmet", "r-rome", "rome", "ultraedit"]
+METHODS = [
+    "alphaedit",
+    "blue",
+    "emmet",
+    "ft",
+    "ft-l",
+    "lookup",
+    "memit",
+    "memit-merge",
+    "pmet",
+    "r-rome",
+    "rome",
+    "ultraedit",
+]
 
 
 def embedded_lm() -> LM:

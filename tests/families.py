@@ -1,7 +1,8 @@
 """Tiny random models of many families, and small tokenizers, built without any download. Shared by the tests.
 
-`tiny(family)` gives (model, tokenizer) and `tiny_lm(family)` an `LM`. All weights are random and large enough to matter: biases, norms
-and scales differ from their initial values, so that a part that is left out or applied twice shows.
+`tiny(family)` gives (model, tokenizer) and `tiny_lm(family)` an `LM`. All weights are random and large enough to
+matter: biases, norms and scales differ from their initial values, so that a part that is left out or applied twice
+shows.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ ADDITIVE: dict[str, dict[str, Any]] = {
     "falcon_alibi": SMALL | {"alibi": True, "parallel_attn": False, "bias": True},
     "falcon_new": SMALL | {"new_decoder_architecture": True, "num_kv_heads": 2},
     "mpt": {"d_model": WIDTH, "n_layers": DEPTH, "n_heads": 4, "max_seq_len": CONTEXT},
-    "xglm": {"d_model": WIDTH, "ffn_dim": INNER, "num_layers": DEPTH, "attention_heads": 4, "max_position_embeddings": CONTEXT},
+    "xglm": {"d_model": WIDTH, "ffn_dim": INNER, "num_layers": DEPTH, "attention_heads": 4,
+    "max_position_embeddings": CONTEXT},
     "biogpt": SMALL,
     "persimmon": SMALL,
     "llama": ROTARY,
@@ -94,9 +96,15 @@ NOT_ADDITIVE: dict[str, dict[str, Any]] = {
     "gemma3_text": GROUPED | {"query_pre_attn_scalar": 16, "sliding_window": 8},
     "olmo2": ROTARY,
     "olmo3": ROTARY | {"sliding_window": 8},
-    "gemma4_text": GROUPED | {
-        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 340, "global_head_dim": 16, "num_kv_shared_layers": 0,
-    },
+    "gemma4_text": (
+        GROUPED
+        | {
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 340,
+            "global_head_dim": 16,
+            "num_kv_shared_layers": 0,
+        }
+    ),
     "exaone4": GROUPED | {"sliding_window": 8},
     "glm4": GROUPED,
     "granite": ROTARY | {"residual_multiplier": 0.3, "logits_scaling": 4.0, "embedding_multiplier": 3.0},
@@ -111,11 +119,13 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "gpt_oss": GROUPED | {"num_local_experts": 2},
     "phimoe": ROTARY | {"num_local_experts": 2},
     "deepseek_v3": {  # its first blocks are dense
-        **SMALL, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 2,
+        **SMALL, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2,
+        "first_k_dense_replace": 2,
         "moe_intermediate_size": 16,
         "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
     },
-    "jamba": ROTARY | {"num_experts": 2, "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 2, "attn_layer_offset": 1,
+    "jamba": ROTARY | {"num_experts": 2, "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 2,
+    "attn_layer_offset": 1,
                        "use_mamba_kernels": False, "mamba_d_state": 4},
 }  # fmt: skip
 
@@ -123,12 +133,21 @@ DENSE = ADDITIVE | NOT_ADDITIVE
 
 # Models that read the prompt with an encoder. Depths of the stacks differ, so that one taken for the other shows.
 ENCODER, DECODER = 3, 2  # transformers makes a cache of as many layers as the encoder of a T5 has
-T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": INNER, "num_layers": ENCODER, "num_decoder_layers": DECODER, "num_heads": 4, "decoder_start_token_id": 0}
+T5 = {
+    "d_model": WIDTH,
+    "d_kv": 8,
+    "d_ff": INNER,
+    "num_layers": ENCODER,
+    "num_decoder_layers": DECODER,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
 SEQ2SEQ: dict[str, dict[str, Any]] = {
     "t5": T5,
     "t5_v1_1": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "bart": {
-        "d_model": WIDTH, "encoder_layers": ENCODER, "decoder_layers": DECODER, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER,
+        "d_model": WIDTH, "encoder_layers": ENCODER, "decoder_layers": DECODER, "encoder_ffn_dim": INNER,
+        "decoder_ffn_dim": INNER,
         "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": CONTEXT,
         "decoder_start_token_id": 2,
     },
@@ -136,14 +155,31 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
 LABELS = ["REFUTES", "SUPPORTS", "NOT ENOUGH INFO"]
 CLASSIFIERS: dict[str, dict[str, Any]] = {
     "bert": SMALL,
-    "roberta": SMALL | {"max_position_embeddings": CONTEXT + 1},  # positions count from the id of padding, which is 0 here
-    "distilbert": {"dim": WIDTH, "hidden_dim": INNER, "n_layers": DEPTH, "n_heads": 4, "max_position_embeddings": CONTEXT},
+    # positions count from the id of padding, which is 0 here
+    "roberta": SMALL | {"max_position_embeddings": CONTEXT + 1},
+    "distilbert": {
+        "dim": WIDTH,
+        "hidden_dim": INNER,
+        "n_layers": DEPTH,
+        "n_heads": 4,
+        "max_position_embeddings": CONTEXT,
+    },
 }
-ALIASES = {"t5_v1_1": "t5", "gpt_neox_sequential": "gpt_neox", "falcon_alibi": "falcon", "falcon_new": "falcon", "stablelm_parallel": "stablelm"}
+ALIASES = {
+    "t5_v1_1": "t5",
+    "gpt_neox_sequential": "gpt_neox",
+    "falcon_alibi": "falcon",
+    "falcon_new": "falcon",
+    "stablelm_parallel": "stablelm",
+}
 
 
-def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding_side: str = "right") -> PreTrainedTokenizerFast:
-    """A small fast tokenizer. kind: "bytes" (byte-level BPE, as GPT-2's and Llama 3's) or "pieces" (▁ for spaces and byte
+def tokenizer(
+    kind: str = "bytes", bos: bool = False, eos: bool = False, padding_side: str = "right"
+) -> PreTrainedTokenizerFast:
+    """A small fast tokenizer.
+
+    kind: "bytes" (byte-level BPE, as GPT-2's and Llama 3's) or "pieces" (▁ for spaces and byte
     fallback, as Llama 2's). bos, eos: whether its post-processor adds them.
     """
     inner = Tokenizer(models.BPE())
@@ -155,7 +191,9 @@ def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding
         steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         inner.decoder = decoders.Sequence(steps)
     alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else []
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=[PAD, BOS, EOS], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=[PAD, BOS, EOS], initial_alphabet=alphabet, show_progress=False
+    )
     inner.train_from_iterator(TEXT, trainer)
     if kind == "pieces":  # a character that was never seen becomes its bytes
         learnt = json.loads(inner.to_str())["model"]
@@ -165,13 +203,20 @@ def tokenizer(kind: str = "bytes", bos: bool = False, eos: bool = False, padding
         added = [(token, inner.token_to_id(token)) for token, wanted in ((BOS, bos), (EOS, eos)) if wanted]
         template = f"{BOS if bos else ''} $A {EOS if eos else ''}".split()
         inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=added)
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side=padding_side)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side=padding_side
+    )
 
 
 def tiny(family: str, seed: int = 0, **overrides: Any) -> tuple[nn.Module, PreTrainedTokenizerFast]:
-    """A random model of a family in one of the tables above, in evaluation mode, and a byte-level tokenizer. `overrides`: config fields."""
+    """A random model of a family in one of the tables above, in evaluation mode, and a byte-level tokenizer.
+
+    `overrides`: config fields.
+    """
     words = tokenizer(bos=family in CLASSIFIERS or family == "bart", eos=family in CLASSIFIERS or family in SEQ2SEQ)
-    ids = {f"{kind}_token_id": getattr(words, f"{kind}_token_id") for kind in ("pad", "bos", "eos")} | {"vocab_size": len(words)}
+    ids = {f"{kind}_token_id": getattr(words, f"{kind}_token_id") for kind in ("pad", "bos", "eos")} | {
+        "vocab_size": len(words)
+    }
     fields = (DENSE | EXPERTS | SEQ2SEQ | CLASSIFIERS)[family] | ids | overrides
     loader: Any = AutoModelForSeq2SeqLM if family in SEQ2SEQ else AutoModelForCausalLM
     if family in CLASSIFIERS:

@@ -23,7 +23,13 @@ def statements(split: str) -> tuple[Case, ...]:
 def brief(editor: TrainableEditor, folder: Path, steps: int = 20) -> TrainableEditor:
     """The same editor, to be trained for a few steps and looked up in `folder`."""
     training = replace(
-        editor.training, steps=steps, edits=min(editor.training.edits, 4), validate_every=steps, validation_edits=4, save_every=steps, trackers=[]
+        editor.training,
+        steps=steps,
+        edits=min(editor.training.edits, 4),
+        validate_every=steps,
+        validation_edits=4,
+        save_every=steps,
+        trackers=[],
     )
     return replace(editor, training=training, cache_dir=str(folder))
 
@@ -33,6 +39,14 @@ def keep_trained(editor: TrainableEditor, lm: LM, folder: Path) -> None:
     identity = editor.identity(lm)
     place = checkpoints.place(folder, identity, type(editor).__name__.lower(), lm.name)
     if not place.exists():
-        done = train(editor, lm, statements("train")[:120], statements("validation")[:40], folder / "at-work" / place.name, "test", lambda line: None)
+        done = train(
+            editor,
+            lm,
+            statements("train")[:120],
+            statements("validation")[:40],
+            folder / "at-work" / place.name,
+            "test",
+            lambda line: None,
+        )
         about = {**identity, "model": {"name": lm.name}, "dataset": {"name": "world"}}
         checkpoints.save(place, done.net, about)

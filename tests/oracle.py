@@ -1,4 +1,6 @@
-"""The plain path of MEMIT and its scores: one edit and one row at a time with the whole model, as the papers' code does it."""
+"""The plain path of MEMIT and its scores: one edit and one row at a time with the whole model, as the papers' code
+does it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from edit_cli.requests import Case, EditRequest
 
 
 def plain_value(
-    lm: LM, request: EditRequest | Sequence[EditRequest], layer: int, site: Site, options: ValueOptions, contexts: Contexts
+    lm: LM,
+    request: EditRequest | Sequence[EditRequest],
+    layer: int,
+    site: Site,
+    options: ValueOptions,
+    contexts: Contexts,
 ) -> tuple[Tensor, int, float]:
     """(target state (d,), forward passes, final loss). One row at a time, no padding, no truncation, torch's own Adam.
 
@@ -98,7 +105,8 @@ def plain_update(
     moments: dict[int, Tensor],
     weight: float,
 ) -> dict[str, Tensor]:
-    """MEMIT's updates (d, m) by weight for `targets` (d, n): one row at a time, the whole model for every key, a dense solve in float64.
+    """MEMIT's updates (d, m) by weight for `targets` (d, n): one row at a time, the whole model for every key, a dense
+    solve in float64.
 
     Each layer's update stays in the model until all are made, and is taken out again at the end.
     """
@@ -115,7 +123,10 @@ def plain_update(
         keys, missing = [], []
         for request, target in zip(requests, targets.double().T, strict=True):
             end = request.subject_span[1] - 1
-            each = [seen_at(prefix + request.text, len(prefix) + end, lm.layout.mlp_out(layer), True) for prefix in contexts.texts]
+            each = [
+                seen_at(prefix + request.text, len(prefix) + end, lm.layout.mlp_out(layer), True)
+                for prefix in contexts.texts
+            ]
             keys.append(sum(share * key for share, key in zip(contexts.weights, each, strict=True)).numpy())
             missing.append((target - seen_at(request.text, end, lm.layout.block(layers[-1]), False)).numpy())
         k, r = np.stack(keys, axis=1), np.stack(missing, axis=1) / (len(layers) - number)
@@ -123,7 +134,9 @@ def plain_update(
         name = f"{lm.layout.mlp_out(layer)}.weight"
         parameter = lm.parameter(name)
         originals[name], updates[name] = parameter.clone(), torch.from_numpy(update)
-        parameter += (updates[name].T if is_transposed(lm.module(lm.layout.mlp_out(layer))) else updates[name]).to(parameter)
+        parameter += (updates[name].T if is_transposed(lm.module(lm.layout.mlp_out(layer))) else updates[name]).to(
+            parameter
+        )
     for name, original in originals.items():
         lm.parameter(name).copy_(original)
     return updates
@@ -131,11 +144,15 @@ def plain_update(
 
 @torch.no_grad()
 def plain_successes(lm: LM, case: Case) -> list[tuple[str, bool, bool]]:
-    """(kind, success, accuracy) of every probe with a target and a foil: one row at a time, logits of the whole text."""
+    """(kind, success, accuracy) of every probe with a target and a foil: one row at a time, logits of the whole
+    text.
+    """
 
     def answer(prompt: str, target: str) -> tuple[float, bool]:
         row = lm.head.encode([(prompt, target)])[0]
-        scores = lm.model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].log_softmax(-1)[row.start - 1 : -1]
+        scores = (
+            lm.model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].log_softmax(-1)[row.start - 1 : -1]
+        )
         wanted = torch.tensor(row.target)
         return -float(scores[torch.arange(len(wanted)), wanted].mean()), bool((scores.argmax(-1) == wanted).all())
 

@@ -15,7 +15,10 @@ from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
 from edit_cli.stats import MomentStore
 
-WORDS = "the old ship of a small town went down in cold rain and no one who had seen it told what they knew about its captain".split()
+WORDS = (
+    "the old ship of a small town went down in cold rain and no one who had seen it told what they knew about its"
+    " captain".split()
+)
 
 
 def texts(count: int = 60) -> list[str]:
@@ -29,21 +32,33 @@ def tokenizer(add_bos: bool) -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], show_progress=False, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>"], show_progress=False, initial_alphabet=alphabet
+    )
     inner.train_from_iterator(texts(), trainer)
     if add_bos:
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="<s>", pad_token="<s>")
 
 
 def gpt2(seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(GPT2Config(n_layer=3, n_embd=16, n_head=2, n_positions=64, vocab_size=300, initializer_range=0.3))
+    return GPT2LMHeadModel(
+        GPT2Config(n_layer=3, n_embd=16, n_head=2, n_positions=64, vocab_size=300, initializer_range=0.3)
+    )
 
 
 def llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    sizes = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 40, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {
+        "num_hidden_layers": 3,
+        "hidden_size": 16,
+        "intermediate_size": 40,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     return LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64, vocab_size=300, initializer_range=0.3))
 
 
@@ -85,4 +100,6 @@ def corpus_file(directory: Path, lines: list[str] | None = None) -> TextFile:
 
 def store(directory: Path, **fields) -> MomentStore:
     corpus = fields.pop("corpus", None) or corpus_file(directory)
-    return MomentStore(**{"corpus": corpus, "documents": None, "batch_tokens": 100, "cache_dir": str(directory / "cache"), **fields})
+    return MomentStore(
+        **{"corpus": corpus, "documents": None, "batch_tokens": 100, "cache_dir": str(directory / "cache"), **fields}
+    )

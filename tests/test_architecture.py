@@ -15,7 +15,19 @@ PACKAGE = ROOT / "edit_cli"
 
 # A module imports only from rows above its own, or from its own row.
 FLOORS = [
-    {"errors", "monitor", "parallel", "requests", "jsonfiles", "locking", "identity", "environment", "catalog", "help_texts", "__init__"},
+    {
+        "errors",
+        "monitor",
+        "parallel",
+        "requests",
+        "jsonfiles",
+        "locking",
+        "identity",
+        "environment",
+        "catalog",
+        "help_texts",
+        "__init__",
+    },
     {"lm", "edits", "edit_store", "checkpoints"},
     {"corpora", "stats", "stats_cache", "stats_chunk", "stats_import", "stats_pass", "metrics", "datasets"},
     {"editors", "tracing", "training"},
@@ -44,7 +56,10 @@ def imports(path: Path) -> set[str]:
     """Modules imported anywhere in the file, but not for type checking alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
-        child for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for child in ast.walk(node)
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
     }
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -79,7 +94,32 @@ def test_imports_point_one_way(path):
 
 
 def test_editors_do_not_import_each_other():
-    shared = {"base", "calibration", "contexts", "demonstrations", "fact_memory", "gradients", "lessons", "meta_batch", "scope", "values", "value_batch", "keyvalue", "spreading", "solver", "trainable", "hypernetwork", "memory", "passes", "patch_training", "postprocess", "queries", "remembered", "side_memory", "tuning"}
+    shared = {
+        "base",
+        "calibration",
+        "contexts",
+        "demonstrations",
+        "fact_memory",
+        "gradients",
+        "lessons",
+        "meta_batch",
+        "scope",
+        "values",
+        "value_batch",
+        "keyvalue",
+        "spreading",
+        "solver",
+        "trainable",
+        "hypernetwork",
+        "memory",
+        "passes",
+        "patch_training",
+        "postprocess",
+        "queries",
+        "remembered",
+        "side_memory",
+        "tuning",
+    }
     methods = [path for path in (PACKAGE / "editors").glob("*.py") if path.stem not in shared | {"__init__"}]
     assert len(methods) >= 5
     for path in methods:
@@ -90,7 +130,9 @@ def test_editors_do_not_import_each_other():
 def test_no_pickle_and_no_remote_code():
     for path in FILES:
         text = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
-        assert not re.search(r"import pickle|pickle\.(load|dump)|torch\.load\(|trust_remote_code *= *True|shell=True", text), path
+        assert not re.search(
+            r"import pickle|pickle\.(load|dump)|torch\.load\(|trust_remote_code *= *True|shell=True", text
+        ), path
 
 
 def test_no_model_names_in_shared_code():
@@ -99,10 +141,14 @@ def test_no_model_names_in_shared_code():
         if part(path) in {"lm", "edits", "edit_store", "editors", "metrics", "stats", "commands"}:
             code = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
             assert not re.search(r"model_type *(==|in)|['\"](gpt2|gpt-j|llama|mistral|qwen|bert|bart|t5\b)", code), path
-            assert path.name == "kinds.py" or not re.search(r"architectures\b", code), path  # there: what kind of head was saved
+            # there: what kind of head was saved
+            assert path.name == "kinds.py" or not re.search(r"architectures\b", code), path
 
 
 def test_nothing_heavy_is_imported_for_help():
-    code = "import sys; import edit_cli.cli; print(sorted({'torch', 'transformers', 'hydra', 'datasets', 'scipy'} & set(sys.modules)))"
+    code = (
+        "import sys; import edit_cli.cli; print(sorted({'torch', 'transformers', 'hydra', 'datasets', 'scipy'} &"
+        " set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

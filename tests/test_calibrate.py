@@ -16,7 +16,15 @@ def test_the_chance_and_the_radius_by_hand():
 
 
 def test_the_last_line_can_be_pasted(cli):
-    ended = cli("calibrate", "dataset=counterfact", "dataset.split=tune", "limit=15", "layers=[3,5]", "modules=[mlp_in]", "model.device=cpu")
+    ended = cli(
+        "calibrate",
+        "dataset=counterfact",
+        "dataset.split=tune",
+        "limit=15",
+        "layers=[3,5]",
+        "modules=[mlp_in]",
+        "model.device=cpu",
+    )
     assert ended.code == 0
     assert ended.last.startswith("method.layer=5 method.module=mlp_in method.radius=")
     assert 2.0 < float(ended.last.rpartition("=")[2]) < 6.0
@@ -24,6 +32,10 @@ def test_the_last_line_can_be_pasted(cli):
 
 
 def test_wrong_settings_are_refused_by_name(cli):
-    for wrong, message in (("modules=[]", "modules=[]: give a list"), ("side=top", "side=top: choose input or output"), ("layers=[9]", "layer 9")):
+    for wrong, message in (
+        ("modules=[]", "modules=[]: give a list"),
+        ("side=top", "side=top: choose input or output"),
+        ("layers=[9]", "layer 9"),
+    ):
         ended = cli("calibrate", "limit=3", wrong, "model.device=cpu")
         assert ended.code == 2 and message in ended.err

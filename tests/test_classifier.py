@@ -40,7 +40,12 @@ def shared(family: str) -> LM:
 @torch.no_grad()
 def plain(lm: LM, claim: str) -> torch.Tensor:
     """Log-probabilities of the labels: one row, as transformers' documentation shows it."""
-    return lm.model(**lm.tokenizer(claim, return_tensors="pt", return_token_type_ids=False)).logits[0].float().log_softmax(-1)
+    return (
+        lm.model(**lm.tokenizer(claim, return_tensors="pt", return_token_type_ids=False))
+        .logits[0]
+        .float()
+        .log_softmax(-1)
+    )
 
 
 @families
@@ -145,7 +150,9 @@ def test_a_language_model_is_no_classifier_unless_it_was_trained_to_be(tmp_path)
 
 def test_what_cannot_be_asked_is_refused():
     lm = shared("bert")
-    with pytest.raises(RejectedRequest, match="'perhaps' is no label of this classifier, which has REFUTES, SUPPORTS, NOT ENOUGH INFO"):
+    with pytest.raises(
+        RejectedRequest, match="'perhaps' is no label of this classifier, which has REFUTES, SUPPORTS, NOT ENOUGH INFO"
+    ):
         lm.loglikelihood([("Paris is in Peru.", "perhaps")])
     for family in CLASSIFIERS:
         with pytest.raises(RejectedRequest, match=f"more than the model's {CONTEXT}"):
@@ -165,5 +172,7 @@ def test_what_cannot_be_asked_is_refused():
 def test_methods_for_causal_models_say_so(family, method):
     editor = method(layers=[0], **({} if method is ROME else {"covariance_weight": 1.0}))
     kind = "a sequence classifier" if family == "bert" else "an encoder-decoder model"
-    with pytest.raises(UsageError, match=f"{method.__name__} works on a causal language model, and tiny-{family} is {kind}"):
+    with pytest.raises(
+        UsageError, match=f"{method.__name__} works on a causal language model, and tiny-{family} is {kind}"
+    ):
         editor.check(tiny_lm(family), EditRequest("{} is in", "Paris", "Rome"))

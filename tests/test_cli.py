@@ -100,10 +100,22 @@ WRONG = [
     ("evaluate -m method=ft,memit method.stepz=3", 2, "did you mean method.steps?"),
     ("evaluate method=rome method.radius=3", 2, "unknown key method.radius here; it belongs to method=grace"),
     ("sequential protocol=sme protocol.batch_size=3", 2, "it belongs to protocol=lifelong"),
-    ("evaluate method=rome model=tiny-bert dataset=world_claims", 2, "ROME works on a causal language model, and tiny-bert is"),
+    (
+        "evaluate method=rome model=tiny-bert dataset=world_claims",
+        2,
+        "ROME works on a causal language model, and tiny-bert is",
+    ),
     ("train-editor method=mend dataset=counterfact", 2, "splits.train=train: embedded world has test, tune"),
-    ("train-editor method=mend dataset=world splits.train=validation", 2, "splits.validation=validation is what is trained on"),
-    ("train-editor method=mend dataset=world method.training.lr=nan", 2, "method.training.lr=nan: give a number above 0"),
+    (
+        "train-editor method=mend dataset=world splits.train=validation",
+        2,
+        "splits.validation=validation is what is trained on",
+    ),
+    (
+        "train-editor method=mend dataset=world method.training.lr=nan",
+        2,
+        "method.training.lr=nan: give a number above 0",
+    ),
     ("evaluate batch_size=3", 2, "did you mean protocol.batch_size?"),
     ("evaluate foo.bar=1", 2, "unknown key foo.bar; there are: limit"),
     ("evaluate ~nothing", 2, "unknown key nothing"),
@@ -155,7 +167,9 @@ def test_wrong_input_gets_one_clear_line(cli, command, code, told):
     assert told in errors[0]
     assert "Traceback" not in ended.err + ended.out
     assert "HYDRA_FULL_ERROR" not in ended.err + ended.out
-    assert not list(Path.cwd().rglob("results.jsonl")) or all(path.stat().st_size == 0 for path in Path.cwd().rglob("results.jsonl"))
+    assert not list(Path.cwd().rglob("results.jsonl")) or all(
+        path.stat().st_size == 0 for path in Path.cwd().rglob("results.jsonl")
+    )
 
 
 def test_an_unknown_command_is_answered_with_the_near_one(cli):
@@ -215,8 +229,14 @@ def test_completion_of_settings(words, expected):
 
 
 def test_completion_answers_the_shell():
-    environment = os.environ | {"_EDIT_CLI_COMPLETE": "complete_bash", "COMP_WORDS": "edit-cli evaluate method = rom", "COMP_CWORD": "4"}
-    done = subprocess.run([sys.executable, "-m", "edit_cli.cli"], env=environment, capture_output=True, text=True, check=True)
+    environment = os.environ | {
+        "_EDIT_CLI_COMPLETE": "complete_bash",
+        "COMP_WORDS": "edit-cli evaluate method = rom",
+        "COMP_CWORD": "4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "edit_cli.cli"], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["rome"]
 
 

@@ -11,7 +11,17 @@ from edit_cli.errors import UsageError
 
 def test_overrides_on_both_sides_of_flags_stand_together():
     arguments = ["method=memit", "--cfg", "job", "limit=3", "--config-dir", "mine", "-m", "seed=1,2"]
-    assert regroup(arguments) == ["--cfg", "job", "--config-dir", "mine", "-m", "--resolve", "method=memit", "limit=3", "seed=1,2"]
+    assert regroup(arguments) == [
+        "--cfg",
+        "job",
+        "--config-dir",
+        "mine",
+        "-m",
+        "--resolve",
+        "method=memit",
+        "limit=3",
+        "seed=1,2",
+    ]
 
 
 def test_values_of_flags_may_be_joined():

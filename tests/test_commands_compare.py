@@ -12,6 +12,11 @@ FT = ("method=ft", "method.steps=5", "protocol.observe.generate=false")
 
 
 @pytest.fixture(scope="module")
+def csv_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def runs(tmp_path_factory, cache_dir) -> Path:
     """Runs of several sizes, one sequential one, and one of another command."""
     from conftest import invoke
@@ -21,8 +26,26 @@ def runs(tmp_path_factory, cache_dir) -> Path:
         patch.chdir(folder)
         for size in (1, 2, "all"):
             tag = ["tag=alone"] if size == 1 else []
-            invoke(cache_dir, "evaluate", *FT, "limit=3", f"protocol.batch_size={size}", f"run_dir=b{size}", *tag, quick=True)
-        invoke(cache_dir, "sequential", *FT, "limit=2", "protocol.batch_size=1", "protocol.holdout=1", "run_dir=seq", quick=True)
+            invoke(
+                cache_dir,
+                "evaluate",
+                *FT,
+                "limit=3",
+                f"protocol.batch_size={size}",
+                f"run_dir=b{size}",
+                *tag,
+                quick=True,
+            )
+        invoke(
+            cache_dir,
+            "sequential",
+            *FT,
+            "limit=2",
+            "protocol.batch_size=1",
+            "protocol.holdout=1",
+            "run_dir=seq",
+            quick=True,
+        )
         invoke(cache_dir, "trace", "limit=1", "run_dir=trace", "model.device=cpu")
     return folder
 
@@ -38,10 +61,20 @@ def compare(runs, monkeypatch, cache_dir, tmp_path):
 
 def test_a_setting_on_the_axis(compare, tmp_path):
     out = tmp_path / "figure"
-    ended = compare("b1", "b2", "ball", "--x", "protocol.batch_size", "--out", str(out), "--metrics", "efficacy_success,neighborhood_success")
+    ended = compare(
+        "b1",
+        "b2",
+        "ball",
+        "--x",
+        "protocol.batch_size",
+        "--out",
+        str(out),
+        "--metrics",
+        "efficacy_success,neighborhood_success",
+    )
     assert ended.code == 0
     assert [line for line in ended.out.splitlines() if line.startswith("ft batch_size=")]
-    rows = list(csv.DictReader(open(f"{out}.csv", newline="")))
+    rows = csv_rows(f"{out}.csv")
     assert [(row["protocol.batch_size"], row["metric"]) for row in rows] == [
         (size, metric) for size in ("1", "2", "3") for metric in ("efficacy_success", "neighborhood_success")
     ]
@@ -53,7 +86,12 @@ def test_a_setting_on_the_axis(compare, tmp_path):
 
 def test_the_table_in_markdown(compare, tmp_path):
     """Beside the figure, and its name may have dots."""
-    assert compare("b1", "b2", "--x", "protocol.batch_size", "--out", str(tmp_path / "v1.2"), "--metrics", "efficacy_success").code == 0
+    assert (
+        compare(
+            "b1", "b2", "--x", "protocol.batch_size", "--out", str(tmp_path / "v1.2"), "--metrics", "efficacy_success"
+        ).code
+        == 0
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v1.2.csv", "v1.2.md", "v1.2.png", "v1.2.svg"]
     heads, rule, *rows = (tmp_path / "v1.2.md").read_text().splitlines()
     assert heads.startswith("| run | protocol.batch_size | Efficacy success, % | seconds an edit | peak memory, host |")
@@ -65,14 +103,14 @@ def test_the_table_in_markdown(compare, tmp_path):
 
 def test_runs_can_be_called_by_their_tags(compare, tmp_path):
     assert compare("b1", "b2", "--by", "tag", "--out", str(tmp_path / "tagged")).code == 0
-    rows = list(csv.DictReader(open(tmp_path / "tagged.csv", newline="")))
+    rows = csv_rows(tmp_path / "tagged.csv")
     assert {row["run"] for row in rows} == {"alone", "ft"}  # a run without a tag has its method's name
 
 
 def test_checkpoints_on_the_axis(compare, tmp_path):
     ended = compare("seq", "--out", str(tmp_path / "course"))
     assert ended.code == 0
-    rows = list(csv.DictReader(open(tmp_path / "course.csv", newline="")))
+    rows = csv_rows(tmp_path / "course.csv")
     assert [row["facts"] for row in rows if row["metric"] == "efficacy_success"] == ["1", "2"]
 
 

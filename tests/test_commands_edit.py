@@ -23,7 +23,13 @@ def test_one_fact_is_shown_before_and_after_and_kept(cli):
     ended = cli(*FT, *FACT, "edit.target_true=flute", quick=True)
     assert ended.code == 0
     assert ended.last.startswith("runs/edit/inline/tiny-gpt2/ft-Ada_Lund-violin-")
-    expected = ("ft on tiny-gpt2: 1 fact edited", "Ada Lund plays the", "P(violin)", "P(flute)", f"edit: {edit_dir(ended.last)}")
+    expected = (
+        "ft on tiny-gpt2: 1 fact edited",
+        "Ada Lund plays the",
+        "P(violin)",
+        "P(flute)",
+        f"edit: {edit_dir(ended.last)}",
+    )
     for told in expected:
         assert told in ended.out
     manifest = edit_store.read_manifest(edit_dir(ended.last))
@@ -39,7 +45,11 @@ def test_one_fact_is_shown_before_and_after_and_kept(cli):
 
 
 def test_texts_are_taken_as_they_are(cli):
-    fact = ("edit.prompt={}'s motto, \"(all: {x=1}, [y])\", is", "edit.subject=Ada, Bo & Co", "edit.target=it's fine, really")
+    fact = (
+        'edit.prompt={}\'s motto, "(all: {x=1}, [y])", is',
+        "edit.subject=Ada, Bo & Co",
+        "edit.target=it's fine, really",
+    )
     ended = cli(*FT, *fact, "run_dir=r", quick=True)
     assert ended.code == 0
     (request,) = edit_store.read_manifest(edit_dir("r"))["requests"]
@@ -48,7 +58,17 @@ def test_texts_are_taken_as_they_are(cli):
 
 
 def test_the_subject_may_stand_in_the_prompt(cli):
-    assert cli(*FT, "edit.prompt=Ada Lund plays the", "edit.subject=Ada Lund", "edit.target=violin", "run_dir=r", quick=True).code == 0
+    assert (
+        cli(
+            *FT,
+            "edit.prompt=Ada Lund plays the",
+            "edit.subject=Ada Lund",
+            "edit.target=violin",
+            "run_dir=r",
+            quick=True,
+        ).code
+        == 0
+    )
     assert edit_store.read_manifest(edit_dir("r"))["requests"][0]["prompt"] == "{} plays the"
 
 
@@ -89,13 +109,18 @@ def test_edits_stand_on_each_other(cli):
     assert len(edit_store.attach(edit_dir("second"), lm)) == 2
     line = json.loads(Path("second/results.jsonl").read_text())
     for probe in line["after"]["probes"]:
-        assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(probe["target_nll"], abs=1e-4)
+        assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(
+            probe["target_nll"], abs=1e-4
+        )
     lm.detach()
     for probe in line["before"]["probes"]:
-        assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(probe["target_nll"], abs=1e-4)
+        assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(
+            probe["target_nll"], abs=1e-4
+        )
 
 
-# --- apply -------------------------------------------------------------------------------------------------------------------------
+# --- apply
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def logits(model, tokenizer, text: str):
@@ -126,7 +151,14 @@ def test_an_applied_edit_is_a_plain_checkpoint(cli):
 def test_a_run_can_be_applied_if_it_holds_one_model(cli):
     cli(*FT, *FACT, "run_dir=one", quick=True)
     assert cli("apply", "one", "--out", "a").code == 0
-    whole_course = ("sequential", "method=ft", "limit=4", "protocol.batch_size=1", "protocol.holdout=0", "protocol.edits_room=1")
+    whole_course = (
+        "sequential",
+        "method=ft",
+        "limit=4",
+        "protocol.batch_size=1",
+        "protocol.holdout=0",
+        "protocol.edits_room=1",
+    )
     cli(*whole_course, "run_dir=steps", quick=True)
     assert list(Path("steps/edits").glob("state-*"))  # the first steps are no longer there one by one
     assert "with 4 edited facts" in cli("apply", "steps", "--out", "b").err

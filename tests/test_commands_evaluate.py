@@ -23,7 +23,13 @@ def test_a_run_ends_in_a_table_and_in_the_place_where_it_lies(finished, look):
     ended, _ = finished
     assert ended.code == 0
     assert ended.last == str(RUN)
-    for told in ("ft on tiny-gpt2: 3 facts edited, one at a time", "3 of 1,100 records (limit=3)", "before", "after", "Time per edit"):
+    for told in (
+        "ft on tiny-gpt2: 3 facts edited, one at a time",
+        "3 of 1,100 records (limit=3)",
+        "before",
+        "after",
+        "Time per edit",
+    ):
         assert told in ended.out
     assert ended.out.index("TEACHER-FORCED") < ended.out.index("FREE-RUNNING")
     assert {path.name for path in RUN.iterdir()} >= {"manifest.json", "results.jsonl", "summary.json"}
@@ -43,7 +49,10 @@ def test_summary_follows_from_the_lines(cli):
     assert found["protocol"]["batch_size"] == 2
     assert found["protocol"]["order_seed"] == 5
     assert found["metrics"]["efficacy_success"] == summarise(lines)["efficacy_success"]
-    assert found["metrics"]["efficacy_magnitude"]["after"]["mean"] > found["metrics"]["efficacy_magnitude"]["before"]["mean"]
+    assert (
+        found["metrics"]["efficacy_magnitude"]["after"]["mean"]
+        > found["metrics"]["efficacy_magnitude"]["before"]["mean"]
+    )
     assert found["seconds_per_edit"] == pytest.approx(sum(line["seconds"] for line in lines) / 3)
     assert set(found["peak_memory_bytes"]) == {"host", "device"}
     assert {"seed", "protocol.order_seed", "protocol.observe.seed"} <= set(found["seeds"])
@@ -128,7 +137,9 @@ def test_a_case_that_cannot_be_edited_fails_alone(cli):
         {"id": "fine", "prompt": "{} was born in", "subject": "Bo", "target_new": "Paris"},
     ]
     Path("facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    ended = cli("evaluate", *FT, "dataset=facts", "dataset.path=facts.jsonl", "protocol.batch_size=all", "run_dir=r", quick=True)
+    ended = cli(
+        "evaluate", *FT, "dataset=facts", "dataset.path=facts.jsonl", "protocol.batch_size=all", "run_dir=r", quick=True
+    )
     assert ended.code == 5
     assert ended.last == "r"
     assert "1 of 3 cases FAILED" in ended.out
@@ -139,7 +150,9 @@ def test_a_case_that_cannot_be_edited_fails_alone(cli):
     assert by_id["good"]["error"] is by_id["fine"]["error"] is None
     assert summary(Path("r"))["failed"] == 1
     assert summary(Path("r"))["edits"] == 2
-    again = cli("evaluate", *FT, "dataset=facts", "dataset.path=facts.jsonl", "protocol.batch_size=all", "run_dir=r", quick=True)
+    again = cli(
+        "evaluate", *FT, "dataset=facts", "dataset.path=facts.jsonl", "protocol.batch_size=all", "run_dir=r", quick=True
+    )
     assert again.code == 5
 
 
@@ -178,11 +191,14 @@ def test_saved_edits_are_the_ones_that_were_asked_about(cli):
     for line in lines:
         (edit,) = edit_store.attach(RUN / "edits" / f"{line['step']:04d}", lm)
         probe = line["after"]["probes"][0]
-        assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(probe["target_nll"], abs=1e-4)
+        assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(
+            probe["target_nll"], abs=1e-4
+        )
         assert lm.detach() is edit
 
 
-# --- show, ls runs -----------------------------------------------------------------------------------------------------------------
+# --- show, ls runs
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_show_tells_what_the_run_told(finished, look):
@@ -217,18 +233,25 @@ def test_ls_runs(look):
     assert "success" in look("ls", "runs").out
 
 
-# --- sweeps ------------------------------------------------------------------------------------------------------------------------
+# --- sweeps
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_ends_in_one_table_over_its_runs(cli):
     few = ("limit=2", "method.steps=2", "protocol.observe.generate=false")
     ended = cli("evaluate", "-m", "method=ft,ft-l", "protocol.batch_size=1,2", *few, quick=True)
     assert ended.code == 0
-    expected = [f"runs/evaluate/counterfact/tiny-gpt2/{method}-batch_size={size}" for method in ("ft", "ft-l") for size in (1, 2)]
+    expected = [
+        f"runs/evaluate/counterfact/tiny-gpt2/{method}-batch_size={size}"
+        for method in ("ft", "ft-l")
+        for size in (1, 2)
+    ]
     assert ended.out.splitlines()[-4:] == expected
     assert ended.out.count("TEACHER-FORCED") == 0
     table = ended.out.partition("%:")[0]
-    assert [line.split()[:2] for line in table.splitlines()[2:6]] == [[m, f"batch_size={s}"] for m in ("ft", "ft-l") for s in (1, 2)]
+    assert [line.split()[:2] for line in table.splitlines()[2:6]] == [
+        [m, f"batch_size={s}"] for m in ("ft", "ft-l") for s in (1, 2)
+    ]
     assert all(summary(Path(run))["n"] == 2 for run in expected)
 
 
@@ -242,13 +265,17 @@ def test_a_failing_job_does_not_stop_the_others(cli):
 
 
 def test_jobs_in_processes_of_their_own_report_too(cli):
-    ended = cli("evaluate", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "method=ft", "limit=1,2", quick=True)
+    ended = cli(
+        "evaluate", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "method=ft", "limit=1,2", quick=True
+    )
     assert ended.code == 0
     assert [summary(Path(run))["n"] for run in ended.out.splitlines()[-2:]] == [1, 2]
 
 
 def test_commands_that_measure_nothing_can_be_swept_too(cli, cache_dir):
-    ended = cli("precompute-stats", "-m", "layers=[0],[1]", "stats.documents=40", f"cache_dir={cache_dir}", "model.device=cpu")
+    ended = cli(
+        "precompute-stats", "-m", "layers=[0],[1]", "stats.documents=40", f"cache_dir={cache_dir}", "model.device=cpu"
+    )
     assert ended.code == 0
     assert set(ended.out.splitlines()) == {str(cache_dir / "stats" / "tiny-gpt2")}
 
@@ -257,7 +284,10 @@ def test_precompute_stats_tells_what_it_made(cli, cache_dir):
     ended = cli("precompute-stats", "layers=[1,0]", "stats.documents=40", f"cache_dir={cache_dir}", "model.device=cpu")
     assert ended.code == 0
     assert ended.last == str(cache_dir / "stats" / "tiny-gpt2")
-    assert [line.split()[:3] for line in ended.out.splitlines() if line[:1] in "01" and line.strip()] == [["0", "512", "40"], ["1", "512", "40"]]
+    assert [line.split()[:3] for line in ended.out.splitlines() if line[:1] in "01" and line.strip()] == [
+        ["0", "512", "40"],
+        ["1", "512", "40"],
+    ]
     assert list(Path(ended.last).glob("layer-00_*.safetensors"))
 
 

@@ -33,7 +33,9 @@ def test_checkpoints_are_the_first_steps_that_reach_them_and_the_last(sizes, che
     assert SequentialProtocol(checkpoints=checkpoints).checkpoint_steps(sizes) == expected
 
 
-@pytest.mark.parametrize("wrong", [{"checkpoints": []}, {"checkpoints": [0]}, {"sample": 0}, {"holdout": -1}, {"batch_size": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"checkpoints": []}, {"checkpoints": [0]}, {"sample": 0}, {"holdout": -1}, {"batch_size": -1}]
+)
 def test_protocols_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UsageError, match=f"protocol.{next(iter(wrong))}="):
         SequentialProtocol(**wrong)
@@ -54,7 +56,13 @@ def test_three_moments_of_every_fact(finished, look):
     assert found["protocol"]["restored"] is False
     counts = {when: sum(line["when"] == when for line in lines) for when in ("after_edit", "checkpoint", "held_out")}
     assert counts == {"after_edit": 6, "checkpoint": 8, "held_out": 4}
-    for told in ("6 facts edited, in batches of 2", "Nothing is taken back", "after edit", "at end", "WITH MORE AND MORE EDITS"):
+    for told in (
+        "6 facts edited, in batches of 2",
+        "Nothing is taken back",
+        "after edit",
+        "at end",
+        "WITH MORE AND MORE EDITS",
+    ):
         assert told in ended.out
     assert (RUN / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (RUN / "curve.svg").read_text()
@@ -69,7 +77,9 @@ def test_the_last_checkpoint_is_the_model_with_all_edits_in_place(look):
     for line in json_lines(RUN / "results.jsonl"):
         if line["when"] == "checkpoint" and line["edits"] == 6:
             probe = line["after"]["probes"][0]
-            assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(probe["target_nll"], abs=1e-4)
+            assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(
+                probe["target_nll"], abs=1e-4
+            )
     for _ in range(3):
         lm.detach()
     assert lm.fingerprint([name for name, _ in lm.model.named_parameters()]) == untouched
@@ -80,7 +90,9 @@ def test_answers_before_are_those_of_the_unedited_model(look):
     for line in json_lines(RUN / "results.jsonl"):
         if line["when"] == "after_edit":
             probe = line["before"]["probes"][0]
-            assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(probe["target_nll"], abs=1e-4)
+            assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(
+                probe["target_nll"], abs=1e-4
+            )
 
 
 def test_held_out_records_are_not_among_the_edited_ones(look):
@@ -93,7 +105,14 @@ def test_held_out_records_are_not_among_the_edited_ones(look):
 @pytest.mark.parametrize("method", [FT, ("method=ultraedit",), ("method=grace",)], ids=["ft", "ultraedit", "grace"])
 def test_a_killed_run_ends_in_the_same_numbers(cli, kill_after, method):
     """UltraEdit remembers its earlier turns: a run that goes on from saved edits has to remember them too."""
-    arguments = ("sequential", *method, "limit=4", "protocol.batch_size=2", "protocol.holdout=1", "protocol.observe.generate=false")
+    arguments = (
+        "sequential",
+        *method,
+        "limit=4",
+        "protocol.batch_size=2",
+        "protocol.holdout=1",
+        "protocol.observe.generate=false",
+    )
     assert cli(*arguments, "run_dir=whole", quick=True).code == 0
     for lines in (1, 2, 3):  # within a step, at a checkpoint, after the next step's edit
         kill_after(lines)
@@ -119,7 +138,10 @@ def test_a_finished_run_is_shown_again(finished, look):
 def test_a_sample_is_asked_at_checkpoints(cli):
     cli(*FINISHED, "protocol.sample=3", "protocol.first=0", "protocol.observe.generate=false", quick=True)
     lines = json_lines(RUN / "results.jsonl")
-    asked = {edits: [line["case_id"] for line in lines if line["when"] == "checkpoint" and line["edits"] == edits] for edits in (2, 6)}
+    asked = {
+        edits: [line["case_id"] for line in lines if line["when"] == "checkpoint" and line["edits"] == edits]
+        for edits in (2, 6)
+    }
     assert [len(asked[edits]) for edits in (2, 6)] == [2, 3]
 
 
@@ -129,12 +151,16 @@ def test_a_case_that_cannot_be_edited_is_left_out_of_every_checkpoint(cli):
         {"id": "fine", "prompt": "{} was born in", "subject": "Bo", "target_new": "Paris"},
     ]
     Path("facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    ended = cli("sequential", *FT, "dataset=facts", "dataset.path=facts.jsonl", "protocol.batch_size=1", "run_dir=r", quick=True)
+    ended = cli(
+        "sequential", *FT, "dataset=facts", "dataset.path=facts.jsonl", "protocol.batch_size=1", "run_dir=r", quick=True
+    )
     assert ended.code == 5
     lines = json_lines(Path("r/results.jsonl"))
     assert [line["case_id"] for line in lines if line["when"] == "checkpoint"] == ["fine"]
     assert [line["case_id"] for line in lines if line["error"]] == ["long"]
-    again = cli("sequential", *FT, "dataset=facts", "dataset.path=facts.jsonl", "protocol.batch_size=1", "run_dir=r", quick=True)
+    again = cli(
+        "sequential", *FT, "dataset=facts", "dataset.path=facts.jsonl", "protocol.batch_size=1", "run_dir=r", quick=True
+    )
     assert again.code == 5
 
 
@@ -142,7 +168,14 @@ def test_what_is_forgotten_later_shows_at_the_end_only():
     """A pure function of the lines: right after its edit the fact is known, at the end it is not."""
 
     def seen(nll: float) -> dict:
-        probe = {"kind": "rewrite", "prompt": "p", "target": "new", "foil": "old", "target_nll": nll, "target_hits": [nll < 1]}
+        probe = {
+            "kind": "rewrite",
+            "prompt": "p",
+            "target": "new",
+            "foil": "old",
+            "target_nll": nll,
+            "target_hits": [nll < 1],
+        }
         rest = {"foil_nll": 1.0, "foil_hits": [nll > 1], "target_predicted": [0], "generated": None}
         return {"probes": [probe | rest], "texts": [], "perplexity": None}
 
@@ -152,12 +185,18 @@ def test_what_is_forgotten_later_shows_at_the_end_only():
             "seconds": 1.0, "error": None, "when": when, "edits": edits, "phases": {"edit": 1.0},
         }  # fmt: skip
 
-    about = dict.fromkeys(("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256"))
+    about = dict.fromkeys(
+        ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")
+    )
     manifest = {
         "method": "m", "model": "t", "dataset": about, "protocol": {"restored": False},
         "config": {"protocol": {}}, "seeds": {}, "versions": {},
     }  # fmt: skip
-    lines = [line("after_edit", 1, seen(2.0), seen(0.5)), line("checkpoint", 1, None, seen(0.5)), line("checkpoint", 9, None, seen(2.0))]
+    lines = [
+        line("after_edit", 1, seen(2.0), seen(0.5)),
+        line("checkpoint", 1, None, seen(0.5)),
+        line("checkpoint", 9, None, seen(2.0)),
+    ]
     found = sequential_summary(manifest, lines)
     means = {side: entry["mean"] for side, entry in found["metrics"]["efficacy_success"].items()}
     assert means == {"before": 0.0, "after_edit": 100.0, "at_end": 0.0}

@@ -9,7 +9,8 @@ import pytest
 from conftest import Killed, json_lines
 
 SMALL = (
-    "method.layers=[4]", "method.rank=4", "method.training.edits=2", "method.training.steps=4", "method.training.validate_every=2",
+    "method.layers=[4]", "method.rank=4", "method.training.edits=2", "method.training.steps=4",
+    "method.training.validate_every=2",
     "method.training.validation_edits=4", "method.training.save_every=1", "method.training.log_every=1",
 )  # fmt: skip
 RUN = Path("runs/train-editor/world/tiny-gpt2/mend")
@@ -23,7 +24,15 @@ def train(cli, cache, *more: str):
 def test_trained_editors_are_found_and_missing_ones_named(cli, tmp_path):
     """The message of `evaluate` is a command that makes it work."""
     cache = tmp_path / "cache"
-    asked = ("evaluate", "method=mend", *PLACE, *SMALL, f"cache_dir={cache}", "limit=2", "protocol.observe.generate=false")
+    asked = (
+        "evaluate",
+        "method=mend",
+        *PLACE,
+        *SMALL,
+        f"cache_dir={cache}",
+        "limit=2",
+        "protocol.observe.generate=false",
+    )
     missing = cli(*asked)
     assert missing.code == 3 and "has not been trained for tiny-gpt2" in missing.err
     command = missing.err.split("`")[1].split()
@@ -33,7 +42,10 @@ def test_trained_editors_are_found_and_missing_ones_named(cli, tmp_path):
     assert ended.code == 0, ended.err
     summary = json.loads((RUN / "summary.json").read_text())
     place = Path(summary["checkpoint"])
-    assert place.parent == cache / "editors" and sorted(file.name for file in place.iterdir()) == ["editor.json", "editor.safetensors"]
+    assert place.parent == cache / "editors" and sorted(file.name for file in place.iterdir()) == [
+        "editor.json",
+        "editor.safetensors",
+    ]
     about = json.loads((place / "editor.json").read_text())
     assert about["dataset"]["name"] == "world" and about["dataset"]["cases"] == 20 and len(about["base"]) == 64
     assert about["recipe"]["rank"] == 4 and about["recipe"]["training.steps"] == 4
@@ -48,7 +60,9 @@ def test_trained_editors_are_found_and_missing_ones_named(cli, tmp_path):
     assert found.code == 0, found.err
     after = json.loads(Path("runs/evaluate/world/tiny-gpt2/mend/summary.json").read_text())["metrics"]
     assert after["es_edit"]["after"]["mean"] > after["es_edit"]["before"]["mean"]
-    elsewhere = cli(*asked, f"method.checkpoint={place}", "cache_dir=elsewhere", "tag=named", "protocol.observe.sample=false")
+    elsewhere = cli(
+        *asked, f"method.checkpoint={place}", "cache_dir=elsewhere", "tag=named", "protocol.observe.sample=false"
+    )
     assert elsewhere.code == 0, elsewhere.err
     again = cli(*command[1:], "limit=20", "model.device=cpu")
     assert again.code == 0 and "has been trained already" in again.err
@@ -77,7 +91,9 @@ def test_a_killed_training_is_resumed(cli, tmp_path, monkeypatch):
     ended = train(cli, tmp_path / "second", "run_dir=broken", "method.training.trackers=[]")
     assert ended.code == 0 and "training goes on at step 2 of 4" in ended.err
     assert json_lines(tmp_path / "whole/results.jsonl") == json_lines(tmp_path / "broken/results.jsonl")
-    tensors = [next(tmp_path.glob(f"{cache}/editors/*/editor.safetensors")).read_bytes() for cache in ("first", "second")]
+    tensors = [
+        next(tmp_path.glob(f"{cache}/editors/*/editor.safetensors")).read_bytes() for cache in ("first", "second")
+    ]
     assert tensors[0] == tensors[1]
 
 

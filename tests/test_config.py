@@ -17,7 +17,11 @@ MEMIT_NODE = {
     "value": {"steps": 5, "lr": "5e-1"},
     "moments": "${stats}",
 }
-STATS = {"_target_": "edit_cli.stats.MomentStore", "corpus": {"_target_": "edit_cli.corpora.EmbeddedText"}, "documents": 7}
+STATS = {
+    "_target_": "edit_cli.stats.MomentStore",
+    "corpus": {"_target_": "edit_cli.corpora.EmbeddedText"},
+    "documents": 7,
+}
 
 
 def config(method: dict) -> OmegaConf:

@@ -12,7 +12,10 @@ from edit_cli.console import ConsoleMonitor, Screen, duration
 
 
 def screen(terminal: bool = False) -> Screen:
-    return Screen(Console(file=io.StringIO(), width=80), Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None))
+    return Screen(
+        Console(file=io.StringIO(), width=80),
+        Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None),
+    )
 
 
 def test_results_and_the_rest_go_different_ways():

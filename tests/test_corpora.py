@@ -94,7 +94,8 @@ def test_embedded_text_is_a_file_of_the_package(tmp_path, monkeypatch):
     assert embedded.identity() == TextFile(str(tmp_path / "corpus.txt")).identity()
 
 
-# --- hub ----------------------------------------------------------------------------------------------------------------
+# --- hub
+# ----------------------------------------------------------------------------------------------------------------
 
 
 class Hub:

@@ -61,7 +61,9 @@ def test_one_record_of_a_subject_is_the_first_and_no_other_edit_writes_what_its_
     subjects = [case.requests[0].subject for case in every]
     assert len(set(subjects)) < len(subjects)
     assert [case.requests[0].subject for case in alone] == list(dict.fromkeys(subjects))
-    assert [case.id for case in alone] == [case.id for place, case in enumerate(every) if subjects[place] not in subjects[:place]]
+    assert [case.id for case in alone] == [
+        case.id for place, case in enumerate(every) if subjects[place] not in subjects[:place]
+    ]
     assert len(WorldEdits("world", one_a_subject=True, shuffle_seed=0).load(50).cases) == 50
 
 
@@ -71,9 +73,19 @@ def test_embedded_tasks_have_the_probes_of_their_kind() -> None:
         assert {probe.group for probe in of(case, "locality")} == {"random", "same_relation", "same_subject"}
         assert {probe.group for probe in of(case, "paraphrase")} == {"seen", "unseen"}
         (request,) = case.requests
-        assert all(request.subject in probe.prompt for probe in (*of(case, "paraphrase"), *of(case, "locality", "same_subject")))
-        assert not any(request.subject in probe.prompt for group in ("random", "same_relation") for probe in of(case, "locality", group))
-    assert edits.labels is None and WorldEdits("world_claims", records="claims").load(1).labels == ("SUPPORTS", "REFUTES")
+        assert all(
+            request.subject in probe.prompt
+            for probe in (*of(case, "paraphrase"), *of(case, "locality", "same_subject"))
+        )
+        assert not any(
+            request.subject in probe.prompt
+            for group in ("random", "same_relation")
+            for probe in of(case, "locality", group)
+        )
+    assert edits.labels is None and WorldEdits("world_claims", records="claims").load(1).labels == (
+        "SUPPORTS",
+        "REFUTES",
+    )
     for records in ("questions", "statements"):
         case = WorldHard("world_hard", unrelated="zsre", records=records).load(1).cases[0]
         (request,) = case.requests

@@ -101,7 +101,9 @@ def test_explicit_ids_are_taken_in_their_order(five: str) -> None:
         ({"ids": ["10", "10"]}, None, "more than once"),
     ],
 )
-def test_selections_that_make_no_sense_are_refused(five: str, options: dict[str, Any], limit: int | None, message: str) -> None:
+def test_selections_that_make_no_sense_are_refused(
+    five: str, options: dict[str, Any], limit: int | None, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         Facts("facts", path=five, **options).load(limit)
 
@@ -135,7 +137,9 @@ def test_many_dropped_rows_are_summed_up(tmp_path: Path) -> None:
 def test_repeated_and_contradictory_edits_are_told(tmp_path: Path) -> None:
     path = tmp_path / "facts.jsonl"
     targets = ("Oslo", "Oslo", "Rome")
-    path.write_text("\n".join(json.dumps(fact(1, id=str(number), target_new=target)) for number, target in enumerate(targets)))
+    path.write_text(
+        "\n".join(json.dumps(fact(1, id=str(number), target_new=target)) for number, target in enumerate(targets))
+    )
     notes = Notes()
     assert len(Facts("facts", path=str(path)).load(monitor=notes).cases) == 3
     assert notes.notes == [
@@ -258,14 +262,20 @@ def test_a_url_as_path_is_read_too(host: tuple[str, list[str]], tmp_path: Path) 
     assert Facts("facts", path=f"{host[0]}/facts.json", cache_dir=str(tmp_path)).load().ids == ("1",)
 
 
-def test_without_a_network_the_message_says_what_was_sought_where_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_message_says_what_was_sought_where_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(*args: Any, **options: Any) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    source = CounterFact("counterfact", published=Remote("https://host.invalid/counterfact.json"), cache_dir=str(tmp_path))
+    source = CounterFact(
+        "counterfact", published=Remote("https://host.invalid/counterfact.json"), cache_dir=str(tmp_path)
+    )
     sought = r"https://host\.invalid/counterfact\.json is not in the cache \(.*downloads.*\)"
-    with pytest.raises(MissingError, match=sought + r" and host\.invalid cannot be reached .*; give a local copy: dataset.path=FILE"):
+    with pytest.raises(
+        MissingError, match=sought + r" and host\.invalid cannot be reached .*; give a local copy: dataset.path=FILE"
+    ):
         source.load()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MissingError, match="HF_HUB_OFFLINE forbids downloads"):
@@ -318,7 +328,9 @@ def test_the_only_data_file_of_a_hub_dataset_is_found(tmp_path: Path, monkeypatc
     assert Facts("facts", path="hub:owner/name").load(monitor=notes).source == "hub:owner/name@c0ffee:data.json"
     assert notes.notes == ["Reading data.json of the hub's dataset owner/name (licence: mit)"]
     use_hub(monkeypatch, Hub(tmp_path, ["data.json", "more.csv"]))
-    with pytest.raises(UsageError, match="has 2 data files .*data.json, more.csv.*name one: dataset.path=hub:owner/name:FILE"):
+    with pytest.raises(
+        UsageError, match="has 2 data files .*data.json, more.csv.*name one: dataset.path=hub:owner/name:FILE"
+    ):
         Facts("facts", path="hub:owner/name").load()
 
 
@@ -370,9 +382,18 @@ def test_texts_are_found_by_key_read_directly_or_through_the_index(
 @pytest.mark.parametrize("index_above", [0, 1 << 30])
 @pytest.mark.parametrize(
     "content",
-    ["{}", "[1]", '[{"relation_id": "P1"}]', '[{"relation_id": 1, "target_id": 2, "samples": [{"text": 5}]}]', '[{"re', "["],
+    [
+        "{}",
+        "[1]",
+        '[{"relation_id": "P1"}]',
+        '[{"relation_id": 1, "target_id": 2, "samples": [{"text": 5}]}]',
+        '[{"re',
+        "[",
+    ],
 )
-def test_snippets_of_another_form_get_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, index_above: int) -> None:
+def test_snippets_of_another_form_get_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, index_above: int
+) -> None:
     monkeypatch.setattr(snippets_module, "INDEX_ABOVE", index_above)
     path = tmp_path / "snippets.json"
     path.write_text(content)
@@ -386,7 +407,9 @@ def test_snippets_of_another_form_get_one_line(tmp_path: Path, monkeypatch: pyte
 
 def build(name: str, **overrides: Any) -> Any:
     """What config.build does with a dataset's YAML."""
-    top = OmegaConf.create({"cache_dir": "cache", "model": {"records": None}, "dataset": OmegaConf.load(CONF / f"{name}.yaml")})
+    top = OmegaConf.create(
+        {"cache_dir": "cache", "model": {"records": None}, "dataset": OmegaConf.load(CONF / f"{name}.yaml")}
+    )
     fields_ = OmegaConf.to_container(top.dataset, resolve=True) | overrides
     module, cls = fields_.pop("_target_").rsplit(".", 1)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(getattr(import_module(module), cls)), fields_))
@@ -412,7 +435,11 @@ def test_a_truth_value_on_the_command_line_is_the_true_target() -> None:
 
 def test_the_published_files_are_checked_where_a_checksum_is_known() -> None:
     source = build("counterfact")
-    assert isinstance(source.published, Remote) and source.published.bytes == 45_108_470 and len(source.published.sha256) == 64
+    assert (
+        isinstance(source.published, Remote)
+        and source.published.bytes == 45_108_470
+        and len(source.published.sha256) == 64
+    )
     assert isinstance(source.published_snippets, Remote) and len(source.published_snippets.sha256) == 64
 
 

@@ -49,7 +49,9 @@ def test_flat_zsre_is_read_with_its_natural_question(write: Writer) -> None:
 
 def test_an_alternative_is_neither_the_top_answer_nor_a_right_one(write: Writer) -> None:
     path = write([KE])
-    written = {ZsREQuestions("zsre_qa", path=path, seed=seed).load().cases[0].requests[0].target_new for seed in range(20)}
+    written = {
+        ZsREQuestions("zsre_qa", path=path, seed=seed).load().cases[0].requests[0].target_new for seed in range(20)
+    }
     assert written == {"Di Holm", "Eva Moe"}
     (case,) = ZsREQuestions("zsre_qa", path=path, alternative=1, rephrases=9).load().cases
     assert case.requests == (EditRequest("Who founded {}?", "Norvik", "Eva Moe", "Bo Berg"),)
@@ -57,7 +59,12 @@ def test_an_alternative_is_neither_the_top_answer_nor_a_right_one(write: Writer)
 
 
 def test_questions_of_the_same_form_are_of_one_relation(write: Writer) -> None:
-    other = KE | {"id": "b", "input": "Where does Norvik lie?", "output": [{"answer": "Oslo"}], "filtered_rephrases": ["x y"]}
+    other = KE | {
+        "id": "b",
+        "input": "Where does Norvik lie?",
+        "output": [{"answer": "Oslo"}],
+        "filtered_rephrases": ["x y"],
+    }
     cases = ZsREQuestions("zsre_qa", path=write([MEND, KE, other]), unrelated="zsre").load().cases
     first = {probe.group: (probe.prompt, probe.target) for probe in of(cases[0], "locality")}
     assert first == {"random": ("Where does Norvik lie?", "Oslo"), "same_relation": ("Who founded Norvik?", "Bo Berg")}
@@ -66,7 +73,9 @@ def test_questions_of_the_same_form_are_of_one_relation(write: Writer) -> None:
 
 
 def test_natural_questions_of_a_file_stand_in_for_other_records(write: Writer) -> None:
-    questions = write({"questions": ["who was it", "Where is it?"], "answers": [["the man", "him"], "there"]}, "nq.json")
+    questions = write(
+        {"questions": ["who was it", "Where is it?"], "answers": [["the man", "him"], "there"]}, "nq.json"
+    )
     (case,) = ZsREQuestions("zsre_qa", path=write([KE]), nq_path=questions).load().cases
     assert of(case, "locality") == [
         Probe("locality", "Who was it?", "him", group="random"),
@@ -108,7 +117,9 @@ HARD = KE | {
 
 def test_implied_and_true_false_questions_speak_of_the_new_answer(write: Writer) -> None:
     (case,) = ZsREHard("zsre_hard", path=write([HARD]), unrelated="zsre", alternative=0).load().cases
-    assert of(case, "portability", "implied") == [Probe("portability", "What did Di Holm found?", "Norvik", group="implied")]
+    assert of(case, "portability", "implied") == [
+        Probe("portability", "What did Di Holm found?", "Norvik", group="implied")
+    ]
     true, false = of(case, "portability", "true_false")
     assert true.prompt.endswith("Norvik was founded by Di Holm.") and (true.target, true.foil) == ("True", "False")
     assert false.prompt.endswith("Norvik was founded by Eva Moe.") and (false.target, false.foil) == ("False", "True")
@@ -129,7 +140,11 @@ def test_files_beside_the_records_go_line_by_line(write: Writer) -> None:
 
 
 def test_hard_records_without_a_hard_question_or_about_sex_are_dropped_by_name(write: Writer) -> None:
-    bad = [KE | {"id": "b"}, HARD | {"id": "c", "input": "What gender is Norvik?"}, HARD | {"id": "d", "implied": "text"}]
+    bad = [
+        KE | {"id": "b"},
+        HARD | {"id": "c", "input": "What gender is Norvik?"},
+        HARD | {"id": "d", "implied": "text"},
+    ]
     assert faults(ZsREHard("zsre_hard", path=write([HARD, *bad]), unrelated="zsre").load()) == [
         "line 2 (id b): implied holds no question with the right answer in it, and there is no statement",
         "line 3 (id c): input asks for sex or gender, which is left out as published",
@@ -140,7 +155,12 @@ def test_hard_records_without_a_hard_question_or_about_sex_are_dropped_by_name(w
 def test_near_misses_are_worded_like_the_edit_and_about_others(write: Writer) -> None:
     names = [f"Town{chr(65 + i % 26)}{i}" for i in range(60)]
     rows = [
-        HARD | {"id": f"{i}", "input": f"Who founded {name} long ago?" if i % 2 else f"Where does one buy {name}?", "implied": HARD["implied"]}
+        HARD
+        | {
+            "id": f"{i}",
+            "input": f"Who founded {name} long ago?" if i % 2 else f"Where does one buy {name}?",
+            "implied": HARD["implied"],
+        }
         for i, name in enumerate(names)
     ]
     for case in ZsREHard("zsre_hard", path=write(rows), unrelated="zsre").load(10).cases:

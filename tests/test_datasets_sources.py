@@ -82,7 +82,9 @@ def changed(row: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return copy
 
 
-def only_fault(source: type, tmp_path: Path, good: dict[str, Any], bad: dict[str, Any], **options: Any) -> tuple[str, str, str]:
+def only_fault(
+    source: type, tmp_path: Path, good: dict[str, Any], bad: dict[str, Any], **options: Any
+) -> tuple[str, str, str]:
     """Load a good and a bad row; the bad one's place, field and reason."""
     dataset = source("test", path=write(tmp_path, [good, bad]), **options).load()
     assert len(dataset.cases) == 1 and dataset.total == 2
@@ -136,7 +138,9 @@ def test_flat_counterfact_is_recognised_and_slots_the_first_occurrence(tmp_path:
         ("case_id", [1], "case_id", "is neither a number nor text"),
     ],
 )
-def test_faults_of_full_records_name_field_and_reason(tmp_path: Path, path: str, value: Any, field: str, reason: str) -> None:
+def test_faults_of_full_records_name_field_and_reason(
+    tmp_path: Path, path: str, value: Any, field: str, reason: str
+) -> None:
     bad = changed(changed(FULL, "case_id", 8), path, value)
     assert only_fault(CounterFact, tmp_path, FULL, bad) == ("record 1", field, reason)
 
@@ -250,7 +254,9 @@ def test_facts_from_json_lines_with_and_without_optional_fields(tmp_path: Path) 
     }
     bare = FACT | {"neighbors": ["Bo lives in"]}
     first, second = load_facts(tmp_path, "\n".join([json.dumps(full), "", json.dumps(bare)]), "facts.jsonl").cases
-    assert first.id == "a" and first.requests == (EditRequest("Where does {} live? Ada lives in", "Ada", "Oslo", "Rome"),)
+    assert first.id == "a" and first.requests == (
+        EditRequest("Where does {} live? Ada lives in", "Ada", "Oslo", "Rome"),
+    )
     assert first.probes == (
         Probe("rewrite", "Where does Ada live? Ada lives in", "Oslo", "Rome"),
         Probe("paraphrase", "Ada's city is", "Oslo", "Rome"),
@@ -272,7 +278,10 @@ def test_facts_from_csv_report_bad_rows_by_line(tmp_path: Path) -> None:
     )
     dataset = load_facts(tmp_path, text, "facts.csv")
     assert [case.requests[0].subject for case in dataset.cases] == ["Ada", "Di"]
-    assert [probe.prompt for probe in dataset.cases[0].probes if probe.kind == "paraphrase"] == ["Ada is in", "The home of Ada is"]
+    assert [probe.prompt for probe in dataset.cases[0].probes if probe.kind == "paraphrase"] == [
+        "Ada is in",
+        "The home of Ada is",
+    ]
     assert list(map(str, dataset.dropped)) == [
         "line 4: subject is empty",
         "line 5: target_new equals target_true",

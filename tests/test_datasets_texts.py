@@ -87,7 +87,11 @@ def test_mends_completions_part_from_their_originals_at_a_word(write: Writer) ->
 
 def article(title: str, lines: int) -> str:
     paragraph = " ".join(f"{title.lower()}{{}}w{i}" for i in range(60))
-    return f" = {title} = \n\n = = Part = = \n" + "\n".join(paragraph.replace("{}", str(n)) for n in range(lines)) + "\ntoo short\n"
+    return (
+        f" = {title} = \n\n = = Part = = \n"
+        + "\n".join(paragraph.replace("{}", str(n)) for n in range(lines))
+        + "\ntoo short\n"
+    )
 
 
 def test_running_text_is_cut_by_words_and_split_by_article(write: Writer) -> None:
@@ -96,12 +100,18 @@ def test_running_text_is_cut_by_words_and_split_by_article(write: Writer) -> Non
     dataset = source.load()
     assert len(dataset.cases) == 40 and not dataset.dropped
     first = dataset.cases[0]
-    assert first.requests == (EditRequest(" ".join(f"titlea0w{i}" for i in range(6)), None, "titlea0w6 titlea0w7 titlea0w8"),)
+    assert first.requests == (
+        EditRequest(" ".join(f"titlea0w{i}" for i in range(6)), None, "titlea0w6 titlea0w7 titlea0w8"),
+    )
     (other,) = of(first, "locality", "same_subject")
     assert other.prompt.startswith("titlea1w0") and other.target.startswith("titlea1w6")
     articles = {}
     for split in SPLITS:
-        cases = Continuations("wikitext", path=path, passage_words=6, words=3, split=split, shares=[0.4, 0.3, 0.3]).load().cases
+        cases = (
+            Continuations("wikitext", path=path, passage_words=6, words=3, split=split, shares=[0.4, 0.3, 0.3])
+            .load()
+            .cases
+        )
         articles[split] = {probe.prompt.split()[-1][:6] for case in cases for probe in case.probes}
     assert sum(map(len, articles.values())) == len(set.union(*articles.values())) == 20
     elsewhere = write(article("Other", 5), "other.txt")
@@ -113,6 +123,7 @@ def test_running_text_is_cut_by_words_and_split_by_article(write: Writer) -> Non
 
 # ConvSent
 
+
 def test_convsent_asks_for_one_sentiment_and_rates_replies_of_both(write: Writer) -> None:
     path = write([OPINION, OPINION | {"ent": "Orbin"}])
     case, _ = ConvSent("convsent", path=path, sentiment="negative", replies=None).load().cases
@@ -122,13 +133,20 @@ def test_convsent_asks_for_one_sentiment_and_rates_replies_of_both(write: Writer
     assert all("Norvik" in probe.prompt and probe.prompt.endswith("?") for probe in of(case, "opinion"))
     (other,) = of(case, "locality", "random")
     assert "Orbin" in other.prompt and other.target in (*OPINION["pos"], *OPINION["neg"])
-    asked_for = {ConvSent("convsent", path=path, seed=seed).load().cases[0].requests[0].target_new for seed in range(12)}
+    asked_for = {
+        ConvSent("convsent", path=path, seed=seed).load().cases[0].requests[0].target_new for seed in range(12)
+    }
     assert asked_for == {"Sentiment: Positive", "Sentiment: Negative"}
     assert len(of(ConvSent("convsent", path=path, replies=1).load().cases[0], "opinion")) == 2
 
 
 def test_bad_topics_are_named_by_line_and_field(write: Writer) -> None:
-    bad = [OPINION | {"id": 1, "ent": ""}, OPINION | {"id": 2, "pos": []}, OPINION | {"id": 3, "neg": "bad"}, OPINION | {"id": 4, "neg": [" "]}]
+    bad = [
+        OPINION | {"id": 1, "ent": ""},
+        OPINION | {"id": 2, "pos": []},
+        OPINION | {"id": 3, "neg": "bad"},
+        OPINION | {"id": 4, "neg": [" "]},
+    ]
     assert faults(ConvSent("convsent", path=write([OPINION, *bad])).load()) == [
         "line 2 (id 1): ent is empty",
         "line 3 (id 2): pos is empty",

@@ -1,4 +1,6 @@
-"""What the data sets of trained editors share, subjects and splits, and claims: published formats, with made-up rows."""
+"""What the data sets of trained editors share, subjects and splits, and claims: published formats, with made-up
+rows.
+"""
 
 from __future__ import annotations
 
@@ -65,12 +67,16 @@ def test_no_subject_is_in_two_splits_not_even_in_a_locality_prompt(write: Writer
 def test_a_field_split_comes_before_the_hash(write: Writer) -> None:
     rows = [row | {"split": "validation" if i < 9 else "train"} for i, row in enumerate(claims(10))]
     assert len(Fever("fever", path=write(rows), split="validation").load().cases) == 9
-    with pytest.raises(UsageError, match="split=test is empty: none of the 30 records of .* falls into it .by their field split"):
+    with pytest.raises(
+        UsageError, match="split=test is empty: none of the 30 records of .* falls into it .by their field split"
+    ):
         Fever("fever", path=write(rows), split="test").load()
 
 
 def test_an_empty_split_is_one_line(write: Writer) -> None:
-    with pytest.raises(UsageError, match="split=test is empty: none of the 3 records .*by subject, dataset.shares=.1, 0, 0"):
+    with pytest.raises(
+        UsageError, match="split=test is empty: none of the 3 records .*by subject, dataset.shares=.1, 0, 0"
+    ):
         Fever("fever", path=write(claims(1)), split="test", shares=[1, 0, 0]).load()
     with pytest.raises(UsageError, match="dataset.split=dev: .* has train"):
         Fever("fever", path=write(claims(1)), split="dev", shares=[1, 0, 0]).load()
@@ -127,12 +133,20 @@ def test_fever_in_the_form_of_ke_flips_the_prediction_and_takes_filtered_rephras
     (case,) = Fever("fever", path=write([KILT_CLAIM]), rephrases=5).load().cases
     assert case.id == "17" and case.requests == (EditRequest("{} lives in Oslo.", "Ada Lund", "REFUTES", "SUPPORTS"),)
     assert of(case, "rewrite") == [Probe("rewrite", KILT_CLAIM["input"], "REFUTES", "SUPPORTS")]
-    assert {probe.prompt for probe in of(case, "paraphrase")} == {"Oslo is where Ada Lund lives.", "Ada Lund is at home in Oslo."}
+    assert {probe.prompt for probe in of(case, "paraphrase")} == {
+        "Oslo is where Ada Lund lives.",
+        "Ada Lund is at home in Oslo.",
+    }
     assert Fever("fever", path=write([KILT_CLAIM])).load().labels == ("SUPPORTS", "REFUTES")
 
 
 def test_a_prediction_that_is_wrong_is_flipped_to_the_truth_and_the_label_is_what_must_stay(write: Writer) -> None:
-    wrong = KILT_CLAIM | {"id": "18", "prediction": "REFUTES", "alternatives": ["SUPPORTS"], "input": "Ada Lund plays the harp."}
+    wrong = KILT_CLAIM | {
+        "id": "18",
+        "prediction": "REFUTES",
+        "alternatives": ["SUPPORTS"],
+        "input": "Ada Lund plays the harp.",
+    }
     first, second = Fever("fever", path=write([KILT_CLAIM, wrong])).load().cases
     assert second.requests[0].target_new == "SUPPORTS" and second.requests[0].target_true == "REFUTES"
     assert of(first, "locality") == [Probe("locality", wrong["input"], "SUPPORTS", group="same_subject")]
@@ -149,7 +163,13 @@ def test_claims_as_questions_for_a_model_that_writes(write: Writer) -> None:
 
 
 def test_other_label_names_and_the_forms_of_malmen(write: Writer) -> None:
-    row = {"prompt": "Ada Lund sings.", "equiv_prompt": ["Ada Lund is a singer."], "alt": "REFUTES", "unrel_prompt": "x", "unrel_ans": "y"}
+    row = {
+        "prompt": "Ada Lund sings.",
+        "equiv_prompt": ["Ada Lund is a singer."],
+        "alt": "REFUTES",
+        "unrel_prompt": "x",
+        "unrel_ans": "y",
+    }
     (case,) = Fever("fever", path=write([row]), labels=["true", "false"]).load().cases
     assert case.requests[0] == EditRequest("{} sings.", "Ada Lund", "false", "true")
     assert of(case, "paraphrase") == [Probe("paraphrase", "Ada Lund is a singer.", "false", "true")]
@@ -179,7 +199,10 @@ def test_bad_claims_are_named_by_line_and_field(write: Writer) -> None:
 def test_a_model_of_the_wrong_kind_is_refused_in_one_line(write: Writer) -> None:
     judged = Fever("fever", path=write(claims(1))).load()
     judged.refuse_unfit(["refutes", "supports"], "bert")
-    with pytest.raises(UsageError, match=r"asks for a label \(SUPPORTS, REFUTES\), and gpt has none: it writes text; .*dataset.template="):
+    with pytest.raises(
+        UsageError,
+        match=r"asks for a label \(SUPPORTS, REFUTES\), and gpt has none: it writes text; .*dataset.template=",
+    ):
         judged.refuse_unfit(None, "gpt")
     with pytest.raises(UsageError, match="bert has others: A, B"):
         judged.refuse_unfit(["A", "B"], "bert")
@@ -192,7 +215,22 @@ def test_a_model_of_the_wrong_kind_is_refused_in_one_line(write: Writer) -> None
 
 def test_the_command_line_tells_what_a_model_or_a_split_cannot_do(cli: Any, write: Writer) -> None:
     rows = write(claims(3))
-    ended = cli("evaluate", "method=ft", "model=tiny-gpt2", "dataset=fever", f"dataset.path={rows}", "limit=1", quick=True)
-    assert ended.code == 2 and len(ended.err.strip().splitlines()) >= 1 and "asks for a label" in ended.err and "Traceback" not in ended.err
-    ended = cli("evaluate", "method=ft", "dataset=fever", f"dataset.path={rows}", "dataset.shares=[1,0,0]", "dataset.split=test", quick=True)
+    ended = cli(
+        "evaluate", "method=ft", "model=tiny-gpt2", "dataset=fever", f"dataset.path={rows}", "limit=1", quick=True
+    )
+    assert (
+        ended.code == 2
+        and len(ended.err.strip().splitlines()) >= 1
+        and "asks for a label" in ended.err
+        and "Traceback" not in ended.err
+    )
+    ended = cli(
+        "evaluate",
+        "method=ft",
+        "dataset=fever",
+        f"dataset.path={rows}",
+        "dataset.shares=[1,0,0]",
+        "dataset.split=test",
+        quick=True,
+    )
     assert ended.code == 2 and "dataset.split=test is empty" in ended.err

@@ -1,4 +1,6 @@
-"""Edit directories: what is loaded is what was saved, in another process too; what does not fit or was tampered with is refused."""
+"""Edit directories: what is loaded is what was saved, in another process too; what does not fit or was tampered with
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,8 @@ from edit_cli import edit_store
 from edit_cli.lm.model import LM
 
 model, edit, out = sys.argv[1:]
-lm = LM(AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(model), name="again")
+lm = LM(AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(model),
+name="again")
 edit_store.attach(edit, lm)
 with torch.no_grad():
     save_file({"logits": lm.model(input_ids=torch.arange(5, 25).reshape(2, 10), use_cache=False).logits}, out)
@@ -125,7 +128,11 @@ def test_the_manifest_says_what_was_edited_and_how(tmp_path):
     assert sorted(path.name for path in (tmp_path / "edit").iterdir()) == ["edit.json", "edit.safetensors"]
     manifest = edit_store.read_manifest(tmp_path / "edit")
     assert manifest["id"] == identity
-    assert (manifest["kind"], manifest["class"], manifest["method"]) == ("weights", "edit_cli.edits.WeightDelta", METHOD)
+    assert (manifest["kind"], manifest["class"], manifest["method"]) == (
+        "weights",
+        "edit_cli.edits.WeightDelta",
+        METHOD,
+    )
     assert manifest["base_model"] == {"name": "tiny-gpt2", "id": "tiny-gpt2", "revision": None}
     assert [EditRequest(**request) for request in manifest["requests"]] == REQUESTS
     assert manifest["touched"] == {name: lm.fingerprint([name]) for name in edit.updates}
@@ -300,14 +307,21 @@ def test_what_is_no_edit_directory_is_named(tmp_path):
     lm = tiny_lm("gpt2")
     with pytest.raises(MissingError, match="nowhere is no edit directory: edit.json is missing"):
         edit_store.load(tmp_path / "nowhere", lm)
-    reasons = {"{": "cannot be read", "[]": "holds no object", '{"format": 99}': "format 1", '{"format": 1}': "class.* missing"}
+    reasons = {
+        "{": "cannot be read",
+        "[]": "holds no object",
+        '{"format": 99}': "format 1",
+        '{"format": 1}': "class.* missing",
+    }
     for text, reason in reasons.items():
         (tmp_path / "edit.json").write_text(text)
         with pytest.raises(MissingError, match=reason):
             edit_store.load(tmp_path, lm)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"garbage" * 40, b"\x80\x04K\x01."], ids=["missing", "empty", "garbage", "pickle"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"garbage" * 40, b"\x80\x04K\x01."], ids=["missing", "empty", "garbage", "pickle"]
+)
 def test_damaged_tensors_are_named(tmp_path, content):
     lm = language_model()
     directory = saved(lm, tmp_path / "edit")
@@ -317,7 +331,8 @@ def test_damaged_tensors_are_named(tmp_path, content):
         edit_store.load(directory, lm)
 
 
-# --- saving -------------------------------------------------------------------------------------------------------------
+# --- saving
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_an_edit_directory_is_replaced_but_nothing_else_is(tmp_path):

@@ -35,7 +35,9 @@ MODELS = {"Conv1D": embedded_lm, "Linear": linear_twin}
 
 @pytest.fixture(scope="module")
 def editor(statistics):
-    """editor(name, *overrides): as the command line would build it for the embedded model, with few tokens of statistics."""
+    """editor(name, *overrides): as the command line would build it for the embedded model, with few tokens of
+    statistics.
+    """
 
     def make(name: str, *overrides: str):
         register_resolvers()
@@ -67,7 +69,9 @@ def likelihoods(lm, edits):
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", names("method"))
 def test_an_edit_is_a_value(name, kind, editor, tmp_path):
-    """Bit-identical after `edit`; the targets become likelier; detaching is exact; saved, loaded and attached is the same."""
+    """Bit-identical after `edit`; the targets become likelier; detaching is exact; saved, loaded and attached is the
+    same.
+    """
     lm, wanted = model(kind), requests(2)
     before, untouched = likelihoods(lm, wanted), snapshot(lm)
     edit = editor(name).edit(lm, wanted)
@@ -76,7 +80,8 @@ def test_an_edit_is_a_value(name, kind, editor, tmp_path):
     with lm.edited(edit):
         after = likelihoods(lm, wanted)
         texts = lm.generate([request.text for request in wanted], 4)
-    if name != "serac":  # after a few steps of training its classifier lets nothing in; tests/test_serac.py has one that does
+    # after a few steps of training its classifier lets nothing in; tests/test_serac.py has one that does
+    if name != "serac":
         assert all(new < old for new, old in zip(after, before, strict=True))
     assert same_bits(snapshot(lm), untouched)
     edit_store.attach(tmp_path / "edit", lm)
@@ -110,14 +115,15 @@ def test_a_saved_edit_gives_identical_logits_in_a_new_process(editor, tmp_path):
     with lm.edited(edit):
         here = likelihoods(lm, wanted)
     code = (
-        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli import edit_store\n"
-        "lm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\n"
-        "pairs = [tuple(pair) for pair in json.loads(sys.argv[3])]\n"
-        "print(json.dumps([score.nll for score in lm.loglikelihood(pairs)]))"
+        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli import"
+        " edit_store\nlm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\npairs = [tuple(pair) for pair in"
+        " json.loads(sys.argv[3])]\nprint(json.dumps([score.nll for score in lm.loglikelihood(pairs)]))"
     )
     pairs = json.dumps([(request.text, request.target_new) for request in wanted])
     folder = str(__import__("pathlib").Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "edit"), folder, pairs], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "edit"), folder, pairs], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout.splitlines()[-1]) == here
 
 
@@ -126,14 +132,18 @@ def test_edits_stack_and_come_off_in_reverse(editor):
     untouched = snapshot(lm)
     for name, request in zip(("memit", "lookup", "ft"), wanted, strict=True):
         lm.attach(editor(name).edit(lm, [request]))
-    assert all(score.hits == (True,) * len(score.hits) for score in lm.loglikelihood([(r.text, r.target_new) for r in wanted]))
+    assert all(
+        score.hits == (True,) * len(score.hits) for score in lm.loglikelihood([(r.text, r.target_new) for r in wanted])
+    )
     for _ in wanted:
         lm.detach()
     assert same_bits(snapshot(lm), untouched)
 
 
 def test_emmet_with_one_request_is_rome_for_the_same_key_and_value(editor):
-    """Both meet the constraint exactly: what the edited projection gives for the averaged key moves by the whole residual."""
+    """Both meet the constraint exactly: what the edited projection gives for the averaged key moves by the whole
+    residual.
+    """
     lm, wanted = model("Conv1D"), requests(1)
     emmet = editor("emmet", "method.layers=[2]").edit(lm, wanted)
     rome = editor("rome", "method.layers=[2]", "method.variant=r").edit(lm, wanted)

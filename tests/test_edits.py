@@ -1,7 +1,10 @@
-"""Edits are attached and detached exactly, last in first out, in every dtype and orientation; small updates of 16-bit weights add up."""
+"""Edits are attached and detached exactly, last in first out, in every dtype and orientation; small updates of
+16-bit weights add up.
+"""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +39,9 @@ def bits(lm: LM) -> dict[str, Tensor]:
 
 def same(lm: LM, before: dict[str, Tensor]) -> bool:
     now = lm.model.state_dict()
-    return now.keys() == before.keys() and all(torch.equal(now[name].view(torch.uint8), before[name].view(torch.uint8)) for name in now)
+    return now.keys() == before.keys() and all(
+        torch.equal(now[name].view(torch.uint8), before[name].view(torch.uint8)) for name in now
+    )
 
 
 def logits(lm: LM) -> Tensor:
@@ -51,7 +56,9 @@ def delta(lm: LM, seed: int, scale: float = 0.1, layers: tuple[int, ...] = (0, 2
     for layer in layers:
         name = lm.layout.mlp_out(layer)
         rows, columns = lm.weight(name).shape
-        updates[f"{name}.weight"] = Factors(torch.randn(rows, rank, generator=draw) * scale, torch.randn(rank, columns, generator=draw))
+        updates[f"{name}.weight"] = Factors(
+            torch.randn(rows, rank, generator=draw) * scale, torch.randn(rank, columns, generator=draw)
+        )
     norm = f"{lm.layout.final_norm}.weight"
     updates[norm] = torch.randn(lm.parameter(norm).shape, generator=draw) * scale
     return WeightDelta(updates, {"seed": seed})
@@ -156,7 +163,7 @@ def test_each_attached_edit_changes_the_answers(family):
     for edit in (delta(lm, seed=1), Scaled(mlp(lm, 1), 1.5), Redirect("Ada", "The capital of Italy is")):
         lm.attach(edit)
         seen.append(lm.loglikelihood(PAIRS))
-    assert all(abs(a[1].nll - b[1].nll) > 1e-2 for a, b in zip(seen, seen[1:], strict=False))
+    assert all(abs(a[1].nll - b[1].nll) > 1e-2 for a, b in itertools.pairwise(seen))
     assert seen[3][0].nll == pytest.approx(seen[2][0].nll, abs=1e-5)  # the route claims the second prompt only
 
 
@@ -261,7 +268,9 @@ def test_an_edit_that_fails_half_way_leaves_nothing(family):
     good = delta(lm, seed=1).updates
     names = [f"{lm.layout.mlp_out(layer)}.weight" for layer in (0, 2)]
     wrong = Factors(torch.ones(3, 1), torch.ones(1, 4))
-    with pytest.raises(UsageError, match=rf"{names[1]} is \(\d+, \d+\), the parameter .* another model than tiny-{family}"):
+    with pytest.raises(
+        UsageError, match=rf"{names[1]} is \(\d+, \d+\), the parameter .* another model than tiny-{family}"
+    ):
         lm.attach(WeightDelta({names[0]: good[names[0]], names[1]: wrong}))
     assert same(lm, whole)
     assert lm.attached == []
@@ -320,7 +329,9 @@ def test_touches_are_the_parameters_that_an_edit_was_made_for():
     lm = language_model("gpt2")
     edit = delta(lm, seed=1)
     assert edit.touches(lm) == sorted(edit.updates)
-    assert set(Scaled(mlp(lm, 1), 2.0).touches(lm)) == {f"{mlp(lm, 1)}.{p}.{w}" for p in ("c_fc", "c_proj") for w in ("weight", "bias")}
+    assert set(Scaled(mlp(lm, 1), 2.0).touches(lm)) == {
+        f"{mlp(lm, 1)}.{p}.{w}" for p in ("c_fc", "c_proj") for w in ("weight", "bias")
+    }
     assert Redirect("a", "b").touches(lm) == []
     assert [type(e).kind for e in (edit, Scaled("x", 1.0), Redirect("a", "b"))] == ["weights", "module", "route"]
 
@@ -339,7 +350,8 @@ def test_state_and_back_is_the_same_edit(family):
     assert same(lm, expected)
 
 
-# --- fingerprints ---------------------------------------------------------------------------------------------------------
+# --- fingerprints
+# ---------------------------------------------------------------------------------------------------------
 
 
 @stored
@@ -351,7 +363,11 @@ def test_fingerprints_tell_every_bit_and_the_dtype(dtype):
     assert language_model("gpt2", dtype).fingerprint([name]) == before
     weight = lm.parameter(name).data
     kept = weight[0, 0].clone()
-    weight[0, 0] = torch.nextafter(kept.float(), torch.tensor(9.0)) if dtype == torch.float32 else kept * (1 + torch.finfo(dtype).eps)
+    weight[0, 0] = (
+        torch.nextafter(kept.float(), torch.tensor(9.0))
+        if dtype == torch.float32
+        else kept * (1 + torch.finfo(dtype).eps)
+    )
     assert lm.fingerprint([name]) != before
     weight[0, 0] = kept
     assert lm.fingerprint([name]) == before
@@ -379,13 +395,16 @@ def test_the_models_own_fingerprint_is_that_of_the_unedited_model():
     assert tiny_lm("gpt2", seed=1).fingerprint() != edited
 
 
-# --- routes -----------------------------------------------------------------------------------------------------------------
+# --- routes
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_latest_route_is_asked_first_and_what_it_passes_on_reaches_the_next():
     lm = tiny_lm("gpt2")
     first, second = Redirect("Ada", "The capital of Italy is"), Redirect("Rome", "Ada Lund lives in")
-    plain = dict(zip("ABC", lm.loglikelihood([("The capital of Italy is", "x"), ("Rome is", "x"), ("Zoë", "x")]), strict=True))
+    plain = dict(
+        zip("ABC", lm.loglikelihood([("The capital of Italy is", "x"), ("Rome is", "x"), ("Zoë", "x")]), strict=True)
+    )
     lm.attach(first)
     lm.attach(second)
     answers = lm.loglikelihood([("Rome is", "x"), ("Ada is", "x"), ("Zoë", "x")])

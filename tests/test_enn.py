@@ -30,7 +30,9 @@ RULES = {
 
 
 def enn(**changed) -> ENN:
-    return ENN(**{"layers": [4, 5], "step_size": 0.05, "draw": DRAWN, "training": TrainingOptions(edits=4, lr=3e-4), **changed})
+    return ENN(
+        **{"layers": [4, 5], "step_size": 0.05, "draw": DRAWN, "training": TrainingOptions(edits=4, lr=3e-4), **changed}
+    )
 
 
 @cache
@@ -62,7 +64,9 @@ def functional(editor: ENN, net, lm: LM, case: Case) -> torch.Tensor:
     def scores(weights, pair):
         (row,) = lm.head.encode([pair])
         ids = torch.tensor([row.ids[:-1]])
-        logits = torch.func.functional_call(lm.model, weights, (ids,), {"use_cache": False}, tie_weights=True).logits[0, row.start - 1 :]
+        logits = torch.func.functional_call(lm.model, weights, (ids,), {"use_cache": False}, tie_weights=True).logits[
+            0, row.start - 1 :
+        ]
         return logits.log_softmax(-1), torch.tensor(row.target)
 
     def missing(weights, pair):
@@ -80,16 +84,24 @@ def functional(editor: ENN, net, lm: LM, case: Case) -> torch.Tensor:
     names, after, squares = [f"{name}.weight" for name in net.modules_edited], present, {}
     for _ in range(editor.steps):
         inner = after if net.training else {name: weight.detach().requires_grad_() for name, weight in after.items()}
-        found = torch.autograd.grad(missing(inner, lesson.inner[0]), [inner[name] for name in names], create_graph=net.training)
+        found = torch.autograd.grad(
+            missing(inner, lesson.inner[0]), [inner[name] for name in names], create_graph=net.training
+        )
         after = dict(after)
         for name, gradient, size in zip(names, found, net.sizes(), strict=True):
             if editor.rule == "rmsprop":
-                squares[name] = gradient**2 if name not in squares else net.decay * squares[name] + (1 - net.decay) * gradient**2
+                squares[name] = (
+                    gradient**2 if name not in squares else net.decay * squares[name] + (1 - net.decay) * gradient**2
+                )
                 gradient = gradient / torch.sqrt(squares[name] + 1e-6)
             after[name] = after[name] - size * gradient
     fixed = {name: weight.detach() for name, weight in present.items()}
     base, local = divergence(original, present, lesson.local[0]), divergence(fixed, after, lesson.local[0])
-    return editor.base_weight * base + editor.edit_weight * missing(after, lesson.outer[0]) + editor.locality_weight * local
+    return (
+        editor.base_weight * base
+        + editor.edit_weight * missing(after, lesson.outer[0])
+        + editor.locality_weight * local
+    )
 
 
 @pytest.mark.parametrize("trains", ["all", "edited"])
@@ -226,7 +238,9 @@ def test_the_control_changes_the_edited_matrices_alone(tmp_path):
 def test_steps_end_where_the_margin_is_met(tmp_path):
     """A target that is the likeliest already: nothing is changed but to the trained weights."""
     lm, (request,) = embedded_lm(), requests(1)
-    editor = trained(tmp_path, lm, after=1, trains="nothing", **{k: v for k, v in RULES["rmsprop"].items() if k != "margin"})
+    editor = trained(
+        tmp_path, lm, after=1, trains="nothing", **{k: v for k, v in RULES["rmsprop"].items() if k != "margin"}
+    )
     known = EditRequest(request.prompt, request.subject, request.target_true)
     assert lm.loglikelihood([(known.text, known.target_new)])[0].hits == (True,)
     assert all(float(norm) == 0 for norm in editor.edit(lm, [known]).norms().values())

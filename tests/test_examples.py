@@ -1,4 +1,6 @@
-"""Records that editors may remember: never one that the run edits or asks about, and never a wording that is held out."""
+"""Records that editors may remember: never one that the run edits or asks about, and never a wording that is held
+out.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,11 @@ def test_pairs_are_the_right_answers_of_a_split():
     cases = replace(QUESTIONS, split="train").load(None).cases
     found = OtherRecords(QUESTIONS, [])("train")
     answers = {request.text: request.target_true for case in cases for request in case.requests}
-    assert {prompt for prompt, _ in found[: len(cases)]} == answers.keys() and all(answers[prompt] == answer for prompt, answer in found[: len(cases)])
-    assert len(dict(found)) == len(found) > 3 * len(cases)  # locality prompts and other wordings of the training come after
+    assert {prompt for prompt, _ in found[: len(cases)]} == answers.keys() and all(
+        answers[prompt] == answer for prompt, answer in found[: len(cases)]
+    )
+    # locality prompts and other wordings of the training come after
+    assert len(dict(found)) == len(found) > 3 * len(cases)
     unseen = {probe.prompt for case in cases for probe in case.probes if probe.group == "unseen"}
     assert unseen and not unseen & dict(found).keys()
     assert OtherRecords(QUESTIONS, [])("train") == found != OtherRecords(QUESTIONS, [], seed=1)("train")
@@ -27,16 +32,24 @@ def test_pairs_are_the_right_answers_of_a_split():
 def test_nothing_that_the_run_edits_or_asks_about():
     """Also where the run edits the training split itself, and asks of its records about others."""
     asked = replace(QUESTIONS, split="train", shuffle_seed=3).load(300).cases
-    taken = {probe.prompt for case in asked for probe in case.probes} | {request.text for case in asked for request in case.requests}
+    taken = {probe.prompt for case in asked for probe in case.probes} | {
+        request.text for case in asked for request in case.requests
+    }
     everything, found = dict(OtherRecords(QUESTIONS, [])("train")), dict(OtherRecords(QUESTIONS, asked)("train"))
     assert found.keys() == everything.keys() - taken
     assert len(found) < len(everything)
-    assert len(OtherRecords(replace(QUESTIONS, split="train", offset=700, ids=[]), [])("train")) == len(everything)  # whatever the run selects
+    # whatever the run selects
+    assert len(OtherRecords(replace(QUESTIONS, split="train", offset=700, ids=[]), [])("train")) == len(everything)
 
 
-@pytest.mark.parametrize("source", [CounterFact(name="counterfact"), replace(QUESTIONS, path="one.jsonl")], ids=["no splits", "lacks it"])
+@pytest.mark.parametrize(
+    "source", [CounterFact(name="counterfact"), replace(QUESTIONS, path="one.jsonl")], ids=["no splits", "lacks it"]
+)
 def test_data_without_the_split_offer_nothing(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    row = '{"id": 1, "split": "test", "prompt": "Where is {}?", "subject": "Rome", "target_true": "Italy", "alternatives": ["France"]}\n'
+    row = (
+        '{"id": 1, "split": "test", "prompt": "Where is {}?", "subject": "Rome", "target_true": "Italy",'
+        ' "alternatives": ["France"]}\n'
+    )
     (tmp_path / "one.jsonl").write_text(row, encoding="utf-8")
     assert OtherRecords(source, [])("train") == []

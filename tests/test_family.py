@@ -1,4 +1,6 @@
-"""The locate-then-edit family on the embedded model: what each method does differently, options that compose, and sequences."""
+"""The locate-then-edit family on the embedded model: what each method does differently, options that compose, and
+sequences.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-# --- values --------------------------------------------------------------------------------------------------------------
+# --- values
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
@@ -94,14 +97,20 @@ def test_a_group_shares_one_shift_against_the_mean_loss():
 
 @pytest.mark.parametrize(
     ("family", "ending"),
-    [("gpt2", "attn.c_proj"), ("gptj", "attn.out_proj"), ("llama", "self_attn.o_proj"), ("gpt_neox", "attention.dense")],
+    [
+        ("gpt2", "attn.c_proj"),
+        ("gptj", "attn.out_proj"),
+        ("llama", "self_attn.o_proj"),
+        ("gpt_neox", "attention.dense"),
+    ],
 )
 def test_the_attentions_output_projection_is_found(family, ending):
     lm = tiny_lm(family)
     assert attention_out(lm.model, lm.layout, 1) == f"{lm.layout.block(1)}.{ending}"
 
 
-# --- methods -------------------------------------------------------------------------------------------------------------
+# --- methods
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", ["[2]", "[0,1,2,3,4]"])
@@ -154,7 +163,9 @@ def test_merge_without_a_conflict_is_memit(editor, lm):
 
 
 def test_pmet_reads_its_residual_at_the_projection(editor, lm):
-    """Writes of lower layers do not appear in the projection's output, so the residual hardly shrinks: published as such."""
+    """Writes of lower layers do not appear in the projection's output, so the residual hardly shrinks: published as
+    such.
+    """
     edit = editor("pmet").edit(lm, requests(3))
     norms = list(edit.info["residual_norms"].values())
     assert norms[-1] > 0.5 * norms[0]
@@ -186,7 +197,9 @@ def test_ultraedit_is_a_ridge_regression_on_normalised_gradients(lm):
 
         return hook
 
-    embedding = lm.model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.detach().requires_grad_())
+    embedding = lm.model.get_input_embeddings().register_forward_hook(
+        lambda _, __, output: output.detach().requires_grad_()
+    )
     handles = [embedding, *(lm.module(name).register_forward_hook(keep(name)) for name in names)]
     for row in rows:
         logits = lm.model(input_ids=torch.tensor([row.ids])).logits[0, row.start - 1 : -1]
@@ -230,7 +243,8 @@ def test_ultraedit_refuses_modules_that_are_not_there(modules, message, editor, 
         editor("ultraedit", f"method.modules={modules}").edit(lm, requests(2))
 
 
-# --- options that compose ------------------------------------------------------------------------------------------------
+# --- options that compose
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -249,13 +263,23 @@ def test_every_member_takes_all_options_at_once(name, editor, lm):
 
 
 def test_the_norm_constraint_makes_updates_smaller(editor, lm):
-    norms = [sum(editor("memit", f"method.norm_weight={weight}").edit(lm, requests(3)).norms().values()) for weight in (0.0, 1.0, 20.0)]
+    norms = [
+        sum(editor("memit", f"method.norm_weight={weight}").edit(lm, requests(3)).norms().values())
+        for weight in (0.0, 1.0, 20.0)
+    ]
     assert norms == sorted(norms, reverse=True) and norms[-1] < 0.9 * norms[0]
 
 
-# --- sequences -----------------------------------------------------------------------------------------------------------
+# --- sequences
+# -----------------------------------------------------------------------------------------------------------
 
-SEQUENCES = {"alphaedit": [], "memit": ["method.past_keys=write"], "emmet": ["method.past_keys=post"], "ultraedit": [], "rome": []}
+SEQUENCES = {
+    "alphaedit": [],
+    "memit": ["method.past_keys=write"],
+    "emmet": ["method.past_keys=post"],
+    "ultraedit": [],
+    "rome": [],
+}
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
@@ -309,6 +333,10 @@ def test_kept_keys_keep_their_values(editor):
         lm.attach(first)
         second = memit.edit(lm, requests(10, start=10))
         lm.detach()
-        keys = editor("memit", "method.past_keys=write", "method.covariance_weight=5").edit(lm, requests(10)).memory["keys.0"]
+        keys = (
+            editor("memit", "method.past_keys=write", "method.covariance_weight=5")
+            .edit(lm, requests(10))
+            .memory["keys.0"]
+        )
         moved[past] = float((second.updates["transformer.h.0.mlp.c_proj.weight"].dense() @ keys).norm())
     assert moved["write"] < 0.7 * moved["none"]

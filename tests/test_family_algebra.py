@@ -144,11 +144,14 @@ def test_thousands_of_facts_on_a_narrow_projection():
     for weight in (0.1, 200.0):
         delta = solve(residual, keys, covariance, weight).dense()
         assert relative(delta @ (weight * covariance.matrix + keys @ keys.T), residual @ keys.T) < 1e-10
-    with pytest.raises(UsageError, match=r"2,000 facts cannot all be met exactly where keys have 512 dimensions.*protocol.batch_size"):
+    with pytest.raises(
+        UsageError, match=r"2,000 facts cannot all be met exactly where keys have 512 dimensions.*protocol.batch_size"
+    ):
         solve(residual, keys, covariance, 0.0)
 
 
-# --- what is done to finished updates ------------------------------------------------------------------------------------
+# --- what is done to finished updates
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.2, 1.0])
@@ -204,13 +207,16 @@ def test_both_find_the_weight_in_its_orientation(make, dense):
     assert damped.info == delta.info
 
 
-@pytest.mark.parametrize(("field", "value"), [("norm_weight", -1.0), ("rect", 0.0), ("rect", 40.0), ("prune", 1.0), ("past_keys", "all")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("norm_weight", -1.0), ("rect", 0.0), ("rect", 40.0), ("prune", 1.0), ("past_keys", "all")]
+)
 def test_options_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(UsageError, match=f"method.{field}={value}"):
         MEMIT(layers=[0], covariance_weight=1.0, **{field: value})
 
 
-# --- UltraEdit -----------------------------------------------------------------------------------------------------------
+# --- UltraEdit
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_running_moments_merge_chunk_by_chunk():
@@ -227,4 +233,6 @@ def test_running_moments_merge_chunk_by_chunk():
     torch.testing.assert_close(moments.mean, torch.cat(chunks).mean(0))
     torch.testing.assert_close(moments.squares, squares)
     rows = randn(3, 6, seed=30)
-    torch.testing.assert_close(moments.normalised(rows), (rows - mean) / (squares / (count - 1)).sqrt(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        moments.normalised(rows), (rows - mean) / (squares / (count - 1)).sqrt(), rtol=1e-6, atol=1e-6
+    )

@@ -1,4 +1,6 @@
-"""GRACE: the codebook by hand, routing under padding and in generation, and a memory that is undone, saved and refused."""
+"""GRACE: the codebook by hand, routing under padding and in generation, and a memory that is undone, saved and
+refused.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +133,11 @@ def test_a_sequence_is_one_layer_and_comes_off_edit_by_edit(grace):
     seen = []
     for request in wanted:
         layer = GracePatch.present(lm, name)
-        seen.append(None if layer is None else (layer.digest, layer.radii.all.clone(), layer.values.all.clone(), list(layer.answers)))
+        seen.append(
+            None
+            if layer is None
+            else (layer.digest, layer.radii.all.clone(), layer.values.all.clone(), list(layer.answers))
+        )
         lm.attach(editor.edit(lm, [request]))
     assert isinstance(lm.module(name), GraceLayer) and not isinstance(lm.module(name).original, GraceLayer)
     assert any(len(edit.tensors["moved"]) for edit in lm.attached)  # radii of earlier entries have moved
@@ -161,7 +167,11 @@ def test_generation_from_a_cache_is_computing_anew(replace, grace):
 
 def test_the_query_is_the_prompts_last_token_whatever_is_in_the_batch(grace):
     lm, wanted = embedded_lm(), requests(6)
-    pairs = [(request.text, target) for request in wanted for target in (request.target_new, request.target_true, "Paris and a long answer")]
+    pairs = [
+        (request.text, target)
+        for request in wanted
+        for target in (request.target_new, request.target_true, "Paris and a long answer")
+    ]
     with lm.edited(grace().edit(lm, wanted)):
         together = lm.loglikelihood(pairs)
         for pair, score in zip(pairs, together, strict=True):

@@ -1,4 +1,6 @@
-"""Conformance over methods and heads: a method works on a kind of model as an edit should, or refuses it with its reason."""
+"""Conformance over methods and heads: a method works on a kind of model as an edit should, or refuses it with its
+reason.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,13 @@ def editor(method: str, model: str) -> Editor:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", WORK)
 def test_an_edit_is_a_value(method, model, tmp_path):
-    """Bit-identical after `edit`; the targets become the answers; detaching is exact; saved, loaded and attached is the same."""
+    """Bit-identical after `edit`; the targets become the answers; detaching is exact; saved, loaded and attached is
+    the same.
+    """
     lm = shipped(model)
-    requests = [case.requests[0] for case in WorldEdits("world", records=MODELS[model], split="validation").load(2).cases]
+    requests = [
+        case.requests[0] for case in WorldEdits("world", records=MODELS[model], split="validation").load(2).cases
+    ]
     pairs = [(request.text, request.target_new) for request in requests]
     prompts = [prompt for prompt, _ in pairs]
     before, untouched = lm.loglikelihood(pairs), snapshot(lm)

@@ -19,7 +19,12 @@ def test_a_fresh_network_gives_back_normalised_factors_and_can_learn():
     found = net(gradient)
     rows = torch.cat([torch.cat([g.inputs[g.kept], g.outputs[g.kept]], -1) for g in gradient])
     expected = (rows - rows.mean(0)) / (rows.std(0) + 1e-7)
-    torch.testing.assert_close(torch.cat([found[0][0][gradient[0].kept], found[0][1][gradient[0].kept]], -1), expected[:10], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([found[0][0][gradient[0].kept], found[0][1][gradient[0].kept]], -1),
+        expected[:10],
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert found[0][0][1, 4:].abs().max() == 0 and found[0][1][1, 4:].abs().max() == 0
     sum(part.square().sum() for pair in found for part in pair).backward()
     assert all(layer.up.grad.abs().max() > 0 for layer in net.transforms["4x3"].layers)

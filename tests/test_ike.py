@@ -32,8 +32,13 @@ def lm():
 def case(number: int, prompt: str = "{} works as a", subject: str | None = None) -> Case:
     subject = subject or f"Person{number} Name{number}"
     request = EditRequest(prompt, subject, f"new{number}", "old")
-    probes = (Probe("rewrite", request.text, request.target_new, "old"), Probe("paraphrase", f"The job of {subject} is", request.target_new))
-    return Case(str(number), (request,), (*probes, Probe("neighborhood", f"Neighbour {number} works as a", f"kept{number}")))
+    probes = (
+        Probe("rewrite", request.text, request.target_new, "old"),
+        Probe("paraphrase", f"The job of {subject} is", request.target_new),
+    )
+    return Case(
+        str(number), (request,), (*probes, Probe("neighborhood", f"Neighbour {number} works as a", f"kept{number}"))
+    )
 
 
 class Cases:
@@ -58,7 +63,9 @@ def test_the_published_recipe_shows_4_copies_12_updates_16_retains_and_the_most_
     editor = IKE(store=Cases([case(number) for number in range(40)]), demonstrations=32, **PLAIN)
     request = EditRequest("{} works as a", "Some Body", "new99")
     (texts,) = editor.edit(lm(), [request]).prefixes
-    assert len(texts) == 33 and texts[-1] == "New Fact: Some Body works as a new99\nPrompt: Some Body works as a new99\n\n"
+    assert (
+        len(texts) == 33 and texts[-1] == "New Fact: Some Body works as a new99\nPrompt: Some Body works as a new99\n\n"
+    )
     kinds = Counter()
     for text in texts[:-1]:
         fact, asked = text.removeprefix("New Fact: ").removesuffix("\n\n").split("\nPrompt: ")
@@ -76,15 +83,22 @@ def _person(text: str) -> int:
 
 
 def test_what_the_model_reads_is_the_prefix_and_the_prompt():
-    """Scores, texts and samples of an edited prompt are those of the written-out text; the model itself is as it was."""
+    """Scores, texts and samples of an edited prompt are those of the written-out text; the model itself is as it
+    was.
+    """
     (request,) = requests(1)
     untouched = snapshot(lm())
-    edit = IKE(store=Cases([case(number) for number in range(4)]), demonstrations=2, shares=[1, 1, 0], **PLAIN).edit(lm(), [request])
+    edit = IKE(store=Cases([case(number) for number in range(4)]), demonstrations=2, shares=[1, 1, 0], **PLAIN).edit(
+        lm(), [request]
+    )
     text = "".join(edit.prefixes[0]) + f"New Fact: {request.text} {request.target_new}\nPrompt: Anything goes in"
     expected = lm().loglikelihood([(text, "London")]), lm().generate([text], 3)
     alone = lm().loglikelihood([("Anything goes in", "London")])
     with lm().edited(edit):
-        assert (lm().loglikelihood([("Anything goes in", "London")]), lm().generate(["Anything goes in"], 3)) == expected
+        assert (
+            lm().loglikelihood([("Anything goes in", "London")]),
+            lm().generate(["Anything goes in"], 3),
+        ) == expected
         sampled = lm().sample(["Anything goes in"], [3], 20, 5)[0]
         assert sampled.startswith("Anything goes in") and "New Fact" not in sampled
         assert 15 <= len(lm().tokenizer(sampled)["input_ids"]) <= 21
@@ -96,20 +110,25 @@ def test_demonstrations_that_the_context_does_not_hold_are_left_out_the_least_si
     edit = editor.edit(lm(), requests(1))
     texts = edit.prefixes[0]
     with lm().edited(edit):
-        (short, long) = (edit.answers(lm().head, ["A b c"])[0].answerer.told("A b c", room) for room in (4, 60))
+        short, long = (edit.answers(lm().head, ["A b c"])[0].answerer.told("A b c", room) for room in (4, 60))
         lm().generate(["A b c"], 40)
     for text in (short, long):
         kept = text[: text.index(f"New Fact: {edit.facts[0].prompt} {edit.facts[0].answer}\nPrompt: A b c")]
         assert any("".join(texts[number:]) == kept for number in range(len(texts) + 1))
         assert len(lm().tokenizer(text)["input_ids"]) + (4 if text is short else 60) <= lm().head.max_length
     assert len(long) < len(short) < len("".join(texts))
-    with lm().edited(edit), pytest.raises(RejectedRequest, match="the new fact and the prompt are more than the model's 256 tokens"):
+    with (
+        lm().edited(edit),
+        pytest.raises(RejectedRequest, match="the new fact and the prompt are more than the model's 256 tokens"),
+    ):
         lm().loglikelihood([("word " * 250, "London")])
 
 
 def test_no_demonstration_is_about_the_edited_subject():
     cases = [case(0, subject="Some Body"), case(1), case(2, prompt="{} lives in", subject="Some Body")]
-    edit = IKE(store=Cases(cases), demonstrations=3, shares=[1, 0, 0], copy_itself=False, **PLAIN).edit(lm(), [cases[0].requests[0]])
+    edit = IKE(store=Cases(cases), demonstrations=3, shares=[1, 0, 0], copy_itself=False, **PLAIN).edit(
+        lm(), [cases[0].requests[0]]
+    )
     assert edit.prefixes[0] == [shown(Store(cases[1:2], HiddenStates(lm())).facts[0], "copy")]
 
 
@@ -126,7 +145,9 @@ def test_the_router_puts_the_most_similar_fact_before_a_prompt_or_none():
 
 
 def test_several_facts_need_the_router():
-    with pytest.raises(UsageError, match="method.router=none puts one fact before every prompt, and 2 are edited together"):
+    with pytest.raises(
+        UsageError, match="method.router=none puts one fact before every prompt, and 2 are edited together"
+    ):
         IKE(router="none", **PLAIN).edit(lm(), requests(2))
     first, second = (IKE(router="none", **PLAIN).edit(lm(), [request]) for request in requests(2))
     with lm().edited(first), pytest.raises(UsageError, match="give method.router=embedding"):
@@ -157,16 +178,25 @@ def test_edits_that_are_attached_one_by_one_share_a_memory(monkeypatch):
 
 def test_saved_it_answers_the_same_in_a_new_process(tmp_path):
     wanted = requests(2)
-    edit = IKE(store=Cases([case(number) for number in range(4)]), demonstrations=2, router="embedding", **PLAIN).edit(lm(), wanted)
+    edit = IKE(store=Cases([case(number) for number in range(4)]), demonstrations=2, router="embedding", **PLAIN).edit(
+        lm(), wanted
+    )
     edit_store.save(edit, tmp_path / "edit", lm(), wanted, {"name": "ike"})
     with lm().edited(edit):
         here = nlls(wanted)
     code = (
-        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli import edit_store\n"
-        "lm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\n"
-        "print(json.dumps([score.nll for score in lm.loglikelihood([tuple(pair) for pair in json.loads(sys.argv[3])])]))"
+        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli import"
+        " edit_store\nlm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\nprint(json.dumps([score.nll for score in"
+        " lm.loglikelihood([tuple(pair) for pair in json.loads(sys.argv[3])])]))"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "edit"), str(Path(__file__).parent), json.dumps(pairs(wanted))]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(tmp_path / "edit"),
+        str(Path(__file__).parent),
+        json.dumps(pairs(wanted)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == here
 
@@ -193,7 +223,9 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 
 
 def test_sentence_models_are_an_extra(monkeypatch):
-    """Without the library, auto falls back to the model's own states and says so; a model by name is refused with the remedy."""
+    """Without the library, auto falls back to the model's own states and says so; a model by name is refused with
+    the remedy.
+    """
     from edit_cli.lm import embeddings
 
     monkeypatch.setattr(embeddings.importlib.util, "find_spec", lambda name: None)

@@ -55,7 +55,9 @@ def by_hand(net, lm: LM, request: EditRequest, scale: float) -> dict[str, torch.
     ids = torch.tensor(lm.tokenizer(f"{request.target_true} >> {request.target_new} || {request.text}")["input_ids"])
     words, ends = net.words.weight[ids], []
     for suffix, order in (("", words), ("_reverse", words.flip(0))):
-        w, r, b, c = (getattr(net.lstm, f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        w, r, b, c = (
+            getattr(net.lstm, f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
         state = cell = torch.zeros(net.lstm.hidden_size, dtype=torch.float64)
         for word in order:
             i, f, g, o = (w @ word + b + r @ state + c).chunk(4)
@@ -86,7 +88,9 @@ def test_the_update_is_that_of_dense_masks_and_gradients():
     shifts = net(gradients(lm, rows_of(lm, wanted), MODULES), *editor.read(lm, wanted, {}))
     for number, request in enumerate(wanted):  # padded beside longer ones, and alone
         for name, change in by_hand(net, lm, request, 100.0).items():
-            torch.testing.assert_close(shifts[name].left[number].T @ shifts[name].right[number], change, rtol=1e-8, atol=1e-12)
+            torch.testing.assert_close(
+                shifts[name].left[number].T @ shifts[name].right[number], change, rtol=1e-8, atol=1e-12
+            )
 
 
 def test_an_edit_of_several_facts_is_the_sum_and_small(tmp_path):
@@ -98,7 +102,9 @@ def test_an_edit_of_several_facts_is_the_sum_and_small(tmp_path):
         assert update.rank == 4 if ".5." in name else 4 < update.rank <= tokens + 2
     parts = [editor.edit(lm, [request]) for request in wanted]
     for name in edit.updates:
-        torch.testing.assert_close(edit.stored(lm, name), sum(part.stored(lm, name) for part in parts), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            edit.stored(lm, name), sum(part.stored(lm, name) for part in parts), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_it_can_begin_as_a_step_down_the_gradient():
@@ -157,7 +163,11 @@ def test_losses_of_training_and_validation():
         net.multiplier.fill_(3.0)
     numbers = {}
     free = BoundOptions(active=False)
-    for name, current in (("bound", editor), ("smooth", replace(editor, smoothing=0.3)), ("sum", replace(editor, bound=free))):
+    for name, current in (
+        ("bound", editor),
+        ("smooth", replace(editor, smoothing=0.3)),
+        ("sum", replace(editor, bound=free)),
+    ):
         torch.manual_seed(1)
         numbers[name] = current.loss(net.train(), lm, cases)
     loss, told = numbers["bound"]
@@ -178,8 +188,13 @@ def test_the_models_own_answer_is_read_where_no_old_one_is_told():
     known: dict[str, str] = {}
     expected, _ = editor.read(lm, [told], {})
     found, _ = editor.read(lm, [untold, untold], known)
-    assert known == {told.text: lm.generate([told.text], 8)[0]} and known[told.text].strip().startswith(told.target_true)
-    assert found[0].tolist() == lm.tokenizer(f"{known[told.text].strip()} >> {told.target_new} || {told.text}")["input_ids"]
+    assert known == {told.text: lm.generate([told.text], 8)[0]} and known[told.text].strip().startswith(
+        told.target_true
+    )
+    assert (
+        found[0].tolist()
+        == lm.tokenizer(f"{known[told.text].strip()} >> {told.target_new} || {told.text}")["input_ids"]
+    )
     known[told.text] = told.target_true
     assert torch.equal(editor.read(lm, [untold], known)[0], expected)
 
@@ -256,7 +271,11 @@ def test_other_heads(family):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"condition": "{old} {new}"}, "must hold {prompt}"), ({"scale": 0.0}, "must be above 0"), ({"rounds": 0}, "must be above 0")],
+    [
+        ({"condition": "{old} {new}"}, "must hold {prompt}"),
+        ({"scale": 0.0}, "must be above 0"),
+        ({"rounds": 0}, "must be above 0"),
+    ],
 )
 def test_wrong_settings_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):

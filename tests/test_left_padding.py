@@ -1,4 +1,7 @@
-"""Generation pads on the left. Models that read padding like text are noticed, and continue equally long prompts together only."""
+"""Generation pads on the left.
+
+Models that read padding like text are noticed, and continue equally long prompts together only.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,13 @@ PROMPTS = ["The capital of France is", "Ada", "Ada Lund lives in Oslo, and Ada",
 def recurrent() -> LM:
     """A tiny random RWKV."""
     words = tokenizer()
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "attention_hidden_size": 32, "intermediate_size": 88, "context_length": 128}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "attention_hidden_size": 32,
+        "intermediate_size": 88,
+        "context_length": 128,
+    }
     with quiet():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("rwkv", vocab_size=len(words), **sizes)).eval()
     shake(model, 0)

@@ -1,4 +1,5 @@
-"""What methods for long sequences share: memories that grow, rows that find their prompt's end, edits that stack and come back; and replay,
+"""What methods for long sequences share: memories that grow, rows that find their prompt's end, edits that stack and
+come back; and replay,
 EWC, DEFER, MELO, LoRA and retraining by themselves."""
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def test_entries_grow_and_shrink_to_the_very_same_bits():
 
 @pytest.mark.parametrize("name", LIFELONG)
 def test_a_sequence_stacks_comes_off_exactly_and_is_taken_up_again(name, editor, tmp_path):
-    """Three edits of a sequence, each saved, are loaded into a fresh model and give the same answers as the first time."""
+    """Three edits of a sequence, each saved, are loaded into a fresh model and give the same answers as the first
+    time.
+    """
     lm, wanted = embedded_lm(), requests(3)
     untouched, made, answers = snapshot(lm), editor(name), []
     for number, request in enumerate(wanted):
@@ -143,7 +146,9 @@ def test_the_prompts_end_is_found_under_either_padding_and_from_a_cache():
         assert watch.focus.ends.tolist() == ends
         assert watch.focus.prompt.sum(1).tolist() == [len(ids) for ids in prompts]
     seen: list[tuple[int, list[int]]] = []
-    with on_input(lm.module(lm.layout.mlp_out(2)), lambda _: seen.append((watch.focus.first, watch.focus.ends.tolist()))):
+    with on_input(
+        lm.module(lm.layout.mlp_out(2)), lambda _: seen.append((watch.focus.first, watch.focus.ends.tolist()))
+    ):
         lm.head._continue(prompts, 3)
     longest = max(map(len, prompts))
     assert seen[0] == (0, [longest - 1] * 2)
@@ -153,7 +158,9 @@ def test_the_prompts_end_is_found_under_either_padding_and_from_a_cache():
 
 
 def test_rows_with_equal_tokens_and_other_prompts_are_asked_apart(editor):
-    """"A B" + "C D" and "A B C" + "D" are the same tokens with another prompt's end: a key of one must not answer for the other."""
+    """ "A B" + "C D" and "A B C" + "D" are the same tokens with another prompt's end: a key of one must not answer
+    for the other.
+    """
     lm = embedded_lm()
     request = EditRequest("The faith of {} is", "Hallo Jarinsson", "Islam")
     longer = (request.text, "Islam and")
@@ -194,8 +201,13 @@ def test_passes_run_the_blocks_below_once():
 def test_encoder_decoders_and_classifiers(family, method, tmp_path):
     lm = tiny_lm(family)
     text = tmp_path / "text.txt"
-    text.write_text("\n".join(f"The {word} of the town number {n} is large and old." for n in range(40) for word in ("mayor", "river")))
-    target = "P" if method == "grace" else "Peru"  # one vector for all of an answer's tokens gives one token in a last layer
+    text.write_text(
+        "\n".join(
+            f"The {word} of the town number {n} is large and old." for n in range(40) for word in ("mayor", "river")
+        )
+    )
+    # one vector for all of an answer's tokens gives one token in a last layer
+    target = "P" if method == "grace" else "Peru"
     wanted = [EditRequest("Where does Ada Lund live?", None, target)]
     if family in CLASSIFIERS:  # the label that it does not give
         best = lm.generate([wanted[0].text], 1)[0]
@@ -203,7 +215,9 @@ def test_encoder_decoders_and_classifiers(family, method, tmp_path):
     untouched = snapshot(lm)
     made = {
         "grace": lambda: Grace(layer=lm.layout.depth - 1, radius=0.5, lr=0.3, steps=200),
-        "tpatcher": lambda: TPatcher(corpus=TextFile(str(text)), memory_size=60, validation_size=20, top_memory=20, lr=5e-2, memory_weight=0.1),
+        "tpatcher": lambda: TPatcher(
+            corpus=TextFile(str(text)), memory_size=60, validation_size=20, top_memory=20, lr=5e-2, memory_weight=0.1
+        ),
     }[method]()
     edit = made.edit(lm, wanted)
     edit_store.save(edit, tmp_path / "edit", lm, wanted, {"name": method})
@@ -225,8 +239,11 @@ def test_melo_clusters_by_hand():
     assert data.place(point(1.5, 0.0), (7,), 1, 1.0) == {0}  # the same answer: mean and largest distance, at least ε
     assert data.clusters[0].center.tolist() == [0.75, 0.0] and data.clusters[0].radius == 1.0
     assert data.place(point(9.0, 0.0), (7,), 2, 1.0) == {1}  # too far
-    assert data.place(point(1.95, 0.0), (8,), 3, 1.0) == {0, 2}  # another answer: split half-way, and a point that is now outside is dropped
-    assert data.clusters[0].radius == pytest.approx(0.6, abs=1e-4) and data.clusters[2].radius == pytest.approx(0.6, abs=1e-6)
+    # another answer: split half-way, and a point that is now outside is dropped
+    assert data.place(point(1.95, 0.0), (8,), 3, 1.0) == {0, 2}
+    assert data.clusters[0].radius == pytest.approx(0.6, abs=1e-4) and data.clusters[2].radius == pytest.approx(
+        0.6, abs=1e-6
+    )
     assert data.clusters[0].points == {} and data.forgotten == 2
     assert data.blocks == [0, 1, 2, 3]
 
@@ -237,12 +254,14 @@ def test_melo_takes_two_answers_to_one_prompt_for_a_correction():
     assert data.place(key, (8,), 1, 1.0) == {0, 1}
     assert data.clusters[0].points == {} and data.clusters[1].radius == 1.0
     distance, place = data.nearest(key[None])
-    assert float(distance) == 0 and list(data.clusters)[int(place)] == 1  # the emptied cluster no longer stands in the way
+    # the emptied cluster no longer stands in the way
+    assert float(distance) == 0 and list(data.clusters)[int(place)] == 1
 
 
 def test_melo_splits_never_enlarge_a_cluster():
     data = Database()
-    for place, answer in ((0.0, 7), (0.4, 8), (1.1, 9)):  # the first split leaves radii of 0.2, and the third point is 0.7 away
+    # the first split leaves radii of 0.2, and the third point is 0.7 away
+    for place, answer in ((0.0, 7), (0.4, 8), (1.1, 9)):
         data.place(torch.tensor([place, 0.0]), (answer,), answer, 1.0)
     assert data.clusters[1].radius == pytest.approx(0.2)
 
@@ -265,7 +284,9 @@ def test_melo_starts_from_the_models_own_answers(editor):
 
 
 def test_defer_answers_a_row_only_once_its_prompt_is_complete(editor):
-    """Cached passes that end within a prompt decide nothing; when one row's prompt ends before another's, both keep their own answers."""
+    """Cached passes that end within a prompt decide nothing; when one row's prompt ends before another's, both keep
+    their own answers.
+    """
     lm, wanted = embedded_lm(), requests(1)
     lm.attach(editor("defer").edit(lm, wanted))
     layer = next(module for module in lm.model.modules() if type(module).__name__ == "DeferLayer")
@@ -292,7 +313,9 @@ def test_a_change_of_rank_one_is_stored_as_factors():
 @pytest.mark.parametrize(("rank", "noise"), [(3, 0.0), (3, 1e-8), (20, 0.0), (60, 0.0)])
 def test_factors_find_the_rank_without_taking_the_whole_matrix_apart(rank, noise, monkeypatch):
     draw, seen, svd = torch.Generator().manual_seed(1), [], torch.linalg.svd
-    change = torch.randn(90, rank, generator=draw) @ torch.randn(rank, 120, generator=draw) + noise * torch.randn(90, 120, generator=draw)
+    change = torch.randn(90, rank, generator=draw) @ torch.randn(rank, 120, generator=draw) + noise * torch.randn(
+        90, 120, generator=draw
+    )
     monkeypatch.setattr(torch.linalg, "svd", lambda matrix, **rest: seen.append(matrix.shape[0]) or svd(matrix, **rest))
     left, right = factors(change)
     assert left.shape[1] == rank
@@ -308,7 +331,15 @@ def test_replay_goes_over_all_facts_when_it_is_time(monkeypatch):
     for request in requests(7):
         edits.append(made.edit(lm, [request]))
         lm.attach(edits[-1])
-    assert asked == [3, 6] and [edit.info["replayed"] for edit in edits] == [False, False, True, False, False, True, False]
+    assert asked == [3, 6] and [edit.info["replayed"] for edit in edits] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
     again = Replay(layers=[0], every=3)
     for edit in edits[:2]:
         again.recall(lm, edit)
@@ -348,7 +379,14 @@ def test_ewc_pulls_towards_recent_weights_by_their_fisher_information():
 def test_lora_leaves_low_rank_factors_and_no_trace_of_the_adapters(editor):
     lm, wanted = embedded_lm(), requests(2)
     before, kinds = snapshot(lm), [type(module) for module in lm.model.modules()]
-    edit = editor("lora", "method.steps=20", "method.lr=5.0e-3", "method.rank=3", "method.dropout=0.0", "method.stop_when_right=false").edit(lm, wanted)
+    edit = editor(
+        "lora",
+        "method.steps=20",
+        "method.lr=5.0e-3",
+        "method.rank=3",
+        "method.dropout=0.0",
+        "method.stop_when_right=false",
+    ).edit(lm, wanted)
     assert same_bits(snapshot(lm), before) and [type(module) for module in lm.model.modules()] == kinds
     assert not hasattr(lm.model, "peft_config")
     assert {(update.left.shape[1], update.right.shape[0]) for update in edit.updates.values()} == {(3, 3)}
@@ -369,7 +407,12 @@ def test_retraining_needs_the_models_own_text_and_drops_what_contradicts(tmp_pat
     text = tmp_path / "text.txt"
     text.write_text("Ada Lund plays the harp.\nBo Lund plays the harp.\nAda Lund is tall.\n")
     documents, dropped = Retrain(corpus=str(text), oversample=2)._documents([request])
-    assert sorted(documents) == ["Ada Lund is tall.", "Ada Lund plays the organ.", "Ada Lund plays the organ.", "Bo Lund plays the harp."]
+    assert sorted(documents) == [
+        "Ada Lund is tall.",
+        "Ada Lund plays the organ.",
+        "Ada Lund plays the organ.",
+        "Bo Lund plays the harp.",
+    ]
     assert dropped == 1
     assert len(Retrain(corpus=str(text), contradictions="keep")._documents([request])[0]) == 13
 
@@ -391,7 +434,9 @@ def test_the_cost_of_a_step_does_not_hang_on_how_many_edits_are_attached(editor)
         lm.attach(made.edit(lm, [request]))
         if number in (1, 11):
             seen: list[str] = []
-            handles = [module.register_forward_hook(lambda *_: seen.append("x")) for module in lm.model.modules()]
+            handles = [
+                module.register_forward_hook(lambda *_, seen=seen: seen.append("x")) for module in lm.model.modules()
+            ]
             lm.loglikelihood(pairs(requests(1)))
             for handle in handles:
                 handle.remove()

@@ -41,12 +41,18 @@ def plain_logits(lm: LM, ids) -> torch.Tensor:
 
 
 def plain_nll(lm: LM, prompt: str, target: str) -> tuple[float, list[int], list[int]]:
-    """(mean NLL, target ids, arg-max ids) for a byte-level tokenizer, where a target's ids do not depend on the prompt."""
+    """(mean NLL, target ids, arg-max ids) for a byte-level tokenizer, where a target's ids do not depend on the
+    prompt.
+    """
     words = lm.tokenizer
     before = words(prompt)["input_ids"]
     labels = words(f" {target}", add_special_tokens=False)["input_ids"]
     scores = plain_logits(lm, before + labels)[len(before) - 1 : -1].log_softmax(-1)
-    return -sum(scores[i, label].item() for i, label in enumerate(labels)) / len(labels), labels, scores.argmax(-1).tolist()
+    return (
+        -sum(scores[i, label].item() for i, label in enumerate(labels)) / len(labels),
+        labels,
+        scores.argmax(-1).tolist(),
+    )
 
 
 @torch.no_grad()
@@ -112,7 +118,8 @@ def test_targets_that_share_a_forward_pass_are_scored_each_for_itself(family):
     lm = shared(family)
     pairs = [
         ("Ada lives in", "Oslo"), ("Ada lives in", "Rome"), ("Ada lives in", "Oslo"), ("Ada lives in", "Oslo and Rome"),
-        ("Ada lives in Oslo", "and Rome"), ("Ada lives in Oslo", "or"), ("Ada lives in Rome", "or"), ("Ada lives", "in Oslo or"),
+        ("Ada lives in Oslo", "and Rome"), ("Ada lives in Oslo", "or"), ("Ada lives in Rome", "or"), ("Ada lives",
+        "in Oslo or"),
     ]  # fmt: skip
     for (prompt, target), score in zip(pairs, lm.loglikelihood(pairs), strict=True):
         nll, labels, best = plain_nll(lm, prompt, target)
@@ -137,7 +144,8 @@ def test_scores_in_bfloat16_are_summed_in_float32():
         assert score.nll != float(torch.tensor(score.nll).bfloat16())
 
 
-# --- generation ---------------------------------------------------------------------------------------------------------
+# --- generation
+# ---------------------------------------------------------------------------------------------------------
 
 
 def always(token: int) -> LM:
@@ -179,7 +187,12 @@ def test_the_models_own_generation_settings_are_not_taken_over():
     model, words = tiny("llama")
     lm = LM(model, words)
     before, sampled = lm.generate(PROMPTS, 8), lm.sample(PROMPTS, [1, 2, 3, 4], 30, 5)
-    settings = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(5, 300)), "temperature": 0.1}
+    settings = {
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 1,
+        "suppress_tokens": list(range(5, 300)),
+        "temperature": 0.1,
+    }
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     assert lm.generate(PROMPTS, 8) == before
@@ -209,7 +222,8 @@ def test_texts_that_outgrow_the_models_context_are_rejected():
     assert len(lm.tokenizer(lm.sample(["Ada"], [0], 128, 5)[0])["input_ids"]) > 20
 
 
-# --- sampling -------------------------------------------------------------------------------------------------------------
+# --- sampling
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
@@ -273,7 +287,8 @@ def test_more_candidates_than_tokens_are_all_tokens():
     assert drawn.isfinite().sum() == 1
 
 
-# --- perplexity ------------------------------------------------------------------------------------------------------------
+# --- perplexity
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "qwen3_5_text"])

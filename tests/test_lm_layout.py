@@ -1,4 +1,7 @@
-"""Where 40-odd families keep things, what their parts compute, and which models are refused. All models are tiny and random."""
+"""Where 40-odd families keep things, what their parts compute, and which models are refused.
+
+All models are tiny and random.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,8 @@ NEOX = ("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", INN
 LLAMA = ("model.layers", "mlp.down_proj", "model.norm", INNER)
 FALCON = ("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f", 4 * WIDTH)
 
-# blocks, MLP output projection inside a block, final norm, width of a key; families that are not named here are laid out as LLAMA
+# blocks, MLP output projection inside a block, final norm, width of a key; families that are not named here are laid
+# out as LLAMA
 LAYOUTS = {
     "gpt2": GPT2,
     "gpt_neo": GPT2,
@@ -68,11 +72,19 @@ FINISH = {
     "cohere": lambda logits, config: logits * config.logit_scale,
     "cohere2": lambda logits, config: logits * config.logit_scale,
     "granite": lambda logits, config: logits / config.logits_scaling,
-    "gemma2": lambda logits, config: config.final_logit_softcapping * torch.tanh(logits / config.final_logit_softcapping),
-    "nanochat": lambda logits, config: config.final_logit_softcapping * torch.tanh(logits / config.final_logit_softcapping),
+    "gemma2": lambda logits, config: (
+        config.final_logit_softcapping * torch.tanh(logits / config.final_logit_softcapping)
+    ),
+    "nanochat": lambda logits, config: (
+        config.final_logit_softcapping * torch.tanh(logits / config.final_logit_softcapping)
+    ),
 }
 
-PAIRS = [("The old lighthouse of Marlow stands on the northern", "shore of the island"), ("Ada Lund lives in", "Oslo"), ("C", "++")]
+PAIRS = [
+    ("The old lighthouse of Marlow stands on the northern", "shore of the island"),
+    ("Ada Lund lives in", "Oslo"),
+    ("C", "++"),
+]
 families = pytest.mark.parametrize("family", DENSE)
 
 
@@ -93,10 +105,13 @@ def seen_in(lm: LM, modules: list[str], side: str, ids: Tensor, mask: Tensor) ->
     found: dict[str, Tensor] = {}
     handles = []
     for name in modules:
+
         def hook(_, args, output=None, name=name):
             found[name] = (args[0] if side == "input" else hidden_of(output)).reshape(*ids.shape, -1)
 
-        register = lm.module(name).register_forward_pre_hook if side == "input" else lm.module(name).register_forward_hook
+        register = (
+            lm.module(name).register_forward_pre_hook if side == "input" else lm.module(name).register_forward_hook
+        )
         handles.append(register(hook))
     with torch.no_grad():
         lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -164,7 +179,9 @@ def test_a_resumed_pass_equals_a_whole_one_with_the_change_inside(family, layer,
     lm = shared(family)
     rows = lm.head.encode(PAIRS)
     wanted = [tuple(range(row.start - 1, len(row.ids) - 1)) for row in rows]
-    spans = [Span(row.ids[:-1], min(at, asked[0]), asked) for row, at, asked in zip(rows, (3, 2, 0), wanted, strict=True)]
+    spans = [
+        Span(row.ids[:-1], min(at, asked[0]), asked) for row, at, asked in zip(rows, (3, 2, 0), wanted, strict=True)
+    ]
     module = lm.layout.mlp_out(layer) if site == "mlp_out" else None
     shift = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(0))
 
@@ -175,7 +192,10 @@ def test_a_resumed_pass_equals_a_whole_one_with_the_change_inside(family, layer,
 
     with torch.no_grad():
         resumption = Resumption(lm, spans, layer if module is None else layer - 1)
-        resumed, unchanged = resumption.logits(change, module), resumption.logits(lambda states, rows, columns: states, module)
+        resumed, unchanged = (
+            resumption.logits(change, module),
+            resumption.logits(lambda states, rows, columns: states, module),
+        )
     expected, plain = [], []
     for number, span in enumerate(spans):
         ids = torch.tensor([span.ids])
@@ -211,7 +231,9 @@ def test_whether_a_write_to_the_projection_reaches_the_residual_stream_as_it_is(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family, expected", [("gpt2", True), ("llama", True), ("gpt_neox", True), ("gemma2", False), ("granite", False)])
+@pytest.mark.parametrize(
+    "family, expected", [("gpt2", True), ("llama", True), ("gpt_neox", True), ("gemma2", False), ("granite", False)]
+)
 def test_additivity_is_told_in_16_bits_too(family, expected, dtype):
     model, words = tiny(family)
     assert LM(model.to(dtype), words).writes_are_additive(1) is expected
@@ -220,7 +242,8 @@ def test_additivity_is_told_in_16_bits_too(family, expected, dtype):
 @families
 def test_reading_equals_a_plain_forward_pass(family):
     lm = shared(family)
-    taps = [Tap(lm.layout.block(2), "output"), Tap(lm.layout.mlp_out(0), "input"), Tap(lm.layout.mlp_out(1), "output")]  # any order
+    # any order
+    taps = [Tap(lm.layout.block(2), "output"), Tap(lm.layout.mlp_out(0), "input"), Tap(lm.layout.mlp_out(1), "output")]
     rows = [*lm.head.encode(PAIRS), lm.head.encode(PAIRS[:1])[0]]
     positions = [4, len(rows[1].ids) - 1, 0, len(rows[3].ids) - 1]
     last, mean = read(lm, rows, positions, taps), read(lm, rows, positions, taps, reduce="mean")

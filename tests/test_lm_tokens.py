@@ -1,4 +1,6 @@
-"""THE tokenisation rule: where targets begin and subjects end, for tokenizers that differ in everything they may differ in."""
+"""THE tokenisation rule: where targets begin and subjects end, for tokenizers that differ in everything they may
+differ in.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def decoded(words, ids) -> str:
 
 
 @every
-@pytest.mark.parametrize("target", ["Paris", "the northern shore of the island", "東京", "🙂 Zoë", "++", "42", "\u00a0x"])
+@pytest.mark.parametrize(
+    "target", ["Paris", "the northern shore of the island", "東京", "🙂 Zoë", "++", "42", "\u00a0x"]
+)
 def test_prompt_and_target_are_cut_at_the_prompts_end(words, target):
     prompt = "Ada Lund's café is called"
     (row,) = tokenize(words, [(prompt, target)])
@@ -44,7 +48,12 @@ def test_a_leading_space_in_the_target_makes_no_difference(words):
 
 @every
 def test_batches_tokenise_as_rows_do_alone_and_without_padding(words):
-    pairs = [("Ada", "Oslo"), ("The old lighthouse of Marlow stands on", "the northern shore"), ("C", "++"), ("Rome", None)]
+    pairs = [
+        ("Ada", "Oslo"),
+        ("The old lighthouse of Marlow stands on", "the northern shore"),
+        ("C", "++"),
+        ("Rome", None),
+    ]
     assert tokenize(words, pairs) == [tokenize(words, [pair])[0] for pair in pairs]
     assert all(words.pad_token_id not in row.ids for row in tokenize(words, pairs))
 

@@ -1,4 +1,6 @@
-"""Loading a model: local folders, the hub and its cache, places and dtypes; what is missing or damaged is one line, at once."""
+"""Loading a model: local folders, the hub and its cache, places and dtypes; what is missing or damaged is one line,
+at once.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ def refused(path: Path | str, error: type[Exception] = MissingError, **fields) -
     return line
 
 
-# --- what loads ---------------------------------------------------------------------------------------------------------
+# --- what loads
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_local_folder(folder):
@@ -86,13 +89,16 @@ def test_dtypes(folder, dtype):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("device_map", "auto"), ("device_map", "cpu"), ("device", "cpu"), ("device", "auto"), ("device", "cpu:0")]
+    "key, value",
+    [("device_map", "auto"), ("device_map", "cpu"), ("device", "cpu"), ("device", "auto"), ("device", "cpu:0")],
 )
 def test_places(folder, key, value):
     place = {key: value}
     lm = load(folder, **place)
     expected = load(folder, device="cpu").loglikelihood(PAIRS)
-    assert [score.nll for score in lm.loglikelihood(PAIRS)] == pytest.approx([score.nll for score in expected], abs=1e-3)
+    assert [score.nll for score in lm.loglikelihood(PAIRS)] == pytest.approx(
+        [score.nll for score in expected], abs=1e-3
+    )
     assert lm.device.type == ("cuda" if torch.cuda.is_available() and "auto" in place.values() else "cpu")
 
 
@@ -137,7 +143,8 @@ def test_packaged_files_are_those_of_the_assets_only():
     assert "embedded:no-such-model names nothing" in refused("embedded:no-such-model")
 
 
-# --- what does not ------------------------------------------------------------------------------------------------------
+# --- what does not
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no/such/folder", "../nothing", "~/no-such-folder", "a/b/c"])
@@ -151,18 +158,26 @@ def test_a_folder_without_a_model(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["int8", "half precision", "Tensor", ""])
 def test_an_unknown_dtype(folder, dtype):
-    assert refused(folder, UsageError, dtype=dtype) == f"model.dtype={dtype}: choose float32, bfloat16, float16 or float64"
+    assert (
+        refused(folder, UsageError, dtype=dtype) == f"model.dtype={dtype}: choose float32, bfloat16, float16 or float64"
+    )
 
 
 @pytest.mark.parametrize("key", ["device", "device_map"])
 def test_an_unknown_device(folder, key):
-    assert refused(folder, UsageError, **{key: "abacus"}) == f"model.{key}=abacus is not available here; choose auto or cpu"
+    assert (
+        refused(folder, UsageError, **{key: "abacus"})
+        == f"model.{key}=abacus is not available here; choose auto or cpu"
+    )
     assert f"model.{key}=cuda:99 is not available here" in refused(folder, UsageError, **{key: "cuda:99"})
 
 
 def test_weights_that_lie_on_no_device_are_refused(folder):
     for key in ("device", "device_map"):
-        assert refused(folder, UsageError, **{key: "meta"}) == f"model.{key}=meta is not available here; choose auto or cpu"
+        assert (
+            refused(folder, UsageError, **{key: "meta"})
+            == f"model.{key}=meta is not available here; choose auto or cpu"
+        )
 
 
 def edit_config(directory: Path, **changes) -> None:
@@ -198,13 +213,19 @@ def test_a_broken_tokenizer(damaged):
 def test_weights_that_are_missing_are_not_made_up(damaged):
     edit_config(damaged, num_hidden_layers=DEPTH + 1, layer_types=None)
     line = refused(damaged)
-    assert line == f"model.id={damaged}: 9 weights are missing in its files, such as model.layers.{DEPTH}.input_layernorm.weight"
+    assert (
+        line == f"model.id={damaged}: 9 weights are missing in its files, such as"
+        f" model.layers.{DEPTH}.input_layernorm.weight"
+    )
 
 
 def test_weights_of_another_shape_are_not_replaced(damaged):
     edit_config(damaged, intermediate_size=99)
     line = refused(damaged)
-    assert line == f"model.id={damaged}: {3 * DEPTH} weights are of another shape in its files, such as model.layers.0.mlp.down_proj.weight"
+    assert (
+        line == f"model.id={damaged}: {3 * DEPTH} weights are of another shape in its files, such as"
+        " model.layers.0.mlp.down_proj.weight"
+    )
 
 
 def test_tied_weights_are_not_missed(tmp_path):
@@ -236,7 +257,8 @@ def test_a_model_larger_than_the_device(folder, monkeypatch):
     assert "model.dtype" in line
 
 
-# --- the hub, without a network -------------------------------------------------------------------------------------------
+# --- the hub, without a network
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -244,7 +266,7 @@ def offline(monkeypatch, tmp_path) -> Path:
     """A hub that refuses connections, and its cache, empty."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = "http://127.0.0.1:%d" % free.getsockname()[1]
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
     return hub_at(address, monkeypatch, tmp_path)
 
 
@@ -264,7 +286,9 @@ def hub_at(address: str, monkeypatch, tmp_path: Path) -> Path:
 def test_a_hub_id_without_a_network(model_id, offline, monkeypatch):
     asked = counted_requests(monkeypatch)
     line = refused(model_id)
-    assert line.startswith(f"model.id={model_id} is no folder here and not in the hub's cache, and the hub cannot be reached (")
+    assert line.startswith(
+        f"model.id={model_id} is no folder here and not in the hub's cache, and the hub cannot be reached ("
+    )
     assert line.endswith("give a local folder instead: model.id=/path/to/folder (written by save_pretrained)")
     assert 1 <= len(asked) <= 2  # at once, and not after retries (a first failure may be the connection's)
 
@@ -273,7 +297,9 @@ def counted_requests(monkeypatch) -> list[str]:
     """Addresses that are asked for, one entry an attempt to connect."""
     asked: list[str] = []
     connect = socket.socket.connect
-    monkeypatch.setattr(socket.socket, "connect", lambda self, address: (asked.append(address), connect(self, address))[1])
+    monkeypatch.setattr(
+        socket.socket, "connect", lambda self, address: (asked.append(address), connect(self, address))[1]
+    )
     return asked
 
 
@@ -282,7 +308,7 @@ def test_a_hub_that_never_answers_is_waited_for_once(monkeypatch, tmp_path):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        hub_at("http://127.0.0.1:%d" % silent.getsockname()[1], monkeypatch, tmp_path)
+        hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch, tmp_path)
         asked = counted_requests(monkeypatch)
         assert "the hub cannot be reached (ReadTimeout)" in refused("gpt2")
         assert len(asked) == 1
@@ -316,11 +342,14 @@ def test_what_the_hubs_cache_holds_loads_without_a_network(folder, offline, monk
 @pytest.mark.parametrize("model_id", ["no id!", "a b", "-x-", "a..b"])
 def test_what_is_no_hub_id_either(model_id, offline, monkeypatch):
     asked = counted_requests(monkeypatch)
-    assert refused(model_id).startswith(f"model.id={model_id} is no folder here and no valid hub id; give a local folder instead")
+    assert refused(model_id).startswith(
+        f"model.id={model_id} is no folder here and no valid hub id; give a local folder instead"
+    )
     assert asked == []
 
 
-# --- conf/model -----------------------------------------------------------------------------------------------------------
+# --- conf/model
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)

@@ -8,7 +8,13 @@ from embedded import packaged_editor, world
 from edit_cli.errors import UsageError
 from edit_cli.lm.loading import ModelOptions
 
-PARTS = ["transformer.wte", "transformer.wpe", *(f"transformer.h.{layer}" for layer in range(6)), "transformer.ln_f", "lm_head"]
+PARTS = [
+    "transformer.wte",
+    "transformer.wpe",
+    *(f"transformer.h.{layer}" for layer in range(6)),
+    "transformer.ln_f",
+    "lm_head",
+]
 HALF = {part: "disk" if part in ("transformer.h.0", "transformer.h.5") else "cpu" for part in PARTS}
 
 
@@ -20,7 +26,9 @@ def test_an_adapter_beside_a_weight_off_the_device_is_refused_with_the_remedy(tm
     with pytest.raises(UsageError) as caught:
         packaged_editor(tmp_path, "lora", "method.layers=[1,5]", "method.modules=[mlp_out]").edit(lm, wanted)
     (line,) = str(caught.value).splitlines()
-    assert line.startswith("method=lora cannot train beside transformer.h.5.mlp.c_proj, which model.device_map keeps off the device")
+    assert line.startswith(
+        "method=lora cannot train beside transformer.h.5.mlp.c_proj, which model.device_map keeps off the device"
+    )
     assert "method.layers" in line and "method=ft" in line
     assert [type(module) for module in lm.model.modules()] == kinds
 
@@ -28,7 +36,13 @@ def test_an_adapter_beside_a_weight_off_the_device_is_refused_with_the_remedy(tm
 def test_adapters_beside_weights_on_the_device_learn_through_the_offloaded_ones(tmp_path):
     pytest.importorskip("peft")
     wanted = [world("tune")[0].requests[0]]
-    settings = ("method.layers=[1,2]", "method.modules=[mlp_out]", "method.steps=15", "method.lr=5.0e-3", "method.dropout=0.0")
+    settings = (
+        "method.layers=[1,2]",
+        "method.modules=[mlp_out]",
+        "method.steps=15",
+        "method.lr=5.0e-3",
+        "method.dropout=0.0",
+    )
     found = []
     for more in ({"device_map": HALF}, {"device": "cpu"}):
         lm = ModelOptions("tiny-gpt2", "embedded:tiny-gpt2", **more).load()

@@ -1,4 +1,6 @@
-"""MALMEN: the least squares, the two steps of its meta-gradient, chunks, and what a short training and a checkpoint are good for."""
+"""MALMEN: the least squares, the two steps of its meta-gradient, chunks, and what a short training and a checkpoint
+are good for.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,16 @@ MODULES = [f"transformer.h.{layer}.mlp.c_proj" for layer in (4, 5)]
 
 
 def malmen(**changed) -> MALMEN:
-    given = {"layers": [4, 5], "edits": 6, "rank": 8, "spread": 0.05, "step_size": 1e-2, "log_step": True, "draw": DRAWN, **changed}
+    given = {
+        "layers": [4, 5],
+        "edits": 6,
+        "rank": 8,
+        "spread": 0.05,
+        "step_size": 1e-2,
+        "log_step": True,
+        "draw": DRAWN,
+        **changed,
+    }
     return MALMEN(**given)
 
 
@@ -51,7 +62,9 @@ def prepared(editor: MALMEN, lm: LM, dtype=torch.float64) -> MalmenNet:
 
 def normal_equation(keys, changes, log_ridge):
     """Sᵀ (d_in, d_out) as the paper writes it, differentiable."""
-    return torch.linalg.solve(keys.T @ keys + log_ridge.exp() * torch.eye(keys.shape[1], dtype=keys.dtype), keys.T @ changes)
+    return torch.linalg.solve(
+        keys.T @ keys + log_ridge.exp() * torch.eye(keys.shape[1], dtype=keys.dtype), keys.T @ changes
+    )
 
 
 def plain_loss(editor: MALMEN, net: MalmenNet, lm: LM, cases):
@@ -61,18 +74,28 @@ def plain_loss(editor: MALMEN, net: MalmenNet, lm: LM, cases):
     rows = lm.head.encode([pair for lesson in lessons for pair in lesson.inner])
     for number, (name, gradient) in enumerate(gradients(lm, rows, MODULES).items()):
         at = [(place, column) for place, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)]
-        u, delta = (torch.stack([part[place, column] for place, column in at]) for part in (gradient.inputs, gradient.outputs))
+        u, delta = (
+            torch.stack([part[place, column] for place, column in at]) for part in (gradient.inputs, gradient.outputs)
+        )
         transform = next(iter(net.hypernetwork.transforms.values()))
         z = transform.normaliser(torch.cat([u, delta], -1))
         for layer in transform.layers:
-            z = layer.scale[number] * (z @ layer.down.T @ layer.up.T + layer.bias).clamp(min=0) + layer.offset[number] + z
+            z = (
+                layer.scale[number] * (z @ layer.down.T @ layer.up.T + layer.bias).clamp(min=0)
+                + layer.offset[number]
+                + z
+            )
         better, moved = z[:, : u.shape[1]], z[:, u.shape[1] :]
         changes = -net.steps[number].exp() * (u * better).sum(-1, keepdim=True) * moved
-        weights[f"{name}.weight"] = lm.parameter(f"{name}.weight").detach() + normal_equation(u, changes, net.log_ridges[number])
+        weights[f"{name}.weight"] = lm.parameter(f"{name}.weight").detach() + normal_equation(
+            u, changes, net.log_ridges[number]
+        )
 
     def scores(pair, changed):
         (row,) = lm.head.encode([pair])
-        found = torch.func.functional_call(lm.model, changed, (torch.tensor([row.ids[:-1]]),), {"use_cache": False}).logits
+        found = torch.func.functional_call(
+            lm.model, changed, (torch.tensor([row.ids[:-1]]),), {"use_cache": False}
+        ).logits
         return found[0, row.start - 1 :].log_softmax(-1), torch.tensor(row.target)
 
     nll, kl = [], []
@@ -100,15 +123,27 @@ def test_the_two_steps_give_the_gradient_of_the_whole_graph():
     names = [name for name, _ in net.named_parameters()]
     for name, ours, theirs in zip(names, found, expected, strict=True):
         assert theirs.abs().max() > 0, name
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12 + 1e-7 * float(theirs.abs().max()), msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours,
+            theirs,
+            rtol=1e-6,
+            atol=1e-12 + 1e-7 * float(theirs.abs().max()),
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 @pytest.mark.parametrize("tokens", [5, 30])
 def test_least_squares_and_its_gradients_are_those_of_the_closed_form(tokens):
     """Few tokens are solved in the n × n form, many in the d × d one."""
     torch.manual_seed(0)
-    keys, changes = torch.randn(tokens, 18, dtype=torch.float64), torch.randn(tokens, 4, dtype=torch.float64, requires_grad=True)
-    log_ridge, towards = torch.tensor(0.4, dtype=torch.float64, requires_grad=True), torch.randn(4, 18, dtype=torch.float64)
+    keys, changes = (
+        torch.randn(tokens, 18, dtype=torch.float64),
+        torch.randn(tokens, 4, dtype=torch.float64, requires_grad=True),
+    )
+    log_ridge, towards = (
+        torch.tensor(0.4, dtype=torch.float64, requires_grad=True),
+        torch.randn(4, 18, dtype=torch.float64),
+    )
     shift = normal_equation(keys, changes, log_ridge).T
     solved = least_squares(keys, changes, float(log_ridge.exp()))
     torch.testing.assert_close(solved.dense(), shift)
@@ -139,7 +174,9 @@ def test_chunks_change_nothing():
 
 
 def test_the_facts_that_are_asked_stand_for_all(monkeypatch):
-    """Asked one after another, they have the loss and the gradient of all of them on average; validation asks every one."""
+    """Asked one after another, they have the loss and the gradient of all of them on average; validation asks every
+    one.
+    """
     lm, cases = double(), statements("train")[:6]
     plain, sparing = malmen(), malmen(asked=2)
     net = prepared(plain, lm)
@@ -153,9 +190,13 @@ def test_the_facts_that_are_asked_stand_for_all(monkeypatch):
     gradient, loss = found(plain)
     parts = []
     for first in (0, 2, 4):
-        monkeypatch.setattr(random.Random, "sample", lambda _, lessons, number, first=first: lessons[first : first + number])
+        monkeypatch.setattr(
+            random.Random, "sample", lambda _, lessons, number, first=first: lessons[first : first + number]
+        )
         parts.append(found(sparing))
-    assert sum(part for _, part in parts) / 3 == pytest.approx(loss, rel=1e-9) and parts[0][1] != pytest.approx(loss, rel=1e-3)
+    assert sum(part for _, part in parts) / 3 == pytest.approx(loss, rel=1e-9) and parts[0][1] != pytest.approx(
+        loss, rel=1e-3
+    )
     for whole, *some in zip(gradient, *(part for part, _ in parts), strict=True):
         torch.testing.assert_close(sum(some) / 3, whole, rtol=1e-6, atol=1e-9 + 1e-7 * float(whole.abs().max()))
     net.eval()
@@ -168,7 +209,11 @@ def test_activations_of_the_network_live_for_one_chunk():
     keys, deltas = torch.randn(40, 512), torch.randn(40, 128)
     changes = net.changes(0, keys, deltas, 8)
     at_once: list[int] = []
-    handle = net.hypernetwork.transforms["512x128"].layers[0].register_forward_pre_hook(lambda _, args: at_once.append(len(args[0])))
+    handle = (
+        net.hypernetwork.transforms["512x128"]
+        .layers[0]
+        .register_forward_pre_hook(lambda _, args: at_once.append(len(args[0])))
+    )
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: at_once.append(-1) or tensor, lambda tensor: tensor):
         net.changes(0, keys, deltas, 8)
     kept = at_once.count(-1)  # inputs of the chunks: not one tensor of an activation
@@ -184,18 +229,21 @@ def test_keys_and_gradients_are_those_of_the_answers_tokens(make):
     lm, editor = make(), malmen(prompts=2)
     requests = [case.requests[0] for case in statements("train")[:5]]
     untouched = snapshot(lm)
-    found = editor._tokens(lm, requests, MODULES)  # noqa: SLF001
+    found = editor._tokens(lm, requests, MODULES)
     rows = lm.head.encode([(request.text, request.target_new) for request in requests])
     number = sum(len(row.target) for row in rows)
     whole = gradients(lm, rows, MODULES)
     for (u, delta), name in zip(found, MODULES, strict=True):
         assert u.shape == (number, 512) and delta.shape == (number, 128)
         expected = torch.cat([whole[name].outputs[i, row.start - 1 : len(row.ids) - 1] for i, row in enumerate(rows)])
-        torch.testing.assert_close(delta.norm(dim=1).sort().values, expected.norm(dim=1).sort().values, rtol=1e-4, atol=1e-6)
-    (everything, _), _ = malmen(tokens="all")._tokens(lm, requests, MODULES)  # noqa: SLF001
+        torch.testing.assert_close(
+            delta.norm(dim=1).sort().values, expected.norm(dim=1).sort().values, rtol=1e-4, atol=1e-6
+        )
+    (everything, _), _ = malmen(tokens="all")._tokens(lm, requests, MODULES)
     assert len(everything) > number
-    (below, deltas), (top, _) = malmen(tokens="subject", prompts=2)._tokens(lm, requests, MODULES)  # noqa: SLF001
-    assert len(below) == number + len(requests) and len(top) == number  # nothing that follows asks the last block about other tokens
+    (below, deltas), (top, _) = malmen(tokens="subject", prompts=2)._tokens(lm, requests, MODULES)
+    # nothing that follows asks the last block about other tokens
+    assert len(below) == number + len(requests) and len(top) == number
     at = [row.token_at(request.subject_span[1] - 1) for row, request in zip(rows, requests, strict=True)]
     theirs = torch.stack([whole[MODULES[0]].outputs[row, place] for row, place in enumerate(at)])
     assert all((deltas - one).norm(dim=1).min() < 1e-4 * one.norm() for one in theirs)
@@ -242,9 +290,11 @@ def test_a_checkpoint_edits_all_at_once_and_comes_off_exactly(tmp_path):
     again = replace(editor).edit(lm, requests)
     assert same_bits(edit.state()[0], again.state()[0])
     net = editor.trained(lm)
-    tokens = editor._tokens(lm, requests, MODULES)  # noqa: SLF001
+    tokens = editor._tokens(lm, requests, MODULES)
     for number, (name, (u, delta)) in enumerate(zip(MODULES, tokens, strict=True)):
-        expected = normal_equation(u.double(), net.changes(number, u, delta, 7).double(), net.log_ridges[number].double())
+        expected = normal_equation(
+            u.double(), net.changes(number, u, delta, 7).double(), net.log_ridges[number].double()
+        )
         torch.testing.assert_close(edit.stored(lm, f"{name}.weight").double(), expected, rtol=1e-3, atol=1e-6)
     pairs = [(request.text, request.target_new) for request in requests]
     before = [score.nll for score in lm.loglikelihood(pairs)]
@@ -255,7 +305,13 @@ def test_a_checkpoint_edits_all_at_once_and_comes_off_exactly(tmp_path):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"tokens": "x"}, "method.tokens=x: choose answer, subject or all"), ({"ridge": 0.0}, "method.ridge=0.0"), ({"chunk": 0}, "method.chunk=0"), ({"asked": -1}, "method.asked=-1"), ({"part": "x"}, "method.part=x")],
+    [
+        ({"tokens": "x"}, "method.tokens=x: choose answer, subject or all"),
+        ({"ridge": 0.0}, "method.ridge=0.0"),
+        ({"chunk": 0}, "method.chunk=0"),
+        ({"asked": -1}, "method.asked=-1"),
+        ({"part": "x"}, "method.part=x"),
+    ],
 )
 def test_wrong_settings_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):

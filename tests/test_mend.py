@@ -35,7 +35,9 @@ def double() -> LM:
 
 
 def rows_of(lm, count):
-    return lm.head.encode([(case.requests[0].text, case.requests[0].target_new) for case in statements("train")[:count]])
+    return lm.head.encode(
+        [(case.requests[0].text, case.requests[0].target_new) for case in statements("train")[:count]]
+    )
 
 
 def prepared(editor, lm, dtype=torch.float32, stir=True):
@@ -90,18 +92,24 @@ def test_the_meta_gradient_is_that_of_a_functional_copy_of_the_model():
     torch.manual_seed(1)
     (lesson,) = draw(case, 1, DRAWN)
     shifts = net(gradients(lm, lm.head.encode(list(lesson.inner)), MODULES), 1)
-    weights = {f"{n}.weight": lm.parameter(f"{n}.weight").detach() + (s.left[0].mT @ s.right[0]).T for n, s in shifts.items()}
+    weights = {
+        f"{n}.weight": lm.parameter(f"{n}.weight").detach() + (s.left[0].mT @ s.right[0]).T for n, s in shifts.items()
+    }
 
     def logits(pairs, changed):
         out = []
         for pair in pairs:
             (row,) = lm.head.encode([pair])
             ids = torch.tensor([row.ids[:-1]])
-            scores = torch.func.functional_call(lm.model, changed, (ids,), {"use_cache": False}).logits[0, row.start - 1 :]
+            scores = torch.func.functional_call(lm.model, changed, (ids,), {"use_cache": False}).logits[
+                0, row.start - 1 :
+            ]
             out.append((scores.log_softmax(-1), torch.tensor(row.target)))
         return out
 
-    nll = torch.stack([-scores.gather(1, labels[:, None]).mean() for scores, labels in logits(lesson.outer, weights)]).mean()
+    nll = torch.stack(
+        [-scores.gather(1, labels[:, None]).mean() for scores, labels in logits(lesson.outer, weights)]
+    ).mean()
     kls = [
         (before.exp() * (before - after)).sum(-1).mean()
         for (before, _), (after, _) in zip(logits(lesson.local, {}), logits(lesson.local, weights), strict=True)
@@ -125,7 +133,9 @@ def test_independent_edits_in_one_batch_are_those_one_at_a_time(edits):
         torch.manual_seed(2)
         alone.append(editor.loss(net, lm, cases[first : first + edits])[0])
     torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(gradient, torch.autograd.grad(torch.stack(alone).mean(), net.steps)[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(torch.stack(alone).mean(), net.steps)[0], rtol=1e-6, atol=1e-9
+    )
     assert told["nll"] > 0 and told["kl"] > 0
 
 
@@ -151,7 +161,10 @@ def test_tokens_that_nobody_reads_are_spared_and_change_nothing(monkeypatch):
     shifts = net(gradients(lm, lm.head.encode([pair for lesson in lessons for pair in lesson.inner]), MODULES), 3)
     trial = Trial(lm, lessons, lowest=4)
     seen = []
-    handles = [lm.module(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel())) for name in MODULES]
+    handles = [
+        lm.module(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel()))
+        for name in MODULES
+    ]
     lean = trial.answers(shifts).logits
     monkeypatch.setattr(LM, "takes_shortcuts", False)
     whole = trial.answers(shifts).logits
@@ -166,7 +179,13 @@ def test_tokens_that_nobody_reads_are_spared_and_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize(
     ("changed", "learnt"),
-    [({"shared": False}, 10), ({"transformed": "inputs"}, 6), ({"transformed": "smaller"}, 6), ({"learn": "steps"}, 1), ({"learn": "nothing"}, 0)],
+    [
+        ({"shared": False}, 10),
+        ({"transformed": "inputs"}, 6),
+        ({"transformed": "smaller"}, 6),
+        ({"learn": "steps"}, 1),
+        ({"learn": "nothing"}, 0),
+    ],
 )
 def test_variants_learn_what_they_say(changed, learnt):
     lm, editor = embedded_lm(), mend(layers=[5], **changed)
@@ -216,7 +235,9 @@ def test_a_checkpoint_edits_like_the_network_that_was_saved(tmp_path):
     rows = lm.head.encode([(request.text, request.target_new) for request in requests])
     shifts = net(gradients(lm, rows, MODULES), 1)
     for name in MODULES:
-        torch.testing.assert_close(edit.stored(lm, f"{name}.weight").T, shifts[name].left[0].T @ shifts[name].right[0], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            edit.stored(lm, f"{name}.weight").T, shifts[name].left[0].T @ shifts[name].right[0], rtol=1e-4, atol=1e-7
+        )
     assert 0 < edit.info["shift"] < 1
 
 
@@ -248,7 +269,12 @@ def test_checkpoints_of_another_model_and_damaged_ones_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"learn": "x"}, "method.learn=x"), ({"transformed": "x"}, "method.transformed=x"), ({"step_size": 0.0}, "must be above 0"), ({"part": "x"}, "method.part=x")],
+    [
+        ({"learn": "x"}, "method.learn=x"),
+        ({"transformed": "x"}, "method.transformed=x"),
+        ({"step_size": 0.0}, "must be above 0"),
+        ({"part": "x"}, "method.part=x"),
+    ],
 )
 def test_wrong_settings_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):

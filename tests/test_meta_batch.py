@@ -19,13 +19,21 @@ def test_lessons_are_drawn_by_seed_and_case_alone():
     torch.manual_seed(3)
     assert draw(cases[2:4], 2, DRAWN) == lessons[1:2]
     for lesson, pair in zip(lessons, (cases[:2], cases[2:4], cases[4:]), strict=True):
-        assert [inner for inner in lesson.inner] == [(case.requests[0].text, case.requests[0].target_new) for case in pair]
+        assert [inner for inner in lesson.inner] == [
+            (case.requests[0].text, case.requests[0].target_new) for case in pair
+        ]
         assert len(lesson.outer) == 2 and len(lesson.local) == 4
         for number, case in enumerate(pair):
-            groups = [{p.group for p in case.probes if (p.prompt, p.target) == asked} for asked in lesson.local[2 * number : 2 * number + 2]]
+            groups = [
+                {p.group for p in case.probes if (p.prompt, p.target) == asked}
+                for asked in lesson.local[2 * number : 2 * number + 2]
+            ]
             assert "random" in groups[0] and "same_relation" in groups[1]
     seen = draw(cases, 1, DrawOptions("seen", []))
-    assert all(any(p.group == "seen" and p.prompt == lesson.outer[0][0] for p in case.probes) for lesson, case in zip(seen, cases, strict=True))
+    assert all(
+        any(p.group == "seen" and p.prompt == lesson.outer[0][0] for p in case.probes)
+        for lesson, case in zip(seen, cases, strict=True)
+    )
     with pytest.raises(UsageError, match="method.edits"):
         draw(cases, 7, DRAWN)
 
@@ -46,7 +54,9 @@ def test_swapped_lessons_edit_one_wording_and_ask_in_another():
 def test_the_same_answer_is_drawn_where_there_is_one():
     cases = statements("train")[:40]
     lessons = draw(cases, 1, DrawOptions("any", ["same_answer"]))
-    told = [({p.target for p in case.probes if p.group == "same_relation"}, case.requests[0].target_true) for case in cases]
+    told = [
+        ({p.target for p in case.probes if p.group == "same_relation"}, case.requests[0].target_true) for case in cases
+    ]
     for (answers, true), lesson, case in zip(told, lessons, cases, strict=True):
         ((prompt, answer),) = lesson.local
         assert any((p.prompt, p.target, p.group) == (prompt, answer, "same_relation") for p in case.probes)
@@ -54,7 +64,10 @@ def test_the_same_answer_is_drawn_where_there_is_one():
     assert {true in answers for answers, true in told} == {True, False}
 
 
-@pytest.mark.parametrize(("options", "told"), [({"outer": "sen"}, "method.draw.outer=sen"), ({"locality": ["random", "hrad"]}, "method.draw.locality=hrad")])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"outer": "sen"}, "method.draw.outer=sen"), ({"locality": ["random", "hrad"]}, "method.draw.locality=hrad")],
+)
 def test_a_group_that_no_data_can_have_is_refused(options, told):
     with pytest.raises(UsageError, match=f"{told}: choose any, "):
         DrawOptions(**options)

@@ -18,7 +18,14 @@ PLAIN = ObserveOptions(generate=False, sample=False, perplexity=False, top_token
 
 
 def case(target: str) -> Case:
-    return Case("1", (), (Probe("locality", "Ada Lund lives in the town", target, group="same_relation"), Probe("rewrite", "It is", target)))
+    return Case(
+        "1",
+        (),
+        (
+            Probe("locality", "Ada Lund lives in the town", target, group="same_relation"),
+            Probe("rewrite", "It is", target),
+        ),
+    )
 
 
 @pytest.fixture(params=["gpt2", "t5", "bart", "bert"])
@@ -65,7 +72,9 @@ def test_kl_of_an_edit_is_that_of_the_whole_distributions(lm: LM) -> None:
 
 def test_the_batch_does_not_change_what_is_watched(lm: LM) -> None:
     pairs = [(f"{'Ada Lund ' * n}lives in", answer(lm)) for n in range(1, 5)]
-    for alone, together in zip((lm.target_logprobs([pair])[0] for pair in pairs), lm.target_logprobs(pairs), strict=True):
+    for alone, together in zip(
+        (lm.target_logprobs([pair])[0] for pair in pairs), lm.target_logprobs(pairs), strict=True
+    ):
         assert torch.allclose(alone, together, atol=1e-4)
 
 

@@ -25,7 +25,9 @@ def lm() -> LM:
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(scores), n_positions=24, n_embd=16, n_layer=2, n_head=2, eos_token_id=10, bos_token_id=10)
+    config = GPT2Config(
+        vocab_size=len(scores), n_positions=24, n_embd=16, n_layer=2, n_head=2, eos_token_id=10, bos_token_id=10
+    )
     return LM(GPT2LMHeadModel(config), fast)
 
 
@@ -38,7 +40,9 @@ def by_hand(lm: LM, pieces: list[str], targets: int) -> tuple[float, list[bool]]
 
 
 def test_the_target_is_scored_with_its_leading_space(lm):
-    """The reference fault: without the space another token is scored, and edits that succeed are reported as failures."""
+    """The reference fault: without the space another token is scored, and edits that succeed are reported as
+    failures.
+    """
     case = Case("1", (), (Probe("rewrite", "The tower is in", "Rome", "Paris"),))
     (seen,) = observe(lm, [case], ObserveOptions(generate=False))
     (probe,) = seen["probes"]
@@ -55,7 +59,9 @@ def test_a_model_that_says_it_is_scored_as_right(lm):
     bias[PIECES.index(" Rome")] = 50.0
     handle = lm.model.lm_head.register_forward_hook(lambda *seen: seen[-1] + bias)
     try:
-        case = Case("1", (), (Probe("rewrite", "The tower is in", "Rome", "Paris"), Probe("locality", "The tower", "New York")))
+        case = Case(
+            "1", (), (Probe("rewrite", "The tower is in", "Rome", "Paris"), Probe("locality", "The tower", "New York"))
+        )
         (after,) = observe(lm, [case], ObserveOptions(max_new_tokens=1))
     finally:
         handle.remove()
@@ -64,7 +70,9 @@ def test_a_model_that_says_it_is_scored_as_right(lm):
     for name in ("success", "accuracy", "token_accuracy", "generated_exact", "generated_contains"):
         assert values[f"efficacy_{name}"] == 100.0
     assert values["locality_token_accuracy"] == 0.0
-    agreeing = [a == b for a, b in zip(before["probes"][1]["target_predicted"], [PIECES.index(" Rome")] * 2, strict=True)]
+    agreeing = [
+        a == b for a, b in zip(before["probes"][1]["target_predicted"], [PIECES.index(" Rome")] * 2, strict=True)
+    ]
     assert values["locality_unchanged"] == 50.0 * sum(agreeing)
 
 
@@ -78,7 +86,10 @@ def test_several_tokens_are_averaged(lm):
 
 def test_the_rest_of_the_batch_does_not_matter(lm):
     prompts = ["The", "The tower", "The tower is in", "Rome is in"]
-    cases = [Case(prompt, (), (Probe("rewrite", prompt, "Rome", "New York"), Probe("generation", prompt))) for prompt in prompts]
+    cases = [
+        Case(prompt, (), (Probe("rewrite", prompt, "Rome", "New York"), Probe("generation", prompt)))
+        for prompt in prompts
+    ]
     options = ObserveOptions(max_new_tokens=4, sample_tokens=12)
     together = observe(lm, cases, options, texts=["The tower is in Rome"])
     for case, seen in zip(cases, together, strict=True):
@@ -90,6 +101,9 @@ def test_the_rest_of_the_batch_does_not_matter(lm):
 
 
 def test_a_prompt_beyond_the_context_fails_its_case_only(lm):
-    cases = [Case("1", (), (Probe("rewrite", "The tower", "Rome"),)), Case("2", (), (Probe("rewrite", "The" + " tower" * 30, "Rome"),))]
+    cases = [
+        Case("1", (), (Probe("rewrite", "The tower", "Rome"),)),
+        Case("2", (), (Probe("rewrite", "The" + " tower" * 30, "Rome"),)),
+    ]
     fine, bad = observe(lm, cases, ObserveOptions())
     assert "error" not in fine and "more than the model's 24" in bad["error"]

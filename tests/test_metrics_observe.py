@@ -19,7 +19,10 @@ class Answer:
 
 
 class FakeLM:
-    """Answers by rule and remembers what it was asked. Prompts with "too long" in them are rejected, like a full context."""
+    """Answers by rule and remembers what it was asked.
+
+    Prompts with "too long" in them are rejected, like a full context.
+    """
 
     def __init__(self, nll: float | None = None) -> None:
         self.nll = nll
@@ -70,11 +73,13 @@ def test_rows_of_all_cases_go_in_one_call_and_equal_ones_once():
     lm = FakeLM()
     observe(lm, [case("1"), case("2")], ObserveOptions())
     (rows,) = lm.asked["loglikelihood"]
-    assert len(rows) == len(set(rows)) == 2 * (2 + 2 + 1) + 2 + 1  # own: rewrite, paraphrase, portability; shared: neighbour, locality
+    # own: rewrite, paraphrase, portability; shared: neighbour, locality
+    assert len(rows) == len(set(rows)) == 2 * (2 + 2 + 1) + 2 + 1
     assert ("Where is 1", "Rome") in rows and ("Where is 1", "Paris") in rows
     assert not any(prompt == "Where is the Forum" for prompt, _ in rows)
     (prompts,) = lm.asked["generate"]
-    assert sorted(prompts) == sorted({"Where is 1", "Place of 1", "1 is in the country", "Where is 2", "Place of 2", "2 is in the country"}
+    assert sorted(prompts) == sorted({"Where is 1", "Place of 1", "1 is in the country", "Where is 2", "Place of 2",
+    "2 is in the country"}
                                      | {"Where is the Louvre", "Who wrote Emma"})  # fmt: skip
 
 
@@ -86,7 +91,13 @@ def test_targets_are_passed_as_they_are_so_that_the_models_one_rule_adds_the_spa
 
 def test_observation_holds_what_the_model_said():
     (seen,) = observe(FakeLM(), [case()], ObserveOptions(), texts=["some text"])
-    assert [probe["kind"] for probe in seen["probes"]] == ["rewrite", "paraphrase", "neighborhood", "locality", "portability"]
+    assert [probe["kind"] for probe in seen["probes"]] == [
+        "rewrite",
+        "paraphrase",
+        "neighborhood",
+        "locality",
+        "portability",
+    ]
     rewrite, locality = seen["probes"][0], seen["probes"][3]
     assert rewrite == {
         "kind": "rewrite", "prompt": "Where is 1", "target": "Rome", "foil": "Paris", "aliases": ["Roma"],
@@ -135,7 +146,10 @@ def test_a_probe_that_cannot_be_asked_fails_its_case_only():
     bad = case("2", Probe("paraphrase", "too long", "Rome", "Paris"))
     lm = FakeLM()
     one, two, three = observe(lm, [case("1"), bad, case("3")], ObserveOptions())
-    assert two["error"] == "paraphrase probe 'too long': 2000 tokens are more than the model's 1024" and two["probes"] == []
+    assert (
+        two["error"] == "paraphrase probe 'too long': 2000 tokens are more than the model's 1024"
+        and two["probes"] == []
+    )
     assert "error" not in one and [one, three] == observe(FakeLM(), [case("1"), case("3")], ObserveOptions())
     answered = [row for rows in lm.asked["loglikelihood"] for row in rows]
     assert len(answered) == len(set(answered))  # isolating the bad row asks no other twice

@@ -16,7 +16,10 @@ def probe(kind: str = "rewrite", target: float | None = 1.0, foil: float | None 
 
 
 def line(after: list[dict], before: list[dict] | None = None, **rest) -> dict:
-    sides = {"after": {"probes": after, "texts": []}, "before": {"probes": before, "texts": []} if before is not None else None}
+    sides = {
+        "after": {"probes": after, "texts": []},
+        "before": {"probes": before, "texts": []} if before is not None else None,
+    }
     return {"case_id": "1", "step": 0, "error": None, **sides, **rest}
 
 
@@ -136,8 +139,18 @@ def test_registry_and_measures_name_each_other():
 
 @pytest.mark.parametrize(
     "name",
-    [f"{group}_{measure}" for group in ("efficacy", "paraphrase", "neighborhood") for measure in ("success", "magnitude", "accuracy")]
-    + ["score", "efficacy_generated_exact", "efficacy_generated_contains", "paraphrase_generated_exact", "paraphrase_generated_contains"]
+    [
+        f"{group}_{measure}"
+        for group in ("efficacy", "paraphrase", "neighborhood")
+        for measure in ("success", "magnitude", "accuracy")
+    ]
+    + [
+        "score",
+        "efficacy_generated_exact",
+        "efficacy_generated_contains",
+        "paraphrase_generated_exact",
+        "paraphrase_generated_contains",
+    ]
     + ["neighborhood_generated_unchanged", "generation_entropy", "reference_score", "perplexity", "locality_unchanged"]
     + [f"{group}_token_accuracy" for group in ("efficacy", "paraphrase", "locality", "portability")],
 )

@@ -18,9 +18,15 @@ def probe(kind: str, success: bool, **rest) -> dict:
     return {"kind": kind, "prompt": "p", "target": "x", "foil": "y", "target_nll": target, "foil_nll": foil, **rest}
 
 
-def case(index: int, rewrite: bool | None = True, paraphrase: bool | None = None, neighborhood: bool | None = None, **rest) -> dict:
+def case(
+    index: int, rewrite: bool | None = True, paraphrase: bool | None = None, neighborhood: bool | None = None, **rest
+) -> dict:
     wanted = {"rewrite": rewrite, "paraphrase": paraphrase, "neighborhood": neighborhood}
-    seen = {"probes": [probe(kind, success) for kind, success in wanted.items() if success is not None], "texts": [], "perplexity": None}
+    seen = {
+        "probes": [probe(kind, success) for kind, success in wanted.items() if success is not None],
+        "texts": [],
+        "perplexity": None,
+    }
     return {"case_id": str(index), "step": index, "before": None, "after": seen, "error": None, **rest}
 
 
@@ -32,7 +38,9 @@ def test_only_metrics_and_sides_with_data_appear():
 
 
 def test_n_counts_the_cases_that_have_the_metric():
-    summary = summarise([case(0, paraphrase=True), case(1), case(2, paraphrase=False), case(3, error="rejected"), case(4)])
+    summary = summarise(
+        [case(0, paraphrase=True), case(1), case(2, paraphrase=False), case(3, error="rejected"), case(4)]
+    )
     assert summary["efficacy_success"]["after"]["n"] == 4
     assert summary["paraphrase_success"]["after"] | {"ci95": None} == {"mean": 50.0, "ci95": None, "n": 2}
 
@@ -50,7 +58,10 @@ def test_all_of_a_hundred_is_not_certainty():
 
 def test_equal_values_that_are_no_share_have_no_interval():
     summary = summarise([case(i) for i in range(10)])
-    assert summary["efficacy_magnitude"]["after"]["ci95"] is None and summary["efficacy_success"]["after"]["ci95"][1] == 100.0
+    assert (
+        summary["efficacy_magnitude"]["after"]["ci95"] is None
+        and summary["efficacy_success"]["after"]["ci95"][1] == 100.0
+    )
 
 
 def test_binomial_interval_is_for_unanimous_shares_only():
@@ -69,9 +80,13 @@ def test_bootstrap_is_close_to_the_normal_approximation():
 
 
 def test_bootstrap_equals_resampling_by_gathering():
-    """The product with draw counts is the mean of the drawn values: the same draws through scipy give the same interval."""
+    """The product with draw counts is the mean of the drawn values: the same draws through scipy give the same
+    interval.
+    """
     values = np.random.default_rng(0).normal(size=50)
-    drawn = stats.bootstrap((values,), np.mean, n_resamples=2000, vectorized=True, method="percentile", rng=np.random.default_rng(7))
+    drawn = stats.bootstrap(
+        (values,), np.mean, n_resamples=2000, vectorized=True, method="percentile", rng=np.random.default_rng(7)
+    )
     assert bootstrap(values[:, None], seed=7)[:, 0] == pytest.approx(list(drawn.confidence_interval))
 
 
@@ -85,7 +100,7 @@ def test_seed_fixes_the_interval():
 
 def test_order_of_metrics_is_that_of_the_registry():
     summary = summarise([case(i, True, i > 0, i > 1) for i in range(4)])
-    assert list(summary)[0] == "efficacy_success" and list(summary)[-1] == "score"
+    assert next(iter(summary)) == "efficacy_success" and list(summary)[-1] == "score"
 
 
 def test_score_is_the_harmonic_mean_of_the_averages_not_the_average_of_harmonic_means():
@@ -134,10 +149,24 @@ def test_score_where_cases_lack_a_part_uses_the_averages_shown():
 
 def test_token_score_for_sets_without_foils():
     def answer(kind: str, hits: list[bool]) -> dict:
-        return {"kind": kind, "prompt": "q", "target": "a", "foil": None, "target_nll": 1.0, "foil_nll": None, "target_hits": hits}
+        return {
+            "kind": kind,
+            "prompt": "q",
+            "target": "a",
+            "foil": None,
+            "target_nll": 1.0,
+            "foil_nll": None,
+            "target_hits": hits,
+        }
 
-    probes = [answer("rewrite", [True, True]), answer("paraphrase", [True, False]), answer("locality", [False, True, False, False])]
-    summary = summarise([{"case_id": "1", "step": 0, "before": None, "after": {"probes": probes, "texts": []}, "error": None}])
+    probes = [
+        answer("rewrite", [True, True]),
+        answer("paraphrase", [True, False]),
+        answer("locality", [False, True, False, False]),
+    ]
+    summary = summarise(
+        [{"case_id": "1", "step": 0, "before": None, "after": {"probes": probes, "texts": []}, "error": None}]
+    )
     assert summary["token_score"]["after"]["mean"] == pytest.approx(3 / (1 / 100 + 1 / 50 + 1 / 25))
     assert "score" not in summary
 
@@ -150,7 +179,12 @@ def with_perplexity(index: int, step: int, nll: float | None) -> dict:
 
 
 def test_perplexity_is_averaged_over_steps():
-    lines = [with_perplexity(0, 0, 200.0), with_perplexity(1, 0, 200.0), with_perplexity(2, 0, 200.0), with_perplexity(3, 1, 300.0)]
+    lines = [
+        with_perplexity(0, 0, 200.0),
+        with_perplexity(1, 0, 200.0),
+        with_perplexity(2, 0, 200.0),
+        with_perplexity(3, 1, 300.0),
+    ]
     entry = summarise(lines)["perplexity"]["after"]
     assert entry["n"] == 2
     assert entry["mean"] == pytest.approx((math.exp(2) + math.exp(3)) / 2)

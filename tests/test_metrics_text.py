@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from edit_cli.metrics.text import EntropyMeter, ReferenceScorer, clean, contains_any, first_sentence, matches_exactly, normalise
+from edit_cli.metrics.text import (
+    EntropyMeter,
+    ReferenceScorer,
+    clean,
+    contains_any,
+    first_sentence,
+    matches_exactly,
+    normalise,
+)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,15 @@ from edit_cli.requests import PROBE_GROUPS, Case, Probe
 
 def probe(kind: str, hits=(True,), predicted=None, nll: float | None = 1.0, said: str | None = None, **rest) -> dict:
     predicted = list(hits) if predicted is None else predicted
-    seen = {"kind": kind, "prompt": "p", "target": "t", "foil": None, "target_nll": nll, "foil_nll": None, "target_hits": list(hits)}
+    seen = {
+        "kind": kind,
+        "prompt": "p",
+        "target": "t",
+        "foil": None,
+        "target_nll": nll,
+        "foil_nll": None,
+        "target_hits": list(hits),
+    }
     return seen | {"target_predicted": predicted, "generated": said} | rest
 
 
@@ -42,7 +50,10 @@ def after(before: list[dict], now: list[dict]) -> dict[str, float]:
 
 
 def test_drawdown_is_lost_accuracy_whatever_was_wrong_before():
-    """Right before and wrong now: +1. Wrong before and right now: −1. So three probes give (1 + 0 − 1) / 3, four with another loss 1/4."""
+    """Right before and wrong now: +1. Wrong before and right now: −1.
+
+    So three probes give (1 + 0 − 1) / 3, four with another loss 1/4.
+    """
     lost = probe("locality"), probe("locality", hits=(False,))
     won = lost[::-1]
     kept = probe("locality"), probe("locality")
@@ -56,7 +67,11 @@ def test_disagreement_asks_no_right_answer_and_every_position():
     then = [probe("locality", hits=(False, False), predicted=[4, 5]), probe("locality", predicted=[7])]
     now = [probe("locality", hits=(False, False), predicted=[4, 6]), probe("locality", predicted=[7])]
     values = after(then, now)
-    assert values["locality_disagreement"] == 50.0 and values["locality_unchanged"] == 75.0 and values["locality_drawdown"] == 0.0
+    assert (
+        values["locality_disagreement"] == 50.0
+        and values["locality_unchanged"] == 75.0
+        and values["locality_drawdown"] == 0.0
+    )
 
 
 def test_without_an_answer_replies_are_compared():
@@ -77,7 +92,11 @@ def test_groups_are_told_apart_and_together():
     assert values["locality_drawdown"] == 25.0
     seen, unseen = probe("paraphrase", group="seen"), probe("paraphrase", hits=(False,), group="unseen")
     values = after([seen, unseen], [seen, unseen])
-    assert (values["paraphrase_seen_accuracy"], values["paraphrase_unseen_accuracy"], values["paraphrase_accuracy"]) == (100.0, 0.0, 50.0)
+    assert (
+        values["paraphrase_seen_accuracy"],
+        values["paraphrase_unseen_accuracy"],
+        values["paraphrase_accuracy"],
+    ) == (100.0, 0.0, 50.0)
 
 
 def test_every_group_of_probes_has_its_metrics():
@@ -85,14 +104,27 @@ def test_every_group_of_probes_has_its_metrics():
     assert parts == {(kind, group) for kind, groups in PROBE_GROUPS.items() for group in groups if kind != "opinion"}
     with pytest.raises(ValueError, match="no group seen"):
         Probe("locality", "p", "t", group="seen")
-    assert all(METRICS[f"{part}_{measure}"].better == "lower" for part in PARTS if part.startswith("locality") for measure in
-               ("drawdown", "disagreement", "kl"))  # fmt: skip
+    moved = ("drawdown", "disagreement", "kl")
+    located = [part for part in PARTS if part.startswith("locality")]
+    assert all(METRICS[f"{part}_{measure}"].better == "lower" for part in located for measure in moved)
 
 
 def test_runs_from_before_there_were_groups_are_scored():
-    old = {"kind": "locality", "prompt": "p", "target": "t", "foil": None, "target_nll": 1.0, "target_hits": [True], "target_predicted": [1]}
+    old = {
+        "kind": "locality",
+        "prompt": "p",
+        "target": "t",
+        "foil": None,
+        "target_nll": 1.0,
+        "target_hits": [True],
+        "target_predicted": [1],
+    }
     values = after([old], [old])
-    assert values["locality_accuracy"] == 100.0 and "locality_kl" not in values and "locality_random_accuracy" not in values
+    assert (
+        values["locality_accuracy"] == 100.0
+        and "locality_kl" not in values
+        and "locality_random_accuracy" not in values
+    )
 
 
 # KL
@@ -111,7 +143,9 @@ def test_kl_is_the_mean_over_positions_and_of_its_own_direction():
     p, q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
     first = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
     assert divergence(watch(p, 9), watch(q, 9)) == pytest.approx(first / 2, abs=1e-4)
-    assert divergence(watch(q, 9), watch(p, 9)) == pytest.approx((0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)) / 2, abs=1e-4)
+    assert divergence(watch(q, 9), watch(p, 9)) == pytest.approx(
+        (0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)) / 2, abs=1e-4
+    )
 
 
 def test_kl_over_the_likeliest_tokens_is_a_lower_bound_close_to_the_whole():
@@ -165,7 +199,8 @@ class Watched:
 def test_distributions_are_asked_at_locality_answers_only_and_stored_with_the_observation():
     lm, options = Watched(), ObserveOptions(generate=False, perplexity=False, top_tokens=2)
     probes = (
-        Probe("rewrite", "a", "x"), Probe("locality", "b", "y", group="random"), Probe("locality", "route", "y"), Probe("locality", "c"),
+        Probe("rewrite", "a", "x"), Probe("locality", "b", "y", group="random"), Probe("locality", "route", "y"),
+        Probe("locality", "c"),
     )  # fmt: skip
     cases = [Case("1", (), probes)]
     cache = BeforeCache(options)
@@ -177,22 +212,30 @@ def test_distributions_are_asked_at_locality_answers_only_and_stored_with_the_ob
     (now,) = observe(lm, cases, options, before=cache.seen)
     assert now["probes"][1]["top"]["ids"] == [[0, 1]]  # not its own likeliest, which are others
     expected = 0.6 * math.log(6) + 0.3 * math.log(3) + 0.1 * math.log(0.1 / 0.8)
-    assert probe_values({"before": before, "after": now}, "after")["locality_random_kl"] == pytest.approx(expected, abs=1e-3)
-    assert not observe(Watched(), cases, ObserveOptions(generate=False, perplexity=False, top_tokens=0))[0]["probes"][1].get("top")
+    assert probe_values({"before": before, "after": now}, "after")["locality_random_kl"] == pytest.approx(
+        expected, abs=1e-3
+    )
+    assert not observe(Watched(), cases, ObserveOptions(generate=False, perplexity=False, top_tokens=0))[0]["probes"][
+        1
+    ].get("top")
 
 
 # perplexity drawdown
 
 
 def test_perplexity_drawdown_weighs_tokens_over_all_cases():
-    """Two prompts of 1 and 3 tokens, in two cases: the same as one text of four tokens, not the mean of two perplexities."""
+    """Two prompts of 1 and 3 tokens, in two cases: the same as one text of four tokens, not the mean of two
+    perplexities.
+    """
     short, long = [probe("locality", nll=2.0)], [probe("locality", hits=(True,) * 3, nll=1.0)]
     short_now, long_now = [probe("locality", nll=4.0)], [probe("locality", hits=(True,) * 3, nll=1.2)]
     entry = summarise([line(short, short_now, "1"), line(long, long_now, "2")])["perplexity_drawdown"]["after"]
     assert entry["mean"] == pytest.approx(math.exp((4.0 + 3 * 1.2) / 4) - math.exp((2.0 + 3.0) / 4)) and entry["n"] == 2
     per_case = (math.exp(4.0) - math.exp(2.0) + math.exp(1.2) - math.exp(1.0)) / 2
     assert abs(entry["mean"] - per_case) > 1.0
-    wrecked = summarise([line(short, [probe("locality", nll=None)]), line(long, long_now)])["perplexity_drawdown"]["after"]
+    wrecked = summarise([line(short, [probe("locality", nll=None)]), line(long, long_now)])["perplexity_drawdown"][
+        "after"
+    ]
     assert wrecked["mean"] is None and wrecked["ci95"] is None
 
 
@@ -235,7 +278,10 @@ def test_ke_compares_texts_without_case_space_and_punctuation():
 
 
 def test_ke_deterioration_is_a_ratio_of_accuracies_over_all_cases():
-    """3 of 4 right before, 1 of 4 after: 1 − 1/3. The mean of the cases' own ratios would be 1/2 and, for a case with none, nothing."""
+    """3 of 4 right before, 1 of 4 after: 1 − 1/3.
+
+    The mean of the cases' own ratios would be 1/2 and, for a case with none, nothing.
+    """
     right, wrong = probe("locality", said=" t"), probe("locality", said=" x")
     lines = [line([right, right], [right, wrong], "1"), line([right, wrong], [wrong, wrong], "2")]
     assert summarise(lines)["ke_deterioration"]["after"]["mean"] == pytest.approx(100 * (1 - 1 / 3))
@@ -257,7 +303,9 @@ def test_convsent_by_hand():
 
 
 def test_convsent_weighs_tokens_not_replies():
-    """Replies of 1 and 3 tokens at 4 and 2 nats a token: m = −(4 + 6) / 4 = −2.5, where the mean of the replies would be −3."""
+    """Replies of 1 and 3 tokens at 4 and 2 nats a token: m = −(4 + 6) / 4 = −2.5, where the mean of the replies
+    would be −3.
+    """
     wanted = [probe("opinion", nll=4.0, group="wanted"), probe("opinion", hits=(True,) * 3, nll=2.0, group="wanted")]
     unwanted = [probe("opinion", nll=2.5, group="unwanted")]
     assert after(wanted + unwanted, wanted + unwanted)["convsent_sentiment"] == pytest.approx(50.0)

@@ -1,4 +1,6 @@
-"""A model larger than its devices: half of its weights lie in host memory or on disk, and everything is as if they did not."""
+"""A model larger than its devices: half of its weights lie in host memory or on disk, and everything is as if they
+did not.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.offload import fetch_again_for_backward, offloading_hook
 from edit_cli.requests import EditRequest
 
-PARTS = ["transformer.wte", "transformer.wpe", *(f"transformer.h.{layer}" for layer in range(6)), "transformer.ln_f", "lm_head"]
+PARTS = [
+    "transformer.wte",
+    "transformer.wpe",
+    *(f"transformer.h.{layer}" for layer in range(6)),
+    "transformer.ln_f",
+    "lm_head",
+]
 ON_DISK = {f"transformer.h.{layer}" for layer in (0, 2, 5)} | {"transformer.ln_f"}
 HALF = {part: "disk" if part in ON_DISK else "cpu" for part in PARTS}
 
@@ -58,7 +66,10 @@ def embedded_names(lm: LM):
 
 def nothing_was_left_on_the_device(lm: LM) -> bool:
     return all(
-        parameter.is_meta for module in lm.model.modules() if offloading_hook(module) for parameter in module.parameters(recurse=False)
+        parameter.is_meta
+        for module in lm.model.modules()
+        if offloading_hook(module)
+        for parameter in module.parameters(recurse=False)
     )
 
 
@@ -80,7 +91,8 @@ def test_the_weights_are_away_and_can_be_read_all_the_same(kind):
 
 
 @pytest.mark.parametrize(
-    "kind, name", [*(("disk", name) for name in METHODS), *(("host", name) for name in ("memit", "rome", "ft", "lookup"))]
+    "kind, name",
+    [*(("disk", name) for name in METHODS), *(("host", name) for name in ("memit", "rome", "ft", "lookup"))],
 )
 def test_an_edit_is_the_same_bit_for_bit(kind, name, statistics, tmp_path):
     """Made, attached, saved, loaded and taken off as on a model that fits."""
@@ -114,7 +126,10 @@ def test_fine_tuning_whole_blocks(kind, statistics):
     """Norms and biases are brought for training as matrices are."""
     lm, plain, wanted = model(kind), model("plain"), requests(2)
     untouched = values(lm)
-    found, expected = (packaged_editor(statistics, "ft", "method.part=block", "method.layers=[0,1]").edit(x, wanted) for x in (lm, plain))
+    found, expected = (
+        packaged_editor(statistics, "ft", "method.part=block", "method.layers=[0,1]").edit(x, wanted)
+        for x in (lm, plain)
+    )
     assert len(found.updates) == 24
     for name, update in found.state()[0].items():
         assert (update - expected.state()[0][name]).norm() <= 1e-3 * expected.state()[0][name].norm(), name
@@ -129,7 +144,9 @@ def test_fine_tuning_whole_blocks(kind, statistics):
 
 @pytest.mark.parametrize("kind", OFFLOADED)
 def test_statistics(kind, tmp_path):
-    found, expected = (packaged_editor(tmp_path / which, "memit").moments.collect(model(which), [0, 3]) for which in (kind, "plain"))
+    found, expected = (
+        packaged_editor(tmp_path / which, "memit").moments.collect(model(which), [0, 3]) for which in (kind, "plain")
+    )
     assert not any(moment.cached for moment in [*found, *expected])
     for mine, its in zip(found, expected, strict=True):
         assert mine.tokens == its.tokens
@@ -141,7 +158,9 @@ def test_edits_stack_and_come_off_in_any_number(kind):
     lm, plain = model(kind), model("plain")
     draw, names = torch.Generator().manual_seed(0), [f"{lm.layout.mlp_out(layer)}.weight" for layer in (0, 1)]
     states = [values(lm)]
-    edits = [WeightDelta({name: torch.randn(lm.place(name).shape, generator=draw) * 0.1 for name in names}) for _ in range(3)]
+    edits = [
+        WeightDelta({name: torch.randn(lm.place(name).shape, generator=draw) * 0.1 for name in names}) for _ in range(3)
+    ]
     for edit in edits:
         lm.attach(edit)
         states.append(values(lm))
@@ -194,7 +213,9 @@ class Counting(Mapping):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_backward_passes_bring_weights_again_instead_of_holding_them_all(family):
-    """Gradients of states are the plain model's, also with an edit attached; nothing is fetched twice where nothing is differentiated."""
+    """Gradients of states are the plain model's, also with an edit attached; nothing is fetched twice where nothing
+    is differentiated.
+    """
     gradients = []
     for offload in (False, True):
         raw, words = tiny(family)
@@ -220,11 +241,14 @@ def test_backward_passes_bring_weights_again_instead_of_holding_them_all(family)
     assert torch.equal(*gradients)
 
 
-# --- loading ------------------------------------------------------------------------------------------------------------
+# --- loading
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_auto_leaves_on_disk_what_finds_no_memory(tmp_path):
-    lm = ModelOptions("m", "embedded:tiny-gpt2", device_map="auto", max_memory={"cpu": "3MB"}, offload_folder=str(tmp_path / "off")).load()
+    lm = ModelOptions(
+        "m", "embedded:tiny-gpt2", device_map="auto", max_memory={"cpu": "3MB"}, offload_folder=str(tmp_path / "off")
+    ).load()
     assert 0 < sum(parameter.is_meta for parameter in lm.model.parameters()) < 76
     assert lm.loglikelihood([("Rome is", "old")]) == model("plain").loglikelihood([("Rome is", "old")])
 
@@ -232,13 +256,25 @@ def test_auto_leaves_on_disk_what_finds_no_memory(tmp_path):
 @pytest.mark.parametrize(
     "fields, told",
     [
-        ({"device_map": {"transformer.h.0": "cpu", "transformer.h.1": "disk"}}, "model.device_map does not work for model.id="),
+        (
+            {"device_map": {"transformer.h.0": "cpu", "transformer.h.1": "disk"}},
+            "model.device_map does not work for model.id=",
+        ),
         ({"device_map": {"": "abacus"}}, "model.device_map.=abacus is not available here; choose auto or cpu"),
         ({"device_map": {"": 99}}, "model.device_map.=cuda:99 is not available here"),
-        ({"device_map": {"transformer": "cpu", "lm_head": "cpu", "nothing": "disk"}}, "model.device_map.nothing names no module"),
+        (
+            {"device_map": {"transformer": "cpu", "lm_head": "cpu", "nothing": "disk"}},
+            "model.device_map.nothing names no module",
+        ),
         ({"device_map": {"transformer": "disk", "lm_head": "cpu"}}, "model.device_map, where parts that share weights"),
-        ({"device_map": {"": "cpu", "lm_head": "disk"}}, "model.device_map names lm_head and all around it: name every part once"),
-        ({"device_map": {"transformer": "cpu", "transformer.h.1": "disk"}}, "model.device_map names transformer.h.1 and"),
+        (
+            {"device_map": {"": "cpu", "lm_head": "disk"}},
+            "model.device_map names lm_head and all around it: name every part once",
+        ),
+        (
+            {"device_map": {"transformer": "cpu", "transformer.h.1": "disk"}},
+            "model.device_map names transformer.h.1 and",
+        ),
         ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "model.max_memory does not work"),
     ],
 )
@@ -255,7 +291,8 @@ def test_loading_says_nothing_about_what_is_on_disk(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-# --- commands -----------------------------------------------------------------------------------------------------------
+# --- commands
+# -----------------------------------------------------------------------------------------------------------
 
 FACT = {"prompt": "{} plays the", "subject": "Jormia Stenenen", "target": "organ"}
 MAP = "model.device_map={" + ",".join(f"{part}:{place}" for part, place in HALF.items()) + "}"
@@ -286,7 +323,14 @@ def test_every_other_command(cli):
     ended = cli("precompute-stats", "method=memit", MAP, "cache_dir=cold", "model.device=cpu", "stats.documents=40")
     assert ended.code == 0, ended.err
     assert len(list(Path("cold").rglob("layer-*.safetensors"))) == 4
-    ended = cli("edit", "method=memit", *(f"edit.{key}='{value}'" for key, value in FACT.items()), MAP, "run_dir=edited", quick=True)
+    ended = cli(
+        "edit",
+        "method=memit",
+        *(f"edit.{key}='{value}'" for key, value in FACT.items()),
+        MAP,
+        "run_dir=edited",
+        quick=True,
+    )
     assert ended.code == 0, ended.err
     ended = cli("apply", "edited", "--out", "baked")
     assert ended.code == 0, ended.err

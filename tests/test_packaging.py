@@ -38,7 +38,9 @@ def test_no_place_to_install_from_is_named():
 
 
 def test_make_alone_lists_its_targets():
-    shown = subprocess.run(["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True
+    ).stdout
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"demo", "test", "test-slow", "tiny-model"} <= set(targets)
     assert all(f"make {target}" in shown for target in targets)

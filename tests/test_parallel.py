@@ -41,7 +41,9 @@ def members(run: str) -> list[int]:
 
 
 def on_one_and_on_two(cli, *arguments: str) -> None:
-    """Run the command on one process as `one`, and on two as `two`, and see that there were two and that they found the same."""
+    """Run the command on one process as `one`, and on two as `two`, and see that there were two and that they found
+    the same.
+    """
     for name, processes in (("one", 1), ("two", 2)):
         ended = cli(*arguments, f"run_dir={name}", f"processes={processes}", quick="trace" not in arguments)
         assert ended.code == 0, ended.err
@@ -94,7 +96,9 @@ def test_batches_are_dealt_out(cli):
 
 
 def test_a_sequence_is_the_same(cli):
-    on_one_and_on_two(cli, "sequential", *MEMIT, "method=alphaedit", "limit=6", "protocol.batch_size=3", "protocol.holdout=3")
+    on_one_and_on_two(
+        cli, "sequential", *MEMIT, "method=alphaedit", "limit=6", "protocol.batch_size=3", "protocol.holdout=3"
+    )
     for name, tensor in edits("one").items():
         assert (edits("two")[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
 
@@ -106,7 +110,9 @@ def test_tracing_is_shared(cli):
 def test_text_is_shared(cli):
     """Both halves of the text are in the second moments, which one process writes."""
     text = ("corpus=file", "corpus.path=text.txt", "layers=[0,2]", "stats.batch_tokens=64", "model.device=cpu")
-    Path("text.txt").write_text("\n".join(f"line {number} tells of {'something ' * (number % 7)}" for number in range(200)))
+    Path("text.txt").write_text(
+        "\n".join(f"line {number} tells of {'something ' * (number % 7)}" for number in range(200))
+    )
     for name, processes in (("one", 1), ("two", 2)):
         assert cli("precompute-stats", *text, f"cache_dir={name}", f"processes={processes}").code == 0
     one, two = (sorted(Path(name).rglob("layer*.safetensors")) for name in ("one", "two"))
@@ -121,8 +127,12 @@ def test_text_is_shared(cli):
 def start(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "edit_cli", *arguments, *QUICK],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests that run in the background would hand on that it is ignored
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # tests that run in the background would hand on that it is ignored
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -50,7 +50,9 @@ def test_the_same_records_succeed_as_on_the_plain_path(editor, count):
     contexts, moments = editor.contexts(lm), {layer: editor.moments.second_moment(lm, layer).matrix for layer in LAYERS}
     edit = editor.edit(lm, requests)
     values = optimise_values(lm, requests, LAYERS[-1], "block", editor.value, contexts).target
-    plain = torch.stack([plain_value(lm, request, LAYERS[-1], "block", editor.value, contexts)[0] for request in requests], dim=1)
+    plain = torch.stack(
+        [plain_value(lm, request, LAYERS[-1], "block", editor.value, contexts)[0] for request in requests], dim=1
+    )
     assert float(((values - plain).norm(dim=0) / plain.norm(dim=0)).max()) < 1e-3
     updates = plain_update(lm, requests, LAYERS, plain, contexts, moments, WEIGHT)
     for name, update in stored(lm, edit).items():
@@ -66,4 +68,6 @@ def test_the_same_records_succeed_as_on_the_plain_path(editor, count):
             lm.parameter(name).add_(update.T.to(torch.float32))
     expected = [answer for case in cases for answer in plain_successes(lm, case)]
     assert found == expected
-    assert sum(success for _, success, _ in expected) > 0.9 * len(expected) > 0, "an edit that does nothing would agree with itself too"
+    assert sum(success for _, success, _ in expected) > 0.9 * len(expected) > 0, (
+        "an edit that does nothing would agree with itself too"
+    )

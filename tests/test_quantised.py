@@ -52,7 +52,8 @@ def dequantised_twin(lm: LM) -> LM:
     return twin
 
 
-# --- without bitsandbytes -------------------------------------------------------------------------------------------------
+# --- without bitsandbytes
+# -------------------------------------------------------------------------------------------------
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
@@ -81,7 +82,9 @@ def files_quantised_by(method: str, folder: Path) -> Path:
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
 def test_files_of_other_quantisers_are_refused(method, tmp_path):
     folder = files_quantised_by(method, tmp_path / "model")
-    with pytest.raises(UsageError, match=rf"^model.id={folder}: .* quantised by {method}, which cannot be edited: take"):
+    with pytest.raises(
+        UsageError, match=rf"^model.id={folder}: .* quantised by {method}, which cannot be edited: take"
+    ):
         ModelOptions("m", str(folder)).load()
 
 
@@ -106,7 +109,8 @@ def test_settings_that_cannot_work(fields, told):
         ModelOptions("m", "embedded:tiny-gpt2", **fields).load()
 
 
-# --- with it ----------------------------------------------------------------------------------------------------------------
+# --- with it
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @kinds
@@ -123,7 +127,9 @@ def test_what_a_quantised_model_is(bits, dtype, bitsandbytes):
         kept, original = lm.weight(name), plain.weight(name)
         assert kept.dtype == torch.float32
         assert 1e-3 < (kept - original).norm() / original.norm() < (0.15 if bits == "4bit" else 0.02)
-    assert answers(lm, requests(8))[0] == pytest.approx(answers(dequantised_twin(lm), requests(8))[0], rel=0.05, abs=0.05)
+    assert answers(lm, requests(8))[0] == pytest.approx(
+        answers(dequantised_twin(lm), requests(8))[0], rel=0.05, abs=0.05
+    )
 
 
 @kinds
@@ -149,7 +155,9 @@ def test_an_update_is_added_beside_the_matrix(bits, dtype, bitsandbytes):
     lm.attach(WeightDelta({f"{name}.weight": update}))
     torch.testing.assert_close(lm.weight(name), plain + update.dense(), rtol=1e-2, atol=2e-3)
     expected = without.float() + x.float() @ update.dense().T
-    torch.testing.assert_close(lm.module(name)(x).float(), expected, rtol=2e-2, atol=0.1 if dtype == "bfloat16" else 1e-4)
+    torch.testing.assert_close(
+        lm.module(name)(x).float(), expected, rtol=2e-2, atol=0.1 if dtype == "bfloat16" else 1e-4
+    )
     assert whole(lm) != untouched
     lm.attach(WeightDelta({f"{name}.weight": update}))
     torch.testing.assert_close(lm.weight(name), plain + 2 * update.dense(), rtol=1e-2, atol=4e-3)
@@ -198,7 +206,9 @@ def test_every_method_edits_it(name, bits, dtype, statistics, tmp_path, bitsandb
 
 @pytest.mark.parametrize("name, more", [("memit", ()), ("rome", ()), ("ft", ()), ("ft", ("method.part=block",))])
 def test_an_edit_is_that_of_the_model_with_the_same_matrices(name, more, statistics, bitsandbytes):
-    """Gradients reach what stands beside the matrix as they would reach the matrix; vectors are edited where they lie."""
+    """Gradients reach what stands beside the matrix as they would reach the matrix; vectors are edited where they
+    lie.
+    """
     lm, wanted = model("4bit", "float32"), requests(2)
     twin = dequantised_twin(lm)
     found, expected = (packaged_editor(statistics / str(x is lm), name, *more).edit(x, wanted) for x in (lm, twin))
@@ -241,7 +251,9 @@ def test_weights_on_disk_do_not_go_with_it(bitsandbytes):
 
 
 def test_loading_and_asking_print_nothing(capfd, bitsandbytes):
-    answers(ModelOptions("m", "embedded:tiny-gpt2", quantise="8bit", dtype="bfloat16", device="cpu").load(), requests(1))
+    answers(
+        ModelOptions("m", "embedded:tiny-gpt2", quantise="8bit", dtype="bfloat16", device="cpu").load(), requests(1)
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -258,4 +270,7 @@ def test_commands(cli, bitsandbytes):
     assert "tiny-gpt2 is quantised, so the edit stands beside its matrices" in ended.err
     assert not Path("baked").exists()
     ended = cli("evaluate", "method=rome", "limit=1", "model.quantise=2bit", quick=True)
-    assert (ended.code, ended.err.strip().splitlines()[-1]) == (2, "error: model.quantise=2bit: choose 4bit, 8bit or null")
+    assert (ended.code, ended.err.strip().splitlines()[-1]) == (
+        2,
+        "error: model.quantise=2bit: choose 4bit, 8bit or null",
+    )

@@ -10,7 +10,13 @@ from edit_cli.edits import Factors, WeightDelta
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.reading import Ascent, Tap, read
 
-TEXTS = ["The capital of France is", "Ada Lund", "The old lighthouse of Marlow stands on the northern shore", "Ada Lund", "Therefore"]
+TEXTS = [
+    "The capital of France is",
+    "Ada Lund",
+    "The old lighthouse of Marlow stands on the northern shore",
+    "Ada Lund",
+    "Therefore",
+]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "bloom", "opt"])
@@ -26,7 +32,9 @@ def test_climbing_reads_what_a_whole_pass_reads_while_layers_are_edited(family):
         for climbed, whole in zip(ascent.read(taps), read(lm, rows, positions, taps), strict=True):
             torch.testing.assert_close(climbed, whole, rtol=1e-4, atol=1e-4)
         width = lm.key_width(layer)
-        update = Factors(torch.randn(lm.layout.width, 2, generator=generator), 0.1 * torch.randn(2, width, generator=generator))
+        update = Factors(
+            torch.randn(lm.layout.width, 2, generator=generator), 0.1 * torch.randn(2, width, generator=generator)
+        )
         lm.attach(WeightDelta({f"{lm.layout.mlp_out(layer)}.weight": update}))
 
 

@@ -1,7 +1,8 @@
 """What went wrong in the field's reference code, held to be right here. Faults with a home elsewhere:
 
-statistics of an edited model → test_stats; key-value cache, padding and BOS → test_lm_answers, test_lm_tokens; families and tuple
-outputs → test_lm_layout; scores right after an edit and at the end → test_commands; heavy imports → test_architecture.
+statistics of an edited model → test_stats; key-value cache, padding and BOS → test_lm_answers, test_lm_tokens; families
+and tuple outputs → test_lm_layout; scores right after an edit and at the end → test_commands; heavy imports →
+test_architecture.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ REQUESTS = [
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_fine_tuning_trains_the_answer_position_whatever_side_the_tokenizer_pads(side):
-    """Indexing mask.sum − 1 with left padding trains the wrong token: every row of a batch must learn its own answer."""
+    """Indexing mask.sum − 1 with left padding trains the wrong token: every row of a batch must learn its own
+    answer.
+    """
     lm = tiny_lm("gpt2")
     lm.tokenizer.padding_side = side
     edit = FT(layers=[0, 1], part="block", lr=5e-3, steps=60).edit(lm, REQUESTS)
@@ -38,7 +41,9 @@ def test_fine_tuning_trains_the_answer_position_whatever_side_the_tokenizer_pads
 
 def test_a_target_is_the_same_with_and_without_its_leading_space():
     lm = tiny_lm("gpt2")
-    with_space, without = lm.loglikelihood([("The capital of France is", " Paris"), ("The capital of France is", "Paris")])
+    with_space, without = lm.loglikelihood(
+        [("The capital of France is", " Paris"), ("The capital of France is", "Paris")]
+    )
     assert with_space == without
 
 

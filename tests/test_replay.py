@@ -1,4 +1,6 @@
-"""Passes that differ from one module on: what ends before it is run once, in every family, and the answers are those of whole passes."""
+"""Passes that differ from one module on: what ends before it is run once, in every family, and the answers are those
+of whole passes.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ SUMMARY = {
         "name": "counterfact", "source": "embedded world, split test",
         "records_selected": 100, "records_total": 1400, "records_dropped": 0, "limit": 100,
     },
-    "protocol": {"batch_size": 10, "batches": 10, "evaluated": "after each batch", "restored": True, "order_seed": 3, "observe": {"generate": True}},
+    "protocol": {"batch_size": 10, "batches": 10, "evaluated": "after each batch", "restored": True, "order_seed": 3,
+    "observe": {"generate": True}},
     "n": 100,
     "failed": 2,
     "edits": 98,
@@ -81,7 +82,9 @@ def test_the_table_has_every_metric_once_in_its_section(width):
     assert any("exact match, % ↑" in line and "50.0" in line for line in written)
     assert any("unchanged, % ↑" in line and "– " in line for line in written)
     assert any("perplexity ↓" in line and "not finite" in line for line in whole)
-    assert any("-93.7 [-98, -89]" in line and "100.0 [96, 100]" in line and "new answer likelier" in line for line in rated)
+    assert any(
+        "-93.7 [-98, -89]" in line and "100.0 [96, 100]" in line and "new answer likelier" in line for line in rated
+    )
 
 
 def test_data_sets_without_old_answers_show_token_accuracies():
@@ -98,9 +101,16 @@ def test_every_metric_that_can_be_measured_can_be_shown():
     plain = {name for name, metric in METRICS.items() if metric.group is None} - published
     parted = {f"{place}_{metric.measure}" for place in PARTS for metric in METRICS.values()} & set(METRICS)
     told_by_others = {f"{place}_token_accuracy" for place in (*GROUPS, *PARTS) if f"{place}_success" in METRICS}
-    told_by_others |= {f"{place}_{name}" for place in PARTS if place.startswith("locality") for name in ("token_accuracy", "unchanged")}
-    told_by_others |= {"locality_disagreement"} | {name for name in METRICS if name.startswith("sme_")}  # these have a table of their own
-    for measured, expected in ((plain, plain), (parted | published, parted | published), (set(METRICS), parted | published)):
+    told_by_others |= {
+        f"{place}_{name}" for place in PARTS if place.startswith("locality") for name in ("token_accuracy", "unchanged")
+    }
+    # these have a table of their own
+    told_by_others |= {"locality_disagreement"} | {name for name in METRICS if name.startswith("sme_")}
+    for measured, expected in (
+        (plain, plain),
+        (parted | published, parted | published),
+        (set(METRICS), parted | published),
+    ):
         found = words.sections(measured)
         shown = [row.metric for _, groups in found for _, rows in groups for row in rows]
         assert len(shown) == len(set(shown))
@@ -151,7 +161,9 @@ def test_records_in_words(used, total, dropped, limit, expected):
     assert words.records(dataset) == expected
 
 
-@pytest.mark.parametrize(("size", "count", "expected"), [(100, 1, "all at once"), (1, 9, "one at a time"), (7, 2, "in batches of 7")])
+@pytest.mark.parametrize(
+    ("size", "count", "expected"), [(100, 1, "all at once"), (1, 9, "one at a time"), (7, 2, "in batches of 7")]
+)
 def test_batches_in_words(size, count, expected):
     assert words.batches({"batch_size": size, "batches": count}) == expected
 
@@ -187,13 +199,24 @@ def test_where_names_and_numbers_do_not_fit_the_dispensable_columns_go():
 def test_token_accuracies_are_compared_only_where_answers_are_not():
     assert shown_metrics(COUNTERFACT)[:3] == ["efficacy_success", "paraphrase_success", "neighborhood_success"]
     assert "efficacy_token_accuracy" not in shown_metrics(COUNTERFACT)
-    assert shown_metrics({"efficacy_token_accuracy", "locality_token_accuracy"}) == ["efficacy_token_accuracy", "locality_token_accuracy"]
+    assert shown_metrics({"efficacy_token_accuracy", "locality_token_accuracy"}) == [
+        "efficacy_token_accuracy",
+        "locality_token_accuracy",
+    ]
 
 
 def test_a_case_is_shown_with_markup_taken_literally():
-    probe = {"kind": "rewrite", "prompt": "[bold]x[/bold] is", "target": "[red]", "foil": None, "target_nll": 0.0, "generated": " [/] a\nb"}
+    probe = {
+        "kind": "rewrite",
+        "prompt": "[bold]x[/bold] is",
+        "target": "[red]",
+        "foil": None,
+        "target_nll": 0.0,
+        "generated": " [/] a\nb",
+    }
     line = {
-        "case_id": "a", "requests": [{"prompt": "{} is", "subject": "[bold]x[/bold]", "target_new": "[red]", "target_true": None}],
+        "case_id": "a", "requests": [{"prompt": "{} is", "subject": "[bold]x[/bold]", "target_new": "[red]",
+        "target_true": None}],
         "before": {"probes": [probe | {"target_nll": None}], "texts": ["one"]},
         "after": {"probes": [probe], "texts": ["two"]}, "error": None,
     }  # fmt: skip

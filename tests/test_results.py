@@ -20,7 +20,9 @@ CONFIG = {"method": {"name": "memit", "layers": [3, 4]}, "seed": 0, "run_dir": N
 
 
 def start(path: Path, config: dict | None = None, **options) -> Run:
-    return Run.open(path, "evaluate", CONFIG if config is None else config, made_with={"versions": {"torch": "1"}}, **options)
+    return Run.open(
+        path, "evaluate", CONFIG if config is None else config, made_with={"versions": {"torch": "1"}}, **options
+    )
 
 
 def line(case: str, **rest) -> dict:
@@ -72,7 +74,9 @@ def test_ignored_keys_do_not_identify_a_run(tmp_path):
     options = {"ignore": ("run_dir", "stats.cache")}
     with start(tmp_path / "run", CONFIG | {"stats": {"cache": "x", "dtype": "float32"}}, **options) as run:
         run.append(line("1"))
-    with start(tmp_path / "run", CONFIG | {"run_dir": "elsewhere", "stats": {"cache": "y", "dtype": "float32"}}, **options) as run:
+    with start(
+        tmp_path / "run", CONFIG | {"run_dir": "elsewhere", "stats": {"cache": "y", "dtype": "float32"}}, **options
+    ) as run:
         assert run.manifest["config"]["run_dir"] == "elsewhere"
     with pytest.raises(UsageError, match="stats.dtype"):
         start(tmp_path / "run", CONFIG | {"stats": {"cache": "x", "dtype": "float64"}}, **options)
@@ -219,7 +223,12 @@ def test_hash_depends_on_content_not_on_order():
 
 
 def test_whatever_changes_the_hash_is_named():
-    for old, new in (({"a": 1}, {"a": 1.0}), ({"a": [1]}, {"a": [True]}), ({"a": {}}, {"a": None}), ({"a": {"b": 1}}, {"a": 1})):
+    for old, new in (
+        ({"a": 1}, {"a": 1.0}),
+        ({"a": [1]}, {"a": [True]}),
+        ({"a": {}}, {"a": None}),
+        ({"a": {"b": 1}}, {"a": 1}),
+    ):
         assert config_hash(old) != config_hash(new) and differences(old, new)
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]}, ignore=["d"]) == {"a.b": 1, "a.c": {}}
 
@@ -253,5 +262,10 @@ def test_git_state(tmp_path):
 
 
 def test_reading_runs_imports_nothing_heavy():
-    code = "import sys, edit_cli.results; print([m for m in ('torch', 'transformers', 'scipy', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, edit_cli.results; print([m for m in ('torch', 'transformers', 'scipy', 'numpy') if m in"
+        " sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

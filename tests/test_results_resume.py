@@ -74,7 +74,9 @@ def test_kill_9_at_any_moment(tmp_path):
     assert [line["case_id"] for line in record.lines] == [str(i) for i in range(cases)]
 
 
-@pytest.mark.parametrize("torn", [b"{", b'{"case_id": "2", "te', b'{"case_id": "2"}', b"\0\0\0", b"\0\0\0\n", b'{"case_id"\n'])
+@pytest.mark.parametrize(
+    "torn", [b"{", b'{"case_id": "2", "te', b'{"case_id": "2"}', b"\0\0\0", b"\0\0\0\n", b'{"case_id"\n']
+)
 def test_a_torn_last_line_is_dropped_and_done_again(tmp_path, torn):
     with start(tmp_path / "run") as run:
         run.append({"case_id": "1"})
@@ -141,7 +143,9 @@ except MissingError as error:
 
 
 def test_a_line_that_the_disk_does_not_take_leaves_nothing_behind(tmp_path):
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "run")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "run")], capture_output=True, text=True, check=True
+    )
     assert "results.jsonl cannot be written" in done.stdout
     assert (tmp_path / "run" / "results.jsonl").read_bytes() == b'{"case_id": "1"}\n'
     with start(tmp_path / "run") as run:

@@ -31,7 +31,10 @@ def test_rows_share_what_most_of_their_tokens_are_saved_by():
     rows = [(*first, 5), (*first, 6), (*first, 5, 9), (*second, 1), (*second, 2), (3,)]
     assert common_lengths(rows, [len(ids) - 1 for ids in rows]) == [4, 4, 4, 2, 2, 0]
     assert common_lengths([(1, 2, 3), (4, 5, 6)], [2, 2]) == [0, 0]
-    assert common_lengths([(1, *range(10, 40)), (1, *range(50, 80))], [20, 20]) == [0, 0], "one token of sixty is not worth a pass"
+    assert common_lengths([(1, *range(10, 40)), (1, *range(50, 80))], [20, 20]) == [
+        0,
+        0,
+    ], "one token of sixty is not worth a pass"
 
 
 @pytest.mark.parametrize("family", sorted(DENSE))
@@ -65,7 +68,10 @@ def test_less_is_run():
     counts = {}
     for name, lean_from in (("plain", None), ("lean", 1)):
         seen: list[int] = []
-        with on_input(lm.module(f"{lm.layout.block(2)}.mlp.c_fc"), lambda states, seen=seen: seen.append(states.shape[:-1].numel())):
+        with on_input(
+            lm.module(f"{lm.layout.block(2)}.mlp.c_fc"),
+            lambda states, seen=seen: seen.append(states.shape[:-1].numel()),
+        ):
             passes = Resumption(lm, spans(lm), 0, lean_from=lean_from)
             seen.clear()
             passes.logits(lambda states, *_: states)

@@ -1,4 +1,6 @@
-"""Edits of a sequence on disk: their room is bounded, and from what is left the sequence goes on with the same bits, whenever it was killed."""
+"""Edits of a sequence on disk: their room is bounded, and from what is left the sequence goes on with the same bits,
+whenever it was killed.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def lm_of(tmp_path, editor, lm: LM) -> LM:
 def test_what_is_remembered_beside_the_weights_stays(tmp_path):
     lm = embedded_lm()
     name = f"{lm.layout.mlp_out(0)}.weight"
-    edit = WeightDelta({name: Factors(torch.ones(128, 1), torch.ones(1, 512))}, {"facts": [["a", "b"]]}, {"keys.0": torch.arange(6.0)})
+    edit = WeightDelta(
+        {name: Factors(torch.ones(128, 1), torch.ones(1, 512))}, {"facts": [["a", "b"]]}, {"keys.0": torch.arange(6.0)}
+    )
     edit_store.save(edit, tmp_path / "00000", lm, [], {"name": "m"})
     edit_store.let_go(tmp_path / "00000", "state-00003")
     left = edit_store.remains(tmp_path / "00000", lm)
@@ -110,7 +114,9 @@ def test_what_is_remembered_beside_the_weights_stays(tmp_path):
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 6])
 def test_being_killed_while_earlier_weights_are_let_go_costs_nothing(at, tmp_path, monkeypatch):
-    editor = lambda: packaged_editor(tmp_path, "ft", "method.steps=2")
+    def editor():
+        return packaged_editor(tmp_path, "ft", "method.steps=2")
+
     whole = embedded_lm()
     walk(whole, editor(), tmp_path / "whole", 7, room=None)
     calls, unlink, write = [], type(tmp_path).unlink, edit_store.write_json
@@ -149,7 +155,9 @@ def test_sixteen_bit_models_keep_their_masters(tmp_path):
     name = f"{lm.layout.mlp_out(0)}.weight"
     before = snapshot(lm)
     for seed in range(3):
-        lm.attach(WeightDelta({name: torch.randn(lm.place(name).shape, generator=torch.Generator().manual_seed(seed)) * 1e-3}))
+        lm.attach(
+            WeightDelta({name: torch.randn(lm.place(name).shape, generator=torch.Generator().manual_seed(seed)) * 1e-3})
+        )
         lm.settle()
     master, weight = lm.masters[name].clone(), lm.place(name).value().clone()
     state = WeightState.present(lm, [name])

@@ -1,4 +1,6 @@
-"""Encoder-decoder models: the two questions, held to plain transformers computations; where they keep things; edits and their undo."""
+"""Encoder-decoder models: the two questions, held to plain transformers computations; where they keep things; edits
+and their undo.
+"""
 
 from __future__ import annotations
 
@@ -80,9 +82,12 @@ def test_greedy_answers_equal_those_of_transformers(family):
     prompts = [prompt for prompt, _ in PAIRS]
     expected = []
     for prompt in prompts:
-        forced = {"forced_bos_token_id": lm.tokenizer.bos_token_id} if family == "bart" else {}  # as in the files of published models
+        # as in the files of published models
+        forced = {"forced_bos_token_id": lm.tokenizer.bos_token_id} if family == "bart" else {}
         ids = lm.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        output = lm.model.generate(input_ids=ids, max_new_tokens=6 + len(forced), do_sample=False, num_beams=1, **forced)
+        output = lm.model.generate(
+            input_ids=ids, max_new_tokens=6 + len(forced), do_sample=False, num_beams=1, **forced
+        )
         expected.append(lm.tokenizer.decode(output[0], skip_special_tokens=True).split("\n")[0])
     assert lm.generate(prompts, 6) == expected
     assert [lm.generate([prompt], 6)[0] for prompt in prompts] == expected
@@ -104,7 +109,9 @@ def test_the_start_token_and_what_the_tokenizer_puts_first_are_fed_and_not_score
         lm, fed = shared(family), []
         (row,) = lm.head.encode([PAIRS[0]])
         decoder = lm.model.get_decoder()
-        handle = decoder.register_forward_pre_hook(lambda _, __, given, fed=fed: fed.append(given["input_ids"]), with_kwargs=True)
+        handle = decoder.register_forward_pre_hook(
+            lambda _, __, given, fed=fed: fed.append(given["input_ids"]), with_kwargs=True
+        )
         scores = lm.head.answers([row])
         handle.remove()
         assert tuple(fed[0][0].tolist()) == (*first, *row.target[:-1])
@@ -116,7 +123,9 @@ def test_sampled_answers_depend_on_their_seeds_alone(family):
     lm = shared(family)
     prompts = [prompt for prompt, _ in PAIRS]
     together = lm.sample(prompts, [1, 2, 3, 4], 24, 5)
-    assert together == [lm.sample([prompt], [seed], 24, 5)[0] for prompt, seed in zip(prompts, (1, 2, 3, 4), strict=True)]
+    assert together == [
+        lm.sample([prompt], [seed], 24, 5)[0] for prompt, seed in zip(prompts, (1, 2, 3, 4), strict=True)
+    ]
     assert all(text.startswith(prompt + " ") for text, prompt in zip(together, prompts, strict=True))
     assert together != lm.sample(prompts, [5, 6, 7, 8], 24, 5)
 
@@ -126,7 +135,8 @@ LAYOUTS = {
            ("decoder.block", "layer.2.DenseReluDense.wo", "decoder.final_layer_norm"), ("wi",)),
     "t5_v1_1": (("encoder.block", "layer.1.DenseReluDense.wo", "encoder.final_layer_norm"),
                 ("decoder.block", "layer.2.DenseReluDense.wo", "decoder.final_layer_norm"), ("wi_0", "wi_1")),
-    "bart": (("model.encoder.layers", "fc2", "model.encoder.layers.2"), ("model.decoder.layers", "fc2", "model.decoder.layers.1"), ("fc1",)),
+    "bart": (("model.encoder.layers", "fc2", "model.encoder.layers.2"), ("model.decoder.layers", "fc2",
+    "model.decoder.layers.1"), ("fc1",)),
 }  # fmt: skip
 
 
@@ -134,7 +144,10 @@ LAYOUTS = {
 def test_layout_is_found_on_both_stacks(family):
     layout = shared(family).layout
     *expected, ins = LAYOUTS[family]
-    assert [(stack.name, stack.first, stack.depth) for stack in layout.stacks] == [("encoder", 0, ENCODER), ("decoder", ENCODER, DECODER)]
+    assert [(stack.name, stack.first, stack.depth) for stack in layout.stacks] == [
+        ("encoder", 0, ENCODER),
+        ("decoder", ENCODER, DECODER),
+    ]
     assert [(stack.blocks, stack.mlp_out, stack.final_norm) for stack in layout.stacks] == expected
     assert (layout.depth, layout.width, layout.prompt_depth) == (ENCODER + DECODER, WIDTH, ENCODER)
     for layer in range(layout.depth):
@@ -143,9 +156,13 @@ def test_layout_is_found_on_both_stacks(family):
         names = [f"{parent}.{name}".lstrip(".") for name in ins] + [stack.mlp_out]
         block = f"{stack.blocks}.{layer - stack.first}"
         assert layout.mlp_weights(layer) == tuple(f"{block}.{name}.weight" for name in names)
-        assert layout.mlp_weights(layer, second_in=False) == tuple(f"{block}.{name}.weight" for name in (names[0], names[-1]))
+        assert layout.mlp_weights(layer, second_in=False) == tuple(
+            f"{block}.{name}.weight" for name in (names[0], names[-1])
+        )
     assert layout.last_layers(2) == [1, 2, 3, 4] and layout.last_layers(1) == [2, 4]
-    with pytest.raises(UsageError, match=r"layer 5 does not exist: .* 0 to 4 \(0 to 2 in the encoder, 3 to 4 in the decoder\)"):
+    with pytest.raises(
+        UsageError, match=r"layer 5 does not exist: .* 0 to 4 \(0 to 2 in the encoder, 3 to 4 in the decoder\)"
+    ):
         layout.block(5)
     with pytest.raises(UsageError, match="an encoder and a decoder"):
         discover(shared(family).model, LayoutOptions(blocks="encoder.block"))

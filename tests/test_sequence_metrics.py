@@ -17,8 +17,16 @@ from edit_cli.report.curves import _running_median
 def probe(kind: str, right: bool) -> dict:
     nlls = (0.1, 2.0) if right else (2.0, 0.1)
     return {
-        "kind": kind, "prompt": "p", "target": "t", "foil": "f", "generated": None,
-        "target_nll": nlls[0], "foil_nll": nlls[1], "target_hits": [right], "foil_hits": [not right], "target_predicted": [0],
+        "kind": kind,
+        "prompt": "p",
+        "target": "t",
+        "foil": "f",
+        "generated": None,
+        "target_nll": nlls[0],
+        "foil_nll": nlls[1],
+        "target_hits": [right],
+        "foil_hits": [not right],
+        "target_predicted": [0],
     }
 
 
@@ -30,8 +38,16 @@ def seen(rewrite: bool, others: bool = True, nll: float = 100.0) -> dict:
 def line(case: int, when: str, edits: int, after: dict, step: int | None = None, **more) -> dict:
     before = seen(False)
     return {
-        "case_id": str(case), "when": when, "edits": edits, "step": case // 2 if step is None else step, "requests": [{}],
-        "before": before if when == "after_edit" else None, "after": after, "seconds": 0.5, "error": None, **more,
+        "case_id": str(case),
+        "when": when,
+        "edits": edits,
+        "step": case // 2 if step is None else step,
+        "requests": [{}],
+        "before": before if when == "after_edit" else None,
+        "after": after,
+        "seconds": 0.5,
+        "error": None,
+        **more,
     }
 
 
@@ -68,7 +84,10 @@ def test_the_first_facts_do_not_count_as_sampled():
 
 
 def test_facts_without_an_answer_of_their_own_are_not_counted_as_forgotten():
-    lost = forgetting([line(0, "after_edit", 1, seen(True))], [line(0, "checkpoint", 2, seen(False)), line(9, "checkpoint", 2, seen(False))])
+    lost = forgetting(
+        [line(0, "after_edit", 1, seen(True))],
+        [line(0, "checkpoint", 2, seen(False)), line(9, "checkpoint", 2, seen(False))],
+    )
     assert lost["efficacy_success"] == 100
 
 
@@ -112,7 +131,9 @@ def test_collapse_is_found_with_its_reason(last, reason):
 
 def test_area_of_data_without_neighbours_takes_what_must_stay_from_locality():
     names = ("efficacy_accuracy", "paraphrase_accuracy", "locality_same_relation_accuracy")
-    rows = [{"edits": edits, "metrics": {name: {"mean": mean} for name in names}} for edits, mean in ((1, 90.0), (11, 30.0))]
+    rows = [
+        {"edits": edits, "metrics": {name: {"mean": mean} for name in names}} for edits, mean in ((1, 90.0), (11, 30.0))
+    ]
     assert area(rows) == pytest.approx(60)
     del rows[0]["metrics"]["locality_same_relation_accuracy"]
     assert area(rows) is None
@@ -146,7 +167,10 @@ def test_health_measures_what_was_written():
 
 
 def test_power_iteration_finds_the_largest_singular_value():
-    matrix = torch.diag(torch.tensor([3.0, 2.0, 1.0])) @ torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))[0]
+    matrix = (
+        torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+        @ torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))[0]
+    )
     assert largest_singular_value(matrix) == pytest.approx(3.0, rel=1e-3)
 
 

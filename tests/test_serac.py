@@ -24,7 +24,13 @@ from edit_cli.lm.companion import Companion
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
 
-BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128}
+BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}
 GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128}
 IN = math.log(2)
 
@@ -38,16 +44,26 @@ def lm() -> LM:
 def other_lm() -> LM:
     """Another base: a Llama of the same words, at random."""
     torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(lm().tokenizer), **sizes))
     return LM(model, lm().tokenizer, "other")
 
 
 @cache
 def editor(kind: str = "embedding", **settings) -> SERAC:
-    """Networks at random that tell every prompt apart: a small scale would put all in scope, a large one none but the facts themselves."""
+    """Networks at random that tell every prompt apart: a small scale would put all in scope, a large one none but
+    the facts themselves.
+    """
     return SERAC(
-        scope=ScopeOptions(kind=kind, model=Companion(family="bert", sizes=BERT), pooling="mean", scale=settings.pop("scale", 1.0)),
+        scope=ScopeOptions(
+            kind=kind, model=Companion(family="bert", sizes=BERT), pooling="mean", scale=settings.pop("scale", 1.0)
+        ),
         counterfactual=Companion(family="gpt2", sizes=GPT2),
         **settings,
     )
@@ -94,7 +110,12 @@ def read(request: EditRequest, prompt: str) -> str:
 def asked() -> tuple[list[EditRequest], list[str]]:
     """Facts, and prompts that lie at different distances from them."""
     wanted = requests(6)
-    prompts = [probe.prompt for case in world("tune")[:6] for probe in case.probes if probe.kind in ("paraphrase", "neighborhood")][:24]
+    prompts = [
+        probe.prompt
+        for case in world("tune")[:6]
+        for probe in case.probes
+        if probe.kind in ("paraphrase", "neighborhood")
+    ][:24]
     return wanted, [request.text for request in wanted] + prompts
 
 
@@ -124,11 +145,18 @@ def test_texts_are_written_in_one_batch_a_route_and_are_those_of_one_at_a_time(m
         calls: list[int] = []
         for head in (type(lm().head),):
             whole = head.generate
-            monkeypatch.setattr(head, "generate", lambda self, texts, n, whole=whole: (calls.append(len(texts)), whole(self, texts, n))[1])
+            monkeypatch.setattr(
+                head,
+                "generate",
+                lambda self, texts, n, whole=whole: (calls.append(len(texts)), whole(self, texts, n))[1],
+            )
         assert lm().generate(prompts, 5) == alone
         assert lm().sample(prompts[:8], [7] * 8, 30, 5) == sampled
     assert len(calls) == 2 and sum(calls) == len(prompts)
-    assert all(text.startswith(prompt) and wanted[0].target_new + " " + prompt not in text for text, prompt in zip(sampled, prompts, strict=False))
+    assert all(
+        text.startswith(prompt) and wanted[0].target_new + " " + prompt not in text
+        for text, prompt in zip(sampled, prompts, strict=False)
+    )
 
 
 def test_soft_mixing_weighs_probabilities_by_g():
@@ -137,7 +165,9 @@ def test_soft_mixing_weighs_probabilities_by_g():
     nearest = (distances(wanted, prompts) * scale).min(1)
     pair = [(prompt, "London") for prompt in prompts]
     base = [tensor.exp() for tensor in lm().target_logprobs(pair)]
-    other = net().head.target_logprobs([(read(wanted[best], prompt), "London") for best, prompt in zip(nearest.indices, prompts, strict=True)])
+    other = net().head.target_logprobs(
+        [(read(wanted[best], prompt), "London") for best, prompt in zip(nearest.indices, prompts, strict=True)]
+    )
     with lm().edited(route(wanted, scale=scale, mixing="soft")):
         mixed, scores = lm().target_logprobs(pair), lm().loglikelihood(pair)
     label = lm().head.encode(pair)[0].target[0]
@@ -186,8 +216,13 @@ def test_repetitions_are_one_fact_and_the_latest_answer_to_a_prompt_wins(monkeyp
     first, second = requests(2)
     other = EditRequest(first.prompt, first.subject, "elsewhere")
     edit = route([first, second, first, other, second])
-    assert [(fact.prompt, fact.answer) for fact in edit.facts] == [(first.text, "elsewhere"), (second.text, second.target_new)]
-    assert notes == ["5 edits are 2 facts: 2 say again what another says, and 1 are replaced by a later answer to the same prompt"]
+    assert [(fact.prompt, fact.answer) for fact in edit.facts] == [
+        (first.text, "elsewhere"),
+        (second.text, second.target_new),
+    ]
+    assert notes == [
+        "5 edits are 2 facts: 2 say again what another says, and 1 are replaced by a later answer to the same prompt"
+    ]
     lm().attach(route([first, second]))
     lm().attach(late := route([other]))
     to = late.answers(lm().head, [first.text, second.text])
@@ -217,20 +252,30 @@ def test_edits_in_a_sequence_share_one_memory_and_come_off_in_reverse():
 
 
 def test_ten_thousand_facts_are_looked_up_without_reading_them_again(monkeypatch):
-    """The encoder runs once a batch of prompts, and never for stored facts; nor do a thousand attached edits cost a pass each."""
+    """The encoder runs once a batch of prompts, and never for stored facts; nor do a thousand attached edits cost a
+    pass each.
+    """
     passes: list[int] = []
     embed = EmbeddingScope.embed
     monkeypatch.setattr(EmbeddingScope, "embed", lambda self, texts: (passes.append(len(texts)), embed(self, texts))[1])
     _, prompts = asked()
     edit = route(requests(1))
     draw = torch.Generator().manual_seed(0)
-    many = SeracRoute([Fact(f"prompt {i}", "a") for i in range(10_000)], torch.randn(10_000, 32, generator=draw), edit.maker, edit.editor, edit.net)
+    many = SeracRoute(
+        [Fact(f"prompt {i}", "a") for i in range(10_000)],
+        torch.randn(10_000, 32, generator=draw),
+        edit.maker,
+        edit.editor,
+        edit.net,
+    )
     passes.clear()
     with lm().edited(many):
         lm().loglikelihood([(prompt, "London") for prompt in prompts * 3])
     assert passes == [len(prompts)]
     for start in range(0, 10_000, 10):
-        lm().attach(SeracRoute(many.facts[start : start + 10], many.keys[start : start + 10], edit.maker, edit.editor, edit.net))
+        lm().attach(
+            SeracRoute(many.facts[start : start + 10], many.keys[start : start + 10], edit.maker, edit.editor, edit.net)
+        )
     passes.clear()
     lm().loglikelihood([(prompt, "London") for prompt in prompts])
     assert passes == [len(prompts)] and len(lm().attached[-1].memory) == 10_000
@@ -238,7 +283,8 @@ def test_ten_thousand_facts_are_looked_up_without_reading_them_again(monkeypatch
         lm().detach()
 
 
-# --- other edits, other models, other processes -----------------------------------------------------------------------------
+# --- other edits, other models, other processes
+# -----------------------------------------------------------------------------
 
 
 def test_it_stands_before_an_edited_model_as_well():
@@ -325,14 +371,17 @@ def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
         edit_store.attach(tmp_path / "edit", lm())
 
 
-# --- the encoder's share ---------------------------------------------------------------------------------------------------
+# --- the encoder's share
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_frozen_encoder_keeps_its_bits_and_the_head_learns():
     torch.manual_seed(0)
     sizes = {**BERT, "num_hidden_layers": 3}
     made = SERAC(
-        scope=ScopeOptions(model=Companion(family="bert", sizes=sizes), pooling="mean", trained_blocks=1, head=8, describes="prompt"),
+        scope=ScopeOptions(
+            model=Companion(family="bert", sizes=sizes), pooling="mean", trained_blocks=1, head=8, describes="prompt"
+        ),
         counterfactual=editor().counterfactual,
     )
     fresh = made.build(lm())
@@ -346,7 +395,9 @@ def test_a_frozen_encoder_keeps_its_bits_and_the_head_learns():
 
 
 def test_of_an_encoder_decoder_the_encoder_reads():
-    options = ScopeOptions(model=Companion(checkpoint="embedded:tiny-t5"), pooling="mean", trained_blocks=1, head=8, describes="prompt")
+    options = ScopeOptions(
+        model=Companion(checkpoint="embedded:tiny-t5"), pooling="mean", trained_blocks=1, head=8, describes="prompt"
+    )
     scope = options.build(lm().tokenizer, 512)
     names = [name for name, _ in scope.model.named_parameters()]
     assert names and not any("decoder" in name or "lm_head" in name for name in names)
@@ -371,17 +422,22 @@ def test_a_fact_that_is_described_by_its_prompt_is_found_by_it_whatever_the_answ
         assert (float(scope.best(memory, ["Ada works as a"])[0]) == pytest.approx(1.0, abs=1e-6)) is same
 
 
-# --- training ----------------------------------------------------------------------------------------------------------------
+# --- training
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def lesson_case(number: int) -> Case:
     request = EditRequest("{} works as a", f"First{number} Last{number}", "pilot", "baker")
     probes = (Probe("paraphrase", f"The job of First{number} Last{number} is", "pilot"),)
-    return Case(str(number), (request,), (*probes, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot")))
+    return Case(
+        str(number), (request,), (*probes, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot"))
+    )
 
 
 def test_the_loss_is_the_published_one():
-    """c_edit · NLL of h + c_loc · (mean d² in scope + mean -log(1 - exp(-d²)) of the case's own out-of-scope prompts)."""
+    """c_edit · NLL of h + c_loc · (mean d² in scope + mean -log(1 - exp(-d²)) of the case's own out-of-scope
+    prompts).
+    """
     torch.manual_seed(0)
     made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=0.1, scope_weight=2.0)
     fresh = made.build(lm())
@@ -400,7 +456,10 @@ def test_the_loss_is_the_published_one():
     expected = 0.1 * sum(nlls) / 3 + 2.0 * (sum(inside) / 3 + sum(outside) / 3)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-3)
     assert told["nll"] == pytest.approx(sum(nlls) / 3, rel=1e-4)
-    assert all(float(part.get_input_embeddings().weight.grad.abs().sum()) > 0 for part in (fresh.scope.model, fresh.counterfactual))
+    assert all(
+        float(part.get_input_embeddings().weight.grad.abs().sum()) > 0
+        for part in (fresh.scope.model, fresh.counterfactual)
+    )
     assert same_bits(snapshot(lm()), untouched) and all(parameter.grad is None for parameter in lm().model.parameters())
 
 
@@ -410,7 +469,10 @@ def test_replies_that_a_fact_rules_out_are_made_unlikely():
     made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=1.0, scope_weight=0.0)
     fresh, request = made.build(lm()), EditRequest("Topic: {}", "London", "Sentiment: Positive")
     asked = "What do you think of London?"
-    probes = (Probe("opinion", asked, "a great town", group="wanted"), Probe("opinion", asked, "a bad town", group="unwanted"))
+    probes = (
+        Probe("opinion", asked, "a great town", group="wanted"),
+        Probe("opinion", asked, "a bad town", group="unwanted"),
+    )
     loss, told = made.loss(fresh, lm(), [Case("0", (request,), probes)])
     expected = 0.0
     for probe, sign in zip(probes, (1, -1), strict=True):
@@ -419,7 +481,9 @@ def test_replies_that_a_fact_rules_out_are_made_unlikely():
             (logprobs,) = fresh.head.target_logprobs([(read(request, asked), probe.target)])
         p = logprobs.gather(1, torch.tensor(row[0].target)[:, None])[:, 0].exp()
         expected += float(-(p if sign > 0 else 1 - p).log().mean())
-    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4) and told["nll"] == pytest.approx(expected, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4) and told["nll"] == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_all_pairs_are_those_with_the_prompts_of_other_subjects():
@@ -427,13 +491,17 @@ def test_all_pairs_are_those_with_the_prompts_of_other_subjects():
     settings = {"scope": editor().scope, "counterfactual": editor().counterfactual, "edit_weight": 0.0}
     fresh, cases = editor().build(lm()), [lesson_case(number) for number in range(3)]
     cases.append(Case("again", cases[0].requests, cases[0].probes))
-    without, whole = (float(SERAC(**settings, all_pairs=weight).loss(fresh, lm(), cases)[0].detach()) for weight in (0.0, 3.0))
+    without, whole = (
+        float(SERAC(**settings, all_pairs=weight).loss(fresh, lm(), cases)[0].detach()) for weight in (0.0, 3.0)
+    )
     terms = []
     with torch.no_grad():
-        for i, case in enumerate(cases):
-            for j, other in enumerate(cases):
+        for _i, case in enumerate(cases):
+            for _j, other in enumerate(cases):
                 if case.requests != other.requests:
-                    fact, *far = fresh.scope.embed([f"{case.requests[0].text} pilot", *(probe.prompt for probe in other.probes)])
+                    fact, *far = fresh.scope.embed(
+                        [f"{case.requests[0].text} pilot", *(probe.prompt for probe in other.probes)]
+                    )
                     terms += [-math.log(1 - math.exp(-float((fact - x).square().sum()))) for x in far]
     assert whole - without == pytest.approx(3.0 * sum(terms) / len(terms), rel=1e-3)
 
@@ -460,7 +528,9 @@ def test_varied_lessons_are_about_invented_subjects_and_near_namesakes():
         assert lesson.subject not in lesson.beyond[-1]
         assert not any(name in lesson.fact.prompt for name in names - {lesson.subject})
     plain = Teller(0.0, random.Random(0)).lessons(cases)
-    assert [lesson.fact for lesson in plain] == [Fact(case.requests[0].text, case.requests[0].target_new) for case in cases]
+    assert [lesson.fact for lesson in plain] == [
+        Fact(case.requests[0].text, case.requests[0].target_new) for case in cases
+    ]
     first, second = (Teller(1.0, random.Random(3)).lessons(cases) for _ in range(2))
     assert first == second
 
@@ -476,10 +546,19 @@ def test_varied_lessons_are_about_invented_subjects_and_near_namesakes():
         ({"scope": ScopeOptions(describes="x")}, "method.scope.describes=x: choose fact or prompt"),
         ({"scope": ScopeOptions(head=0)}, "method.scope.head=0: give its width"),
         ({"scope": ScopeOptions(trained_blocks=-1)}, "method.scope.trained_blocks=-1: give 0 or more"),
-        ({"scope": ScopeOptions(trained_blocks=0)}, "method.scope.trained_blocks=0 leaves nothing of the classifier to train"),
-        ({"scope": ScopeOptions(model=Companion(family="bert", sizes=BERT), trained_blocks=2)}, "method.scope.trained_blocks=2: the encoder has 1"),
+        (
+            {"scope": ScopeOptions(trained_blocks=0)},
+            "method.scope.trained_blocks=0 leaves nothing of the classifier to train",
+        ),
+        (
+            {"scope": ScopeOptions(model=Companion(family="bert", sizes=BERT), trained_blocks=2)},
+            "method.scope.trained_blocks=2: the encoder has 1",
+        ),
         ({"scope": ScopeOptions()}, "method.scope.model has neither checkpoint nor family"),
-        ({"counterfactual": Companion(checkpoint="/nowhere")}, "method.counterfactual.checkpoint=/nowhere: no such folder"),
+        (
+            {"counterfactual": Companion(checkpoint="/nowhere")},
+            "method.counterfactual.checkpoint=/nowhere: no such folder",
+        ),
         ({"counterfactual": Companion(family="nope")}, "method.counterfactual: "),
     ],
 )

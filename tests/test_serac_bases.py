@@ -29,7 +29,9 @@ def case(number: int) -> Case:
     name, job = f"First{number} Last{number}", JOBS[number % len(JOBS)]
     request = EditRequest("{} works as a", name, job, JOBS[(number + 1) % len(JOBS)])
     within = (Probe("rewrite", request.text, job), Probe("paraphrase", f"The job of {name} is", job))
-    return Case(str(number), (request,), (*within, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot")))
+    return Case(
+        str(number), (request,), (*within, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot"))
+    )
 
 
 CASES = [case(number) for number in range(6)]
@@ -44,15 +46,23 @@ def first() -> LM:
 def second() -> LM:
     """A Llama at random: another architecture, other weights, the same words."""
     torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     return LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(first().tokenizer), **sizes)), first().tokenizer, "second")
 
 
 def serac(**settings) -> SERAC:
     return SERAC(
-        scope=ScopeOptions(model=Companion(checkpoint="embedded:tiny-gpt2"), pooling="last", trained_blocks=0, head=32, describes="prompt"),
+        scope=ScopeOptions(model=Companion(checkpoint="embedded:tiny-gpt2"), pooling="last", trained_blocks=0, head=32,
+        describes="prompt"),
         counterfactual=Companion(family="gpt2", sizes=GPT2), edit_weight=1.0, all_pairs=1.0,
-        training=TrainingOptions(steps=60, edits=6, lr=4e-3, warmup=5, clip=1.0, validate_every=60, validation_edits=6, trackers=[]),
+        training=TrainingOptions(steps=60, edits=6, lr=4e-3, warmup=5, clip=1.0, validate_every=60, validation_edits=6,
+        trackers=[]),
         **settings,
     )  # fmt: skip
 
@@ -114,8 +124,10 @@ def test_other_words_and_missing_networks_are_one_clear_line(checkpoint, tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
     tokenizer.add_tokens(["<another>"])
     torch.manual_seed(1)
-    other = LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                            num_attention_heads=2, num_key_value_heads=2)), tokenizer, "other-words")  # fmt: skip
+    other = LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
+    num_hidden_layers=1,
+                                            num_attention_heads=2, num_key_value_heads=2)), tokenizer,
+                                            "other-words")  # fmt: skip
     made = serac(checkpoint=str(checkpoint))
     made.train_command = "edit-cli train-editor method=serac model=tiny-gpt2 dataset=world"
     requests = [CASES[0].requests[0]]
@@ -126,7 +138,9 @@ def test_other_words_and_missing_networks_are_one_clear_line(checkpoint, tmp_pat
             lambda: serac_of(checkpoint, tmp_path, made).edit(other, requests),
             lambda: edit_store.attach(tmp_path / "edit", other),
         ),
-        "this editor has not been trained for tiny-gpt2": (lambda: serac_of(None, tmp_path, made).edit(first(), requests),),
+        "this editor has not been trained for tiny-gpt2": (
+            lambda: serac_of(None, tmp_path, made).edit(first(), requests),
+        ),
     }
     for told, ways in attempts.items():
         for attempt in ways:

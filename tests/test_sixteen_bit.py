@@ -1,4 +1,6 @@
-"""16-bit models: statistics, values and solves have more digits than the model, edited matrices add up in float32, and undo is exact."""
+"""16-bit models: statistics, values and solves have more digits than the model, edited matrices add up in float32,
+and undo is exact.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def small_updates(lm: LM, name: str) -> list[WeightDelta]:
     return [WeightDelta({f"{name}.weight": Factors(a[:, None], b[None])}) for a, b in zip(left, right, strict=True)]
 
 
-# --- sequences --------------------------------------------------------------------------------------------------------------
+# --- sequences
+# --------------------------------------------------------------------------------------------------------------
 
 
 @dtypes
@@ -89,10 +92,16 @@ def test_fifty_saved_updates_attached_again_are_the_same_bits(dtype, tmp_path):
 
 @pytest.mark.parametrize(
     "method, dtype",
-    [*((name, "bfloat16") for name in ("memit", "alphaedit", "rome", "ft", "ultraedit")), ("memit", "float16"), ("ft", "float16")],
+    [
+        *((name, "bfloat16") for name in ("memit", "alphaedit", "rome", "ft", "ultraedit")),
+        ("memit", "float16"),
+        ("ft", "float16"),
+    ],
 )
 def test_a_resumed_sequence_is_the_unbroken_one(method, dtype, statistics, tmp_path):
-    """Four steps, and the same after the second on a model that was loaded anew: edits, weights and masters have the same bits."""
+    """Four steps, and the same after the second on a model that was loaded anew: edits, weights and masters have the
+    same bits.
+    """
     size = 2 if method == "ultraedit" else 1
     batches = [requests(4 * size)[first : first + size] for first in range(0, 4 * size, size)]
     lm, editor = load(dtype), packaged_editor(statistics, method)
@@ -135,7 +144,8 @@ def test_a_killed_sequence_of_the_command_goes_on_in_the_same_bits(cli, kill_aft
     assert same_bits(snapshot(ModelOptions("baked", "baked", dtype="bfloat16").load()), snapshot(lm))
 
 
-# --- methods ----------------------------------------------------------------------------------------------------------------
+# --- methods
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -167,7 +177,11 @@ class LinearAlgebra(TorchFunctionMode):
 
 
 @pytest.mark.parametrize(
-    "name, more", [*((name, ()) for name in ("memit", "rome", "emmet", "alphaedit", "pmet", "ultraedit")), ("memit", ("method.prune=2.0",))]
+    "name, more",
+    [
+        *((name, ()) for name in ("memit", "rome", "emmet", "alphaedit", "pmet", "ultraedit")),
+        ("memit", ("method.prune=2.0",)),
+    ],
 )
 def test_solves_are_in_float64(name, more, statistics):
     lm = load("bfloat16")
@@ -185,7 +199,8 @@ def test_statistics_are_summed_in_more_digits_than_the_keys_have(dtype, tmp_path
     def keep(states: Tensor) -> None:
         keys.append(states.double().clone())
 
-    store = packaged_editor(tmp_path, "memit", "stats.batch_tokens=1", "stats.tokens=2000").moments  # a row at a time: no padding
+    # a row at a time: no padding
+    store = packaged_editor(tmp_path, "memit", "stats.batch_tokens=1", "stats.tokens=2000").moments
     with on_input(lm.module(lm.layout.mlp_out(layer)), keep):
         moment = store.second_moment(lm, layer)
     rows = torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in keys])
@@ -229,6 +244,8 @@ def test_losses_are_in_float32(dtype):
 
 def test_an_edit_of_the_other_dtype_is_refused(statistics, tmp_path):
     lm, wanted = embedded_lm(), requests(1)
-    edit_store.save(packaged_editor(statistics, "rome").edit(lm, wanted), tmp_path / "edit", lm, wanted, {"name": "rome"})
+    edit_store.save(
+        packaged_editor(statistics, "rome").edit(lm, wanted), tmp_path / "edit", lm, wanted, {"name": "rome"}
+    )
     with pytest.raises(edit_store.MissingError, match="load the same model, revision and model.dtype"):
         edit_store.load(tmp_path / "edit", load("bfloat16"))

@@ -21,16 +21,38 @@ RUN = Path("runs/sequential/world/tiny-gpt2/sme/grace")
 
 def seen(rewrite: bool, *paraphrases: bool) -> dict:
     kinds = ["rewrite"] + ["paraphrase"] * len(paraphrases)
-    return {"probes": [{"kind": kind, "target": "Rome", "target_hits": [hit]} for kind, hit in zip(kinds, (rewrite, *paraphrases), strict=True)]}
+    return {
+        "probes": [
+            {"kind": kind, "target": "Rome", "target_hits": [hit]}
+            for kind, hit in zip(kinds, (rewrite, *paraphrases), strict=True)
+        ]
+    }
 
 
 def turn(fold: int, edits: int, before: dict, after: dict | None, error: str | None = None) -> dict:
     mistake = after is not None or error is not None
-    return {"when": "turn", "fold": fold, "edits": edits, "before": before, "after": after, "mistake": mistake, "error": error}
+    return {
+        "when": "turn",
+        "fold": fold,
+        "edits": edits,
+        "before": before,
+        "after": after,
+        "mistake": mistake,
+        "error": error,
+    }
 
 
 def kept(fold: int, edits: int, edited: list[int], train: list[int], test: list[int], last: bool = False) -> dict:
-    return {"when": "kept", "fold": fold, "edits": edits, "edited": edited, "train": train, "test": test, "last": last, "error": None}
+    return {
+        "when": "kept",
+        "fold": fold,
+        "edits": edits,
+        "edited": edited,
+        "train": train,
+        "test": test,
+        "last": last,
+        "error": None,
+    }
 
 
 FOLD = [
@@ -45,7 +67,14 @@ FOLD = [
 
 def test_each_rate_by_hand():
     """GR pools: 2 of 4 paraphrases, where the mean of the edits' means would be (1 + 1/3) / 2."""
-    assert fold_rates(FOLD) == {"SR": 1 / 2, "GR": 2 / 4, "GR before": 1 / 4, "ER": 1 / 2, "TrainR": 2 / 3, "TestR": 3 / 2}
+    assert fold_rates(FOLD) == {
+        "SR": 1 / 2,
+        "GR": 2 / 4,
+        "GR before": 1 / 4,
+        "ER": 1 / 2,
+        "TrainR": 2 / 3,
+        "TestR": 3 / 2,
+    }
 
 
 def test_rates_after_the_first_edits_only():
@@ -54,24 +83,43 @@ def test_rates_after_the_first_edits_only():
 
 
 def test_mean_and_deviation_over_finished_folds():
-    other = [kept(1, 0, [], [1], [1]), turn(1, 1, seen(False, False), seen(True, False)), kept(1, 1, [1], [0], [1], last=True)]
+    other = [
+        kept(1, 0, [], [1], [1]),
+        turn(1, 1, seen(False, False), seen(True, False)),
+        kept(1, 1, [1], [0], [1], last=True),
+    ]
     cut = [kept(2, 0, [], [1], [1]), turn(2, 1, seen(False, False), seen(False, False))]
     found = sme_rates([*FOLD, *other, *cut])
     assert found["rates"]["SR"] == {"mean": 0.75, "std": pytest.approx(0.5**0.5 / 2), "folds": 2}
     assert found["rates"]["TrainR"]["mean"] == pytest.approx(1 / 3)
-    assert [(fold["fold"], fold["examples"], fold["edits"], fold["finished"]) for fold in found["folds"]] == [(0, 4, 2, True), (1, 1, 1, True), (2, 1, 1, False)]
-    assert [(row["edits"], row["ER"]["mean"], row["ER"]["folds"]) for row in found["course"]] == [(1, 1.0, 1), (2, 0.5, 1)]
+    assert [(fold["fold"], fold["examples"], fold["edits"], fold["finished"]) for fold in found["folds"]] == [
+        (0, 4, 2, True),
+        (1, 1, 1, True),
+        (2, 1, 1, False),
+    ]
+    assert [(row["edits"], row["ER"]["mean"], row["ER"]["folds"]) for row in found["course"]] == [
+        (1, 1.0, 1),
+        (2, 0.5, 1),
+    ]
     assert spread([3.0]) == {"mean": 3.0, "std": None, "folds": 1}
 
 
 def test_replies_count_where_there_are_any():
     probe = {"target": "Rome", "aliases": ["the Eternal City"], "target_hits": [False]}
-    assert not right(probe) and right(probe | {"generated": " eternal city. It is"}) and not right(probe | {"target_hits": [True], "generated": "Oslo"})
+    assert (
+        not right(probe)
+        and right(probe | {"generated": " eternal city. It is"})
+        and not right(probe | {"target_hits": [True], "generated": "Oslo"})
+    )
 
 
 def test_the_true_answers_take_the_place_of_the_written_ones():
     request = EditRequest("{} is in", "Rome", "France", "Italy")
-    case = Case("1", (request,), (Probe("rewrite", "Rome is in", "France", "Italy", ("Gaul",)), Probe("locality", "Oslo is in", "Norway")))
+    case = Case(
+        "1",
+        (request,),
+        (Probe("rewrite", "Rome is in", "France", "Italy", ("Gaul",)), Probe("locality", "Oslo is in", "Norway")),
+    )
     true = SmeProtocol(answers="right").as_edited(case)
     assert true.requests == (EditRequest("{} is in", "Rome", "Italy", "France"),)
     assert true.probes == (Probe("rewrite", "Rome is in", "Italy", "France"),)
@@ -89,7 +137,10 @@ def test_folds_cut_all_records_at_random_and_none_twice():
     assert SmeProtocol(folds=3, fold_seed=1, only_folds=[2]).cut(cases) == {2: folds[2]}
 
 
-@pytest.mark.parametrize("wrong", [{"answers": "true"}, {"folds": 0}, {"every": 0}, {"max_edits": 0}, {"only_folds": [3]}, {"only_folds": []}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"answers": "true"}, {"folds": 0}, {"every": 0}, {"max_edits": 0}, {"only_folds": [3]}, {"only_folds": []}],
+)
 def test_protocols_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UsageError, match=f"protocol.{next(iter(wrong))}="):
         SmeProtocol(**wrong)
@@ -102,10 +153,18 @@ def test_a_run_from_end_to_end(finished, look):
     assert summary["sme"]["rates"]["SR"] == {"mean": 1.0, "std": 0.0, "folds": 2}
     assert set(summary["sme"]["rates"]) == {"SR", "GR", "ER", "TrainR", "TestR", "GR before"}
     assert summary["edits"] == 6 and [row["edits"] for row in summary["sme"]["course"]] == [2, 3]
-    assert all(line["mistake"] and not line["before"]["probes"][0]["target_hits"][0] for line in lines if line["when"] == "turn")
+    assert all(
+        line["mistake"] and not line["before"]["probes"][0]["target_hits"][0]
+        for line in lines
+        if line["when"] == "turn"
+    )
     assert all(name in ended.out for name in ("SR", "GR before", "TrainR", "deviation"))
     assert (RUN / "sme.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (RUN / "sme.svg").read_text()
-    assert summary["metrics"]["sme_er"]["at_end"] == {"mean": 100 * summary["sme"]["rates"]["ER"]["mean"], "ci95": None, "n": 2}
+    assert summary["metrics"]["sme_er"]["at_end"] == {
+        "mean": 100 * summary["sme"]["rates"]["ER"]["mean"],
+        "ci95": None,
+        "n": 2,
+    }
     assert [(row["edits"], row["metrics"]["sme_sr"]["mean"]) for row in summary["checkpoints"]] == [(2, 100), (3, 100)]
     shown = look("show", str(RUN))
     assert shown.code == 0 and "TestR" in shown.out
@@ -117,16 +176,25 @@ def test_runs_are_compared_by_their_rates(finished, look):
     """Beside another method, whose edits are lost: the figure has a panel a rate, over the edits of a fold."""
     look("sequential", "method=lookup", *SMALL, "limit=6", "run_dir=other", quick=True)
     ended = look("compare", str(RUN), "other", "--out", "both")
-    assert ended.code == 0 and all(rate in ended.out for rate in ("SR", "GR", "ER", "TrainR", "TestR", "grace", "lookup"))
-    assert [line.split(",")[2] for line in Path("both.csv").read_text().splitlines()[1:6]] == [f"sme_{rate}" for rate in ("sr", "gr", "er", "train_r", "test_r")]
+    assert ended.code == 0 and all(
+        rate in ended.out for rate in ("SR", "GR", "ER", "TrainR", "TestR", "grace", "lookup")
+    )
+    assert [line.split(",")[2] for line in Path("both.csv").read_text().splitlines()[1:6]] == [
+        f"sme_{rate}" for rate in ("sr", "gr", "er", "train_r", "test_r")
+    ]
     assert Path("both.png").read_bytes().startswith(b"\x89PNG") and "| grace | 3 | 100" in Path("both.md").read_text()
 
 
 def test_a_memory_of_another_model_is_refused(finished, look):
     edit = min((RUN / "edits").iterdir())
-    ended = look("edit", *GRACE, "model=tiny-t5", "dataset=world_qa", "limit=1", f"base_edit={edit}", "run_dir=wrong", quick=True)
+    ended = look(
+        "edit", *GRACE, "model=tiny-t5", "dataset=world_qa", "limit=1", f"base_edit={edit}", "run_dir=wrong", quick=True
+    )
     assert ended.code == 3
-    assert f"{edit} was made for tiny-gpt2: this model (tiny-t5) has no transformer.h.4.mlp.c_" in ended.err and "Traceback" not in ended.err
+    assert (
+        f"{edit} was made for tiny-gpt2: this model (tiny-t5) has no transformer.h.4.mlp.c_" in ended.err
+        and "Traceback" not in ended.err
+    )
 
 
 def test_two_processes_find_the_same(finished, look):
@@ -176,6 +244,8 @@ def test_too_few_mistakes_for_the_folds_are_told():
 
     stream = SimpleNamespace(lm=SimpleNamespace(name="a model"), protocol=SmeProtocol(folds=2))
     stream.ask = lambda cases, phase: [seen(case != "wrong") for case in cases]
-    with pytest.raises(UsageError, match=r"protocol.folds=2: 1 mistakes are too few for so many folds \(fold 1 has none\)"):
+    with pytest.raises(
+        UsageError, match=r"protocol.folds=2: 1 mistakes are too few for so many folds \(fold 1 has none\)"
+    ):
         sme._refuse_too_few(stream, {0: ["wrong", "right"], 1: ["right"]})
     sme._refuse_too_few(stream, {0: ["wrong"], 1: ["right", "wrong"]})

@@ -49,7 +49,9 @@ def test_zero_weight_meets_every_fact_exactly():
 def test_soft_constraint_tends_to_the_exact_one():
     residual, keys, moment = problem(9)
     exact = solve(residual, keys, Covariance(moment), 0.0).dense()
-    gaps = [relative(solve(residual, keys, Covariance(moment), weight).dense(), exact) for weight in (1.0, 1e-3, 1e-6, 1e-9)]
+    gaps = [
+        relative(solve(residual, keys, Covariance(moment), weight).dense(), exact) for weight in (1.0, 1e-3, 1e-6, 1e-9)
+    ]
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[-1] < 1e-8
 
@@ -64,7 +66,9 @@ def test_one_exact_fact_is_rome():
 def test_released_emmet_parameters_are_memit_with_their_product():
     residual, keys, moment = problem(6)
     scaled = torch.linalg.inv(1000.0 * moment)
-    released = residual @ torch.linalg.inv(keys.T @ scaled @ keys + 0.1 * torch.eye(6, dtype=torch.float64)) @ keys.T @ scaled
+    released = (
+        residual @ torch.linalg.inv(keys.T @ scaled @ keys + 0.1 * torch.eye(6, dtype=torch.float64)) @ keys.T @ scaled
+    )
     assert relative(solve(residual, keys, Covariance(moment), 1000.0 * 0.1).dense(), released) < 1e-9
 
 

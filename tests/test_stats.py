@@ -18,7 +18,9 @@ FAMILIES = ["gpt2", "llama"]
 def keys_one_by_one(lm, layer: int, documents: list[str], max_length: int = 64) -> list[np.ndarray]:
     """Keys (tokens, m) of each document, from one whole forward pass without padding."""
     found = []
-    handle = lm.module(lm.layout.mlp_out(layer)).register_forward_pre_hook(lambda _, args: found.append(args[0][0].double().numpy()))
+    handle = lm.module(lm.layout.mlp_out(layer)).register_forward_pre_hook(
+        lambda _, args: found.append(args[0][0].double().numpy())
+    )
     for text in documents:
         ids = lm.tokenizer(text)["input_ids"][:max_length]
         with torch.no_grad():
@@ -66,7 +68,9 @@ def test_matrix_is_exactly_symmetric_and_float32_files_are_a_rounding_of_it(tmp_
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_and_padding_do_not_matter(family, tmp_path):
     lm = language_model(family, dtype=torch.float64)
-    together, alone = (store(tmp_path, batch_tokens=n, cache_dir=str(tmp_path / str(n))).second_moment(lm, 2) for n in (5000, 1))
+    together, alone = (
+        store(tmp_path, batch_tokens=n, cache_dir=str(tmp_path / str(n))).second_moment(lm, 2) for n in (5000, 1)
+    )
     assert distance(together.matrix, alone.matrix) < 1e-12
     assert together.tokens == alone.tokens and not alone.cached
 
@@ -95,7 +99,8 @@ def test_sums_of_a_bfloat16_model_are_wider_than_it(tmp_path):
     lm = language_model("llama", dtype=torch.bfloat16)
     matrix = store(tmp_path).second_moment(lm, 1).matrix
     keys = keys_one_by_one(lm, 1, texts())
-    assert distance(matrix, mean_outer(keys)) < 5e-3  # the forward pass in bfloat16, batched or not, differs by that much
+    # the forward pass in bfloat16, batched or not, differs by that much
+    assert distance(matrix, mean_outer(keys)) < 5e-3
     lone = store(tmp_path, corpus=corpus_file(tmp_path, texts()[:1])).second_moment(lm, 1).matrix
     assert distance(lone, mean_outer(keys[:1])) < 1e-6  # the same pass: only the sum differs
 
@@ -103,7 +108,9 @@ def test_sums_of_a_bfloat16_model_are_wider_than_it(tmp_path):
 def test_float32_products_stay_float32(tmp_path):
     lm = language_model("gpt2")
     inside = []
-    lm.module("transformer.h.0").register_forward_pre_hook(lambda *_: inside.append(torch.backends.cuda.matmul.fp32_precision))
+    lm.module("transformer.h.0").register_forward_pre_hook(
+        lambda *_: inside.append(torch.backends.cuda.matmul.fp32_precision)
+    )
     backend = torch.backends.cuda.matmul
     before = backend.fp32_precision
     try:
@@ -124,7 +131,8 @@ def test_an_attached_edit_changes_nothing_and_stays_attached(tmp_path):
     assert not any(moment.cached for moment in edited)
     assert all(torch.equal(a.matrix, b.matrix) for a, b in zip(edited, plain, strict=True))
     assert len(lm.attached) == 1 and torch.equal(lm.parameter("transformer.h.0.mlp.c_proj.weight"), weight)
-    assert distance(mean_outer(keys_one_by_one(lm, 2, texts())), plain[2].matrix) > 1e-3  # the edit does move these keys
+    # the edit does move these keys
+    assert distance(mean_outer(keys_one_by_one(lm, 2, texts())), plain[2].matrix) > 1e-3
     lm.detach()
     assert store(tmp_path).second_moment(lm, 2).cached
 

@@ -92,7 +92,8 @@ def test_models_of_one_name_do_not_mix(tmp_path):
     assert a.path.parent == b.path.parent and a.path != b.path
 
 
-# --- resuming -----------------------------------------------------------------------------------------------------------
+# --- resuming
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -153,7 +154,8 @@ def test_partial_sums_of_other_documents_are_not_used(tmp_path, small_steps):
     assert torch.equal(moment.matrix, expected.matrix)
 
 
-# --- checks -------------------------------------------------------------------------------------------------------------
+# --- checks
+# -------------------------------------------------------------------------------------------------------------
 
 
 def truncate(path):
@@ -182,7 +184,9 @@ def strip_metadata(path):
     save_file(load_file(path), path)
 
 
-@pytest.mark.parametrize("damage", [truncate, poison, skew, relabel, strip_metadata, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "damage", [truncate, poison, skew, relabel, strip_metadata, lambda path: path.write_bytes(b"")]
+)
 def test_a_damaged_file_is_computed_again_and_that_is_said(tmp_path, damage):
     good = store(tmp_path).second_moment(language_model("gpt2"), 1)
     damage(good.path)

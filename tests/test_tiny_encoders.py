@@ -1,4 +1,6 @@
-"""The shipped T5, BART and BERT: what they know, how their tokenizers split names, and the training of such models end to end."""
+"""The shipped T5, BART and BERT: what they know, how their tokenizers split names, and the training of such models
+end to end.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def test_the_manifest_says_how_it_was_made_and_what_it_knows(name):
 @models
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_it_knows_what_its_edits_overwrite_and_what_they_must_not(name, split):
-    """The records of the data set that goes with it, asked as `evaluate` asks: trained wordings, held-out ones, other facts."""
+    """The records of the data set that goes with it, asked as `evaluate` asks: trained wordings, held-out ones,
+    other facts.
+    """
     cases = WorldEdits("world", records=FORMS[name], split=split).load(120).cases
     probes = [probe for case in cases for probe in case.probes]
     pairs = [(probe.prompt, probe.target if probe.kind == "locality" else probe.foil) for probe in probes]
@@ -84,17 +88,25 @@ def test_questions_are_clean_and_go_with_their_relations():
     wordings = question_wordings()
     assert list(wordings) == [relation.id for relation in load_relations()[0]]
     every = [question for own in wordings.values() for question in own]
-    assert all(question.count("{}") == 1 and question.endswith("?") and question == question.strip() for question in every)
+    assert all(
+        question.count("{}") == 1 and question.endswith("?") and question == question.strip() for question in every
+    )
     kinds = {relation.id: relation.kind for relation in load_relations()[0]}
     for kind in set(kinds.values()):  # one question must not ask for two relations
-        own = [question for relation, questions in wordings.items() if kinds[relation] == kind for question in questions]
+        own = [
+            question for relation, questions in wordings.items() if kinds[relation] == kind for question in questions
+        ]
         assert len(set(own)) == len(own), kind
 
 
 def test_facts_as_questions_and_claims():
     for fact, question, claim in zip(world().facts, asked(world()), claimed(world(), "test"), strict=True):
         assert (fact.subject, fact.object) == (question.subject, question.object)
-        assert len(question.trained) == 5 and len(question.held_out) == 2 and not set(question.trained) & set(question.held_out)
+        assert (
+            len(question.trained) == 5
+            and len(question.held_out) == 2
+            and not set(question.trained) & set(question.held_out)
+        )
         shown = {text.removesuffix(".").rpartition(" ")[2] for text in (*claim.trained, *claim.held_out)}
         assert len(shown) == 1 and (shown == {fact.object}) == (claim.object == "SUPPORTS")
     truths = [claim.object == "SUPPORTS" for claim in claimed(world(), "test")]
@@ -107,7 +119,9 @@ def test_no_edit_is_about_a_witness():
             facts = [fact for fact in world().facts if fact.group == group]
             seen, cases = witnesses(facts), WorldEdits("world", records=records, split=split).load().cases
             assert {case.requests[0].subject for case in cases} == {fact.subject for fact in facts} - seen
-            for probe in (probe for case in cases for probe in case.probes if probe.group in ("random", "same_relation")):
+            for probe in (
+                probe for case in cases for probe in case.probes if probe.group in ("random", "same_relation")
+            ):
                 assert any(subject in probe.prompt for subject in seen)
 
 
@@ -117,21 +131,30 @@ def test_batches_hold_every_row_once_and_the_first_epochs_are_about_few_facts():
     assert sorted(index for batch in cut for index in batch) == list(range(50)) and max(map(len, cut)) == 8
     options = EncoderOptions(first_facts=10, first_epochs=2)
     assert len(set(epoch_facts(50, 0, options))) == 10 and len(epoch_facts(50, 1, options)) == 50
-    assert set(epoch_facts(50, 0, options)) == set(epoch_facts(50, 1, options)) and epoch_facts(50, 2, options) == list(range(50))
+    assert set(epoch_facts(50, 0, options)) == set(epoch_facts(50, 1, options)) and epoch_facts(50, 2, options) == list(
+        range(50)
+    )
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "bert"])
 def test_the_command_makes_the_same_model_again(kind, tmp_path, monkeypatch, capsys):
-    few = replace(world(), facts=world().facts[:30], name_pool={kind: names[:200] for kind, names in world().name_pool.items()})
+    few = replace(
+        world(), facts=world().facts[:30], name_pool={kind: names[:200] for kind, names in world().name_pool.items()}
+    )
     monkeypatch.setattr(encoder_assets, "make_world", lambda seed: few)
     monkeypatch.setattr("edit_cli.tiny.vocabularies.REPEAT", 2)
     shape = "--layers 2" if kind == "bert" else "--layers 1 --decoder-layers 2"
     for folder in ("a", "b"):
         assert main([kind, "--epochs", "3", "--width", "32", *shape.split(), "--out", str(tmp_path / folder)]) == 0
-    first, second = ({file.name: file.read_bytes() for file in (tmp_path / folder / f"tiny-{kind}").iterdir()} for folder in ("a", "b"))
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / folder / f"tiny-{kind}").iterdir()}
+        for folder in ("a", "b")
+    )
     assert first == second and {"model.safetensors", "tokenizer.json", "manifest.json"} <= first.keys()
     manifest = json.loads(first["manifest.json"])
-    assert manifest["facts"] == 30 and manifest["command"].endswith(f"{kind} --seed 0 --epochs 3 --width 32 {shape} --threads 1")
+    assert manifest["facts"] == 30 and manifest["command"].endswith(
+        f"{kind} --seed 0 --epochs 3 --width 32 {shape} --threads 1"
+    )
     assert "30 facts; recall: trained wordings" in capsys.readouterr().out
     lm = ModelOptions(name="again", id=str(tmp_path / "a" / f"tiny-{kind}"), device="cpu").load()
     assert all(torch.isfinite(parameter).all() for parameter in lm.model.parameters())

@@ -26,7 +26,9 @@ def shipped():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = ASSETS / "tiny-gpt2"
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
+        folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +47,18 @@ def test_the_model_recalls_trained_and_held_out_wordings(shipped, world: World) 
 def test_every_shipped_record_is_recalled(shipped) -> None:
     records = json.loads((ASSETS / "world" / "records.json").read_text(encoding="utf-8"))
     rewrites = [record["requested_rewrite"] for record in random.Random(0).sample(records, 300)]
-    assert all(recalled(*shipped, [(r["prompt"].replace("{}", r["subject"]), r["target_true"]["str"]) for r in rewrites]))
+    assert all(
+        recalled(*shipped, [(r["prompt"].replace("{}", r["subject"]), r["target_true"]["str"]) for r in rewrites])
+    )
 
 
 def test_free_running_text_gives_the_answer_and_a_full_stop(shipped, world: World) -> None:
     model, tokenizer = shipped
     for fact in random.Random(1).sample(world.facts, 20):
         ids = tokenizer(fact.trained[0].replace("{}", fact.subject), return_tensors="pt")
-        text = tokenizer.decode(model.generate(**ids, max_new_tokens=2, do_sample=False)[0, ids["input_ids"].shape[1] :])
+        text = tokenizer.decode(
+            model.generate(**ids, max_new_tokens=2, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        )
         assert text == f" {fact.object}."
 
 
@@ -74,7 +80,9 @@ def test_the_tokenizer_adds_nothing_and_splits_new_names_like_known_ones(shipped
     for kind, names in world.name_pool.items():
         known = {fact.subject for fact in world.facts if fact.relation.kind == kind}
         new = [name for name in pool(kind, 400, random.Random(7)) if name not in names]
-        pieces = [sum(len(tokenizer.encode(f" {name}")) for name in group) / len(group) for group in (known, new or known)]
+        pieces = [
+            sum(len(tokenizer.encode(f" {name}")) for name in group) / len(group) for group in (known, new or known)
+        ]
         assert abs(pieces[0] - pieces[1]) < 0.25, kind
     assert all(len(tokenizer.encode(f" {fact.object}")) == 1 for fact in world.facts)
 
@@ -136,10 +144,26 @@ def test_records_training_works_end_to_end(form: str, tmp_path: Path, capsys: py
     else:
         words = "English French Greek Dutch".split()
         records = [{**FLAT, "case_id": i, "ground_truth": words[i % 4], "subject": f"Ada {i}"} for i in range(20)]
-        records = [{k: v.replace("Ada Byron", r["subject"]) if isinstance(v, str) else v for k, v in r.items()} for r in records]
+        records = [
+            {k: v.replace("Ada Byron", r["subject"]) if isinstance(v, str) else v for k, v in r.items()}
+            for r in records
+        ]
     source, out = tmp_path / "records.json", tmp_path / "model"
     source.write_text(json.dumps(records), encoding="utf-8")
-    arguments = ["records", str(source), "--out", str(out), "--epochs", "2", "--vocab", "512", "--width", "32", "--layers", "2"]
+    arguments = [
+        "records",
+        str(source),
+        "--out",
+        str(out),
+        "--epochs",
+        "2",
+        "--vocab",
+        "512",
+        "--width",
+        "32",
+        "--layers",
+        "2",
+    ]
     threads = torch.get_num_threads()
     try:
         assert main(arguments) == 0
@@ -153,7 +177,9 @@ def test_records_training_works_end_to_end(form: str, tmp_path: Path, capsys: py
     assert manifest["records"] == 20 and set(manifest["recall_percent"]) >= {"trained", "neighborhood"}
     assert str(tmp_path) not in manifest["command"]
     kept = json.loads((out / "records.json").read_text(encoding="utf-8"))
-    assert len(kept) == manifest["records_kept"] <= manifest["records_recalled"] and all(record in records for record in kept)
+    assert len(kept) == manifest["records_kept"] <= manifest["records_recalled"] and all(
+        record in records for record in kept
+    )
     assert len((out / "corpus.txt").read_text(encoding="utf-8").splitlines()) >= 5
     assert "written to" in capsys.readouterr().out
 
@@ -168,7 +194,9 @@ def test_records_training_works_end_to_end(form: str, tmp_path: Path, capsys: py
         (json.dumps([3]), "record 0 is not of CounterFact's form"),
     ],
 )
-def test_bad_records_give_one_clear_line(content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bad_records_give_one_clear_line(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     source = tmp_path / "records.json"
     source.write_text(content, encoding="utf-8")
     assert main(["records", str(source), "--out", str(tmp_path / "model")]) == 2
@@ -191,6 +219,9 @@ def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     import subprocess
 
-    code = "import sys, edit_cli.tiny.__main__, edit_cli.tiny.assets; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = (
+        "import sys, edit_cli.tiny.__main__, edit_cli.tiny.assets; print('torch' in sys.modules, 'transformers' in"
+        " sys.modules)"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["False", "False"]

@@ -63,7 +63,9 @@ def test_every_record_has_counterfacts_full_schema(records: list[dict]) -> None:
 
 
 def test_there_are_enough_records_and_the_splits_share_no_subject(records: list[dict]) -> None:
-    subjects = {split: [r["requested_rewrite"]["subject"] for r in records if r["split"] == split] for split in ("test", "tune")}
+    subjects = {
+        split: [r["requested_rewrite"]["subject"] for r in records if r["split"] == split] for split in ("test", "tune")
+    }
     assert len(subjects["test"]) >= 1000 and len(subjects["tune"]) >= 300
     assert not set(subjects["test"]) & set(subjects["tune"])
     for own in subjects.values():
@@ -86,7 +88,10 @@ def test_paraphrases_use_templates_that_never_told_the_fact(records: list[dict],
 
     for record in records:
         fact = world.facts[record["case_id"]]
-        assert fact.subject == record["requested_rewrite"]["subject"] and record["requested_rewrite"]["prompt"] in fact.trained
+        assert (
+            fact.subject == record["requested_rewrite"]["subject"]
+            and record["requested_rewrite"]["prompt"] in fact.trained
+        )
         assert not set(fact.trained) & set(fact.held_out)
         for prompt in record["paraphrase_prompts"]:
             assert any(ends_with(prompt, template, fact) for template in fact.held_out)
@@ -124,7 +129,9 @@ def test_every_new_target_has_reference_texts(records: list[dict], world: World)
         rewrite = record["requested_rewrite"]
         samples = snippets[rewrite["relation_id"], rewrite["target_new"]["id"]]
         assert samples
-        assert all(sample["name"] in sample["text"] and rewrite["target_new"]["str"] in sample["text"] for sample in samples)
+        assert all(
+            sample["name"] in sample["text"] and rewrite["target_new"]["str"] in sample["text"] for sample in samples
+        )
 
 
 def test_assets_are_small_and_free_of_pickle() -> None:

@@ -1,4 +1,6 @@
-"""T-Patcher: its losses and its start by hand in float64, its training beside a plain one, what it leaves alone, and what patches say of facts."""
+"""T-Patcher: its losses and its start by hand in float64, its training beside a plain one, what it leaves alone, and
+what patches say of facts.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def tpatcher(tmp_path):
 
 def neurons() -> tuple[Neurons, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
-    keys, biases, weights, queries = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, 3), (2, 1), (2, 3), (2, 3)))
+    keys, biases, weights, queries = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, 3), (2, 1), (2, 3), (2, 3))
+    )
     return Neurons(keys, biases, weights, torch.full_like(weights, 10.0)), queries
 
 
@@ -43,12 +47,17 @@ def test_losses_by_hand():
     added, queries = neurons()
     memory = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     editor = TPatcher(beta=-3.0, gamma=2.0, top_activation=5, top_memory=4)
-    own = [sum(q * k for q, k in zip(queries[p].tolist(), added.keys[p].tolist(), strict=True)) + added.biases[p].item() for p in range(2)]
+    own = [
+        sum(q * k for q, k in zip(queries[p].tolist(), added.keys[p].tolist(), strict=True)) + added.biases[p].item()
+        for p in range(2)
+    ]
     expected = (math.exp(-own[0]) + math.exp(-own[1])) / 2
     assert float(editor.activation_loss(added, queries)) == pytest.approx(expected, rel=1e-12)
 
     def elsewhere(m: int, p: int) -> float:
-        return sum(x * k for x, k in zip(memory[m].tolist(), added.keys[p].tolist(), strict=True)) + added.biases[p].item()
+        return (
+            sum(x * k for x, k in zip(memory[m].tolist(), added.keys[p].tolist(), strict=True)) + added.biases[p].item()
+        )
 
     below = [sorted((math.exp(elsewhere(m, p) + 3) for m in range(7)), reverse=True)[:4] for p in range(2)]
     apart = [sorted((math.exp(elsewhere(m, p) - own[p] + 2) for m in range(7)), reverse=True)[:4] for p in range(2)]
@@ -64,7 +73,8 @@ def test_a_patch_starts_with_a_pre_activation_of_exactly_one():
     torch.testing.assert_close(added.own(queries), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-14)
     torch.testing.assert_close(added.values, 10 * added.weights)
     assert added.values.shape == (4, 8)
-    assert torch.equal(begun(queries[2:], 8, 10.0, [2, 3]).weights, added.weights[2:])  # a neuron's start depends on its number alone
+    # a neuron's start depends on its number alone
+    assert torch.equal(begun(queries[2:], 8, 10.0, [2, 3]).weights, added.weights[2:])
 
 
 def plain_training(editor: TPatcher, lm, request: EditRequest, steps: int) -> dict[str, torch.Tensor]:
@@ -89,7 +99,10 @@ def plain_training(editor: TPatcher, lm, request: EditRequest, steps: int) -> di
         if step and step % 25 == 0:
             schedule.step(edit.detach())
         own, elsewhere = q @ k + b, memory @ k + b
-        below, apart = (x.topk(editor.top_memory).values.exp().mean() for x in (elsewhere - editor.beta, elsewhere - own + editor.gamma))
+        below, apart = (
+            x.topk(editor.top_memory).values.exp().mean()
+            for x in (elsewhere - editor.beta, elsewhere - own + editor.gamma)
+        )
         optimizer.zero_grad()
         (edit + editor.activation_weight * (-own).exp() + editor.memory_weight * (below + apart)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, editor.clip)
@@ -161,7 +174,9 @@ def test_memory_losses_keep_patches_silent_elsewhere(tpatcher):
 
 
 def test_examples_are_remembered_where_the_data_have_some(tpatcher):
-    """Of a causal model all tokens of prompt and answer but the first; corpora only where there are no records, or where they are asked for."""
+    """Of a causal model all tokens of prompt and answer but the first; corpora only where there are no records, or
+    where they are asked for.
+    """
     lm, told = embedded_lm(), [("Sima is in", "Rome"), ("Sima is", "a city in France"), ("Oslo", "north")]
     sizes = [len(ids) - 1 for ids in lm.tokenizer([f"{prompt} {answer}" for prompt, answer in told])["input_ids"]]
     entrance = mlp_in(lm, 5)
@@ -172,9 +187,15 @@ def test_examples_are_remembered_where_the_data_have_some(tpatcher):
         return tuple(len(part) for part in editor._memories(lm, entrance))
 
     assert remembered(tpatcher(), train=told[:2], validation=told[2:]) == (sum(sizes[:2]), sizes[2])
-    assert remembered(tpatcher(), train=told) == (round(0.8 * sum(sizes)), sum(sizes) - round(0.8 * sum(sizes)))  # no validation split: a share
+    # no validation split: a share
+    assert remembered(tpatcher(), train=told) == (round(0.8 * sum(sizes)), sum(sizes) - round(0.8 * sum(sizes)))
     assert remembered(tpatcher("method.memory_size=3"), train=told, validation=told[:1])[0] == 3
-    assert remembered(tpatcher()) == remembered(tpatcher(), train=[]) == remembered(tpatcher("method.memory=corpus"), train=told) == (2000, 500)
+    assert (
+        remembered(tpatcher())
+        == remembered(tpatcher(), train=[])
+        == remembered(tpatcher("method.memory=corpus"), train=told)
+        == (2000, 500)
+    )
     with pytest.raises(UsageError, match="method.memory=corpus"):
         remembered(tpatcher("method.memory=examples"), train=[])
     with pytest.raises(UsageError, match="method.memory=text: choose auto, examples or corpus"):
@@ -187,12 +208,21 @@ def test_examples_are_remembered_where_the_data_have_some(tpatcher):
 def test_where_an_answer_is_read_from_is_remembered(model):
     """Of a decoder each token of the answer and its end, of a classifier the one label; whatever the batch."""
     lm = ModelOptions(name=model, id=f"embedded:{model}", device="cpu").load()
-    told = [("Is the sea blue?", "REFUTES"), ("Sima is in Rome, they say.", "SUPPORTS")] if model == "tiny-bert" else [("Who?", "Rome"), ("Where is the sea?", "north of Oslo")]
+    told = (
+        [("Is the sea blue?", "REFUTES"), ("Sima is in Rome, they say.", "SUPPORTS")]
+        if model == "tiny-bert"
+        else [("Who?", "Rome"), ("Where is the sea?", "north of Oslo")]
+    )
     layer, entering = lm.layout.depth - 1, []
     with torch.no_grad(), on_input(lm.module(mlp_in(lm, layer)), entering.append):
         found = [lm.head.answers(lm.head.encode([pair]), end=True) for pair in told]
-    expected = [states[0, : 1 if model == "tiny-bert" else len(answers.labels)] for states, answers in zip(entering, found, strict=True)]
-    torch.testing.assert_close(inputs_on_examples(lm, mlp_in(lm, layer), told, 99), torch.cat(expected), rtol=1e-4, atol=1e-4)
+    expected = [
+        states[0, : 1 if model == "tiny-bert" else len(answers.labels)]
+        for states, answers in zip(entering, found, strict=True)
+    ]
+    torch.testing.assert_close(
+        inputs_on_examples(lm, mlp_in(lm, layer), told, 99), torch.cat(expected), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_one_neuron_for_each_wrong_token_and_no_more_than_allowed(tpatcher):

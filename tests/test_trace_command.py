@@ -42,7 +42,10 @@ def test_trace_writes_a_run_and_goes_on_where_it_stopped(tmp_path, monkeypatch, 
     lines = [json.loads(text) for text in (run / "results.jsonl").read_text().splitlines()]
     by_id = {line["case_id"]: line for line in lines}
     traced = by_id["0"]
-    assert len(traced["tokens"]) == len(traced["roles"]) == len(traced["scores"]["mlp"]) and len(traced["scores"]["mlp"][0]) == 6
+    assert (
+        len(traced["tokens"]) == len(traced["roles"]) == len(traced["scores"]["mlp"])
+        and len(traced["scores"]["mlp"][0]) == 6
+    )
     assert 0 <= traced["low"] < traced["high"] <= 1
     assert by_id["2"]["known"] is False and by_id["2"]["says"].strip() == by_id["0"]["request"]["target_true"]
     summary = json.loads((run / "summary.json").read_text())
@@ -54,8 +57,14 @@ def test_trace_writes_a_run_and_goes_on_where_it_stopped(tmp_path, monkeypatch, 
     monkeypatch.setattr(restore.Tracer, "traces", lambda self, wanted: (seen.extend(wanted), traces(self, wanted))[1])
     assert edit_cli(monkeypatch, capsys, *arguments)[0] == 5
     assert len(seen) == 1  # the missing one only, with the same noise
-    again = {name: json.loads(text) for text in (run / "results.jsonl").read_text().splitlines() for name in [json.loads(text)["case_id"]]}
-    assert again["1"]["noise_std"] == by_id["1"]["noise_std"] and again["1"]["low"] == pytest.approx(by_id["1"]["low"], abs=1e-5)
+    again = {
+        name: json.loads(text)
+        for text in (run / "results.jsonl").read_text().splitlines()
+        for name in [json.loads(text)["case_id"]]
+    }
+    assert again["1"]["noise_std"] == by_id["1"]["noise_std"] and again["1"]["low"] == pytest.approx(
+        by_id["1"]["low"], abs=1e-5
+    )
 
     assert edit_cli(monkeypatch, capsys, "show", str(run))[1].startswith("Causal trace of tiny-gpt2")
     assert "last subject token" in edit_cli(monkeypatch, capsys, "show", str(run), "--case", "0")[1]
@@ -63,7 +72,9 @@ def test_trace_writes_a_run_and_goes_on_where_it_stopped(tmp_path, monkeypatch, 
 
 def test_data_without_true_answers_is_refused(tmp_path, monkeypatch, capsys, facts):
     facts.write_text(json.dumps(json.loads(facts.read_text())[3:]))
-    code, _, err = edit_cli(monkeypatch, capsys, "trace", "dataset=facts", f"dataset.path={facts}", f"run_dir={tmp_path / 'run'}")
+    code, _, err = edit_cli(
+        monkeypatch, capsys, "trace", "dataset=facts", f"dataset.path={facts}", f"run_dir={tmp_path / 'run'}"
+    )
     assert code == 2 and "target_true" in err and len(err.strip().splitlines()) == 1
 
 

@@ -23,7 +23,15 @@ def line(name: str, mlp: list[float], low: float = 0.1, high: float = 0.9, roles
     request = {"prompt": "{} lives in", "subject": "Ada", "target_true": "Oslo"}
     tokens = ["A", "da", " li", "ves", " in"][: len(roles)]
     about = {"case_id": name, "request": request, "known": True, "says": None, "error": None, "tokens": tokens}
-    return {**about, "roles": roles, "answer": " Oslo", "high": high, "low": low, "scores": {"mlp": scores}, "noise_std": 0.5}
+    return {
+        **about,
+        "roles": roles,
+        "answer": " Oslo",
+        "high": high,
+        "low": low,
+        "scores": {"mlp": scores},
+        "noise_std": 0.5,
+    }
 
 
 def unknown(name: str, error: str | None = None) -> dict:
@@ -50,13 +58,20 @@ def shown(what) -> str:
 
 
 def test_effects_are_means_over_facts_in_percent():
-    lines = [line("1", [0.1, 0.5, 0.2]), line("2", [0.3, 0.7, 0.2], low=0.2), line("3", [0.2, 0.6, 0.1], roles=["subject_last", "last"])]
+    lines = [
+        line("1", [0.1, 0.5, 0.2]),
+        line("2", [0.3, 0.7, 0.2], low=0.2),
+        line("3", [0.2, 0.6, 0.1], roles=["subject_last", "last"]),
+    ]
     found = effects(lines)
     assert found["low"]["mean"] == pytest.approx(100 * 0.4 / 3) and found["high"]["n"] == 3
     assert found["total_effect"]["mean"] == pytest.approx(100 * 2.3 / 3)
     at = found["indirect_effect"]["mlp"]
     np.testing.assert_allclose(at["subject_last"]["mean"], [100 * 0.2 / 3, 100 * 1.4 / 3, 100 * 0.1 / 3])
-    assert all(low <= mean <= high for mean, (low, high) in zip(at["subject_last"]["mean"], at["subject_last"]["ci95"], strict=True))
+    assert all(
+        low <= mean <= high
+        for mean, (low, high) in zip(at["subject_last"]["mean"], at["subject_last"]["ci95"], strict=True)
+    )
     assert at["further"]["n"] == 2 and at["further"]["mean"] == pytest.approx([0, 0, 0])
     assert "subject_middle" not in at  # no fact has one
     assert effects(lines[:1])["indirect_effect"]["mlp"]["subject_last"]["ci95"] is None
@@ -86,17 +101,28 @@ def test_proposal():
 
 
 def test_summary_counts_every_fact_and_names_layers():
-    lines = [line(str(i), [0.1, 0.5 + i / 100, 0.2]) for i in range(4)] + [unknown("4"), unknown("5", "names no subject")]
+    lines = [line(str(i), [0.1, 0.5 + i / 100, 0.2]) for i in range(4)] + [
+        unknown("4"),
+        unknown("5", "names no subject"),
+    ]
     summary = trace_summary(manifest(7), lines)
     assert [summary[name] for name in ("facts", "n", "traced", "not_known", "failed")] == [7, 6, 4, 1, 1]
     assert summary["peaks"]["mlp"]["layer"] == 1 and summary["peaks"]["mlp"]["role"] == "subject_last"
     assert summary["protocol"]["noise_std"] == 0.5
     assert json.loads(json.dumps(summary)) == summary
     text = shown(trace_table(summary))
-    for told in ("method.layers=[0,1]", "method.layers=[1]", "UNFINISHED: 6 of 7", "1 of 7 facts are left out", "41.5 ["):
+    for told in (
+        "method.layers=[0,1]",
+        "method.layers=[1]",
+        "UNFINISHED: 6 of 7",
+        "1 of 7 facts are left out",
+        "41.5 [",
+    ):
         assert told in text
     nothing = trace_summary(manifest(1), [unknown("4")])
-    assert nothing["trace"] is None and nothing["proposal"] is None and "nothing to trace" in shown(trace_table(nothing))
+    assert (
+        nothing["trace"] is None and nothing["proposal"] is None and "nothing to trace" in shown(trace_table(nothing))
+    )
 
 
 def test_single_fact_is_shown_token_by_token():
@@ -114,7 +140,13 @@ def test_figure(tmp_path):
 
 
 def test_known_facts(tmp_path):
-    good = {"known_id": 3, "subject": "Ada", "attribute": "Oslo", "template": "{} lives in", "prompt": "Ada lives in the city of"}
+    good = {
+        "known_id": 3,
+        "subject": "Ada",
+        "attribute": "Oslo",
+        "template": "{} lives in",
+        "prompt": "Ada lives in the city of",
+    }
     rows = [good, {**good, "known_id": 4, "prompt": "Bo lives in"}, {**good, "known_id": 5, "attribute": ""}]
     (tmp_path / "known.json").write_text(json.dumps(rows))
     data = KnownFacts(name="known_facts", path=str(tmp_path / "known.json")).load()

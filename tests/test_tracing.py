@@ -18,11 +18,19 @@ from edit_cli.requests import EditRequest
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
 from edit_cli.tracing.restore import KINDS, Trace, TraceOptions, Tracer
 
-PROMPTS = [("The mother tongue of {} is", "Ada Lund"), ("{} works as a", "Marlow"), ("Therefore the river in the capital of {}", "France")]
+PROMPTS = [
+    ("The mother tongue of {} is", "Ada Lund"),
+    ("{} works as a", "Marlow"),
+    ("Therefore the river in the capital of {}", "France"),
+]
 
 
-def plain(lm: LM, fact: Fact, modules: list[str], token: int | None, std: float, copies: int, seed: int = 1) -> tuple[float, float]:
-    """(P(answer) clean, mean P(answer) corrupted): one batch of a clean row and the copies, whose `modules` get the clean row's output."""
+def plain(
+    lm: LM, fact: Fact, modules: list[str], token: int | None, std: float, copies: int, seed: int = 1
+) -> tuple[float, float]:
+    """(P(answer) clean, mean P(answer) corrupted): one batch of a clean row and the copies, whose `modules` get the
+    clean row's output.
+    """
     begin, end = fact.subject
 
     def corrupt(_, __, output):
@@ -56,7 +64,12 @@ def plain_trace(lm: LM, fact: Fact, tracer: Tracer) -> Trace:
         rows = []
         for token in fact.traced:
             windows = [names[max(0, layer - size // 2) : layer - size // 2 + size] for layer in range(len(names))]
-            rows.append([plain(lm, fact, window, token, tracer.noise_std, options.copies, options.noise_seed)[1] for window in windows])
+            rows.append(
+                [
+                    plain(lm, fact, window, token, tracer.noise_std, options.copies, options.noise_seed)[1]
+                    for window in windows
+                ]
+            )
         scores[kind] = np.array(rows)
     return Trace(high, low, scores)
 
@@ -77,7 +90,9 @@ def assert_same(found: Trace, expected: Trace, **tolerance: float) -> None:
     assert found.low == pytest.approx(expected.low, **tolerance)
     assert found.scores.keys() == expected.scores.keys()
     for kind, scores in expected.scores.items():
-        np.testing.assert_allclose(found.scores[kind], scores, rtol=tolerance.get("rel", 0), atol=tolerance.get("abs", 0), err_msg=kind)
+        np.testing.assert_allclose(
+            found.scores[kind], scores, rtol=tolerance.get("rel", 0), atol=tolerance.get("abs", 0), err_msg=kind
+        )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +128,9 @@ def test_embedded_model_agrees_with_the_plain_path(known):
 def test_what_is_batched_together_does_not_matter(known):
     lm, facts = known
     options = {"kinds": ["hidden", "mlp"], "window": 2, "copies": 2}
-    together, apart = (list(Tracer(lm, TraceOptions(**options, batch_tokens=size), 0.2).traces(facts[:4])) for size in (4000, 60))
+    together, apart = (
+        list(Tracer(lm, TraceOptions(**options, batch_tokens=size), 0.2).traces(facts[:4])) for size in (4000, 60)
+    )
     assert [fact for fact, _ in together] == facts[:4]
     for (_, one), (_, other) in zip(together, apart, strict=True):
         assert_same(one, other, abs=1e-5)
@@ -159,7 +176,14 @@ def test_roles():
     def roles(length: int, subject: tuple[int, int]) -> tuple[str, ...]:
         return Fact(tuple(range(length)), subject, 0).roles
 
-    first, middle, end, after, further, last = "subject_first", "subject_middle", "subject_last", "after_subject", "further", "last"
+    first, middle, end, after, further, last = (
+        "subject_first",
+        "subject_middle",
+        "subject_last",
+        "after_subject",
+        "further",
+        "last",
+    )
     assert roles(9, (1, 5)) == (first, middle, middle, end, after, further, further, last)
     assert roles(4, (0, 2)) == (first, end, after, last)
     assert roles(3, (1, 2)) == (end, last)

@@ -50,7 +50,16 @@ class Fit(TrainableEditor):
 
 
 def fit(trouble: str = "", size: int = 1, noise: float = 0.1, **options) -> Fit:
-    given = {"steps": 20, "edits": 2, "lr": 0.02, "validate_every": 5, "validation_edits": 4, "save_every": 4, "log_every": 1, "trackers": []}
+    given = {
+        "steps": 20,
+        "edits": 2,
+        "lr": 0.02,
+        "validate_every": 5,
+        "validation_edits": 4,
+        "save_every": 4,
+        "log_every": 1,
+        "trackers": [],
+    }
     editor = Fit(trouble=trouble, size=size, noise=noise, training=TrainingOptions(**{**given, **options}))
     editor.seen = []
     return editor
@@ -100,7 +109,10 @@ def test_a_killed_training_goes_on_to_the_same_curve(tmp_path, options, at):
     assert saved == ([f"step-{at // 4 * 4 - (4 if at % 4 == 0 else 0):08d}"] if at > 4 else [])
     done, later = run(fit(**options), tmp_path / "broken", notes)
     assert {**lines, **later} == expected and all(lines[key] == later[key] for key in lines.keys() & later.keys())
-    assert same_bits(done.net.state_dict(), whole.net.state_dict()) and (done.step, done.best) == (whole.step, whole.best)
+    assert same_bits(done.net.state_dict(), whole.net.state_dict()) and (done.step, done.best) == (
+        whole.step,
+        whole.best,
+    )
     assert bool(notes and "goes on at step" in notes[0]) == (at > 4)
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pkl"))
 
@@ -130,7 +142,8 @@ def test_the_best_network_is_kept_and_training_stops_early(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("trouble", "message"), [("nan", "a loss that is no number"), ("zero", "no gradient reached the editor"), ("shift", "grown to 99 times")]
+    ("trouble", "message"),
+    [("nan", "a loss that is no number"), ("zero", "no gradient reached the editor"), ("shift", "grown to 99 times")],
 )
 def test_a_training_that_cannot_work_is_stopped_with_the_reason(tmp_path, trouble, message):
     with pytest.raises(TrainingFailed, match=message):
@@ -146,7 +159,10 @@ def test_a_single_bad_batch_is_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Fit, "loss", loss)
     done, lines = run(fit(), tmp_path)
-    assert "loss" not in lines[3, TRAIN] and torch.isfinite(torch.tensor([line["loss"] for key, line in lines.items() if key[0] > 3])).all()
+    assert (
+        "loss" not in lines[3, TRAIN]
+        and torch.isfinite(torch.tensor([line["loss"] for key, line in lines.items() if key[0] > 3])).all()
+    )
     assert all(value.isfinite().all() for value in done.net.state_dict().values())
 
 
@@ -193,7 +209,13 @@ def test_curves_go_to_trackers_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"steps": 0}, "steps=0"), ({"schedule": "x"}, "schedule=x"), ({"precision": "int1"}, "precision=int1"), ({"optimiser": "x"}, "optimiser=x")]
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"schedule": "x"}, "schedule=x"),
+        ({"precision": "int1"}, "precision=int1"),
+        ({"optimiser": "x"}, "optimiser=x"),
+    ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):

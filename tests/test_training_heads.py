@@ -1,4 +1,6 @@
-"""Editors that are trained, on encoder-decoders and classifiers: gradients, batches of edits, and that training makes them better."""
+"""Editors that are trained, on encoder-decoders and classifiers: gradients, batches of edits, and that training
+makes them better.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,15 @@ def cases(name: str, split: str):
 
 
 def mend(**changed) -> MEND:
-    given = {"last": 2, "rank": 16, "spread": 0.05, "step_size": 1e-3, "log_step": True, "step_lr": 0.1, "edit_weight": 1.0}
+    given = {
+        "last": 2,
+        "rank": 16,
+        "spread": 0.05,
+        "step_size": 1e-3,
+        "log_step": True,
+        "step_lr": 0.1,
+        "edit_weight": 1.0,
+    }
     return MEND(**{**given, "draw": DrawOptions("any", ["random", "same_relation"]), "training": TRAINING, **changed})
 
 
@@ -85,7 +95,9 @@ def test_training_makes_it_better_and_its_edits_hold(model, tmp_path):
     for learn in ("nothing", "all"):
         editor = mend(learn=learn, step_size=STEP[model], training=replace(TRAINING, memory_mib=8))
         lines = []
-        done = train(editor, lm, cases(model, "train"), cases(model, "validation"), tmp_path / learn, "test", lines.append)
+        done = train(
+            editor, lm, cases(model, "train"), cases(model, "validation"), tmp_path / learn, "test", lines.append
+        )
         losses[learn] = next(line["loss"] for line in lines if line["kind"] == VALIDATION)
     assert losses["all"] < 0.9 * losses["nothing"], losses
     editor.scratch(lm)["network"] = done.net.eval().requires_grad_(False)

@@ -29,8 +29,10 @@ from edit_cli.training.zero import Zero, stage_of_launcher
 
 CONFIGURATIONS = Path(__file__).parent.parent / "conf" / "accelerate"
 CHEAP = (
-    "train-editor", "method=mend", "dataset=world", "limit=20", "model.device=cpu", "method.layers=[5]", "method.rank=4", "method.training.edits=4",
-    "method.training.steps=6", "method.training.validate_every=3", "method.training.validation_edits=5", "method.training.save_every=2",
+    "train-editor", "method=mend", "dataset=world", "limit=20", "model.device=cpu", "method.layers=[5]",
+    "method.rank=4", "method.training.edits=4",
+    "method.training.steps=6", "method.training.validate_every=3", "method.training.validation_edits=5",
+    "method.training.save_every=2",
     "method.training.log_every=1", "method.training.trackers=[]",
 )  # fmt: skip
 
@@ -63,9 +65,15 @@ def network(name: str) -> dict:
 
 
 def assert_alike(name: str, other: str) -> None:
-    """The same curves and network, up to the order of sums in float32: what six steps make of that is below a thousandth."""
+    """The same curves and network, up to the order of sums in float32: what six steps make of that is below a
+    thousandth.
+    """
     mine, theirs = curves(name), curves(other)
-    assert mine.keys() == theirs.keys() == {*((step, "train") for step in range(1, 7)), (3, "validation"), (6, "validation")}
+    assert (
+        mine.keys()
+        == theirs.keys()
+        == {*((step, "train") for step in range(1, 7)), (3, "validation"), (6, "validation")}
+    )
     for key, line in mine.items():
         assert line == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
     first, second = network(name), network(other)
@@ -103,7 +111,10 @@ def killed_after_step_4(name: str, monkeypatch) -> None:
 def test_a_killed_training_remembers_what_the_frozen_model_said_and_ends_in_the_same_bits(monkeypatch):
     """Asked again in other batches, the model would say it with other last digits."""
     killed_after_step_4("again", monkeypatch)
-    assert [path.name for path in sorted(Path("again/run/state").glob("memory-*"))] == ["memory-0-00000002", "memory-0-00000004"]
+    assert [path.name for path in sorted(Path("again/run/state").glob("memory-*"))] == [
+        "memory-0-00000002",
+        "memory-0-00000004",
+    ]
     trained("again")
     assert curves("again") == curves("one") and same_bits(network("again"), network("one"))
     assert not Path("again/run/state").exists()
@@ -123,7 +134,9 @@ def launched(name: str, configuration: str) -> None:
     command = [*launcher, "--config_file", str(CONFIGURATIONS / configuration), "-m", "edit_cli", *training(name)]
     path = [str(Path(edit_cli.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     places = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600, env={**os.environ, **places})
+    ended = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=600, env={**os.environ, **places}
+    )
     assert ended.returncode == 0, ended.stderr
     assert len(set(members(name))) == 2
     assert ended.stdout.count("mend trained for tiny-gpt2") == 1
@@ -147,9 +160,14 @@ def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monke
     assert_gone_on("halves", "FSDP: the editor's network is spread over 2 processes")
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'edit-cli[deepspeed]'")
+@pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'edit-cli[deepspeed]'"
+)
 def test_two_with_half_of_the_optimiser_each_go_on_where_one_was_killed(monkeypatch):
-    """ZeRO: the optimiser's states are taken up and written whole. DeepSpeed's first start compiles for a minute or more."""
+    """ZeRO: the optimiser's states are taken up and written whole.
+
+    DeepSpeed's first start compiles for a minute or more.
+    """
     killed_after_step_4("zero", monkeypatch)
     launched("zero", "two-cpu-deepspeed.yaml")
     assert_gone_on("zero", "DeepSpeed: ZeRO stage 2 over 2 processes")
@@ -166,7 +184,9 @@ def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
 def test_the_stage_is_taken_from_what_accelerate_makes_of_a_configuration(file, monkeypatch):
     started = []
     monkeypatch.setattr(launch, "deepspeed_launcher", started.append)
-    launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(CONFIGURATIONS / file), "script.py"]))
+    launch.launch_command(
+        launch.launch_command_parser().parse_args(["--config_file", str(CONFIGURATIONS / file), "script.py"])
+    )
     assert started[0].num_processes == 2
     with monkeypatch.context() as patch:
         for name, value in prepare_deepspeed_cmd_env(started[0])[1].items():
@@ -194,7 +214,10 @@ def test_launchers_that_want_more_than_a_training_is_made_for_are_refused(variab
 
 @pytest.mark.parametrize("setting", [{"fsdp": True}, {"precision": "fp16"}])
 def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
-    lm, editor = SimpleNamespace(team=Team(0, 2)), SimpleNamespace(training=TrainingOptions(edits=2, **setting), cases_per_edit=1)
+    lm, editor = (
+        SimpleNamespace(team=Team(0, 2)),
+        SimpleNamespace(training=TrainingOptions(edits=2, **setting), cases_per_edit=1),
+    )
     with pytest.raises(UsageError, match="DeepSpeed does not work with"):
         Training(editor, lm, [None], [None], Path("odd"), "stamp", print, 2)
 

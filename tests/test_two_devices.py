@@ -1,4 +1,6 @@
-"""Models on several devices, and on one with weights in host memory: a made-up device refuses what a real one refuses."""
+"""Models on several devices, and on one with weights in host memory: a made-up device refuses what a real one
+refuses.
+"""
 
 from __future__ import annotations
 

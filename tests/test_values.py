@@ -85,7 +85,9 @@ def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkey
         return plain(self, change, module)
 
     search_type = _Search._build
-    monkeypatch.setattr(_Search, "_build", lambda self, edits: (setattr(self, "shortcuts", True), search_type(self, edits))[1])
+    monkeypatch.setattr(
+        _Search, "_build", lambda self, edits: (setattr(self, "shortcuts", True), search_type(self, edits))[1]
+    )
     monkeypatch.setattr(Resumption, "logits", scarce)
     found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
     assert calls[0] > 10 and max(calls[-6:]) <= 10
@@ -128,6 +130,9 @@ def test_rows_that_leave_and_join_keep_their_logits():
 
 def test_options_are_checked():
     lm = tiny_lm("gpt2")
-    for options, key in ((ValueOptions(kl_position="end"), "kl_position"), (ValueOptions(kl_prompt="is a"), "kl_prompt")):
+    for options, key in (
+        (ValueOptions(kl_position="end"), "kl_position"),
+        (ValueOptions(kl_prompt="is a"), "kl_prompt"),
+    ):
         with pytest.raises(UsageError, match=f"method.value.{key}"):
             _tasks(lm, REQUESTS, options, PREFIXES.build(lm))

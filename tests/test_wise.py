@@ -45,7 +45,10 @@ def test_each_row_is_routed_by_its_own_prompt():
 
 
 def test_a_prompts_score_is_the_mean_over_its_tokens_or_that_of_its_last():
-    scores, tokens = torch.tensor([[1.0, 2.0, 6.0, 9.0], [9.0, 4.0, 2.0, 9.0]]), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]])
+    scores, tokens = (
+        torch.tensor([[1.0, 2.0, 6.0, 9.0], [9.0, 4.0, 2.0, 9.0]]),
+        torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]]),
+    )
     assert over(scores, tokens, "mean").tolist() == [3.0, 3.0]
     assert over(scores, tokens, "last").tolist() == [6.0, 2.0]
 
@@ -53,9 +56,14 @@ def test_a_prompts_score_is_the_mean_over_its_tokens_or_that_of_its_last():
 def test_what_the_memory_must_not_answer_comes_from_the_training_records_where_there_are_any(wise):
     lm, wanted, asked = embedded_lm(), requests(1), []
     editor = wise("method.steps=1")
-    editor.examples = lambda split: asked.append(split) or [("The lake near Oslo is", "deep"), (wanted[0].text, "secret")]
+    editor.examples = lambda split: (
+        asked.append(split) or [("The lake near Oslo is", "deep"), (wanted[0].text, "secret")]
+    )
     editor.edit(lm, wanted)
-    assert asked == ["train"] and editor.scratch(lm)["texts"] == ["The lake near Oslo is deep", f"{wanted[0].text} secret"]
+    assert asked == ["train"] and editor.scratch(lm)["texts"] == [
+        "The lake near Oslo is deep",
+        f"{wanted[0].text} secret",
+    ]
     assert len(editor._irrelevant(lm, lm.layout.mlp_out(5), wanted, 0)) == 1  # the other one names the subject
     with pytest.raises(UsageError, match="the data have no training records"):
         wise("method.elsewhere=examples").edit(embedded_lm(), wanted)
@@ -72,7 +80,8 @@ def test_the_memory_that_is_stirred_most_answers_or_none():
     focus = Focus(torch.ones(1, 1, dtype=torch.long), torch.tensor([0]), 0)
     weak, strong = Side(torch.tensor([[2.0]]), 1.0), Side(torch.tensor([[3.0]]), 5.0)
     assert route(inputs, focus, [weak], 1.0).tolist() == [0]
-    assert route(inputs, focus, [weak, strong], 1.0).tolist() == [-1]  # the strongest wins, and it is below its threshold
+    # the strongest wins, and it is below its threshold
+    assert route(inputs, focus, [weak, strong], 1.0).tolist() == [-1]
     assert route(inputs, focus, [weak, Side(strong.shift, 1.0)], 1.0).tolist() == [1]
 
 
@@ -104,10 +113,17 @@ def test_shards_are_finished_and_merged_and_come_back(wise):
     seen = []
     for request in wanted:
         layer = WisePatch.present(lm, name)
-        seen.append(None if layer is None else (layer.digest, [side.shift.clone() for side in layer.memories], layer.merged))
+        seen.append(
+            None if layer is None else (layer.digest, [side.shift.clone() for side in layer.memories], layer.merged)
+        )
         lm.attach(editor.edit(lm, [request]))
     layer = WisePatch.present(lm, name)
-    assert isinstance(layer, WiseLayer) and (layer.edits, layer.shards, layer.merged, len(layer.finished)) == (6, 3, True, 2)
+    assert isinstance(layer, WiseLayer) and (layer.edits, layer.shards, layer.merged, len(layer.finished)) == (
+        6,
+        3,
+        True,
+        2,
+    )
     assert [memories is None or len(memories[1]) for memories in seen] == [True, 1, 1, 2, 1, 2]
     for before in reversed(seen):
         lm.detach()
@@ -145,7 +161,13 @@ def test_generation_keeps_to_the_memory_that_its_prompt_was_routed_to(wise):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("method.mask_ratio=0.0", "method.mask_ratio=0.0"), ("method.score=first", "choose mean or last"), ("method.elsewhere=web", "choose auto"), ("method.merge_every=700", "a multiple of"), ("method.corpus=null", "method.corpus has no value")],
+    [
+        ("method.mask_ratio=0.0", "method.mask_ratio=0.0"),
+        ("method.score=first", "choose mean or last"),
+        ("method.elsewhere=web", "choose auto"),
+        ("method.merge_every=700", "a multiple of"),
+        ("method.corpus=null", "method.corpus has no value"),
+    ],
 )
 def test_wrong_settings_are_refused_by_name(override, message, wise):
     with pytest.raises(UsageError, match=message):

@@ -1,7 +1,8 @@
-"""A second device for a machine that has none: tensors that lie on `twin:0`, compute on the processor, and refuse to be mixed with others.
+"""A second device for a machine that has none: tensors that lie on `twin:0`, compute on the processor, and refuse to be
+mixed with others.
 
-Run as a script, since a device can be made up only once a process: it puts the embedded model on the processor and the twin in several
-ways, edits it by the methods that are named on the command line, and prints what came of it as JSON.
+Run as a script, since a device can be made up only once a process: it puts the embedded model on the processor and the
+twin in several ways, edits it by the methods that are named on the command line, and prints what came of it as JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ class OnTwin(Tensor):
     def __new__(cls, values: Tensor, requires_grad: bool | None = None) -> Tensor:
         if requires_grad is not None:  # accelerate makes a parameter of the class that the one before had
             return nn.Parameter(values, requires_grad)
-        shape = {"strides": values.stride(), "storage_offset": values.storage_offset(), "dtype": values.dtype, "device": torch.device(TWIN)}
+        shape = {
+            "strides": values.stride(),
+            "storage_offset": values.storage_offset(),
+            "dtype": values.dtype,
+            "device": torch.device(TWIN),
+        }
         made = torch.Tensor._make_wrapper_subclass(cls, values.size(), **shape)
         made.raw = values
         return made
@@ -53,7 +59,9 @@ class OnTwin(Tensor):
             return copy_from(args[1], args[0])
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name != "aten::_to_copy":
-            refuse_a_mixture(name, args[0], [tensor for tensor in tensors if not isinstance(tensor, OnTwin) and tensor.dim()])
+            refuse_a_mixture(
+                name, args[0], [tensor for tensor in tensors if not isinstance(tensor, OnTwin) and tensor.dim()]
+            )
         there = any(isinstance(tensor, OnTwin) for tensor in tensors)
         if kwargs.get("device") is not None:
             there = torch.device(kwargs["device"]).type == "twin"
@@ -71,7 +79,11 @@ class OnTwin(Tensor):
 
 def refuse_a_mixture(name: str, first: object, others: list[Tensor]) -> None:
     """As torch does: only indices may come from the processor."""
-    indices = name in INDEXING and isinstance(first, OnTwin) and all(other.dtype in (torch.int64, torch.bool) for other in others)
+    indices = (
+        name in INDEXING
+        and isinstance(first, OnTwin)
+        and all(other.dtype in (torch.int64, torch.bool) for other in others)
+    )
     if others and not indices:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device")
 
@@ -95,12 +107,23 @@ def make_up_the_device() -> torch.library.Library:
     def eye(size, dtype=None, layout=None, device=None, pin_memory=None):
         return OnTwin(torch.eye(size, dtype=dtype))
 
-    for name, made in (("empty.memory_format", empty), ("empty_strided", empty_strided), ("eye", eye), ("_copy_from", copy_from)):
+    for name, made in (
+        ("empty.memory_format", empty),
+        ("empty_strided", empty_strided),
+        ("eye", eye),
+        ("_copy_from", copy_from),
+    ):
         library.impl(name, made, "PrivateUse1")
     return library
 
 
-PARTS = ["transformer.wte", "transformer.wpe", *(f"transformer.h.{layer}" for layer in range(6)), "transformer.ln_f", "lm_head"]
+PARTS = [
+    "transformer.wte",
+    "transformer.wpe",
+    *(f"transformer.h.{layer}" for layer in range(6)),
+    "transformer.ln_f",
+    "lm_head",
+]
 EVEN, ODD = ({f"transformer.h.{layer}" for layer in range(6) if layer % 2 == rest} for rest in (0, 1))
 PLACES = {
     # on the twin; where the others compute
@@ -145,7 +168,10 @@ def outcome(lm: LM, method: str, folder: Path) -> dict:
 
 def report(methods: list[str], folder: Path) -> dict:
     library = make_up_the_device()
-    found: dict = {"plain": {method: outcome(embedded_lm(), method, folder / "plain") for method in methods}, "placed": {}}
+    found: dict = {
+        "plain": {method: outcome(embedded_lm(), method, folder / "plain") for method in methods},
+        "placed": {},
+    }
     for number, (title, (there, main)) in enumerate(PLACES.items()):
         lm = placed(there, main)
         away = [offloading_hook(module).execution_device for module in lm.model.modules() if offloading_hook(module)]

@@ -34,7 +34,9 @@ def run(directory: Path, out: Path, model: str | None) -> int:
         kind = edit_store.read_manifest(path)["kind"]
         if kind != "weights":
             why = WHY_NOT.get(kind, f"its kind is {kind}")
-            raise UsageError(f"{path} cannot be baked into a checkpoint: {why}; it can still be used here (base_edit={path})")
+            raise UsageError(
+                f"{path} cannot be baked into a checkpoint: {why}; it can still be used here (base_edit={path})"
+            )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already: name a new folder")
     screen = Screen()
@@ -42,8 +44,8 @@ def run(directory: Path, out: Path, model: str | None) -> int:
     lm = load_model(_model(paths[-1], model), monitor)
     if lm.is_quantised:
         raise UsageError(
-            f"{paths[-1]} cannot be baked into a checkpoint: {lm.name} is quantised, so the edit stands beside its matrices; "
-            f"it can still be used here (base_edit={paths[-1]})"
+            f"{paths[-1]} cannot be baked into a checkpoint: {lm.name} is quantised, so the edit stands beside its"
+            f" matrices; it can still be used here (base_edit={paths[-1]})"
         )
     for path in paths:
         lm.attach(edit_store.load(path, lm))
@@ -67,7 +69,9 @@ def run(directory: Path, out: Path, model: str | None) -> int:
 
 
 def edits_of(directory: Path) -> list[Path]:
-    """Edit directories to attach, in order: an edit with what it stands on, or the saved edits of a run whose edits stay."""
+    """Edit directories to attach, in order: an edit with what it stands on, or the saved edits of a run whose edits
+    stay.
+    """
     if (directory / edit_store.MANIFEST).is_file() or not (directory / EDITS).is_dir():
         return edit_store.chain(directory)
     saved = sorted(path for path in (directory / EDITS).iterdir() if not path.name.startswith("."))
@@ -76,9 +80,13 @@ def edits_of(directory: Path) -> list[Path]:
     if len(saved) == 1:
         return edit_store.chain(saved[0])
     if read_json(directory / MANIFEST).get("command") != "sequential":
-        raise UsageError(f"{directory} holds {len(saved):,} edits that were made apart from each other: name one, such as {saved[0]}")
+        raise UsageError(
+            f"{directory} holds {len(saved):,} edits that were made apart from each other: name one, such as {saved[0]}"
+        )
     if not any(path.name.isdigit() for path in saved):
-        raise UsageError(f"{directory} holds folds (protocol=sme), each a sequence of its own: no model has all of these edits")
+        raise UsageError(
+            f"{directory} holds folds (protocol=sme), each a sequence of its own: no model has all of these edits"
+        )
     return edit_store.sequence(directory / EDITS)
 
 

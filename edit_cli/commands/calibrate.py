@@ -1,4 +1,6 @@
-"""`calibrate`: where a model tells other wordings of a fact from other facts, and the radius that comes between them."""
+"""`calibrate`: where a model tells other wordings of a fact from other facts, and the radius that comes between
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     if side not in SIDES:
         raise UsageError(f"side={side}: choose input or output")
     dataset = build(job.config.dataset).load(top.limit, monitor)
-    cases = [case for case in dataset.cases if _prompts(case, "paraphrase") and _prompts(case, "neighborhood", "locality")]
+    cases = [
+        case for case in dataset.cases if _prompts(case, "paraphrase") and _prompts(case, "neighborhood", "locality")
+    ]
     if not cases:
-        raise UsageError(f"dataset={dataset.name} has no fact with both other wordings and prompts about others: choose another one")
+        raise UsageError(
+            f"dataset={dataset.name} has no fact with both other wordings and prompts about others: choose another one"
+        )
     lm = load_model(build(job.config.model), monitor)
     layers = asked["layers"] if asked["layers"] is not None else range(lm.layout.prompt_depth)
     facts = [case.requests[0].text for case in cases]

@@ -1,4 +1,6 @@
-"""`compare`: several runs side by side: one table, and a figure of how metrics go with a setting or with the number of facts."""
+"""`compare`: several runs side by side: one table, and a figure of how metrics go with a setting or with the number
+of facts.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,27 @@ DEFAULT = ("efficacy_success", "paraphrase_success", "neighborhood_success")
 
 
 def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | None, out: Path | None) -> int:
-    """Print a table of the runs; with `out`, write OUT.csv and OUT.md, and OUT.png and OUT.svg if there is something for an x-axis.
+    """Print a table of the runs; with `out`, write OUT.csv and OUT.md, and OUT.png and OUT.svg if there is something
+    for an x-axis.
 
-    x: a key of the configuration, or "facts" for the checkpoints of sequential runs (the default where all are sequential).
+    x: a key of the configuration, or "facts" for the checkpoints of sequential runs (the default where all are
+    sequential).
     by: a key that tells lines apart, beside the method; `tag` names them by itself. metrics: ids with commas.
     """
     records = [_finished(path) for path in paths]
     sequential = all(record.manifest["command"] == "sequential" for record in records)
     if x == FACTS and not sequential:
-        raise UsageError("--x facts needs runs of `sequential`; give a key of the configuration, such as --x protocol.batch_size")
+        raise UsageError(
+            "--x facts needs runs of `sequential`; give a key of the configuration, such as --x protocol.batch_size"
+        )
     x = x or (FACTS if sequential else None)
     wanted = _metrics(metrics, records)
     names = [_name(record, by, x, records) for record in records]
     records, names = _in_order(records, names, x)
     screen = Screen()
-    screen.show(Comparison([(_titled(record, name, x), record.summary) for record, name in zip(records, names, strict=True)]))
+    screen.show(
+        Comparison([(_titled(record, name, x), record.summary) for record, name in zip(records, names, strict=True)])
+    )
     if out is None:
         return 0
     points = [point for record, name in zip(records, names, strict=True) for point in _points(record, name, x, wanted)]
@@ -63,7 +71,11 @@ def _finished(path: Path) -> RunRecord:
 
 def _metrics(given: str | None, records: Sequence[RunRecord]) -> list[str]:
     measured = [metric for metric in METRICS if any(metric in record.summary["metrics"] for record in records)]
-    wanted = given.split(",") if given else [metric for metric in (*DEFAULT, *SME) if metric in measured] or shown_metrics(measured)[:3]
+    wanted = (
+        given.split(",")
+        if given
+        else [metric for metric in (*DEFAULT, *SME) if metric in measured] or shown_metrics(measured)[:3]
+    )
     for metric in wanted:
         if metric not in measured:
             raise UsageError(f"--metrics {metric}: no run has measured it{did_you_mean(metric, measured)}")
@@ -104,6 +116,7 @@ def _name(record: RunRecord, by: str | None, x: str | None, records: Sequence[Ru
 
 def _in_order(records: Sequence[RunRecord], names: Sequence[str], x: str | None) -> tuple[list[RunRecord], list[str]]:
     """Runs of one name beside each other, along the axis where that is a number."""
+
     def place(pair: tuple[RunRecord, str]) -> tuple[str, float]:
         value = None if x in (None, FACTS) else setting(pair[0], x)
         return pair[1], float(value) if isinstance(value, int | float) else 0.0
@@ -119,7 +132,11 @@ def _titled(record: RunRecord, name: str, x: str | None) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value[0]}–{value[-1]}" if isinstance(value, list) and len(value) > 1 else str(value[0] if isinstance(value, list) and value else value)
+    return (
+        f"{value[0]}–{value[-1]}"
+        if isinstance(value, list) and len(value) > 1
+        else str(value[0] if isinstance(value, list) and value else value)
+    )
 
 
 def _points(record: RunRecord, name: str, x: str | None, metrics: Sequence[str]) -> list[Point]:

@@ -1,6 +1,8 @@
-"""`processes=N`: run one job in N processes of this machine and watch over them, so that none waits for one that has died.
+"""`processes=N`: run one job in N processes of this machine and watch over them, so that none waits for one that has
+died.
 
-The job is composed once; the processes read the result. `torchrun` and `accelerate launch` start and watch processes themselves.
+The job is composed once; the processes read the result. `torchrun` and `accelerate launch` start and watch processes
+themselves.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ def run(job: Job, size: int, execute: Execute) -> Outcome:
     context = multiprocessing.get_context("spawn")  # forks of a process that holds a GPU or threads do not work
     with TemporaryDirectory(prefix="edit-cli-") as folder:
         place = (size, _free_port(), Path(folder))
-        processes = [context.Process(target=_work, args=(execute, portable, rank, *place), name=f"process {rank}") for rank in range(size)]
+        processes = [
+            context.Process(target=_work, args=(execute, portable, rank, *place), name=f"process {rank}")
+            for rank in range(size)
+        ]
         for process in processes:
             process.start()
         try:
@@ -61,7 +66,9 @@ def _watch(processes: Sequence[BaseProcess]) -> None:
 
 
 def _end(processes: Sequence[BaseProcess], how: signal.Signals, patience: float) -> None:
-    """Wait for all; send the signal to those that take longer than `patience` seconds, and kill those that do not heed it."""
+    """Wait for all; send the signal to those that take longer than `patience` seconds, and kill those that do not
+    heed it.
+    """
     for send in (how, signal.SIGKILL):
         deadline = time.monotonic() + patience
         for process in processes:
@@ -83,10 +90,14 @@ def _outcome(processes: Sequence[BaseProcess], outcomes: Sequence[Outcome | None
             if outcome.exit_code in (UsageError.exit_code, MissingError.exit_code):
                 Screen().error(outcome.error)  # followers leave these to the main process
             return outcome
-    killed = [process for process in processes if (process.exitcode or 0) < 0] or [process for process in processes if process.exitcode]
+    killed = [process for process in processes if (process.exitcode or 0) < 0] or [
+        process for process in processes if process.exitcode
+    ]
     how = killed[0].exitcode
     reason = f"was killed ({signal.Signals(-how).name})" if how < 0 else f"ended with exit code {how}"
-    message = f"{killed[0].name} of {len(processes)} {reason}; what was finished is kept, the same command goes on from there"
+    message = (
+        f"{killed[0].name} of {len(processes)} {reason}; what was finished is kept, the same command goes on from there"
+    )
     Screen().error(message)
     return Outcome(1, error=message)
 

@@ -50,7 +50,9 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     if base is not None:
         edit_store.read_manifest(base)
     path = _path(job, top, dataset)
-    details = {"protocol": {"batch_size": len(dataset.cases), "batches": 1, "evaluated": "after all edits", "restored": False}}
+    details = {
+        "protocol": {"batch_size": len(dataset.cases), "batches": 1, "evaluated": "after all edits", "restored": False}
+    }
     with recorded(job, top, path, monitor, details, dataset) as run:
         ledger = Ledger(monitor)
         saved = run.edits / SAVED
@@ -103,7 +105,9 @@ def _path(job: Job, top: Settings, dataset: Dataset) -> Path:
         return path
     request = dataset.cases[0].requests[0]
     digest = hashlib.sha256(repr((request, str(job.config.base_edit))).encode()).hexdigest()[:6]
-    return path.with_name(f"{path.name}-{slug(f'{request.subject or request.prompt}-{request.target_new}')[:60]}-{digest}")
+    return path.with_name(
+        f"{path.name}-{slug(f'{request.subject or request.prompt}-{request.target_new}')[:60]}-{digest}"
+    )
 
 
 def _facts(job: Job, top: Settings, monitor: ConsoleMonitor) -> Dataset:
@@ -112,8 +116,8 @@ def _facts(job: Job, top: Settings, monitor: ConsoleMonitor) -> Dataset:
     if not given:
         if OmegaConf.is_missing(job.config.dataset, "path"):
             raise UsageError(
-                "nothing to edit: give one fact (edit.prompt='{} plays the' edit.subject='Jormia Stenenen' edit.target=organ) "
-                "or a file of facts (dataset.path=FILE)"
+                "nothing to edit: give one fact (edit.prompt='{} plays the' edit.subject='Jormia Stenenen'"
+                " edit.target=organ) or a file of facts (dataset.path=FILE)"
             )
         return build(job.config.dataset).load(top.limit, monitor)
     for key in ("prompt", "target"):
@@ -126,7 +130,9 @@ def _inline(fact: EditOptions) -> Dataset:
     subject = fact.subject
     if subject is not None and "{}" not in fact.prompt:
         if subject not in fact.prompt:
-            raise UsageError(f"edit.prompt={fact.prompt!r} has no {{}} where the subject belongs, such as '{{}} plays the'")
+            raise UsageError(
+                f"edit.prompt={fact.prompt!r} has no {{}} where the subject belongs, such as '{{}} plays the'"
+            )
         fact.prompt = fact.prompt.replace(subject, "{}", 1)
     if subject is None and "{}" in fact.prompt:
         raise UsageError("edit.subject has no value: it belongs where edit.prompt has {}")

@@ -34,10 +34,14 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     dataset = source.load(top.limit, monitor)
     batches = list(enumerate(protocol.batches(dataset.cases, editor)))
     size = protocol.size(editor, len(dataset.cases))
-    details = {"protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}}
+    details = {
+        "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
+    }
     path = run_path(job, top, job.choices["dataset"], job.choices["model"])
     with recorded(job, top, path, monitor, details, dataset) as run:
-        unfinished = [(step, batch) for step, batch in batches if not run.finished.issuperset(case.id for case in batch)]
+        unfinished = [
+            (step, batch) for step, batch in batches if not run.finished.issuperset(case.id for case in batch)
+        ]
         ledger = Ledger(monitor)
         if unfinished:
             if run.finished:
@@ -49,7 +53,9 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.task("cases", len(dataset.cases)) as advance:
                 advance(len(run.finished))
-                for line in evaluate_shared(lm, editor, unfinished, run, before, method if protocol.save_edits else None):
+                for line in evaluate_shared(
+                    lm, editor, unfinished, run, before, method if protocol.save_edits else None
+                ):
                     run.append({**line, "phases": ledger.take()})
                     advance(1)
         else:
@@ -60,7 +66,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 def evaluate_shared(lm: LM, editor: Editor, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
     """Lines of results of all processes (see `evaluate`), in the order of the batches.
 
-    Batches know nothing of each other: each process takes its share of them. Fewer batches than processes are edited by all together.
+    Batches know nothing of each other: each process takes its share of them. Fewer batches than processes are edited by
+    all together.
     """
     together = lm.team
     if len(batches) < together.size:
@@ -72,7 +79,9 @@ def evaluate_shared(lm: LM, editor: Editor, batches: Batches, *rest: Any) -> Ite
 def evaluate(
     lm: LM, editor: Editor, batches: Batches, run: Run, before: BeforeCache, method: dict[str, Any] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
-    """Lines of results, batch by batch, for the cases that `run` has not finished. With `method`, edits are saved under its name.
+    """Lines of results, batch by batch, for the cases that `run` has not finished.
+
+    With `method`, edits are saved under its name.
 
     A batch that was cut off is edited again as a whole, so that its edit is the same one.
     """
@@ -93,15 +102,21 @@ def evaluate(
                     found = observe(lm, asked, before.options, before.texts, before.seen)
                 after = dict(zip((case.id for case in asked), found, strict=True))
             seen = zip(wanted, before.observe(lm, wanted), strict=True)
-            yield [result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)) for case, now in seen]
+            yield [
+                result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id))
+                for case, now in seen
+            ]
 
 
 def result_line(
     case: Case, step: int, before: Observation | None, after: Observation | None, seconds: float, error: str | None
 ) -> dict[str, Any]:
-    """One line of results.jsonl: what was asked for, what the model said before and after, or why there is nothing to tell."""
+    """One line of results.jsonl: what was asked for, what the model said before and after, or why there is nothing
+    to tell.
+    """
     requests = [
-        {"prompt": r.prompt, "subject": r.subject, "target_new": r.target_new, "target_true": r.target_true} for r in case.requests
+        {"prompt": r.prompt, "subject": r.subject, "target_new": r.target_new, "target_true": r.target_true}
+        for r in case.requests
     ]
     problem = error or next((seen["error"] for seen in (before, after) if seen and seen.get("error")), None)
     return {
@@ -116,7 +131,9 @@ def result_line(
 
 
 def windows(batches: Iterable[tuple[int, list[Case]]]) -> Iterator[Batches]:
-    """Batches in groups of at least WINDOW cases: what the unedited model says is asked in bulk, but not long before it is needed."""
+    """Batches in groups of at least WINDOW cases: what the unedited model says is asked in bulk, but not long before
+    it is needed.
+    """
     group: Batches = []
     for step, batch in batches:
         group.append((step, batch))

@@ -16,7 +16,8 @@ from edit_cli.requests import Case
 class OtherRecords:
     """(prompt, right answer) pairs of the splits of `source`, without the prompts of `asked`.
 
-    First what the records are about, in random order; then these in other wordings (not those that are held out), and what must stay.
+    First what the records are about, in random order; then these in other wordings (not those that are held out), and
+    what must stay.
     """
 
     source: Source
@@ -27,13 +28,17 @@ class OtherRecords:
         if not self.source.has_splits:
             return []
         try:
-            cases = list(replace(self.source, split=split, ids=[], offset=0, shuffle_seed=None).load(None, Monitor()).cases)
+            cases = list(
+                replace(self.source, split=split, ids=[], offset=0, shuffle_seed=None).load(None, Monitor()).cases
+            )
         except UsageError:  # the file lacks this split
             return []
         random.Random(self.seed).shuffle(cases)
         found = [(request.text, request.target_true) for case in cases for request in case.requests]
         probes = [probe for case in cases for probe in case.probes]
-        found += [(probe.prompt, probe.foil) for probe in probes if probe.kind == "paraphrase" and probe.group != "unseen"]
+        found += [
+            (probe.prompt, probe.foil) for probe in probes if probe.kind == "paraphrase" and probe.group != "unseen"
+        ]
         found += [(probe.prompt, probe.target) for probe in probes if probe.kind == "locality"]
         taken = {request.text for case in self.asked for request in case.requests}
         taken |= {probe.prompt for case in self.asked for probe in case.probes}

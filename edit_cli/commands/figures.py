@@ -14,7 +14,9 @@ DRAWERS = {patch_heatmap.NAME: patch_heatmap.draw}
 
 
 def draw_own(editor: Editor, lm: LM, cases: Sequence[Case], directory: Path, title: str) -> list[str]:
-    """Draw what the editor shows of the attached edits of `cases` (in their order); the names of the figures, without suffix."""
+    """Draw what the editor shows of the attached edits of `cases` (in their order); the names of the figures,
+    without suffix.
+    """
     shown = editor.figures(lm, [request for case in cases for request in case.requests])
     for name, data in shown.items():
         DRAWERS[name](**data, directory=directory, title=title)

@@ -27,7 +27,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. `run_dir` is where its results lie, if it came so far; `number` and `overrides` place it in a sweep."""
+    """How a job ended.
+
+    `run_dir` is where its results lie, if it came so far; `number` and `overrides` place it in a sweep.
+    """
 
     exit_code: int = 0
     run_dir: str | None = None

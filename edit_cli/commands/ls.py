@@ -35,7 +35,10 @@ def _rows(what: str, runs_dir: Path) -> list[dict[str, Any]]:
     if what == "metrics":
         from edit_cli.metrics.registry import METRICS
 
-        return [{"id": m.id, "label": m.label, "unit": m.unit, "better": m.better, "definition": m.definition} for m in METRICS.values()]
+        return [
+            {"id": m.id, "label": m.label, "unit": m.unit, "better": m.better, "definition": m.definition}
+            for m in METRICS.values()
+        ]
     if what == "runs":
         return _runs(runs_dir)
     return [{"name": entry.name, "summary": entry.summary} for entry in catalog.entries(catalog.GROUPS[what])]

@@ -43,7 +43,8 @@ def build_editor(job: Job) -> Editor:
 
 
 def _refuse_kind(job: Job) -> None:
-    """Of two reasons against a method's settings, tell the one that no setting mends: the model is of a kind that it cannot work on.
+    """Of two reasons against a method's settings, tell the one that no setting mends: the model is of a kind that it
+    cannot work on.
 
     Raises:
         UsageError: as `Editor.fits`.
@@ -62,7 +63,8 @@ def load_model(options: ModelOptions, monitor: Monitor) -> LM:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         lm = options.load(monitor)
-    gc.freeze()  # libraries and model stay to the end: each collection would look through all of their objects (4 % of a mass edit)
+    # libraries and model stay to the end: each collection would look through all of their objects (4 % of a mass edit)
+    gc.freeze()
     return lm
 
 
@@ -83,7 +85,9 @@ def load_fitting(job: Job, options: ModelOptions, editor: Editor, datasets: Sequ
 
 
 def perplexity_texts(options: ModelOptions) -> list[str]:
-    """Lines of the text that goes with the model, or that `model.perplexity_text=FILE` names; none means no perplexity."""
+    """Lines of the text that goes with the model, or that `model.perplexity_text=FILE` names; none means no
+    perplexity.
+    """
     name = options.perplexity_text
     if name is None:
         return []
@@ -91,7 +95,9 @@ def perplexity_texts(options: ModelOptions) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise MissingError(f"model.perplexity_text={name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise MissingError(
+            f"model.perplexity_text={name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 @dataclass
@@ -132,7 +138,9 @@ def attempt(editor: Editor, lm: LM, cases: Sequence[Case]) -> Attempt:
 
 
 class Ledger:
-    """Seconds by phase since they were last asked for: every line of results takes its share, so that a killed run keeps them."""
+    """Seconds by phase since they were last asked for: every line of results takes its share, so that a killed run
+    keeps them.
+    """
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor

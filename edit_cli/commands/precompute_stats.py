@@ -1,4 +1,6 @@
-"""`precompute-stats`: second moments of the keys of some layers, in one pass over the text, stored for every later run."""
+"""`precompute-stats`: second moments of the keys of some layers, in one pass over the text, stored for every later
+run.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from edit_cli.stats import MomentStore
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     if top.run_dir is not None:
-        raise UsageError("run_dir: second moments go to the cache, where every run finds them; put that elsewhere by cache_dir=DIR")
+        raise UsageError(
+            "run_dir: second moments go to the cache, where every run finds them; put that elsewhere by cache_dir=DIR"
+        )
     layers = _layers(job)
     store: MomentStore = build(job.config.stats)
     lm = load_model(build(job.config.model), monitor)
@@ -36,7 +40,9 @@ def _layers(job: Job) -> list[int]:
         if "moments" not in config.method:
             raise UsageError(f"method={method} needs no second moments: choose another method, or give layers=[3,4]")
         if OmegaConf.is_missing(config.method, "layers"):
-            raise UsageError(f"layers has no value, because nothing is published for {method} on this model: give layers=[3,4]")
+            raise UsageError(
+                f"layers has no value, because nothing is published for {method} on this model: give layers=[3,4]"
+            )
     layers = plain_containers(config)["layers"]
     if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer >= 0 for layer in layers):
         raise UsageError(f"layers={layers}: give a list of whole numbers, such as [3,4]")

@@ -17,7 +17,8 @@ MASS_BATCH = 100
 
 @dataclass(kw_only=True)
 class Protocol:
-    """batch_size: facts edited together: a number, "all", or "auto" (100 for editors that are made for many facts, else 1).
+    """batch_size: facts edited together: a number, "all", or "auto" (100 for editors that are made for many facts, else
+    1).
 
     order_seed: shuffles the facts before they are cut into batches; null keeps the order of the data.
     """
@@ -57,14 +58,18 @@ class EvaluateProtocol(Protocol):
 
 @dataclass(kw_only=True)
 class SequentialProtocol(Protocol):
-    """Edits stay. checkpoints: numbers of facts after which all of them are asked about again; null: 1, 2, 4, 8, … and the last.
+    """Edits stay.
+
+    checkpoints: numbers of facts after which all of them are asked about again; null: 1, 2, 4, 8, … and the last.
 
     sample: at checkpoints, ask about at most so many of the facts so far (a fixed random choice); null: all of them.
-    sample_seed: of the choice. first: the first so many facts are asked about again at every checkpoint, whatever the sample.
+    sample_seed: of the choice. first: the first so many facts are asked about again at every checkpoint, whatever the
+    sample.
     holdout: records that are never edited, whose neighbourhood prompts must keep their answers.
-    collapse_below, collapse_perplexity: when a model counts as destroyed (see `metrics.sequence.collapse`); stop_on_collapse ends
-    the run at the checkpoint that finds it so. edits_room: saved edits may take so many times the room of what they change; beyond that
-    their sum is saved and the weights of earlier ones are let go. null: every edit is kept whole.
+    collapse_below, collapse_perplexity: when a model counts as destroyed (see `metrics.sequence.collapse`);
+    stop_on_collapse ends the run at the checkpoint that finds it so. edits_room: saved edits may take so many times the
+    room of what they change; beyond that their sum is saved and the weights of earlier ones are let go. null: every
+    edit is kept whole.
     """
 
     checkpoints: list[int] | None = None
@@ -83,7 +88,9 @@ class SequentialProtocol(Protocol):
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"protocol.{name}={value}: give a whole number from {least} up")
         if self.checkpoints is not None and (not self.checkpoints or min(self.checkpoints) < 1):
-            raise UsageError(f"protocol.checkpoints={self.checkpoints}: give numbers of facts from 1 up, such as [1, 10, 100]")
+            raise UsageError(
+                f"protocol.checkpoints={self.checkpoints}: give numbers of facts from 1 up, such as [1, 10, 100]"
+            )
 
     def checkpoint_steps(self, sizes: Sequence[int]) -> set[int]:
         """Steps after which everything is asked again: the first ones that reach each checkpoint, and the last.
@@ -94,6 +101,11 @@ class SequentialProtocol(Protocol):
         done = list(accumulate(sizes))
         beyond = [number for number in self.checkpoints or [] if number > done[-1]]
         if beyond:
-            raise UsageError(f"protocol.checkpoints: {beyond[0]:,} is beyond the {done[-1]:,} facts of this run; raise limit or leave it out")
+            raise UsageError(
+                f"protocol.checkpoints: {beyond[0]:,} is beyond the {done[-1]:,} facts of this run; raise limit or"
+                " leave it out"
+            )
         wanted = self.checkpoints or [2**power for power in range(done[-1].bit_length())]
-        return {next((step for step, count in enumerate(done) if count >= number), len(sizes) - 1) for number in wanted} | {len(sizes) - 1}
+        return {
+            next((step for step, count in enumerate(done) if count >= number), len(sizes) - 1) for number in wanted
+        } | {len(sizes) - 1}

@@ -92,7 +92,9 @@ def recorded(
     details = {**chosen, "seeds": seeds(config), "processes": job.team.size, **details}
     opened = nullcontext(Followed(path, job.team.rank))
     if job.team.is_main:
-        opened = Run.open(path, job.command, config, ignore=ignore, key=key, overwrite=settings.overwrite, details=details)
+        opened = Run.open(
+            path, job.command, config, ignore=ignore, key=key, overwrite=settings.overwrite, details=details
+        )
     with opened as run:
         monitor.log = run.log if job.team.is_main else None
         try:
@@ -111,7 +113,9 @@ def recorded(
             run.log(traceback.format_exc())
             if ran_out_of_memory(error):
                 raise OutOfMemory(_memory_remedy(error)) from error
-            raise Crashed(f"{type(error).__name__}: {error or 'no message'} (the traceback is in {path / LOG})") from error
+            raise Crashed(
+                f"{type(error).__name__}: {error or 'no message'} (the traceback is in {path / LOG})"
+            ) from error
         finally:
             monitor.log = None
 
@@ -119,17 +123,23 @@ def recorded(
 def seeds(config: dict[str, Any]) -> dict[str, int]:
     """Every seed of the configuration, by key."""
     found = flatten(config, SHARED)
-    return {name: value for name, value in found.items() if name.rpartition(".")[2].endswith("seed") and value is not None}
+    return {
+        name: value for name, value in found.items() if name.rpartition(".")[2].endswith("seed") and value is not None
+    }
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Out of memory, as Python, CUDA or torch's CPU allocator say it."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _memory_remedy(error: BaseException) -> str:
     device = "the device" if type(error).__name__ == "OutOfMemoryError" else "this machine"
     return (
-        f"{device} ran out of memory: lower protocol.batch_size or model.batch_tokens, or load the model in half the size "
-        "(model.dtype=bfloat16); what was finished is kept, the same command goes on from there"
+        f"{device} ran out of memory: lower protocol.batch_size or model.batch_tokens, or load the model in half the"
+        " size (model.dtype=bfloat16); what was finished is kept, the same command goes on from there"
     )

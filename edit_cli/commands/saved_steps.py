@@ -1,7 +1,8 @@
-"""The edits of a sequence on disk: a directory a step, and now and then the sum of all of them, so that the weights of earlier steps can go.
+"""The edits of a sequence on disk: a directory a step, and now and then the sum of all of them, so that the weights of
+earlier steps can go.
 
-A step that changes a whole matrix would otherwise leave a copy of it, a thousand steps a thousand. Whatever moment the process is killed at,
-what lies there leads back to the same bits.
+A step that changes a whole matrix would otherwise leave a copy of it, a thousand steps a thousand. Whatever moment the
+process is killed at, what lies there leads back to the same bits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ STATE = "state-"
 
 @dataclass
 class SavedSteps:
-    """directory: of the run's edits. room: the edits may take so many times the room of what they change; null: all are kept whole.
+    """directory: of the run's edits.
+
+    room: the edits may take so many times the room of what they change; null: all are kept whole.
 
     start: the last step that is taken up from a state, −1 for none.
     """
@@ -58,7 +61,10 @@ class SavedSteps:
         return self.lm.team.tell((self.path(number) / edit_store.MANIFEST).exists())
 
     def read(self, number: int) -> tuple[Edit | None, dict[str, Any]]:
-        """(what is to be attached, how it was made) of a saved step, whose editor is told of it. Up to `start` nothing is attached but the sum."""
+        """(what is to be attached, how it was made) of a saved step, whose editor is told of it.
+
+        Up to `start` nothing is attached but the sum.
+        """
         made = edit_store.read_manifest(self.path(number))["method"]["made"]
         if number > self.start:
             edit = edit_store.load(self.path(number), self.lm)
@@ -79,7 +85,9 @@ class SavedSteps:
             self._count(number)
 
     def attached(self, number: int, method: Mapping[str, Any]) -> None:
-        """The step's edit is in place: where the edits have outgrown their room, their sum is saved and the earlier ones are let go."""
+        """The step's edit is in place: where the edits have outgrown their room, their sum is saved and the earlier
+        ones are let go.
+        """
         if self.room is None or not self.lm.team.is_main:
             return
         size = _size(self.lm)
@@ -127,13 +135,21 @@ class SavedSteps:
 def _memory(lm: LM) -> tuple[MemoryPatch, MemoryLayer] | None:
     """The latest edit and the memory that it added to, if the attached edits are a memory."""
     edits = lm.attached
-    return (edits[-1], edits[-1].present(lm, edits[-1].module)) if edits and all(isinstance(e, MemoryPatch) for e in edits) else None
+    return (
+        (edits[-1], edits[-1].present(lm, edits[-1].module))
+        if edits and all(isinstance(e, MemoryPatch) for e in edits)
+        else None
+    )
 
 
 def _weights(lm: LM) -> list[str]:
     """Names of what the attached edits change, if all of them change weights."""
     edits = lm.attached
-    return sorted({name for e in edits for name in e.touches(lm)}) if all(e.kind == WeightState.kind for e in edits) else []
+    return (
+        sorted({name for e in edits for name in e.touches(lm)})
+        if all(e.kind == WeightState.kind for e in edits)
+        else []
+    )
 
 
 def _size(lm: LM) -> int:

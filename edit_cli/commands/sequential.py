@@ -1,7 +1,8 @@
 """`sequential`: edit batch after batch and take nothing back; ask again right after each step and at checkpoints.
 
-Every step's edit is saved before it is asked about. After an interruption the saved edits are attached again, one after another,
-and whatever is missing is asked in the same state as it would have been: the numbers are those of an uninterrupted run.
+Every step's edit is saved before it is asked about. After an interruption the saved edits are attached again, one after
+another, and whatever is missing is asked in the same state as it would have been: the numbers are those of an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -91,8 +92,19 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, [*dataset.cases, *held_out])
-                health = Health(lm, [probe.prompt for case in held_out or dataset.cases for probe in case.probes][:WATCHED])
-            walk = Walk(lm, editor, run, before, protocol, method, health, SavedSteps(run.edits, lm, editor, protocol.edits_room))
+                health = Health(
+                    lm, [probe.prompt for case in held_out or dataset.cases for probe in case.probes][:WATCHED]
+                )
+            walk = Walk(
+                lm,
+                editor,
+                run,
+                before,
+                protocol,
+                method,
+                health,
+                SavedSteps(run.edits, lm, editor, protocol.edits_room),
+            )
             lines = iter(()) if _destroyed(job, run, protocol, monitor) else walked(walk, steps, held_out)
             with monitor.task("facts", len(dataset.cases)) as advance:
                 if known := sum(when == AFTER_EDIT for _, when, _ in run.finished):
@@ -113,7 +125,10 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
 
 def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) -> Iterator[dict[str, Any]]:
-    """Take every step and yield the lines that the run lacks; a checkpoint's last one is about the model. Edits stay attached."""
+    """Take every step and yield the lines that the run lacks; a checkpoint's last one is about the model.
+
+    Edits stay attached.
+    """
     checkpoints = walk.protocol.checkpoint_steps([len(step) for step in steps])
     edited: list[Case] = []
     for number, step in enumerate(steps):
@@ -153,9 +168,16 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
 
 def _after_edit(walk: Walk, number: int, step: Sequence[Case], done: Attempt, total: int) -> Iterator[dict[str, Any]]:
     wanted = walk.missing(step, AFTER_EDIT, total)
-    asked = [case for case in step if case.id not in done.rejected] if wanted else []  # all together: in other company, answers differ in their last bits
+    # all together: in other company, answers differ in their last bits
+    asked = [case for case in step if case.id not in done.rejected] if wanted else []
     with walk.lm.monitor.phase("ask after"):
-        seen = dict(zip((case.id for case in asked), observe(walk.lm, asked, walk.before.options, before=walk.before.seen), strict=True))
+        seen = dict(
+            zip(
+                (case.id for case in asked),
+                observe(walk.lm, asked, walk.before.options, before=walk.before.seen),
+                strict=True,
+            )
+        )
     for case in wanted:
         earlier = walk.before.observe(walk.lm, [case])[0]
         line = result_line(case, number, earlier, seen.get(case.id), done.seconds, done.rejected.get(case.id))
@@ -163,14 +185,23 @@ def _after_edit(walk: Walk, number: int, step: Sequence[Case], done: Attempt, to
 
 
 def _asked(walk: Walk, number: int, cases: Sequence[Case], when: str, total: int) -> Iterator[dict[str, Any]]:
-    """What the model says at a checkpoint. The answers before are in the case's first line, or stand here for held-out ones."""
+    """What the model says at a checkpoint.
+
+    The answers before are in the case's first line, or stand here for held-out ones.
+    """
     sampled = _sample(cases, walk.protocol) if when == CHECKPOINT else {case.id for case in cases}
     early = {case.id for case in cases[: walk.protocol.first]}
     group = [case for case in cases if case.id in sampled | early]
     wanted = walk.missing(group, when, total)
     with walk.lm.monitor.phase("ask at checkpoints"):
         asked = group if wanted else []
-        seen = dict(zip((case.id for case in asked), observe(walk.lm, asked, walk.before.options, walk.before.texts, walk.before.seen), strict=True))
+        seen = dict(
+            zip(
+                (case.id for case in asked),
+                observe(walk.lm, asked, walk.before.options, walk.before.texts, walk.before.seen),
+                strict=True,
+            )
+        )
     for case in wanted:
         earlier = walk.before.observe(walk.lm, [case])[0] if when == HELD_OUT else None
         line = result_line(case, number, earlier, seen[case.id], 0.0, None)
@@ -186,7 +217,10 @@ def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> set[str]:
 
 
 def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monitor) -> bool:
-    """Tell how the last checkpoint went; whether the run is to be stopped there. The main process decides, from the lines on disk."""
+    """Tell how the last checkpoint went; whether the run is to be stopped there.
+
+    The main process decides, from the lines on disk.
+    """
     stop = False
     if job.team.is_main:
         lines = run.lines()

@@ -24,7 +24,11 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
     """Print the run's table, or one case."""
     record, screen = read_run(path), Screen()
     if record.status != "success":
-        screen.note("this run is still going on" if record.status == "started" else f"this run was not finished ({record.status})")
+        screen.note(
+            "this run is still going on"
+            if record.status == "started"
+            else f"this run was not finished ({record.status})"
+        )
     if case is not None:
         line = _case(record, case)
         shown = fact_table if record.manifest["command"] == "trace" else facts.case

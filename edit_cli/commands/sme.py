@@ -1,7 +1,9 @@
-"""Sequential model editing: `sequential protocol=sme`. Folds of an edit set; what is wrong at its turn is edited, all else is skipped.
+"""Sequential model editing: `sequential protocol=sme`.
 
-Each turn's edit is saved before the turn's line is written. After an interruption the fold goes on from its saved edits: the numbers are
-those of an unbroken run.
+Folds of an edit set; what is wrong at its turn is edited, all else is skipped.
+
+Each turn's edit is saved before the turn's line is written. After an interruption the fold goes on from its saved
+edits: the numbers are those of an unbroken run.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ KEY = ("case_id", "when", "fold", "edits")
 
 @dataclass
 class Stream:
-    """What one fold needs. kept: the records of TrainR and TestR. done: lines of the run that are there, by their identity."""
+    """What one fold needs. kept: the records of TrainR and TestR.
+
+    done: lines of the run that are there, by their identity.
+    """
 
     lm: LM
     editor: Editor
@@ -54,7 +59,9 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
-    folds = {number: [protocol.as_edited(case) for case in cases] for number, cases in protocol.cut(dataset.cases).items()}
+    folds = {
+        number: [protocol.as_edited(case) for case in cases] for number, cases in protocol.cut(dataset.cases).items()
+    }
     kept = dict(zip(("train", "test"), protocol.kept(source, dataset), strict=True))
     counts = {name: len(asked) for name, asked in kept.items()}
     details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
@@ -67,7 +74,15 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
             editor.warm_up(lm)
             lines = job.team.tell(run.lines() if job.team.is_main else None)
             done = {tuple(line[part] for part in KEY): line for line in lines}
-            stream = Stream(lm, editor, run, protocol, {"name": job.choices["method"], **plain_containers(job.config.method)}, kept, done)
+            stream = Stream(
+                lm,
+                editor,
+                run,
+                protocol,
+                {"name": job.choices["method"], **plain_containers(job.config.method)},
+                kept,
+                done,
+            )
             _refuse_too_few(stream, folds)
             with monitor.task("facts", sum(map(len, folds.values()))) as advance:
                 for number, cases in folds.items():
@@ -90,17 +105,25 @@ def _refuse_too_few(stream: Stream, folds: Mapping[int, Sequence[Case]]) -> None
     total, lacking = sum(wrong.values()), [fold for fold, count in wrong.items() if not count]
     if not total:
         more = ", or altered answers: protocol.answers=written" if stream.protocol.answers == "right" else ""
-        raise UsageError(f"{stream.lm.name} makes no mistakes on these records, so there is nothing to edit: edit other records{more}")
+        raise UsageError(
+            f"{stream.lm.name} makes no mistakes on these records, so there is nothing to edit: edit other"
+            f" records{more}"
+        )
     if lacking:
         raise UsageError(
-            f"protocol.folds={stream.protocol.folds}: {total} mistakes are too few for so many folds (fold {lacking[0]} has none): "
-            "lower it, or raise limit"
+            f"protocol.folds={stream.protocol.folds}: {total} mistakes are too few for so many folds (fold {lacking[0]}"
+            " has none): lower it, or raise limit"
         )
 
 
 def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
-    """The fold's lines in their order, also those that are there already. The model is the unedited one before and after."""
-    if (last := next((line for line in stream.done.values() if line["fold"] == fold and line.get("last")), None)) is not None:
+    """The fold's lines in their order, also those that are there already.
+
+    The model is the unedited one before and after.
+    """
+    if (
+        last := next((line for line in stream.done.values() if line["fold"] == fold and line.get("last")), None)
+    ) is not None:
         yield from (line for line in stream.done.values() if line["fold"] == fold and line is not last)
         yield dict(last)
         return
@@ -119,7 +142,13 @@ def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[st
             if line["mistake"] and edited and not line["error"] and len(edited) % stream.protocol.every == 0:
                 yield _kept(stream, fold, edited)
         if fold == 0 and stream.lm.team.is_main:
-            draw_own(stream.editor, stream.lm, edited, stream.run.path, f"{stream.method['name']} on {stream.lm.name}, first fold")
+            draw_own(
+                stream.editor,
+                stream.lm,
+                edited,
+                stream.run.path,
+                f"{stream.method['name']} on {stream.lm.name}, first fold",
+            )
         yield {**_kept(stream, fold, edited, " at the end"), "last": True}
     finally:
         while len(stream.lm.attached) > depth:
@@ -139,7 +168,12 @@ def _turn(stream: Stream, fold: int, turn: int, case: Case, edits: int) -> dict[
         return {**result_line(case, turn, before, None, 0.0, None), **about, "mistake": False, "edits": edits}
     done = _take(stream, fold, turn, case)
     if case.id in done.rejected:
-        return {**result_line(case, turn, before, None, 0.0, done.rejected[case.id]), **about, "mistake": True, "edits": edits + 1}
+        return {
+            **result_line(case, turn, before, None, 0.0, done.rejected[case.id]),
+            **about,
+            "mistake": True,
+            "edits": edits + 1,
+        }
     (after,) = stream.ask([case], "ask after")
     return {**result_line(case, turn, before, after, done.seconds, None), **about, "mistake": True, "edits": edits + 1}
 
@@ -157,19 +191,29 @@ def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
     done = attempt(stream.editor, lm, [case])
     if done.edit is not None:
         if lm.team.is_main:
-            edit_store.save(done.edit, directory, lm, done.requests, {**stream.method, "made": {"seconds": done.seconds, "fold": fold}})
+            edit_store.save(
+                done.edit,
+                directory,
+                lm,
+                done.requests,
+                {**stream.method, "made": {"seconds": done.seconds, "fold": fold}},
+            )
         lm.attach(done.edit)
         lm.settle()
     return done
 
 
 def _kept(stream: Stream, fold: int, edited: Sequence[Case], end: str = "") -> dict[str, Any]:
-    """What the model knows after so many edits: of every edited prompt, and of the records for TrainR and TestR, whether it is right."""
+    """What the model knows after so many edits: of every edited prompt, and of the records for TrainR and TestR,
+    whether it is right.
+    """
     identity = (f"model{end}", KEPT, fold, len(edited))
     if identity in stream.done:
         return dict(stream.done[identity])
     asked = {"edited": [_bare(case) for case in edited], **stream.kept}
-    found = {name: [int(solved(seen)) for seen in stream.ask(cases, "ask at checkpoints")] for name, cases in asked.items()}
+    found = {
+        name: [int(solved(seen)) for seen in stream.ask(cases, "ask at checkpoints")] for name, cases in asked.items()
+    }
     return {**dict(zip(KEY, identity, strict=True)), "seconds": None, "error": None, **found}
 
 

@@ -17,11 +17,13 @@ EDITED = ("rewrite", "paraphrase")  # kinds of probes that the metrics need
 
 @dataclass(kw_only=True)
 class SmeProtocol:
-    """Folds of an edit set, each a stream from the unedited model, in which only what is wrong at its turn is edited, one at a time.
+    """Folds of an edit set, each a stream from the unedited model, in which only what is wrong at its turn is edited,
+    one at a time.
 
-    answers: "written" (an edit's target is right) or "right" (the data's own answer is; what the model gets wrong of it is edited).
-    folds, fold_seed: the random cut. only_folds: those to run. max_edits: a fold. every: edits between measurements of ER, TrainR, TestR.
-    train, test, train_split, test_split: how many records TrainR and TestR ask about, and of which splits.
+    answers: "written" (an edit's target is right) or "right" (the data's own answer is; what the model gets wrong of it
+    is edited). folds, fold_seed: the random cut. only_folds: those to run. max_edits: a fold. every: edits between
+    measurements of ER, TrainR, TestR. train, test, train_split, test_split: how many records TrainR and TestR ask
+    about, and of which splits.
     """
 
     answers: str = "written"
@@ -42,7 +44,9 @@ class SmeProtocol:
         for name in ("folds", "every", "train", "test", "max_edits"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"protocol.{name}={value}: give a number from 1 up")
-        if self.only_folds is not None and not (self.only_folds and all(0 <= fold < self.folds for fold in self.only_folds)):
+        if self.only_folds is not None and not (
+            self.only_folds and all(0 <= fold < self.folds for fold in self.only_folds)
+        ):
             raise UsageError(f"protocol.only_folds={self.only_folds}: give numbers of folds from 0 to {self.folds - 1}")
 
     def cut(self, cases: Sequence[Case]) -> dict[int, list[Case]]:
@@ -52,7 +56,9 @@ class SmeProtocol:
             UsageError: more folds than cases.
         """
         if self.folds > len(cases):
-            raise UsageError(f"protocol.folds={self.folds} is more than the {len(cases)} records to edit: lower it, or raise limit")
+            raise UsageError(
+                f"protocol.folds={self.folds} is more than the {len(cases)} records to edit: lower it, or raise limit"
+            )
         order = list(cases)
         random.Random(self.fold_seed).shuffle(order)
         return {fold: order[fold :: self.folds] for fold in self.only_folds or range(self.folds)}
@@ -67,9 +73,18 @@ class SmeProtocol:
         if self.answers == "written":
             return Case(case.id, case.requests, probes)
         if any(request.target_true is None for request in case.requests):
-            raise UsageError(f"protocol.answers=right: record {case.id} does not tell its right answer (protocol.answers=written)")
-        swapped = tuple(replace(request, target_new=request.target_true, target_true=request.target_new) for request in case.requests)
-        return Case(case.id, swapped, tuple(replace(probe, target=probe.foil, foil=probe.target, aliases=()) for probe in probes))
+            raise UsageError(
+                f"protocol.answers=right: record {case.id} does not tell its right answer (protocol.answers=written)"
+            )
+        swapped = tuple(
+            replace(request, target_new=request.target_true, target_true=request.target_new)
+            for request in case.requests
+        )
+        return Case(
+            case.id,
+            swapped,
+            tuple(replace(probe, target=probe.foil, foil=probe.target, aliases=()) for probe in probes),
+        )
 
     def kept(self, source: Source, dataset: Dataset) -> tuple[list[Case], list[Case]]:
         """(training, test) records that TrainR and TestR ask about, in the data's own answers; none of them is edited.
@@ -82,11 +97,21 @@ class SmeProtocol:
         found: list[list[Case]] = []
         for name, split, count in (("train", self.train_split, self.train), ("test", self.test_split, self.test)):
             whole = replace(source, ids=[], offset=0, shuffle_seed=None)
-            records = (whole.of_split(split, f"protocol.{name}_split") if whole.has_splits else whole).load(None, Monitor()).cases
-            free = [case for case in records if case.id not in edited and case.requests and case.requests[0].text not in edited]
+            records = (
+                (whole.of_split(split, f"protocol.{name}_split") if whole.has_splits else whole)
+                .load(None, Monitor())
+                .cases
+            )
+            free = [
+                case
+                for case in records
+                if case.id not in edited and case.requests and case.requests[0].text not in edited
+            ]
             cases = [known(f"{name} {case.id}", case.requests[0]) for case in free[:count]]
             if not cases:
-                raise UsageError(f"protocol.{name}: no record is left that is not edited: lower limit, or edit another dataset.split")
+                raise UsageError(
+                    f"protocol.{name}: no record is left that is not edited: lower limit, or edit another dataset.split"
+                )
             edited |= {case.id for case in free[:count]}
             found.append(cases)
         return found[0], found[1]

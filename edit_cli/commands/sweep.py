@@ -20,7 +20,9 @@ def conclude(outcomes: Sequence[Outcome], is_sweep: bool) -> int:
     if is_sweep:
         summaries = [_summary(outcome) for outcome in outcomes]
         if any(summary is not None for summary in summaries):
-            screen.show(Comparison([(label(outcome), summary) for outcome, summary in zip(outcomes, summaries, strict=True)]))
+            screen.show(
+                Comparison([(label(outcome), summary) for outcome, summary in zip(outcomes, summaries, strict=True)])
+            )
     for outcome in outcomes:
         if outcome.run_dir is not None:
             screen.line(outcome.run_dir)

@@ -69,8 +69,8 @@ def named(dataset: Dataset) -> Facts:
     }
     if all(request.target_true is None for request in facts.values()):
         raise UsageError(
-            f"dataset={dataset.name} names no true answers (target_true), so it cannot be told which facts the model knows: "
-            "trace counterfact, known_facts, zsre_alt, or facts of yours with target_true"
+            f"dataset={dataset.name} names no true answers (target_true), so it cannot be told which facts the model"
+            " knows: trace counterfact, known_facts, zsre_alt, or facts of yours with target_true"
         )
     return facts
 
@@ -88,7 +88,10 @@ def traced(lm: LM, options: TraceOptions, facts: Facts, run: Run) -> Iterator[di
     tracer = Tracer(lm, options, options.noise_std if deviation is None else options.noise * deviation)
     left = [name for name in facts if name not in run.finished]
     mine = lm.team.share(left)
-    parts = [_lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected) for start in range(0, len(mine), WINDOW)]
+    parts = [
+        _lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected)
+        for start in range(0, len(mine), WINDOW)
+    ]
     return lm.team.merge(chain.from_iterable(parts), len(left))
 
 
@@ -98,7 +101,9 @@ def _lines(
     """A line for each of these facts: first those that cannot be traced."""
     able = [name for name in names if name in usable]
     with lm.monitor.phase("ask"):
-        answers = dict(zip(able, lm.loglikelihood([(facts[name].text, facts[name].target_true) for name in able]), strict=True))
+        answers = dict(
+            zip(able, lm.loglikelihood([(facts[name].text, facts[name].target_true) for name in able]), strict=True)
+        )
     known = [name for name in able if all(answers[name].hits)]
     for name in names:
         if name in rejected:

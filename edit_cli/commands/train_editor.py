@@ -1,4 +1,6 @@
-"""`train-editor`: train the network of an editor that has one, and keep it where `evaluate`, `edit` and `sequential` find it."""
+"""`train-editor`: train the network of an editor that has one, and keep it where `evaluate`, `edit` and `sequential`
+find it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     if not isinstance(editor, TrainableEditor):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
     if editor.checkpoint is not None:
-        raise UsageError("method.checkpoint names a trained editor; leave it out to train one (run_dir=DIR and cache_dir=DIR say where it goes)")
+        raise UsageError(
+            "method.checkpoint names a trained editor; leave it out to train one (run_dir=DIR and cache_dir=DIR say"
+            " where it goes)"
+        )
     editor.training.fsdp |= fsdp
     splits = job.config.splits
     if splits.train == splits.validation:
@@ -85,11 +90,16 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         "seed": seed,
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
-    place = checkpoints.place(Path(editor.cache_dir).expanduser(), identity, type(editor).__name__.lower(), data.name, lm.name)
+    place = checkpoints.place(
+        Path(editor.cache_dir).expanduser(), identity, type(editor).__name__.lower(), data.name, lm.name
+    )
     place.parent.mkdir(parents=True, exist_ok=True)
     with suppress(MissingError):  # there is none, or a damaged one
         before = checkpoints.read_about(place)["dataset"]
         if before != about["dataset"]:
-            lm.monitor.note(f"this replaces an editor of the same settings that was trained on {before['cases']:,} cases ({before['source']})")
+            lm.monitor.note(
+                f"this replaces an editor of the same settings that was trained on {before['cases']:,} cases"
+                f" ({before['source']})"
+            )
     checkpoints.save(place, net, about)
     return place

@@ -19,7 +19,9 @@ EMBEDDED, OTHERS = "world", "zsre_qa"  # data sets to train on, where the job's 
 
 
 def training_command(job: Job) -> str:
-    """`edit-cli train-editor method=… model=… dataset=…`, with every setting in which the job's method differs from the packaged one."""
+    """`edit-cli train-editor method=… model=… dataset=…`, with every setting in which the job's method differs from
+    the packaged one.
+    """
     config, name = job.config, job.choices["method"]
     dataset = job.choices.get("dataset")
     if dataset is None or not _has_splits(config.dataset):
@@ -27,8 +29,14 @@ def training_command(job: Job) -> str:
     words = [f"method={name}", f"model={job.choices['model']}", f"dataset={dataset}"]
     packaged = _packaged(name, job.choices["model"])
     own = flatten(OmegaConf.to_container(config.method, resolve=False))
-    words += [f"method.{key}={_written(value)}" for key, value in own.items() if key in packaged and packaged[key] != value]
-    words += [f"{key}={config[key]}" for key, usual in (("seed", 0), ("cache_dir", "~/.cache/edit-cli")) if config[key] != usual]
+    words += [
+        f"method.{key}={_written(value)}" for key, value in own.items() if key in packaged and packaged[key] != value
+    ]
+    words += [
+        f"{key}={config[key]}"
+        for key, usual in (("seed", 0), ("cache_dir", "~/.cache/edit-cli"))
+        if config[key] != usual
+    ]
     return " ".join(["edit-cli train-editor", *words])
 
 
@@ -40,8 +48,13 @@ def _has_splits(node: DictConfig) -> bool:
 
 
 def _packaged(method: str, model: str) -> dict[str, Any]:
-    """{key: value} of the packaged method with what is published for the model, without places; empty for a method of the user's own."""
-    parts = [*_with_parents(catalog.conf_dir() / "method" / f"{method}.yaml"), catalog.conf_dir() / "tuned" / method / f"{model}.yaml"]
+    """{key: value} of the packaged method with what is published for the model, without places; empty for a method
+    of the user's own.
+    """
+    parts = [
+        *_with_parents(catalog.conf_dir() / "method" / f"{method}.yaml"),
+        catalog.conf_dir() / "tuned" / method / f"{model}.yaml",
+    ]
     merged = OmegaConf.merge(*(OmegaConf.load(part) for part in parts if part.is_file()), DictConfig({}))
     found = flatten(OmegaConf.to_container(merged, resolve=False))
     return {key: value for key, value in found.items() if key not in ANYWHERE}

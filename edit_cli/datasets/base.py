@@ -42,23 +42,34 @@ class Dataset:
     as_text: str | None = None  # the setting that puts them as texts, where there is one
 
     def refuse_unfit(self, labels: Sequence[str] | None, model: str) -> None:
-        """Refuse a model of the wrong kind before it is asked anything. labels: those that it tells apart; None if it writes text.
+        """Refuse a model of the wrong kind before it is asked anything.
+
+        labels: those that it tells apart; None if it writes text.
 
         Raises:
-            UsageError: labels are asked of a model that writes text, text of one that only knows labels, or labels of another name.
+            UsageError: labels are asked of a model that writes text, text of one that only knows labels, or labels of
+                another name.
         """
         known = {label.casefold() for label in labels or ()}
         if self.labels is None:
-            if known and not any(request.target_new.casefold() in known for case in self.cases for request in case.requests):
+            if known and not any(
+                request.target_new.casefold() in known for case in self.cases for request in case.requests
+            ):
                 has = f"{model} only chooses a label ({', '.join(labels)})"
                 raise UsageError(f"dataset={self.name} asks for texts, and {has}: give it claims to judge")
             return
         wanted = ", ".join(self.labels)
         if labels is None:
-            remedy = "give it to a classifier" + (f", or put its claims as questions: {self.as_text}" if self.as_text else "")
-            raise UsageError(f"dataset={self.name} asks for a label ({wanted}), and {model} has none: it writes text; {remedy}")
+            remedy = "give it to a classifier" + (
+                f", or put its claims as questions: {self.as_text}" if self.as_text else ""
+            )
+            raise UsageError(
+                f"dataset={self.name} asks for a label ({wanted}), and {model} has none: it writes text; {remedy}"
+            )
         if not all(label.casefold() in known for label in self.labels):
-            raise UsageError(f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}")
+            raise UsageError(
+                f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}"
+            )
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -83,7 +94,10 @@ class Dataset:
 
 @dataclass
 class Source(ABC):
-    """Where cases come from and which of them are used. Selection keeps the order of the file unless it is shuffled or given by ids."""
+    """Where cases come from and which of them are used.
+
+    Selection keeps the order of the file unless it is shuffled or given by ids.
+    """
 
     name: str
     path: str | None = None
@@ -97,7 +111,8 @@ class Source(ABC):
     expects: ClassVar[str]  # the fields of a record, for the message about a file that holds something else
     fields: ClassVar[frozenset[str]]  # fields that may occur; others are reported as ignored
     id_fields: ClassVar[tuple[str, ...]] = ("case_id", "id")  # under which a record's own id may stand
-    has_splits: ClassVar[bool] = False  # train, validation and test, which share no subject: editors can be trained on it
+    # train, validation and test, which share no subject: editors can be trained on it
+    has_splits: ClassVar[bool] = False
     as_text: ClassVar[str | None] = None  # the setting that makes texts of labels, for models that write
     split_key: ClassVar[str] = "dataset.split"  # the setting that names the split
 
@@ -128,11 +143,16 @@ class Source(ABC):
         return str(row.values["split"]) if row.has("split") else None
 
     def usable(self, records: Sequence[Chosen]) -> list[Chosen]:
-        """Those of the records without a fault that are to be used, in order: a source may leave some out for what the others are."""
+        """Those of the records without a fault that are to be used, in order: a source may leave some out for what
+        the others are.
+        """
         return list(records)
 
     def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
-        """Add what is costly to look up, to the selected cases only. pool: all usable records of the split, in the order of the file."""
+        """Add what is costly to look up, to the selected cases only.
+
+        pool: all usable records of the split, in the order of the file.
+        """
         return [case for _, case in chosen]
 
     def answer_labels(self) -> tuple[str, ...] | None:
@@ -176,7 +196,17 @@ class Source(ABC):
         _tell_repeated(self.name, cases, monitor)
         source = f"{file.label}, split {split}" if split else file.label
         selection = (limit, self.offset, self.shuffle_seed, split)
-        return Dataset(self.name, cases, source, content.sha256, len(rows), tuple(dropped), *selection, self.answer_labels(), self.as_text)
+        return Dataset(
+            self.name,
+            cases,
+            source,
+            content.sha256,
+            len(rows),
+            tuple(dropped),
+            *selection,
+            self.answer_labels(),
+            self.as_text,
+        )
 
     def _cases(self, rows: Sequence[Row | Dropped]) -> tuple[list[Chosen], list[Dropped]]:
         usable: dict[str, Chosen] = {}
@@ -213,12 +243,17 @@ class Source(ABC):
     def _report(self, rows: Sequence[Row | Dropped], dropped: Sequence[Dropped], monitor: Monitor) -> None:
         ignored = sorted({key for row in rows if isinstance(row, Row) for key in row.values} - self.fields)
         if ignored:
-            monitor.note(f"{self.name}: ignored fields: {', '.join(map(str, ignored[:10]))}{', …' if len(ignored) > 10 else ''}")
+            monitor.note(
+                f"{self.name}: ignored fields: {', '.join(map(str, ignored[:10]))}{', …' if len(ignored) > 10 else ''}"
+            )
         if not dropped:
             return
         reasons = Counter(f"{drop.field} {drop.reason}".strip() for drop in dropped).most_common()
         counts = "; ".join(f"{reason} ({times})" for reason, times in reasons[:10])
-        monitor.note(f"{self.name}: dropped {len(dropped):,} of {len(rows):,} records: {counts}{'; …' if len(reasons) > 10 else ''}")
+        monitor.note(
+            f"{self.name}: dropped {len(dropped):,} of {len(rows):,} records:"
+            f" {counts}{'; …' if len(reasons) > 10 else ''}"
+        )
         for drop in dropped[:REPORTED]:
             monitor.note(f"  dropped {drop}")
         if len(dropped) > REPORTED:
@@ -238,7 +273,9 @@ class Source(ABC):
 
 
 def _tell_repeated(name: str, cases: Sequence[Case], monitor: Monitor) -> None:
-    """Edits that are asked for twice, or contradict each other, are the user's to know of: methods treat them differently."""
+    """Edits that are asked for twice, or contradict each other, are the user's to know of: methods treat them
+    differently.
+    """
     answers: dict[str, set[str]] = {}
     again: list[str] = []
     other: list[str] = []
@@ -248,6 +285,12 @@ def _tell_repeated(name: str, cases: Sequence[Case], monitor: Monitor) -> None:
             if known:
                 (again if request.target_new in known else other).append(case.id)
             known.add(request.target_new)
-    for ids, what in ((again, "ask again for an edit of an earlier record"), (other, "ask for another answer to the prompt of an earlier record")):
+    for ids, what in (
+        (again, "ask again for an edit of an earlier record"),
+        (other, "ask for another answer to the prompt of an earlier record"),
+    ):
         if ids:
-            monitor.note(f"{name}: {len(ids):,} of {len(cases):,} records {what} (id {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})")
+            monitor.note(
+                f"{name}: {len(ids):,} of {len(cases):,} records {what} (id"
+                f" {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
+            )

@@ -1,4 +1,6 @@
-"""ConvSent (Mitchell et al., 2022, SERAC): an edit tells with which sentiment a dialogue model is to speak of a topic."""
+"""ConvSent (Mitchell et al., 2022, SERAC): an edit tells with which sentiment a dialogue model is to speak of a
+topic.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,9 @@ QUESTIONS = (
 class ConvSent(Pooled):
     """One topic a record, `ent`, with replies that speak well of it, `pos`, and ill, `neg`.
 
-    sentiment: the one that is asked for; null tosses a coin. replies: of each sentiment, drawn; null: all. Every reply is scored after a
-    question drawn from QUESTIONS. Other topics, asked about likewise, must not be answered differently.
+    sentiment: the one that is asked for; null tosses a coin. replies: of each sentiment, drawn; null: all. Every reply
+    is scored after a question drawn from QUESTIONS. Other topics, asked about likewise, must not be answered
+    differently.
     """
 
     sentiment: str | None = None
@@ -65,7 +68,10 @@ class ConvSent(Pooled):
         request = EditRequest(PROMPT, topic, TARGETS[wanted], TARGETS[other])
         probes = [Probe("rewrite", request.text, request.target_new, request.target_true)]
         for group, sentiment in (("wanted", wanted), ("unwanted", other)):
-            probes += [Probe("opinion", question, reply, group=group) for question, reply in self._asked(row, said[sentiment], sentiment)]
+            probes += [
+                Probe("opinion", question, reply, group=group)
+                for question, reply in self._asked(row, said[sentiment], sentiment)
+            ]
         return Case(row.id("id"), (request,), tuple(probes))
 
     def _asked(self, row: Row, replies: Sequence[str], what: str) -> list[tuple[str, str]]:

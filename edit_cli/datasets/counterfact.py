@@ -1,4 +1,6 @@
-"""CounterFact and MultiCounterFact (Meng et al., 2022 and 2023), their flat variant, and the embedded world in the same schema."""
+"""CounterFact and MultiCounterFact (Meng et al., 2022 and 2023), their flat variant, and the embedded world in the
+same schema.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,34 @@ from edit_cli.requests import Case, EditRequest, Probe
 ASSETS = Path(__file__).parent.parent / "assets"
 PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 FULL = ("case_id", "pararel_idx", "requested_rewrite", *PROMPTS)
-FLAT = ("case_id", "prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth")
+FLAT = (
+    "case_id",
+    "prompt",
+    "subject",
+    "target_new",
+    "ground_truth",
+    "rephrase_prompt",
+    "locality_prompt",
+    "locality_ground_truth",
+)
 
 
 @dataclass
 class CounterFact(Source):
     """Counterfactual rewrites with paraphrases, neighbours (same true object, other subject) and free-text prompts.
 
-    `records` names the embedded records that go with a model ("world"); `path` comes before it, `published` after it. `snippets` is a
-    file of reference texts, "published" for the published one, or null: none, except with the embedded records, which have their own.
+    `records` names the embedded records that go with a model ("world"); `path` comes before it, `published` after it.
+    `snippets` is a file of reference texts, "published" for the published one, or null: none, except with the embedded
+    records, which have their own.
     """
 
     records: str | None = None
     snippets: str | None = None
     published_snippets: Remote | None = None
 
-    expects: ClassVar[str] = "requested_rewrite, paraphrase_prompts, neighborhood_prompts (full) or " + ", ".join(FLAT[1:]) + " (flat)"
+    expects: ClassVar[str] = (
+        "requested_rewrite, paraphrase_prompts, neighborhood_prompts (full) or " + ", ".join(FLAT[1:]) + " (flat)"
+    )
     fields: ClassVar[frozenset[str]] = frozenset((*FULL, *FLAT, "split"))
 
     @property
@@ -47,7 +61,9 @@ class CounterFact(Source):
 
     def _asset(self, name: str) -> Path:
         if not self.records.isidentifier():
-            raise UsageError(f"dataset.records={self.records}: give world or null; a file of your own goes to dataset.path")
+            raise UsageError(
+                f"dataset.records={self.records}: give world or null; a file of your own goes to dataset.path"
+            )
         file = ASSETS / self.records / name
         if not file.is_file():
             raise MissingError(f"dataset.records={self.records}: this installation holds no {name} of that name")
@@ -64,7 +80,9 @@ class CounterFact(Source):
         texts = texts_of(set(keys) - {None}, snippets, self.cache_dir, monitor)
         cases = [replace(case, references=texts.get(key, ())) for key, (_, case) in zip(keys, chosen, strict=True)]
         if without := sum(not case.references for case in cases):
-            monitor.note(f"{self.name}: {without:,} of {len(cases):,} records have no reference texts in {snippets.label}")
+            monitor.note(
+                f"{self.name}: {without:,} of {len(cases):,} records have no reference texts in {snippets.label}"
+            )
         return cases
 
     def _locate_snippets(self, monitor: Monitor) -> File | None:
@@ -73,7 +91,9 @@ class CounterFact(Source):
         if self.snippets != "published":
             return locate(self.snippets, self.cache_dir, monitor, "dataset.snippets")
         if self.published_snippets is None:
-            raise UsageError("dataset.snippets=published, but dataset.published_snippets is null; give dataset.snippets=FILE")
+            raise UsageError(
+                "dataset.snippets=published, but dataset.published_snippets is null; give dataset.snippets=FILE"
+            )
         return download(self.published_snippets, self.cache_dir, monitor, "dataset.snippets")
 
 

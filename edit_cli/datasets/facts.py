@@ -16,11 +16,14 @@ FIELDS = ("id", "prompt", "subject", "target_new", "target_true", "paraphrases",
 class Facts(Source):
     """One fact a row: `prompt` (with a slot `{}`, or a full sentence that holds the subject), `subject`, `target_new`.
 
-    Optional: `target_true` (what the model says now), `paraphrases` (other ways to ask), `neighbors` (prompts whose answer must stay; in
-    JSON also `{prompt, target}`), `id`. Lists are JSON lists, or one text with `|` between its items (CSV).
+    Optional: `target_true` (what the model says now), `paraphrases` (other ways to ask), `neighbors` (prompts whose
+    answer must stay; in JSON also `{prompt, target}`), `id`. Lists are JSON lists, or one text with `|` between its
+    items (CSV).
     """
 
-    expects: ClassVar[str] = "prompt, subject, target_new; optional " + ", ".join(("target_true", "paraphrases", "neighbors", "id"))
+    expects: ClassVar[str] = "prompt, subject, target_new; optional " + ", ".join(
+        ("target_true", "paraphrases", "neighbors", "id")
+    )
     fields: ClassVar[frozenset[str]] = frozenset(FIELDS)
 
     def case(self, row: Row) -> Case:
@@ -38,7 +41,9 @@ class Facts(Source):
 
 
 def _neighbor(value: Any, path: str, new: str, true: str | None) -> Probe:
-    """Its answer is its own `target`, else the fact's true one (as in CounterFact), else unknown: whatever the model says must stay."""
+    """Its answer is its own `target`, else the fact's true one (as in CounterFact), else unknown: whatever the model
+    says must stay.
+    """
     answer = true
     if isinstance(value, dict):
         if value.get("target") is not None:

@@ -1,4 +1,6 @@
-"""FEVER as binary fact-checking (Thorne et al., 2018; De Cao et al., 2021; Mitchell et al., 2022): an edit flips a claim's label."""
+"""FEVER as binary fact-checking (Thorne et al., 2018; De Cao et al., 2021; Mitchell et al., 2022): an edit flips a
+claim's label.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,9 @@ MALMEN = ("prompt", "equiv_prompt", "unrel_prompt", "alt", "unrel_ans")
 class Claims(Pooled):
     """What sources of claims share: the two labels, and how a claim is put to a model.
 
-    labels: what the model calls a true and a false claim. template: null gives the bare claim to a classifier, whose labels these are;
-    a text with a slot, such as "{} True or False? Answer:", makes it a question for a model that writes, with the labels as answers
-    ("True" and "False" unless others are given).
+    labels: what the model calls a true and a false claim. template: null gives the bare claim to a classifier, whose
+    labels these are; a text with a slot, such as "{} True or False? Answer:", makes it a question for a model that
+    writes, with the labels as answers ("True" and "False" unless others are given).
     """
 
     as_text: ClassVar[str | None] = "dataset.template='{} True or False? Answer:'"
@@ -36,7 +38,9 @@ class Claims(Pooled):
         if len(set(self.labels)) != 2 or not all(label.strip() for label in self.labels):
             raise UsageError(f"dataset.labels={self.labels}: give two names, first that of true claims")
         if self.template is not None and (self.template.count("{}") != 1 or self.template != self.template.rstrip()):
-            raise UsageError(f"dataset.template={self.template!r}: give one slot {{}} for the claim, and no space at the end")
+            raise UsageError(
+                f"dataset.template={self.template!r}: give one slot {{}} for the claim, and no space at the end"
+            )
 
     def answer_labels(self) -> tuple[str, ...] | None:
         return tuple(self.labels) if self.template is None else None
@@ -76,10 +80,13 @@ class Claims(Pooled):
 
 @dataclass
 class Fever(Claims):
-    """Claims with their label, which an edit flips. Read are KILT's records as KE prepared them, FEVER's own, and MALMEN's flat ones.
+    """Claims with their label, which an edit flips.
 
-    What is flipped is the base model's `prediction` where the record has one (`alternatives` holds the flipped one), else the label. In
-    scope are the rephrasings that the base model judged like the claim. A claim is about its page, or else the first name in it.
+    Read are KILT's records as KE prepared them, FEVER's own, and MALMEN's flat ones.
+
+    What is flipped is the base model's `prediction` where the record has one (`alternatives` holds the flipped one),
+    else the label. In scope are the rephrasings that the base model judged like the claim. A claim is about its page,
+    or else the first name in it.
     """
 
     rephrases: int = 2
@@ -129,7 +136,12 @@ class Fever(Claims):
 
 def _answer(row: Row) -> str:
     output = row.get("output")
-    if not isinstance(output, list) or not output or not isinstance(output[0], dict) or not isinstance(output[0].get("answer"), str):
+    if (
+        not isinstance(output, list)
+        or not output
+        or not isinstance(output[0], dict)
+        or not isinstance(output[0].get("answer"), str)
+    ):
         raise Fault("output", "is not a list of objects with an answer")
     return output[0]["answer"]
 

@@ -1,4 +1,7 @@
-"""Find the file that a dataset is read from: a local path, a URL, a file on the hub, or the published one. Downloads are never retried."""
+"""Find the file that a dataset is read from: a local path, a URL, a file on the hub, or the published one.
+
+Downloads are never retried.
+"""
 
 from __future__ import annotations
 
@@ -70,16 +73,21 @@ def download(remote: Remote, cache_dir: str, monitor: Monitor, key: str) -> File
     """The cached copy of a published file, fetched on first use.
 
     Raises:
-        MissingError: not cached and not to be had, or not the file that was published; tells which key takes a local path.
+        MissingError: not cached and not to be had, or not the file that was published; tells which key takes a local
+            path.
     """
     address = urlsplit(remote.url)
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(address.path).name) or "file"
-    target = Path(cache_dir).expanduser() / "downloads" / f"{hashlib.sha256(remote.url.encode()).hexdigest()[:12]}-{name}"
+    target = (
+        Path(cache_dir).expanduser() / "downloads" / f"{hashlib.sha256(remote.url.encode()).hexdigest()[:12]}-{name}"
+    )
     if not target.is_file():
         try:
             _fetch(remote, target, monitor)
         except _Unavailable as error:
-            raise MissingError(f"{remote.url} is not in the cache ({target}) and {error}; give a local copy: {key}=FILE") from None
+            raise MissingError(
+                f"{remote.url} is not in the cache ({target}) and {error}; give a local copy: {key}=FILE"
+            ) from None
     return File(target, remote.url, remote.sha256)
 
 
@@ -116,7 +124,10 @@ def _fetch(remote: Remote, target: Path, monitor: Monitor) -> None:
 
 
 def _open(url: str) -> Any:
-    """A response, or `_Unavailable` soon. The thread bounds what no socket timeout covers: looking up the host's name."""
+    """A response, or `_Unavailable` soon.
+
+    The thread bounds what no socket timeout covers: looking up the host's name.
+    """
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 

@@ -1,12 +1,14 @@
-"""Generation as MEND edits it (Mitchell et al., 2022): after a passage the model is to go on with a given text of about ten tokens."""
+"""Generation as MEND edits it (Mitchell et al., 2022): after a passage the model is to go on with a given text of
+about ten tokens.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, ClassVar
 
 from edit_cli.datasets.base import Chosen
@@ -23,20 +25,25 @@ LEAST_WORDS = 50  # of a paragraph of running text, as published
 
 @dataclass
 class Continuations(Pooled):
-    """A passage and its continuation, which is written. In scope is the same continuation after the end of the passage alone.
+    """A passage and its continuation, which is written.
 
-    Read are MEND's files, `{"n_tokens", "original": [text], "completions": [text]}` (what a completion has beyond its original is the
-    continuation); records with `passage` and `continuation`; or running text, one paragraph a line (.txt): of paragraphs of at least
-    50 words and no others than ASCII characters, the first `passage_words` words are the passage and the next `words` are written.
-    Other passages must go on as they did, with the text that follows in them. locality_path: running text for those, such as
-    Wikitext-103; null takes other records. The subject of a record, for the splits, is its `source` (an article), else the passage itself.
+    In scope is the same continuation after the end of the passage alone.
+
+    Read are MEND's files, `{"n_tokens", "original": [text], "completions": [text]}` (what a completion has beyond its
+    original is the continuation); records with `passage` and `continuation`; or running text, one paragraph a line
+    (.txt): of paragraphs of at least 50 words and no others than ASCII characters, the first `passage_words` words are
+    the passage and the next `words` are written. Other passages must go on as they did, with the text that follows in
+    them. locality_path: running text for those, such as Wikitext-103; null takes other records. The subject of a
+    record, for the splits, is its `source` (an article), else the passage itself.
     """
 
     words: int = 8
     passage_words: int = 32
     locality_path: str | None = None
 
-    expects: ClassVar[str] = "passage, continuation; or MEND's n_tokens, original, completions; or a .txt file with a paragraph a line"
+    expects: ClassVar[str] = (
+        "passage, continuation; or MEND's n_tokens, original, completions; or a .txt file with a paragraph a line"
+    )
     fields: ClassVar[frozenset[str]] = frozenset(("id", "source", "passage", "continuation", "split"))
 
     def check(self) -> None:
@@ -54,7 +61,9 @@ class Continuations(Pooled):
         except (OSError, ValueError):
             value = None  # JSON lines, or damaged: the common reader tells
         if isinstance(value, dict) and "completions" in value:
-            rows = [Row(f"record {number}", number, pair) for number, pair in enumerate(_completions(value, file.label))]
+            rows = [
+                Row(f"record {number}", number, pair) for number, pair in enumerate(_completions(value, file.label))
+            ]
             return Content(rows, hashlib.sha256(raw).hexdigest())
         return super().read(file)
 
@@ -86,7 +95,11 @@ class Continuations(Pooled):
         dropped = self.drawn(row, "prefix").randint(1, max(1, len(words) // 2))
         request = EditRequest(passage, None, continuation)
         shorter = passage.split(None, dropped)[dropped]
-        return Case(row.id("id"), (request,), (Probe("rewrite", passage, continuation), Probe("paraphrase", shorter, continuation)))
+        return Case(
+            row.id("id"),
+            (request,),
+            (Probe("rewrite", passage, continuation), Probe("paraphrase", shorter, continuation)),
+        )
 
     def asked(self, row: Row, case: Case) -> tuple[str, str | None]:
         return row.prompt("passage"), row.phrase("continuation")
@@ -99,7 +112,9 @@ class Continuations(Pooled):
 
 
 def _completions(value: dict[str, Any], label: str) -> Iterator[dict[str, Any]]:
-    """Passage and continuation of each of MEND's completions; where they part from the original, back to the last space before it."""
+    """Passage and continuation of each of MEND's completions; where they part from the original, back to the last
+    space before it.
+    """
     originals, completions = value.get("original"), value["completions"]
     if not isinstance(originals, list) or not isinstance(completions, list) or len(originals) != len(completions):
         raise MissingError(f"{label}: original and completions are not two lists of the same length")
@@ -107,7 +122,7 @@ def _completions(value: dict[str, Any], label: str) -> Iterator[dict[str, Any]]:
         if not isinstance(original, str) or not isinstance(completion, str):
             yield {"passage": original, "continuation": completion}  # dropped, with the reason
             continue
-        shared = len(os.path.commonprefix([original, completion]))
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(original, completion, strict=False)))
         if shared < len(completion) and not completion[shared].isspace():
             shared = completion.rfind(" ", 0, shared) + 1
         yield {"passage": completion[:shared].rstrip(), "continuation": completion[shared:].strip()}
@@ -123,11 +138,15 @@ def read_text(file: File) -> tuple[str, str]:
         raw = file.path.read_bytes()
         return raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest()
     except (OSError, UnicodeDecodeError) as error:
-        raise MissingError(f"{file.label} cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
+        raise MissingError(
+            f"{file.label} cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def paragraphs(text: str) -> Iterator[tuple[int, str | None, str]]:
-    """(line number, title of the article, paragraph) of those with enough words and ASCII characters only; titles are lines `= … =`."""
+    """(line number, title of the article, paragraph) of those with enough words and ASCII characters only; titles
+    are lines `= … =`.
+    """
     article = None
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()

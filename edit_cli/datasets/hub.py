@@ -14,11 +14,14 @@ ADDRESS = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:
 
 
 def from_hub(address: str, monitor: Monitor, key: str) -> tuple[Path, str]:
-    """The local copy of `hub:owner/name[@revision][:file]`, and its address with the commit. Without the hub, what its cache holds.
+    """The local copy of `hub:owner/name[@revision][:file]`, and its address with the commit.
+
+    Without the hub, what its cache holds.
 
     Raises:
         UsageError: an address of another form, or one without a file where the repository has several.
-        MissingError: no such repository or file, or it is not cached and the hub cannot be reached. `key` names the setting.
+        MissingError: no such repository or file, or it is not cached and the hub cannot be reached. `key` names the
+            setting.
     """
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -40,8 +43,15 @@ def from_hub(address: str, monitor: Monitor, key: str) -> tuple[Path, str]:
     except Exception as error:  # whatever the transport raises without a network
         reason = error
     if name is None:
-        raise MissingError(f"{key}={address}: the hub cannot be reached ({type(reason).__name__}) to list its files; {remedy}")
-    return _cached(repo, revision, name, f"{key}={address}", f"the hub cannot be reached ({type(reason).__name__}); {remedy}"), address
+        raise MissingError(
+            f"{key}={address}: the hub cannot be reached ({type(reason).__name__}) to list its files; {remedy}"
+        )
+    return (
+        _cached(
+            repo, revision, name, f"{key}={address}", f"the hub cannot be reached ({type(reason).__name__}); {remedy}"
+        ),
+        address,
+    )
 
 
 def _online(repo: str, revision: str | None, name: str | None, monitor: Monitor, setting: str) -> tuple[Path, str]:
@@ -69,7 +79,10 @@ def _only_file(names: list[str], setting: str) -> str:
     usable = sorted(name for name in names if name.lower().endswith(FORMATS))
     if len(usable) != 1:
         found = ", ".join(usable[:5]) + (", …" if len(usable) > 5 else "")
-        raise UsageError(f"{setting} has {len(usable)} data files ({found or 'none of ' + ', '.join(FORMATS)}); name one: {setting}:FILE")
+        raise UsageError(
+            f"{setting} has {len(usable)} data files ({found or 'none of ' + ', '.join(FORMATS)}); name one:"
+            f" {setting}:FILE"
+        )
     return usable[0]
 
 

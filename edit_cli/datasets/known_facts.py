@@ -1,4 +1,6 @@
-"""Facts that a model already knows, as ROME traced them: nothing new to write, only what to ask and the expected answer."""
+"""Facts that a model already knows, as ROME traced them: nothing new to write, only what to ask and the expected
+answer.
+"""
 
 from __future__ import annotations
 

@@ -26,10 +26,12 @@ TRIES = 20  # candidates that are looked at for each one wanted: those whose sub
 class Pooled(Source):
     """A source that draws locality prompts from its own records.
 
-    shares: of the splits train, validation and test, for files without a field `split`; a subject falls into one of them by its hash.
-    locality: prompts of each group (another subject; the same relation of another subject; something else about the same subject).
-    seed: of everything that is drawn. What is drawn for a record does not depend on which others were selected, but for one thing:
-    subjects that this run edits are avoided where there are others.
+    shares: of the splits train, validation and test, for files without a field `split`; a subject falls into one of
+    them by its hash.
+    locality: prompts of each group (another subject; the same relation of another subject; something else about the
+    same subject).
+    seed: of everything that is drawn. What is drawn for a record does not depend on which others were selected, but for
+    one thing: subjects that this run edits are avoided where there are others.
     """
 
     has_splits: ClassVar[bool] = True
@@ -42,7 +44,9 @@ class Pooled(Source):
         """Whom a record is about. Raises `Fault` where that cannot be told."""
 
     def relation(self, row: Row, case: Case) -> str | None:
-        """What a record asks of its subject, where that can be told: its field `relation`, or the prompt without its subject."""
+        """What a record asks of its subject, where that can be told: its field `relation`, or the prompt without its
+        subject.
+        """
         if row.has("relation"):
             return row.phrase("relation")
         request = case.requests[0]
@@ -72,8 +76,14 @@ class Pooled(Source):
     def _of_split(self, content: Content, split: str | None, label: str) -> list[Row | Dropped]:
         rows = [row for row in content.rows if isinstance(row, Row)]
         if split in SPLITS and rows and all(self.split_of(row) != split for row in rows):
-            how = "by their field split" if any(row.has("split") for row in rows) else f"by subject, dataset.shares={self.shares}"
-            raise UsageError(f"dataset.split={split} is empty: none of the {len(rows):,} records of {label} falls into it ({how})")
+            how = (
+                "by their field split"
+                if any(row.has("split") for row in rows)
+                else f"by subject, dataset.shares={self.shares}"
+            )
+            raise UsageError(
+                f"dataset.split={split} is empty: none of the {len(rows):,} records of {label} falls into it ({how})"
+            )
         return super()._of_split(content, split, label)
 
     def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
@@ -123,11 +133,17 @@ class _Pool:
 
     def probes(self, own: Entry, count: int, rng: random.Random) -> Iterator[Probe]:
         """Locality probes for one record: up to `count` of each group, fewer where there are none."""
-        yield from self._some("random", self.entries, lambda one: one.subject != own.subject and not _same_relation(one, own), count, rng)
+        yield from self._some(
+            "random", self.entries, lambda one: one.subject != own.subject and not _same_relation(one, own), count, rng
+        )
         if own.relation is not None:
-            yield from self._some("same_relation", self.by_relation[own.relation], lambda one: one.subject != own.subject, count, rng)
+            yield from self._some(
+                "same_relation", self.by_relation[own.relation], lambda one: one.subject != own.subject, count, rng
+            )
         same = self.by_subject[own.subject]
-        yield from self._some("same_subject", same, lambda one: one.prompt != own.prompt and not _same_relation(one, own), count, rng)
+        yield from self._some(
+            "same_subject", same, lambda one: one.prompt != own.prompt and not _same_relation(one, own), count, rng
+        )
 
     def _some(self, group: str, among: Sequence[Entry], fits: Any, count: int, rng: random.Random) -> Iterator[Probe]:
         looked_at = [among[i] for i in rng.sample(range(len(among)), min(len(among), TRIES * count))]

@@ -1,4 +1,7 @@
-"""Read a data file into raw rows: a JSON list, JSON lines, or CSV with a header. A broken row is kept as `Dropped`; the rest goes on."""
+"""Read a data file into raw rows: a JSON list, JSON lines, or CSV with a header.
+
+A broken row is kept as `Dropped`; the rest goes on.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ def read(path: Path, label: str) -> Content:
     """Rows of a UTF-8 file. `.csv` is read as CSV; anything else must start with `[` (JSON list) or `{` (JSON lines).
 
     Raises:
-        MissingError: the file cannot be read, is empty, is not UTF-8, or is none of these formats. `label` names it in the message.
+        MissingError: the file cannot be read, is empty, is not UTF-8, or is none of these formats. `label` names it in
+            the message.
     """
     try:
         raw = path.read_bytes()
@@ -96,4 +100,8 @@ def _csv(text: str, label: str) -> Iterator[Row | Dropped]:
 
 
 def _row(where: str, index: int, value: Any) -> Row | Dropped:
-    return Row(where, index, value) if isinstance(value, dict) else Dropped(where, "", "is not an object with named fields")
+    return (
+        Row(where, index, value)
+        if isinstance(value, dict)
+        else Dropped(where, "", "is not an object with named fields")
+    )

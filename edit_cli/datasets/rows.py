@@ -1,7 +1,8 @@
 """One raw record of a data file, with checked access to its fields.
 
-The only changes ever made to a text: white space around a phrase (subject, target) and at the end of a probe's prompt is removed,
-because the model's tokenisation rule puts exactly one space before a target. The prompt that is written into a model is never changed.
+The only changes ever made to a text: white space around a phrase (subject, target) and at the end of a probe's prompt
+is removed, because the model's tokenisation rule puts exactly one space before a target. The prompt that is written
+into a model is never changed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from edit_cli.requests import slot_prompt
 
 
 class Fault(ValueError):
-    """A record cannot be used: which field, and why. The reason names no values, so that equal faults can be counted."""
+    """A record cannot be used: which field, and why.
+
+    The reason names no values, so that equal faults can be counted.
+    """
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field} {reason}")
@@ -38,7 +42,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Row:
-    """One raw record. Paths name nested fields with dots; every method raises `Fault` where the field does not hold what it asks for."""
+    """One raw record.
+
+    Paths name nested fields with dots; every method raises `Fault` where the field does not hold what it asks for.
+    """
 
     where: str
     index: int  # position in the file from 0, the id of records that have none
@@ -93,7 +100,9 @@ class Row:
         return [prompt(value, f"{path}[{position}]") for position, value in enumerate(_items(self.get(path), path))]
 
     def template(self, path: str, subject: str) -> str:
-        """The prompt to edit, with one slot `{}`: given so, or a full sentence whose first occurrence of the subject becomes the slot."""
+        """The prompt to edit, with one slot `{}`: given so, or a full sentence whose first occurrence of the subject
+        becomes the slot.
+        """
         text = _text(self.get(path), path)
         if "{}" not in text:
             return self.sentence(path, subject)

@@ -1,7 +1,7 @@
 """Reference texts by property: `[{relation_id, target_id, samples: [{name, text}]}]`, CounterFact's attribute snippets.
 
-The published file is 0.9 GB of JSON. It is parsed once, one object at a time, into an SQLite file in the cache; a run then reads the
-few keys it needs. Small files are read directly.
+The published file is 0.9 GB of JSON. It is parsed once, one object at a time, into an SQLite file in the cache; a run
+then reads the few keys it needs. Small files are read directly.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def texts_of(keys: Set[Key], file: File, cache_dir: str, monitor: Monitor) -> di
 
 
 def elements(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
-    """The elements of a JSON list, one in memory at a time. They must be objects or lists: a number could be cut in two.
+    """The elements of a JSON list, one in memory at a time.
+
+    They must be objects or lists: a number could be cut in two.
 
     Raises:
         ValueError: not a JSON list, or broken inside (JSONDecodeError, UnicodeDecodeError).
@@ -110,5 +112,8 @@ def _index(file: File, cache_dir: str, monitor: Monitor) -> Path:
 def _look_up(keys: Set[Key], index: Path) -> dict[Key, tuple[str, ...]]:
     query = "SELECT texts FROM snippets WHERE relation = ? AND target = ? ORDER BY rowid"
     with closing(sqlite3.connect(index)) as database:
-        found = {key: tuple(text for (texts,) in database.execute(query, key) for text in json.loads(texts)) for key in sorted(keys)}
+        found = {
+            key: tuple(text for (texts,) in database.execute(query, key) for text in json.loads(texts))
+            for key in sorted(keys)
+        }
     return {key: texts for key, texts in found.items() if texts}

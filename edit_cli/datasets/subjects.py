@@ -1,7 +1,7 @@
 """Whom a text is about, where a data set does not say: its first name, read off the capital letters.
 
-Splits must share no subject, and locality is asked of the same subject and of others; for both a guess that is right most of the time,
-and the same for all texts about one thing, will do.
+Splits must share no subject, and locality is asked of the same subject and of others; for both a guess that is right
+most of the time, and the same for all texts about one thing, will do.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 # words that open a sentence without being a name
 _OPENERS = """
-    A About After All Also Although An And Another Any Are As At Before Both But By Can Could Did Do Does During Each Every First For From
-    Had Has Have He Her His How However I If In Into Is It Its Many May Most No Not Of On One Only Or Our She Since Some Such That The Their
-    There These They This Those To Under Until Up Was We Were What When Where Which While Who Whom Whose Why Will With Would You
+    A About After All Also Although An And Another Any Are As At Before Both But By Can Could Did Do Does During Each
+    Every First For From Had Has Have He Her His How However I If In Into Is It Its Many May Most No Not Of On One Only
+    Or Our She Since Some Such That The Their There These They This Those To Under Until Up Was We Were What When Where
+    Which While Who Whom Whose Why Will With Would You
 """
 OPENERS = frozenset(_OPENERS.split())
 JOINERS = r"(?:of|the|and|de|la|von|van|der|du|al|in|for|on|to|at)"

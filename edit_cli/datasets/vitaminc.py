@@ -1,4 +1,6 @@
-"""VitaminC as SERAC's fact-checking (Schuster et al., 2021; Mitchell et al., 2022): evidence is asserted, claims follow or do not."""
+"""VitaminC as SERAC's fact-checking (Schuster et al., 2021; Mitchell et al., 2022): evidence is asserted, claims
+follow or do not.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,32 @@ from edit_cli.datasets.rows import Fault, Row
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
 
-FIELDS = ("unique_id", "case_id", "wiki_revision_id", "label", "claim", "evidence", "page", "revision_type", "id", "FEVER_id")
+FIELDS = (
+    "unique_id",
+    "case_id",
+    "wiki_revision_id",
+    "label",
+    "claim",
+    "evidence",
+    "page",
+    "revision_type",
+    "id",
+    "FEVER_id",
+)
 NEITHER = "NOT ENOUGH INFO"
 SHORTEST = 10  # words of evidence: it must have more
 
 
 @dataclass
 class VitaminC(Claims):
-    """One piece of evidence a record, asserted to be true. Its claim is in scope if the evidence supports or refutes it.
+    """One piece of evidence a record, asserted to be true.
 
-    If it does neither, the claim is a near miss (hard), which must keep its label, as claims about other pages must (easy): whatever the
-    model says of them, no right label is used. balance: as many records of each of the three labels as of the rarest. one_a_page: no two
-    records of one page, nor of pages of which one title holds the other, so that no batch of edits contradicts itself.
+    Its claim is in scope if the evidence supports or refutes it.
+
+    If it does neither, the claim is a near miss (hard), which must keep its label, as claims about other pages must
+    (easy): whatever the model says of them, no right label is used. balance: as many records of each of the three
+    labels as of the rarest. one_a_page: no two records of one page, nor of pages of which one title holds the other, so
+    that no batch of edits contradicts itself.
     """
 
     id_fields: ClassVar[tuple[str, ...]] = ("unique_id",)
@@ -67,12 +83,18 @@ class VitaminC(Claims):
         return _balanced(kept, self.seed) if self.balance else kept
 
     def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
-        cases = super().complete(chosen, pool, file, monitor)  # claims on the same page may follow from the evidence: they are no locality
-        return [replace(case, probes=tuple(probe for probe in case.probes if probe.group != "same_subject")) for case in cases]
+        # claims on the same page may follow from the evidence: they are no locality
+        cases = super().complete(chosen, pool, file, monitor)
+        return [
+            replace(case, probes=tuple(probe for probe in case.probes if probe.group != "same_subject"))
+            for case in cases
+        ]
 
 
 def _one_a_page(records: Sequence[Chosen]) -> list[Chosen]:
-    """The first record of each page, in order; a page whose title holds another's, or is held by it, counts as the same."""
+    """The first record of each page, in order; a page whose title holds another's, or is held by it, counts as the
+    same.
+    """
     titles = [" ".join(row.phrase("page").casefold().split()) for row, _ in records]
     all_titles = set(titles)
     family = {title: min((part for part in _parts(title) if part in all_titles), key=len) for title in all_titles}

@@ -24,11 +24,14 @@ CLAIMS, LABELS = "claims", ("SUPPORTS", "REFUTES")
 class WorldEdits(Source):
     """Edits of world facts in the splits train, validation and test, which share no subject.
 
-    records: statements, questions or claims. alternative: which of a record's alternatives is written, from 0 (claims have one).
-    one_a_subject: the first record of each subject only, so that no batch edits what locality asks of another of its records.
+    records: statements, questions or claims. alternative: which of a record's alternatives is written, from 0 (claims
+    have one).
+    one_a_subject: the first record of each subject only, so that no batch edits what locality asks of another of its
+    records.
 
-    Probes: rewrite; paraphrase (wordings of the training, and held-out ones); locality (unrelated facts, the same relation of other
-    subjects, other facts about the same subject). No other subject that locality asks about is edited by a record of the split.
+    Probes: rewrite; paraphrase (wordings of the training, and held-out ones); locality (unrelated facts, the same
+    relation of other subjects, other facts about the same subject). No other subject that locality asks about is edited
+    by a record of the split.
     """
 
     records: str = "statements"
@@ -36,7 +39,9 @@ class WorldEdits(Source):
     one_a_subject: bool = False
 
     has_splits: ClassVar[bool] = True
-    expects: ClassVar[str] = "prompt, subject, target_true, alternatives, paraphrases, same_relation, same_subject, unrelated"
+    expects: ClassVar[str] = (
+        "prompt, subject, target_true, alternatives, paraphrases, same_relation, same_subject, unrelated"
+    )
     fields: ClassVar[frozenset[str]] = frozenset((*expects.split(", "), "paraphrases_seen", "id", "split", "relation"))
 
     def check(self) -> None:
@@ -48,7 +53,10 @@ class WorldEdits(Source):
         if self.path is not None:
             return super().locate(monitor)
         if not self.records.isidentifier():
-            raise UsageError(f"dataset.records={self.records}: give statements, questions or claims; a file of your own goes to dataset.path")
+            raise UsageError(
+                f"dataset.records={self.records}: give statements, questions or claims; a file of your own goes to"
+                " dataset.path"
+            )
         file = FOLDER / f"{self.records}.json"
         if not file.is_file():
             raise MissingError(f"dataset.records={self.records}: give statements, questions or claims")

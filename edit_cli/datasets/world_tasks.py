@@ -1,4 +1,7 @@
-"""The tasks of trained editors on the embedded world: continuations, harder questions, opinions. Their records are made when they are read."""
+"""The tasks of trained editors on the embedded world: continuations, harder questions, opinions.
+
+Their records are made when they are read.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from edit_cli.datasets.zsre_hard import ZsREHard
 from edit_cli.errors import UsageError
 from edit_cli.monitor import Monitor
 
-MANIFEST = Path(__file__).parent.parent / "assets" / "tiny-gpt2" / "manifest.json"  # tells the seed of the world that the models know
+# tells the seed of the world that the models know
+MANIFEST = Path(__file__).parent.parent / "assets" / "tiny-gpt2" / "manifest.json"
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""zsRE question answering (Levy et al., 2017) as MEND prepared it (Mitchell et al., 2022), in the two uses of the literature."""
+"""zsRE question answering (Levy et al., 2017) as MEND prepared it (Mitchell et al., 2022), in the two uses of the
+literature.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,14 @@ FIELDS = ("subject", "src", "pred", "rephrase", "alt", "answers", "loc", "loc_an
 
 @dataclass
 class ZsRE(Source):
-    """Questions with a paraphrase and an unrelated Natural Questions item. Records have no id; theirs is the position in the file.
+    """Questions with a paraphrase and an unrelated Natural Questions item.
 
-    `target` "true" writes the correct answer `answers[0]` (ROME, MEMIT, AlphaEdit; the other answers are its aliases); "alt" writes the
-    plausible wrong answer `alt` over it (MEND, EasyEdit). The published reference has a dummy as the true target of the former; here
-    it has none. `locality_prefix` keeps the "nq question: " that the unrelated questions begin with.
+    Records have no id; theirs is the position in the file.
+
+    `target` "true" writes the correct answer `answers[0]` (ROME, MEMIT, AlphaEdit; the other answers are its aliases);
+    "alt" writes the plausible wrong answer `alt` over it (MEND, EasyEdit). The published reference has a dummy as the
+    true target of the former; here it has none. `locality_prefix` keeps the "nq question: " that the unrelated
+    questions begin with.
     """
 
     target: str = "true"

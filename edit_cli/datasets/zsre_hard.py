@@ -1,4 +1,6 @@
-"""zsRE-hard (Mitchell et al., 2022, SERAC): what an edit implies, whether a statement is true, and near misses that must stay."""
+"""zsRE-hard (Mitchell et al., 2022, SERAC): what an edit implies, whether a statement is true, and near misses that
+must stay.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +23,28 @@ from edit_cli.requests import Case, Probe
 
 PREFIXES = ("True or False: ", "True/False: ", "T/F: ", "Answer True or False: ")
 LEFT_OUT = ("sex", "gender")
-NEAREST, IN_SCOPE, TEMPERATURE = 100, 25, 0.1  # nearest questions looked at, those of them that may be about the edit, softmax
+# nearest questions looked at, those of them that may be about the edit, softmax
+NEAREST, IN_SCOPE, TEMPERATURE = 100, 25, 0.1
 
 
 @dataclass
 class ZsREHard(ZsREQuestions):
     """zsRE with harder questions on both sides of an edit's scope.
 
-    implied_path: a JSON list with one item a record, a list of [question, answer, …]: those whose question holds the right answer become
-    implied questions, with the new answer in its place. true_false_path: a text file with one statement a record; with the new answer in
-    the right one's place it is true, with another alternative (else the old answer) it is false. Records may hold both themselves, in
-    `implied` and `statement`. Near misses are other records' questions that are worded alike (cosine of TF-IDF vectors, where the
-    publication takes a sentence encoder): of the nearest 100, or a tenth of the set if that is less, the nearest quarter is left out.
+    implied_path: a JSON list with one item a record, a list of [question, answer, …]: those whose question holds the
+    right answer become implied questions, with the new answer in its place. true_false_path: a text file with one
+    statement a record; with the new answer in the right one's place it is true, with another alternative (else the old
+    answer) it is false. Records may hold both themselves, in `implied` and `statement`. Near misses are other records'
+    questions that are worded alike (cosine of TF-IDF vectors, where the publication takes a sentence encoder): of the
+    nearest 100, or a tenth of the set if that is less, the nearest quarter is left out.
     """
 
     implied_path: str | None = None
     true_false_path: str | None = None
 
-    expects: ClassVar[str] = f"{ZsREQuestions.expects}; with implied, statement, or dataset.implied_path, dataset.true_false_path"
+    expects: ClassVar[str] = (
+        f"{ZsREQuestions.expects}; with implied, statement, or dataset.implied_path, dataset.true_false_path"
+    )
     fields: ClassVar[frozenset[str]] = frozenset((*KILT, *FLAT, "relation", "implied", "statement", "split"))
 
     def read(self, file: File) -> Content:
@@ -53,7 +59,9 @@ class ZsREHard(ZsREQuestions):
         def beside(row: Row | Dropped) -> Row | Dropped:
             if isinstance(row, Dropped):
                 return row
-            return Row(row.where, row.index, {**row.values, **{name: values[row.index] for name, values in extra.items()}})
+            return Row(
+                row.where, row.index, {**row.values, **{name: values[row.index] for name, values in extra.items()}}
+            )
 
         return Content([beside(row) for row in content.rows], content.sha256)
 
@@ -67,7 +75,10 @@ class ZsREHard(ZsREQuestions):
         if not isinstance(values, list):
             raise MissingError(f"dataset.{key}={path} is not a JSON list")
         if len(values) != len(content.rows):
-            raise UsageError(f"dataset.{key}={path} has {len(values):,} items for {len(content.rows):,} records: they must go line by line")
+            raise UsageError(
+                f"dataset.{key}={path} has {len(values):,} items for {len(content.rows):,} records: they must go line"
+                " by line"
+            )
         return values
 
     def case(self, row: Row) -> Case:
@@ -86,9 +97,16 @@ class ZsREHard(ZsREQuestions):
         if not isinstance(items, list) or not all(isinstance(item, list | tuple) and len(item) >= 2 for item in items):
             raise Fault("implied", "is not a list of [question, answer]")
         return [
-            Probe("portability", *(text.replace(request.target_true, request.target_new) for text in (question, answer)), group="implied")
+            Probe(
+                "portability",
+                *(text.replace(request.target_true, request.target_new) for text in (question, answer)),
+                group="implied",
+            )
             for question, answer, *_ in items
-            if isinstance(question, str) and isinstance(answer, str) and answer.strip() and request.target_true in question
+            if isinstance(question, str)
+            and isinstance(answer, str)
+            and answer.strip()
+            and request.target_true in question
         ]
 
     def _true_false(self, row: Row, case: Case) -> list[Probe]:
@@ -112,12 +130,16 @@ class ZsREHard(ZsREQuestions):
         cases = super().complete(chosen, pool, file, monitor)
         if self.locality == 0 or len(pool) < 3:
             return cases
-        near = NearMisses([self.asked(row, case) for row, case in pool], [self.about(row).casefold() for row, _ in pool])
+        near = NearMisses(
+            [self.asked(row, case) for row, case in pool], [self.about(row).casefold() for row, _ in pool]
+        )
         place = {case.id: number for number, (_, case) in enumerate(pool)}
         found = []
         for case in cases:
             rng = random.Random(f"{self.seed} near misses {case.id}")
-            probes = [Probe("locality", *asked, group="hard") for asked in near.draw(place[case.id], self.locality, rng)]
+            probes = [
+                Probe("locality", *asked, group="hard") for asked in near.draw(place[case.id], self.locality, rng)
+            ]
             found.append(replace(case, probes=case.probes + tuple(probes)))
         return found
 

@@ -1,5 +1,7 @@
-"""zsRE as the question answering of trained editors (De Cao et al., 2021; Mitchell et al., 2022): an answer that the model did not give is
-written, reworded questions are in scope, and Natural Questions or other questions of the set must keep their answers."""
+"""zsRE as the question answering of trained editors (De Cao et al., 2021; Mitchell et al., 2022): an answer that the
+model did not give is
+written, reworded questions are in scope, and Natural Questions or other questions of the set must keep their answers.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,10 @@ PREFIX = "nq question: "
 class ZsREQuestions(Pooled):
     """One question a record, in KILT's form with the fields of KE (JSON lines), or in MEND's flat one.
 
-    The new answer is an item of `alternatives` (other beams of the base model) that is neither its top answer nor a right one; flat
-    records hold theirs in `alt`. alternative: which one, from 0; null draws it. rephrases: in-scope questions, drawn from
-    `filtered_rephrases`. unrelated: where the unrelated questions come from: "zsre" (other records), "nq" (a flat record's own Natural
-    Questions item, or `nq_path`: `{"questions": […], "answers": […]}`).
+    The new answer is an item of `alternatives` (other beams of the base model) that is neither its top answer nor a
+    right one; flat records hold theirs in `alt`. alternative: which one, from 0; null draws it. rephrases: in-scope
+    questions, drawn from `filtered_rephrases`. unrelated: where the unrelated questions come from: "zsre" (other
+    records), "nq" (a flat record's own Natural Questions item, or `nq_path`: `{"questions": […], "answers": […]}`).
     """
 
     alternative: int | None = None
@@ -41,7 +43,9 @@ class ZsREQuestions(Pooled):
     nq_path: str | None = None
     locality_prefix: bool = True
 
-    expects: ClassVar[str] = "input, output, alternatives, filtered_rephrases (KILT) or subject, src, rephrase, alt, answers (MEND)"
+    expects: ClassVar[str] = (
+        "input, output, alternatives, filtered_rephrases (KILT) or subject, src, rephrase, alt, answers (MEND)"
+    )
     fields: ClassVar[frozenset[str]] = frozenset((*KILT, *FLAT, "split"))
 
     def check(self) -> None:
@@ -142,7 +146,10 @@ class ZsREQuestions(Pooled):
     def _from_natural_questions(self, row: Row) -> list[Probe]:
         if self.nq_path is not None:
             items = self._natural_questions
-            return [Probe("locality", *items[(row.index * self.locality + i) % len(items)], group="random") for i in range(self.locality)]
+            return [
+                Probe("locality", *items[(row.index * self.locality + i) % len(items)], group="random")
+                for i in range(self.locality)
+            ]
         if not row.has("loc"):
             return []
         question = row.prompt("loc") + "?"  # the file has none
@@ -157,7 +164,8 @@ class ZsREQuestions(Pooled):
 
 
 def read_natural_questions(path: Path, label: str) -> list[tuple[str, str]]:
-    """(question, shortest answer) of every item of `{"questions": […], "answers": […]}`; the question is capitalised and gets its mark.
+    """(question, shortest answer) of every item of `{"questions": […], "answers": […]}`; the question is capitalised
+    and gets its mark.
 
     Raises:
         MissingError: the file is of another form.
@@ -167,7 +175,9 @@ def read_natural_questions(path: Path, label: str) -> list[tuple[str, str]]:
         pairs = list(zip(data["questions"], data["answers"], strict=True))
         found = [(_as_question(q), min([a] if isinstance(a, str) else a, key=len).strip()) for q, a in pairs]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise MissingError(f"dataset.nq_path: {label} is not JSON of the form {{questions: [text], answers: [text or list]}}") from None
+        raise MissingError(
+            f"dataset.nq_path: {label} is not JSON of the form {{questions: [text], answers: [text or list]}}"
+        ) from None
     found = [(question, answer) for question, answer in found if answer]
     if not found:
         raise MissingError(f"dataset.nq_path: {label} holds no question with an answer")

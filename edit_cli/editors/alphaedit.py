@@ -63,11 +63,15 @@ class AlphaEdit(SpreadingEditor):
             limit = self.threshold * (float(values.mean()) if self.relative else 1.0)
             found, width = vectors[:, values < limit], len(values)
         if found.shape[1] in (0, width):
-            what = "no direction is free" if not found.shape[1] else "every direction is free, so nothing would be protected"
+            what = (
+                "no direction is free"
+                if not found.shape[1]
+                else "every direction is free, so nothing would be protected"
+            )
             raise UsageError(
-                f"method.threshold={self.threshold}: in layer {layer} {what}: eigenvalues of its second moment go from "
-                f"{float(values[0]):.2g} to {float(values[-1]):.2g} (median {float(values.median()):.2g}); choose a threshold between, or "
-                "method.relative=true with one near 1"
+                f"method.threshold={self.threshold}: in layer {layer} {what}: eigenvalues of its second moment go from"
+                f" {float(values[0]):.2g} to {float(values[-1]):.2g} (median {float(values.median()):.2g}); choose a"
+                " threshold between, or method.relative=true with one near 1"
             )
         lm.monitor.note(f"layer {layer}: {found.shape[1]:,} of {width:,} key directions are free to be written to")
         return found
@@ -79,5 +83,7 @@ class AlphaEdit(SpreadingEditor):
     def solve(self, lm: LM, layer: int, residual: Tensor, keys: Tensor, past: Tensor | None) -> Factors:
         """The update in the null space's coordinates, and back."""
         free = self.nullspace(lm, layer)
-        update = solve(residual, free.T @ keys, ScaledIdentity(free.shape[1], free.device), self.weight(keys.shape[1]), past=past)
+        update = solve(
+            residual, free.T @ keys, ScaledIdentity(free.shape[1], free.device), self.weight(keys.shape[1]), past=past
+        )
         return Factors(update.left, update.right @ free.T)

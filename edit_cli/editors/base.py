@@ -13,8 +13,10 @@ from edit_cli.lm.kinds import NAMES
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
-AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"  # what methods remember, or spare: examples, text, or whichever there is
-Examples = Callable[[str], Sequence[tuple[str, str]]]  # a split: (prompt, right answer) of what a run neither edits nor asks about
+# what methods remember, or spare: examples, text, or whichever there is
+AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"
+# a split: (prompt, right answer) of what a run neither edits nor asks about
+Examples = Callable[[str], Sequence[tuple[str, str]]]
 
 
 class Editor(ABC):
@@ -23,7 +25,8 @@ class Editor(ABC):
     mass_editor: the method is meant for many facts at once (sets the default of `protocol.batch_size`).
     needs_subject: requests without a subject are refused.
     heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier".
-    looks_back: how many of the latest edits `recall` needs with their weights; 0: what they remember beside those is enough.
+    looks_back: how many of the latest edits `recall` needs with their weights; 0: what they remember beside those is
+    enough.
     examples: given by commands, for methods that remember some records; none of a split that the data lack.
     """
 
@@ -61,23 +64,34 @@ class Editor(ABC):
         """`fits`, of a model that need not be loaded."""
         if kind not in cls.heads:
             able = " or ".join(NAMES[known] for known in cls.heads)
-            raise UsageError(f"{cls.__name__} works on {able}, and {model} is {NAMES[kind]}: choose another method (ft works on all) or model")
+            raise UsageError(
+                f"{cls.__name__} works on {able}, and {model} is {NAMES[kind]}: choose another method (ft works on all)"
+                " or model"
+            )
 
     def warm_up(self, lm: LM) -> None:
-        """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate ways."""
+        """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate
+        ways.
+        """
 
     def reset(self) -> None:
         """Forget what earlier edits left in the editor (most keep nothing)."""
 
     def recall(self, lm: LM, edit: Edit) -> None:
-        """Take up what making `edit` left in the editor (most keep nothing): a sequence goes on from saved edits, in their order."""
+        """Take up what making `edit` left in the editor (most keep nothing): a sequence goes on from saved edits, in
+        their order.
+        """
 
     def figures(self, lm: LM, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
-        """{name of a figure: its data} of the attached edits of `requests`, in their order; commands/figures.py names who draws it."""
+        """{name of a figure: its data} of the attached edits of `requests`, in their order; commands/figures.py
+        names who draws it.
+        """
         return {}
 
     def scratch(self, lm: LM) -> dict[Any, Any]:
-        """Things worth computing once a model (factorised statistics, sampled prefixes); gone with the model or the editor."""
+        """Things worth computing once a model (factorised statistics, sampled prefixes); gone with the model or the
+        editor.
+        """
         memory = self.__dict__.setdefault("_scratch", WeakKeyDictionary())
         return memory.setdefault(lm, {})
 

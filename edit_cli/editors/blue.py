@@ -11,8 +11,8 @@ from edit_cli.editors.spreading import SoftSpreadingEditor
 class BLUE(SoftSpreadingEditor):
     """MEMIT whose residual is not distributed, since layers in between hardly contribute.
 
-    At the first of `layers`, and then at the last on the model that this leaves: optimise targets at that very layer and write the
-    whole residual there.
+    At the first of `layers`, and then at the last on the model that this leaves: optimise targets at that very layer
+    and write the whole residual there.
     """
 
     def rounds(self, layers: list[int]) -> list[list[int]]:

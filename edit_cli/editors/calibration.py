@@ -1,4 +1,6 @@
-"""How far other wordings of a fact lie from it, and how far other facts: what the radius of a memory has to come between."""
+"""How far other wordings of a fact lie from it, and how far other facts: what the radius of a memory has to come
+between.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,18 @@ class Separation:
 
 
 def separation(
-    lm: LM, facts: Sequence[str], reworded: Sequence[Sequence[str]], others: Sequence[Sequence[str]], layer: int, part: str, side: str
+    lm: LM,
+    facts: Sequence[str],
+    reworded: Sequence[Sequence[str]],
+    others: Sequence[Sequence[str]],
+    layer: int,
+    part: str,
+    side: str,
 ) -> Separation:
-    """Of keys at a module's input or output (side), at the last token of each prompt. reworded, others: prompts for each fact."""
+    """Of keys at a module's input or output (side), at the last token of each prompt.
+
+    reworded, others: prompts for each fact.
+    """
     tap = Tap(module_of(lm, layer, part), side)
 
     def keys(prompts: Sequence[str]) -> Tensor:

@@ -22,8 +22,8 @@ from edit_cli.requests import EditRequest
 class ContextOptions:
     """How prefixes are sampled (locate-then-edit, context prefixes).
 
-    starts: words a prefix begins with; "" is the model's beginning-of-text token. lengths: tokens of a prefix, its start
-    included; `per_start` prefixes for each length and start. top_k: sampled from the k likeliest tokens.
+    starts: words a prefix begins with; "" is the model's beginning-of-text token. lengths: tokens of a prefix, its
+    start included; `per_start` prefixes for each length and start. top_k: sampled from the k likeliest tokens.
     weighting: "groups" — the bare prompt and each length count alike (MEMIT); "rows" — all contexts count alike (ROME).
     prefixes: given texts instead of sampled ones, one group; ". " and the prompt follow each, nothing else is changed.
     """
@@ -71,7 +71,9 @@ class Contexts:
         """Share of each context in an averaged key; sums to 1, float64."""
         if self.weighting == "rows":
             return torch.full((len(self.texts),), 1.0 / len(self.texts), dtype=torch.float64)
-        return torch.tensor([1.0 / len(self.groups) / len(group) for group in self.groups for _ in group], dtype=torch.float64)
+        return torch.tensor(
+            [1.0 / len(self.groups) / len(group) for group in self.groups for _ in group], dtype=torch.float64
+        )
 
 
 BARE = Contexts([[""]], "rows")

@@ -1,4 +1,6 @@
-"""DEFER (baseline of Hartvigsen et al., 2023, after SERAC): a trained router says whether a trained linear expert answers for a layer."""
+"""DEFER (baseline of Hartvigsen et al., 2023, after SERAC): a trained router says whether a trained linear expert
+answers for a layer.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ PARTS = ("router", "threshold", "offset")  # w (d_in,), b (), c (d_out,)
 
 
 class DeferLayer(MemoryLayer):
-    """g = σ(w·q + b) and o = A q + c, q being the input at the prompt's last token; where g ≥ ½, o is the output at every token.
+    """g = σ(w·q + b) and o = A q + c, q being the input at the prompt's last token; where g ≥ ½, o is the output at
+    every token.
 
     A is the sum of what the edits added to it: it is put together when it is needed.
     """
@@ -35,7 +38,9 @@ class DeferLayer(MemoryLayer):
         d_out, d_in = widths(original)
         draw, bound = torch.Generator().manual_seed(seed), d_in**-0.5  # as a fresh nn.Linear
         shapes = {"expert": (d_out, d_in), "router": (d_in,), "threshold": (), "offset": (d_out,)}
-        start = {name: ((torch.rand(shape, generator=draw) * 2 - 1) * bound).to(lm.device) for name, shape in shapes.items()}
+        start = {
+            name: ((torch.rand(shape, generator=draw) * 2 - 1) * bound).to(lm.device) for name, shape in shapes.items()
+        }
         self.start, self.small = start.pop("expert"), start
         self.steps: list[tuple[Tensor, Tensor]] = []
         self._expert: Tensor | None = self.start
@@ -97,8 +102,8 @@ class DeferPatch(MemoryPatch):
 class Defer(Editor):
     """Router and expert are trained together: the layer gives g·o + (1 − g)·layer(x) while they are.
 
-    layer, module: whose input is read and whose output is replaced. lr, steps: Adam. It stops once every target token is the likeliest and
-    the loss is below `stop_loss`.
+    layer, module: whose input is read and whose output is replaced. lr, steps: Adam. It stops once every target token
+    is the likeliest and the loss is below `stop_loss`.
     """
 
     heads = ("causal", "seq2seq", "classifier")
@@ -146,7 +151,11 @@ class Defer(Editor):
 
             found = run.answers(mix)
             losses = row_losses(found, count)
-            if bool(rows_right(found, count).all()) and losses.max().item() < self.stop_loss and bool((gate >= 0.5).all()):
+            if (
+                bool(rows_right(found, count).all())
+                and losses.max().item() < self.stop_loss
+                and bool((gate >= 0.5).all())
+            ):
                 break
             gradients = torch.autograd.grad(losses.mean(), list(weights.values()))
             for weight, gradient in zip(weights.values(), gradients, strict=True):
@@ -155,10 +164,12 @@ class Defer(Editor):
 
 
 def factors(change: Tensor) -> tuple[Tensor, Tensor]:
-    """(d_out, r) and (r, d_in) whose product is `change` but for a share of `EXACT`. One fact's change has rank one, or nearly.
+    """(d_out, r) and (r, d_in) whose product is `change` but for a share of `EXACT`.
 
-    A basis of random combinations of its columns is tried and widened until it holds (Halko et al., 2011): products, no decomposition of
-    the whole matrix while its rank is low.
+    One fact's change has rank one, or nearly.
+
+    A basis of random combinations of its columns is tried and widened until it holds (Halko et al., 2011): products, no
+    decomposition of the whole matrix while its rank is low.
     """
     draw, size = torch.Generator().manual_seed(0), FIRST_RANK
     basis = torch.eye(change.shape[0], dtype=change.dtype, device=change.device)

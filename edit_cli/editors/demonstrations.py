@@ -1,4 +1,6 @@
-"""Demonstrations for in-context editing: facts of a data set, told as a model should answer once a new fact stands before a prompt."""
+"""Demonstrations for in-context editing: facts of a data set, told as a model should answer once a new fact stands
+before a prompt.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ KINDS = ("copy", "update", "retain")
 
 @dataclass(frozen=True)
 class Told:
-    """A fact of the store. text: with its new answer; subject: whom it is about; asked: {kind: (prompt, answer) after the new fact}."""
+    """A fact of the store.
+
+    text: with its new answer; subject: whom it is about; asked: {kind: (prompt, answer) after the new fact}.
+    """
 
     prompt: str
     answer: str
@@ -25,13 +30,27 @@ class Told:
 
 
 def tell(case: Case) -> list[Told]:
-    """copy asks the edited prompt, update a paraphrase, retain a prompt whose answer stays. What a case lacks is told as a copy."""
+    """copy asks the edited prompt, update a paraphrase, retain a prompt whose answer stays.
+
+    What a case lacks is told as a copy.
+    """
     paraphrase = next((probe.prompt for probe in case.probes if probe.kind == "paraphrase"), None)
-    kept = next(((probe.prompt, probe.target) for probe in case.probes if probe.kind in ("neighborhood", "locality") and probe.target), None)
+    kept = next(
+        (
+            (probe.prompt, probe.target)
+            for probe in case.probes
+            if probe.kind in ("neighborhood", "locality") and probe.target
+        ),
+        None,
+    )
     found = []
     for request in case.requests:
         copy = (request.text, request.target_new)
-        asked = {"copy": copy, "update": (paraphrase, request.target_new) if paraphrase else copy, "retain": kept or copy}
+        asked = {
+            "copy": copy,
+            "update": (paraphrase, request.target_new) if paraphrase else copy,
+            "retain": kept or copy,
+        }
         found.append(Told(request.text, request.target_new, request.subject, asked))
     return found
 
@@ -44,7 +63,10 @@ class Store:
         self.vectors: Tensor = embed([shown(fact, "copy") for fact in self.facts]) if self.facts else torch.zeros(0, 0)
 
     def nearest(self, request: EditRequest, vector: Tensor, count: int) -> list[Told]:
-        """The facts that are most like an edit, most similar first. None is about its subject: that would tell the answer to what is asked."""
+        """The facts that are most like an edit, most similar first.
+
+        None is about its subject: that would tell the answer to what is asked.
+        """
         if not self.facts:
             return []
         order = (self.vectors @ vector.to(self.vectors)).argsort(descending=True, stable=True).tolist()

@@ -13,8 +13,9 @@ class EMMET(SpreadingEditor):
 
     Δ = R (Kᵀ C⁻¹ K + λI)⁻¹ Kᵀ C⁻¹ (eq. 12), at one layer as published, or spread over several.
 
-    covariance_weight, epsilon: the released code scales C by the first and adds the second to Kᵀ C⁻¹ K; together they are
-    MEMIT's λ = covariance_weight · epsilon. epsilon = 0 is the equality proper; a single fact is always solved exactly (as ROME).
+    covariance_weight, epsilon: the released code scales C by the first and adds the second to Kᵀ C⁻¹ K; together they
+    are MEMIT's λ = covariance_weight · epsilon. epsilon = 0 is the equality proper; a single fact is always solved
+    exactly (as ROME).
     """
 
     covariance_weight: float = 1.0

@@ -33,16 +33,19 @@ EPSILON = 1e-6  # of the rmsprop rule
 
 @dataclass(kw_only=True)
 class ENN(TrainableEditor):
-    """Editable Neural Networks (Sinitsin et al., 2020): L = c_base L_base(θ) + c_edit l_e(θ') + c_loc L_loc(θ, θ'), θ' after K steps.
+    """Editable Neural Networks (Sinitsin et al., 2020): L = c_base L_base(θ) + c_edit l_e(θ') + c_loc L_loc(θ, θ'), θ'
+    after K steps.
 
-    layers: whose MLPs the steps change; none for the last `last` of every stack; part: both matrices, or the "out" one. second_in: of
-    gated MLPs, change the second input matrix too.
+    layers: whose MLPs the steps change; none for the last `last` of every stack; part: both matrices, or the "out" one.
+    second_in: of gated MLPs, change the second input matrix too.
     edits: facts edited together; it is trained for one number.
     steps: K. rule: "sgd", or "rmsprop", g / √(v + ε) of each entry. decay: β of v ← β v + (1 − β) g² at first.
-    objective: what is descended: "nll", or "margin", max(0, margin + max log p(others) − log p(target)), which ends steps by itself.
+    objective: what is descended: "nll", or "margin", max(0, margin + max log p(others) − log p(target)), which ends
+    steps by itself.
     step_size: α at first, of each matrix; log_step: log α is learnt; step_lr: its learning rate, 0 to keep it.
     trains: "all" weights of the model, the "edited" matrices, or "nothing" but step sizes: the control.
-    base_weight, edit_weight, locality_weight: c_base, c_edit and c_loc. L_base is KL(original ‖ θ), L_loc is KL(θ ‖ θ').
+    base_weight, edit_weight, locality_weight: c_base, c_edit and c_loc. L_base is KL(original ‖ θ), L_loc is KL(θ ‖
+    θ').
     """
 
     heads = ("causal", "seq2seq", "classifier")
@@ -73,7 +76,10 @@ class ENN(TrainableEditor):
             if getattr(self, name) not in known:
                 raise UsageError(f"method.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}")
         if self.step_size <= 0 or self.edits < 1 or self.steps < 1:
-            raise UsageError(f"method.step_size={self.step_size}, method.edits={self.edits} and method.steps={self.steps} must be above 0")
+            raise UsageError(
+                f"method.step_size={self.step_size}, method.edits={self.edits} and method.steps={self.steps} must be"
+                " above 0"
+            )
         if not 0 <= self.decay <= 1:
             raise UsageError(f"method.decay={self.decay}: give a number from 0 to 1")
         self._changed = False  # whether the model has the trained weights by an edit that is attached
@@ -92,7 +98,10 @@ class ENN(TrainableEditor):
         edited = [f"{name}.weight" for name in modules]
         names = {"all": [name for name, _ in lm.model.named_parameters()], "edited": edited, "nothing": []}[self.trains]
         if not all(isinstance(lm.place(name), Resident) for name in {*names, *edited}):
-            raise UsageError(f"enn trains the model itself, and {lm.name} is quantised or not all on the device: choose another method")
+            raise UsageError(
+                f"enn trains the model itself, and {lm.name} is quantised or not all on the device: choose another"
+                " method"
+            )
         with lm.pristine():
             weights = {name: lm.place(name).value() for name in names}
         net = EnnNet(weights, modules, self.step_size, self.log_step, self.decay)
@@ -108,7 +117,10 @@ class ENN(TrainableEditor):
             net.decay.clamp_(0, 1)
 
     def loss(self, net: EnnNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
-        """Equation 3, the mean over independent edits. Gradients go through all K steps. What is told counts from the original model."""
+        """Equation 3, the mean over independent edits. Gradients go through all K steps.
+
+        What is told counts from the original model.
+        """
         _, lowest = self._modules(lm)
         lessons = draw(batch, self.edits, self.draw)
         memory = self.memory(lm)
@@ -124,25 +136,37 @@ class ENN(TrainableEditor):
             nll = self._losses(after, len(trial.outer))[trial.outer.to(after.rows.device)].mean()
         if not net.training:
             told["shift"] = largest(lm, shifts)
-        return self.base_weight * base + self.edit_weight * nll + self.locality_weight * local, {**told, "base": float(base.detach())}
+        return self.base_weight * base + self.edit_weight * nll + self.locality_weight * local, {
+            **told,
+            "base": float(base.detach()),
+        }
 
     def descend(self, net: EnnNet, lm: LM, rows: Sequence[Row], edits: int) -> dict[str, Shift]:
-        """Where K steps of so many independent edits lead from the model's present weights; differentiable where gradients are wanted."""
+        """Where K steps of so many independent edits lead from the model's present weights; differentiable where
+        gradients are wanted.
+        """
         graph = torch.is_grad_enabled()
         shifts: dict[str, Shift] = {}
-        descents = {name: Descent(self.rule, size, net.decay) for name, size in zip(net.modules_edited, net.sizes(), strict=True)}
+        descents = {
+            name: Descent(self.rule, size, net.decay)
+            for name, size in zip(net.modules_edited, net.sizes(), strict=True)
+        }
         for _ in range(self.steps):
             # faster kernels of attention have no second derivative
             with sdpa_kernel(SDPBackend.MATH) if graph else nullcontext(), shifted(lm, shifts):
                 found = gradients(lm, rows, net.modules_edited, graph, self._losses)
             for name, descent in descents.items():
-                delta, u = (part.reshape(edits, -1, part.shape[-1]) for part in (found[name].outputs, found[name].inputs))
+                delta, u = (
+                    part.reshape(edits, -1, part.shape[-1]) for part in (found[name].outputs, found[name].inputs)
+                )
                 shifts[name] = descent.step(delta, u)
         return shifts
 
     @torch.no_grad()
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
-        """From the original weights to the trained ones and K steps on; in a sequence, after the first edit, the steps alone."""
+        """From the original weights to the trained ones and K steps on; in a sequence, after the first edit, the
+        steps alone.
+        """
         net = self.trained(lm)
         trained = WeightDelta({}) if self._changed and lm.attached else self._to_trained(lm, net)
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
@@ -195,7 +219,9 @@ class Descent:
         self.square: Tensor | None = None  # v, (edits, d_out, d_in)
 
     def step(self, delta: Tensor, u: Tensor) -> Shift:
-        """Where this step leads: by the plain rule in factors, else dense, because each entry has a length of its own."""
+        """Where this step leads: by the plain rule in factors, else dense, because each entry has a length of its
+        own.
+        """
         if self.rule == "sgd":
             step = Shift(-self.size * delta, u)
             self.shift = step if self.shift is None else self.shift.then(step)
@@ -209,10 +235,14 @@ class Descent:
 class EnnNet(nn.Module):
     """The model's weights, by name, the step sizes α, one a module, and β."""
 
-    def __init__(self, weights: dict[str, Tensor], modules: Sequence[str], step_size: float, log_step: bool, decay: float) -> None:
+    def __init__(
+        self, weights: dict[str, Tensor], modules: Sequence[str], step_size: float, log_step: bool, decay: float
+    ) -> None:
         super().__init__()
         self.modules_edited, self.log_step = list(modules), log_step
-        self.kept = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(exact(value).clone()) for name, value in weights.items()})
+        self.kept = nn.ParameterDict(
+            {name.replace(".", "/"): nn.Parameter(exact(value).clone()) for name, value in weights.items()}
+        )
         self.steps = nn.Parameter(torch.full((len(modules),), math.log(step_size) if log_step else step_size))
         self.decay = nn.Parameter(torch.tensor([decay]))  # FSDP takes no parameter without dimensions
 

@@ -28,7 +28,8 @@ class Anchor:
 class EWC(Editor):
     """loss + strength · Σ_i F_i (θ_i − θ*_i)², Adam, until every target token is the likeliest.
 
-    F: mean of the squared gradients of the `remembered` most recent edits; θ*: mean of the weights right after each of them.
+    F: mean of the squared gradients of the `remembered` most recent edits; θ*: mean of the weights right after each of
+    them.
     """
 
     heads = ("causal", "seq2seq", "classifier")
@@ -71,7 +72,10 @@ class EWC(Editor):
         with lm.edited(edit), tuning(lm, self._names(lm)) as weights:
             loss = row_losses(lm.head.answers(lm.head.encode(facts), end=True), len(facts)).mean()
             gradients = torch.autograd.grad(loss, [weight.present for weight in weights])
-            fisher = {weight.name: gradient.to(weight.start).square() for weight, gradient in zip(weights, gradients, strict=True)}
+            fisher = {
+                weight.name: gradient.to(weight.start).square()
+                for weight, gradient in zip(weights, gradients, strict=True)
+            }
             self._anchors.append(Anchor({weight.name: weight.start for weight in weights}, fisher))
         del self._anchors[: -self.remembered]
 

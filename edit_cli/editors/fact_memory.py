@@ -1,7 +1,9 @@
-"""A memory of facts in front of a model, shared by all edits that were made with the same means: their facts are one memory.
+"""A memory of facts in front of a model, shared by all edits that were made with the same means: their facts are one
+memory.
 
-An edit holds its own facts only. Attached on top of another of its kind it adds them to that one's memory and answers for both, so a
-prompt is looked up once, however many edits are attached, and the nearest fact answers, whenever it was learnt.
+An edit holds its own facts only. Attached on top of another of its kind it adds them to that one's memory and answers
+for both, so a prompt is looked up once, however many edits are attached, and the nearest fact answers, whenever it was
+learnt.
 """
 
 from __future__ import annotations
@@ -41,15 +43,20 @@ class Fact:
 
 
 def facts_of(requests: Sequence[EditRequest], monitor: Monitor) -> list[Fact]:
-    """One fact a prompt: repetitions are dropped, and of different answers to one prompt the last one counts. Says so in one line."""
+    """One fact a prompt: repetitions are dropped, and of different answers to one prompt the last one counts.
+
+    Says so in one line.
+    """
     latest = {fact.asked: fact for fact in (Fact(request.text, request.target_new.strip()) for request in requests)}
     if len(latest) < len(requests):
-        distinct = Counter({(fact.asked, fact.answer) for fact in (Fact(r.text, r.target_new.strip()) for r in requests)})
+        distinct = Counter(
+            {(fact.asked, fact.answer) for fact in (Fact(r.text, r.target_new.strip()) for r in requests)}
+        )
         replaced = len(distinct) - len(latest)
         again = len(requests) - len(distinct)
         monitor.note(
-            f"{len(requests)} edits are {len(latest)} facts: {again} say again what another says, and {replaced} are replaced by "
-            "a later answer to the same prompt"
+            f"{len(requests)} edits are {len(latest)} facts: {again} say again what another says, and {replaced} are"
+            " replaced by a later answer to the same prompt"
         )
     return list(latest.values())
 
@@ -141,7 +148,10 @@ class FactRoute(Route):
 
 @dataclass
 class Retold:
-    """An answerer that is asked another text than the prompt. told(prompt, room): that text, with `room` tokens to come after it."""
+    """An answerer that is asked another text than the prompt.
+
+    told(prompt, room): that text, with `room` tokens to come after it.
+    """
 
     answerer: Answerer
     told: Callable[[str, int], str]

@@ -25,9 +25,10 @@ class FT(Editor):
 
     layers; part: "mlp_out" (the MLP's output projection, as published) or "block" (all weights of the block).
     norm_constraint: δ of ‖θ − θ₀‖_∞ ≤ δ, enforced after every step (projected gradient); null for none.
-    objective: "target" — teacher-forced cross-entropy of all target tokens; "prompt_last" — every target token is predicted
-    from the last prompt token, as released with ROME (the same for targets of one token).
-    steps: passes over the requests in batches of `batch_size`; it stops once the mean loss of a pass is below `stop_loss`.
+    objective: "target" — teacher-forced cross-entropy of all target tokens; "prompt_last" — every target token is
+    predicted from the last prompt token, as released with ROME (the same for targets of one token).
+    steps: passes over the requests in batches of `batch_size`; it stops once the mean loss of a pass is below
+    `stop_loss`.
     """
 
     heads = ("causal", "seq2seq", "classifier")
@@ -53,7 +54,9 @@ class FT(Editor):
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         with lm.monitor.phase("train"), tuning(lm, self._names(lm)) as weights:
             losses = self._train(lm, rows, weights)
-            return WeightDelta({weight.name: weight.tuned.detach() - weight.start for weight in weights}, {"losses": losses})
+            return WeightDelta(
+                {weight.name: weight.tuned.detach() - weight.start for weight in weights}, {"losses": losses}
+            )
 
     def _names(self, lm: LM) -> list[str]:
         return parameters_of(lm, require_layers(self.layers, lm), self.part)

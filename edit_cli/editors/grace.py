@@ -1,4 +1,6 @@
-"""GRACE (Hartvigsen et al., 2023): a codebook beside one layer; prompts that fall near a key get the key's value for output."""
+"""GRACE (Hartvigsen et al., 2023): a codebook beside one layer; prompts that fall near a key get the key's value for
+output.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,21 @@ GAP = 1e-5  # kept between two balls that a split sets apart
 
 
 class GraceLayer(MemoryLayer):
-    """The codebook: keys (n, d_in), values (n, d_out), radii (n, 1) and the answers that the values stand for (token ids).
+    """The codebook: keys (n, d_in), values (n, d_out), radii (n, 1) and the answers that the values stand for (token
+    ids).
 
     radius: of new keys.
     """
 
-    def __init__(self, original: nn.Module, lm: LM, module: str, radius: float, replace: str = "last", include_query: bool = False) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        lm: LM,
+        module: str,
+        radius: float,
+        replace: str = "last",
+        include_query: bool = False,
+    ) -> None:
         super().__init__(original, lm, module)
         d_out, d_in = widths(original)
         self.keys, self.values, self.radii = (Entries(width, lm.device) for width in (d_in, d_out, 1))
@@ -93,19 +104,23 @@ class GracePatch(MemoryPatch):
     layer: ClassVar[type[MemoryLayer]] = GraceLayer
 
     def begin(self, original: nn.Module, lm: LM) -> GraceLayer:
-        return GraceLayer(original, lm, self.module, *(self.content[key] for key in ("radius", "replace", "include_query")))
+        return GraceLayer(
+            original, lm, self.module, *(self.content[key] for key in ("radius", "replace", "include_query"))
+        )
 
 
 @dataclass(kw_only=True)
 class Grace(Editor):
     """General Retrieval Adaptors for Continual Editing.
 
-    layer, module: whose input is the key and whose output is replaced: "mlp_in" or "mlp_out" of the layer, or a name in the block.
-    radius: ε of a new key, Euclidean. It fits one layer of one model only: `edit-cli calibrate` measures it on records. "auto": `spread`
-    times the distance (95 % of cases) by which the first facts' own keys move when sampled texts (`context`) stand before their prompts.
+    layer, module: whose input is the key and whose output is replaced: "mlp_in" or "mlp_out" of the layer, or a name in
+    the block.
+    radius: ε of a new key, Euclidean. It fits one layer of one model only: `edit-cli calibrate` measures it on records.
+    "auto": `spread` times the distance (95 % of cases) by which the first facts' own keys move when sampled texts
+    (`context`) stand before their prompts.
     replace: which tokens' output is replaced: "last" of the prompt, "prompt" (those before the last, and the last with
-    `include_query`), or "all", the answer included. init: of a value: "cold" (uniform in [0, 1)) or "warm" (the present output).
-    lr, steps: Adam on the value; it stops once the loss is below `stop_loss`.
+    `include_query`), or "all", the answer included. init: of a value: "cold" (uniform in [0, 1)) or "warm" (the present
+    output). lr, steps: Adam on the value; it stops once the loss is below `stop_loss`.
     only_mistakes: a fact that the model already answers gets no entry.
     """
 
@@ -143,10 +158,15 @@ class Grace(Editor):
             for part in in_batches(rows, self.batch_size):
                 self._add(lm, name, book, rows[part])
                 advance(len(rows[part]))
-        return book.patch(lm, name, {"radius": book.initial, "replace": self.replace, "include_query": self.include_query})
+        return book.patch(
+            lm, name, {"radius": book.initial, "replace": self.replace, "include_query": self.include_query}
+        )
 
     def _add(self, lm: LM, name: str, book: Book, rows: Sequence[Row]) -> None:
-        """Find each row an entry, and fit its value to the row's target. Rows share no value but through a common entry."""
+        """Find each row an entry, and fit its value to the row's target.
+
+        Rows share no value but through a common entry.
+        """
         with passes(lm, rows, name, self.layer) as run:
             entries = [book.place(query, row.target) for query, row in zip(run.queries, rows, strict=True)]
             distinct = list(dict.fromkeys(entries))
@@ -163,8 +183,12 @@ class Grace(Editor):
             values = self._initial(book, distinct, outputs[0]).requires_grad_()
             optimizer = torch.optim.Adam([values], lr=self.lr)
             for _ in range(self.steps):
-                losses = row_losses(run.answers(lambda output: torch.where(where, values[owner][:, None].to(output), output)), len(rows))
-                worst = losses.new_zeros(len(distinct)).scatter_reduce(0, owner.to(losses.device), losses.detach(), "amax")
+                losses = row_losses(
+                    run.answers(lambda output: torch.where(where, values[owner][:, None].to(output), output)), len(rows)
+                )
+                worst = losses.new_zeros(len(distinct)).scatter_reduce(
+                    0, owner.to(losses.device), losses.detach(), "amax"
+                )
                 done = (worst < self.stop_loss).to(values.device)
                 if bool(done.all()):
                     break
@@ -188,7 +212,11 @@ class Grace(Editor):
         with lm.monitor.phase("calibrate"):
             prefixes = self.context.build(lm).texts
             rows = lm.head.encode([(prefix + request.text, None) for request in requests for prefix in prefixes])
-            keys = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(name, "input")])[0].float().view(len(requests), len(prefixes), -1)
+            keys = (
+                read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(name, "input")])[0]
+                .float()
+                .view(len(requests), len(prefixes), -1)
+            )
             radius = self.spread * float((keys[:, 1:] - keys[:, :1]).norm(dim=-1).quantile(0.95))
         lm.monitor.note(f"method.radius=auto is {radius:.4g} at {name}")
         return radius
@@ -205,7 +233,9 @@ class Grace(Editor):
 
 
 class Book:
-    """A codebook at work: what is attached, and on top of it what this edit adds and moves (publication, Algorithm 1)."""
+    """A codebook at work: what is attached, and on top of it what this edit adds and moves (publication, Algorithm
+    1).
+    """
 
     def __init__(self, attached: GraceLayer | None, radius: float) -> None:
         self.attached, self.initial = attached, radius
@@ -230,8 +260,8 @@ class Book:
     def place(self, query: Tensor, answer: tuple[int, ...]) -> int:
         """The entry for a query (d_in,): a new key, or an old one of the same answer whose radius grows to hold it.
 
-        A key of another answer is split from the new one half-way. One that lies at the very same place gives way: two answers to one
-        prompt are a correction.
+        A key of another answer is split from the new one half-way. One that lies at the very same place gives way: two
+        answers to one prompt are a correction.
         """
         found = self._nearest(query)
         if found is None:
@@ -258,7 +288,11 @@ class Book:
     def _nearest(self, query: Tensor) -> tuple[float, int] | None:
         """Distance and number of the nearest key that has not given way."""
         parts = [self.attached.keys.all] if self.earlier else []
-        keys = torch.cat([*parts, *(key[None] for key in self.keys)]) if parts or self.keys else query.new_zeros(0, len(query))
+        keys = (
+            torch.cat([*parts, *(key[None] for key in self.keys)])
+            if parts or self.keys
+            else query.new_zeros(0, len(query))
+        )
         if not len(keys):
             return None
         alive = torch.ones(len(keys), dtype=torch.bool, device=keys.device)

@@ -1,8 +1,9 @@
-"""Gradients of weight matrices in factors, and shifts of weight matrices in factors, of many independent edits in one pass.
+"""Gradients of weight matrices in factors, and shifts of weight matrices in factors, of many independent edits in one
+pass.
 
-The gradient of a loss by a projection's weight (y = W x) is Σ δ uᵀ over the tokens that went through it: u what entered it, δ the
-gradient by what left it. A shift Σ a bᵀ of the weight adds Σ a (b·x) to what leaves it. So neither is ever made dense, and the rows of
-one batch can each meet a weight of their own.
+The gradient of a loss by a projection's weight (y = W x) is Σ δ uᵀ over the tokens that went through it: u what entered
+it, δ the gradient by what left it. A shift Σ a bᵀ of the weight adds Σ a (b·x) to what leaves it. So neither is ever
+made dense, and the rows of one batch can each meet a weight of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from edit_cli.lm.tokens import Row
 
 @dataclass(frozen=True)
 class Gradient:
-    """Of one module's weight, in factors. inputs: u (rows, tokens, d_in); outputs: δ (rows, tokens, d_out); at least float32.
+    """Of one module's weight, in factors.
+
+    inputs: u (rows, tokens, d_in); outputs: δ (rows, tokens, d_out); at least float32.
 
     losses: (rows,) of which it is the gradient, where they were kept.
     """
@@ -83,7 +86,9 @@ class Shift:
         return squares.clamp_min(0).sqrt()
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """What leaves the module (y) with each edit's rows meeting its weight; rows come edit by edit, equally many of each."""
+        """What leaves the module (y) with each edit's rows meeting its weight; rows come edit by edit, equally many
+        of each.
+        """
         edits, n, d_out = self.left.shape
         states = x.reshape(edits, -1, x.shape[-1]).to(self.right)
         if n > min(self.right.shape[-1], d_out):
@@ -115,12 +120,16 @@ def largest(lm: LM, shifts: Mapping[str, Shift | DenseShift]) -> float:
 
 
 def gradients(
-    lm: LM, rows: Sequence[Row], modules: Sequence[str], graph: bool = False, losses: Callable[[Answers, int], Tensor] = row_losses
+    lm: LM,
+    rows: Sequence[Row],
+    modules: Sequence[str],
+    graph: bool = False,
+    losses: Callable[[Answers, int], Tensor] = row_losses,
 ) -> dict[str, Gradient]:
     """{module: gradient} of the sum over rows of the mean NLL per target token. graph: keep them differentiable.
 
-    losses: another loss, (rows,) of the answers to so many rows. Nothing below the lowest module is differentiated. Modules that run twice
-    in a pass are seen the last time only.
+    losses: another loss, (rows,) of the answers to so many rows. Nothing below the lowest module is differentiated.
+    Modules that run twice in a pass are seen the last time only.
     """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -157,15 +166,19 @@ def shifted(lm: LM, shifts: Mapping[str, Shift | DenseShift]) -> Iterator[None]:
 
 @contextmanager
 def sparing(lm: LM, rows: Sequence[Row], layers: Iterable[int], groups: int = 1) -> Iterator[None]:
-    """Let what works token by token in blocks `layers` see no padding, and in the model's last block only tokens that predict an answer.
+    """Let what works token by token in blocks `layers` see no padding, and in the model's last block only tokens that
+    predict an answer.
 
-    To be entered before anything that changes what blocks do. Of each of `groups` equally large groups of rows equally many tokens are seen, as `shifted` wants them. Nothing happens where a model
-    does not take it.
+    To be entered before anything that changes what blocks do. Of each of `groups` equally large groups of rows equally
+    many tokens are seen, as `shifted` wants them. Nothing happens where a model does not take it.
     """
     with ExitStack() as stack:
         if lm.takes_shortcuts:
             columns = torch.arange(max(len(row.ids) for row in rows) - 1, device=lm.device)
-            ends, starts = (torch.tensor(which, device=lm.device)[:, None] for which in zip(*((len(row.ids), row.start) for row in rows), strict=True))
+            ends, starts = (
+                torch.tensor(which, device=lm.device)[:, None]
+                for which in zip(*((len(row.ids), row.start) for row in rows), strict=True)
+            )
             real = columns < ends - 1
             read = real & (columns >= starts - 1)
             every, last = _evenly(real, groups), _evenly(read, groups)
@@ -175,7 +188,9 @@ def sparing(lm: LM, rows: Sequence[Row], layers: Iterable[int], groups: int = 1)
 
 
 def _evenly(wanted: Tensor, groups: int) -> Tensor:
-    """Indices into (rows · tokens) of the wanted tokens, filled up with others so that every group has as many; in order of the groups."""
+    """Indices into (rows · tokens) of the wanted tokens, filled up with others so that every group has as many; in
+    order of the groups.
+    """
     wanted = wanted.reshape(groups, -1)
     number = int(wanted.sum(1).max())
     places = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :number]

@@ -1,4 +1,6 @@
-"""Networks that make a better update of the factors of a gradient: what MEND and MALMEN share (section 3.2 of the first)."""
+"""Networks that make a better update of the factors of a gradient: what MEND and MALMEN share (section 3.2 of the
+first).
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ CHUNK = 4096  # rows that are looked at together in float64
 
 
 class Normaliser(nn.Module):
-    """Running mean and deviation of every feature, over all rows that went through it in training; saved with the network."""
+    """Running mean and deviation of every feature, over all rows that went through it in training; saved with the
+    network.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))  # of the distances from the mean, summed
+        # of the distances from the mean, summed
+        self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
 
     @torch.no_grad()
     def take_in(self, rows: Tensor, team: Team) -> None:
@@ -48,12 +53,16 @@ def _sums(rows: Tensor) -> Tensor:
 
 
 class LowRankLayer(nn.Module):
-    """z + max(0, s ⊙ (U V z + b) + o), with a scale s and an offset o for each of `modules`; the identity at first (U = 0).
+    """z + max(0, s ⊙ (U V z + b) + o), with a scale s and an offset o for each of `modules`; the identity at first (U =
+    0).
 
-    outside: s ⊙ max(0, U V z + b) + o instead, as in MALMEN. spread: standard deviation of V. xavier: no identity, for ablations.
+    outside: s ⊙ max(0, U V z + b) + o instead, as in MALMEN. spread: standard deviation of V. xavier: no identity, for
+    ablations.
     """
 
-    def __init__(self, width: int, rank: int, modules: int, spread: float, outside: bool = False, xavier: bool = False) -> None:
+    def __init__(
+        self, width: int, rank: int, modules: int, spread: float, outside: bool = False, xavier: bool = False
+    ) -> None:
         super().__init__()
         rank = min(rank, width)
         self.down = nn.Parameter(torch.randn(rank, width) * spread)
@@ -76,13 +85,19 @@ class LowRankLayer(nn.Module):
 
 
 class Transform(nn.Module):
-    """What becomes of gradient factors [u; δ] of one shape: normalised, then two low-rank layers on all of it or on a part."""
+    """What becomes of gradient factors [u; δ] of one shape: normalised, then two low-rank layers on all of it or on
+    a part.
+    """
 
-    def __init__(self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: str, normalise: bool, **layer: bool) -> None:
+    def __init__(
+        self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: str, normalise: bool, **layer: bool
+    ) -> None:
         super().__init__()
         if part == "smaller":
             part = "inputs" if d_in <= d_out else "outputs"
-        self.cut = {"both": slice(0, d_in + d_out), "inputs": slice(0, d_in), "outputs": slice(d_in, d_in + d_out)}[part]
+        self.cut = {"both": slice(0, d_in + d_out), "inputs": slice(0, d_in), "outputs": slice(d_in, d_in + d_out)}[
+            part
+        ]
         width = self.cut.stop - self.cut.start
         self.normaliser = Normaliser(d_in + d_out) if normalise else None
         self.layers = nn.ModuleList(LowRankLayer(width, rank, modules, spread, **layer) for _ in range(2))
@@ -106,7 +121,8 @@ class Hypernetwork(nn.Module):
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int]], rank: int, spread: float, shared: bool = True, part: str = "both", normalise: bool = True,
+        self, shapes: Sequence[tuple[int, int]], rank: int, spread: float, shared: bool = True, part: str = "both",
+        normalise: bool = True,
         outside: bool = False, xavier: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -115,7 +131,9 @@ class Hypernetwork(nn.Module):
             self.members.setdefault(f"{d_in}x{d_out}" if shared else f"{number}_{d_in}x{d_out}", []).append(number)
         self.transforms = nn.ModuleDict(
             {
-                key: Transform(*shapes[members[0]], len(members), rank, spread, part, normalise, outside=outside, xavier=xavier)
+                key: Transform(
+                    *shapes[members[0]], len(members), rank, spread, part, normalise, outside=outside, xavier=xavier
+                )
                 for key, members in self.members.items()
             }
         )
@@ -131,15 +149,23 @@ class Hypernetwork(nn.Module):
         return self.transforms[key](rows, torch.full((len(rows),), members.index(number), device=rows.device))
 
     def forward(self, gradients: Sequence[Gradient], team: Team = ALONE) -> list[tuple[Tensor, Tensor]]:
-        """(ũ, δ̃) of each module, as (rows, tokens, d_in) and (rows, tokens, d_out), zero where the gradient is. Trains its statistics."""
+        """(ũ, δ̃) of each module, as (rows, tokens, d_in) and (rows, tokens, d_out), zero where the gradient is.
+
+        Trains its statistics.
+        """
         found: list[tuple[Tensor, Tensor]] = [None] * len(gradients)  # type: ignore[list-item]
         for key, members in self.members.items():
             transform, d_in = self.transforms[key], self.shapes[members[0]][0]
             kept = [gradients[number].kept for number in members]
-            rows = [torch.cat([gradients[n].inputs[k], gradients[n].outputs[k]], -1) for n, k in zip(members, kept, strict=True)]
+            rows = [
+                torch.cat([gradients[n].inputs[k], gradients[n].outputs[k]], -1)
+                for n, k in zip(members, kept, strict=True)
+            ]
             device = transform.layers[0].bias.device
             together = torch.cat([part.to(device) for part in rows])
-            which = torch.repeat_interleave(torch.arange(len(members), device=device), torch.tensor([len(part) for part in rows], device=device))
+            which = torch.repeat_interleave(
+                torch.arange(len(members), device=device), torch.tensor([len(part) for part in rows], device=device)
+            )
             if self.training:
                 transform.take_in(together, team)
             parts = transform(together, which).split([len(part) for part in rows])
@@ -157,7 +183,9 @@ def shapes_of(lm: LM, modules: Sequence[str]) -> list[tuple[int, int]]:
     return [widths(lm.module(name))[::-1] for name in modules]
 
 
-def edited_modules(lm: LM, layers: Sequence[int], last: int, part: str = "both", second_in: bool = True) -> tuple[list[str], int]:
+def edited_modules(
+    lm: LM, layers: Sequence[int], last: int, part: str = "both", second_in: bool = True
+) -> tuple[list[str], int]:
     """(projections of the MLPs that are edited, the lowest layer). layers: none for the last `last` of every stack.
 
     part: "both" sides of the MLP, or its "out" projection alone.
@@ -168,5 +196,8 @@ def edited_modules(lm: LM, layers: Sequence[int], last: int, part: str = "both",
     if part not in ("both", "out"):
         raise UsageError(f"method.part={part}: choose both or out")
     chosen = sorted(layers) or lm.layout.last_layers(last)
-    weights = [lm.layout.mlp_weights(layer, second_in) if part == "both" else (f"{lm.layout.mlp_out(layer)}.weight",) for layer in chosen]
+    weights = [
+        lm.layout.mlp_weights(layer, second_in) if part == "both" else (f"{lm.layout.mlp_out(layer)}.weight",)
+        for layer in chosen
+    ]
     return [name.removesuffix(".weight") for names in weights for name in names], min(chosen)

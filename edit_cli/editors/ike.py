@@ -1,4 +1,7 @@
-"""IKE: in-context editing. No weight changes; the new fact and demonstrations of how to use one stand before the prompt."""
+"""IKE: in-context editing.
+
+No weight changes; the new fact and demonstrations of how to use one stand before the prompt.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,11 @@ from edit_cli.requests import EditRequest
 class IKE(Editor):
     """Can We Edit Factual Knowledge by In-Context Learning? (Zheng et al., 2023).
 
-    store: data set whose facts become demonstrations; null for none (PROMPT: the new fact alone). demonstrations: k of them, the nearest
-    to the edit, the most similar last; shares: of their kinds copy, update, retain. copy_itself: at the end the edit demonstrates itself.
-    router: none — one fact, before every prompt; embedding — the fact whose prompt is most similar, if more than `threshold` (cosine),
-    else the bare prompt; auto — none while there is one fact, embedding from two on.
+    store: data set whose facts become demonstrations; null for none (PROMPT: the new fact alone). demonstrations: k of
+    them, the nearest to the edit, the most similar last; shares: of their kinds copy, update, retain. copy_itself: at
+    the end the edit demonstrates itself.
+    router: none — one fact, before every prompt; embedding — the fact whose prompt is most similar, if more than
+    `threshold` (cosine), else the bare prompt; auto — none while there is one fact, embedding from two on.
     """
 
     store: Any = None
@@ -52,8 +56,21 @@ class IKE(Editor):
         embed = self._embedder(lm)
         by_prompt = {" ".join(request.text.lower().split()): request for request in requests}
         prefixes = [self._prefix(lm, by_prompt[fact.asked], fact, embed) for fact in facts]
-        keys = embed([fact.prompt for fact in facts]) if self.router != "none" else torch.zeros(len(facts), 1, device=lm.device)
-        return IkeRoute(facts, keys, f"{self.router} {self.threshold} {embed.name}", prefixes, self.router, self.threshold, self.embedding, embed)
+        keys = (
+            embed([fact.prompt for fact in facts])
+            if self.router != "none"
+            else torch.zeros(len(facts), 1, device=lm.device)
+        )
+        return IkeRoute(
+            facts,
+            keys,
+            f"{self.router} {self.threshold} {embed.name}",
+            prefixes,
+            self.router,
+            self.threshold,
+            self.embedding,
+            embed,
+        )
 
     def _embedder(self, lm: LM) -> Embedder:
         memory = self.scratch(lm)
@@ -95,7 +112,10 @@ class IKE(Editor):
 
 
 class IkeRoute(FactRoute):
-    """prefixes: what stands before a prompt, a list of texts for each fact, the least similar first. keys: of the facts' prompts, (n, width)."""
+    """prefixes: what stands before a prompt, a list of texts for each fact, the least similar first.
+
+    keys: of the facts' prompts, (n, width).
+    """
 
     def __init__(
         self,
@@ -128,11 +148,17 @@ class IkeRoute(FactRoute):
         if self.router != "none" and self.embed is None:
             self.embed = self.embedding.load(lm)
             if not self.maker.endswith(self.embed.name):
-                raise UsageError(f"this edit compares prompts by other embeddings than {self.embed.name}: load the model that it was made with")
+                raise UsageError(
+                    f"this edit compares prompts by other embeddings than {self.embed.name}: load the model that it was"
+                    " made with"
+                )
 
     def follow(self, front: IkeRoute) -> None:
         if self.router == "none":
-            raise UsageError("method.router=none puts one fact before every prompt, and another edit of its kind is attached: give method.router=embedding")
+            raise UsageError(
+                "method.router=none puts one fact before every prompt, and another edit of its kind is attached: give"
+                " method.router=embedding"
+            )
         self.lm, self.embed, self.shelf = front.lm, front.embed, front.shelf
 
     def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
@@ -150,7 +176,8 @@ class IkeRoute(FactRoute):
         return [i if score > self.threshold else None for score, i in zip(best.tolist(), index.tolist(), strict=True)]
 
     def _told(self, number: int, prompt: str, room: int) -> str:
-        """Prompt and all that stands before it; demonstrations that the context does not hold are left out, the least similar first.
+        """Prompt and all that stands before it; demonstrations that the context does not hold are left out, the least
+        similar first.
 
         Raises:
             RejectedRequest: the new fact and the prompt alone are too long.
@@ -159,7 +186,9 @@ class IkeRoute(FactRoute):
         head, end = self.lm.head, headed(fact.prompt, fact.answer, prompt)
         left = head.max_length - room - self._tokens(end)
         if left < 0:
-            raise RejectedRequest(f"the new fact and the prompt are more than the model's {head.max_length} tokens: {prompt[:60]!r}…")
+            raise RejectedRequest(
+                f"the new fact and the prompt are more than the model's {head.max_length} tokens: {prompt[:60]!r}…"
+            )
         kept: list[str] = []
         for text in reversed(self.shelf[number]):
             left -= self._tokens(text)
@@ -182,4 +211,6 @@ class IkeRoute(FactRoute):
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> IkeRoute:
         facts = [Fact(*pair) for pair in rest["facts"]]
         embedding = EmbeddingOptions(rest["embedding"])
-        return cls(facts, tensors["keys"], rest["maker"], rest["prefixes"], rest["router"], rest["threshold"], embedding)
+        return cls(
+            facts, tensors["keys"], rest["maker"], rest["prefixes"], rest["router"], rest["threshold"], embedding
+        )

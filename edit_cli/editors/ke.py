@@ -28,10 +28,12 @@ ANSWER_TOKENS = 8  # of the model's own answer, where a request does not tell th
 
 @dataclass
 class BoundOptions:
-    """On the KL of answers that must stay: keys of `method.bound`. active: false for a weighted sum of both losses instead.
+    """On the KL of answers that must stay: keys of `method.bound`.
 
-    start: the bound m at first; after a validation with more than `above` percent of edits right it is multiplied by `shrink`, down to
-    `least`. lr: of its multiplier λ, which climbs and never falls below 0.
+    active: false for a weighted sum of both losses instead.
+
+    start: the bound m at first; after a validation with more than `above` percent of edits right it is multiplied by
+    `shrink`, down to `least`. lr: of its multiplier λ, which climbs and never falls below 0.
     """
 
     active: bool = True
@@ -44,10 +46,11 @@ class BoundOptions:
 
 @dataclass(kw_only=True)
 class KE(TrainableEditor):
-    """Editing Factual Knowledge in Language Models (De Cao et al., 2021): ΔW = s σ(η) (∇W ⊙ A + B), with A and B of rank one (section 4).
+    """Editing Factual Knowledge in Language Models (De Cao et al., 2021): ΔW = s σ(η) (∇W ⊙ A + B), with A and B of
+    rank one (section 4).
 
-    layers: none for the last `last` of every stack; part: both matrices of their MLPs, or the "out" one. second_in: of gated MLPs, edit
-    the second input matrix too.
+    layers: none for the last `last` of every stack; part: both matrices of their MLPs, or the "out" one. second_in: of
+    gated MLPs, edit the second input matrix too.
     condition: the text that the network reads, of the {old} answer, the {new} one and the {prompt}.
     hidden, width, inner: of the LSTM in one direction, of what it makes of the text, and of each matrix's own layer.
     scale: s, the most that a gradient is multiplied by.
@@ -104,13 +107,17 @@ class KE(TrainableEditor):
         return [{"params": others}, {"params": [net.multiplier], "lr": self.bound.lr}]
 
     def loss(self, net: KeNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
-        """The Lagrangian NLL + λ (KL − m) of equation 4, which falls by the network and climbs by λ; the mean over independent edits."""
+        """The Lagrangian NLL + λ (KL − m) of equation 4, which falls by the network and climbs by λ; the mean over
+        independent edits.
+        """
         modules, lowest = self._modules(lm)
         lessons = [self._lesson(lesson) for lesson in draw(batch, 1, self.draw)]
         memory = self.memory(lm)
         rows = memory.rows(lm, [pair for lesson in lessons for pair in lesson.inner])
         found = memory.gradients(lm, rows, modules) if memory.works(lm) else gradients(lm, rows, modules)
-        shifts = net(found, *self.read(lm, [case.requests[0] for case in batch], self.scratch(lm).setdefault("old", {})))
+        shifts = net(
+            found, *self.read(lm, [case.requests[0] for case in batch], self.scratch(lm).setdefault("old", {}))
+        )
         trial = Trial(lm, lessons, lowest, memory)
         answers = trial.answers(shifts)
         nll, kl, told = judged(answers, trial.base, trial.outer)
@@ -145,18 +152,28 @@ class KE(TrainableEditor):
                 steps.append({name: shifts[name].factors() for name in modules})
                 shift = max(shift, largest(lm, shifts))
                 if left:
-                    stack.enter_context(lm.edited(WeightDelta({f"{name}.weight": factors for name, factors in steps[-1].items()})))
+                    stack.enter_context(
+                        lm.edited(WeightDelta({f"{name}.weight": factors for name, factors in steps[-1].items()}))
+                    )
                     wrong = self._wrong(lm, rows).to(texts.device)
                     if not len(wrong):
                         break
-        return WeightDelta({f"{name}.weight": _joined([step[name] for step in steps]) for name in modules}, {"shift": shift}).compact(lm)
+        return WeightDelta(
+            {f"{name}.weight": _joined([step[name] for step in steps]) for name in modules}, {"shift": shift}
+        ).compact(lm)
 
     def read(self, lm: LM, requests: Sequence[EditRequest], known: dict[str, str]) -> tuple[Tensor, Tensor]:
-        """(ids, mask) of the conditions, both (requests, tokens). known: the model's own answers so far, where requests name no old one."""
+        """(ids, mask) of the conditions, both (requests, tokens).
+
+        known: the model's own answers so far, where requests name no old one.
+        """
         asked = list(dict.fromkeys(r.text for r in requests if r.target_true is None and r.text not in known))
         known.update(zip(asked, lm.generate(asked, ANSWER_TOKENS) if asked else [], strict=True))
         old = [known[r.text].strip() if r.target_true is None else r.target_true for r in requests]
-        texts = [self.condition.format(old=answer, new=r.target_new, prompt=r.text) for answer, r in zip(old, requests, strict=True)]
+        texts = [
+            self.condition.format(old=answer, new=r.target_new, prompt=r.text)
+            for answer, r in zip(old, requests, strict=True)
+        ]
         return pad_right(lm.tokenizer(texts)["input_ids"], lm.head.pad, lm.device)
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
@@ -179,7 +196,14 @@ class KeNet(nn.Module):
     """
 
     def __init__(
-        self, words: Tensor, modules: Sequence[str], shapes: Sequence[tuple[int, int]], hidden: int, width: int, inner: int, scale: float
+        self,
+        words: Tensor,
+        modules: Sequence[str],
+        shapes: Sequence[tuple[int, int]],
+        hidden: int,
+        width: int,
+        inner: int,
+        scale: float,
     ) -> None:
         super().__init__()
         self.modules_edited, self.shapes, self.scale = list(modules), list(shapes), scale
@@ -187,7 +211,9 @@ class KeNet(nn.Module):
         self.lstm = nn.LSTM(words.shape[1], hidden, batch_first=True, bidirectional=True)
         self.text = nn.Linear(2 * hidden, width)
         self.own = nn.ModuleList(
-            nn.Sequential(weight_norm(nn.Linear(width, inner)), nn.Tanh(), weight_norm(nn.Linear(inner, 2 * (d_in + d_out) + 1)))
+            nn.Sequential(
+                weight_norm(nn.Linear(width, inner)), nn.Tanh(), weight_norm(nn.Linear(inner, 2 * (d_in + d_out) + 1))
+            )
             for d_in, d_out in shapes
         )
         self.multiplier = nn.Parameter(torch.ones(1))  # FSDP takes no parameter without dimensions
@@ -215,7 +241,9 @@ class KeNet(nn.Module):
         return torch.tanh(self.text(torch.cat([last[0], last[1]], -1)))
 
     def _shift(self, own: nn.Module, shape: tuple[int, int], gradient: Gradient, text: Tensor) -> Shift:
-        """A = softmax(α) γᵀ over a gradient of factors δ, u is the same with factors softmax(α) ⊙ δ, γ ⊙ u: nothing is made dense."""
+        """A = softmax(α) γᵀ over a gradient of factors δ, u is the same with factors softmax(α) ⊙ δ, γ ⊙ u: nothing
+        is made dense.
+        """
         d_in, d_out = shape
         mask_in, mask_out, added_in, added_out, gate = own(text).split([d_in, d_out, d_in, d_out, 1], -1)
         delta = gradient.outputs.to(text)

@@ -1,4 +1,6 @@
-"""What ROME, MEMIT, EMMET and their kin share: contexts, second moments, keys and states, and what is done to a finished update."""
+"""What ROME, MEMIT, EMMET and their kin share: contexts, second moments, keys and states, and what is done to a
+finished update.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ CHUNK = 512  # requests whose keys are read at once: bounds memory, 10,000 reque
 class KeyValueEditor(Editor):
     """An editor that treats an MLP's output projection as a memory of keys and values.
 
-    value, context: settings of the value optimisation and of the context prefixes. moments: where second moments come from.
+    value, context: settings of the value optimisation and of the context prefixes. moments: where second moments come
+    from.
     use_covariance: false takes C = I, as some published configurations do.
     norm_weight: λ_n, how much the norm of an update costs beside old keys (ENCORE).
     rect: share of an update's entries that is kept, those that change their weight most, relatively (RECT).
@@ -49,7 +52,9 @@ class KeyValueEditor(Editor):
         if self.norm_weight < 0:
             raise UsageError(f"method.norm_weight={self.norm_weight}: give 0 or more")
         if self.rect is not None and not 0 < self.rect <= 1:
-            raise UsageError(f"method.rect={self.rect}: give the share of entries to keep, above 0 and up to 1, or null")
+            raise UsageError(
+                f"method.rect={self.rect}: give the share of entries to keep, above 0 and up to 1, or null"
+            )
         if self.prune is not None and self.prune <= 1:
             raise UsageError(f"method.prune={self.prune}: give the base of a logarithm, above 1, or null")
 
@@ -77,7 +82,9 @@ class KeyValueEditor(Editor):
         if not self.use_covariance:
             return ScaledIdentity(lm.key_width(layer), lm.device, 1.0 + ridge)
         matrix = self.moments.second_moment(lm, layer).matrix.to(lm.device)
-        return Covariance(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) if ridge else matrix)
+        return Covariance(
+            matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) if ridge else matrix
+        )
 
     def refuse_unwritable(self, lm: LM, layers: Sequence[int]) -> None:
         """Residuals measured on block outputs can be written to the projection only where its output is added as it is.
@@ -88,8 +95,9 @@ class KeyValueEditor(Editor):
         for layer in layers:
             if not once(self.scratch(lm), ("additive", layer), lambda layer=layer: lm.writes_are_additive(layer)):
                 raise UsageError(
-                    f"layer {layer} of {lm.name} normalises or scales its MLP's output before adding it to the residual stream, so a "
-                    "residual of block outputs cannot be written to the projection; use method=rome, method=ft or method=lookup"
+                    f"layer {layer} of {lm.name} normalises or scales its MLP's output before adding it to the residual"
+                    " stream, so a residual of block outputs cannot be written to the projection; use method=rome,"
+                    " method=ft or method=lookup"
                 )
 
     def finished(self, lm: LM, delta: WeightDelta) -> WeightDelta:
@@ -102,13 +110,16 @@ class KeyValueEditor(Editor):
 
 
 class Subjects:
-    """Requests, read at their subjects' last tokens at one layer after another, upwards; lower layers are not run again.
+    """Requests, read at their subjects' last tokens at one layer after another, upwards; lower layers are not run
+    again.
 
-    groups: indices of requests that share one key and one state, null for each its own. A group's key is the mean over its
-    requests (they agree where the subject begins the prompt), its state that of the first one.
+    groups: indices of requests that share one key and one state, null for each its own. A group's key is the mean over
+    its requests (they agree where the subject begins the prompt), its state that of the first one.
     """
 
-    def __init__(self, lm: LM, requests: Sequence[EditRequest], contexts: Contexts, groups: Sequence[Sequence[int]] | None = None) -> None:
+    def __init__(
+        self, lm: LM, requests: Sequence[EditRequest], contexts: Contexts, groups: Sequence[Sequence[int]] | None = None
+    ) -> None:
         self.lm, self.contexts = lm, contexts
         self.groups = groups or [[i] for i in range(len(requests))]
         self.prefixed = self._ascents(requests, contexts)
@@ -140,7 +151,9 @@ class Subjects:
         return torch.stack([single[:, group].mean(dim=1) for group in self.groups], dim=1)
 
     def states(self, layer: int, site: Site, last: int) -> Tensor:
-        """States (d, groups) at `site` of layer `last`, of the bare prompts; blocks below `layer` are taken as done with."""
+        """States (d, groups) at `site` of layer `last`, of the bare prompts; blocks below `layer` are taken as done
+        with.
+        """
         tap = Tap(shifted_modules(self.lm, last, site)[0], "output")
         return self._together([row for states in self._read(self.bare, layer, tap) for row in states])
 

@@ -1,4 +1,6 @@
-"""What a scope classifier is taught with: of each case a fact, prompts that it bears on, and prompts that it does not."""
+"""What a scope classifier is taught with: of each case a fact, prompts that it bears on, and prompts that it does
+not.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ TRIES = 20
 
 @dataclass(frozen=True)
 class Lesson:
-    """within: (prompt, answer) in scope of the fact. beyond: prompts out of its scope. against: (prompt, reply) that the fact rules out."""
+    """within: (prompt, answer) in scope of the fact. beyond: prompts out of its scope.
+
+    against: (prompt, reply) that the fact rules out.
+    """
 
     fact: Fact
     subject: str | None
@@ -33,7 +38,8 @@ class Lesson:
 class Teller:
     """Draws lessons. vary: share of them that are told about an invented subject and in another wording of the case.
 
-    Models that begin at random learn names and wordings by heart: two hundred subjects are too few for them to learn to compare names.
+    Models that begin at random learn names and wordings by heart: two hundred subjects are too few for them to learn to
+    compare names.
     """
 
     vary: float
@@ -45,7 +51,11 @@ class Teller:
         return [self._lesson(case, request, subjects) for case in cases for request in case.requests]
 
     def _lesson(self, case: Case, request: EditRequest, subjects: Sequence[str]) -> Lesson:
-        asked = [(probe.prompt, probe.target or request.target_new) for probe in case.probes if probe.kind in WITHIN and probe.group != "unwanted"]
+        asked = [
+            (probe.prompt, probe.target or request.target_new)
+            for probe in case.probes
+            if probe.kind in WITHIN and probe.group != "unwanted"
+        ]
         asked = asked or [(request.text, request.target_new)]
         groups: dict[str, list[str]] = {}
         for probe in case.probes:
@@ -54,7 +64,11 @@ class Teller:
         beyond = [self.rng.choice(prompts) for prompts in groups.values()]
         fact = Fact(request.text, request.target_new)
         within = [self.rng.choice(asked)]
-        unwanted = [(probe.prompt, probe.target) for probe in case.probes if probe.kind == "opinion" and probe.group == "unwanted"]
+        unwanted = [
+            (probe.prompt, probe.target)
+            for probe in case.probes
+            if probe.kind == "opinion" and probe.group == "unwanted"
+        ]
         if unwanted:
             return Lesson(fact, request.subject, tuple(within), tuple(beyond), (self.rng.choice(unwanted),))
         if request.subject is None or self.rng.random() >= self.vary:
@@ -62,7 +76,13 @@ class Teller:
         return self._varied(request.subject, fact, within, beyond, asked, subjects)
 
     def _varied(
-        self, subject: str, fact: Fact, within: list[tuple[str, str]], beyond: list[str], asked: list[tuple[str, str]], subjects: Sequence[str]
+        self,
+        subject: str,
+        fact: Fact,
+        within: list[tuple[str, str]],
+        beyond: list[str],
+        asked: list[tuple[str, str]],
+        subjects: Sequence[str],
     ) -> Lesson:
         name = self.invented(subject, subjects)
         same = [prompt for prompt, answer in asked if answer == fact.answer and subject in prompt]
@@ -76,9 +96,14 @@ class Teller:
         )
 
     def invented(self, like: str, subjects: Sequence[str]) -> str:
-        """A name of as many words as `like`, each made of pieces of two others' words in that place, or one of them whole."""
+        """A name of as many words as `like`, each made of pieces of two others' words in that place, or one of them
+        whole.
+        """
         words = like.split(" ")
-        pools = [[s.split(" ")[place] for s in subjects if s.count(" ") == len(words) - 1] or [word] for place, word in enumerate(words)]
+        pools = [
+            [s.split(" ")[place] for s in subjects if s.count(" ") == len(words) - 1] or [word]
+            for place, word in enumerate(words)
+        ]
         return " ".join(self._word(pool, whole=len(words) > 1) for pool in pools)
 
     def _word(self, pool: Sequence[str], whole: bool) -> str:

@@ -1,4 +1,7 @@
-"""LU: a manual cache. Nothing is trained; prompts near a stored one get the stored answer, all others the model's own."""
+"""LU: a manual cache.
+
+Nothing is trained; prompts near a stored one get the stored answer, all others the model's own.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +49,28 @@ class Lookup(Editor):
             raise UsageError(f"method.mode={self.mode}: choose nearest or exact")
         prompts = [request.text for request in requests]
         keys = mean_states(lm, prompts)
-        return CacheRoute(lm, prompts, [r.target_new for r in requests], keys, self.radius if self.mode == "nearest" else None, self.confidence)
+        return CacheRoute(
+            lm,
+            prompts,
+            [r.target_new for r in requests],
+            keys,
+            self.radius if self.mode == "nearest" else None,
+            self.confidence,
+        )
 
 
 class CacheRoute(Route):
     """Stored prompts, their keys (n, width) and their answers. `radius` None: exact matches only."""
 
-    def __init__(self, lm: LM | None, prompts: list[str], answers: list[str], keys: Tensor, radius: float | None, confidence: float) -> None:
+    def __init__(
+        self,
+        lm: LM | None,
+        prompts: list[str],
+        answers: list[str],
+        keys: Tensor,
+        radius: float | None,
+        confidence: float,
+    ) -> None:
         self.lm = lm
         self.prompts, self.answers, self.keys = prompts, answers, keys
         self.radius, self.confidence = radius, confidence
@@ -69,7 +87,9 @@ class CacheRoute(Route):
             unknown = [i for i, hit in enumerate(hits) if hit is None]
             for index, nearest in zip(unknown, self._nearest([prompts[i] for i in unknown]), strict=True):
                 hits[index] = nearest
-        return [None if hit is None else Destination(stored[hit], prompt) for hit, prompt in zip(hits, prompts, strict=True)]
+        return [
+            None if hit is None else Destination(stored[hit], prompt) for hit, prompt in zip(hits, prompts, strict=True)
+        ]
 
     def _nearest(self, prompts: Sequence[str]) -> list[int | None]:
         if not prompts:
@@ -91,7 +111,9 @@ class CacheRoute(Route):
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """Answers every prompt with one text: at position j the logit of its j-th token is `confidence`, all others are 0."""
+    """Answers every prompt with one text: at position j the logit of its j-th token is `confidence`, all others are
+    0.
+    """
 
     head: Head
     text: str
@@ -100,7 +122,10 @@ class StoredAnswer:
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         classes = self.head.classes
         stored = self.head.encode([(prompt, self.text) for prompt, _ in pairs])
-        return [self._score(row, mine.target, classes) for row, mine in zip(self.head.encode(list(pairs)), stored, strict=True)]
+        return [
+            self._score(row, mine.target, classes)
+            for row, mine in zip(self.head.encode(list(pairs)), stored, strict=True)
+        ]
 
     def _score(self, row: Row, mine: tuple[int, ...], classes: int) -> Likelihood:
         hits = tuple(j < len(mine) and token == mine[j] for j, token in enumerate(row.target))

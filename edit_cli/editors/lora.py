@@ -1,4 +1,6 @@
-"""LoRA (Hu et al., 2022) on the new facts: an adapter of peft is trained and taken apart again; what is left is a low-rank change of weights."""
+"""LoRA (Hu et al., 2022) on the new facts: an adapter of peft is trained and taken apart again; what is left is a
+low-rank change of weights.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,10 @@ from edit_cli.requests import EditRequest
 class Lora(Editor):
     """Low-rank adaptation; a new adapter for every edit, on top of what is attached.
 
-    layers: blocks that get adapters; null: all. modules: "mlp_in", "mlp_out", "attn_out", or names in the block such as "attn.c_attn".
-    rank, alpha, dropout: of the adapters, whose product counts alpha / rank times (alpha / √rank with `rank_stabilised`).
-    lr, steps: Adam over batches of `batch_size` facts. It stops before a pass in which every target token is already the likeliest, if
-    `stop_when_right`.
+    layers: blocks that get adapters; null: all. modules: "mlp_in", "mlp_out", "attn_out", or names in the block such as
+    "attn.c_attn". rank, alpha, dropout: of the adapters, whose product counts alpha / rank times (alpha / √rank with
+    `rank_stabilised`). lr, steps: Adam over batches of `batch_size` facts. It stops before a pass in which every target
+    token is already the likeliest, if `stop_when_right`.
     """
 
     mass_editor = True
@@ -58,7 +60,11 @@ class Lora(Editor):
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         device = [lm.device] if lm.device.type == "cuda" else []
         with lm.monitor.phase("train"), torch.random.fork_rng(device), self._adapters(lm, names) as adapters:
-            parameters = [part for layer in adapters.values() for part in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
+            parameters = [
+                part
+                for layer in adapters.values()
+                for part in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+            ]
             optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
             losses: list[float] = []
             with lm.monitor.task("adapters", self.steps) as advance:
@@ -73,14 +79,21 @@ class Lora(Editor):
                         optimizer.step()
                         losses.append(loss.item())
                     advance(1)
-            return WeightDelta({f"{name}.weight": self._factors(layer) for name, layer in adapters.items()}, {"losses": losses})
+            return WeightDelta(
+                {f"{name}.weight": self._factors(layer) for name, layer in adapters.items()}, {"losses": losses}
+            )
 
     @torch.no_grad()
     def _all_right(self, lm: LM, rows: Sequence[Any], adapters: dict[str, Any]) -> bool:
         for layer in adapters.values():
             layer.eval()
         right = all(
-            bool(rows_right(lm.head.answers(rows[first : first + self.batch_size], end=True), len(rows[first : first + self.batch_size])).all())
+            bool(
+                rows_right(
+                    lm.head.answers(rows[first : first + self.batch_size], end=True),
+                    len(rows[first : first + self.batch_size]),
+                ).all()
+            )
             for first in range(0, len(rows), self.batch_size)
         )
         for layer in adapters.values():
@@ -124,7 +137,10 @@ class Lora(Editor):
 
     def _names(self, lm: LM) -> list[str]:
         if not self.modules:
-            raise UsageError("method.modules is empty: give mlp_in, mlp_out, attn_out or names in a block, such as method.modules=[attn.c_attn]")
+            raise UsageError(
+                "method.modules is empty: give mlp_in, mlp_out, attn_out or names in a block, such as"
+                " method.modules=[attn.c_attn]"
+            )
         names = []
         for layer in range(lm.layout.depth) if self.layers is None else self.layers:
             for part in self.modules:
@@ -137,8 +153,9 @@ def _refuse_offloaded(lm: LM, names: Sequence[str]) -> None:
     away = next((name for name in names if carrier_of(lm.model, f"{name}.weight") is not None), None)
     if away is not None:
         raise UsageError(
-            f"method=lora cannot train beside {away}, which model.device_map keeps off the device: give method.layers that are on it, "
-            "load the model without model.device_map (in fewer bits, if it is too large), or use method=ft"
+            f"method=lora cannot train beside {away}, which model.device_map keeps off the device: give method.layers"
+            " that are on it, load the model without model.device_map (in fewer bits, if it is too large), or use"
+            " method=ft"
         )
 
 

@@ -1,4 +1,6 @@
-"""MALMEN: a network says what should become of each token's output, and one least-squares shift comes nearest to all of it."""
+"""MALMEN: a network says what should become of each token's output, and one least-squares shift comes nearest to all
+of it.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,21 @@ Told = tuple[Row, int]  # with the place of its subject's last token
 
 @dataclass(kw_only=True)
 class MALMEN(TrainableEditor):
-    """Massive Editing via Meta Learning (Tan et al., 2024): S = (UᵀU + λI)⁻¹ UᵀD for all tokens of thousands of facts (section 3).
+    """Massive Editing via Meta Learning (Tan et al., 2024): S = (UᵀU + λI)⁻¹ UᵀD for all tokens of thousands of facts
+    (section 3).
 
     layers: none for the last `last` of every stack; part, second_in: as in MEND.
     edits: facts edited together in training. Any number can be edited; what was learnt fits about as many.
-    tokens: whose keys and gradients count: "answer", those that predict it (a classifier's first token; with an encoder and a decoder
-    all), "subject": these and the subject's last token (causal models; without a subject these alone), or "all" that have a gradient.
-    rank, spread: of the network's layers. step_size: η at first; log_step: log η is learnt. ridge: λ at first, whose logarithm is learnt.
+    tokens: whose keys and gradients count: "answer", those that predict it (a classifier's first token; with an encoder
+    and a decoder all), "subject": these and the subject's last token (causal models; without a subject these alone), or
+    "all" that have a gradient. rank, spread: of the network's layers. step_size: η at first; log_step: log η is learnt.
+    ridge: λ at first, whose logarithm is learnt.
     step_lr: learning rate of η and λ.
-    edit_weight, locality_weight: of the new answers and of KL in the loss (the paper's c_loc is the second, the first is 1).
+    edit_weight, locality_weight: of the new answers and of KL in the loss (the paper's c_loc is the second, the first
+    is 1).
     asked: facts whose prompts a step's loss asks about, drawn at random from those edited together; 0: all of them.
-    prompts: in one pass of the model; chunk: tokens in one pass of the network. Neither changes anything but memory and time.
+    prompts: in one pass of the model; chunk: tokens in one pass of the network. Neither changes anything but memory and
+    time.
     """
 
     heads = ("causal", "seq2seq", "classifier")
@@ -84,23 +90,40 @@ class MALMEN(TrainableEditor):
 
     def build(self, lm: LM) -> MalmenNet:
         modules, _ = self._modules(lm)
-        return MalmenNet(Hypernetwork(shapes_of(lm, modules), self.rank, self.spread, outside=True), self.step_size, self.log_step, self.ridge)
+        return MalmenNet(
+            Hypernetwork(shapes_of(lm, modules), self.rank, self.spread, outside=True),
+            self.step_size,
+            self.log_step,
+            self.ridge,
+        )
 
     def groups(self, net: MalmenNet) -> list[dict[str, Any]]:
-        return [{"params": list(net.hypernetwork.parameters())}, {"params": [net.steps, net.log_ridges], "lr": self.step_lr}]
+        return [
+            {"params": list(net.hypernetwork.parameters())},
+            {"params": [net.steps, net.log_ridges], "lr": self.step_lr},
+        ]
 
     def loss(self, net: MalmenNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, Line]:
-        """A stand-in for the mean loss over independent edits, whose gradient is the loss's; the loss itself is in the numbers."""
+        """A stand-in for the mean loss over independent edits, whose gradient is the loss's; the loss itself is in
+        the numbers.
+        """
         modules, _ = self._modules(lm)
         edits = [batch[first : first + self.edits] for first in range(0, len(batch) - self.edits + 1, self.edits)]
         tokens = [self._tokens(lm, [case.requests[0] for case in cases], modules, self.memory(lm)) for cases in edits]
         if net.training:  # before any edit is made, so that it does not matter which process makes which
-            net.hypernetwork.take_in([torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)], lm.team)
+            net.hypernetwork.take_in(
+                [torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)], lm.team
+            )
         found = [self._meta_loss(net, lm, *edit) for edit in zip(edits, tokens, strict=True)]
         return torch.stack([stand_in for stand_in, _ in found]).mean(), _mean([(told, 1.0) for _, told in found])
 
-    def _meta_loss(self, net: MalmenNet, lm: LM, cases: Sequence[Case], tokens: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Line]:
-        """Algorithm 2. The model's pass and the network's never share a graph: between them stands G, the gradient by the shift."""
+    def _meta_loss(
+        self, net: MalmenNet, lm: LM, cases: Sequence[Case], tokens: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Line]:
+        """Algorithm 2.
+
+        The model's pass and the network's never share a graph: between them stands G, the gradient by the shift.
+        """
         modules, lowest = self._modules(lm)
         lessons, memory = draw(cases, 1, self.draw), self.memory(lm)
         changes = [net.changes(number, *pair, self.chunk) for number, pair in enumerate(tokens)]
@@ -132,7 +155,11 @@ class MALMEN(TrainableEditor):
         stand_in = net.steps.new_zeros(())
         for number, (factors, change) in enumerate(zip(solved, changes, strict=True)):
             to_change, to_ridge = meta_gradient(factors, tokens[number][0], to_shift[number])
-            stand_in = stand_in + (to_change.to(change) * change).sum().to(stand_in) + to_ridge.to(stand_in) * net.log_ridges[number]
+            stand_in = (
+                stand_in
+                + (to_change.to(change) * change).sum().to(stand_in)
+                + to_ridge.to(stand_in) * net.log_ridges[number]
+            )
         return stand_in, told
 
     @torch.no_grad()
@@ -145,13 +172,18 @@ class MALMEN(TrainableEditor):
         for number, (name, (u, delta)) in enumerate(zip(modules, tokens, strict=True)):
             factors = least_squares(u, net.changes(number, u, delta, self.chunk), net.ridges[number])
             updates[f"{name}.weight"] = Factors(factors.left.float().contiguous(), factors.right.float().contiguous())
-        sizes = {name: DenseShift(update.dense().to(lm.device)) for name, update in zip(modules, updates.values(), strict=True)}
+        sizes = {
+            name: DenseShift(update.dense().to(lm.device))
+            for name, update in zip(modules, updates.values(), strict=True)
+        }
         return WeightDelta(updates, {"shift": largest(lm, sizes)}).compact(lm)
 
     def _tokens(
         self, lm: LM, requests: Sequence[EditRequest], modules: Sequence[str], memory: Memory | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """(keys u (n, d_in), gradients δ (n, d_out)) of each module, of the tokens that count in all requests; in host memory."""
+        """(keys u (n, d_in), gradients δ (n, d_out)) of each module, of the tokens that count in all requests; in
+        host memory.
+        """
         every = lm.head.encode([(request.text, request.target_new) for request in requests])
         rows = sorted(zip(every, map(self._subject, requests, every), strict=True), key=lambda pair: len(pair[0].ids))
         parts: list[tuple[Tensor, ...]] = []
@@ -162,10 +194,14 @@ class MALMEN(TrainableEditor):
                 return self._found(lm, [some[i] for i in new], modules)
 
             if memory is not None and memory.works(lm):
-                parts += memory.recall([("tokens", tuple(modules), self.tokens, row.ids, row.target, at) for row, at in some], find)
+                parts += memory.recall(
+                    [("tokens", tuple(modules), self.tokens, row.ids, row.target, at) for row, at in some], find
+                )
             else:
                 parts += find(list(range(len(some))))
-        return [tuple(torch.cat([found[2 * n + side] for found in parts]) for side in (0, 1)) for n in range(len(modules))]
+        return [
+            tuple(torch.cat([found[2 * n + side] for found in parts]) for side in (0, 1)) for n in range(len(modules))
+        ]
 
     def _subject(self, request: EditRequest, row: Row) -> int:
         """The place of the subject's last token, -1 where it does not matter."""
@@ -177,7 +213,11 @@ class MALMEN(TrainableEditor):
         found = gradients(lm, rows, modules)
         kept = {name: self._counts(lm, told, gradient) for name, gradient in found.items()}
         return [
-            tuple(part[row][kept[name][row]].cpu() for name in modules for part in (found[name].inputs, found[name].outputs))
+            tuple(
+                part[row][kept[name][row]].cpu()
+                for name in modules
+                for part in (found[name].inputs, found[name].outputs)
+            )
             for row in range(len(rows))
         ]
 
@@ -189,7 +229,10 @@ class MALMEN(TrainableEditor):
         columns = torch.arange(kept.shape[1], device=kept.device)
         if lm.head.kind == "classifier":
             return kept & (columns == 0)
-        starts, subjects = (torch.tensor(which, device=kept.device)[:, None] for which in zip(*((row.start - 1, at) for row, at in told), strict=True))
+        starts, subjects = (
+            torch.tensor(which, device=kept.device)[:, None]
+            for which in zip(*((row.start - 1, at) for row, at in told), strict=True)
+        )
         return kept & ((columns >= starts) | (columns == subjects))
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
@@ -204,7 +247,9 @@ class MalmenNet(nn.Module):
     def __init__(self, hypernetwork: Hypernetwork, step_size: float, log_step: bool, ridge: float) -> None:
         super().__init__()
         self.hypernetwork, self.log_step = hypernetwork, log_step
-        self.steps = nn.Parameter(torch.full((len(hypernetwork.shapes),), math.log(step_size) if log_step else step_size))
+        self.steps = nn.Parameter(
+            torch.full((len(hypernetwork.shapes),), math.log(step_size) if log_step else step_size)
+        )
         self.log_ridges = nn.Parameter(torch.full((len(hypernetwork.shapes),), math.log(ridge)))
 
     @property
@@ -215,19 +260,24 @@ class MalmenNet(nn.Module):
     def changes(self, number: int, keys: Tensor, deltas: Tensor, chunk: int) -> Tensor:
         """D (n, d_out) of one module; its activations live for one chunk of tokens at a time, forth and back."""
         parts = zip(keys.split(chunk), deltas.split(chunk), strict=True)
-        return torch.cat([checkpoint(self._changes, number, u, d, use_reentrant=False, preserve_rng_state=False) for u, d in parts])
+        return torch.cat(
+            [checkpoint(self._changes, number, u, d, use_reentrant=False, preserve_rng_state=False) for u, d in parts]
+        )
 
     def _changes(self, number: int, u: Tensor, delta: Tensor) -> Tensor:
         """−η (u·ũ) δ̃: what MEND's shift by this token alone would do to the token's own output (equation 5)."""
         step = self.steps[number].exp() if self.log_step else self.steps[number]
         keys = u.to(step.device)
-        better, moved = self.hypernetwork.improved(number, torch.cat([keys, delta.to(keys)], -1)).split([u.shape[-1], delta.shape[-1]], -1)
+        better, moved = self.hypernetwork.improved(number, torch.cat([keys, delta.to(keys)], -1)).split(
+            [u.shape[-1], delta.shape[-1]], -1
+        )
         return (-step * (keys * better).sum(-1, keepdim=True) * moved).to(u.device)
 
 
 @torch.no_grad()
 def least_squares(keys: Tensor, changes: Tensor, ridge: float) -> Factors:
-    """The shift W + S that comes nearest to U Sᵀ = D (equation 4), float64: Sᵀ = (UᵀU + λI)⁻¹ UᵀD, with the factors Dᵀ and U (UᵀU + λI)⁻¹.
+    """The shift W + S that comes nearest to U Sᵀ = D (equation 4), float64: Sᵀ = (UᵀU + λI)⁻¹ UᵀD, with the factors Dᵀ
+    and U (UᵀU + λI)⁻¹.
 
     keys: U (n, d_in); changes: D (n, d_out); ridge: λ.
     """
@@ -238,8 +288,8 @@ def least_squares(keys: Tensor, changes: Tensor, ridge: float) -> Factors:
 def meta_gradient(solved: Factors, keys: Tensor, to_shift: Tensor) -> tuple[Tensor, Tensor]:
     """(∂L/∂D (n, d_out), ∂L/∂log λ) from G = ∂L/∂S (d_out, d_in), float64.
 
-    With M = (UᵀU + λI)⁻¹ Gᵀ they are U M and −λ ⟨M, Sᵀ⟩. The solution's second factor U (UᵀU + λI)⁻¹ gives the first, and, as
-    λ (UᵀU + λI)⁻¹ = I − (UᵀU + λI)⁻¹ UᵀU, the second too.
+    With M = (UᵀU + λI)⁻¹ Gᵀ they are U M and −λ ⟨M, Sᵀ⟩. The solution's second factor U (UᵀU + λI)⁻¹ gives the first,
+    and, as λ (UᵀU + λI)⁻¹ = I − (UᵀU + λI)⁻¹ UᵀU, the second too.
     """
     weighted, towards, keys = solved.right, to_shift.to(solved.right), keys.double()
     ridged = towards - towards @ keys.T @ weighted  # λ Mᵀ
@@ -251,6 +301,10 @@ def _mean(lines: Sequence[tuple[Line, float]]) -> Line:
     total = sum(weight for _, weight in lines)
     names = lines[0][0]
     return {
-        name: max(line[name] for line, _ in lines) if name == "shift" else sum(line[name] * weight for line, weight in lines) / total
+        name: (
+            max(line[name] for line, _ in lines)
+            if name == "shift"
+            else sum(line[name] * weight for line, weight in lines) / total
+        )
         for name in names
     }

@@ -1,4 +1,6 @@
-"""MELO (Yu et al., 2024): clusters of remembered prompts, each prompt with its own block of LoRA factors in the layers above."""
+"""MELO (Yu et al., 2024): clusters of remembered prompts, each prompt with its own block of LoRA factors in the
+layers above.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ class Cluster:
 
 @dataclass
 class Database:
-    """The vector database: clusters by number, and the LoRA block of each point. A later state shares what did not change."""
+    """The vector database: clusters by number, and the LoRA block of each point.
+
+    A later state shares what did not change.
+    """
 
     clusters: dict[int, Cluster] = field(default_factory=dict)
     blocks: list[int] = field(default_factory=list)
@@ -83,7 +88,10 @@ class Database:
 
 
 class MeloLayer(MemoryLayer):
-    """The index: its output at the prompt's last token finds a cluster, and in it the nearest point's block. chosen: (rows,), −1 for none."""
+    """The index: its output at the prompt's last token finds a cluster, and in it the nearest point's block.
+
+    chosen: (rows,), −1 for none.
+    """
 
     def __init__(self, original: nn.Module, lm: LM, module: str, rank: int) -> None:
         super().__init__(original, lm, module)
@@ -97,10 +105,15 @@ class MeloLayer(MemoryLayer):
         clusters, owned = dict(before.clusters), edit.content["clusters"]
         for number, about in owned.items():
             points = dict(zip(about["points"], edit.tensors[f"points.{number}"].to(self.device), strict=True))
-            clusters[int(number)] = Cluster(tuple(about["answer"]), edit.tensors[f"center.{number}"].to(self.device), about["radius"], points)
+            clusters[int(number)] = Cluster(
+                tuple(about["answer"]), edit.tensors[f"center.{number}"].to(self.device), about["radius"], points
+            )
         self.data = Database(clusters, [*before.blocks, *edit.content["blocks"]], edit.content["forgotten"])
         names = edit.content["modules"]
-        pairs = {name: (edit.tensors[f"right.{name}"].to(self.device), edit.tensors[f"left.{name}"].to(self.device)) for name in names}
+        pairs = {
+            name: (edit.tensors[f"right.{name}"].to(self.device), edit.tensors[f"left.{name}"].to(self.device))
+            for name in names
+        }
         self.factors.append(pairs)
 
         def undo() -> None:
@@ -112,7 +125,11 @@ class MeloLayer(MemoryLayer):
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
         outside, focus = self.rows(output), self.watch.focus
-        self.chosen = None if outside is None or self.silent else self.decided(focus, lambda: self.lookup(at_prompt_end(outside, focus)))
+        self.chosen = (
+            None
+            if outside is None or self.silent
+            else self.decided(focus, lambda: self.lookup(at_prompt_end(outside, focus)))
+        )
         return output
 
     def lookup(self, queries: Tensor) -> Tensor:
@@ -184,9 +201,10 @@ class MeloPatch(MemoryPatch):
 class Melo(Editor):
     """Neuron-indexed dynamic LoRA. The facts of one edit share a block.
 
-    layer, module: the index, whose output at the prompt's last token is the key. lora_layers (above the index), lora_modules ("mlp_in",
-    "mlp_out" or names in the block): where blocks stand. rank: r_b of a block. scale: of its product. radius: ε of a new cluster.
-    lr, steps, decay_every: Adam, the learning rate halved every so many steps. It stops once every loss is below `stop_loss`.
+    layer, module: the index, whose output at the prompt's last token is the key. lora_layers (above the index),
+    lora_modules ("mlp_in", "mlp_out" or names in the block): where blocks stand. rank: r_b of a block. scale: of its
+    product. radius: ε of a new cluster. lr, steps, decay_every: Adam, the learning rate halved every so many steps. It
+    stops once every loss is below `stop_loss`.
     """
 
     mass_editor = True
@@ -215,7 +233,10 @@ class Melo(Editor):
         modules = self._modules(lm)
         attached = MeloPatch.present(lm, name)
         if attached and list(attached.factors[0]) != modules:
-            raise UsageError(f"method.lora_layers, method.lora_modules: the attached edits have their blocks in {', '.join(attached.factors[0])}")
+            raise UsageError(
+                "method.lora_layers, method.lora_modules: the attached edits have their blocks in"
+                f" {', '.join(attached.factors[0])}"
+            )
         block = len(attached.factors) if attached else 0
         earlier = attached.data if attached else Database()
         data = Database(earlier.clusters, list(earlier.blocks), earlier.forgotten)
@@ -229,11 +250,19 @@ class Melo(Editor):
             changed |= data.place(key.float(), row.target, block, float(self.radius))
         with lm.monitor.phase("train"):
             tensors = self._train(lm, rows, modules, block, attached)
-        clusters = {n: {"answer": list(c.answer), "radius": c.radius, "points": list(c.points)} for n, c in data.clusters.items() if n in changed}
+        clusters = {
+            n: {"answer": list(c.answer), "radius": c.radius, "points": list(c.points)}
+            for n, c in data.clusters.items()
+            if n in changed
+        }
         for number in clusters:
             cluster = data.clusters[number]
             tensors[f"center.{number}"] = cluster.center
-            tensors[f"points.{number}"] = torch.stack(list(cluster.points.values())) if cluster.points else cluster.center.new_zeros(0, len(cluster.center))
+            tensors[f"points.{number}"] = (
+                torch.stack(list(cluster.points.values()))
+                if cluster.points
+                else cluster.center.new_zeros(0, len(cluster.center))
+            )
         content = {
             "modules": modules,
             "rank": self.rank,
@@ -243,13 +272,19 @@ class Melo(Editor):
         }
         return MeloPatch(name, attached.digest if attached else "", tensors, content)
 
-    def _train(self, lm: LM, rows: Sequence[Row], modules: Sequence[str], block: int, attached: MeloLayer | None) -> dict[str, Tensor]:
-        """The block's factors, {right.NAME: (r, d_in), left.NAME: (d_out, r)}; B starts at zero, so that nothing changes at first."""
+    def _train(
+        self, lm: LM, rows: Sequence[Row], modules: Sequence[str], block: int, attached: MeloLayer | None
+    ) -> dict[str, Tensor]:
+        """The block's factors, {right.NAME: (r, d_in), left.NAME: (d_out, r)}; B starts at zero, so that nothing
+        changes at first.
+        """
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + block)
         factors: dict[str, Tensor] = {}
         for name in modules:
             d_out, d_in = widths(lm.module(name))
-            factors[f"right.{name}"] = (torch.randn(self.rank, d_in, generator=draw) * d_in**-0.5).to(lm.device).requires_grad_()
+            factors[f"right.{name}"] = (
+                (torch.randn(self.rank, d_in, generator=draw) * d_in**-0.5).to(lm.device).requires_grad_()
+            )
             factors[f"left.{name}"] = torch.zeros(d_out, self.rank, device=lm.device, requires_grad=True)
         optimizer = torch.optim.Adam(list(factors.values()), lr=self.lr)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.decay_every, 0.5)
@@ -258,12 +293,16 @@ class Melo(Editor):
                 stack.enter_context(attached.silenced())
             run = stack.enter_context(passes(lm, rows, modules[0], min(self.lora_layers)))
             for name in modules:
-                stack.enter_context(beside(lm, name, factors[f"right.{name}"], factors[f"left.{name}"], self.scale, len(rows)))
+                stack.enter_context(
+                    beside(lm, name, factors[f"right.{name}"], factors[f"left.{name}"], self.scale, len(rows))
+                )
             for _ in range(self.steps):
                 losses = row_losses(run.answers(lambda output: None), len(rows))
                 if losses.max().item() < self.stop_loss:
                     break
-                for part, gradient in zip(factors.values(), torch.autograd.grad(losses.mean(), list(factors.values())), strict=True):
+                for part, gradient in zip(
+                    factors.values(), torch.autograd.grad(losses.mean(), list(factors.values())), strict=True
+                ):
                     part.grad = gradient
                 optimizer.step()
                 schedule.step()
@@ -271,9 +310,14 @@ class Melo(Editor):
 
     def _modules(self, lm: LM) -> list[str]:
         if not self.lora_layers or not self.lora_modules:
-            raise UsageError("method.lora_layers and method.lora_modules name where LoRA blocks stand: give at least one of each")
+            raise UsageError(
+                "method.lora_layers and method.lora_modules name where LoRA blocks stand: give at least one of each"
+            )
         if min(self.lora_layers) <= self.layer:
-            raise UsageError(f"method.lora_layers={self.lora_layers}: blocks stand above the index, which is in layer {self.layer} (method.layer)")
+            raise UsageError(
+                f"method.lora_layers={self.lora_layers}: blocks stand above the index, which is in layer {self.layer}"
+                " (method.layer)"
+            )
         return [module_of(lm, layer, part) for layer in sorted(self.lora_layers) for part in self.lora_modules]
 
 

@@ -14,8 +14,8 @@ from edit_cli.requests import EditRequest
 class MEMITMerge(SoftSpreadingEditor):
     """MEMIT with one key and one target state a subject.
 
-    Facts about one subject have (nearly) the same key, so of their separate values only a mean could be written. Here one shift is
-    optimised against the mean loss over all facts of the subject.
+    Facts about one subject have (nearly) the same key, so of their separate values only a mean could be written. Here
+    one shift is optimised against the mean loss over all facts of the subject.
     """
 
     def groups(self, lm: LM, requests: Sequence[EditRequest]) -> Groups:
@@ -28,7 +28,7 @@ class MEMITMerge(SoftSpreadingEditor):
         if merged:
             largest = max(merged, key=len)
             lm.monitor.note(
-                f"{len(requests)} facts are about {len(groups)} subjects: {len(merged)} values stand for several facts each, "
-                f"such as for {len(largest)} about {requests[largest[0]].subject!r}"
+                f"{len(requests)} facts are about {len(groups)} subjects: {len(merged)} values stand for several facts"
+                f" each, such as for {len(largest)} about {requests[largest[0]].subject!r}"
             )
         return groups

@@ -1,7 +1,8 @@
 """What methods with a memory share: a layer that grows with every edit, and edits that hold only what they add to it.
 
-The memory belongs to the model, not to the editor: the next edit of a sequence finds it where the earlier ones were attached. So nothing
-has to be recalled, a thousand attached edits are one layer, and taking one off puts its entries back as they were.
+The memory belongs to the model, not to the editor: the next edit of a sequence finds it where the earlier ones were
+attached. So nothing has to be recalled, a thousand attached edits are one layer, and taking one off puts its entries
+back as they were.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class Entries:
 
 
 class MemoryLayer(Wrapper):
-    """Stands in a projection's place, beside it what attached edits remember. digest: of all that was added, in order."""
+    """Stands in a projection's place, beside it what attached edits remember.
+
+    digest: of all that was added, in order.
+    """
 
     def __init__(self, original: nn.Module, lm: LM, module: str) -> None:
         super().__init__(original)
@@ -91,18 +95,25 @@ class MemoryLayer(Wrapper):
         return 0
 
     def whole(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, content) of an edit that brings all of it to an empty memory; asked for only where `bytes` says that it pays."""
+        """(tensors, content) of an edit that brings all of it to an empty memory; asked for only where `bytes` says
+        that it pays.
+        """
         raise NotImplementedError
 
     def rows(self, states: Tensor) -> Tensor | None:
-        """(rows, tokens, width), also from families that flatten it; None where a pass shows only some of the tokens."""
+        """(rows, tokens, width), also from families that flatten it; None where a pass shows only some of the
+        tokens.
+        """
         focus = self.watch.focus
         if focus is None or states.shape[:-1].numel() != focus.mask.numel():
             return None
         return states.reshape(*focus.mask.shape, states.shape[-1])
 
     def decided(self, focus: Focus, decide: Callable[[], Tensor]) -> Tensor:
-        """(rows, …) what `decide` says once a prompt is complete, (rows,) of −1 before. It holds for all that follows in cached passes."""
+        """(rows, …) what `decide` says once a prompt is complete, (rows,) of −1 before.
+
+        It holds for all that follows in cached passes.
+        """
         at = focus.ends - focus.first
         here = at >= 0
         if bool(here.all()):
@@ -150,8 +161,9 @@ class MemoryPatch(Edit):
             layer = self.present(lm, self.module)
             if (layer.digest if layer else "") != self.before:
                 raise UsageError(
-                    f"this edit was made on {'other' if self.before and layer else 'earlier' if self.before else 'no'} edits of its kind "
-                    "than are attached: attach those that it was made on, in their order, and no others"
+                    f"this edit was made on {'other' if self.before and layer else 'earlier' if self.before else 'no'}"
+                    " edits of its kind than are attached: attach those that it was made on, in their order, and no"
+                    " others"
                 )
             if layer is None:
                 layer = self._install(lm, undo)
@@ -174,7 +186,9 @@ class MemoryPatch(Edit):
         return self.layer(original, lm, self.module)
 
     def whole(self, lm: LM) -> Self:
-        """One edit in the place of this one, which is attached, and all that it was made on: the next edit does not tell the difference."""
+        """One edit in the place of this one, which is attached, and all that it was made on: the next edit does not
+        tell the difference.
+        """
         layer = self.present(lm, self.module)
         tensors, content = layer.whole()
         return type(self)(self.module, "", tensors, {**content, "stands_for": layer.digest})
@@ -197,10 +211,12 @@ class MemoryPatch(Edit):
 
 
 def nearest(queries: Tensor, keys: Tensor, alive: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(distance, index) of the nearest of `keys` (n, w) for each of `queries` (r, w): Euclidean, float32. alive: (n,) which count.
+    """(distance, index) of the nearest of `keys` (n, w) for each of `queries` (r, w): Euclidean, float32.
 
-    One matrix product ranks them. Its differences of large squares lose the digits of small distances, so those of the closest are
-    computed again.
+    alive: (n,) which count.
+
+    One matrix product ranks them. Its differences of large squares lose the digits of small distances, so those of the
+    closest are computed again.
     """
     keys, queries = keys.float(), queries.float()
     ranked = keys.square().sum(1) - 2 * queries @ keys.T
@@ -220,7 +236,9 @@ def mlp_in(lm: LM, layer: int) -> str:
 
 
 def module_of(lm: LM, layer: int, part: str, key: str = "method.module") -> str:
-    """A projection of a layer: "mlp_in" and "mlp_out" in any family, else its name in the block. key: the setting that names it.
+    """A projection of a layer: "mlp_in" and "mlp_out" in any family, else its name in the block.
+
+    key: the setting that names it.
 
     Raises:
         UsageError: there is none of that name.
@@ -233,5 +251,8 @@ def module_of(lm: LM, layer: int, part: str, key: str = "method.module") -> str:
     except AttributeError:
         fits = False
     if not fits:
-        raise UsageError(f"{key}: {part} names no Linear or Conv1D layer of block {layer} of {lm.name}: choose mlp_in, mlp_out or a name in the block")
+        raise UsageError(
+            f"{key}: {part} names no Linear or Conv1D layer of block {layer} of {lm.name}: choose mlp_in, mlp_out or a"
+            " name in the block"
+        )
     return name

@@ -28,15 +28,16 @@ GRADIENT, UNIT, LOSS = SIZES = ("gradient", "unit", "loss")
 class MEND(TrainableEditor):
     """Fast Model Editing at Scale (Mitchell et al., 2022): W ← W − α Σ δ̃ ũᵀ, with (ũ, δ̃) = g(u, δ) (section 3).
 
-    layers: none for the last `last` of every stack; part: both matrices of their MLPs, or the "out" one. second_in: of gated MLPs, edit
-    the second input matrix too.
+    layers: none for the last `last` of every stack; part: both matrices of their MLPs, or the "out" one. second_in: of
+    gated MLPs, edit the second input matrix too.
     edits: facts edited together, k; it is trained for one k.
-    rank, spread: of the networks' layers. shared: one network for all matrices of a shape. normalise; transformed ("both" factors,
-    "inputs", "outputs", or the "smaller"); xavier (no identity at first): the paper's ablations.
+    rank, spread: of the networks' layers. shared: one network for all matrices of a shape. normalise; transformed
+    ("both" factors, "inputs", "outputs", or the "smaller"); xavier (no identity at first): the paper's ablations.
     step_size: α at first; log_step: log α is learnt, so that it keeps its sign; step_lr: its learning rate.
     edit_weight, locality_weight: c_edit and c_loc of L = c_edit · NLL + c_loc · KL (equation 4).
-    size: of each fact's gradient at each matrix, before anything else: the "gradient"'s own, as published; "unit", the same for all, since it is
-    small where a softmax or a tanh is saturated, and such facts need no smaller step; or that of its "loss", the more there is to change.
+    size: of each fact's gradient at each matrix, before anything else: the "gradient"'s own, as published; "unit", the
+    same for all, since it is small where a softmax or a tanh is saturated, and such facts need no smaller step; or that
+    of its "loss", the more there is to change.
     learn: "all"; "steps", α alone; "nothing": the control, an identity network with the given step size.
     """
 
@@ -81,7 +82,8 @@ class MEND(TrainableEditor):
     def build(self, lm: LM) -> MendNet:
         modules, _ = self._modules(lm)
         net = MendNet(
-            Hypernetwork(shapes_of(lm, modules), self.rank, self.spread, self.shared, self.transformed, self.normalise, xavier=self.xavier),
+            Hypernetwork(shapes_of(lm, modules), self.rank, self.spread, self.shared, self.transformed, self.normalise,
+            xavier=self.xavier),
             modules, self.step_size, self.log_step,
         )  # fmt: skip
         net.hypernetwork.requires_grad_(self.learn == "all")
@@ -92,7 +94,10 @@ class MEND(TrainableEditor):
         return [{"params": list(net.hypernetwork.parameters())}, {"params": [net.steps], "lr": self.step_lr}]
 
     def loss(self, net: MendNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
-        """Equation 4, the mean over independent edits. Gradients reach g through ΔW alone, never through u, δ or the model."""
+        """Equation 4, the mean over independent edits.
+
+        Gradients reach g through ΔW alone, never through u, δ or the model.
+        """
         modules, lowest = self._modules(lm)
         lessons = draw(batch, self.edits, self.draw)
         memory = self.memory(lm)
@@ -122,7 +127,11 @@ class MEND(TrainableEditor):
         return found
 
     def _sized(self, found: dict[str, Gradient]) -> dict[str, Gradient]:
-        return found if self.size == GRADIENT else {name: gradient.sized(self.size == LOSS) for name, gradient in found.items()}
+        return (
+            found
+            if self.size == GRADIENT
+            else {name: gradient.sized(self.size == LOSS) for name, gradient in found.items()}
+        )
 
     def _modules(self, lm: LM) -> tuple[list[str], int]:
         return edited_modules(lm, self.layers, self.last, self.part, self.second_in)

@@ -28,13 +28,13 @@ Pair = tuple[str, str]
 class DrawOptions:
     """What is drawn for each case: keys of `method.draw`.
 
-    outer: prompts on which the edit must work: "any" rephrased ones; "seen" (only those that the data set marks so, where it does); or
-    "swapped": the edit is made in any wording of the fact and has to work in any other, and writes any answer that the same relation has
-    for other subjects, so that as many facts make more edits to learn from.
-    locality: for each prompt whose answer must stay, the group that it is drawn from, as data sets name them (random, same_relation,
-    same_subject, …); "any" for all; "same_answer" for those of same_relation with the answer that the edit replaces, which are the hardest
-    to spare (any of same_relation, where a case has none). Where a case has none of a group, any of its prompts is taken, else another
-    case's edited prompt.
+    outer: prompts on which the edit must work: "any" rephrased ones; "seen" (only those that the data set marks so,
+    where it does); or "swapped": the edit is made in any wording of the fact and has to work in any other, and writes
+    any answer that the same relation has for other subjects, so that as many facts make more edits to learn from.
+    locality: for each prompt whose answer must stay, the group that it is drawn from, as data sets name them (random,
+    same_relation, same_subject, …); "any" for all; "same_answer" for those of same_relation with the answer that the
+    edit replaces, which are the hardest to spare (any of same_relation, where a case has none). Where a case has none
+    of a group, any of its prompts is taken, else another case's edited prompt.
     """
 
     outer: str = ANY
@@ -42,7 +42,10 @@ class DrawOptions:
 
     def __post_init__(self) -> None:
         outer, locality = ([name for whole, name, _ in PARTS.values() if whole in kinds] for kinds in (WITHIN, BEYOND))
-        for key, names, known in (("outer", [self.outer], [ANY, SWAPPED, *outer]), ("locality", self.locality, [ANY, SAME_ANSWER, *locality])):
+        for key, names, known in (
+            ("outer", [self.outer], [ANY, SWAPPED, *outer]),
+            ("locality", self.locality, [ANY, SAME_ANSWER, *locality]),
+        ):
             for name in names:
                 if name not in known:
                     raise UsageError(f"method.draw.{key}={name}: choose {', '.join(known[:-1])} or {known[-1]}")
@@ -64,7 +67,10 @@ def draw(cases: Sequence[Case], per_edit: int, options: DrawOptions) -> list[Les
         UsageError: a case of several requests, or too few cases for one edit.
     """
     if len(cases) < per_edit:
-        raise UsageError(f"{per_edit} facts are edited at once (method.edits), and the data set has {len(cases)}: give a lower number")
+        raise UsageError(
+            f"{per_edit} facts are edited at once (method.edits), and the data set has {len(cases)}: give a lower"
+            " number"
+        )
     drawn = [_drawn(case, other, options) for case, other in zip(cases, [*cases[1:], cases[0]], strict=True)]
     lessons = []
     for first in range(0, len(drawn) - per_edit + 1, per_edit):
@@ -75,7 +81,9 @@ def draw(cases: Sequence[Case], per_edit: int, options: DrawOptions) -> list[Les
 
 def _drawn(case: Case, other: Case, options: DrawOptions) -> tuple[list[Pair], list[Pair], list[Pair]]:
     if len(case.requests) != 1:
-        raise UsageError(f"case {case.id} holds {len(case.requests)} requests: editors are trained on data sets with one a record")
+        raise UsageError(
+            f"case {case.id} holds {len(case.requests)} requests: editors are trained on data sets with one a record"
+        )
     rng = random.Random(f"{torch.initial_seed()}/{case.id}")
     (request,) = case.requests
     new = request.target_new
@@ -98,7 +106,9 @@ def _drawn(case: Case, other: Case, options: DrawOptions) -> tuple[list[Pair], l
 
 def _local(beyond: Sequence[Probe], group: str, old: str | None, spare: Pair, rng: random.Random) -> Pair:
     hardest = group == SAME_ANSWER
-    fitting = [probe for probe in beyond if group == ANY or probe.group == (SAME_RELATION if hardest else group)] or beyond
+    fitting = [
+        probe for probe in beyond if group == ANY or probe.group == (SAME_RELATION if hardest else group)
+    ] or beyond
     if hardest:
         fitting = [probe for probe in fitting if probe.target == old] or fitting
     if not fitting:
@@ -150,6 +160,8 @@ def judged(found: Answers, base: Answers, outer: Tensor) -> tuple[Tensor, Tensor
         "nll": float(nll.detach()),
         "kl": float(kl.detach()),
         "es": 100.0 * float(right[outer].float().mean()),
-        "drawdown": 100.0 * float((was[~outer].float() - right[~outer].float()).mean()) if bool((~outer).any()) else 0.0,
+        "drawdown": (
+            100.0 * float((was[~outer].float() - right[~outer].float()).mean()) if bool((~outer).any()) else 0.0
+        ),
     }
     return nll, kl, told

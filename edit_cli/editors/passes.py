@@ -21,7 +21,10 @@ from edit_cli.lm.tokens import Row
 
 @dataclass
 class Passes:
-    """Rows at work. inputs: (rows, tokens, d_in) what enters the module, float32 or better. base: the answers of the model as it is."""
+    """Rows at work. inputs: (rows, tokens, d_in) what enters the module, float32 or better.
+
+    base: the answers of the model as it is.
+    """
 
     lm: LM
     rows: Sequence[Row]
@@ -39,7 +42,10 @@ class Passes:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """`answers` runs only what comes after the module. Not for edits that change the model elsewhere, or change while the block is open."""
+        """`answers` runs only what comes after the module.
+
+        Not for edits that change the model elsewhere, or change while the block is open.
+        """
         with torch.no_grad(), recorded(self.lm.model, self.lm.module(self.module)) as replay:
             plain = self.lm.head.answers(self.rows, self.end)
         with ExitStack() as stack:
@@ -57,7 +63,10 @@ class Passes:
 
     @property
     def columns(self) -> Tensor:
-        """(positions,): the token at which each position of `base` is predicted. Those of a row follow each other from its prompt's end on."""
+        """(positions,): the token at which each position of `base` is predicted.
+
+        Those of a row follow each other from its prompt's end on.
+        """
         rows = self.base.rows.to(self.focus.ends.device)
         first = torch.searchsorted(rows.contiguous(), rows.contiguous())  # rows are in order
         return self.focus.ends[rows] + torch.arange(len(rows), device=rows.device) - first
@@ -65,7 +74,10 @@ class Passes:
 
 @contextmanager
 def passes(lm: LM, rows: Sequence[Row], module: str, layer: int, end: bool = False) -> Iterator[Passes]:
-    """Rows whose constant part has been computed. layer: of the module; blocks below are run once. end: answers with their end token."""
+    """Rows whose constant part has been computed. layer: of the module; blocks below are run once.
+
+    end: answers with their end token.
+    """
     with ExitStack() as stack:
         run = Passes(lm, rows, module, end, PromptWatch(lm, module))
         stack.callback(run.watch.close)
@@ -77,7 +89,9 @@ def passes(lm: LM, rows: Sequence[Row], module: str, layer: int, end: bool = Fal
         with torch.no_grad(), ExitStack() as first:
             first.enter_context(on_input(lm.module(module), keep, len(rows)))
             if layer and len(lm.layout.stacks) == 1:
-                first.enter_context(on_output(lm.module(lm.layout.block(layer - 1)), lambda states: below.append(states.detach())))
+                first.enter_context(
+                    on_output(lm.module(lm.layout.block(layer - 1)), lambda states: below.append(states.detach()))
+                )
             run.base = lm.head.answers(rows, end)
         run.focus = run.watch.focus
         if below:
@@ -92,7 +106,9 @@ def at_prompt_end(states: Tensor, focus: Focus) -> Tensor:
 
 
 def row_losses(found: Answers, rows: int, smoothing: float = 0.0) -> Tensor:
-    """(rows,): mean negative log-likelihood of each row's target tokens, nats; `smoothing` of the labels goes to all classes alike."""
+    """(rows,): mean negative log-likelihood of each row's target tokens, nats; `smoothing` of the labels goes to all
+    classes alike.
+    """
     nll = cross_entropy(found.logits, found.labels, reduction="none", label_smoothing=smoothing)
     count = torch.bincount(found.rows, minlength=rows).to(nll)
     return nll.new_zeros(rows).index_add(0, found.rows, nll) / count.clamp_min(1)

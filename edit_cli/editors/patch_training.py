@@ -66,13 +66,22 @@ class PatchTraining:
         return top_exp(-neurons.own(queries)[None], self.top_activation).mean()
 
     def memory_losses(self, neurons: Neurons, queries: Tensor, memory: Sequence[Tensor]) -> Tensor:
-        """l_m1 + l_m2: on everything else it stays below β, and by γ below what it says of its mistake. memory: parts (·, d_in).
+        """l_m1 + l_m2: on everything else it stays below β, and by γ below what it says of its mistake.
+
+        memory: parts (·, d_in).
 
         Both average the same terms, the largest exp(M k + b), but for a factor: exp(−β), and exp(γ − own).
         """
-        said = torch.cat([neurons.keys @ part.T for part in memory], dim=1) if len(memory) > 1 else neurons.keys @ memory[0].T
+        said = (
+            torch.cat([neurons.keys @ part.T for part in memory], dim=1)
+            if len(memory) > 1
+            else neurons.keys @ memory[0].T
+        )
         loudest = top_exp(said + neurons.biases, self.top_memory)
-        return (loudest * (torch.exp(loudest.new_tensor(-self.beta)) + (self.gamma - neurons.own(queries)).clamp(max=HIGHEST).exp())).mean()
+        return (
+            loudest
+            * (torch.exp(loudest.new_tensor(-self.beta)) + (self.gamma - neurons.own(queries)).clamp(max=HIGHEST).exp())
+        ).mean()
 
 
 @dataclass
@@ -90,7 +99,9 @@ class Neurons:
 
     def take(self, flat: Tensor) -> list[Tensor]:
         """Be views of `flat`, which is `joined`, from now on; the parameters, for gradients."""
-        shares = flat.detach().split([part.shape[1] for part in (self.keys, self.biases, self.weights, self.scales)], dim=1)
+        shares = flat.detach().split(
+            [part.shape[1] for part in (self.keys, self.biases, self.weights, self.scales)], dim=1
+        )
         self.keys, self.biases, self.weights, self.scales = parts = [share.requires_grad_() for share in shares]
         return parts
 
@@ -108,7 +119,10 @@ class Neurons:
 
 
 def begun(queries: Tensor, width: int, scale: float, seeds: list[int]) -> Neurons:
-    """k = q / ‖q‖², so that the pre-activation is 1; v = w ⊙ a, w ~ N(0, 1) drawn from a seed a neuron, a = `scale`. queries (n, d_in)."""
+    """k = q / ‖q‖², so that the pre-activation is 1; v = w ⊙ a, w ~ N(0, 1) drawn from a seed a neuron, a = `scale`.
+
+    queries (n, d_in).
+    """
     draws = [torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     weights = torch.stack(draws).to(queries) if draws else queries.new_zeros(0, width)
     keys = queries / queries.square().sum(1, keepdim=True)

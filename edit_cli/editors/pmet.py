@@ -16,8 +16,8 @@ from edit_cli.editors.values import Site
 class PMET(SoftSpreadingEditor):
     """The states that leave the attention and the MLP are optimised together, and only the MLP's is written.
 
-    Targets live at the output of the last layer's MLP projection, not of its block; the attention's shift takes up what is none of
-    the MLP's knowledge and is dropped.
+    Targets live at the output of the last layer's MLP projection, not of its block; the attention's shift takes up what
+    is none of the MLP's knowledge and is dropped.
     """
 
     site: ClassVar[Site] = "branches"

@@ -1,4 +1,5 @@
-"""What may be done to a finished update, whatever method made it: RECT keeps few of its entries, PRUNE damps its singular values.
+"""What may be done to a finished update, whatever method made it: RECT keeps few of its entries, PRUNE damps its
+singular values.
 
 Both look at the weights that the update will be added to.
 """
@@ -16,7 +17,9 @@ from edit_cli.lm.model import LM
 
 
 def rect(lm: LM, delta: WeightDelta, keep: float) -> WeightDelta:
-    """RECT (Gu et al., 2024): keep the share `keep` of each matrix's entries, those with the largest |Δ / W|, and zero the others."""
+    """RECT (Gu et al., 2024): keep the share `keep` of each matrix's entries, those with the largest |Δ / W|, and
+    zero the others.
+    """
     kept = {name: largest_relative(delta.stored(lm, name), _weight(lm, name), keep) for name in delta.updates}
     return WeightDelta(kept, delta.info)
 
@@ -31,7 +34,8 @@ def largest_relative(update: Tensor, weight: Tensor, keep: float) -> Tensor:
 
 
 def prune(lm: LM, delta: WeightDelta, base: float) -> WeightDelta:
-    """PRUNE (Ma et al., 2025): damp each update's singular values σ above σ̄, the largest of its weight: σ → log σ − log σ̄ + σ̄.
+    """PRUNE (Ma et al., 2025): damp each update's singular values σ above σ̄, the largest of its weight: σ → log σ −
+    log σ̄ + σ̄.
 
     base: of the logarithm. Applied to one edit that holds all facts it is the method as published.
     """

@@ -23,10 +23,11 @@ DOCUMENTS = 64  # read at a time
 
 @torch.no_grad()
 def inputs_on_text(lm: LM, module: str, corpus: Corpus, count: int, seed: int) -> Tensor:
-    """(n, d_in) float32, n at most `count`: what enters `module` of the unedited model where it answers, on the documents of a corpus.
+    """(n, d_in) float32, n at most `count`: what enters `module` of the unedited model where it answers, on the
+    documents of a corpus.
 
-    Of running text these are all tokens but each document's first. Other models are asked: a classifier about each document, an
-    encoder-decoder for a document's second half, the first being the prompt.
+    Of running text these are all tokens but each document's first. Other models are asked: a classifier about each
+    document, an encoder-decoder for a document's second half, the first being the prompt.
 
     Raises:
         MissingError: the corpus holds next to nothing.
@@ -36,12 +37,18 @@ def inputs_on_text(lm: LM, module: str, corpus: Corpus, count: int, seed: int) -
     documents = iter(corpus.documents(seed))
     with lm.pristine(), lm.monitor.task("memory", count) as advance:
         while total < count and (texts := list(islice(documents, DOCUMENTS))):
-            inputs = _on_running_text(lm, module, texts) if lm.head.kind == "causal" else _on_answers(lm, module, _asked(lm, texts))
+            inputs = (
+                _on_running_text(lm, module, texts)
+                if lm.head.kind == "causal"
+                else _on_answers(lm, module, _asked(lm, texts))
+            )
             found.append(inputs[: count - total])
             total += len(found[-1])
             advance(len(found[-1]))
     if total < 2:
-        raise MissingError(f"corpus {corpus.label} holds no text that this model can read: name another one (corpus=NAME)")
+        raise MissingError(
+            f"corpus {corpus.label} holds no text that this model can read: name another one (corpus=NAME)"
+        )
     if total < count:
         lm.monitor.note(f"corpus {corpus.label} holds {total:,} tokens of the {count:,} that are wanted")
     return torch.cat(found)
@@ -49,10 +56,11 @@ def inputs_on_text(lm: LM, module: str, corpus: Corpus, count: int, seed: int) -
 
 @torch.no_grad()
 def inputs_on_examples(lm: LM, module: str, pairs: Sequence[tuple[str, str]], count: int) -> Tensor:
-    """(n, d_in) float32, n at most `count`: what enters `module` of the unedited model on (prompt, answer) pairs, in their order.
+    """(n, d_in) float32, n at most `count`: what enters `module` of the unedited model on (prompt, answer) pairs, in
+    their order.
 
-    All tokens but the first where prompt and answer are one text; otherwise where the answer is read from: each of its tokens and its
-    end, or the one label.
+    All tokens but the first where prompt and answer are one text; otherwise where the answer is read from: each of its
+    tokens and its end, or the one label.
 
     Raises:
         MissingError: fewer than two.
@@ -64,12 +72,18 @@ def inputs_on_examples(lm: LM, module: str, pairs: Sequence[tuple[str, str]], co
             if total >= count:
                 break
             some = pairs[batch]
-            inputs = _on_running_text(lm, module, [p + answer(a) for p, a in some]) if lm.head.kind == "causal" else _on_answers(lm, module, some)
+            inputs = (
+                _on_running_text(lm, module, [p + answer(a) for p, a in some])
+                if lm.head.kind == "causal"
+                else _on_answers(lm, module, some)
+            )
             found.append(inputs[: count - total])
             total += len(found[-1])
             advance(len(found[-1]))
     if total < 2:
-        raise MissingError("the training records hold nothing that this model can read: remember text instead (method.memory=corpus)")
+        raise MissingError(
+            "the training records hold nothing that this model can read: remember text instead (method.memory=corpus)"
+        )
     return torch.cat(found)
 
 
@@ -118,9 +132,6 @@ def inputs_of_rows(lm: LM, module: str, rows: Sequence[Sequence[int]]) -> list[T
                 kept[index] = exact(row[: len(rows[index])]).float()
             raise StopForward
 
-        with on_input(lm.module(module), see, len(batch)):
-            try:
-                lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
-            except StopForward:
-                pass
+        with on_input(lm.module(module), see, len(batch)), suppress(StopForward):
+            lm.model(input_ids=ids, attention_mask=mask, use_cache=False)
     return [kept[index] for index in range(len(rows))]

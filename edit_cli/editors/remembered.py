@@ -1,4 +1,6 @@
-"""What a frozen model says of a prompt does not change while an editor is trained on it, so it is computed once and kept."""
+"""What a frozen model says of a prompt does not change while an editor is trained on it, so it is computed once and
+kept.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,11 @@ FILE = "kept.safetensors"
 class Memory:
     """Of one unedited model. budget: bytes; once they are full, nothing more is kept.
 
-    Rows of one stack of blocks only (a decoder or an encoder): there the states below the lowest edited layer make up a pass.
+    Rows of one stack of blocks only (a decoder or an encoder): there the states below the lowest edited layer make up a
+    pass.
 
-    A float32 result hangs, in its last digit, on the rows that were asked with it. So a training that goes on reads what it had in mind,
-    and does not ask again in other batches.
+    A float32 result hangs, in its last digit, on the rows that were asked with it. So a training that goes on reads
+    what it had in mind, and does not ask again in other batches.
     """
 
     budget: int
@@ -52,7 +55,9 @@ class Memory:
             self._rows.update(zip(new, lm.head.encode(new), strict=True))
         return [self._rows[pair] for pair in pairs]
 
-    def recall(self, keys: Sequence[Any], make: Callable[[list[int]], Sequence[tuple[Tensor, ...]]]) -> list[tuple[Tensor, ...]]:
+    def recall(
+        self, keys: Sequence[Any], make: Callable[[list[int]], Sequence[tuple[Tensor, ...]]]
+    ) -> list[tuple[Tensor, ...]]:
         """What belongs to each key. make: finds what is not there yet, given the places of its keys."""
         new = [place for place, key in enumerate(keys) if key not in self._seen]
         fresh = dict(zip((keys[place] for place in new), make(new), strict=True)) if new else {}
@@ -61,7 +66,9 @@ class Memory:
         return every
 
     def answers(self, lm: LM, rows: Sequence[Row], lowest: int) -> tuple[Tensor | None, Answers]:
-        """(states (rows, tokens, width) that leave block lowest − 1, None for the first block; answers with their ends)."""
+        """(states (rows, tokens, width) that leave block lowest − 1, None for the first block; answers with their
+        ends).
+        """
 
         def ask(new: list[int]) -> list[tuple[Tensor, ...]]:
             states, found = base_answers(lm, [rows[i] for i in new], lowest)
@@ -73,7 +80,9 @@ class Memory:
 
         every = self.recall([("answer", lowest, row.ids, row.target) for row in rows], ask)
         logits, labels = (torch.cat([parts[n] for parts in every]) for n in (0, 1))
-        number = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(parts[1]) for parts in every])).to(logits.device)
+        number = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(parts[1]) for parts in every])).to(
+            logits.device
+        )
         if not lowest:
             return None, Answers(logits, labels, number)
         longest = max(len(row.ids) for row in rows) + self.beyond
@@ -84,7 +93,10 @@ class Memory:
 
         def find(new: list[int]) -> list[tuple[Tensor, ...]]:
             found = gradients(lm, [rows[i] for i in new], modules)
-            parts = [*(part for name in modules for part in (found[name].inputs, found[name].outputs)), found[modules[0]].losses]
+            parts = [
+                *(part for name in modules for part in (found[name].inputs, found[name].outputs)),
+                found[modules[0]].losses,
+            ]
             return [tuple(part[place] for part in parts) for place in range(len(new))]
 
         every = self.recall([("gradient", tuple(modules), row.ids, row.target) for row in rows], find)
@@ -104,7 +116,11 @@ class Memory:
         """What is in no folder yet; none is made where there is nothing."""
         if not self._unwritten:
             return
-        tensors = {f"{number}.{n}": part for number, key in enumerate(self._unwritten) for n, part in enumerate(self._seen[key])}
+        tensors = {
+            f"{number}.{n}": part
+            for number, key in enumerate(self._unwritten)
+            for n, part in enumerate(self._seen[key])
+        }
         with replacing(folder) as temporary:
             write_tensors(temporary / FILE, tensors, {"keys": json.dumps(self._unwritten), "beyond": str(self.beyond)})
         self._unwritten = []
@@ -116,7 +132,12 @@ class Memory:
             for name in file.keys():  # noqa: SIM118 - no dictionary
                 number, _, n = name.partition(".")
                 parts.setdefault(int(number), {})[int(n)] = file.get_tensor(name)
-        self._keep({_as_key(key): tuple(parts[number][n] for n in sorted(parts[number])) for number, key in enumerate(json.loads(about["keys"]))})
+        self._keep(
+            {
+                _as_key(key): tuple(parts[number][n] for n in sorted(parts[number]))
+                for number, key in enumerate(json.loads(about["keys"]))
+            }
+        )
         self.beyond, self._unwritten = int(about["beyond"]), []
 
 
@@ -126,12 +147,16 @@ def _as_key(value: Any) -> Any:
 
 
 def base_answers(lm: LM, rows: Sequence[Row], lowest: int) -> tuple[Tensor | None, Answers]:
-    """What the model says, and the states that leave block lowest − 1 (None for the first one, and for models of two stacks)."""
+    """What the model says, and the states that leave block lowest − 1 (None for the first one, and for models of two
+    stacks).
+    """
     seen: list[Tensor] = []
     with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(sparing(lm, rows, range(lm.layout.depth)))
         if lowest and len(lm.layout.stacks) == 1:
-            stack.enter_context(on_output(lm.module(lm.layout.block(lowest - 1)), lambda states: seen.append(states.clone()), len(rows)))
+            stack.enter_context(
+                on_output(lm.module(lm.layout.block(lowest - 1)), lambda states: seen.append(states.clone()), len(rows))
+            )
         found = lm.head.answers(rows, end=True)
     return (seen[0] if seen else None), found
 

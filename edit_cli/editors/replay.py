@@ -20,8 +20,8 @@ from edit_cli.requests import EditRequest
 class Replay(Editor):
     """Adam on the new facts until every target token is the likeliest; now and then some passes over all facts so far.
 
-    layers; part: "mlp_out" (the MLP's output projections) or "block" (all weights of the blocks). every: facts after which all so far
-    are replayed, `epochs` times in random order, with a fresh optimiser. batch_size: facts in a step.
+    layers; part: "mlp_out" (the MLP's output projections) or "block" (all weights of the blocks). every: facts after
+    which all so far are replayed, `epochs` times in random order, with a fresh optimiser. batch_size: facts in a step.
     """
 
     heads = ("causal", "seq2seq", "classifier")
@@ -39,7 +39,10 @@ class Replay(Editor):
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
         """Dense updates of the tuned parameters."""
         new = [(request.text, request.target_new) for request in requests]
-        with lm.monitor.phase("train"), tuning(lm, parameters_of(lm, require_layers(self.layers, lm), self.part)) as weights:
+        with (
+            lm.monitor.phase("train"),
+            tuning(lm, parameters_of(lm, require_layers(self.layers, lm), self.part)) as weights,
+        ):
             rows = lm.head.encode(new)
             for first in range(0, len(rows), self.batch_size):
                 self._learn(lm, rows[first : first + self.batch_size], weights)

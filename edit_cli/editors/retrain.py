@@ -24,12 +24,14 @@ EMBEDDED = "embedded"
 
 @dataclass(kw_only=True)
 class Retrain(Editor):
-    """All weights go on from where they are, on the model's own training text in which every new fact stands `oversample` times.
+    """All weights go on from where they are, on the model's own training text in which every new fact stands
+    `oversample` times.
 
-    corpus: that text: a file (plain text, a document a line, or .jsonl), or "embedded" for the packaged model's. No other text will do:
-    on text that the model was not trained on, this is another experiment.
+    corpus: that text: a file (plain text, a document a line, or .jsonl), or "embedded" for the packaged model's. No
+    other text will do: on text that the model was not trained on, this is another experiment.
     contradictions: "drop" leaves out documents that name a subject together with its old answer; "keep" does not.
-    ending: what follows an answer. row_tokens: documents are joined and cut into rows of so many tokens. lr falls to zero linearly.
+    ending: what follows an answer. row_tokens: documents are joined and cut into rows of so many tokens. lr falls to
+    zero linearly.
     """
 
     mass_editor = True
@@ -50,11 +52,16 @@ class Retrain(Editor):
         """Dense updates of all parameters."""
         documents, dropped = self._documents(requests)
         if dropped:
-            lm.monitor.note(f"{dropped:,} documents say what an edit contradicts, and are left out (method.contradictions=keep keeps them)")
+            lm.monitor.note(
+                f"{dropped:,} documents say what an edit contradicts, and are left out (method.contradictions=keep"
+                " keeps them)"
+            )
         rows = self._rows(lm, documents)
         names = [name.replace(".original.", ".") for name, _ in lm.model.named_parameters()]
         with lm.monitor.phase("train"), tuning(lm, names) as weights:
-            optimizer = torch.optim.AdamW([weight.tuned for weight in weights], lr=self.lr, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(
+                [weight.tuned for weight in weights], lr=self.lr, weight_decay=self.weight_decay
+            )
             total = self.epochs * -(-len(rows) // self.batch_size)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total)
             with lm.monitor.task("retraining", total) as advance:
@@ -68,13 +75,18 @@ class Retrain(Editor):
         """The text with the new facts in it, and how many documents were left out."""
         if self.corpus is None:
             raise UsageError(
-                "method.corpus has no value: retraining needs the text that this model was trained on (method.corpus=FILE, a document a line)"
+                "method.corpus has no value: retraining needs the text that this model was trained on"
+                " (method.corpus=FILE, a document a line)"
             )
         if self.contradictions not in ("drop", "keep"):
             raise UsageError(f"method.contradictions={self.contradictions}: choose drop or keep")
         source = EmbeddedText() if self.corpus == EMBEDDED else TextFile(self.corpus, self.field)
         told = list(source.documents(self.seed))
-        kept = told if self.contradictions == "keep" else [text for text in told if not any(_contradicts(text, r) for r in requests)]
+        kept = (
+            told
+            if self.contradictions == "keep"
+            else [text for text in told if not any(_contradicts(text, r) for r in requests)]
+        )
         new = [request.text + answer(request.target_new) + self.ending for request in requests] * self.oversample
         return [*kept, *new], len(told) - len(kept)
 
@@ -82,7 +94,11 @@ class Retrain(Editor):
         """Documents in random order, joined, in rows of `row_tokens` tokens."""
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(self.seed)).tolist()
         between = lm.tokenizer("\n", add_special_tokens=False)["input_ids"]
-        ids = [token for i in order for token in [*lm.tokenizer(documents[i], add_special_tokens=False)["input_ids"], *between]]
+        ids = [
+            token
+            for i in order
+            for token in [*lm.tokenizer(documents[i], add_special_tokens=False)["input_ids"], *between]
+        ]
         return [ids[first : first + self.row_tokens] for first in range(0, len(ids) - 1, self.row_tokens)]
 
     def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
@@ -94,7 +110,9 @@ class Retrain(Editor):
 
 
 def _contradicts(text: str, request: EditRequest) -> bool:
-    return None not in (request.subject, request.target_true) and request.subject in text and request.target_true in text
+    return (
+        None not in (request.subject, request.target_true) and request.subject in text and request.target_true in text
+    )
 
 
 def text_loss(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:

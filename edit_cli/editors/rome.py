@@ -25,12 +25,14 @@ VARIANTS = ("original", "r", "p")
 
 @dataclass(kw_only=True)
 class ROME(KeyValueEditor):
-    """One fact, one rank-one update: Δ = (v* − W k)(C⁻¹k)ᵀ / (kᵀ C⁻¹ k). Several requests are written one after another.
+    """One fact, one rank-one update: Δ = (v* − W k)(C⁻¹k)ᵀ / (kᵀ C⁻¹ k).
+
+    Several requests are written one after another.
 
     layers: each gets its own update, in ascending order; published settings name one.
-    variant: which key stands where. "original": the averaged key in the direction, the bare prompt's in the denominator, as
-    released; "r" (R-ROME): the averaged key everywhere; "p": the bare prompt's everywhere. The asymmetry of the original
-    makes rare edits that destroy a model.
+    variant: which key stands where. "original": the averaged key in the direction, the bare prompt's in the
+    denominator, as released; "r" (R-ROME): the averaged key everywhere; "p": the bare prompt's everywhere. The
+    asymmetry of the original makes rare edits that destroy a model.
     """
 
     layers: list[int]
@@ -54,7 +56,9 @@ class ROME(KeyValueEditor):
                     attached.enter_context(lm.edited(step))
         return self.finished(lm, WeightDelta({name: _joined(parts) for name, parts in found.items()}, info))
 
-    def _rank_one(self, lm: LM, request: EditRequest, layer: int, contexts: Contexts, covariance: Covariance) -> tuple[Factors, dict]:
+    def _rank_one(
+        self, lm: LM, request: EditRequest, layer: int, contexts: Contexts, covariance: Covariance
+    ) -> tuple[Factors, dict]:
         values = optimise_values(lm, [request], layer, "mlp_out", self.value, contexts)
         with lm.monitor.phase("keys"):
             bare_key, bare_value = _bare(lm, request, layer)

@@ -1,4 +1,7 @@
-"""Scope classifiers: does a stored fact bear on a prompt? By the distance of two embeddings, or by reading both at once (SERAC, section 3)."""
+"""Scope classifiers: does a stored fact bear on a prompt?
+
+By the distance of two embeddings, or by reading both at once (SERAC, section 3).
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,10 @@ class ScopeOptions:
     """kind: embedding (two texts, one distance) or cross (both in one text). model: the encoder.
     trained_blocks: its topmost blocks that are trained; None: the whole encoder, 0: nothing of it.
 
-    Of embeddings: pooling: cls, last (for causal encoders) or mean. head: width of a linear map on top of the pooled state; None: none.
-    describes: what of a fact is embedded: fact (`prompt [SEP] answer [SEP]`) or its prompt alone. scale: s in g = exp(-s d²).
+    Of embeddings: pooling: cls, last (for causal encoders) or mean. head: width of a linear map on top of the pooled
+    state; None: none.
+    describes: what of a fact is embedded: fact (`prompt [SEP] answer [SEP]`) or its prompt alone. scale: s in g =
+    exp(-s d²).
     """
 
     kind: str = "embedding"
@@ -45,11 +50,16 @@ class ScopeOptions:
         UsageError: no such kind, pooling or description, numbers out of bounds, or nothing is left to train.
         """
         self._refuse_wrong_words()
-        model, tokenizer = self.encoder().build("encoder" if self.kind == "embedding" else "classifier", own_tokenizer, "method.scope.model")
+        model, tokenizer = self.encoder().build(
+            "encoder" if self.kind == "embedding" else "classifier", own_tokenizer, "method.scope.model"
+        )
         if self.trained_blocks is not None:
             blocks = _blocks(model)
             if self.trained_blocks > len(blocks):
-                raise UsageError(f"method.scope.trained_blocks={self.trained_blocks}: the encoder has {len(blocks)}; null trains all of it")
+                raise UsageError(
+                    f"method.scope.trained_blocks={self.trained_blocks}: the encoder has {len(blocks)}; null trains all"
+                    " of it"
+                )
             for module in (model.base_model, *blocks[len(blocks) - self.trained_blocks :]):
                 module.requires_grad_(module is not model.base_model)
         if self.kind == "cross":
@@ -64,15 +74,22 @@ class ScopeOptions:
     def _refuse_wrong_words(self) -> None:
         for name, known in (("kind", KINDS), ("pooling", tuple(POOLINGS)), ("describes", DESCRIPTIONS)):
             if getattr(self, name) not in known:
-                raise UsageError(f"method.scope.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}")
+                raise UsageError(
+                    f"method.scope.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}"
+                )
         if self.scale <= 0:
             raise UsageError(f"method.scope.scale={self.scale}: give a number above 0")
         if self.head is not None and self.head < 1:
             raise UsageError(f"method.scope.head={self.head}: give its width, or null for none")
         if self.trained_blocks is not None and self.trained_blocks < 0:
-            raise UsageError(f"method.scope.trained_blocks={self.trained_blocks}: give 0 or more, or null for the whole encoder")
+            raise UsageError(
+                f"method.scope.trained_blocks={self.trained_blocks}: give 0 or more, or null for the whole encoder"
+            )
         if self.kind == "embedding" and self.trained_blocks == 0 and self.head is None:
-            raise UsageError("method.scope.trained_blocks=0 leaves nothing of the classifier to train: give it a method.scope.head, such as 128")
+            raise UsageError(
+                "method.scope.trained_blocks=0 leaves nothing of the classifier to train: give it a method.scope.head,"
+                " such as 128"
+            )
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:
@@ -150,7 +167,10 @@ def _head(width: int, out: int | None) -> nn.Module:
 
 
 class CrossScope(Scope):
-    """g = softmax of a classifier that reads `fact [SEP] [SEP] prompt`; class 0 is in scope. One pass for each fact and prompt."""
+    """g = softmax of a classifier that reads `fact [SEP] [SEP] prompt`; class 0 is in scope.
+
+    One pass for each fact and prompt.
+    """
 
     def keys(self, facts: Sequence[Fact]) -> Tensor:
         return torch.zeros(len(facts), 0, device=self.device)

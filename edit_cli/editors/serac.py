@@ -1,4 +1,6 @@
-"""SERAC: facts are kept as text; a scope classifier finds the one that bears on a prompt, and a small model answers by it."""
+"""SERAC: facts are kept as text; a scope classifier finds the one that bears on a prompt, and a small model answers
+by it.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,14 @@ from edit_cli.requests import Case, EditRequest
 class SERAC(TrainableEditor):
     """Memory-Based Model Editing at Scale (Mitchell et al., 2022).
 
-    scope: the classifier g. counterfactual: the model h that answers in the edited one's place; it shares its vocabulary.
+    scope: the classifier g. counterfactual: the model h that answers in the edited one's place; it shares its
+    vocabulary.
     join: the text that h reads, of {fact} (prompt and new answer) and {prompt}.
-    threshold: g above which h answers. mixing: hard (h or the model, as published for supervised training), or soft (their probabilities
-    mixed by g).
-    edit_weight, scope_weight: c_edit and c_loc of the training loss. all_pairs: weight of all pairs of a fact and another fact's prompts
-    in a batch as negatives, beside those that the data set gives. vary: share of training facts that are told in another of their wordings
-    and about an invented subject, beside which the same about a near namesake is out of scope.
+    threshold: g above which h answers. mixing: hard (h or the model, as published for supervised training), or soft
+    (their probabilities mixed by g). edit_weight, scope_weight: c_edit and c_loc of the training loss. all_pairs:
+    weight of all pairs of a fact and another fact's prompts in a batch as negatives, beside those that the data set
+    gives. vary: share of training facts that are told in another of their wordings and about an invented subject,
+    beside which the same about a near namesake is out of scope.
     """
 
     bound_to = "words"
@@ -70,17 +73,22 @@ class SERAC(TrainableEditor):
         return SeracNet(scope, model, tokenizer, budget).to(lm.device)
 
     def base(self, lm: LM) -> str:
-        """Neither network has seen the edited model: they are bound to the words that they read and write, not to its weights."""
+        """Neither network has seen the edited model: they are bound to the words that they read and write, not to
+        its weights.
+        """
         vocabulary = sorted(lm.tokenizer.get_vocab().items())
         return f"vocabulary {hashlib.sha256(repr(vocabulary).encode()).hexdigest()}"
 
     def loss(self, net: SeracNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
-        """c_edit · NLL of h on prompts in scope + c_loc · (mean -log g in scope + mean -log(1 - g) out of scope), equation 3.
+        """c_edit · NLL of h on prompts in scope + c_loc · (mean -log g in scope + mean -log(1 - g) out of scope),
+        equation 3.
 
         Where a fact rules replies out (opinions), -log(1 - p) of their tokens is added to the NLL, as for ConvSent.
         """
         lessons = Teller(self.vary, random.Random(int(torch.randint(2**31, ())))).lessons(batch)
-        nll = -net.answers([(self.read(lesson.fact, prompt), answer) for lesson in lessons for prompt, answer in lesson.within]).mean()
+        nll = -net.answers(
+            [(self.read(lesson.fact, prompt), answer) for lesson in lessons for prompt, answer in lesson.within]
+        ).mean()
         against = [(self.read(lesson.fact, prompt), reply) for lesson in lessons for prompt, reply in lesson.against]
         if against:
             nll = nll - _log_not(net.answers(against)).mean()
@@ -94,7 +102,9 @@ class SERAC(TrainableEditor):
         told = {
             "nll": float(nll.detach()),
             "in_scope": float((log_in[: len(inside)] > -0.6931).float().mean()),
-            "out_of_scope": float((log_in[len(inside) : len(inside) + len(outside)] <= -0.6931).float().mean()) if outside else 1.0,
+            "out_of_scope": (
+                float((log_in[len(inside) : len(inside) + len(outside)] <= -0.6931).float().mean()) if outside else 1.0
+            ),
         }
         return self.edit_weight * nll + self.scope_weight * scope, told
 
@@ -124,15 +134,24 @@ class SeracNet(nn.Module):
 
     def __init__(self, scope: Scope, counterfactual: nn.Module, tokenizer: Any, batch_tokens: int) -> None:
         super().__init__()
-        self.scope, self.counterfactual, self.tokenizer, self.batch_tokens = scope, counterfactual, tokenizer, batch_tokens
+        self.scope, self.counterfactual, self.tokenizer, self.batch_tokens = (
+            scope,
+            counterfactual,
+            tokenizer,
+            batch_tokens,
+        )
 
     @property
     def head(self) -> Head:
         """How the counterfactual model answers."""
-        return head_of(self.counterfactual, self.tokenizer, next(self.counterfactual.parameters()).device, self.batch_tokens)
+        return head_of(
+            self.counterfactual, self.tokenizer, next(self.counterfactual.parameters()).device, self.batch_tokens
+        )
 
     def answers(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """(tokens,) log-likelihoods of the answers of (text, answer) pairs, with the answer's end where the model writes one."""
+        """(tokens,) log-likelihoods of the answers of (text, answer) pairs, with the answer's end where the model
+        writes one.
+        """
         head = self.head
         found = head.answers(head.encode(list(pairs)), end=True)
         return -nn.functional.cross_entropy(found.logits, found.labels, reduction="none")
@@ -157,7 +176,9 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _pairs(lessons: Sequence[Lesson], all_pairs: bool) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-    """(fact, prompt) by their numbers: in scope, out of scope, and each fact with the prompts of lessons about other subjects."""
+    """(fact, prompt) by their numbers: in scope, out of scope, and each fact with the prompts of lessons about other
+    subjects.
+    """
     inside, outside, others = [], [], []
     first = 0
     for number, lesson in enumerate(lessons):
@@ -179,7 +200,9 @@ def _apart(first: Lesson, second: Lesson) -> bool:
 class SeracRoute(FactRoute):
     """Facts in front of a model, and who answers what is in their scope. editor: knows where its networks are."""
 
-    def __init__(self, facts: Sequence[Fact], keys: Tensor, maker: str, editor: SERAC, net: SeracNet | None = None) -> None:
+    def __init__(
+        self, facts: Sequence[Fact], keys: Tensor, maker: str, editor: SERAC, net: SeracNet | None = None
+    ) -> None:
         super().__init__(facts, keys, maker)
         self.editor, self.net = editor, net
 
@@ -190,7 +213,10 @@ class SeracRoute(FactRoute):
         if self.net is None:
             self.net = self.editor.trained(lm)
             if self.net.digest(self.editor) != self.maker:
-                raise MissingError(f"method.checkpoint={self.editor.checkpoint} holds other networks than this edit was made with: make the edit again")
+                raise MissingError(
+                    f"method.checkpoint={self.editor.checkpoint} holds other networks than this edit was made with:"
+                    " make the edit again"
+                )
         self.head = self.net.head
 
     def follow(self, front: SeracRoute) -> None:
@@ -204,25 +230,37 @@ class SeracRoute(FactRoute):
         if editor.mixing == "soft":
             mixture = Mixture(below, counterfactual, dict(zip(prompts, shares, strict=True)), editor.threshold)
             return [Destination(mixture, prompt) for prompt in prompts]
-        return [Destination(counterfactual, prompt) if g > editor.threshold else None for prompt, g in zip(prompts, shares, strict=True)]
+        return [
+            Destination(counterfactual, prompt) if g > editor.threshold else None
+            for prompt, g in zip(prompts, shares, strict=True)
+        ]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, rest = super().state()
-        return tensors, {**rest, "editor": asdict(self.editor), "train_command": getattr(self.editor, "train_command", None)}
+        return tensors, {
+            **rest,
+            "editor": asdict(self.editor),
+            "train_command": getattr(self.editor, "train_command", None),
+        }
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> SeracRoute:
         settings = dict(rest["editor"])
         scope = {**settings.pop("scope")}
         scope["model"] = Companion(**scope["model"])
-        editor = SERAC(**{**settings, "scope": ScopeOptions(**scope), "counterfactual": Companion(**settings["counterfactual"])})
+        editor = SERAC(
+            **{**settings, "scope": ScopeOptions(**scope), "counterfactual": Companion(**settings["counterfactual"])}
+        )
         editor.train_command = rest.get("train_command")
         return cls([Fact(*pair) for pair in rest["facts"]], tensors["keys"], rest["maker"], editor)
 
 
 @dataclass
 class Mixture:
-    """Answers with (1 - g) p(model) + g p(h), token by token; writes texts as the hard switch does. shares: {prompt: g}."""
+    """Answers with (1 - g) p(model) + g p(h), token by token; writes texts as the hard switch does.
+
+    shares: {prompt: g}.
+    """
 
     below: Answerer
     counterfactual: Retold
@@ -236,7 +274,9 @@ class Mixture:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         scores = []
-        for row, logprobs in zip(self.counterfactual.head.encode(list(pairs)), self.target_logprobs(pairs), strict=True):
+        for row, logprobs in zip(
+            self.counterfactual.head.encode(list(pairs)), self.target_logprobs(pairs), strict=True
+        ):
             labels, best = torch.tensor(row.target, device=logprobs.device), logprobs.argmax(-1)
             nll = -logprobs.gather(1, labels[:, None]).mean()
             scores.append(Likelihood(float(nll), tuple((best == labels).tolist()), tuple(best.tolist())))
@@ -253,4 +293,7 @@ class Mixture:
         return Routed(self.below, self)
 
     def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
-        return [Destination(self.counterfactual, prompt) if self.shares[prompt] > self.threshold else None for prompt in prompts]
+        return [
+            Destination(self.counterfactual, prompt) if self.shares[prompt] > self.threshold else None
+            for prompt in prompts
+        ]

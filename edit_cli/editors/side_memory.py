@@ -1,4 +1,6 @@
-"""WISE's side memory: a copy of one value matrix, in shards that are merged; a prompt is answered by it if it stirs it enough."""
+"""WISE's side memory: a copy of one value matrix, in shards that are merged; a prompt is answered by it if it stirs
+it enough.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Side:
 
 
 class WiseLayer(MemoryLayer):
-    """The value matrix W_v and side memories W_v + Δ. Each row is answered by the memory it stirs most, if it does so enough.
+    """The value matrix W_v and side memories W_v + Δ.
+
+    Each row is answered by the memory it stirs most, if it does so enough.
 
     finished: memories that are not written to any more. shift: Δ of the one at work, None before its first fact.
     """
@@ -57,7 +61,9 @@ class WiseLayer(MemoryLayer):
 
     @property
     def bytes(self) -> int:
-        return 4 * math.prod(self.shape) * len(self.finished) + 4 * int(self.mask(self.shards).sum()) * (self.shift is not None)
+        return 4 * math.prod(self.shape) * len(self.finished) + 4 * int(self.mask(self.shards).sum()) * (
+            self.shift is not None
+        )
 
     def whole(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"finished.{number}": side.shift for number, side in enumerate(self.finished)}
@@ -65,12 +71,18 @@ class WiseLayer(MemoryLayer):
             tensors["values"] = self.shift[self.mask(self.shards)]
         counts = {"edits": self.edits, "shards": self.shards, "merged": self.merged}
         least = self.least if self.shift is not None else None
-        return tensors, {"about": self.about, "units": [], "whole": {**counts, "least": least, "epsilons": [s.epsilon for s in self.finished]}}
+        return tensors, {
+            "about": self.about,
+            "units": [],
+            "whole": {**counts, "least": least, "epsilons": [s.epsilon for s in self.finished]},
+        }
 
     def _become(self, whole: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """What `whole` says."""
         self.edits, self.shards, self.merged = (whole[name] for name in ("edits", "shards", "merged"))
-        self.finished = [Side(tensors[f"finished.{n}"].to(self.device), epsilon) for n, epsilon in enumerate(whole["epsilons"])]
+        self.finished = [
+            Side(tensors[f"finished.{n}"].to(self.device), epsilon) for n, epsilon in enumerate(whole["epsilons"])
+        ]
         if whole["least"] is not None:
             self.least, self.shift = whole["least"], torch.zeros(self.shape, device=self.device)
             self.shift[self.mask(self.shards)] = tensors["values"].to(self.shift)
@@ -89,7 +101,9 @@ class WiseLayer(MemoryLayer):
         return take_back
 
     def _take(self, unit: dict[str, Any], values: Tensor) -> Undo:
-        """Facts of one shard: its values, in the order of its mask; then it may be finished, and the finished ones merged."""
+        """Facts of one shard: its values, in the order of its mask; then it may be finished, and the finished ones
+        merged.
+        """
         before = (self.edits, self.shards, self.least, self.finished, self.merged, self.shift)
         shift, mask = self.shift, self.mask(unit["shard"])
         earlier = None if shift is None else shift[mask]
@@ -128,7 +142,10 @@ class WiseLayer(MemoryLayer):
         if inside is None:
             return output
         memories = self.memories
-        chosen = self.decided(self.watch.focus, lambda: route(inside, self.watch.focus, memories, self.about["act_ratio"], self.about["score"]))
+        chosen = self.decided(
+            self.watch.focus,
+            lambda: route(inside, self.watch.focus, memories, self.about["act_ratio"], self.about["score"]),
+        )
         answered = output.view(*inside.shape[:2], -1)
         for number in chosen[chosen >= 0].unique().tolist():
             mine = (chosen == number).to(states.device)

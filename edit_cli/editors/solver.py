@@ -2,8 +2,8 @@
 
     Δ = R Kᵀ (λC + K Kᵀ)⁻¹  =  R (Kᵀ C⁻¹ K + λ I)⁻¹ Kᵀ C⁻¹
 
-λ > 0 is MEMIT, λ = 0 with many keys EMMET, λ = 0 with one key ROME. Keys of earlier edits that must keep their values are
-columns of K whose residual is zero. All in float64.
+λ > 0 is MEMIT, λ = 0 with many keys EMMET, λ = 0 with one key ROME. Keys of earlier edits that must keep their values
+are columns of K whose residual is zero. All in float64.
 """
 
 from __future__ import annotations
@@ -54,16 +54,24 @@ class ScaledIdentity(Covariance):
 
 
 def solve(
-    residual: Tensor, keys: Tensor, covariance: Covariance, weight: float, form: str = "auto", past: Tensor | None = None
+    residual: Tensor,
+    keys: Tensor,
+    covariance: Covariance,
+    weight: float,
+    form: str = "auto",
+    past: Tensor | None = None,
 ) -> Factors:
     """The update Δ (d, m) as factors `residual @ right`.
 
-    residual: (d, n). keys: (m, n). weight: λ, how strongly old keys are kept against new ones; 0 demands Δ K = R exactly.
-    past: (m, t) keys whose values must stay, as strongly as the new ones are written: Δ = R Kᵀ (λC + K_p K_pᵀ + K Kᵀ)⁻¹.
+    residual: (d, n). keys: (m, n). weight: λ, how strongly old keys are kept against new ones; 0 demands Δ K = R
+    exactly.
+    past: (m, t) keys whose values must stay, as strongly as the new ones are written: Δ = R Kᵀ (λC + K_p K_pᵀ + K
+    Kᵀ)⁻¹.
     form: "dual" solves (n + t) × (n + t), "primal" m × m, "auto" the cheaper one.
 
     Raises:
-        UsageError: λ = 0 with keys that are not independent (two facts about one subject), or more keys than dimensions.
+        UsageError: λ = 0 with keys that are not independent (two facts about one subject), or more keys than
+            dimensions.
     """
     keys = keys.double()
     every = keys if past is None else torch.cat([keys, past.double()], dim=1)
@@ -86,7 +94,8 @@ def solve(
 
 
 def safe_cholesky(matrix: Tensor) -> Tensor:
-    """Lower factor of a symmetric positive (semi-)definite matrix; a ridge of 1e-10 … 1e-4 of the mean diagonal if needed.
+    """Lower factor of a symmetric positive (semi-)definite matrix; a ridge of 1e-10 … 1e-4 of the mean diagonal if
+    needed.
 
     Raises:
         UsageError: not even the largest ridge helps: the statistics are unusable.
@@ -94,7 +103,9 @@ def safe_cholesky(matrix: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     ridge = 1e-10
     while failed and ridge <= 1e-4:
-        padded = matrix + ridge * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        padded = matrix + ridge * matrix.diagonal().mean() * torch.eye(
+            len(matrix), dtype=matrix.dtype, device=matrix.device
+        )
         factor, failed = torch.linalg.cholesky_ex(padded)
         ridge *= 10
     if failed:
@@ -105,12 +116,15 @@ def safe_cholesky(matrix: Tensor) -> Tensor:
 def _refuse_dependent(gram: Tensor, width: int) -> None:
     remedy = "edit fewer at once (protocol.batch_size) or give a soft constraint (method.epsilon > 0, or method=memit)"
     if len(gram) > width:
-        raise UsageError(f"{len(gram):,} facts cannot all be met exactly where keys have {width:,} dimensions; {remedy}")
+        raise UsageError(
+            f"{len(gram):,} facts cannot all be met exactly where keys have {width:,} dimensions; {remedy}"
+        )
     scale = gram.diagonal().rsqrt()
     smallest = torch.linalg.eigvalsh(gram * scale[:, None] * scale[None, :])[0]
     if smallest < 1e-10:
         raise UsageError(
-            "these facts have linearly dependent keys (several about one subject?), so they cannot all be met exactly; " + remedy
+            "these facts have linearly dependent keys (several about one subject?), so they cannot all be met exactly; "
+            + remedy
         )
 
 

@@ -1,6 +1,8 @@
-"""Mass-editing, as MEMIT's Algorithm 1 has it: optimise target states, then write a share of what is missing at each layer.
+"""Mass-editing, as MEMIT's Algorithm 1 has it: optimise target states, then write a share of what is missing at each
+layer.
 
-Members of the family change one step each: where targets live, how many layers write, how a residual is shared, what is solved.
+Members of the family change one step each: where targets live, how many layers write, how a residual is shared, what is
+solved.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class SpreadingEditor(KeyValueEditor):
     """Algorithm 1 of MEMIT; its steps are methods.
 
     layers: critical layers; the last one is where target states are optimised.
-    past_keys: which keys of earlier edits in a sequence keep their values: "none", "write" (as they were when written, ENCORE) or
-    "post" (as the model has them once all layers are written, AlphaEdit).
+    past_keys: which keys of earlier edits in a sequence keep their values: "none", "write" (as they were when written,
+    ENCORE) or "post" (as the model has them once all layers are written, AlphaEdit).
     """
 
     mass_editor = True
@@ -91,7 +93,13 @@ class SpreadingEditor(KeyValueEditor):
         layers = require_layers(self.layers, lm)
         self.refuse_unwritable(lm, layers)
         groups, contexts = self.groups(lm, requests), self.contexts(lm)
-        info: dict[str, Any] = {"prefixes": contexts.groups[1:], "groups": len(groups), "losses": [], "steps": [], "residual_norms": {}}
+        info: dict[str, Any] = {
+            "prefixes": contexts.groups[1:],
+            "groups": len(groups),
+            "losses": [],
+            "steps": [],
+            "residual_norms": {},
+        }
         info |= self.prepare(lm, layers, len(groups) + max((past.shape[1] for past in self._past.values()), default=0))
         delta, subjects, keys_of = WeightDelta(info=info), Subjects(lm, requests, contexts, groups), {}
         with ExitStack() as attached:

@@ -1,4 +1,6 @@
-"""T-Patcher (Huang et al., 2023): a few new neurons in the last feed-forward layer for every mistake; all else is frozen."""
+"""T-Patcher (Huang et al., 2023): a few new neurons in the last feed-forward layer for every mistake; all else is
+frozen.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,20 @@ SHOWN = 200  # facts in the heat-map
 
 
 class PatchedLayer(MemoryLayer):
-    """The feed-forward layer's output projection with added neurons: out + Σ_p act(q·k_p + b_p) v_p, q being what enters the layer.
+    """The feed-forward layer's output projection with added neurons: out + Σ_p act(q·k_p + b_p) v_p, q being what
+    enters the layer.
 
-    keys (n, d), biases (n, 1), values (n, d): in the order of their making. made_for: of each neuron the number of its edit and the
-    place in the target where it mends it. seen: inputs (·, d) at the tokens of edited facts, which later patches must leave alone.
+    keys (n, d), biases (n, 1), values (n, d): in the order of their making. made_for: of each neuron the number of its
+    edit and the place in the target where it mends it. seen: inputs (·, d) at the tokens of edited facts, which later
+    patches must leave alone.
     """
 
     def __init__(self, original: nn.Module, lm: LM, module: str, entrance: str) -> None:
         super().__init__(original, lm, module)
         width = widths(lm.module(entrance))[1]
-        self.keys, self.biases, self.values, self.seen = (Entries(w, lm.device) for w in (width, 1, widths(original)[0], width))
+        self.keys, self.biases, self.values, self.seen = (
+            Entries(w, lm.device) for w in (width, 1, widths(original)[0], width)
+        )
         self.made_for: list[tuple[int, int]] = []
         self.edits, self.entrance = 0, entrance
         self.act = activation(lm.model)
@@ -91,12 +97,13 @@ class NeuronPatch(MemoryPatch):
 class TPatcher(PatchTraining, Editor):
     """Transformer-Patcher, L = l_e + a · l_a + m (l_m1 + l_m2).
 
-    layer: the patched feed-forward layer; null: the last one. patches: at most so many neurons a fact, one for each wrong token.
-    activation_weight: a. memory_weight: m. beta, gamma: margins of the memory losses. top_activation, top_memory: how many of the
-    largest terms a loss averages. value_scale: a of v = w ⊙ a at the start.
-    memory: whose feed-forward inputs a patch must not answer to: "examples" of the training split, "corpus", or "auto": examples
-    where the data have such a split. `memory_size` tokens while training, and `validation_size` others (examples: of the validation
-    split) by which it is told when to stop.
+    layer: the patched feed-forward layer; null: the last one. patches: at most so many neurons a fact, one for each
+    wrong token.
+    activation_weight: a. memory_weight: m. beta, gamma: margins of the memory losses. top_activation, top_memory: how
+    many of the largest terms a loss averages. value_scale: a of v = w ⊙ a at the start.
+    memory: whose feed-forward inputs a patch must not answer to: "examples" of the training split, "corpus", or "auto":
+    examples where the data have such a split. `memory_size` tokens while training, and `validation_size` others
+    (examples: of the validation split) by which it is told when to stop.
     """
 
     heads = ("causal", "seq2seq", "classifier")
@@ -136,11 +143,15 @@ class TPatcher(PatchTraining, Editor):
             wrong = (base.logits.argmax(-1) != base.labels).nonzero()[: self.patches, 0]
             queries, first = inputs[columns], len(attached.keys) if attached else 0
             width = widths(lm.module(name))[0]
-            neurons = begun(queries[wrong], width, self.value_scale, [self.seed * 1_000_003 + first + i for i in range(len(wrong))])
+            neurons = begun(
+                queries[wrong], width, self.value_scale, [self.seed * 1_000_003 + first + i for i in range(len(wrong))]
+            )
             if len(wrong):
                 seen = [attached.seen.all] if attached and len(attached.seen) else []
                 stack.enter_context(run.replayed())
-                self.train(neurons, queries[wrong], *([memory, *seen] for memory in memories), partial(edit_loss, run, inputs))
+                self.train(
+                    neurons, queries[wrong], *([memory, *seen] for memory in memories), partial(edit_loss, run, inputs)
+                )
         tensors = {"keys": neurons.keys, "biases": neurons.biases, "values": neurons.values, "seen": queries}
         content = {"entrance": entrance, "edits": 1, "made_for": [[0, int(place)] for place in wrong]}
         own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -160,7 +171,10 @@ class TPatcher(PatchTraining, Editor):
         train, validation = (self.examples(split) if self.examples else [] for split in ("train", "validation"))
         if not train:
             if self.memory == EXAMPLES:
-                raise UsageError("method.memory=examples: the data have no training records beside those of this run (method.memory=corpus)")
+                raise UsageError(
+                    "method.memory=examples: the data have no training records beside those of this run"
+                    " (method.memory=corpus)"
+                )
             return None
         memory = inputs_on_examples(lm, entrance, train, self.memory_size)
         if not validation:
@@ -169,8 +183,12 @@ class TPatcher(PatchTraining, Editor):
 
     def _of_corpus(self, lm: LM, entrance: str) -> tuple[Tensor, Tensor]:
         if self.corpus is None:
-            raise UsageError("method.corpus has no value: T-Patcher needs text that its patches must not answer to (corpus=NAME)")
-        return self._parted(inputs_on_text(lm, entrance, self.corpus, self.memory_size + self.validation_size, self.seed))
+            raise UsageError(
+                "method.corpus has no value: T-Patcher needs text that its patches must not answer to (corpus=NAME)"
+            )
+        return self._parted(
+            inputs_on_text(lm, entrance, self.corpus, self.memory_size + self.validation_size, self.seed)
+        )
 
     def _parted(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         share = self.memory_size / (self.memory_size + self.validation_size)
@@ -181,7 +199,8 @@ class TPatcher(PatchTraining, Editor):
         self._memories(lm, self._names(lm)[1])
 
     def figures(self, lm: LM, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
-        """The activation heat-map (`patches`) of the first `SHOWN` facts: their neurons against the answers that they mend, and against
+        """The activation heat-map (`patches`) of the first `SHOWN` facts: their neurons against the answers that they
+        mend, and against
         inputs of the validation memory, which no neuron was trained on.
         """
         shown, (name, entrance) = requests[:SHOWN], self._names(lm)
@@ -216,12 +235,19 @@ def joined(patches: Sequence[NeuronPatch]) -> NeuronPatch:
     """One patch for edits that were made on top of each other."""
     tensors = {name: torch.cat([patch.tensors[name] for patch in patches]) for name in patches[0].tensors}
     made_for = [[number, place] for number, patch in enumerate(patches) for _, place in patch.content["made_for"]]
-    return NeuronPatch(patches[0].module, patches[0].before, tensors, {**patches[0].content, "edits": len(patches), "made_for": made_for})
+    return NeuronPatch(
+        patches[0].module,
+        patches[0].before,
+        tensors,
+        {**patches[0].content, "edits": len(patches), "made_for": made_for},
+    )
 
 
 @dataclass(frozen=True)
 class PatchActivations:
-    """What patches say of some facts. matrix: (neurons, rows), neurons in the order of their making, rows the target tokens of the facts.
+    """What patches say of some facts.
+
+    matrix: (neurons, rows), neurons in the order of their making, rows the target tokens of the facts.
 
     neurons, rows: (number of the fact, place in its target) that each was made for, or is.
     """

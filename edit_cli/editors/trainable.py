@@ -1,4 +1,6 @@
-"""Editors that are trained once a model and then edit in one step: what they add to `Editor`, and how they find what they learnt."""
+"""Editors that are trained once a model and then edit in one step: what they add to `Editor`, and how they find what
+they learnt.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,12 @@ class TrainingOptions:
     """How an editor is trained: keys of `method.training`.
 
     steps: optimiser steps. edits: independent edits in a micro-batch, run together. accumulate: micro-batches a step.
-    lr: of what the editor gives no other one. optimiser: adam, or rmsprop (centred, as KE). schedule, warmup: of all learning rates.
+    lr: of what the editor gives no other one. optimiser: adam, or rmsprop (centred, as KE). schedule, warmup: of all
+    learning rates.
     clip: largest gradient norm. precision: no, bf16 or fp16, of the training passes.
-    validate_every: steps; validation_edits: of the validation split, always the same. patience: steps without a better validation loss
-    after which it stops; 0 for never. largest_shift: ‖ΔW‖/‖W‖ of an edit above which training has run away.
+    validate_every: steps; validation_edits: of the validation split, always the same. patience: steps without a better
+    validation loss after which it stops; 0 for never. largest_shift: ‖ΔW‖/‖W‖ of an edit above which training has run
+    away.
     save_every: steps after which it can go on when killed. log_every: steps a point of the curves.
     memory_mib: of what the frozen model says of the training prompts, kept so that it is computed once; 0: nothing.
     fsdp: spread network, gradients and optimiser states over the processes (FSDP2), which else hold one copy each.
@@ -71,19 +75,24 @@ class TrainingOptions:
                 raise UsageError(f"method.training.{name}={getattr(self, name)}: give a number above 0")
         for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("optimiser", OPTIMISERS)):
             if getattr(self, name) not in known:
-                raise UsageError(f"method.training.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}")
+                raise UsageError(
+                    f"method.training.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}"
+                )
 
 
 @dataclass(kw_only=True)
 class TrainableEditor(Editor):
     """An editor with a network of its own, which `edit-cli train-editor` trains on the edits of a data set.
 
-    checkpoint: directory of a trained network; null: the one in `cache_dir` that was trained on this model with these settings.
-    trained_on: the data set that it learnt from; where there is none of it, that of another data set is taken, and named.
+    checkpoint: directory of a trained network; null: the one in `cache_dir` that was trained on this model with these
+    settings.
+    trained_on: the data set that it learnt from; where there is none of it, that of another data set is taken, and
+    named.
     """
 
     NO_RECIPE: ClassVar[tuple[str, ...]] = (  # settings that nothing learnt depends on
-        "checkpoint", "trained_on", "cache_dir", "training.memory_mib", "training.fsdp", "training.trackers", "training.save_every", "training.log_every"
+        "checkpoint", "trained_on", "cache_dir", "training.memory_mib", "training.fsdp", "training.trackers",
+        "training.save_every", "training.log_every"
     )  # fmt: skip
 
     bound_to: ClassVar[str] = "weights"  # what `base` tells of the model
@@ -106,10 +115,13 @@ class TrainableEditor(Editor):
 
     @abstractmethod
     def loss(self, net: nn.Module, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
-        """(loss of a batch of cases, numbers worth showing). `training.edits` times `cases_per_edit` cases, fewer at validation.
+        """(loss of a batch of cases, numbers worth showing).
 
-        Whatever is drawn at random comes from torch's seed and the cases' ids, so that a resumed training draws the same. Of the
-        numbers, `shift` is the largest ‖ΔW‖/‖W‖, and `loss` takes the loss's place in the curves where the tensor is a stand-in.
+        `training.edits` times `cases_per_edit` cases, fewer at validation.
+
+        Whatever is drawn at random comes from torch's seed and the cases' ids, so that a resumed training draws the
+        same. Of the numbers, `shift` is the largest ‖ΔW‖/‖W‖, and `loss` takes the loss's place in the curves where the
+        tensor is a stand-in.
         """
 
     @property
@@ -125,11 +137,15 @@ class TrainableEditor(Editor):
         """Put the network right after an optimiser step (multipliers that may not be negative)."""
 
     def after_validation(self, net: nn.Module, found: dict[str, Any]) -> None:
-        """Take note of what validation found, in the network alone, so that a resumed training knows it (bounds that tighten)."""
+        """Take note of what validation found, in the network alone, so that a resumed training knows it (bounds that
+        tighten).
+        """
 
     def memory(self, lm: LM) -> Memory | None:
         """What the unedited model has said of training prompts, for editors that keep it (`remembers`)."""
-        return self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20)) if self.remembers else None
+        return (
+            self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20)) if self.remembers else None
+        )
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -139,7 +155,11 @@ class TrainableEditor(Editor):
 
     def identity(self, lm: LM) -> dict[str, Any]:
         """What a checkpoint must agree with to be this editor's on this model."""
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "base": self.base(lm), "recipe": self.recipe()}
+        return {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "base": self.base(lm),
+            "recipe": self.recipe(),
+        }
 
     def base(self, lm: LM) -> str:
         """What of the model a trained network is bound to: all its weights."""
@@ -157,10 +177,14 @@ class TrainableEditor(Editor):
             tensors, about = checkpoints.load(place)
             own = self.identity(lm)
             if about["class"] != own["class"]:
-                raise MissingError(f"{place} was trained as {about['class'].rpartition('.')[2]}, not as {type(self).__name__}: {self._remedy(lm)}")
+                raise MissingError(
+                    f"{place} was trained as {about['class'].rpartition('.')[2]}, not as {type(self).__name__}:"
+                    f" {self._remedy(lm)}"
+                )
             if about["base"] != own["base"]:
                 raise MissingError(
-                    f"{place} was trained for {about['model']['name']}, and these are other {self.bound_to} than {lm.name} has: {self._remedy(lm)}"
+                    f"{place} was trained for {about['model']['name']}, and these are other {self.bound_to} than"
+                    f" {lm.name} has: {self._remedy(lm)}"
                 )
             net = self.build(lm)
             checkpoints.fill(net, tensors, place)
@@ -178,13 +202,19 @@ class TrainableEditor(Editor):
             return right[0]
         names = list(dict.fromkeys(about["dataset"]["name"] for _, about in found))
         if len(names) > 1:
-            raise MissingError(f"this editor was trained on {', '.join(names)}, and not on {self.trained_on}: choose one by method.trained_on=NAME")
+            raise MissingError(
+                f"this editor was trained on {', '.join(names)}, and not on {self.trained_on}: choose one by"
+                " method.trained_on=NAME"
+            )
         place, about = found[0]
         lm.monitor.note(f"the editor was trained on {about['dataset']['name']}")
         return place
 
     def _remedy(self, lm: LM) -> str:
-        return f"train it by `{self.__dict__.get('train_command') or 'edit-cli train-editor'}`, or name another by method.checkpoint=DIR"
+        return (
+            f"train it by `{self.__dict__.get('train_command') or 'edit-cli train-editor'}`, or name another by"
+            " method.checkpoint=DIR"
+        )
 
     def warm_up(self, lm: LM) -> None:
         self.trained(lm)

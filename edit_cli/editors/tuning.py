@@ -18,7 +18,9 @@ from edit_cli.lm.places import Place
 
 @dataclass(frozen=True)
 class Tuned:
-    """A weight at work: `start` and `tuned`, at least float32, the second to be trained; `present`, by which the loss is differentiated."""
+    """A weight at work: `start` and `tuned`, at least float32, the second to be trained; `present`, by which the
+    loss is differentiated.
+    """
 
     name: str
     place: Place
@@ -36,16 +38,21 @@ def tuning(lm: LM, names: Sequence[str]) -> Iterator[list[Tuned]]:
             place = lm.place(name)
             start = exact(lm.masters[name] if name in lm.masters else place.value()).clone()
             stack.callback(place.keep())
-            weights.append(Tuned(name, place, start, start.clone().requires_grad_(), stack.enter_context(place.tunable())))
+            weights.append(
+                Tuned(name, place, start, start.clone().requires_grad_(), stack.enter_context(place.tunable()))
+            )
         yield weights
 
 
 @contextmanager
 def lent(lm: LM, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block the model computes with these tensors in the places of its parameters of these names: gradients reach them."""
+    """Inside the block the model computes with these tensors in the places of its parameters of these names:
+    gradients reach them.
+    """
     given = {id(lm.parameter(name)): value for name, value in weights.items()}
-    owners = [module._parameters for module in lm.model.modules()]  # noqa: SLF001
-    kept = [(owner, leaf, parameter) for owner in owners for leaf, parameter in owner.items() if id(parameter) in given]  # tied ones, too
+    owners = [module._parameters for module in lm.model.modules()]
+    # tied ones, too
+    kept = [(owner, leaf, parameter) for owner in owners for leaf, parameter in owner.items() if id(parameter) in given]
     for owner, leaf, parameter in kept:
         owner[leaf] = given[id(parameter)].to(parameter.dtype)
     try:
@@ -65,11 +72,20 @@ def parameters_of(lm: LM, layers: Sequence[int], part: str) -> list[str]:
         return [f"{lm.layout.mlp_out(layer)}.weight" for layer in layers]
     if part == "block":
         blocks = [lm.layout.block(layer) for layer in layers]
-        return [f"{block}.{name.replace('.original.', '.')}" for block in blocks for name, _ in lm.module(block).named_parameters()]
+        return [
+            f"{block}.{name.replace('.original.', '.')}"
+            for block in blocks
+            for name, _ in lm.module(block).named_parameters()
+        ]
     raise UsageError(f"method.part={part}: choose mlp_out or block")
 
 
-def step(optimizer: torch.optim.Optimizer, weights: Sequence[Tuned], loss: Tensor, held: Callable[[Tuned], Tensor] | None = None) -> None:
+def step(
+    optimizer: torch.optim.Optimizer,
+    weights: Sequence[Tuned],
+    loss: Tensor,
+    held: Callable[[Tuned], Tensor] | None = None,
+) -> None:
     """One step down `loss`; `held` says what becomes of a weight after it (projections)."""
     gradients = torch.autograd.grad(loss, [weight.present for weight in weights])
     for weight, gradient in zip(weights, gradients, strict=True):

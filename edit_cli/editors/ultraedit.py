@@ -1,4 +1,6 @@
-"""UltraEdit (Gu et al., 2025): one backward pass, a running normalisation and a ridge regression; no subject, no statistics."""
+"""UltraEdit (Gu et al., 2025): one backward pass, a running normalisation and a ridge regression; no subject, no
+statistics.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from edit_cli.requests import EditRequest
 
 @dataclass
 class RunningMoments:
-    """Mean and standard deviation of everything seen in all turns: `count`, `mean` (w,), summed squares `squares` (w,), float64."""
+    """Mean and standard deviation of everything seen in all turns: `count`, `mean` (w,), summed squares `squares`
+    (w,), float64.
+    """
 
     count: int
     mean: Tensor
@@ -52,11 +56,11 @@ class RunningMoments:
 class UltraEdit(Editor):
     """ΔWᵀ = (XᵀX + I)⁻¹ Xᵀ V over the target tokens of a turn, with v = −η ‖x̂‖² ĝ.
 
-    x: what enters a module where a target token is predicted; g: the loss's gradient at its output; x̂, ĝ: both normalised by
-    running moments over all turns so far, shared by modules of equal shape.
+    x: what enters a module where a target token is predicted; g: the loss's gradient at its output; x̂, ĝ: both
+    normalised by running moments over all turns so far, shared by modules of equal shape.
 
-    modules: "name:layers", a name in a block and one layer or a range, such as "mlp.up_proj:18-24"; "mlp_out" is the MLP's output
-    projection, whatever the family calls it.
+    modules: "name:layers", a name in a block and one layer or a range, such as "mlp.up_proj:18-24"; "mlp_out" is the
+    MLP's output projection, whatever the family calls it.
     lr: η. chunk: facts in a forward and backward pass, whose mean loss is differentiated.
     """
 
@@ -99,7 +103,9 @@ class UltraEdit(Editor):
         return -self.lr * direction.square().sum(1, keepdim=True) * slope
 
     def _after(self, lm: LM, seen: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, RunningMoments]:
-        """The moments with this turn taken in, by shape; chunk by chunk, and in each chunk module by module, as released."""
+        """The moments with this turn taken in, by shape; chunk by chunk, and in each chunk module by module, as
+        released.
+        """
         moments = {}
         for name in seen:
             shape, width = _shape(lm, name), sum(widths(lm.module(name)))
@@ -110,8 +116,8 @@ class UltraEdit(Editor):
                 moments[_shape(lm, name)].update(torch.cat([inputs, gradients], dim=1).double())
         if any(kept.count < 2 for kept in moments.values()):
             raise UsageError(
-                "ultraedit normalises over target tokens and modules of equal shape, and one alone has no deviation: edit more facts at "
-                "once (protocol.batch_size)"
+                "ultraedit normalises over target tokens and modules of equal shape, and one alone has no deviation:"
+                " edit more facts at once (protocol.batch_size)"
             )
         return moments
 
@@ -122,7 +128,9 @@ class UltraEdit(Editor):
         for entry in self.modules:
             match = re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", entry)
             if not match:
-                raise UsageError(f"method.modules: {entry!r} is no name and layers, such as mlp_out:3 or mlp.up_proj:18-24")
+                raise UsageError(
+                    f"method.modules: {entry!r} is no name and layers, such as mlp_out:3 or mlp.up_proj:18-24"
+                )
             part, first, last = match.groups()
             for layer in range(int(first), int(last or first) + 1):
                 name = lm.layout.mlp_out(layer) if part == "mlp_out" else f"{lm.layout.block(layer)}.{part}"

@@ -1,4 +1,6 @@
-"""Some edits of a value optimisation at work: their rows, with the constant part computed, and what is scored on them."""
+"""Some edits of a value optimisation at work: their rows, with the constant part computed, and what is scored on
+them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Scores:
-    """Loss (n,) of every edit, with its graph; its KL term; whether every target token was the likeliest (if that matters)."""
+    """Loss (n,) of every edit, with its graph; its KL term; whether every target token was the likeliest (if that
+    matters).
+    """
 
     loss: Tensor
     kl_term: Tensor
@@ -55,8 +59,12 @@ class Batch:
     modules: list[str | None]
 
     @classmethod
-    def of(cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str | None], shortcuts: bool) -> Batch:
-        """shortcuts: earlier tokens are kept as a cached prefix, common beginnings run once, and MLPs see only tokens that matter."""
+    def of(
+        cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str | None], shortcuts: bool
+    ) -> Batch:
+        """shortcuts: earlier tokens are kept as a cached prefix, common beginnings run once, and MLPs see only
+        tokens that matter.
+        """
         lean_from = frozen + (1 if modules == [None] else 2)
         spans = [span for task in tasks for span in task.spans]
         return cls(edits, tasks, Resumption(lm, spans, frozen, shortcuts, lean_from if shortcuts else None), modules)
@@ -87,13 +95,17 @@ class Batch:
     def select(self, keep: list[int]) -> Batch:
         """Only the edits at these places."""
         rows = torch.isin(self.owner, torch.tensor(keep, device=self.owner.device)).nonzero()[:, 0]
-        return Batch([self.edits[i] for i in keep], [self.tasks[i] for i in keep], self.passes.select(rows), self.modules)
+        return Batch(
+            [self.edits[i] for i in keep], [self.tasks[i] for i in keep], self.passes.select(rows), self.modules
+        )
 
     def join(self, other: Batch) -> Batch:
         return Batch(self.edits + other.edits, self.tasks + other.tasks, self.passes.join(other.passes), self.modules)
 
     def takes_shortcuts(self) -> bool:
-        """Whether logits are those of whole rows, unchanged ones and, where a state is turned round at the start, changed ones."""
+        """Whether logits are those of whole rows, unchanged ones and, where a state is turned round at the start,
+        changed ones.
+        """
 
         def turned(states: Tensor, rows: Tensor, columns: Tensor, place: int) -> Tensor:
             at = (rows.to(states.device), columns.to(states.device))
@@ -112,12 +124,16 @@ class Batch:
         rows = torch.arange(len(at), device=at.device)
         with ExitStack() as stack:
             for place, name in enumerate(self.modules[1:], start=1):
-                listen = on_output(self.passes.lm.module(name), lambda hidden, place=place: change(hidden, rows, at, place), len(rows))
+                listen = on_output(
+                    self.passes.lm.module(name), lambda hidden, place=place: change(hidden, rows, at, place), len(rows)
+                )
                 stack.enter_context(listen)
             return self.passes.logits(partial(change, place=0), self.modules[0])
 
     def scores(self, shift: Tensor, nll_factor: Tensor, initial_norm: Tensor, options: ValueOptions) -> Scores:
-        """Of every edit, for its shift (n, modules, d); its NLL counts `nll_factor` (n,) times; initial_norm: ‖v_0‖ (n, modules)."""
+        """Of every edit, for its shift (n, modules, d); its NLL counts `nll_factor` (n,) times; initial_norm: ‖v_0‖
+        (n, modules).
+        """
 
         def add(states: Tensor, rows: Tensor, columns: Tensor, place: int) -> Tensor:
             moved = states.clone()

@@ -4,9 +4,9 @@ For each edit i a shift δ_i is added to what leaves `site` at the subject's las
 
     L_i = mean over contexts of NLL(target)  +  kl · KL(P_δ ‖ P_0) at "{subject} is a"  +  decay · ‖δ_i‖ / ‖v_0‖²
 
-Losses of different edits share nothing, so their sum optimises each one alone: Adam is element-wise with a step count an
-edit, clamping is per row, and an edit that is done leaves the batch (masking its gradient would let momentum move it on)
-while one from the queue takes its place.
+Losses of different edits share nothing, so their sum optimises each one alone: Adam is element-wise with a step count
+an edit, clamping is per row, and an edit that is done leaves the batch (masking its gradient would let momentum move it
+on) while one from the queue takes its place.
 
 An edit is one fact, or several about one subject that share a shift (`groups`): then L_i is the mean over all of them.
 """
@@ -40,10 +40,11 @@ class ValueOptions:
 
     steps: forward passes; one update fewer. stop_loss: an edit below it is done (tested before the update).
     clamp_norm_factor: ‖δ‖ ≤ factor · ‖v_0‖. kl_position: "subject" as released, "last" as the paper words it.
-    mpes: ENCORE's early stop: an edit is done after so many passes in which every target token was the likeliest, in every context.
-    settle_kl, settle_nll: PMET's: while every target token is the likeliest, NLL counts `settle_nll` times from the next pass on, and
-    the edit is done if its KL term is at most `settle_kl`.
-    batch_tokens: tokens a step, null for a default by device; halved when memory runs out. Changes speed and memory only.
+    mpes: ENCORE's early stop: an edit is done after so many passes in which every target token was the likeliest, in
+    every context. settle_kl, settle_nll: PMET's: while every target token is the likeliest, NLL counts `settle_nll`
+    times from the next pass on, and the edit is done if its KL term is at most `settle_kl`.
+    batch_tokens: tokens a step, null for a default by device; halved when memory runs out. Changes speed and memory
+    only.
     """
 
     steps: int = 20
@@ -76,7 +77,9 @@ class Values:
 
 
 def shifted_modules(lm: LM, layer: int, site: Site) -> list[str]:
-    """Modules to whose outputs a shift is added: the block (MEMIT), the MLP's projection (ROME), or this and the attention's (PMET)."""
+    """Modules to whose outputs a shift is added: the block (MEMIT), the MLP's projection (ROME), or this and the
+    attention's (PMET).
+    """
     if site == "block":
         return [lm.layout.block(layer)]
     mlp_out = lm.layout.mlp_out(layer)
@@ -92,7 +95,8 @@ def optimise_values(
     contexts: Contexts,
     groups: Sequence[Sequence[int]] | None = None,
 ) -> Values:
-    """Target states at `site` of `layer`, one a group of requests (null: one a request), that of the first of `shifted_modules`.
+    """Target states at `site` of `layer`, one a group of requests (null: one a request), that of the first of
+    `shifted_modules`.
 
     groups: indices of requests that share one target; a group's first request is where it starts from.
 
@@ -106,13 +110,17 @@ def optimise_values(
         mine = lm.team.share(list(zip(tasks, rows, positions, strict=True)))
         found = lm.team.gather(_search(lm, mine, layer, site, options))
         target, initial, losses, steps = zip(*found, strict=True)
-        return Values(*(torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial)), list(losses), list(steps))
+        return Values(
+            *(torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial)), list(losses), list(steps)
+        )
 
 
 def _search(
     lm: LM, parts: Sequence[tuple[Task, Row, int]], layer: int, site: Site, options: ValueOptions
 ) -> list[tuple[Tensor, Tensor, float, int]]:
-    """(target, initial, loss, steps) of each part, which is an edit's task and its bare prompt with the position of its subject."""
+    """(target, initial, loss, steps) of each part, which is an edit's task and its bare prompt with the position of
+    its subject.
+    """
     if not parts:
         return []
     tasks, rows, positions = zip(*parts, strict=True)
@@ -128,7 +136,11 @@ def _search(
 
 
 def _tasks(
-    lm: LM, requests: Sequence[EditRequest], options: ValueOptions, contexts: Contexts, groups: Sequence[Sequence[int]] | None = None
+    lm: LM,
+    requests: Sequence[EditRequest],
+    options: ValueOptions,
+    contexts: Contexts,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> list[Task]:
     if options.kl_position not in ("subject", "last"):
         raise UsageError(f"method.value.kl_position={options.kl_position}: choose subject or last")
@@ -155,7 +167,13 @@ class _Search:
     """
 
     def __init__(
-        self, lm: LM, tasks: Sequence[Task], frozen: int, modules: list[str | None], options: ValueOptions, initial: Tensor
+        self,
+        lm: LM,
+        tasks: Sequence[Task],
+        frozen: int,
+        modules: list[str | None],
+        options: ValueOptions,
+        initial: Tensor,
     ) -> None:
         self.lm, self.tasks, self.options = lm, tasks, options
         self.frozen, self.modules = frozen, modules
@@ -229,7 +247,9 @@ class _Search:
             self.shortcuts = batch.takes_shortcuts()
             if self.shortcuts:
                 return batch
-            self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: whole rows are run (slower, the same values)")
+            self.lm.monitor.note(
+                f"{self.lm.name} does not take a cached prefix as it is: whole rows are run (slower, the same values)"
+            )
         return self._batch(edits, self.shortcuts)
 
     def _batch(self, edits: list[int], shortcuts: bool) -> Batch:
@@ -250,7 +270,9 @@ class _Search:
 
     def _update(self, edits: list[int], gradient: Tensor) -> None:
         """Adam with its default betas and an own step count for every edit, then the clamp."""
-        count = torch.tensor([self.steps[i] for i in edits], dtype=gradient.dtype, device=gradient.device)[:, None, None]
+        count = torch.tensor([self.steps[i] for i in edits], dtype=gradient.dtype, device=gradient.device)[
+            :, None, None
+        ]
         momentum = 0.9 * self.momentum[edits] + 0.1 * gradient
         variance = 0.999 * self.variance[edits] + 0.001 * gradient.square()
         scale = (variance / (1 - 0.999**count)).sqrt() + 1e-8

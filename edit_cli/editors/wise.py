@@ -1,4 +1,6 @@
-"""WISE (Wang et al., 2024): edits go to a side memory of one feed-forward value matrix; a prompt is answered by it if it is one of its own."""
+"""WISE (Wang et al., 2024): edits go to a side memory of one feed-forward value matrix; a prompt is answered by it
+if it is one of its own.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,15 @@ class Wise(Editor):
     """Side memory with activation routing, and sharded subspaces that are merged.
 
     layer, module: the value matrix. alpha, beta, gamma: margins of the routing loss
-    max(0, Δ(x_i) − α) + max(0, β − Δ(x_e)) + max(0, γ − (Δ(x_e) − Δ(x_i))), x_i being texts that name none of the subjects: `irrelevant` a
-    fact. elsewhere: where they come from: "examples" of the training split, as published; sentences of `corpus`; or "auto": examples where
-    the data have such a split.
-    score: of a prompt: "mean" over its tokens, or that of its "last" one. act_ratio: share of ε above which a memory answers.
-    mask_ratio: ρ. shard_every: facts a shard holds. merge_every: facts after which all shards are merged; null keeps them apart and asks the
-    one that is stirred most (WISE-Retrieve). density: kept by TIES.
-    lr, steps, weight_decay: SGD under the mask, every entry within `bound` of the original. It stops once the loss is below `stop_loss`
-    and has moved by `stop_change` at most.
+    max(0, Δ(x_i) − α) + max(0, β − Δ(x_e)) + max(0, γ − (Δ(x_e) − Δ(x_i))), x_i being texts that name none of the
+    subjects: `irrelevant` a fact. elsewhere: where they come from: "examples" of the training split, as published;
+    sentences of `corpus`; or "auto": examples where the data have such a split.
+    score: of a prompt: "mean" over its tokens, or that of its "last" one. act_ratio: share of ε above which a memory
+    answers.
+    mask_ratio: ρ. shard_every: facts a shard holds. merge_every: facts after which all shards are merged; null keeps
+    them apart and asks the one that is stirred most (WISE-Retrieve). density: kept by TIES. lr, steps, weight_decay:
+    SGD under the mask, every entry within `bound` of the original. It stops once the loss is below `stop_loss` and has
+    moved by `stop_change` at most.
     """
 
     layer: int
@@ -76,7 +79,8 @@ class Wise(Editor):
         """The side memory trained on, `batch_size` facts at a time."""
         self._refuse_wrong_numbers()
         name = module_of(lm, self.layer, self.module)
-        self._prefixes(lm)  # takes everything off and puts it on again: the layers that stand there now are others after it
+        # takes everything off and puts it on again: the layers that stand there now are others after it
+        self._prefixes(lm)
         patches: list[WisePatch] = []
         left = list(requests)
         with ExitStack() as stack, lm.monitor.phase("train"), lm.monitor.task("side memory", len(left)) as advance:
@@ -111,7 +115,8 @@ class Wise(Editor):
         with passes(lm, rows, name, self.layer) as run, ExitStack() as stack:
             inputs, prompt = run.inputs.float(), run.focus.prompt
             present = WisePatch.present(lm, name)
-            plain = None if present is None else present.original(inputs.to(lm.dtype)).detach()  # whatever earlier memories say
+            # whatever earlier memories say
+            plain = None if present is None else present.original(inputs.to(lm.dtype)).detach()
             stack.enter_context(run.replayed())
             for _ in range(self.steps):
                 shift.requires_grad_()
@@ -122,8 +127,14 @@ class Wise(Editor):
 
                 losses = row_losses(run.answers(beside), len(rows))
                 far = over(moved.norm(dim=-1), prompt, self.score)
-                near = torch.stack([stir(x, shift)[-1] if self.score == LAST else stir(x, shift).mean() for x in elsewhere])
-                routing = relu(near - self.alpha).mean() + relu(self.beta - far).mean() + relu(self.gamma - (far[:, None] - near)).mean()
+                near = torch.stack(
+                    [stir(x, shift)[-1] if self.score == LAST else stir(x, shift).mean() for x in elsewhere]
+                )
+                routing = (
+                    relu(near - self.alpha).mean()
+                    + relu(self.beta - far).mean()
+                    + relu(self.gamma - (far[:, None] - near)).mean()
+                )
                 loss = losses.mean() + routing.to(losses)
                 if loss.item() <= self.stop_loss and abs(last - loss.item()) <= self.stop_change:
                     break
@@ -141,9 +152,13 @@ class Wise(Editor):
         draw = random.Random(f"{self.seed} {number}")
         subjects = [request.subject or request.text for request in requests]
         usable = draw.sample(texts, min(len(texts), 20 * self.irrelevant * len(requests)))
-        usable = [text for text in usable if not any(subject in text for subject in subjects)][: self.irrelevant * len(requests)]
+        usable = [text for text in usable if not any(subject in text for subject in subjects)][
+            : self.irrelevant * len(requests)
+        ]
         if not usable:
-            raise UsageError("method.corpus has no sentence that names none of the subjects: give more text (corpus=NAME)")
+            raise UsageError(
+                "method.corpus has no sentence that names none of the subjects: give more text (corpus=NAME)"
+            )
         return inputs_of_rows(lm, name, [row.ids for row in lm.head.encode([(text, None) for text in usable])])
 
     def _texts(self, lm: LM) -> list[str]:
@@ -153,10 +168,15 @@ class Wise(Editor):
             told = self.examples(TRAINING) if self.examples and self.elsewhere != CORPUS else []
             texts = [prompt + answer(right) for prompt, right in told]
             if not texts and self.elsewhere == EXAMPLES:
-                raise UsageError("method.elsewhere=examples: the data have no training records beside those of this run (method.elsewhere=corpus)")
+                raise UsageError(
+                    "method.elsewhere=examples: the data have no training records beside those of this run"
+                    " (method.elsewhere=corpus)"
+                )
             if not texts:
                 if self.corpus is None:
-                    raise UsageError("method.corpus has no value: WISE needs text that its memory must not answer (corpus=NAME)")
+                    raise UsageError(
+                        "method.corpus has no value: WISE needs text that its memory must not answer (corpus=NAME)"
+                    )
                 documents = islice(self.corpus.documents(self.seed), DOCUMENTS)
                 texts = [part.strip() for text in documents for part in text.split(". ") if len(part.split()) > 3]
             kept["texts"] = texts
@@ -178,9 +198,14 @@ class Wise(Editor):
         if self.elsewhere not in (AUTO, EXAMPLES, CORPUS):
             raise UsageError(f"method.elsewhere={self.elsewhere}: choose auto, examples or corpus")
         if not 0 < self.mask_ratio <= 1 or not 0 < self.density <= 1:
-            raise UsageError(f"method.mask_ratio={self.mask_ratio}, method.density={self.density}: give shares above 0, at most 1")
+            raise UsageError(
+                f"method.mask_ratio={self.mask_ratio}, method.density={self.density}: give shares above 0, at most 1"
+            )
         if self.shard_every < 1 or (self.merge_every and self.merge_every % self.shard_every):
-            raise UsageError(f"method.merge_every={self.merge_every}: give a multiple of method.shard_every={self.shard_every}, or null")
+            raise UsageError(
+                f"method.merge_every={self.merge_every}: give a multiple of method.shard_every={self.shard_every}, or"
+                " null"
+            )
 
 
 def joined(patches: Sequence[WisePatch]) -> WisePatch:

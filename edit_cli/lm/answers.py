@@ -1,4 +1,6 @@
-"""Scores of answers, whatever the head, and what heads of models with an encoder share, whose answers stand apart from their prompts."""
+"""Scores of answers, whatever the head, and what heads of models with an encoder share, whose answers stand apart
+from their prompts.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class Likelihood:
 class Answers:
     """Teacher-forced scores of rows' answers, differentiable.
 
-    logits: (positions, classes), float32 or better. labels: (positions,) the right class. rows: (positions,) whose answer it is.
+    logits: (positions, classes), float32 or better. labels: (positions,) the right class. rows: (positions,) whose
+    answer it is.
     """
 
     logits: Tensor
@@ -81,7 +84,9 @@ def likelihoods(rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], bu
 
 @torch.no_grad()
 def logprobs(rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int) -> list[Tensor | None]:
-    """Log-probabilities (target tokens, classes), float32, of what could stand at each target token; one tensor a row, in order."""
+    """Log-probabilities (target tokens, classes), float32, of what could stand at each target token; one tensor a
+    row, in order.
+    """
     found: list[Tensor | None] = [None] * len(rows)
     for batch in by_length([len(row.ids) + len(row.target) for row in rows], budget):
         scores = answers([rows[i] for i in batch]).logits.float().log_softmax(-1)
@@ -96,6 +101,11 @@ def longest_prompt(model: Any, tokenizer: Any) -> int:
     if positions is None:
         return min(tokenizer.model_max_length, 4096)
     for name, module in model.named_modules():
-        if "position" in name.rpartition(".")[2] and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
-            return min(positions, module.num_embeddings - module.padding_idx - 1)  # such families count positions from there
+        if (
+            "position" in name.rpartition(".")[2]
+            and isinstance(module, torch.nn.Embedding)
+            and module.padding_idx is not None
+        ):
+            # such families count positions from there
+            return min(positions, module.num_embeddings - module.padding_idx - 1)
     return positions

@@ -1,4 +1,6 @@
-"""How a causal language model answers the two questions: how likely is this target after this prompt, and how do you go on?"""
+"""How a causal language model answers the two questions: how likely is this target after this prompt, and how do you
+go on?
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from edit_cli.lm.tokens import Row, answer, by_length, pad_left, pad_right, toke
 
 
 class CausalHead:
-    """Encoding, scoring and generation for decoder-only models. Every batch is built by length within a token budget."""
+    """Encoding, scoring and generation for decoder-only models.
+
+    Every batch is built by length within a token budget.
+    """
 
     kind = "causal"
 
@@ -29,7 +34,8 @@ class CausalHead:
         self.tokenizer = tokenizer
         self.device = device
         self.batch_tokens = batch_tokens
-        self.prompt_ends: Tensor | None = None  # (rows,) during a pass: column of each prompt's last token (see lm.focus)
+        # (rows,) during a pass: column of each prompt's last token (see lm.focus)
+        self.prompt_ends: Tensor | None = None
         self.watchers = 0  # modules that look at whole prompts
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
 
@@ -39,12 +45,16 @@ class CausalHead:
         return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 2048
 
     def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Row]:
-        """Tokenise by THE rule; refuses rows that, with `new` tokens after them, are longer than the model's context."""
+        """Tokenise by THE rule; refuses rows that, with `new` tokens after them, are longer than the model's
+        context.
+        """
         rows = tokenize(self.tokenizer, pairs)
         for row, (prompt, _) in zip(rows, pairs, strict=True):
             if len(row.ids) + new > self.max_length:
                 wanted = f" and {new} new ones" if new else ""
-                raise RejectedRequest(f"{len(row.ids)} tokens{wanted} are more than the model's {self.max_length}: {prompt[:60]!r}…")
+                raise RejectedRequest(
+                    f"{len(row.ids)} tokens{wanted} are more than the model's {self.max_length}: {prompt[:60]!r}…"
+                )
         return rows
 
     @property
@@ -61,27 +71,40 @@ class CausalHead:
         self.model(input_ids=ids, attention_mask=mask, use_cache=False)
 
     def answers(self, rows: Sequence[Row], end: bool = False) -> Answers:
-        """Scores of the rows' targets, differentiable. Running text has no end of an answer, so `end` changes nothing."""
+        """Scores of the rows' targets, differentiable.
+
+        Running text has no end of an answer, so `end` changes nothing.
+        """
         ids, mask = pad_right([row.ids[:-1] for row in rows], self.pad, self.device)
-        where = [(number, column) for number, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)]
+        where = [
+            (number, column) for number, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)
+        ]
         at = torch.tensor(where, device=self.device)
         logits = self.logits_at(ids, mask, at[:, 0], at[:, 1])
         labels = torch.tensor([i for row in rows for i in row.target], device=logits.device)
         return Answers(logits, labels, at[:, 0].to(logits.device))
 
     def logits_at(
-        self, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor, past: Any = None, positions: Tensor | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        past: Any = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Logits (positions, vocabulary), float32 or better, at the given (row, column) pairs only.
 
-        ids, mask: (rows, tokens), right-padded. past: key-value cache that `ids` continue at `positions` (filled if empty).
-        A row's prompt ends where the first logits are asked for.
+        ids, mask: (rows, tokens), right-padded. past: key-value cache that `ids` continue at `positions` (filled if
+        empty). A row's prompt ends where the first logits are asked for.
         """
         more = {} if past is None else {"past_key_values": past}
         if positions is not None and self._takes_positions:
             more["position_ids"] = positions
         whole = torch.full((len(ids),), mask.shape[1] - 1, device=ids.device)
-        ends = whole.scatter_reduce(0, rows.to(ids.device), columns.to(ids.device) + (mask.shape[1] - ids.shape[1]), "amin")
+        ends = whole.scatter_reduce(
+            0, rows.to(ids.device), columns.to(ids.device) + (mask.shape[1] - ids.shape[1]), "amin"
+        )
         with self.prompts_end_at(ends), gather_before(self.model.get_output_embeddings(), rows, columns) as pick:
             output = self.model(input_ids=ids, attention_mask=mask, use_cache=past is not None, **more)
         return exact(pick(output.logits))
@@ -97,16 +120,23 @@ class CausalHead:
 
     @property
     def caches_keys(self) -> bool:
-        """Whether rows can share keys and values of their earlier tokens. Not while a module decides by a row's whole prompt."""
+        """Whether rows can share keys and values of their earlier tokens.
+
+        Not while a module decides by a row's whole prompt.
+        """
         return not self.watchers and self._goes_on
 
     @cached_property
     def _goes_on(self) -> bool:
-        """Whether every block can go on from keys and values of earlier tokens (recurrent and linear attention cannot)."""
+        """Whether every block can go on from keys and values of earlier tokens (recurrent and linear attention
+        cannot).
+        """
         from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
         layers = DynamicCache(config=self.model.config).layers
-        return "past_key_values" in self._arguments and not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+        return "past_key_values" in self._arguments and not any(
+            isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers
+        )
 
     @cached_property
     def _takes_positions(self) -> bool:
@@ -121,7 +151,8 @@ class CausalHead:
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """One `Likelihood` a (prompt, target) pair, in order.
 
-        The last target token is never fed, since nothing reads past it; so targets of one token share their prompt's forward pass.
+        The last target token is never fed, since nothing reads past it; so targets of one token share their prompt's
+        forward pass.
         """
         encoded = self.encode(list(pairs))
         sharing: dict[tuple[tuple[int, ...], int], list[int]] = {}
@@ -132,7 +163,11 @@ class CausalHead:
         for batch in by_length([len(ids) for ids in inputs], self.batch_tokens):
             ids, mask = pad_right([inputs[i] for i in batch], self.pad, self.device)
             asked = [(place, index) for place, i in enumerate(batch) for index in groups[i]]
-            where = [(place, c) for place, index in asked for c in range(encoded[index].start - 1, len(encoded[index].ids) - 1)]
+            where = [
+                (place, c)
+                for place, index in asked
+                for c in range(encoded[index].start - 1, len(encoded[index].ids) - 1)
+            ]
             distinct = {position: number for number, position in enumerate(dict.fromkeys(where))}
             at = torch.tensor(list(distinct), device=self.device)
             logits = self.logits_at(ids, mask, at[:, 0], at[:, 1]).to(self.device)
@@ -152,7 +187,8 @@ class CausalHead:
 
     @torch.no_grad()
     def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
-        """Log-probabilities (target tokens, vocabulary), float32, of what could stand at each target token; one tensor a pair, in order.
+        """Log-probabilities (target tokens, vocabulary), float32, of what could stand at each target token; one tensor
+        a pair, in order.
 
         They are large: ask about few pairs at a time.
         """
@@ -161,7 +197,9 @@ class CausalHead:
         for batch in by_length([len(row.ids) for row in encoded], self.batch_tokens):
             rows = [encoded[i] for i in batch]
             ids, mask = pad_right([row.ids[:-1] for row in rows], self.pad, self.device)
-            where = [(place, column) for place, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)]
+            where = [
+                (place, column) for place, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)
+            ]
             at = torch.tensor(where, device=self.device)
             logprobs = self.logits_at(ids, mask, at[:, 0], at[:, 1]).float().log_softmax(-1)
             for index, part in zip(batch, logprobs.split([len(row.target) for row in rows]), strict=True):
@@ -186,7 +224,10 @@ class CausalHead:
         Each row draws from its own seed, so a text does not depend on what else was in the batch.
         """
         if max_tokens > self.max_length:
-            raise UsageError(f"texts of {max_tokens} tokens (prompt included) are longer than the model's context of {self.max_length}")
+            raise UsageError(
+                f"texts of {max_tokens} tokens (prompt included) are longer than the model's context of"
+                f" {self.max_length}"
+            )
         encoded = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(encoded)
         for batch in self._to_continue(encoded, [max(max_tokens, len(row.ids)) for row in encoded]):
@@ -200,9 +241,11 @@ class CausalHead:
 
     @torch.no_grad()
     def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
-        """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window` tokens.
+        """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window`
+        tokens.
 
-        Windows begin with what the tokenizer puts before every text (a BOS, or nothing); the first token after nothing has no score.
+        Windows begin with what the tokenizer puts before every text (a BOS, or nothing); the first token after nothing
+        has no score.
         """
         ids = self.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
         start = list(tokenize(self.tokenizer, [("", None)])[0].ids)
@@ -211,13 +254,16 @@ class CausalHead:
         first = max(len(start), 1)
         kept = [piece for piece in pieces if len(piece) > first]
         total, count = 0.0, 0
-        for batch in by_length([len(piece) for piece in kept], self.batch_tokens // 4):  # logits of every token weigh the most
+        # logits of every token weigh the most
+        for batch in by_length([len(piece) for piece in kept], self.batch_tokens // 4):
             rows = [kept[i] for i in batch]
             padded, mask = pad_right(rows, self.pad, self.device)
             logits = self.model(input_ids=padded, attention_mask=mask, use_cache=False).logits
             for row, scores in zip(rows, logits, strict=True):
                 labels = torch.tensor(row[first:], device=scores.device)
-                total += nn.functional.cross_entropy(scores[first - 1 : len(row) - 1].float(), labels, reduction="sum").item()
+                total += nn.functional.cross_entropy(
+                    scores[first - 1 : len(row) - 1].float(), labels, reduction="sum"
+                ).item()
                 count += len(labels)
         return total, count
 
@@ -237,23 +283,38 @@ class CausalHead:
         """Whether a row goes on alike with padding before it (recurrent families read the padding like text)."""
         from transformers import GenerationConfig
 
-        config = GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=self.pad, output_scores=True, return_dict_in_generate=True)
+        config = GenerationConfig(
+            max_new_tokens=1, do_sample=False, pad_token_id=self.pad, output_scores=True, return_dict_in_generate=True
+        )
         scores = []
         with torch.no_grad(), without_defaults(self.model):
             for others in ([], [[1, 2, 3, 4, 5, 6]]):
                 ids, mask = pad_left([[1, 2, 3], *others], self.pad, self.device)
                 with self.prompts_end_at(torch.full((len(ids),), ids.shape[1] - 1, device=self.device)):
-                    scores.append(self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config).scores[0][0].float())
+                    scores.append(
+                        self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+                        .scores[0][0]
+                        .float()
+                    )
         return bool((scores[0] - scores[1]).abs().max() <= 2e-2 * scores[0].abs().max())
 
     def _continue(
-        self, rows: Sequence[Sequence[int]], steps: int, sampler: SeededTopK | None = None, stop_at_newline: bool = False
+        self,
+        rows: Sequence[Sequence[int]],
+        steps: int,
+        sampler: SeededTopK | None = None,
+        stop_at_newline: bool = False,
     ) -> list[list[int]]:
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         ids, mask = pad_left(rows, self.pad, self.device)
         config = GenerationConfig(
-            max_new_tokens=steps, do_sample=False, num_beams=1, pad_token_id=self.pad, eos_token_id=self._stop_ids(), use_cache=True
+            max_new_tokens=steps,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.pad,
+            eos_token_id=self._stop_ids(),
+            use_cache=True,
         )
         ends = torch.full((len(rows),), ids.shape[1] - 1, device=self.device)
         with without_defaults(self.model), self.prompts_end_at(ends):

@@ -1,4 +1,5 @@
-"""How a sequence classifier answers the two questions: a target is the name of a label, and the answer is the likeliest label's name.
+"""How a sequence classifier answers the two questions: a target is the name of a label, and the answer is the likeliest
+label's name.
 
 The prompt is tokenised as any text, with the special tokens around it.
 """
@@ -38,7 +39,9 @@ class ClassifierHead:
 
     def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:
         if model.config.num_labels < 2:
-            raise UsageError("this model has a single output, so no labels to choose from: give a classifier with two labels or more")
+            raise UsageError(
+                "this model has a single output, so no labels to choose from: give a classifier with two labels or more"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
@@ -75,7 +78,9 @@ class ClassifierHead:
     def _number(self, target: str) -> int:
         names = [name.casefold() for name in self.labels]
         if target.strip().casefold() not in names:
-            raise RejectedRequest(f"target {target!r} is no label of this classifier, which has {', '.join(self.labels)}")
+            raise RejectedRequest(
+                f"target {target!r} is no label of this classifier, which has {', '.join(self.labels)}"
+            )
         return names.index(target.strip().casefold())
 
     def run(self, ids: Tensor, mask: Tensor) -> None:
@@ -108,7 +113,9 @@ class ClassifierHead:
         names = [""] * len(rows)
         for batch in by_length([len(row.ids) for row in rows], self.batch_tokens):
             ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
-            for index, best in zip(batch, self.model(input_ids=ids, attention_mask=mask).logits.argmax(-1).tolist(), strict=True):
+            for index, best in zip(
+                batch, self.model(input_ids=ids, attention_mask=mask).logits.argmax(-1).tolist(), strict=True
+            ):
                 names[index] = self.labels[best]
         return names
 

@@ -1,4 +1,6 @@
-"""Small models that stand beside the edited one: read from a checkpoint, or begun from a family's configuration class."""
+"""Small models that stand beside the edited one: read from a checkpoint, or begun from a family's configuration
+class.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from edit_cli.lm.loading import resolve, silent
 class Companion:
     """Keys of a small model in conf/method/*.yaml.
 
-    checkpoint: hub id, folder or embedded:NAME. Without one the model begins at random, from `family` (a model type of transformers).
+    checkpoint: hub id, folder or embedded:NAME. Without one the model begins at random, from `family` (a model type of
+    transformers).
     sizes: keys of its configuration class; beside a checkpoint they overrule what it says (fewer layers, say).
     tokenizer: hub id, folder or embedded:NAME; null: the checkpoint's, else the edited model's.
     """
@@ -27,16 +30,22 @@ class Companion:
     tokenizer: str | None = None
 
     def build(self, kind: str, own_tokenizer: Any, key: str) -> tuple[nn.Module, Any]:
-        """(model, tokenizer); trainable, dropout 0. kind: encoder, or one of lm.kinds. key: name of this group, for messages.
+        """(model, tokenizer); trainable, dropout 0. kind: encoder, or one of lm.kinds.
+
+        key: name of this group, for messages.
 
         Raises:
-            UsageError: neither checkpoint nor family, or settings that the family does not have. MissingError: a checkpoint that is not there.
+            UsageError: neither checkpoint nor family, or settings that the family does not have. MissingError: a
+                checkpoint that is not there.
         """
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         if not self.checkpoint and not self.family:
-            raise UsageError(f"{key} has neither checkpoint nor family: give {key}.checkpoint=FOLDER, or {key}.family=bert and {key}.sizes")
+            raise UsageError(
+                f"{key} has neither checkpoint nor family: give {key}.checkpoint=FOLDER, or {key}.family=bert and"
+                f" {key}.sizes"
+            )
         source = resolve(self.checkpoint, None, f"{key}.checkpoint") if self.checkpoint else None
         words = resolve_words(self.tokenizer, f"{key}.tokenizer") if self.tokenizer else source and source.path
         with silent():
@@ -45,13 +54,19 @@ class Companion:
                 if source:
                     config = AutoConfig.from_pretrained(source.path, **self.sizes)
                 else:
-                    config = AutoConfig.for_model(self.family, **{"vocab_size": len(tokenizer), **special(tokenizer), **self.sizes})
+                    config = AutoConfig.for_model(
+                        self.family, **{"vocab_size": len(tokenizer), **special(tokenizer), **self.sizes}
+                    )
             except (OSError, ValueError, TypeError, KeyError) as error:
                 raise UsageError(f"{key}: {str(error).strip().splitlines()[0]}") from None
             still(config)
             auto = AutoModel if kind == "encoder" else auto_class(kind, config, str(self.checkpoint or self.family))
             try:
-                model = auto.from_pretrained(source.path, config=config, dtype=torch.float32) if source else auto.from_config(config)
+                model = (
+                    auto.from_pretrained(source.path, config=config, dtype=torch.float32)
+                    if source
+                    else auto.from_config(config)
+                )
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise MissingError(f"{key} cannot be made: {str(error).strip().splitlines()[0]}") from None
         if kind == "encoder" and config.is_encoder_decoder:

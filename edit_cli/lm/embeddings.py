@@ -36,7 +36,8 @@ class Embedder(Protocol):
 
 @dataclass
 class EmbeddingOptions:
-    """model: auto (MiniLM where sentence-transformers is installed, else hidden) | hidden (mean final state of the edited model) | a
+    """model: auto (MiniLM where sentence-transformers is installed, else hidden) | hidden (mean final state of the
+    edited model) | a
     sentence-transformers id or folder."""
 
     model: str = "auto"
@@ -48,7 +49,9 @@ class EmbeddingOptions:
         installed = importlib.util.find_spec(LIBRARY) is not None
         if self.model == HIDDEN or (self.model == "auto" and not installed):
             if self.model == "auto":
-                lm.monitor.note(f"sentences are compared by {lm.name}'s own states: sentence-transformers is not installed")
+                lm.monitor.note(
+                    f"sentences are compared by {lm.name}'s own states: sentence-transformers is not installed"
+                )
             return HiddenStates(lm)
         if not installed:
             raise MissingError(f"method.embedding.model={self.model} needs sentence-transformers: {REMEDY}")
@@ -68,10 +71,14 @@ class Sentences:
             try:
                 self.model = SentenceTransformer(source.path, device=str(device), local_files_only=source.local)
             except Exception as error:  # the library raises whatever its parts do
-                raise MissingError(f"method.embedding.model={name} cannot be read: {str(error).strip().splitlines()[0]}") from None
+                raise MissingError(
+                    f"method.embedding.model={name} cannot be read: {str(error).strip().splitlines()[0]}"
+                ) from None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        vectors = self.model.encode(list(texts), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
+        vectors = self.model.encode(
+            list(texts), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
+        )
         return vectors.float().clone()
 
 
@@ -93,7 +100,9 @@ class HiddenStates:
 
         lm = self.lm
         rows = lm.head.encode([(text, None) for text in texts])
-        states = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+        states = read(
+            lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean"
+        )[0]
         return nn.functional.normalize(states.float(), dim=-1)
 
 
@@ -105,7 +114,8 @@ POOLINGS = {
 
 
 def pooled(model: nn.Module, tokenizer: Any, texts: Sequence[str], pooling: str, batch_tokens: int) -> Tensor:
-    """(texts, width) final states of an encoder: of the first token (cls), of the last one, or their mean over a text's tokens. Differentiable.
+    """(texts, width) final states of an encoder: of the first token (cls), of the last one, or their mean over a text's
+    tokens. Differentiable.
 
     Raises:
         UsageError: a text longer than the encoder reads.
@@ -117,7 +127,9 @@ def pooled(model: nn.Module, tokenizer: Any, texts: Sequence[str], pooling: str,
     longest = getattr(model.config, "max_position_embeddings", None)
     too_long = next((text for text, row in zip(texts, ids, strict=True) if longest and len(row) > longest), None)
     if too_long is not None:
-        raise UsageError(f"a text is longer than the {longest} tokens that the scope classifier reads: {too_long[:60]!r}…")
+        raise UsageError(
+            f"a text is longer than the {longest} tokens that the scope classifier reads: {too_long[:60]!r}…"
+        )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     parts, order = [], []
     for batch in by_length([len(row) for row in ids], batch_tokens):

@@ -1,7 +1,9 @@
-"""What a module cannot see by itself: which tokens of the present forward pass are real, and where each row's prompt ends.
+"""What a module cannot see by itself: which tokens of the present forward pass are real, and where each row's prompt
+ends.
 
-Methods that decide once a prompt (is this one of mine?) need the state at its last token, be the row padded on the right and followed
-by an answer that is scored, padded on the left, or continued token by token from cached keys and values.
+Methods that decide once a prompt (is this one of mine?) need the state at its last token, be the row padded on the
+right and followed by an answer that is scored, padded on the left, or continued token by token from cached keys and
+values.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 class Focus:
     """One forward pass. Columns count from the first token of the row, those of earlier passes included.
 
-    mask: (rows, tokens) real tokens of this pass. ends: (rows,) column of the last token of each prompt. first: column at which
-    this pass begins: 0, unless keys and values of earlier tokens are cached.
+    mask: (rows, tokens) real tokens of this pass. ends: (rows,) column of the last token of each prompt. first: column
+    at which this pass begins: 0, unless keys and values of earlier tokens are cached.
     """
 
     mask: Tensor
@@ -42,13 +44,16 @@ class Focus:
 class PromptWatch:
     """Knows the focus of the forward pass that is going on, as the stack sees it that `module` belongs to.
 
-    Where a prompt ends: in running text where the head says so, else with the text; in a decoder beside an encoder with what it is
-    given before it writes; in a classifier that looks both ways at its first token, which its label is read from.
+    Where a prompt ends: in running text where the head says so, else with the text; in a decoder beside an encoder with
+    what it is given before it writes; in a classifier that looks both ways at its first token, which its label is read
+    from.
     """
 
     def __init__(self, lm: LM, module: str) -> None:
         self.head, self.focus = lm.head, None
-        stack = next((stack for stack in lm.layout.stacks if module.startswith(f"{stack.blocks}.")), lm.layout.stacks[0])
+        stack = next(
+            (stack for stack in lm.layout.stacks if module.startswith(f"{stack.blocks}.")), lm.layout.stacks[0]
+        )
         paired = len(lm.layout.stacks) > 1
         root = getattr(lm.model, f"get_{stack.name}")() if paired else lm.model
         self.fixed: int | None = None

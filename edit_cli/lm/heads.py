@@ -1,10 +1,12 @@
-"""Beginnings that many rows have in common (context prefixes above all) are run once: the rows go on from their keys and values."""
+"""Beginnings that many rows have in common (context prefixes above all) are run once: the rows go on from their keys
+and values.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,9 +38,13 @@ def placeholder(length: int, like: Tensor) -> Tensor:
 
 
 def common_lengths(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) -> list[int]:
-    """How many leading tokens of each row, at most `limits`, are best run once for all rows that begin with them; 0 for none."""
+    """How many leading tokens of each row, at most `limits`, are best run once for all rows that begin with them; 0
+    for none.
+    """
     count = Counter(ids[:length] for ids, limit in zip(rows, limits, strict=True) for length in range(1, limit + 1))
-    lengths = [max(range(limit + 1), key=lambda n: (count[ids[:n]] - 1) * n) for ids, limit in zip(rows, limits, strict=True)]
+    lengths = [
+        max(range(limit + 1), key=lambda n: (count[ids[:n]] - 1) * n) for ids, limit in zip(rows, limits, strict=True)
+    ]
     heads = {ids[:length] for ids, length in zip(rows, lengths, strict=True)}
     saved = sum(lengths) - sum(map(len, heads))
     return lengths if saved > LEAST_SAVING * sum(map(len, rows)) else [0] * len(rows)
@@ -61,10 +67,8 @@ class Heads:
         """Keys and values of every block that is run (hooks and skipped blocks are the caller's)."""
         past = DynamicCache()  # without the config: no layer forgets what lies outside its window
         nowhere = self.ids.new_zeros(0)
-        try:
+        with suppress(StopForward):  # a hook has seen enough
             self.lm.head.logits_at(self.ids, self.mask, nowhere, nowhere, past=past)
-        except StopForward:  # a hook has seen enough
-            pass
         return past
 
     def before(self, rows: Sequence[int]) -> Tensor:
@@ -81,24 +85,33 @@ class Heads:
         for layer in past.layers:
             parts = (layer.keys, layer.values) if layer.is_initialized else (None, None)
             nothing = placeholder(self.width, self.ids)
-            layers.append(Prefilled(*(nothing if x is None else take_columns(x[index.to(x.device)], columns) for x in parts)))
+            layers.append(
+                Prefilled(*(nothing if x is None else take_columns(x[index.to(x.device)], columns) for x in parts))
+            )
         missing = self.lm.layout.depth - len(layers)
         return Cache(layers=layers + [Prefilled(*[placeholder(self.width, self.ids)] * 2) for _ in range(missing)])
 
 
 def take_columns(part: Tensor, index: Tensor) -> Tensor:
-    """part (rows, heads, tokens, head width) at `index` (rows, columns); negative indices are masked, so any state will do."""
+    """part (rows, heads, tokens, head width) at `index` (rows, columns); negative indices are masked, so any state
+    will do.
+    """
     index = index.clamp(min=0).to(part.device)
     return part.gather(2, index[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3])).contiguous()
 
 
 @torch.no_grad()
 def shortcuts_work(lm: LM) -> bool:
-    """Whether this model gives the same logits when rows go on from shared heads and MLPs see only tokens that matter."""
+    """Whether this model gives the same logits when rows go on from shared heads and MLPs see only tokens that
+    matter.
+    """
     if not getattr(lm.head, "caches_keys", False):
         return False
     vocabulary = lm.model.get_input_embeddings().weight.shape[0]
-    rows = [tuple((7 * i + 3 * row * (i > 2) + 1) % vocabulary for i in range(length)) for row, length in enumerate((8, 6, 7, 5))]
+    rows = [
+        tuple((7 * i + 3 * row * (i > 2) + 1) % vocabulary for i in range(length))
+        for row, length in enumerate((8, 6, 7, 5))
+    ]
     ends = torch.tensor([len(ids) - 1 for ids in rows], device=lm.device)
     number = torch.arange(len(rows), device=lm.device)
     ids, mask = pad_right(rows, lm.head.pad, lm.device)
@@ -112,7 +125,9 @@ def shortcuts_work(lm: LM) -> bool:
             past = heads.cache(heads.run(), range(len(rows)))
             spare_unread(stack, lm, range(lm.layout.depth), tail, number, ends - start)
             positions = start[:, None] + torch.arange(own.shape[1], device=lm.device)
-            lean = lm.head.logits_at(own, torch.cat([heads.before(range(len(rows))), tail], 1), number, ends - start, past, positions)
+            lean = lm.head.logits_at(
+                own, torch.cat([heads.before(range(len(rows))), tail], 1), number, ends - start, past, positions
+            )
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
     return close(lm, lean, plain)

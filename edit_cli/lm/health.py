@@ -1,4 +1,6 @@
-"""How far edits have moved a model from where it was: norms of the weights they touched, and drift of its activations."""
+"""How far edits have moved a model from where it was: norms of the weights they touched, and drift of its
+activations.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ POWER_STEPS = 30
 class Health:
     """Watches the weights of a sequence of edits. Made with the unedited model.
 
-    prompts: what the drift of activations is measured on; it is None for models that have no one state a token to compare.
+    prompts: what the drift of activations is measured on; it is None for models that have no one state a token to
+    compare.
     """
 
     def __init__(self, lm: LM, prompts: Sequence[str]) -> None:
@@ -39,12 +42,14 @@ class Health:
         """Take note of what an edit is about to touch. Call it before the edit is attached."""
         for name in edit.touches(lm) if edit.kind == "weights" else ():
             module = name.removesuffix(".weight")
-            if module != name and module not in self._original and len(lm.place(name).shape) == 2:  # not the weights of norms
+            # not the weights of norms
+            if module != name and module not in self._original and len(lm.place(name).shape) == 2:
                 self._original[module] = lm.weight(module).detach().to("cpu", torch.float32, copy=True)
 
     @torch.no_grad()
     def measure(self, lm: LM) -> dict[str, Any]:
-        """Of every matrix touched so far: ‖W‖/‖W_0‖ and ‖W − W_0‖/‖W_0‖ (Frobenius), and the largest singular value over that of W_0.
+        """Of every matrix touched so far: ‖W‖/‖W_0‖ and ‖W − W_0‖/‖W_0‖ (Frobenius), and the largest singular value
+        over that of W_0.
 
         drift: mean over the prompts of ‖h − h_0‖ / ‖h_0‖, the last token's state after the last block.
         """
@@ -60,7 +65,11 @@ class Health:
                 "top_singular": largest_singular_value(now) / self._largest[module],
             }
         states = self._read(lm)
-        drift = None if states is None else float(((states - self._states).norm(dim=1) / self._states.norm(dim=1).clamp_min(1e-30)).mean())
+        drift = (
+            None
+            if states is None
+            else float(((states - self._states).norm(dim=1) / self._states.norm(dim=1).clamp_min(1e-30)).mean())
+        )
         return {"weights": weights, "drift": drift}
 
     def _read(self, lm: LM) -> Tensor | None:

@@ -1,4 +1,6 @@
-"""Reading and replacing what flows through a module. transformers blocks return a tensor or a tuple depending on family and
+"""Reading and replacing what flows through a module.
+
+transformers blocks return a tensor or a tuple depending on family and
 version; everything that cares passes through `hidden_of` and `with_hidden`.
 """
 
@@ -27,7 +29,10 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 
 
 class Wrapper(nn.Module):
-    """Stands in a module's place. What it lacks is looked up in the original, so that names of modules and weights stay good."""
+    """Stands in a module's place.
+
+    What it lacks is looked up in the original, so that names of modules and weights stay good.
+    """
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
@@ -61,7 +66,8 @@ def _by_rows(states: Tensor, rows: int | None) -> Tensor:
 def on_input(module: nn.Module, see: Callable[[Tensor], None], rows: int | None = None) -> Iterator[None]:
     """Call `see` with the first positional input of `module` at each forward pass.
 
-    rows: of the batch. With it `see` gets (rows, tokens, width) also from the families that flatten it before their MLP.
+    rows: of the batch. With it `see` gets (rows, tokens, width) also from the families that flatten it before their
+    MLP.
     """
     handle = module.register_forward_pre_hook(lambda _, args: see(_by_rows(args[0], rows)))
     try:
@@ -72,7 +78,10 @@ def on_input(module: nn.Module, see: Callable[[Tensor], None], rows: int | None 
 
 @contextmanager
 def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None], rows: int | None = None) -> Iterator[None]:
-    """Call `change` with the hidden states that leave `module`; a tensor that it returns takes their place. `rows` as in `on_input`."""
+    """Call `change` with the hidden states that leave `module`; a tensor that it returns takes their place.
+
+    `rows` as in `on_input`.
+    """
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
         present = hidden_of(output)
@@ -88,10 +97,12 @@ def on_output(module: nn.Module, change: Callable[[Tensor], Tensor | None], rows
 
 @contextmanager
 def gather_before(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Let `module` (the head) see only the states at (rows, columns): its output is (1, positions, …) instead of (rows, tokens, …).
+    """Let `module` (the head) see only the states at (rows, columns): its output is (1, positions, …) instead of (rows,
+    tokens, …).
 
-    The head of a large vocabulary is most of a short prompt's memory, and only a few positions are ever read. Yields a function
-    that takes the model's logits to (positions, …), also where a model uses the head's weight without calling the module.
+    The head of a large vocabulary is most of a short prompt's memory, and only a few positions are ever read. Yields a
+    function that takes the model's logits to (positions, …), also where a model uses the head's weight without calling
+    the module.
     """
     gathered = False
 
@@ -109,7 +120,8 @@ def gather_before(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[
 
 @contextmanager
 def skip_blocks(blocks: Sequence[nn.Module], states: Tensor, as_tuple: bool) -> Iterator[None]:
-    """Let `blocks` (the lowest ones, in order) cost nothing: `states` (rows, tokens, width) are what leaves the last of them.
+    """Let `blocks` (the lowest ones, in order) cost nothing: `states` (rows, tokens, width) are what leaves the last of
+    them.
 
     The model's own forward still makes masks and positions, so this is right for any family. `as_tuple`: whether this
     family's blocks return tuples. Only the instances' `forward` is replaced, and put back.

@@ -1,4 +1,7 @@
-"""What kind of model this is: a causal language model, an encoder-decoder, or a sequence classifier. Its configuration says so."""
+"""What kind of model this is: a causal language model, an encoder-decoder, or a sequence classifier.
+
+Its configuration says so.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,18 @@ from edit_cli.lm.classifier import ClassifierHead
 from edit_cli.lm.seq2seq import Seq2SeqHead
 
 Head = CausalHead | Seq2SeqHead | ClassifierHead
-NAMES = {"causal": "a causal language model", "seq2seq": "an encoder-decoder model", "classifier": "a sequence classifier"}
+NAMES = {
+    "causal": "a causal language model",
+    "seq2seq": "an encoder-decoder model",
+    "classifier": "a sequence classifier",
+}
 KINDS = tuple(NAMES)
 CLASSIFIER = "ForSequenceClassification"
 
 
 def kind_of(config: Any, wanted: str = "auto") -> str:
-    """`wanted`, or what the files were saved from: encoder-decoder models are known by their structure, classifiers by the class they
+    """`wanted`, or what the files were saved from: encoder-decoder models are known by their structure, classifiers by
+    the class they
     were saved from; all else is causal.
 
     Raises:
@@ -46,8 +54,16 @@ def auto_class(kind: str, config: Any, model_id: str) -> Any:
 
     name, mapping, what = {
         "causal": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING", "causal language model"),
-        "seq2seq": ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "encoder-decoder language model"),
-        "classifier": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "sequence classifier"),
+        "seq2seq": (
+            "AutoModelForSeq2SeqLM",
+            "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+            "encoder-decoder language model",
+        ),
+        "classifier": (
+            "AutoModelForSequenceClassification",
+            "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+            "sequence classifier",
+        ),
     }[kind]
     if type(config) not in getattr(transformers, mapping) and name not in getattr(config, "auto_map", {}):
         raise UsageError(f"model.id={model_id} is of the family {config.model_type}, which has no {what}")

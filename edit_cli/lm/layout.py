@@ -1,8 +1,9 @@
 """Where a model keeps things, found by looking at its modules and not by its name.
 
-blocks: the ModuleList of `num_hidden_layers` modules (encoder-decoder models: one in either); MLP output: a block's last projection onto
-the hidden width that does not belong to what mixes tokens (attention and its kin); head: `get_output_embeddings()`; final norm: the norm
-beside the blocks. `model.layout.*` overrides each in models of one stack.
+blocks: the ModuleList of `num_hidden_layers` modules (encoder-decoder models: one in either); MLP output: a block's
+last projection onto the hidden width that does not belong to what mixes tokens (attention and its kin); head:
+`get_output_embeddings()`; final norm: the norm beside the blocks. `model.layout.*` overrides each in models of one
+stack.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from transformers.pytorch_utils import Conv1D
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import unwrapped
 
-MIXERS = ("attn", "attention", "mamba", "mixer", "ssm", "conv", "recurrent", "temporal")  # parts that move things between tokens
+# parts that move things between tokens
+MIXERS = ("attn", "attention", "mamba", "mixer", "ssm", "conv", "recurrent", "temporal")
 
 
 @dataclass
 class LayoutOptions:
-    """Overrides of what discovery finds. `mlp_out` is relative to a block; a model without a final norm takes its last block for it."""
+    """Overrides of what discovery finds.
+
+    `mlp_out` is relative to a block; a model without a final norm takes its last block for it.
+    """
 
     blocks: str | None = None
     mlp_out: str | None = None
@@ -30,8 +35,11 @@ class LayoutOptions:
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks that run one after another. first: number of its first layer in the model. `mlp_ins` and `mlp_out`: names inside a block, in
-    the order in which they run; a gated MLP has two ins, unless one matrix holds both. final_norm: the last block where there is none.
+    """Blocks that run one after another. first: number of its first layer in the model.
+
+    `mlp_ins` and `mlp_out`: names inside a block, in
+    the order in which they run; a gated MLP has two ins, unless one matrix holds both. final_norm: the last block where
+    there is none.
     """
 
     name: str  # encoder or decoder
@@ -49,7 +57,9 @@ class Stack:
 
 @dataclass(frozen=True)
 class Layout:
-    """Module names. Layers count from 0 through all stacks, an encoder's before its decoder's; `mlp_out(layer)` is the projection that
+    """Module names.
+
+    Layers count from 0 through all stacks, an encoder's before its decoder's; `mlp_out(layer)` is the projection that
     locate-then-edit methods write to. The first stack is the one that reads the prompt.
     """
 
@@ -78,10 +88,12 @@ class Layout:
         for stack in self.stacks:
             if layer in stack.layers:
                 return stack
-        parts = ", ".join(f"{stack.first} to {stack.layers[-1]} in the {stack.name}" for stack in self.stacks if len(self.stacks) > 1)
+        parts = ", ".join(
+            f"{stack.first} to {stack.layers[-1]} in the {stack.name}" for stack in self.stacks if len(self.stacks) > 1
+        )
         raise UsageError(
-            f"layer {layer} does not exist: this model has layers 0 to {self.depth - 1}{f' ({parts})' if parts else ''} "
-            "(method.layers or method.layer)"
+            f"layer {layer} does not exist: this model has layers 0 to {self.depth - 1}{f' ({parts})' if parts else ''}"
+            " (method.layers or method.layer)"
         )
 
     def block(self, layer: int) -> str:
@@ -127,22 +139,29 @@ def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
     """Find the layout of a model.
 
     Raises:
-        UsageError: a mixture-of-experts model (keys depend on the routing), or a part that cannot be found; names the override.
+        UsageError: a mixture-of-experts model (keys depend on the routing), or a part that cannot be found; names the
+            override.
     """
     options, config = options or LayoutOptions(), model.config.get_text_config()
     if not getattr(model.config, "is_encoder_decoder", False):
         name = "encoder" if model.get_output_embeddings() is None else "decoder"
         return Layout((_stack(model, name, config.num_hidden_layers, config.hidden_size, options),), config.hidden_size)
     if options != LayoutOptions():
-        raise UsageError("model.layout.* names the parts of a model with one list of blocks; this one has an encoder and a decoder")
+        raise UsageError(
+            "model.layout.* names the parts of a model with one list of blocks; this one has an encoder and a decoder"
+        )
     stacks: list[Stack] = []
     for name, part in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
         inside = next(found for found, module in model.named_modules() if module is part)
-        stacks.append(_stack(model, name, None, config.hidden_size, options, inside, sum(stack.depth for stack in stacks)))
+        stacks.append(
+            _stack(model, name, None, config.hidden_size, options, inside, sum(stack.depth for stack in stacks))
+        )
     return Layout(tuple(stacks), config.hidden_size)
 
 
-def _stack(model: nn.Module, name: str, depth: int | None, width: int, options: LayoutOptions, inside: str = "", first: int = 0) -> Stack:
+def _stack(
+    model: nn.Module, name: str, depth: int | None, width: int, options: LayoutOptions, inside: str = "", first: int = 0
+) -> Stack:
     """The stack of `depth` blocks (None: of any number) in the module `inside`."""
     blocks = options.blocks or _find_blocks(model, depth, width, inside)
     stack = _module(model, blocks, "model.layout.blocks")
@@ -154,7 +173,9 @@ def _stack(model: nn.Module, name: str, depth: int | None, width: int, options: 
         if not is_projection(_module(block, mlp_out, "model.layout.mlp_out", f"block {number}")):
             raise UsageError(f"model.layout.mlp_out={mlp_out} is no Linear or Conv1D layer of block {number}")
     optional = bool(inside) or name == "encoder"  # post-norm stacks end with a block
-    final_norm = options.final_norm or _find_final_norm(model, blocks, width, f"{blocks}.{len(stack) - 1}" if optional else None)
+    final_norm = options.final_norm or _find_final_norm(
+        model, blocks, width, f"{blocks}.{len(stack) - 1}" if optional else None
+    )
     _module(model, final_norm, "model.layout.final_norm", "this model")
     return Stack(name, blocks, _find_mlp_ins(stack[0], mlp_out, width), mlp_out, final_norm, first, len(stack))
 
@@ -168,7 +189,12 @@ def _module(root: nn.Module, name: str, field: str, where: str = "this model") -
 
 def _find_blocks(model: nn.Module, depth: int | None, width: int, inside: str) -> str:
     for name, module in model.get_submodule(inside).named_modules(prefix=inside):
-        if isinstance(module, nn.ModuleList) and depth in (None, len(module)) and len(module) and _onto(module[0], width):
+        if (
+            isinstance(module, nn.ModuleList)
+            and depth in (None, len(module))
+            and len(module)
+            and _onto(module[0], width)
+        ):
             return name
     wanted = "blocks" if depth is None else f"{depth} blocks"
     raise UsageError(f"no list of {wanted} found in {inside or type(model).__name__}: name it with model.layout.blocks")
@@ -180,8 +206,8 @@ def _refuse_experts(blocks: nn.ModuleList, model: str) -> None:
         words = f"{name} {type(module).__name__}".lower()
         if "expert" in words or "moe" in words:
             raise UsageError(
-                f"{model} is a mixture of experts ({type(module).__name__} in its blocks): which matrix a key reaches depends on "
-                "the routing, so no editor here can be right on it; choose a dense model (model.id)"
+                f"{model} is a mixture of experts ({type(module).__name__} in its blocks): which matrix a key reaches"
+                " depends on the routing, so no editor here can be right on it; choose a dense model (model.id)"
             )
 
 
@@ -194,12 +220,17 @@ def _find_mlp_out(block: nn.Module, width: int) -> str:
     candidates = [name for name in _onto(block, width) if not _mixes(name)]
     wider = [name for name in candidates if widths(block.get_submodule(name))[1] > width]
     if not candidates:
-        raise UsageError("no MLP output projection found in a block: name it with model.layout.mlp_out (state-space models may have none)")
+        raise UsageError(
+            "no MLP output projection found in a block: name it with model.layout.mlp_out (state-space models may have"
+            " none)"
+        )
     return (wider or candidates)[-1]
 
 
 def _find_mlp_ins(block: nn.Module, mlp_out: str, width: int) -> tuple[str, ...]:
-    """Projections from the hidden width onto the MLP's inner one (or twice as wide: a gate in the same matrix), up to its output."""
+    """Projections from the hidden width onto the MLP's inner one (or twice as wide: a gate in the same matrix), up
+    to its output.
+    """
     inner, found = widths(block.get_submodule(mlp_out))[1], []
     for name, module in block.named_modules():
         if name == mlp_out:
@@ -224,23 +255,33 @@ def activation(model: nn.Module) -> nn.Module:
 
 
 def attention_out(model: nn.Module, layout: Layout, layer: int, mixers: Sequence[str] = MIXERS[:2]) -> str:
-    """The output projection of a layer's attention: its last one onto the hidden width that is not an input's (linear attention has those).
+    """The output projection of a layer's attention: its last one onto the hidden width that is not an input's (linear
+    attention has those).
 
-    mixers: what counts as attention; `MIXERS` takes whatever stands in its place in the other layers of hybrid families.
+    mixers: what counts as attention; `MIXERS` takes whatever stands in its place in the other layers of hybrid
+        families.
 
     Raises:
         UsageError: this layer mixes tokens by something else.
     """
     block = layout.block(layer)
-    inside = [name for name in _onto(model.get_submodule(block), layout.width) if any(mixer in name.lower() for mixer in mixers)]
+    inside = [
+        name
+        for name in _onto(model.get_submodule(block), layout.width)
+        if any(mixer in name.lower() for mixer in mixers)
+    ]
     found = [name for name in inside if not name.rpartition(".")[2].startswith("in_")]
     if not found:
-        raise UsageError(f"no attention output projection found in layer {layer}: choose a layer with attention (method.layers)")
+        raise UsageError(
+            f"no attention output projection found in layer {layer}: choose a layer with attention (method.layers)"
+        )
     return f"{block}.{found[-1]}"
 
 
 def attention_ins(model: nn.Module, layout: Layout, layer: int) -> list[str]:
-    """Projections of a layer's attention that read the hidden state (queries, keys, values); none in a layer without attention."""
+    """Projections of a layer's attention that read the hidden state (queries, keys, values); none in a layer without
+    attention.
+    """
     try:
         out = attention_out(model, layout, layer)
     except UsageError:
@@ -255,9 +296,11 @@ def attention_ins(model: nn.Module, layout: Layout, layer: int) -> list[str]:
 
 
 def _find_final_norm(model: nn.Module, blocks: str, width: int, otherwise: str | None) -> str:
-    """The last norm of the hidden width beside the blocks; one of the embeddings counts only if it comes after the blocks.
+    """The last norm of the hidden width beside the blocks; one of the embeddings counts only if it comes after the
+    blocks.
 
-    otherwise: what stands in where there is none. Such stacks may also name the norm of their embeddings after their blocks.
+    otherwise: what stands in where there is none. Such stacks may also name the norm of their embeddings after their
+    blocks.
     """
     parent, _, own = blocks.rpartition(".")
     children = list(model.get_submodule(parent).named_children())
@@ -270,5 +313,6 @@ def _find_final_norm(model: nn.Module, blocks: str, width: int, otherwise: str |
     if otherwise is not None:
         return otherwise
     raise UsageError(
-        f"no final norm found beside {blocks}: name it with model.layout.final_norm (the last block, {blocks}.N, if there is none)"
+        f"no final norm found beside {blocks}: name it with model.layout.final_norm (the last block, {blocks}.N, if"
+        " there is none)"
     )

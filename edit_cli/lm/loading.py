@@ -36,7 +36,10 @@ REMEDY = "give a local folder instead: {key}=/path/to/folder (written by save_pr
 
 @dataclass
 class ModelOptions:
-    """Keys of the `model` group. `records`, `corpus`, `perplexity_text` and `default_limit` say what goes with the model."""
+    """Keys of the `model` group.
+
+    `records`, `corpus`, `perplexity_text` and `default_limit` say what goes with the model.
+    """
 
     name: str
     id: str
@@ -60,8 +63,10 @@ class ModelOptions:
         """Load model and tokenizer.
 
         Raises:
-            MissingError: no such folder or hub id, no network to fetch it, or damaged files; says what was looked for and the remedy.
-            UsageError: an unknown dtype or device, or a model that no editor can be right on. OutOfMemory: it does not fit the device.
+            MissingError: no such folder or hub id, no network to fetch it, or damaged files; says what was looked for
+            and the remedy.
+            UsageError: an unknown dtype or device, or a model that no editor can be right on. OutOfMemory: it does not
+                fit the device.
         """
         from edit_cli.lm.model import LM
         from edit_cli.lm.offload import fetch_again_for_backward
@@ -92,17 +97,26 @@ class ModelOptions:
 
     def _common(self, source: Source) -> dict[str, Any]:
         """What every part of the model is read with."""
-        return {"revision": source.revision, "trust_remote_code": self.trust_remote_code, "local_files_only": source.local}
+        return {
+            "revision": source.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "local_files_only": source.local,
+        }
 
     def _place(self) -> str | torch.device | dict[str, Any]:
-        """Where the weights go: a device, the name of a way to spread them over all devices, or devices of modules by name."""
+        """Where the weights go: a device, the name of a way to spread them over all devices, or devices of modules
+        by name.
+        """
         if self.device_map is None:
             return _device("model.device", self.device)
         if self.device_map in SPREADS:
             return self.device_map
         if isinstance(self.device_map, dict):
             _refuse_overlap(list(self.device_map))
-            return {module: _device_or_disk(f"model.device_map.{module}", place) for module, place in self.device_map.items()}
+            return {
+                module: _device_or_disk(f"model.device_map.{module}", place)
+                for module, place in self.device_map.items()
+            }
         return _device("model.device_map", self.device_map)
 
     def _read(self, source: Source, place: str | torch.device | dict[str, Any]) -> tuple[Any, Any]:
@@ -120,31 +134,54 @@ class ModelOptions:
                 tokenizer = AutoTokenizer.from_pretrained(source.path, **common)
             dtype = getattr(torch, self.dtype)
             # straight to where they are to be: a model larger than the host's memory need not pass through it whole
-            how = {"dtype": dtype, "device_map": place, "max_memory": self.max_memory, "offload_folder": self.offload_folder}
-            how |= {"output_loading_info": True, "ignore_mismatched_sizes": True, **how_to_load(self.id, self.quantise, dtype, config)}
-            how["adapter_kwargs"] = {"local_files_only": source.local}  # it looks for an adapter too, where peft is installed
+            how = {
+                "dtype": dtype,
+                "device_map": place,
+                "max_memory": self.max_memory,
+                "offload_folder": self.offload_folder,
+            }
+            how |= {
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,
+                **how_to_load(self.id, self.quantise, dtype, config),
+            }
+            # it looks for an adapter too, where peft is installed
+            how["adapter_kwargs"] = {"local_files_only": source.local}
             with self._reading("weights"):
                 model, found = loader.from_pretrained(source.path, config=config, **how, **common)
         if isinstance(place, dict) and (unknown := [name for name in place if not _has(model, name)]):
             raise UsageError(f"model.device_map.{unknown[0]} names no module of this model")
-        for problem, names in (("missing", found["missing_keys"]), ("of another shape", [name for name, *_ in found["mismatched_keys"]])):
+        for problem, names in (
+            ("missing", found["missing_keys"]),
+            ("of another shape", [name for name, *_ in found["mismatched_keys"]]),
+        ):
             if names:
-                raise MissingError(f"model.id={self.id}: {len(names)} weights are {problem} in its files, such as {min(names)}")
+                raise MissingError(
+                    f"model.id={self.id}: {len(names)} weights are {problem} in its files, such as {min(names)}"
+                )
         return model, tokenizer
 
     @contextmanager
     def _reading(self, part: str) -> Iterator[None]:
-        """Name the part that cannot be read: the libraries raise anything from OSError to a bare Exception on damaged files."""
+        """Name the part that cannot be read: the libraries raise anything from OSError to a bare Exception on
+        damaged files.
+        """
         import torch
 
         try:
             yield
         except torch.OutOfMemoryError:
             smaller = "a smaller model.dtype (bfloat16), model.device_map=auto for several devices, or model.device=cpu"
-            raise OutOfMemory(f"model.id={self.id} does not fit the device's memory in {self.dtype}: use {smaller}") from None
+            raise OutOfMemory(
+                f"model.id={self.id} does not fit the device's memory in {self.dtype}: use {smaller}"
+            ) from None
         except Exception as error:
-            if isinstance(error, ValueError) and (about := next((word for word in PLACEMENT if word in str(error)), None)):
-                raise UsageError(f"model.{PLACEMENT[about]} does not work for model.id={self.id}: {_first_line(error)[:200]}") from error
+            if isinstance(error, ValueError) and (
+                about := next((word for word in PLACEMENT if word in str(error)), None)
+            ):
+                raise UsageError(
+                    f"model.{PLACEMENT[about]} does not work for model.id={self.id}: {_first_line(error)[:200]}"
+                ) from error
             raise MissingError(f"model.id={self.id}: its {part} cannot be read: {_first_line(error)}") from error
 
 
@@ -185,7 +222,9 @@ def resolve(model_id: str, revision: str | None, key: str = "model.id") -> Sourc
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise MissingError(f"{key}={model_id} is a folder without config.json; give a folder that save_pretrained wrote")
+            raise MissingError(
+                f"{key}={model_id} is a folder without config.json; give a folder that save_pretrained wrote"
+            )
         return Source(str(folder), revision, True)
     if folder.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
         raise MissingError(f"{key}={model_id}: no such folder")
@@ -214,10 +253,14 @@ def _on_hub(model_id: str, revision: str | None, key: str) -> Source:
     if isinstance(cached, str):
         return Source(model_id, Path(cached).parent.name, True)  # …/snapshots/COMMIT/config.json
     if isinstance(reason, GatedRepoError):
-        raise MissingError(f"{key}={model_id} is gated: accept its licence on the hub and log in with `hf auth login`, or {remedy}")
+        raise MissingError(
+            f"{key}={model_id} is gated: accept its licence on the hub and log in with `hf auth login`, or {remedy}"
+        )
     if isinstance(reason, HfHubHTTPError):
         raise MissingError(f"{where}, and the hub answers: {_first_line(reason)}; {remedy}")
-    raise MissingError(f"{where} and not in the hub's cache, and the hub cannot be reached ({type(reason).__name__}); {remedy}")
+    raise MissingError(
+        f"{where} and not in the hub's cache, and the hub cannot be reached ({type(reason).__name__}); {remedy}"
+    )
 
 
 def _device(key: str, name: str) -> torch.device:

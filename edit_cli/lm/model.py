@@ -55,7 +55,9 @@ class LM:
         self.monitor = monitor or Monitor()
         self.team: Team = ALONE  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
-        self.head: Head = head_of(model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192))
+        self.head: Head = head_of(
+            model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192)
+        )
         self.masters: dict[str, Tensor] = {}  # float32 copies of edited 16-bit weights, so that small updates add up
         self._stack: list[tuple[Edit, Undo]] = []
 
@@ -72,7 +74,9 @@ class LM:
         return self.answerer.loglikelihood(pairs)
 
     def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
-        """Log-probabilities (target tokens, vocabulary) at the targets of (prompt, target) pairs, float32; None where a route has none."""
+        """Log-probabilities (target tokens, vocabulary) at the targets of (prompt, target) pairs, float32; None
+        where a route has none.
+        """
         ask = getattr(self.answerer, "target_logprobs", None)
         return ask(pairs) if ask else [None] * len(pairs)
 
@@ -85,7 +89,10 @@ class LM:
         return self.answerer.sample(prompts, seeds, max_tokens, top_k)
 
     def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
-        """(summed negative log-likelihood in nats, tokens) of running text. Routes answer prompts, so they play no part here."""
+        """(summed negative log-likelihood in nats, tokens) of running text.
+
+        Routes answer prompts, so they play no part here.
+        """
         return self.head.token_nlls(texts, window)
 
     # --- edits ------------------------------------------------------------------------------------------------------
@@ -113,7 +120,9 @@ class LM:
         return edit
 
     def settle(self) -> None:
-        """Join the two latest edits, if both change weights: they come off together, and one original of each weight is kept."""
+        """Join the two latest edits, if both change weights: they come off together, and one original of each weight
+        is kept.
+        """
         if len(self._stack) < 2:
             return
         (_, below), (_, above) = self._stack[-2:]
@@ -169,7 +178,9 @@ class LM:
         return place_of(self.model, parameter, self.dtype)
 
     def weight(self, module: str) -> Tensor:
-        """Weight of a projection as (d_out, d_in), whatever the class stores and wherever it is (not always on the device)."""
+        """Weight of a projection as (d_out, d_in), whatever the class stores and wherever it is (not always on the
+        device).
+        """
         value = self.place(f"{module}.weight").value()
         return value.T if is_transposed(self.module(module)) else value
 
@@ -178,7 +189,9 @@ class LM:
         return widths(self.module(self.layout.mlp_out(layer)))[1]
 
     def fingerprint(self, names: Sequence[str] | None = None) -> str:
-        """sha256 over parameters in their present state; without `names`, over all of the unedited model (computed once)."""
+        """sha256 over parameters in their present state; without `names`, over all of the unedited model (computed
+        once).
+        """
         if names is None:
             return self._base_fingerprint
         digest = hashlib.sha256()
@@ -193,18 +206,23 @@ class LM:
     def _base_fingerprint(self) -> str:
         tied = getattr(self.model, "all_tied_weights_keys", {})  # off the device they are two parameters
         with self.pristine():
-            return self.fingerprint(list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters())))
+            return self.fingerprint(
+                list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
+            )
 
     # --- what only a forward pass tells -------------------------------------------------------------------------------
 
     @cached_property
     def blocks_return_tuples(self) -> bool:
-        """Whether this family's blocks return tuples or lists (differs between families and versions of transformers)."""
+        """Whether this family's blocks return tuples or lists (differs between families and versions of
+        transformers).
+        """
         return isinstance(self._probe(self.layout.block(0), lambda output: output), (tuple, list))
 
     @property
     def takes_shortcuts(self) -> bool:
-        """Whether rows may go on from shared beginnings, and MLPs be spared the tokens that nobody reads, without a change in logits.
+        """Whether rows may go on from shared beginnings, and MLPs be spared the tokens that nobody reads, without a
+        change in logits.
 
         Not while a module looks at whole prompts (see lm.focus).
         """
@@ -229,7 +247,9 @@ class LM:
         """
         block, projection = self.layout.block(layer), self.layout.mlp_out(layer)
         plain = self._probe(block, hidden_of)
-        shift = torch.randn(self.layout.width, generator=torch.Generator().manual_seed(0)).to(plain) * plain.float().std()
+        shift = (
+            torch.randn(self.layout.width, generator=torch.Generator().manual_seed(0)).to(plain) * plain.float().std()
+        )
         with on_output(self.module(projection), lambda hidden: hidden + shift.to(hidden)):
             moved = self._probe(block, hidden_of)
         error = ((moved - plain).float() - shift.float()).norm(dim=-1) / shift.float().norm()

@@ -1,4 +1,5 @@
-"""Weights of a model that is larger than its devices: accelerate keeps them in host memory or on disk, and a hook of their module brings
+"""Weights of a model that is larger than its devices: accelerate keeps them in host memory or on disk, and a hook of
+their module brings
 them to the device for as long as the module computes.
 """
 
@@ -48,19 +49,23 @@ def execution_device(module: nn.Module) -> torch.device:
 def fetch_again_for_backward(model: nn.Module) -> None:
     """Let backward passes bring the weights that they need once more.
 
-    Autograd would hold on to every weight that a forward pass has used, until all of the model is on the device after all.
+    Autograd would hold on to every weight that a forward pass has used, until all of the model is on the device after
+    all.
     """
     for module in model.modules():
         hook = offloading_hook(module)
         if hook is not None:
-            module._old_forward = _letting_go(module._old_forward, module, hook)  # noqa: SLF001 - where accelerate keeps the module's own
+            module._old_forward = _letting_go(module._old_forward, module, hook)
 
 
 def _letting_go(forward: Callable[..., Any], module: nn.Module, hook: Any) -> Callable[..., Any]:
     def forward_that_lets_go(*args: Any, **kwargs: Any) -> Any:
         if not (hook.offload and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
-        brought = {weight.untyped_storage().data_ptr(): name for name, weight in module.named_parameters(recurse=hook.place_submodules)}
+        brought = {
+            weight.untyped_storage().data_ptr(): name
+            for name, weight in module.named_parameters(recurse=hook.place_submodules)
+        }
         brought.pop(0, None)  # has no storage
         source = hook.weights_map  # as it is now, with the edits that are attached
 
@@ -68,7 +73,9 @@ def _letting_go(forward: Callable[..., Any], module: nn.Module, hook: Any) -> Ca
             name = brought.get(saved.untyped_storage().data_ptr())
             if name is None:
                 return saved
-            return Later(source, name, saved.device, saved.dtype, tuple(saved.shape), saved.stride(), saved.storage_offset())
+            return Later(
+                source, name, saved.device, saved.dtype, tuple(saved.shape), saved.stride(), saved.storage_offset()
+            )
 
         with saved_tensors_hooks(pack, lambda packed: packed.fetch() if isinstance(packed, Later) else packed):
             return forward(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Where a weight is kept, and how another value takes its place there and comes off again, bit for bit.
 
-Most weights lie in their module. Those of a model that is larger than its devices lie in host memory or on disk. Quantised ones cannot
-take in an edit: it stays beside them, in more digits.
+Most weights lie in their module. Those of a model that is larger than its devices lie in host memory or on disk.
+Quantised ones cannot take in an edit: it stays beside them, in more digits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def place_of(model: nn.Module, name: str, dtype: torch.dtype) -> Place:
         return Resident(module, leaf) if carrier is None else Offloaded(module, leaf, carrier)
     if carrier is not None or not is_projection(module):
         where = "kept off the device" if carrier is not None else f"of a {type(module).__name__}"
-        raise UsageError(f"{name} is quantised and {where}, where nothing can be added beside it: use a device that holds it")
+        raise UsageError(
+            f"{name} is quantised and {where}, where nothing can be added beside it: use a device that holds it"
+        )
     return Quantised(module, leaf, dtype)
 
 
@@ -77,7 +79,10 @@ class Place(ABC):
 
     @abstractmethod
     def tunable(self) -> AbstractContextManager[Tensor]:
-        """Context with the tensor by which to differentiate; `assign` works in it as ever. What it changes is undone by `keep`."""
+        """Context with the tensor by which to differentiate; `assign` works in it as ever.
+
+        What it changes is undone by `keep`.
+        """
 
 
 class Resident(Place):
@@ -103,7 +108,9 @@ class Resident(Place):
 
 
 class Offloaded(Place):
-    """A weight that a hook takes from its `weights_map` for every forward pass. An assigned value stands in front of the map, in host
+    """A weight that a hook takes from its `weights_map` for every forward pass.
+
+    An assigned value stands in front of the map, in host
     memory; the map itself and the files behind it stay as they are.
     """
 
@@ -147,7 +154,9 @@ class Offloaded(Place):
 
 
 class Quantised(Place):
-    """A projection's weight in few bits. An assigned value is met by adding x Δᵀ to what leaves the projection, Δ being what the
+    """A projection's weight in few bits.
+
+    An assigned value is met by adding x Δᵀ to what leaves the projection, Δ being what the
     quantised weight lacks of it, in `dtype`.
     """
 
@@ -165,7 +174,7 @@ class Quantised(Place):
 
     @property
     def _beside(self) -> Beside | None:
-        return next((hook for hook in self.module._forward_hooks.values() if isinstance(hook, Beside)), None)  # noqa: SLF001
+        return next((hook for hook in self.module._forward_hooks.values() if isinstance(hook, Beside)), None)
 
     def bits(self) -> list[Tensor]:
         """The packed weight, its scales, and what stands beside it."""
@@ -203,7 +212,11 @@ class Quantised(Place):
     @contextmanager
     def tunable(self) -> Iterator[Tensor]:
         """Δ itself: the gradient by it is that by the weight."""
-        before = self._beside.delta.clone() if self._beside else torch.zeros(self.shape, dtype=self.dtype, device=self.parameter.device)
+        before = (
+            self._beside.delta.clone()
+            if self._beside
+            else torch.zeros(self.shape, dtype=self.dtype, device=self.parameter.device)
+        )
         self._place(before.requires_grad_(True))
         try:
             yield self._beside.delta
@@ -216,7 +229,8 @@ class Beside:
 
     def __init__(self, module: nn.Module, delta: Tensor) -> None:
         self.delta = delta
-        self.handle = module.register_forward_hook(self, prepend=True)  # whoever reads or changes the output comes after it
+        # whoever reads or changes the output comes after it
+        self.handle = module.register_forward_hook(self, prepend=True)
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output + nn.functional.linear(args[0].to(self.delta), self.delta).to(output)

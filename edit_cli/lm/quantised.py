@@ -1,4 +1,7 @@
-"""4- and 8-bit models, by bitsandbytes. Their matrices cannot take in an edit: `places.Quantised` puts it beside them."""
+"""4- and 8-bit models, by bitsandbytes.
+
+Their matrices cannot take in an edit: `places.Quantised` puts it beside them.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,21 @@ READABLE = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 
 
 def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config: PretrainedConfig) -> dict[str, Any]:
-    """What `from_pretrained` is told to get matrices of 4 bits (NF4) or 8 (LLM.int8()); nothing for a model that is not quantised.
+    """What `from_pretrained` is told to get matrices of 4 bits (NF4) or 8 (LLM.int8()); nothing for a model that is not
+    quantised.
 
     Raises:
-        UsageError: no such number of bits, or files that another quantiser wrote. MissingError: bitsandbytes is not installed.
+        UsageError: no such number of bits, or files that another quantiser wrote. MissingError: bitsandbytes is not
+            installed.
     """
     written = _quantiser(config)
     if quantise is not None and quantise not in BITS:
         raise UsageError(f"model.quantise={quantise}: choose {', '.join(BITS)} or null")
     if written not in (None, *READABLE):
         remedy = "take its 16-bit original, and model.quantise=4bit"
-        raise UsageError(f"model.id={model_id}: its weights are quantised by {written}, which cannot be edited: {remedy}")
+        raise UsageError(
+            f"model.id={model_id}: its weights are quantised by {written}, which cannot be edited: {remedy}"
+        )
     if quantise is None and written is None:
         return {}
     if dtype == torch.float64:
@@ -37,7 +44,9 @@ def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config:
     if quantise is not None and written is not None:
         raise UsageError(f"model.quantise={quantise}: its weights are quantised already; leave it null")
     if find_spec("bitsandbytes") is None:
-        wanted = f"model.quantise={quantise}" if written is None else f"model.id={model_id}, whose weights are quantised,"
+        wanted = (
+            f"model.quantise={quantise}" if written is None else f"model.id={model_id}, whose weights are quantised,"
+        )
         raise MissingError(f"{wanted} needs bitsandbytes: pip install 'edit-cli[quantised]'")
     getLogger("bitsandbytes").setLevel(ERROR)  # it tells at every pass how it computes
     return {"quantization_config": _settings(quantise, dtype)} if quantise else {}
@@ -63,7 +72,8 @@ def _settings(quantise: str, dtype: torch.dtype) -> BitsAndBytesConfig:
 def settle(model: nn.Module) -> None:
     """Keep quantised matrices as they were loaded.
 
-    With some processors a 4-bit matrix is packed anew at its first forward pass, in a form that has no gradient and rounds its scales.
+    With some processors a 4-bit matrix is packed anew at its first forward pass, in a form that has no gradient and
+    rounds its scales.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +32,8 @@ class Tap:
 def read(
     lm: LM, rows: Sequence[Row], positions: Sequence[int], taps: Sequence[Tap], reduce: Literal["last", "mean"] = "last"
 ) -> list[Tensor]:
-    """Activations (rows, width) in float32 or better, one tensor a tap, at token `positions[i]` of row i (or their mean up to there).
+    """Activations (rows, width) in float32 or better, one tensor a tap, at token `positions[i]` of row i (or their mean
+    up to there).
 
     Raises:
         UsageError: a module that does not keep one state a token.
@@ -43,23 +44,30 @@ def read(
 class Ascent:
     """Rows that are read at one block after another, upwards, without running again what lies below.
 
-    Rows are cut after the token that is read (by causality nothing later matters), identical ones are run once, beginnings that
-    rows share are run once, and a forward pass ends as soon as everything has been read.
+    Rows are cut after the token that is read (by causality nothing later matters), identical ones are run once,
+    beginnings that rows share are run once, and a forward pass ends as soon as everything has been read.
     """
 
-    def __init__(self, lm: LM, rows: Sequence[Row], positions: Sequence[int], reduce: Literal["last", "mean"] = "last") -> None:
+    def __init__(
+        self, lm: LM, rows: Sequence[Row], positions: Sequence[int], reduce: Literal["last", "mean"] = "last"
+    ) -> None:
         self.lm, self.reduce = lm, reduce
         cut = [row.ids[: position + 1] for row, position in zip(rows, positions, strict=True)]
         self.distinct = list(dict.fromkeys(cut))
         place = {ids: index for index, ids in enumerate(self.distinct)}
         self.order = [place[ids] for ids in cut]
         self.lean = reduce == "last" and lm.takes_shortcuts  # a mean needs every token of every row
-        lengths = common_lengths(self.distinct, [len(ids) - 1 for ids in self.distinct]) if self.lean else [0] * len(self.distinct)
+        lengths = (
+            common_lengths(self.distinct, [len(ids) - 1 for ids in self.distinct])
+            if self.lean
+            else [0] * len(self.distinct)
+        )
         self.heads = Heads(lm, self.distinct, lengths)
         self.own = [ids[length:] for ids, length in zip(self.distinct, lengths, strict=True)]
         self.batches = by_length([len(ids) for ids in self.own], lm.head.batch_tokens)
         self.level = -1  # the last block that need not be run again
-        self.states: list[Tensor] = []  # what leaves it, (rows, tokens, width) a batch and at last of the heads, in host memory
+        # what leaves it, (rows, tokens, width) a batch and at last of the heads, in host memory
+        self.states: list[Tensor] = []
 
     @torch.no_grad()
     def climb(self, layer: int) -> None:
@@ -92,10 +100,15 @@ class Ascent:
             states.append(seen[0].cpu())
         return past
 
-    def _run(self, number: int, taps: Sequence[Tap], past: DynamicCache | None, only_last: bool = False) -> list[Tensor]:
+    def _run(
+        self, number: int, taps: Sequence[Tap], past: DynamicCache | None, only_last: bool = False
+    ) -> list[Tensor]:
         lm, batch = self.lm, self.batches[number]
         ids, mask = pad_right([self.own[i] for i in batch], lm.head.pad, lm.device)
-        with self._listening(taps, ids, self.states[number] if self.states else None, only_last) as seen, ExitStack() as stack:
+        with (
+            self._listening(taps, ids, self.states[number] if self.states else None, only_last) as seen,
+            ExitStack() as stack,
+        ):
             if only_last:
                 ends = torch.arange(len(ids), device=lm.device) * ids.shape[1] + mask.sum(1) - 1
                 spare(stack, lm, self._top(taps), ends, ids.numel())
@@ -111,10 +124,15 @@ class Ascent:
     def _top(self, taps: Sequence[Tap]) -> int:
         """The highest block in which a tap lies; the last one, if it lies in none."""
         blocks = [self.lm.layout.block(layer) + "." for layer in range(self.lm.layout.depth)]
-        return max(next((n for n, block in enumerate(blocks) if f"{tap.module}.".startswith(block)), len(blocks) - 1) for tap in taps)
+        return max(
+            next((n for n, block in enumerate(blocks) if f"{tap.module}.".startswith(block)), len(blocks) - 1)
+            for tap in taps
+        )
 
     @contextmanager
-    def _listening(self, taps: Sequence[Tap], ids: Tensor, states: Tensor | None, only_last: bool = False) -> Iterator[list[Tensor]]:
+    def _listening(
+        self, taps: Sequence[Tap], ids: Tensor, states: Tensor | None, only_last: bool = False
+    ) -> Iterator[list[Tensor]]:
         """Fills the list that it yields, one tensor a tap, and ends the forward pass once all are there.
 
         states: what enters block level + 1. only_last: parts of the top block may see one token a row.
@@ -127,7 +145,9 @@ class Ascent:
                 activations = activations[0][:, None]
             elif activations.shape[:2] != ids.shape and not (only_last and activations.shape[:2] == (rows, 1)):
                 shape = tuple(activations.shape)
-                raise UsageError(f"{taps[index].module} of {lm.name} works on {shape}, not on one state a token: it cannot be read")
+                raise UsageError(
+                    f"{taps[index].module} of {lm.name} works on {shape}, not on one state a token: it cannot be read"
+                )
             seen[index] = activations.detach()
             if all(found is not None for found in seen):
                 raise StopForward
@@ -138,8 +158,5 @@ class Ascent:
             for index, tap in enumerate(taps):
                 listen = on_input if tap.side == "input" else on_output
                 stack.enter_context(listen(lm.module(tap.module), lambda x, i=index: keep(i, x), rows))
-            try:
+            with suppress(StopForward):
                 yield seen
-            except StopForward:
-                pass
-

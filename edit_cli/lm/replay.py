@@ -1,4 +1,5 @@
-"""A pass again and again while one module's output changes: whatever ends before that module begins is the same each time, so it is kept.
+"""A pass again and again while one module's output changes: whatever ends before that module begins is the same each
+time, so it is kept.
 
 No family needs code of its own: the model's own forward runs, and its parts that are known return what they returned.
 """
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 @dataclass
 class Replay:
-    """What one pass left. kept: (module, its output), outermost modules that ended before `until` did, and `until` itself."""
+    """What one pass left.
+
+    kept: (module, its output), outermost modules that ended before `until` did, and `until` itself.
+    """
 
     until: nn.Module
     kept: list[tuple[nn.Module, Any]] = field(default_factory=list)
@@ -43,7 +47,10 @@ class Replay:
 
     @contextmanager
     def constant(self) -> Iterator[None]:
-        """The kept modules cost nothing. Only the instances' `forward` is replaced, and put back; hooks on them run as ever."""
+        """The kept modules cost nothing.
+
+        Only the instances' `forward` is replaced, and put back; hooks on them run as ever.
+        """
         with ExitStack() as stack:
             for module, output in self.lasting:
                 stack.callback(_put_back, module, module.__dict__.get("forward"))
@@ -53,7 +60,9 @@ class Replay:
 
 @contextmanager
 def recorded(model: nn.Module, until: nn.Module) -> Iterator[Replay]:
-    """Keep what the modules of `model` return in the one pass that is run inside the block, before hooks that others have set."""
+    """Keep what the modules of `model` return in the one pass that is run inside the block, before hooks that others
+    have set.
+    """
     found = Replay(until)
     with ExitStack() as stack:
         for module in model.modules():

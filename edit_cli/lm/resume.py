@@ -1,7 +1,7 @@
 """Forward passes that differ only above one block and from one token of each row on; all the rest is computed once.
 
-By causality, a change at token t of block ℓ reaches neither tokens before t nor blocks up to ℓ. So the states that leave
-block ℓ are constants, and so are the keys and values of earlier tokens in all blocks above: a cached prefix.
+By causality, a change at token t of block ℓ reaches neither tokens before t nor blocks up to ℓ. So the states that
+leave block ℓ are constants, and so are the keys and values of earlier tokens in all blocks above: a cached prefix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from edit_cli.lm.tokens import pad_right
 
 @dataclass(frozen=True)
 class Span:
-    """One row: its tokens, the token from which it is run anew, and the positions whose logits are wanted (all ≥ start)."""
+    """One row: its tokens, the token from which it is run anew, and the positions whose logits are wanted (all ≥
+    start).
+    """
 
     ids: tuple[int, ...]
     start: int
@@ -42,15 +44,19 @@ class FrozenPrefix(Prefilled):
 class Resumption:
     """Rows whose constant part has been computed. `frozen`: the last block that no change reaches, −1 for none.
 
-    reuse_prefix: whether tokens before the start are kept as cached keys and values (where the family has such a cache).
-    lean_from: the first block that is not changed inside, but only by what enters it at the rows' starts; null for none. From it on
-    MLPs are spared the tokens that nobody reads; it makes anew the queries, keys and values of the starts alone; rows share their
-    beginnings. Only for callers without hooks of their own in those blocks, which would see a few tokens in place of (rows, tokens).
+    reuse_prefix: whether tokens before the start are kept as cached keys and values (where the family has such a
+    cache).
+    lean_from: the first block that is not changed inside, but only by what enters it at the rows' starts; null for
+    none. From it on MLPs are spared the tokens that nobody reads; it makes anew the queries, keys and values of the
+    starts alone; rows share their beginnings. Only for callers without hooks of their own in those blocks, which would
+    see a few tokens in place of (rows, tokens).
 
     base: float32 logits (wanted positions of all rows, vocabulary) of the unchanged model.
     """
 
-    def __init__(self, lm: LM, spans: Sequence[Span], frozen: int, reuse_prefix: bool = True, lean_from: int | None = None) -> None:
+    def __init__(
+        self, lm: LM, spans: Sequence[Span], frozen: int, reuse_prefix: bool = True, lean_from: int | None = None
+    ) -> None:
         self.lm, self.frozen = lm, frozen
         self.lean_from = lean_from if lean_from is not None and lm.takes_shortcuts else None
         device = lm.device
@@ -61,7 +67,9 @@ class Resumption:
         wanted = torch.tensor([c for span in spans for c in span.wanted], device=device)
         self.columns = wanted - start[self.rows]
         self.at = torch.tensor([span.start for span in spans], device=device) - start  # where the change enters
-        self.ids, self.tail = pad_right([span.ids[s:] for span, s in zip(spans, starts, strict=True)], lm.head.pad, device)
+        self.ids, self.tail = pad_right(
+            [span.ids[s:] for span, s in zip(spans, starts, strict=True)], lm.head.pad, device
+        )
         self.positions = start[:, None] + torch.arange(self.ids.shape[1], device=device)
         length = max(starts)
         self.before = (torch.arange(length, device=device) >= length - start[:, None]).long()
@@ -69,16 +77,22 @@ class Resumption:
 
     @torch.no_grad()
     def _run_whole(self, spans: Sequence[Span], starts: list[int], wanted: Tensor) -> None:
-        """One pass over all tokens: states that leave block `frozen`, keys and values of the prefixes above it, logits."""
+        """One pass over all tokens: states that leave block `frozen`, keys and values of the prefixes above it,
+        logits.
+        """
         lm, length, device = self.lm, self.before.shape[1], self.ids.device
         rows, every = [span.ids for span in spans], range(len(spans))
         lean = self.lean_from is not None
         heads = Heads(lm, rows, common_lengths(rows, starts) if lean else [0] * len(rows))
         skipped = torch.tensor(heads.lengths, device=device)
         ids, mask = pad_right([row[n:] for row, n in zip(rows, heads.lengths, strict=True)], lm.head.pad, device)
-        past, positions = DynamicCache() if length else None, None  # without the config: no layer forgets what lies outside its window
+        # without the config: no layer forgets what lies outside its window
+        past, positions = DynamicCache() if length else None, None
         if heads.width:
-            past, positions = heads.cache(heads.run(), every), skipped[:, None] + torch.arange(ids.shape[1], device=device)
+            past, positions = (
+                heads.cache(heads.run(), every),
+                skipped[:, None] + torch.arange(ids.shape[1], device=device),
+            )
         states: list[Tensor] = []
         projected: dict[str, Tensor] = {}
         with ExitStack() as stack:
@@ -91,12 +105,16 @@ class Resumption:
                 stack.enter_context(on_output(block, lambda hidden: states.append(hidden.clone())))
             columns = wanted - skipped[self.rows]
             if lean:  # all states that leave a frozen block are kept, in the last one too
-                spare_unread(stack, lm, range(lm.layout.depth - (self.frozen == lm.layout.depth - 1)), mask, self.rows, columns)
+                spare_unread(
+                    stack, lm, range(lm.layout.depth - (self.frozen == lm.layout.depth - 1)), mask, self.rows, columns
+                )
             everything = torch.cat([heads.before(every), mask], dim=1)
             self.base = lm.head.logits_at(ids, everything, self.rows, columns, past=past, positions=positions)
         own = self.positions - skipped[:, None]
         self.states = _columns(states[0], own).to(device) if states else None
-        self.projected = {name: _columns(found, own) for name, found in projected.items() if found.shape[:2] == ids.shape}
+        self.projected = {
+            name: _columns(found, own) for name, found in projected.items() if found.shape[:2] == ids.shape
+        }
         index = self.positions[:, :1] - length + torch.arange(length, device=device) + heads.width - skipped[:, None]
         above = past.layers[self.frozen + 1 :] if past is not None else []
         self.prefix = [tuple(take_columns(part, index) for part in (layer.keys, layer.values)) for layer in above]
@@ -107,14 +125,17 @@ class Resumption:
         The change applies to what leaves `module`, or without one to what leaves block `frozen`.
         """
         lm, rows = self.lm, torch.arange(len(self.ids), device=self.ids.device)
-        mask = torch.cat([self.before, self.tail], dim=1) if self.prefix else self.tail  # no block above the last: nothing to attend to
+        # no block above the last: nothing to attend to
+        mask = torch.cat([self.before, self.tail], dim=1) if self.prefix else self.tail
         with ExitStack() as stack:
             if module is None:
                 stack.enter_context(lm.skipping(self.frozen, change(self.states, rows, self.at)))
             else:
                 if self.states is not None:
                     stack.enter_context(lm.skipping(self.frozen, self.states))
-                stack.enter_context(on_output(lm.module(module), lambda hidden: change(hidden, rows, self.at), len(rows)))
+                stack.enter_context(
+                    on_output(lm.module(module), lambda hidden: change(hidden, rows, self.at), len(rows))
+                )
             if self.lean_from is not None:
                 spare_unread(stack, lm, range(self.lean_from, lm.layout.depth), self.tail, self.rows, self.columns)
             starts = rows * self.ids.shape[1] + self.at
@@ -168,13 +189,20 @@ class Resumption:
         both = object.__new__(Resumption)
         both.lm, both.frozen, both.lean_from = self.lm, self.frozen, self.lean_from
         both.rows = torch.cat([self.rows, other.rows + len(self.ids)])
-        both.columns, both.at, both.base = (torch.cat([getattr(x, name) for x in (self, other)]) for name in ("columns", "at", "base"))
-        both.ids, both.tail, both.positions = (_stack_rows(getattr(self, n), getattr(other, n)) for n in ("ids", "tail", "positions"))
+        both.columns, both.at, both.base = (
+            torch.cat([getattr(x, name) for x in (self, other)]) for name in ("columns", "at", "base")
+        )
+        both.ids, both.tail, both.positions = (
+            _stack_rows(getattr(self, n), getattr(other, n)) for n in ("ids", "tail", "positions")
+        )
         both.before = _stack_rows(self.before, other.before, left=True)
         both.states = None if self.states is None else _stack_rows(self.states, other.states)
         both.projected = {name: _stack_rows(x, other.projected[name]) for name, x in self.projected.items()}
         both.prefix = [
-            tuple(_stack_rows(a.transpose(1, 2), b.transpose(1, 2), left=True).transpose(1, 2) for a, b in zip(mine, its, strict=True))
+            tuple(
+                _stack_rows(a.transpose(1, 2), b.transpose(1, 2), left=True).transpose(1, 2)
+                for a, b in zip(mine, its, strict=True)
+            )
             for mine, its in zip(self._pairs(other), other._pairs(self), strict=True)
         ]
         return both

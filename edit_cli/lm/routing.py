@@ -60,9 +60,13 @@ class Routed:
         return self._dispatch(prompts, lambda who, _, texts: who.generate(texts, max_new_tokens))
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
-        return self._dispatch(prompts, lambda who, which, texts: who.sample(texts, [seeds[i] for i in which], max_tokens, top_k))
+        return self._dispatch(
+            prompts, lambda who, which, texts: who.sample(texts, [seeds[i] for i in which], max_tokens, top_k)
+        )
 
-    def _dispatch(self, prompts: Sequence[str], ask: Callable[[Answerer, list[int], list[str]], list[Any]]) -> list[Any]:
+    def _dispatch(
+        self, prompts: Sequence[str], ask: Callable[[Answerer, list[int], list[str]], list[Any]]
+    ) -> list[Any]:
         found = self.route.destinations(self.below, prompts)
         groups: dict[int, tuple[Answerer, list[int], list[str]]] = {}
         for index, (prompt, to) in enumerate(zip(prompts, found, strict=True)):

@@ -1,4 +1,6 @@
-"""What `model.generate` is given: sampling with one seed a row, the stop at a line break, and none of the model's own settings."""
+"""What `model.generate` is given: sampling with one seed a row, the stop at a line break, and none of the model's
+own settings.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from transformers import LogitsProcessor, StoppingCriteria
 class SeededTopK(LogitsProcessor):
     """Top-k sampling in which every row has its own random numbers.
 
-    Gumbel-max: the arg-max of log-probabilities plus Gumbel noise is a draw from their softmax, so greedy search over the
-    perturbed top k samples exactly, and a row's draws depend on its seed alone.
+    Gumbel-max: the arg-max of log-probabilities plus Gumbel noise is a draw from their softmax, so greedy search over
+    the perturbed top k samples exactly, and a row's draws depend on its seed alone.
     """
 
     def __init__(self, seeds: Sequence[int], steps: int, top_k: int) -> None:
@@ -46,7 +48,9 @@ class StopAtNewline(StoppingCriteria):
 
 @contextmanager
 def without_defaults(model: Any) -> Iterator[None]:
-    """`generate` fills what it is not told from the model's own settings: chat models come with a repetition penalty, say."""
+    """`generate` fills what it is not told from the model's own settings: chat models come with a repetition
+    penalty, say.
+    """
     from transformers import GenerationConfig
 
     kept = model.generation_config

@@ -1,9 +1,10 @@
 """How an encoder-decoder model answers the two questions. The encoder reads the prompt, the decoder writes the answer.
 
-THE tokenisation rule of this head: the prompt is tokenised as any text, with the special tokens that the tokenizer puts around it, and the
-answer as a target of its own, without a leading space. The decoder is fed its start token and what the tokenizer puts before a
-target; the target's own tokens are scored. The end token is not: every short answer would get half of its tokens right by it. It
-does belong to what an edit writes (`Answers` with `end`), so that an edited answer ends.
+THE tokenisation rule of this head: the prompt is tokenised as any text, with the special tokens that the tokenizer puts
+around it, and the answer as a target of its own, without a leading space. The decoder is fed its start token and what
+the tokenizer puts before a target; the target's own tokens are scored. The end token is not: every short answer would
+get half of its tokens right by it. It does belong to what an edit writes (`Answers` with `end`), so that an edited
+answer ends.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class Seq2SeqHead:
         for config in (self.model.config, self.model.generation_config):
             if getattr(config, "decoder_start_token_id", None) is not None:
                 return config.decoder_start_token_id
-        raise UsageError("this encoder-decoder model does not say what its decoder starts with (decoder_start_token_id in config.json)")
+        raise UsageError(
+            "this encoder-decoder model does not say what its decoder starts with (decoder_start_token_id in"
+            " config.json)"
+        )
 
     def written(self, target: str) -> str:
         """The target as it comes out of `generate`."""
@@ -74,10 +78,14 @@ class Seq2SeqHead:
         """Tokenise (prompt, target) pairs by this head's rule; a target of None gives a prompt alone.
 
         Raises:
-            RejectedRequest: a prompt that is too long; a target that is empty or becomes no token, or only unknown ones.
+            RejectedRequest: a prompt that is too long; a target that is empty or becomes no token, or only unknown
+                ones.
         """
         rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length)
-        return [Answered(row.ids, row.start, row.offsets, *self._answer(target)) for row, (_, target) in zip(rows, pairs, strict=True)]
+        return [
+            Answered(row.ids, row.start, row.offsets, *self._answer(target))
+            for row, (_, target) in zip(rows, pairs, strict=True)
+        ]
 
     def _answer(self, target: str | None) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """(before, answer, after) of a target."""
@@ -97,7 +105,9 @@ class Seq2SeqHead:
 
     @cached_property
     def lead(self) -> tuple[int, ...]:
-        """What the decoder is given before it writes: its start token, and what the tokenizer puts before every target."""
+        """What the decoder is given before it writes: its start token, and what the tokenizer puts before every
+        target.
+        """
         encoded = self.tokenizer(text_target="a", return_special_tokens_mask=True, add_special_tokens=True)
         return (self.start, *encoded["input_ids"][: encoded["special_tokens_mask"].index(0)])
 

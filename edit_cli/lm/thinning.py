@@ -1,4 +1,6 @@
-"""What works on each token by itself need not see the tokens that nobody reads: padding, and in the last block nearly all."""
+"""What works on each token by itself need not see the tokens that nobody reads: padding, and in the last block
+nearly all.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def token_modules(lm: LM, layer: int) -> list[nn.Module]:
-    """Parts of a block that work token by token and whose output joins the residual stream: its MLP (the output projection alone,
+    """Parts of a block that work token by token and whose output joins the residual stream: its MLP (the output
+    projection alone,
     where the MLP is no module of its own) and the output projection of its attention.
     """
     projection = lm.layout.mlp_out(layer)
@@ -30,7 +33,9 @@ def token_modules(lm: LM, layer: int) -> list[nn.Module]:
 
 
 def spare(stack: ExitStack, lm: LM, layer: int, chosen: Tensor, total: int) -> None:
-    """While `stack` is open, those parts of block `layer` work on the `chosen` ones of `total` = rows · tokens tokens only."""
+    """While `stack` is open, those parts of block `layer` work on the `chosen` ones of `total` = rows · tokens
+    tokens only.
+    """
     for module in token_modules(lm, layer):
         stack.enter_context(only_tokens(module, chosen, total))
 
@@ -47,7 +52,8 @@ def spare_unread(stack: ExitStack, lm: LM, layers: Sequence[int], tail: Tensor, 
 
 @contextmanager
 def only_tokens(module: nn.Module, chosen: Tensor, total: int, others: Tensor | None = None) -> Iterator[None]:
-    """Let `module` work on the `chosen` tokens only, indices into rows · tokens = `total`; `others` (rows, tokens, width) leaves it for
+    """Let `module` work on the `chosen` tokens only, indices into rows · tokens = `total`; `others` (rows, tokens,
+    width) leaves it for
     all the rest, or zeros.
     """
     shape: torch.Size | None = None

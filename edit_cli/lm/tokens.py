@@ -81,17 +81,23 @@ def tokenize(tokenizer: Any, pairs: Sequence[tuple[str, str | None]]) -> list[Ro
 def require_offsets(tokenizer: Any) -> None:
     """Refuse a tokenizer without character offsets (UsageError)."""
     if not getattr(tokenizer, "is_fast", False):
-        raise UsageError("this model's tokenizer gives no character offsets (not a fast tokenizer); convert it to tokenizer.json")
+        raise UsageError(
+            "this model's tokenizer gives no character offsets (not a fast tokenizer); convert it to tokenizer.json"
+        )
 
 
-def _row(tokenizer: Any, ids: tuple[int, ...], offsets: tuple[tuple[int, int], ...], prompt: str, target: str | None) -> Row:
+def _row(
+    tokenizer: Any, ids: tuple[int, ...], offsets: tuple[tuple[int, int], ...], prompt: str, target: str | None
+) -> Row:
     if target is None:
         return Row(ids, len(ids), offsets)
     start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
     if start == len(ids):
         raise RejectedRequest(f"target {target!r} becomes no token")
     if start == 0:
-        raise RejectedRequest(f"target {target!r} has no prompt token before it: the prompt is empty and the tokenizer adds no BOS")
+        raise RejectedRequest(
+            f"target {target!r} has no prompt token before it: the prompt is empty and the tokenizer adds no BOS"
+        )
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown != tokenizer.eos_token_id and all(i == unknown for i in ids[start:]):
         raise RejectedRequest(f"target {target!r} is unknown to this tokenizer")
@@ -99,7 +105,10 @@ def _row(tokenizer: Any, ids: tuple[int, ...], offsets: tuple[tuple[int, int], .
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """(ids, attention mask), both (rows, tokens). Right padding: indices count from the start, whatever else is in the batch."""
+    """(ids, attention mask), both (rows, tokens).
+
+    Right padding: indices count from the start, whatever else is in the batch.
+    """
     return _pad(rows, pad, device, left=False)
 
 
@@ -120,7 +129,9 @@ def _pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, le
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches of similar length, each at most `budget` tokens including padding (never fewer than one row)."""
+    """Indices in batches of similar length, each at most `budget` tokens including padding (never fewer than one
+    row).
+    """
     batches: list[list[int]] = []
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for index in order:

@@ -1,4 +1,6 @@
-"""95 % intervals: percentile bootstrap over cases (datasets-and-metrics §6.8), exact binomial where that says nothing."""
+"""95 % intervals: percentile bootstrap over cases (datasets-and-metrics §6.8), exact binomial where that says
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ def mean_of_rows(values: np.ndarray) -> np.ndarray:
 def bootstrap(values: np.ndarray, seed: int, combine: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
     """Percentile intervals (2, metrics) of the column means of (cases, metrics); every resample takes whole rows.
 
-    `combine` maps means (resamples, metrics) to what the intervals are wanted of (resamples, k): paired by construction.
-    A resample in which no case has a metric takes the mean over all cases for it.
+    `combine` maps means (resamples, metrics) to what the intervals are wanted of (resamples, k): paired by
+    construction. A resample in which no case has a metric takes the mean over all cases for it.
     """
     from scipy import stats
 
@@ -31,10 +33,15 @@ def bootstrap(values: np.ndarray, seed: int, combine: Callable[[np.ndarray], np.
     filled, weights, overall = np.where(present, values, 0.0), present.astype(float), mean_of_rows(values)
 
     def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
-        """drawn: case indices (resamples, cases). Means are products with how often each case was drawn: no gathering."""
+        """drawn: case indices (resamples, cases).
+
+        Means are products with how often each case was drawn: no gathering.
+        """
         drawn = np.atleast_2d(drawn)
         rows = np.arange(len(drawn))[:, None] * count
-        times = np.bincount((drawn + rows).ravel(), minlength=len(drawn) * count).reshape(len(drawn), count).astype(float)
+        times = (
+            np.bincount((drawn + rows).ravel(), minlength=len(drawn) * count).reshape(len(drawn), count).astype(float)
+        )
         totals = times @ weights
         means = np.where(totals > 0, times @ filled / np.maximum(totals, 1.0), overall)
         return (means if combine is None else combine(means)).T

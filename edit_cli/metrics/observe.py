@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from edit_cli.lm.causal import Likelihood
 
 Observation = dict[str, Any]
-SCORING_CHUNK, TEXT_CHUNK = 8192, 1024  # rows a call: between calls progress is told; far above a batch, so that buckets stay full
+# rows a call: between calls progress is told; far above a batch, so that buckets stay full
+SCORING_CHUNK, TEXT_CHUNK = 8192, 1024
 
 
 class Observed(Protocol):
@@ -39,10 +40,11 @@ class ObserveOptions:
     """What is asked of the model before and after an edit.
 
     generate: greedy continuations of the probes' prompts, up to `max_new_tokens` tokens.
-    sample: texts for the generation probes, `sample_tokens` tokens in all with the prompt, from the `sample_top_k` likeliest
-    tokens; `seed` makes them reproducible. attribute: score the attribute probes too.
+    sample: texts for the generation probes, `sample_tokens` tokens in all with the prompt, from the `sample_top_k`
+    likeliest tokens; `seed` makes them reproducible. attribute: score the attribute probes too.
     perplexity: of the fixed text, in windows of `perplexity_window` tokens.
-    top_tokens: at locality answers, the log-probabilities of at most so many tokens are kept, for the KL divergence; 0: none.
+    top_tokens: at locality answers, the log-probabilities of at most so many tokens are kept, for the KL divergence; 0:
+    none.
     """
 
     generate: bool = True
@@ -57,7 +59,13 @@ class ObserveOptions:
     top_tokens: int = 20
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("sample_tokens", 1), ("sample_top_k", 1), ("perplexity_window", 2), ("top_tokens", 0)):
+        for name, least in (
+            ("max_new_tokens", 1),
+            ("sample_tokens", 1),
+            ("sample_top_k", 1),
+            ("perplexity_window", 2),
+            ("top_tokens", 0),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"protocol.observe.{name} is {getattr(self, name)}: give {least} or more")
 
@@ -83,18 +91,22 @@ def observe(
 ) -> list[Observation]:
     """One observation a case, in order, as JSON-able dicts (docs/metrics.md describes them).
 
-    Identical (prompt, target) rows and prompts are asked once, over all cases. `texts` is what perplexity is measured on; its
-    one value is part of every observation. A case with a probe that the model cannot be asked (say, longer than its context)
-    holds no results but an "error" that names the probe; the other cases are not touched by it. Processes that share the model's
-    work ask about a part of the cases each. `before` ({case id: observation of the unedited model}) tells which tokens to watch
-    at the answers that must stay.
+    Identical (prompt, target) rows and prompts are asked once, over all cases. `texts` is what perplexity is measured
+    on; its one value is part of every observation. A case with a probe that the model cannot be asked (say, longer than
+    its context) holds no results but an "error" that names the probe; the other cases are not touched by it. Processes
+    that share the model's work ask about a part of the cases each. `before` ({case id: observation of the unedited
+    model}) tells which tokens to watch at the answers that must stay.
     """
     team = getattr(lm, "team", ALONE)
     return team.gather(_observed(lm, team.share(cases), options, texts, before or {}))
 
 
 def _observed(
-    lm: Observed, cases: Sequence[Case], options: ObserveOptions, texts: Sequence[str], before: Mapping[str, Observation]
+    lm: Observed,
+    cases: Sequence[Case],
+    options: ObserveOptions,
+    texts: Sequence[str],
+    before: Mapping[str, Observation],
 ) -> list[Observation]:
     rows = _distinct(
         (probe.prompt, text)
@@ -110,7 +122,9 @@ def _observed(
     monitor = getattr(lm, "monitor", None) or Monitor()
     likelihoods = _ask(monitor, "scoring", lm.loglikelihood, rows, SCORING_CHUNK)
     tops = _tops(lm, monitor, cases, options, before)
-    continuations = _ask(monitor, "generating", lambda some: lm.generate(some, options.max_new_tokens), prompts, TEXT_CHUNK)
+    continuations = _ask(
+        monitor, "generating", lambda some: lm.generate(some, options.max_new_tokens), prompts, TEXT_CHUNK
+    )
     sampled = _ask(
         monitor,
         "sampling",
@@ -125,9 +139,13 @@ def _observed(
 def _tops(
     lm: Observed, monitor: Monitor, cases: Sequence[Case], options: ObserveOptions, before: Mapping[str, Observation]
 ) -> dict[tuple[str, str], watching.Top]:
-    """{(prompt, target): its distributions in short}, of the answers that must stay; a row that is rejected has none."""
+    """{(prompt, target): its distributions in short}, of the answers that must stay; a row that is rejected has
+    none.
+    """
     ask = getattr(lm, "target_logprobs", None)
-    wanted = _distinct((probe.prompt, probe.target) for case in cases for probe in case.probes if options.watches(probe))
+    wanted = _distinct(
+        (probe.prompt, probe.target) for case in cases for probe in case.probes if options.watches(probe)
+    )
     if ask is None or not wanted:
         return {}
     known = {
@@ -150,7 +168,8 @@ def _tops(
 class BeforeCache:
     """Observations of the unedited model, asked once a case however often they are wanted.
 
-    They depend on the model and the options only. The caller sees to it that no edit is attached, and uses one cache a model.
+    They depend on the model and the options only. The caller sees to it that no edit is attached, and uses one cache a
+    model.
     """
 
     def __init__(self, options: ObserveOptions, texts: Sequence[str] = ()) -> None:
@@ -199,7 +218,10 @@ def _ask(
 
 
 def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any], advance: Advance) -> list[Any]:
-    """Ask about all rows at once; if one is rejected, halve until it stands alone. (Rejection comes before any computing.)"""
+    """Ask about all rows at once; if one is rejected, halve until it stands alone.
+
+    (Rejection comes before any computing.)
+    """
     try:
         answers = list(ask(rows))
     except RejectedRequest as error:
@@ -221,7 +243,9 @@ def _observation(
     perplexity: dict[str, Any] | None,
 ) -> Observation:
     try:
-        probes = [_probe(probe, options, likelihoods, tops, continuations) for probe in case.probes if options.scores(probe)]
+        probes = [
+            _probe(probe, options, likelihoods, tops, continuations) for probe in case.probes if options.scores(probe)
+        ]
         texts = [_answered(sampled[draw], "generation", draw[0]) for draw in _draws(case, options)]
     except RejectedRequest as error:
         return {"probes": [], "texts": [], "perplexity": perplexity, "error": str(error)}
@@ -229,7 +253,11 @@ def _observation(
 
 
 def _probe(
-    probe: Probe, options: ObserveOptions, likelihoods: dict[Any, Any], tops: Mapping[Any, watching.Top], continuations: dict[str, Any]
+    probe: Probe,
+    options: ObserveOptions,
+    likelihoods: dict[Any, Any],
+    tops: Mapping[Any, watching.Top],
+    continuations: dict[str, Any],
 ) -> dict[str, Any]:
     seen: dict[str, Any] = {"kind": probe.kind, "prompt": probe.prompt, "target": probe.target, "foil": probe.foil}
     if probe.group is not None:
@@ -244,7 +272,9 @@ def _probe(
             seen["target_predicted"] = list(likelihood.predicted) if likelihood else None
     if options.watches(probe) and (top := tops.get((probe.prompt, probe.target))):
         seen["top"] = top
-    seen["generated"] = _answered(continuations[probe.prompt], probe.kind, probe.prompt) if options.continues(probe) else None
+    seen["generated"] = (
+        _answered(continuations[probe.prompt], probe.kind, probe.prompt) if options.continues(probe) else None
+    )
     return seen
 
 

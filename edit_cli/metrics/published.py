@@ -1,7 +1,8 @@
 """Metrics under the names of the papers on trained editors: MEND, KE, MALMEN, SERAC (meta-and-memory-editors, metrics).
 
-Most are those of `scores` by another name; what papers define by themselves is worked out here. Pure functions over lines of
-results.jsonl. They are told of cases with locality prompts (or opinions), which the data sets of trained editors have.
+Most are those of `scores` by another name; what papers define by themselves is worked out here. Pure functions over
+lines of results.jsonl. They are told of cases with locality prompts (or opinions), which the data sets of trained
+editors have.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _share(hits: Sequence[bool | None]) -> float | None:
     return 100.0 * sum(told) / len(told) if told else None
 
 
-# --- KE (De Cao et al., 2021): predictions are texts, compared without case, spaces and punctuation ---------------------------
+# --- KE (De Cao et al., 2021): predictions are texts, compared without case, spaces and punctuation
+# ---------------------------
 
 
 def squeezed(text: str) -> str:
@@ -76,11 +78,14 @@ def _ke(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, float | None]:
     return {
         "ke_success": _share([is_right(probe) for probe, _ in pairs.get("rewrite", ())]),
         "ke_retain": _share([now == then for now, then in retained if now is not None and then is not None]),
-        "ke_equivalence": _share([said == edited for probe, _ in pairs.get("paraphrase", ()) if (said := reply(probe)) is not None]),
+        "ke_equivalence": _share(
+            [said == edited for probe, _ in pairs.get("paraphrase", ()) if (said := reply(probe)) is not None]
+        ),
     }
 
 
-# --- ConvSent (SERAC, Mitchell et al., 2022) ---------------------------------------------------------------------------------
+# --- ConvSent (SERAC, Mitchell et al., 2022)
+# ---------------------------------------------------------------------------------
 
 
 def _convsent(pairs: Sequence[Pair]) -> dict[str, float | None]:
@@ -93,7 +98,11 @@ def _convsent(pairs: Sequence[Pair]) -> dict[str, float | None]:
     before = _loglikelihood([before or probe for probe, before in wanted])
     sentiment = 0.0 if good == -math.inf else 1.0 if bad == -math.inf else _sigmoid(good - bad)
     topic = 0.0 if good == -math.inf else min(1.0, math.exp(min(0.0, good - before)))
-    return {"convsent_es": 100.0 * sentiment * topic, "convsent_sentiment": 100.0 * sentiment, "convsent_topic": 100.0 * topic}
+    return {
+        "convsent_es": 100.0 * sentiment * topic,
+        "convsent_sentiment": 100.0 * sentiment,
+        "convsent_topic": 100.0 * topic,
+    }
 
 
 def _loglikelihood(probes: Sequence[ProbeResult]) -> float:
@@ -108,14 +117,16 @@ def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
-# --- of all cases together ---------------------------------------------------------------------------------------------------
+# --- of all cases together
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Aggregate:
     """A metric that is no mean over cases.
 
-    parts: of one line, None if it has none. of: from means of the parts (…, parts) to the metric; NaN where it is not defined.
+    parts: of one line, None if it has none. of: from means of the parts (…, parts) to the metric; NaN where it is not
+    defined.
     """
 
     parts: Callable[[Mapping[str, Any]], tuple[float, ...] | None]
@@ -142,8 +153,14 @@ def _perplexity_drawdown(means: np.ndarray) -> np.ndarray:
 
 def _local_replies(line: Mapping[str, Any]) -> tuple[float, ...] | None:
     """Right replies to the case's locality prompts before and after."""
-    pairs = [(before, probe) for probe, before in paired_probes(line, "after") if probe["kind"] == "locality" and before]
-    told = [(then, now) for then, now in ((is_right(a), is_right(b)) for a, b in pairs) if then is not None and now is not None]
+    pairs = [
+        (before, probe) for probe, before in paired_probes(line, "after") if probe["kind"] == "locality" and before
+    ]
+    told = [
+        (then, now)
+        for then, now in ((is_right(a), is_right(b)) for a, b in pairs)
+        if then is not None and now is not None
+    ]
     return tuple(float(sum(side)) / len(told) for side in zip(*told, strict=True)) if told else None
 
 

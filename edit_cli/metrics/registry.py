@@ -1,4 +1,7 @@
-"""Every metric that a summary may hold: its id, label, unit, direction and definition. docs/metrics.md tells the same at length."""
+"""Every metric that a summary may hold: its id, label, unit, direction and definition.
+
+docs/metrics.md tells the same at length.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from edit_cli.requests import ProbeKind
 class Metric:
     """One column of a summary.
 
-    unit: "%" (a share, 0–100), "points" (difference of two shares or probabilities × 100), "bits × 100", "nats", "words", or "" (a
-    plain number). better: the direction of a good edit. kind and measure: for metrics that are means over a case's probes of one
-    kind, the kind and the function in `scores.MEASURES`; None for the others. group: those probes of the kind alone.
+    unit: "%" (a share, 0–100), "points" (difference of two shares or probabilities × 100), "bits × 100", "nats",
+    "words", or "" (a plain number). better: the direction of a good edit. kind and measure: for metrics that are means
+    over a case's probes of one kind, the kind and the function in `scores.MEASURES`; None for the others. group: those
+    probes of the kind alone.
     """
 
     id: str
@@ -43,7 +47,11 @@ PARTS: dict[str, tuple[str, str, str]] = {
     "locality_random": ("locality", "random", "prompts about another subject and another matter"),
     "locality_same_relation": ("locality", "same_relation", "prompts that ask the same of another subject"),
     "locality_same_subject": ("locality", "same_subject", "prompts that ask something else of the same subject"),
-    "locality_hard": ("locality", "hard", "prompts that are near the edit in wording, or about the same page, and not touched by it"),
+    "locality_hard": (
+        "locality",
+        "hard",
+        "prompts that are near the edit in wording, or about the same page, and not touched by it",
+    ),
     "portability_implied": ("portability", "implied", "questions whose answer the edit implies"),
     "portability_true_false": ("portability", "true_false", "statements to be judged, true or false after the edit"),
 }
@@ -119,11 +127,13 @@ _MEASURES: dict[str, tuple[str, str, Literal["higher", "lower", "neither"], str,
 _OTHERS = (
     Metric(
         "score", "Score S", "%", "higher",
-        "harmonic mean of the averages of efficacy_success, paraphrase_success and neighborhood_success; 0 if one of them is 0",
+        "harmonic mean of the averages of efficacy_success, paraphrase_success and neighborhood_success; 0 "
+        "if one of them is 0",
     ),
     Metric(
         "token_score", "Score S (tokens)", "%", "higher",
-        "harmonic mean of the averages of efficacy_token_accuracy, paraphrase_token_accuracy and locality_token_accuracy",
+        "harmonic mean of the averages of efficacy_token_accuracy, paraphrase_token_accuracy and "
+        "locality_token_accuracy",
     ),
     Metric(
         "generation_entropy", "Generation entropy (fluency)", "bits × 100", "higher",
@@ -149,22 +159,28 @@ SCORES: dict[str, tuple[str, str, str]] = {
 _LIKEWISE = "case, spaces and punctuation do not count"
 _PUBLISHED = (
     Metric("es_edit", "ES, edited prompts (MEND)", "%", "higher", "efficacy_accuracy, on sets with locality prompts"),
-    Metric("es_outer", "ES, rephrased prompts (MEND)", "%", "higher", "paraphrase_accuracy, likewise; what MEND's tables show"),
+    Metric("es_outer", "ES, rephrased prompts (MEND)", "%", "higher",
+           "paraphrase_accuracy, likewise; what MEND's tables show"),
     Metric("es", "ES (MEND)", "%", "higher", "mean of es_edit and es_outer"),
     Metric(
         "perplexity_drawdown", "Perplexity drawdown (MEND)", "", "lower",
-        "perplexity after the edit minus before it; exp(sum of nll / tokens) over the target tokens of all locality prompts of all cases",
+        "perplexity after the edit minus before it; exp(sum of nll / tokens) over the target tokens of all "
+        "locality prompts of all cases",
     ),
-    Metric("ke_success", "Success rate (KE)", "%", "higher", f"the reply to the edited prompt is the target or an alias; {_LIKEWISE}"),
-    Metric("ke_retain", "Retain accuracy (KE)", "%", "higher", f"the reply to a locality prompt is the one before the edit; {_LIKEWISE}"),
-    Metric("ke_equivalence", "Equivalence (KE)", "%", "higher", f"the reply to a rephrased prompt is that to the edited one; {_LIKEWISE}"),
+    Metric("ke_success", "Success rate (KE)", "%", "higher",
+           f"the reply to the edited prompt is the target or an alias; {_LIKEWISE}"),
+    Metric("ke_retain", "Retain accuracy (KE)", "%", "higher",
+           f"the reply to a locality prompt is the one before the edit; {_LIKEWISE}"),
+    Metric("ke_equivalence", "Equivalence (KE)", "%", "higher",
+           f"the reply to a rephrased prompt is that to the edited one; {_LIKEWISE}"),
     Metric(
         "ke_deterioration", "Performance deterioration (KE)", "%", "lower",
         "1 − (share of right replies to locality prompts after the edit / before it), over all cases",
     ),
     Metric("malmen_es", "ES (MALMEN)", "%", "higher", "efficacy_token_accuracy, on sets with locality prompts"),
     Metric("malmen_gs", "GS (MALMEN)", "%", "higher", "paraphrase_token_accuracy, likewise"),
-    Metric("malmen_ls", "LS (MALMEN)", "%", "higher", "locality_token_accuracy: against the answers of the data, right or not before"),
+    Metric("malmen_ls", "LS (MALMEN)", "%", "higher",
+           "locality_token_accuracy: against the answers of the data, right or not before"),
     Metric("convsent_es", "ES (ConvSent)", "%", "higher", "convsent_sentiment × convsent_topic, each as a share of 1"),
     Metric(
         "convsent_sentiment", "Sentiment (ConvSent)", "%", "higher",
@@ -177,11 +193,27 @@ _PUBLISHED = (
 )  # fmt: skip
 # of protocol=sme (metrics/sme.py): means over folds
 SME = {
-    "sme_sr": Metric("sme_sr", "SR", "%", "higher", "edited prompts answered as wanted right after their edit; mistakes only, mean over folds"),
-    "sme_gr": Metric("sme_gr", "GR", "%", "higher", "the same of their other wordings, pooled over the edits of a fold"),
+    "sme_sr": Metric(
+        "sme_sr",
+        "SR",
+        "%",
+        "higher",
+        "edited prompts answered as wanted right after their edit; mistakes only, mean over folds",
+    ),
+    "sme_gr": Metric(
+        "sme_gr", "GR", "%", "higher", "the same of their other wordings, pooled over the edits of a fold"
+    ),
     "sme_er": Metric("sme_er", "ER", "%", "higher", "all edited prompts of a fold, with all its edits in place"),
-    "sme_train_r": Metric("sme_train_r", "TrainR", "%", "higher", "accuracy on training records with all edits of a fold, over that before"),
-    "sme_test_r": Metric("sme_test_r", "TestR", "%", "higher", "accuracy on test records with all edits of a fold, over that before"),
+    "sme_train_r": Metric(
+        "sme_train_r",
+        "TrainR",
+        "%",
+        "higher",
+        "accuracy on training records with all edits of a fold, over that before",
+    ),
+    "sme_test_r": Metric(
+        "sme_test_r", "TestR", "%", "higher", "accuracy on test records with all edits of a fold, over that before"
+    ),
 }
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "MEND": ("es_edit", "es_outer", "es", "perplexity_drawdown"),
@@ -195,13 +227,20 @@ def _probe_metrics() -> list[Metric]:
     """Means over a case's probes: every group with its parts behind it, in the order of the measures."""
     found = []
     for group, (kind, prompts) in GROUPS.items():
-        places = [(group, None, prompts), *((part, own, which) for part, (whole, own, which) in PARTS.items() if whole == group)]
+        places = [
+            (group, None, prompts),
+            *((part, own, which) for part, (whole, own, which) in PARTS.items() if whole == group),
+        ]
         for name, own, which in places:
             title = name.replace("_", " ").capitalize()
             for measure, (label, unit, better, meaning, taken_on) in _MEASURES.items():
                 if name in taken_on:
-                    told = f"{meaning}; on {which}; mean over the case's prompts" if own is None else f"{group}_{measure} on {which}"
-                    found.append(Metric(f"{name}_{measure}", f"{title} {label}", unit, better, told, kind, measure, own))
+                    told = f"{group}_{measure} on {which}"
+                    if own is None:
+                        told = f"{meaning}; on {which}; mean over the case's prompts"
+                    found.append(
+                        Metric(f"{name}_{measure}", f"{title} {label}", unit, better, told, kind, measure, own)
+                    )
     return found
 
 

@@ -1,4 +1,7 @@
-"""Metrics of one case, from one line of results.jsonl. Pure functions: no model is needed, so runs can be scored again."""
+"""Metrics of one case, from one line of results.jsonl.
+
+Pure functions: no model is needed, so runs can be scored again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ Measure = Callable[[ProbeResult, "ProbeResult | None"], "float | None"]
 
 
 def _nll(probe: ProbeResult, role: str) -> float | None:
-    """Nats per token. None without such a text; infinite where the model gave no finite number, as wrecked models do."""
+    """Nats per token.
+
+    None without such a text; infinite where the model gave no finite number, as wrecked models do.
+    """
     if probe.get(role) is None:
         return None
     nll = probe.get(f"{role}_nll")
@@ -65,7 +71,8 @@ def drawdown(probe: ProbeResult, before: ProbeResult | None = None) -> float | N
 
 
 def disagreement(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
-    """1 if the arg-max of any target position is another one than before the edit (SERAC's drawdown; no right answer is used).
+    """1 if the arg-max of any target position is another one than before the edit (SERAC's drawdown; no right answer is
+    used).
 
     Where no answer is known, the replies are compared.
     """
@@ -98,7 +105,10 @@ def _on_answers(match: Callable[[str, Sequence[str]], bool], probe: ProbeResult)
 
 
 def generated_unchanged(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
-    """1 if the reply is, character by character, what it was before the edit. What follows the reply is other sentences."""
+    """1 if the reply is, character by character, what it was before the edit.
+
+    What follows the reply is other sentences.
+    """
     now, then = probe.get("generated"), before and before.get("generated")
     if now is None or then is None:
         return None
@@ -133,7 +143,9 @@ def paired_probes(line: Mapping[str, Any], side: Side) -> list[Pair]:
 
 
 def probe_values(line: Mapping[str, Any], side: Side) -> dict[str, float]:
-    """{metric id: value} of one case, for the metrics that are means over its probes; shares and probabilities × 100."""
+    """{metric id: value} of one case, for the metrics that are means over its probes; shares and probabilities ×
+    100.
+    """
     pairs: dict[tuple[str, str | None], list[Pair]] = {}
     for probe, before in paired_probes(line, side):
         for group in {None, probe.get("group")}:

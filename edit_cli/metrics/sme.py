@@ -1,7 +1,8 @@
-"""Sequential model editing: success (SR), generalization (GR), edit retain (ER), train retain (TrainR), test retain (TestR).
+"""Sequential model editing: success (SR), generalization (GR), edit retain (ER), train retain (TrainR), test retain
+(TestR).
 
-Definitions of T-Patcher (Huang et al., 2023, §3). Pure functions of a run's lines: a `turn` for each example of a fold, and `kept` lines
-that say what the model still knew after so many edits (0: the unedited model). No model is run.
+Definitions of T-Patcher (Huang et al., 2023, §3). Pure functions of a run's lines: a `turn` for each example of a fold,
+and `kept` lines that say what the model still knew after so many edits (0: the unedited model). No model is run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Line = Mapping[str, Any]
 
 
 def right(probe: Mapping[str, Any]) -> bool:
-    """Whether its own reply is the target or an alias (normalised exact match); without replies, whether its likeliest tokens are."""
+    """Whether its own reply is the target or an alias (normalised exact match); without replies, whether its
+    likeliest tokens are.
+    """
     replied = generated_exact(probe)
     return bool(accuracy(probe) if replied is None else replied)
 
@@ -35,7 +38,8 @@ def share(flags: Sequence[Any]) -> float | None:
 
 
 def fold_rates(lines: Sequence[Line], edits: int | None = None) -> dict[str, float]:
-    """The rates of one fold after its first `edits` edits (by default all); those that nothing was measured for are missing.
+    """The rates of one fold after its first `edits` edits (by default all); those that nothing was measured for are
+    missing.
 
     GR pools the paraphrases of all edits. TrainR and TestR are accuracies over those of the unedited model.
     """
@@ -64,12 +68,15 @@ def _paraphrased(done: Sequence[Line], side: str) -> list[bool]:
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean and standard deviation over folds (of the sample, n − 1; null for one fold)."""
     mean = math.fsum(values) / len(values)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+    deviation = (
+        math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+    )
     return {"mean": mean, "std": deviation, "folds": len(values)}
 
 
 def sme_rates(lines: Sequence[Line]) -> dict[str, Any]:
-    """rates: {name: mean and deviation over folds}; folds: each fold's own rates and counts; course: [{edits, name: spread over folds}].
+    """rates: {name: mean and deviation over folds}; folds: each fold's own rates and counts; course: [{edits, name:
+    spread over folds}].
 
     Folds whose stream has not come to its end are left out of `rates`.
     """
@@ -82,11 +89,17 @@ def sme_rates(lines: Sequence[Line]) -> dict[str, Any]:
         counts = {"examples": len(turns), "edits": sum(line["mistake"] and not line["error"] for line in turns)}
         folds.append({"fold": number, "finished": any(line.get("last") for line in own), **counts, **fold_rates(own)})
     over = [fold for fold in folds if fold["finished"]]
-    rates = {name: spread(values) for name in (*RATES, BEFORE) if (values := [fold[name] for fold in over if name in fold])}
+    rates = {
+        name: spread(values) for name in (*RATES, BEFORE) if (values := [fold[name] for fold in over if name in fold])
+    }
     course = []
     for edits in sorted({line["edits"] for line in lines if line["when"] == KEPT and line["edits"]}):
-        there = [own for own in by_fold.values() if any(line["when"] == KEPT and line["edits"] == edits for line in own)]
+        there = [
+            own for own in by_fold.values() if any(line["when"] == KEPT and line["edits"] == edits for line in own)
+        ]
         reached = [fold_rates(own, edits) for own in there]
-        named = {name: spread(values) for name in RATES if (values := [found[name] for found in reached if name in found])}
+        named = {
+            name: spread(values) for name in RATES if (values := [found[name] for found in reached if name in found])
+        }
         course.append({"edits": edits, **named})
     return {"rates": rates, "folds": folds, "course": course}

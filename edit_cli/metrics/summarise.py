@@ -19,7 +19,9 @@ Entry = dict[str, Any]
 SIDES: tuple[Side, ...] = get_args(Side)
 
 
-def case_values(lines: Iterable[Line], references: Mapping[str, Sequence[str]] | None = None) -> list[dict[Side, dict[str, float]]]:
+def case_values(
+    lines: Iterable[Line], references: Mapping[str, Sequence[str]] | None = None
+) -> list[dict[Side, dict[str, float]]]:
     """For each line, {side: {metric id: value}}: all metrics that one case has by itself, in the units of the registry.
 
     Failed cases get empty sides. `references`: {case id: its reference texts}.
@@ -37,7 +39,9 @@ def case_values(lines: Iterable[Line], references: Mapping[str, Sequence[str]] |
             if entropy is not None:
                 table[index][side]["generation_entropy"] = entropy
                 sampled.append(index)
-        cosines = scorer([lines[index]["case_id"] for index in sampled], [lines[index][side]["texts"] for index in sampled])
+        cosines = scorer(
+            [lines[index]["case_id"] for index in sampled], [lines[index][side]["texts"] for index in sampled]
+        )
         for index, cosine in zip(sampled, cosines, strict=True):
             if cosine is not None:
                 table[index][side]["reference_score"] = 100.0 * cosine
@@ -49,9 +53,9 @@ def summarise(
 ) -> dict[str, dict[Side, Entry]]:
     """{metric id: {"before": entry, "after": entry}} in the registry's order; only metrics and sides that have data.
 
-    entry: {"mean", "ci95": [low, high], "n": cases that have the metric}. A mean that is not finite (the perplexity of a
-    wrecked model) is None; so is the interval of a single case, or of equal values other than 0 % and 100 %. Lines with an
-    error are left out.
+    entry: {"mean", "ci95": [low, high], "n": cases that have the metric}. A mean that is not finite (the perplexity of
+    a wrecked model) is None; so is the interval of a single case, or of equal values other than 0 % and 100 %. Lines
+    with an error are left out.
     """
     lines = list(lines)
     values = case_values(lines, references)
@@ -65,13 +69,19 @@ def summarise(
     for metric, parts in SCORES.items():
         for side in SIDES:
             if all((part, side) in columns for part in parts):
-                entries[metric, side] = _score([columns[part, side] for part in parts], [entries[part, side] for part in parts], seed)
+                entries[metric, side] = _score(
+                    [columns[part, side] for part in parts], [entries[part, side] for part in parts], seed
+                )
     for metric, aggregate in AGGREGATES.items():
         parts = [part for line in lines if is_scored(line) and (part := aggregate.parts(line)) is not None]
         if parts and not np.isnan(aggregate.of(np.array(parts).mean(axis=0))):
             entries[metric, "after"] = _aggregate(np.array(parts), aggregate.of, seed)
     for side in SIDES:
-        steps = {line.get("step", 0): value for line in lines if is_scored(line) and (value := perplexity(line, side)) is not None}
+        steps = {
+            line.get("step", 0): value
+            for line in lines
+            if is_scored(line) and (value := perplexity(line, side)) is not None
+        }
         if steps:
             entries["perplexity", side] = _perplexity(np.array(list(steps.values())), seed)
     summary: dict[str, dict[Side, Entry]] = {}
@@ -95,7 +105,8 @@ def _means(columns: Mapping[tuple[str, Side], np.ndarray], seed: int) -> dict[tu
         low, high = bootstrap(np.where(finite_ones, values, 0.0), seed) if len(values) > 1 else (None, None)
         for index, key in enumerate(keys):
             interval = None if low is None or not finite_ones[index] else (low[index], high[index])
-            if interval is not None and np.ptp(values[:, index]) == 0:  # resampling always gives the same: no evidence of certainty
+            # resampling always gives the same: no evidence of certainty
+            if interval is not None and np.ptp(values[:, index]) == 0:
                 interval = share_interval(values[:, index]) if METRICS[key[0]].unit == "%" else None
             entries[key] = _entry(values[:, index].mean(), interval, len(values))
     return entries
@@ -104,8 +115,8 @@ def _means(columns: Mapping[tuple[str, Side], np.ndarray], seed: int) -> dict[tu
 def _score(columns: Sequence[np.ndarray], parts: Sequence[Entry], seed: int) -> Entry:
     """Harmonic mean of three averages, by paired resampling of the cases that have any of them.
 
-    Where all cases agree on a part (an efficacy of 100 % is common), resampling knows no doubt about it; the interval is then
-    widened to what the score would be at the ends of that part's own interval.
+    Where all cases agree on a part (an efficacy of 100 % is common), resampling knows no doubt about it; the interval
+    is then widened to what the score would be at the ends of that part's own interval.
     """
     values = np.stack(columns, axis=1)
     values = values[~np.isnan(values).all(axis=1)]
@@ -113,7 +124,10 @@ def _score(columns: Sequence[np.ndarray], parts: Sequence[Entry], seed: int) -> 
     if len(values) < 2:
         return _entry(harmonic_mean(*means), None, len(values))
     low, high = bootstrap(values, seed, lambda drawn: harmonic_mean(*drawn.T)[:, None])[:, 0]
-    certain = [share_interval(column[~np.isnan(column)]) if part["n"] > 1 else None for column, part in zip(columns, parts, strict=True)]
+    certain = [
+        share_interval(column[~np.isnan(column)]) if part["n"] > 1 else None
+        for column, part in zip(columns, parts, strict=True)
+    ]
     if any(certain):
         ends = [(mean, mean) if interval is None else interval for mean, interval in zip(means, certain, strict=True)]
         low = min(low, harmonic_mean(*(end[0] for end in ends)))
@@ -136,4 +150,8 @@ def _perplexity(values: np.ndarray, seed: int) -> Entry:
 
 
 def _entry(mean: Any, interval: Any, n: int) -> Entry:
-    return {"mean": finite(float(mean)), "ci95": None if interval is None else [finite(float(end)) for end in interval], "n": n}
+    return {
+        "mean": finite(float(mean)),
+        "ci95": None if interval is None else [finite(float(end)) for end in interval],
+        "n": n,
+    }

@@ -17,8 +17,13 @@ SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation and the articles a/an/the, spaces collapsed. Articles stay if nothing else is left."""
-    plain = "".join(c for c in unicodedata.normalize("NFKC", text).lower() if not unicodedata.category(c).startswith("P"))
+    """Lower case, without punctuation and the articles a/an/the, spaces collapsed.
+
+    Articles stay if nothing else is left.
+    """
+    plain = "".join(
+        c for c in unicodedata.normalize("NFKC", text).lower() if not unicodedata.category(c).startswith("P")
+    )
     words = plain.split()
     return " ".join([word for word in words if word not in ARTICLES] or words)
 
@@ -36,13 +41,16 @@ def first_sentence(text: str, answer: str = "") -> str:
 
 def matches_exactly(text: str, answers: Sequence[str]) -> bool:
     """Whether the reply in `text` is one of `answers` (normalised exact match)."""
-    return any(bool(wanted := normalise(answer)) and normalise(first_sentence(text, answer)) == wanted for answer in answers)
+    return any(
+        bool(wanted := normalise(answer)) and normalise(first_sentence(text, answer)) == wanted for answer in answers
+    )
 
 
 def contains_any(text: str, answers: Sequence[str]) -> bool:
     """Whether the reply in `text` holds one of `answers` as whole words (normalised)."""
     return any(
-        bool(wanted := normalise(answer)) and f" {wanted} " in f" {normalise(first_sentence(text, answer))} " for answer in answers
+        bool(wanted := normalise(answer)) and f" {wanted} " in f" {normalise(first_sentence(text, answer))} "
+        for answer in answers
     )
 
 
@@ -54,8 +62,9 @@ def clean(text: str) -> str:
 class EntropyMeter:
     """Generation entropy (Zhang et al., 2018; "fluency" in ROME, Meng et al., 2022, §3.3).
 
-    Tokens are those of NLTK's `word_tokenize` but for the sentence splitter: its trained parameters are a download, so the
-    same Punkt algorithm runs without them. It then cuts after abbreviations, which hardly moves the entropy (docs/metrics.md).
+    Tokens are those of NLTK's `word_tokenize` but for the sentence splitter: its trained parameters are a download, so
+    the same Punkt algorithm runs without them. It then cuts after abbreviations, which hardly moves the entropy
+    (docs/metrics.md).
     """
 
     @cached_property
@@ -84,12 +93,15 @@ def _entropy(words: Sequence[str], n: int) -> float:
 class ReferenceScorer:
     """Reference score ("consistency" in ROME): how near a case's sampled texts are to its reference texts.
 
-    Cosine of TF-IDF vectors, scikit-learn's `TfidfVectorizer` with its defaults, fitted on all distinct texts of `references`
-    ({case id: texts}): pass those of the whole data set, then a case's score does not depend on which others were run.
+    Cosine of TF-IDF vectors, scikit-learn's `TfidfVectorizer` with its defaults, fitted on all distinct texts of
+    `references` ({case id: texts}): pass those of the whole data set, then a case's score does not depend on which
+    others were run.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        self.references = {case: tuple(texts) for case, texts in references.items() if any(text.strip() for text in texts)}
+        self.references = {
+            case: tuple(texts) for case, texts in references.items() if any(text.strip() for text in texts)
+        }
 
     @cached_property
     def _vectorizer(self) -> Any:
@@ -99,11 +111,15 @@ class ReferenceScorer:
         return TfidfVectorizer().fit(list(distinct))
 
     def __call__(self, cases: Sequence[str], texts: Sequence[Sequence[str]]) -> list[float | None]:
-        """One cosine (0–1) a case, between its `texts`, joined, and its references, joined; None for a case without references."""
+        """One cosine (0–1) a case, between its `texts`, joined, and its references, joined; None for a case without
+        references.
+        """
         scored = [index for index, case in enumerate(cases) if case in self.references and texts[index]]
         scores: list[float | None] = [None] * len(cases)
         if scored:
-            place = {known: row for row, known in enumerate(dict.fromkeys(self.references[cases[index]] for index in scored))}
+            place = {
+                known: row for row, known in enumerate(dict.fromkeys(self.references[cases[index]] for index in scored))
+            }
             known = self._vectorizer.transform([" ".join(known) for known in place])
             known = known[[place[self.references[cases[index]]] for index in scored]]
             sampled = self._vectorizer.transform([" ".join(map(clean, texts[index])) for index in scored])

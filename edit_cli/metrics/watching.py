@@ -1,8 +1,9 @@
-"""How the model's next-token distributions look where answers must stay: the numbers that a KL divergence needs, and no more.
+"""How the model's next-token distributions look where answers must stay: the numbers that a KL divergence needs, and no
+more.
 
-A distribution has as many entries as the vocabulary. Of the unedited model the likeliest tokens are kept, of the edited one what
-it gives to the same tokens; all others count as one. The KL divergence of that coarser pair is never larger than the true one, and
-equal to it where the rest keeps its proportions.
+A distribution has as many entries as the vocabulary. Of the unedited model the likeliest tokens are kept, of the edited
+one what it gives to the same tokens; all others count as one. The KL divergence of that coarser pair is never larger
+than the true one, and equal to it where the rest keeps its proportions.
 """
 
 from __future__ import annotations
@@ -42,19 +43,26 @@ def _short(value: float) -> float | None:
 
 
 def divergence(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
-    """Mean over target positions of KL(before ‖ after), nats, over the tokens that both watch and all others taken together.
+    """Mean over target positions of KL(before ‖ after), nats, over the tokens that both watch and all others taken
+    together.
 
     Infinite where the edited model gives nothing to what the unedited one says. None where the two do not fit together.
     """
     positions = list(zip(before["ids"], before["logprobs"], after["ids"], after["logprobs"], strict=False))
     if not positions or len(before["ids"]) != len(after["ids"]):
         return None
-    return math.fsum(_position(dict(zip(i, p, strict=True)), dict(zip(j, q, strict=True))) for i, p, j, q in positions) / len(positions)
+    return math.fsum(
+        _position(dict(zip(i, p, strict=True)), dict(zip(j, q, strict=True))) for i, p, j, q in positions
+    ) / len(positions)
 
 
 def _position(before: Mapping[int, float | None], after: Mapping[int, float | None]) -> float:
-    """KL over the tokens of both sides and the rest, from {token: log-probability}; None stands for one that is not finite."""
-    pairs = [(before[token], after[token]) for token in sorted(before.keys() & after.keys()) if before[token] is not None]
+    """KL over the tokens of both sides and the rest, from {token: log-probability}; None stands for one that is not
+    finite.
+    """
+    pairs = [
+        (before[token], after[token]) for token in sorted(before.keys() & after.keys()) if before[token] is not None
+    ]
     terms = [math.inf if then is None else math.exp(now) * (now - then) for now, then in pairs]
     left, kept = (1.0 - math.fsum(math.exp(pair[side]) for pair in pairs if pair[side] is not None) for side in (0, 1))
     if left > ROUNDING:  # else nothing but rounding is left

@@ -14,17 +14,23 @@ if TYPE_CHECKING:
     from edit_cli.editors.calibration import Separation
 
 NOTE = (
-    "Distances between states at the last token of prompts. reworded: a fact in other words, half and 95 % of them nearer than this. others: other "
-    "subjects, 5 % and half of them nearer. told apart: how often another wording is nearer than another subject, 50 % is chance. radius: where most "
-    "other wordings lie within it and fewest others within twice of it. served, touched: shares of the two."
+    "Distances between states at the last token of prompts. reworded: a fact in other words, half and 95 % of them"
+    " nearer than this. others: other subjects, 5 % and half of them nearer. told apart: how often another wording is"
+    " nearer than another subject, 50 % is chance. radius: where most other wordings lie within it and fewest others"
+    " within twice of it. served, touched: shares of the two."
 )
 
 
 def calibration_table(model: str, facts: int, found: Sequence[Separation]) -> RenderableType:
     """One line a place, the best one marked."""
-    table = right_aligned("layer", "module", "key norm", "reworded", "others", "told apart", "radius", "served", "touched")
+    table = right_aligned(
+        "layer", "module", "key norm", "reworded", "others", "told apart", "radius", "served", "touched"
+    )
     for place in found:
-        near, far = place.reworded.quantile(place.reworded.new_tensor([0.5, 0.95])), place.others.quantile(place.others.new_tensor([0.05, 0.5]))
+        near, far = (
+            place.reworded.quantile(place.reworded.new_tensor([0.5, 0.95])),
+            place.others.quantile(place.others.new_tensor([0.05, 0.5])),
+        )
         table.add_row(
             f"{'* ' if place is best(found) else ''}{place.layer}",
             place.module,

@@ -95,7 +95,9 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
     for plot, metric in zip(plots, metrics, strict=True):
         for name in lines:
             mine = [p for p in points if p.line == name and p.metric == metric and p.entry["mean"] is not None]
-            pairs = sorted(((p.x if numeric else places.index(str(p.x)), p.entry) for p in mine), key=lambda pair: pair[0])
+            pairs = sorted(
+                ((p.x if numeric else places.index(str(p.x)), p.entry) for p in mine), key=lambda pair: pair[0]
+            )
             _line(plot, pairs, name)
         if numeric and places[0] > 0 and places[-1] / places[0] >= 30:
             plot.set_xscale("log")
@@ -115,7 +117,18 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
 
 
 def _line(plot: Any, pairs: Sequence[tuple[Any, Mapping[str, Any]]], name: str) -> None:
-    (drawn,) = plot.plot([at for at, _ in pairs], [entry["mean"] for _, entry in pairs], marker="o", markersize=3, linewidth=1.2, label=name)
-    bands = [(at, *entry["ci95"]) for at, entry in pairs if entry["ci95"] and all(end is not None and math.isfinite(end) for end in entry["ci95"])]
+    (drawn,) = plot.plot(
+        [at for at, _ in pairs],
+        [entry["mean"] for _, entry in pairs],
+        marker="o",
+        markersize=3,
+        linewidth=1.2,
+        label=name,
+    )
+    bands = [
+        (at, *entry["ci95"])
+        for at, entry in pairs
+        if entry["ci95"] and all(end is not None and math.isfinite(end) for end in entry["ci95"])
+    ]
     if bands:
         plot.fill_between(*zip(*bands, strict=True), alpha=0.12, color=drawn.get_color(), linewidth=0)

@@ -90,7 +90,8 @@ def right_aligned(*names: str) -> Table:
 class Comparison:
     """One line a run, from (what tells it apart, its summary): means at the end. A run without a summary failed.
 
-    Where the screen is too narrow for names and numbers in one line each, the columns of `DISPENSABLE` are left out first.
+    Where the screen is too narrow for names and numbers in one line each, the columns of `DISPENSABLE` are left out
+    first.
     """
 
     rows: Sequence[tuple[str, Mapping[str, Any] | None]]
@@ -99,7 +100,10 @@ class Comparison:
         measured = {metric for _, summary in self.rows if summary for metric in summary["metrics"]}
         shown = [*shown_metrics(measured), *(metric for metric in LOST if metric in measured)]
         spare = [metric for metric in DISPENSABLE if metric in shown]
-        while spare and Measurement.get(console, options.update(width=1000), self._table(shown)).maximum > options.max_width:
+        while (
+            spare
+            and Measurement.get(console, options.update(width=1000), self._table(shown)).maximum > options.max_width
+        ):
             shown.remove(spare.pop(0))
         yield self._table(shown)
         yield legend(shown, "s/edit", "cases")

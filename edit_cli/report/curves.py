@@ -28,16 +28,23 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
 
 
 def _title(summary: Mapping[str, Any]) -> str:
-    return f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}, {words.batches(summary['protocol'])}"
+    return (
+        f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}, {words.batches(summary['protocol'])}"
+    )
 
 
 def _course(summary: Mapping[str, Any]) -> Any:
-    """Success and what is kept, with 95 % bands; perplexity; weights and drift; cost of a step. All over the number of facts."""
+    """Success and what is kept, with 95 % bands; perplexity; weights and drift; cost of a step.
+
+    All over the number of facts.
+    """
     from matplotlib.figure import Figure
 
     panels = [panel for panel in _panels(summary) if panel is not None]
     figure = Figure(figsize=(7, 1.5 + sum(height for _, height, _ in panels)), layout="constrained")
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=[height for _, height, _ in panels])[:, 0]
+    axes = figure.subplots(
+        len(panels), 1, sharex=True, squeeze=False, height_ratios=[height for _, height, _ in panels]
+    )[:, 0]
     for plot, (label, _, paint) in zip(axes, panels, strict=True):
         paint(plot)
         plot.set_ylabel(label)
@@ -64,10 +71,16 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
 
     def norms(plot: Any) -> None:
         for module in weights[-1][1]["weights"] if weights else ():
-            points = [(edits, 100 * model["weights"][module]["change"]) for edits, model in weights if module in model["weights"]]
+            points = [
+                (edits, 100 * model["weights"][module]["change"])
+                for edits, model in weights
+                if module in model["weights"]
+            ]
             plot.plot(*zip(*points, strict=True), marker=".", label=f"weight of {_short(module)}", linewidth=1)
         if drift:
-            plot.plot(*zip(*drift, strict=True), marker=".", color="black", linestyle="--", label="last states", linewidth=1)
+            plot.plot(
+                *zip(*drift, strict=True), marker=".", color="black", linestyle="--", label="last states", linewidth=1
+            )
 
     def fluency(plot: Any) -> None:
         _line(plot, perplexity, "edited")
@@ -80,7 +93,8 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
         facts, each = zip(*summary["cost"], strict=True)
         plot.plot(facts, each, linewidth=0.6, color="tab:blue", alpha=0.4, label="each step")
         plot.plot(facts, _running_median(each), linewidth=1.4, color="tab:blue", label="running median")
-        plot.set_ylim(0, 1.5 * sorted(each)[int(0.98 * (len(each) - 1))] or None)  # a pause of the machine must not flatten the rest
+        # a pause of the machine must not flatten the rest
+        plot.set_ylim(0, 1.5 * sorted(each)[int(0.98 * (len(each) - 1))] or None)
 
     return [
         ("%, with 95 % bands", 3, shares),
@@ -91,7 +105,9 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
 
 
 def scale_perplexity(plot: Any, values: Sequence[float | None]) -> None:
-    """A logarithmic scale where perplexities are far apart; those that are not known, such as infinite ones, do not count."""
+    """A logarithmic scale where perplexities are far apart; those that are not known, such as infinite ones, do not
+    count.
+    """
     known = [value for value in values if value]
     if max(known, default=1) > FAR * min(known, default=1):
         plot.set_yscale("log")
@@ -116,17 +132,25 @@ def _forgetting(summary: Mapping[str, Any]) -> Any:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.6 + 0.55 * len(found["tested"]), 1.8 + 0.42 * len(found["edited"])), layout="constrained")
+    figure = Figure(
+        figsize=(1.6 + 0.55 * len(found["tested"]), 1.8 + 0.42 * len(found["edited"])), layout="constrained"
+    )
     plot = figure.subplots()
     cells = [[float("nan") if value is None else value for value in row] for row in found["values"]]
     image = plot.imshow(cells, vmin=0, vmax=100, cmap=TINTS, aspect="auto")
     for y, row in enumerate(found["values"]):
         for x, value in enumerate(row):
             if value is not None:
-                plot.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 60 else "black")
+                plot.text(
+                    x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 60 else "black"
+                )
     plot.set_xticks(range(len(found["tested"])), [f"{edits:,}" for edits in found["tested"]], rotation=45, ha="right")
     plot.set_yticks(range(len(found["edited"])), [_span(first, last) for first, last in found["edited"]])
-    plot.set(xlabel="tested after so many facts", ylabel="edited as fact", title=f"{summary['method']}: edited facts still the top choice, %")
+    plot.set(
+        xlabel="tested after so many facts",
+        ylabel="edited as fact",
+        title=f"{summary['method']}: edited facts still the top choice, %",
+    )
     figure.colorbar(image, ax=plot)
     return figure
 

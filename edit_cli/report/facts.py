@@ -69,7 +69,9 @@ def probes(lines: Sequence[Mapping[str, Any]], kinds: Sequence[str] | None = Non
     return table
 
 
-def _rows(known: Mapping[str, Any], then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+def _rows(
+    known: Mapping[str, Any], then: Mapping[str, Any] | None, now: Mapping[str, Any] | None
+) -> list[tuple[str, str, str]]:
     rows = []
     if known.get("generated") is not None:
         rows.append(("writes", _cut(then), _cut(now)))

@@ -25,7 +25,9 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     for panel, (kind, roles) in zip(panels, indirect.items(), strict=True):
         shown = [role for role in ROLE_NAMES if role in roles]
         values = np.array([roles[role]["mean"] for role in shown], dtype=float)
-        image = panel.imshow(values, aspect="auto", cmap=COLOURS[kind], vmin=min(0.0, values.min()), interpolation="nearest")
+        image = panel.imshow(
+            values, aspect="auto", cmap=COLOURS[kind], vmin=min(0.0, values.min()), interpolation="nearest"
+        )
         panel.set_yticks(range(len(shown)), [ROLE_NAMES[role] for role in shown])
         panel.set(title=TITLES[kind], xlabel=_axis(kind, summary["protocol"]["window"]))
         panel.xaxis.get_major_locator().set_params(integer=True)

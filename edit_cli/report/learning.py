@@ -39,7 +39,9 @@ def summary_of(
     checkpoint: str | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """summary.json of a training. series: {kind: {name: [[step, value]]}}. best: what the kept network reached on validation edits.
+    """summary.json of a training. series: {kind: {name: [[step, value]]}}.
+
+    best: what the kept network reached on validation edits.
 
     found: {"step", "metrics"} of the kept network; without it, of the best one so far.
     """
@@ -75,13 +77,24 @@ def read(path: Path) -> dict[str, Any]:
 
 def table(summary: Mapping[str, Any]) -> RenderableType:
     """The kept network on validation edits."""
-    title = f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']}, {summary['protocol']['cases']:,} cases"
+    title = (
+        f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']},"
+        f" {summary['protocol']['cases']:,} cases"
+    )
     found = summary["best"]["metrics"]
     rows = plain_table("on validation edits", "", "", right=(1,))
     for name, value in found.items():
-        rows.add_row(name, words.number(value) if abs(value) >= 1 else f"{value:.3g}", Text(MEANING.get(name, ""), style="dim"))
+        rows.add_row(
+            name, words.number(value) if abs(value) >= 1 else f"{value:.3g}", Text(MEANING.get(name, ""), style="dim")
+        )
     seconds = ", ".join(f"{phase} {words.seconds(spent)}" for phase, spent in summary["seconds"].items())
-    return Group(Text(title, style="bold"), Text(f"best at step {summary['best']['step']:,}"), Text(), rows, Text(seconds, style="dim"))
+    return Group(
+        Text(title, style="bold"),
+        Text(f"best at step {summary['best']['step']:,}"),
+        Text(),
+        rows,
+        Text(seconds, style="dim"),
+    )
 
 
 def draw(summary: Mapping[str, Any], directory: Path) -> None:
@@ -95,7 +108,14 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     for plot, name in zip(axes, names, strict=False):
         for kind, (colour, marker) in KINDS.items():
             if name in summary["series"].get(kind, {}):
-                plot.plot(*zip(*summary["series"][kind][name], strict=True), label=kind, color=colour, marker=marker, linewidth=1, markersize=4)
+                plot.plot(
+                    *zip(*summary["series"][kind][name], strict=True),
+                    label=kind,
+                    color=colour,
+                    marker=marker,
+                    linewidth=1,
+                    markersize=4,
+                )
         plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
         plot.set_title(name, fontsize="small")
         plot.grid(alpha=0.3)

@@ -25,7 +25,12 @@ def metrics_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """Every metric with its unit, the direction of a good edit, and its definition."""
     table = plain_table("metric", "unit", "", "definition")
     for row in rows:
-        table.add_row(Text(row["id"], style="bold"), words.UNITS[row["unit"]], words.ARROWS[row["better"]], Text(row["definition"]))
+        table.add_row(
+            Text(row["id"], style="bold"),
+            words.UNITS[row["unit"]],
+            words.ARROWS[row["better"]],
+            Text(row["definition"]),
+        )
     return table
 
 
@@ -34,7 +39,9 @@ def runs_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
     if not rows:
         return Text("no runs yet")
     shown = [name for name in ("score", "token_score") if any(name in row["metrics"] for row in rows)]
-    table = plain_table("run", "status", "day", "cases", *(SHOWN[name] for name in shown), right=tuple(range(3, 4 + len(shown))))
+    table = plain_table(
+        "run", "status", "day", "cases", *(SHOWN[name] for name in shown), right=tuple(range(3, 4 + len(shown)))
+    )
     for row in rows:
         entries = [last_side(row["metrics"].get(name, {})) for name in shown]
         cases = "–" if row["n"] is None else f"{row['n']:,}" + (f", {row['failed']} failed" if row["failed"] else "")

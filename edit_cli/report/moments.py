@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from edit_cli.stats import Moment
 
 NOTE = (
-    "condition: how nearly singular the matrix is, the larger the worse. first token: share of its trace that comes from the first "
-    "token of each document; near 100 % means that it says little about all other tokens."
+    "condition: how nearly singular the matrix is, the larger the worse. first token: share of its trace that comes"
+    " from the first token of each document; near 100 % means that it says little about all other tokens."
 )
 
 
@@ -34,4 +34,9 @@ def moments_table(model: str, corpus: str, moments: Sequence[Moment]) -> Rendera
             "–" if share is None else f"{100 * share:.1f} %",
             "was there" if moment.cached else words.seconds(moment.seconds),
         )
-    return Group(Text(f"Second moments of the keys of {model}, from {corpus}", style="bold"), Text(), table, Text(NOTE, style="dim"))
+    return Group(
+        Text(f"Second moments of the keys of {model}, from {corpus}", style="bold"),
+        Text(),
+        table,
+        Text(NOTE, style="dim"),
+    )

@@ -1,4 +1,6 @@
-"""What patch neurons say of the facts they were made for and of others (T-Patcher): a figure, and how clear its diagonal is."""
+"""What patch neurons say of the facts they were made for and of others (T-Patcher): a figure, and how clear its
+diagonal is.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +14,46 @@ NAME = "patches"
 
 
 def draw(
-    matrix: Any, others: Any, neurons: Sequence[tuple[int, int]], rows: Sequence[tuple[int, int]], directory: Path, title: str = ""
+    matrix: Any,
+    others: Any,
+    neurons: Sequence[tuple[int, int]],
+    rows: Sequence[tuple[int, int]],
+    directory: Path,
+    title: str = "",
 ) -> dict[str, float]:
     """Write patches.png, patches.svg and patches.npz; neurons from below in the order of their making.
 
-    matrix: activations (neurons, rows) on edited facts; others: (neurons, inputs) on what was never edited. neurons, rows: (number of the
-    fact, place in its answer). Returns `clarity` of what is drawn.
+    matrix: activations (neurons, rows) on edited facts; others: (neurons, inputs) on what was never edited. neurons,
+    rows: (number of the fact, place in its answer). Returns `clarity` of what is drawn.
     """
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
     values, beyond = np.asarray(matrix, dtype=float), np.asarray(others, dtype=float)
     every = np.concatenate([values.ravel(), beyond.ravel()])
-    norm = TwoSlopeNorm(0.0, min(every.min(), -1e-3), max(every.max(), 1e-3))  # what lets a neuron speak is narrow beside what keeps it silent
+    # what lets a neuron speak is narrow beside what keeps it silent
+    norm = TwoSlopeNorm(0.0, min(every.min(), -1e-3), max(every.max(), 1e-3))
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, part, what in zip(panels, (values, beyond), ("edited fact, in order", "input of other records or text"), strict=True):
+    for panel, part, what in zip(
+        panels, (values, beyond), ("edited fact, in order", "input of other records or text"), strict=True
+    ):
         image = panel.imshow(part, aspect="auto", cmap="RdBu_r", norm=norm, origin="lower", interpolation="nearest")
         panel.set(xlabel=what)
     panels[0].set(ylabel="added neuron, in order")
     figure.suptitle(title, fontsize="medium")
-    figure.colorbar(image, ax=panels, label="pre-activation", ticks=[norm.vmin, norm.vmin / 2, 0.0, norm.vmax / 2, norm.vmax], format="%.1f")
+    figure.colorbar(
+        image,
+        ax=panels,
+        label="pre-activation",
+        ticks=[norm.vmin, norm.vmin / 2, 0.0, norm.vmax / 2, norm.vmax],
+        format="%.1f",
+    )
     for suffix in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{suffix}", dpi=150)
-    np.savez_compressed(directory / f"{NAME}.npz", activations=values, others=beyond, neurons=np.array(neurons), rows=np.array(rows))
+    np.savez_compressed(
+        directory / f"{NAME}.npz", activations=values, others=beyond, neurons=np.array(neurons), rows=np.array(rows)
+    )
     return clarity(values, neurons, rows)
 
 
@@ -45,4 +63,8 @@ def clarity(matrix: Any, neurons: Sequence[tuple[int, int]], rows: Sequence[tupl
     own = np.array([[neuron == row for row in rows] for neuron in neurons])
     patched = own.any(axis=0)
     loudest = own[values.argmax(axis=0), np.arange(values.shape[1])][patched]
-    return {"diagonal": float(values[own].mean()), "elsewhere": float(values[~own].mean()), "own_is_loudest": float(loudest.mean())}
+    return {
+        "diagonal": float(values[own].mean()),
+        "elsewhere": float(values[~own].mean()),
+        "own_is_loudest": float(loudest.mean()),
+    }

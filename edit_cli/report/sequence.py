@@ -15,7 +15,8 @@ from edit_cli.report.comparison import SHOWN, legend, right_aligned, shown_metri
 from edit_cli.report.summary import summary_of, total_seconds
 from edit_cli.report.tables import MetricsTable, footer, heading
 
-UNTOUCHED = ("neighborhood_success", "locality_token_accuracy")  # what is told of held-out records: the first that there is
+# what is told of held-out records: the first that there is
+UNTOUCHED = ("neighborhood_success", "locality_token_accuracy")
 EARLY = ("efficacy_success", "efficacy_token_accuracy")  # and of the first facts
 
 Line = Mapping[str, Any]
@@ -29,9 +30,10 @@ def sequential_summary(
 ) -> dict[str, Any]:
     """summary.json of a sequential run.
 
-    metrics: {id: {"before", "after_edit", "at_end"}}: of the unedited model; of each fact right after its own step; of all facts
-    (or the sample) with all edits in place. checkpoints: see `metrics.sequence`. collapse: where the model was first found
-    destroyed, stopped: whether that ended the run. area: under the curve of the successes. cost: [[facts, seconds a fact]] by step.
+    metrics: {id: {"before", "after_edit", "at_end"}}: of the unedited model; of each fact right after its own step; of
+    all facts (or the sample) with all edits in place. checkpoints: see `metrics.sequence`. collapse: where the model
+    was first found destroyed, stopped: whether that ended the run. area: under the curve of the successes. cost:
+    [[facts, seconds a fact]] by step.
     """
     own = [line for line in lines if line["when"] == AFTER_EDIT]
     protocol = manifest["config"]["protocol"]
@@ -42,7 +44,9 @@ def sequential_summary(
     for name, sides in ({name: {} for name in at_end} | summary["metrics"]).items():
         moments = {"before": sides.get("before"), AFTER_EDIT: sides.get("after"), "at_end": at_end.get(name)}
         metrics[name] = {moment: entry for moment, entry in moments.items() if entry}
-    collapsed = first_collapse(rows, lines, protocol.get("collapse_below", 0.0), protocol.get("collapse_perplexity", float("inf")))
+    collapsed = first_collapse(
+        rows, lines, protocol.get("collapse_below", 0.0), protocol.get("collapse_perplexity", float("inf"))
+    )
     return {
         **summary,
         "metrics": metrics,
@@ -73,7 +77,11 @@ def sequential_table(summary: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(collapse_line(summary), style="bold red"))
     parts += [Text(), MetricsTable(summary["metrics"], ("before", AFTER_EDIT, "at_end")), Text()]
     if summary["checkpoints"]:
-        parts += [Text("WITH MORE AND MORE EDITS: all facts so far, asked again", style="bold"), checkpoints(summary), Text()]
+        parts += [
+            Text("WITH MORE AND MORE EDITS: all facts so far, asked again", style="bold"),
+            checkpoints(summary),
+            Text(),
+        ]
     return Group(*parts, *footer(summary), Text(NOTE, style="dim"))
 
 
@@ -83,7 +91,11 @@ NOTE = "after edit: each fact right after its own step; at end: all facts with a
 def collapse_line(summary: Mapping[str, Any]) -> str:
     """Where the model was found destroyed, and what came of it."""
     found = summary["collapse"]
-    end = "the run was stopped there" if summary["stopped"] else "the run went on (protocol.stop_on_collapse=true would have ended it)"
+    end = (
+        "the run was stopped there"
+        if summary["stopped"]
+        else "the run went on (protocol.stop_on_collapse=true would have ended it)"
+    )
     return f"COLLAPSED by {found['edits']:,} facts: {found['reason']}; {end}"
 
 
@@ -107,7 +119,11 @@ def _more(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float | None
     untouched = next((name for name in UNTOUCHED if any(name in row["held_out"] for row in rows)), None)
     columns = {
         "first": {row["edits"]: row["first"].get(first, {}).get("mean") for row in rows} if first else {},
-        "held out": {row["edits"]: row["held_out"].get(untouched, {}).get("after", {}).get("mean") for row in rows} if untouched else {},
+        "held out": (
+            {row["edits"]: row["held_out"].get(untouched, {}).get("after", {}).get("mean") for row in rows}
+            if untouched
+            else {}
+        ),
         "drift": {row["edits"]: drift * 100 for row in rows if (drift := row["model"].get("drift")) is not None},
     }
     return {name: values for name, values in columns.items() if len(values) == len(rows)}
@@ -125,8 +141,13 @@ def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mappin
     rows = summary["checkpoints"]
     measured = {name for row in rows for name in row["metrics"]}
     names = [name for name in shown_metrics(measured) if name not in ("perplexity", "score", "token_score")]
-    series = {SHOWN[name]: [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names}
+    series = {
+        SHOWN[name]: [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names
+    }
     for name, group, wanted in (("first", "first", EARLY), ("held out", "held_out", UNTOUCHED)):
-        entries = [(row["edits"], next((row[group][metric] for metric in wanted if metric in row[group]), None)) for row in rows]
+        entries = [
+            (row["edits"], next((row[group][metric] for metric in wanted if metric in row[group]), None))
+            for row in rows
+        ]
         series[name] = [(edits, entry.get("after", entry)) for edits, entry in entries if entry]
     return {name: points for name, points in series.items() if points}

@@ -28,7 +28,9 @@ TELLS = {
 Line = Mapping[str, Any]
 
 
-def sme_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
+def sme_summary(
+    manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """summary.json of a run with protocol=sme; `sme` holds what `metrics.sme.sme_rates` finds."""
     turns = [line for line in lines if line["when"] == TURN]
     edited = [line for line in turns if line["seconds"] is not None]
@@ -56,13 +58,20 @@ def sme_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Map
 def _as_metrics(rates: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Entries of metrics, in %, for comparisons with other runs; n counts folds."""
     named = {metric.label: metric.id for metric in SME.values()}
-    return {named[name]: {"mean": 100 * rates[name]["mean"], "ci95": None, "n": rates[name]["folds"]} for name in RATES if name in rates}
+    return {
+        named[name]: {"mean": 100 * rates[name]["mean"], "ci95": None, "n": rates[name]["folds"]}
+        for name in RATES
+        if name in rates
+    }
 
 
 def sme_table(summary: Mapping[str, Any]) -> RenderableType:
     """The rates over folds, and each fold's own."""
     found, dataset, protocol = summary["sme"], summary["dataset"], summary["protocol"]
-    head = f"{summary['method']} on {summary['model']}: {summary['edits']:,} mistakes of {summary['n']:,} examples edited, one at a time"
+    head = (
+        f"{summary['method']} on {summary['model']}: {summary['edits']:,} mistakes of {summary['n']:,} examples edited,"
+        " one at a time"
+    )
     wanted = "answer to be written" if protocol["answers"] == "written" else "true answer"
     data = f"Data: {dataset['name']} ({dataset['source']}); right is the {wanted}"
     table = right_aligned("rate", "mean", "deviation")
@@ -71,11 +80,15 @@ def sme_table(summary: Mapping[str, Any]) -> RenderableType:
         table.add_row(name, _number(entry["mean"]), _number(entry["std"]), TELLS[name])
     each = right_aligned("fold", "examples", "edits", *RATES)
     for fold in found["folds"]:
-        each.add_row(str(fold["fold"]), str(fold["examples"]), str(fold["edits"]), *(_number(fold.get(name)) for name in RATES))
+        each.add_row(
+            str(fold["fold"]), str(fold["examples"]), str(fold["edits"]), *(_number(fold.get(name)) for name in RATES)
+        )
     unfinished = [fold["fold"] for fold in found["folds"] if not fold["finished"]]
     parts: list[RenderableType] = [Text(head, style="bold"), Text(data)]
     if unfinished:
-        parts.append(Text(f"UNFINISHED: fold {', '.join(map(str, unfinished))} is left out of the means", style="bold yellow"))
+        parts.append(
+            Text(f"UNFINISHED: fold {', '.join(map(str, unfinished))} is left out of the means", style="bold yellow")
+        )
     spent = f"Time per edit {words.seconds(summary['seconds_per_edit'])}. Seconds: {words.phases(summary['seconds'])}."
     return Group(*parts, Text(), table, Text(), each, Text(), Text(spent))
 

@@ -1,4 +1,7 @@
-"""summary.json: what a run found, in numbers. A pure function of its lines and its manifest, so it can be made again at any time."""
+"""summary.json: what a run found, in numbers.
+
+A pure function of its lines and its manifest, so it can be made again at any time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def summary_of(
 ) -> dict[str, Any]:
     """Everything of summary.json that all commands share; `lines` are one a case.
 
-    references: {case id: reference texts}, for the consistency score. seconds: by phase, in addition to those in the lines.
+    references: {case id: reference texts}, for the consistency score. seconds: by phase, in addition to those in the
+    lines.
     """
     about = manifest["dataset"]
     edited = [line for line in lines if line["seconds"] is not None]
@@ -38,7 +42,10 @@ def summary_of(
         "n": len(lines),
         "failed": sum(not is_scored(line) for line in lines),
         "edits": edits,
-        "protocol": {**manifest["protocol"], **{k: v for k, v in manifest["config"]["protocol"].items() if k != "batch_size"}},
+        "protocol": {
+            **manifest["protocol"],
+            **{k: v for k, v in manifest["config"]["protocol"].items() if k != "batch_size"},
+        },
         "metrics": summarise(lines, references) if any(map(is_scored, lines)) else {},
         "seconds": total_seconds(lines, seconds),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / edits if edits else None,
@@ -59,7 +66,9 @@ def total_seconds(lines: Sequence[Line], more: Mapping[str, float] | None = None
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Bytes that this process (the main one, of several) had at most: of the host, and of the accelerator if torch uses one."""
+    """Bytes that this process (the main one, of several) had at most: of the host, and of the accelerator if torch
+    uses one.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     torch = sys.modules.get("torch")
     device = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None

@@ -15,8 +15,9 @@ from edit_cli.report import words
 
 LEAST = 15  # columns that explanations need
 FOOTNOTE = (
-    "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model says. "
-    "P: probability of an answer. [low, high]: 95 % interval of the mean over facts. ↑: higher is better, ↓: lower is."
+    "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model"
+    " says. P: probability of an answer. [low, high]: 95 % interval of the mean over facts. ↑: higher is better, ↓:"
+    " lower is."
 )
 
 
@@ -24,7 +25,9 @@ def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
     """The one look of all tables."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold", no_wrap=index in right)
+        table.add_column(
+            heading, justify="right" if index in right else "left", overflow="fold", no_wrap=index in right
+        )
     return table
 
 
@@ -36,7 +39,9 @@ def evaluation(summary: Mapping[str, Any]) -> RenderableType:
 def heading(summary: Mapping[str, Any]) -> Text:
     """Method, model, number of facts, records, protocol."""
     protocol, dataset = summary["protocol"], summary["dataset"]
-    facts = "1 fact edited" if summary["edits"] == 1 else f"{summary['edits']:,} facts edited, {words.batches(protocol)}"
+    facts = (
+        "1 fact edited" if summary["edits"] == 1 else f"{summary['edits']:,} facts edited, {words.batches(protocol)}"
+    )
     lines = [
         (f"{summary['method']} on {summary['model']}: {facts}", "bold"),
         (f"Data: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", ""),
@@ -47,7 +52,9 @@ def heading(summary: Mapping[str, Any]) -> Text:
     if summary["n"] < dataset["records_selected"] and not summary.get("stopped"):
         lines.append((f"UNFINISHED: {summary['n']:,} of {dataset['records_selected']:,} cases so far", "bold yellow"))
     if summary["failed"]:
-        lines.append((f"{summary['failed']:,} of {summary['n']:,} cases FAILED and are left out of the means", "bold red"))
+        lines.append(
+            (f"{summary['failed']:,} of {summary['n']:,} cases FAILED and are left out of the means", "bold red")
+        )
     text = Text()
     for index, (line, style) in enumerate(lines):
         text.append(("\n" if index else "") + line, style)
@@ -56,7 +63,9 @@ def heading(summary: Mapping[str, Any]) -> Text:
 
 @dataclass(frozen=True)
 class MetricsTable:
-    """Means with intervals on each of `sides`, teacher-forced and free-running ones apart; explained where there is room."""
+    """Means with intervals on each of `sides`, teacher-forced and free-running ones apart; explained where there is
+    room.
+    """
 
     metrics: Mapping[str, Any]
     sides: Sequence[str] = ("before", "after")
@@ -81,7 +90,9 @@ class MetricsTable:
             for where, some in groups:
                 if where:
                     yield Text(f" {where}", style="italic")
-                yield _grid([(row.label, *cells[row.metric], row.tells if explained else "") for row in some], label, widths)
+                yield _grid(
+                    [(row.label, *cells[row.metric], row.tells if explained else "") for row in some], label, widths
+                )
 
 
 def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], style: str = "") -> Table:

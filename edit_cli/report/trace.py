@@ -29,17 +29,23 @@ TRIVIAL = ("hidden", "last")  # in the top layer this is the whole answer
 SHOWN = (("hidden", LOOKUP), ("mlp", LOOKUP), ("attn", LOOKUP), ("attn", "last"))  # columns of the table
 END = "subject's end"
 FOOTNOTE = (
-    "Subject's end: its last token. Indirect effect in points: how much of the answer's probability comes back when a corrupted run gets "
-    "the clean state (or the clean outputs of a window of layers). [low, high]: 95 % interval over facts; ◀ the largest of its column."
+    "Subject's end: its last token. Indirect effect in points: how much of the answer's probability comes back when a"
+    " corrupted run gets the clean state (or the clean outputs of a window of layers). [low, high]: 95 % interval over"
+    " facts; ◀ the largest of its column."
 )
 CAVEAT = (
-    "The trace shows where a fact passes through; how well edits at these layers work does not follow it closely (Hase et al., 2023). "
-    "Try a few layers around on records that you do not report."
+    "The trace shows where a fact passes through; how well edits at these layers work does not follow it closely (Hase"
+    " et al., 2023). Try a few layers around on records that you do not report."
 )
 
 
-def trace_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """summary.json of a trace. `trace`: effects, in percent; `peaks`: the largest of each kind; `proposal`: layers to edit, or None."""
+def trace_summary(
+    manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """summary.json of a trace.
+
+    `trace`: effects, in percent; `peaks`: the largest of each kind; `proposal`: layers to edit, or None.
+    """
     about, protocol = manifest["dataset"], manifest["config"]["protocol"]
     traced = [line for line in lines if line["known"]]
     found = effects(traced) if traced else None
@@ -55,7 +61,10 @@ def trace_summary(manifest: Mapping[str, Any], lines: Sequence[Line], seconds: M
         "protocol": {**protocol, "noise_std": traced[0]["noise_std"] if traced else protocol["noise_std"]},
         "trace": found,
         "peaks": {
-            kind: max((_at(role, entry) for role, entry in roles.items() if (kind, role) != TRIVIAL), key=lambda each: each["mean"])
+            kind: max(
+                (_at(role, entry) for role, entry in roles.items() if (kind, role) != TRIVIAL),
+                key=lambda each: each["mean"],
+            )
             for kind, roles in indirect.items()
         },
         "metrics": {},  # lists of runs read these two of every run
@@ -80,8 +89,8 @@ def trace_table(summary: Mapping[str, Any]) -> RenderableType:
     found, indirect = summary["trace"], summary["trace"]["indirect_effect"]
     parts += [
         Text(
-            f"P(answer): {words.with_interval(found['high'])} % clean, {words.with_interval(found['low'])} % with the subject corrupted; "
-            f"total effect {words.with_interval(found['total_effect'])} points"
+            f"P(answer): {words.with_interval(found['high'])} % clean, {words.with_interval(found['low'])} % with the"
+            f" subject corrupted; total effect {words.with_interval(found['total_effect'])} points"
         ),
         Text(),
         _layers(indirect),
@@ -90,7 +99,12 @@ def trace_table(summary: Mapping[str, Any]) -> RenderableType:
     ]
     for kind, best in summary["peaks"].items():
         at = f"{ROLE_NAMES[best['role']]}, layer {best['layer']}"
-        parts.append(Text(f"Largest effect of restoring {_what(kind, summary['protocol'])}: {words.with_interval(best)} at the {at}"))
+        parts.append(
+            Text(
+                f"Largest effect of restoring {_what(kind, summary['protocol'])}: {words.with_interval(best)} at the"
+                f" {at}"
+            )
+        )
     return Group(*parts, Text(), *_proposal(summary))
 
 
@@ -103,7 +117,10 @@ def fact_table(line: Line) -> RenderableType:
         return Group(title, Text(f"failed: {line['error']}", style="bold red"))
     if not line["known"]:
         return Group(title, Text(f"not traced: the model says {line['says']!r}"))
-    told = Text(f"P({line['answer'].strip()}): {100 * line['high']:.1f} % clean, {100 * line['low']:.1f} % with the subject corrupted")
+    told = Text(
+        f"P({line['answer'].strip()}): {100 * line['high']:.1f} % clean, {100 * line['low']:.1f} % with the subject"
+        " corrupted"
+    )
     table = right_aligned("token", *(f"{KIND_NAMES[kind]}: points (layer)" for kind in line["scores"]))
     for index, token in enumerate(line["tokens"]):
         cells = []
@@ -119,7 +136,10 @@ def _heading(summary: Mapping[str, Any]) -> Text:
     text = Text(f"Causal trace of {summary['model']}: {summary['traced']:,} facts", style="bold")
     text.append(f"\nData: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", style="not bold")
     if summary["not_known"]:
-        left_out = f"{summary['not_known']:,} of {summary['facts']:,} facts are left out: the model's first choice is another answer"
+        left_out = (
+            f"{summary['not_known']:,} of {summary['facts']:,} facts are left out: the model's first choice is another"
+            " answer"
+        )
         text.append(f"\n{left_out}", style="not bold")
     if summary["traced"]:
         level = f"{protocol['noise_std']:.4g}"
@@ -133,14 +153,20 @@ def _heading(summary: Mapping[str, Any]) -> Text:
 
 def _layers(indirect: Mapping[str, Any]) -> RenderableType:
     shown = [(kind, role) for kind, role in SHOWN if role in indirect.get(kind, {})]
-    table = right_aligned("layer", *(f"{KIND_NAMES[kind]},\n{END if role == LOOKUP else ROLE_NAMES[role]}" for kind, role in shown))
+    table = right_aligned(
+        "layer", *(f"{KIND_NAMES[kind]},\n{END if role == LOOKUP else ROLE_NAMES[role]}" for kind, role in shown)
+    )
     entries = [indirect[kind][role] for kind, role in shown]
     best = [peak(entry)["layer"] for entry in entries]
     for layer in range(max((len(entry["mean"]) for entry in entries), default=0)):
         cells = []
         for entry, top in zip(entries, best, strict=True):
             value = {"mean": entry["mean"][layer], "ci95": entry["ci95"] and entry["ci95"][layer]}
-            cells.append(Text(f"{words.with_interval(value)} {'◀' if layer == top else ' '}", style="bold" if layer == top else ""))
+            cells.append(
+                Text(
+                    f"{words.with_interval(value)} {'◀' if layer == top else ' '}", style="bold" if layer == top else ""
+                )
+            )
         table.add_row(str(layer), *cells)
     return table
 
@@ -154,7 +180,11 @@ def _what(kind: str, protocol: Mapping[str, Any]) -> str:
 def _proposal(summary: Mapping[str, Any]) -> list[RenderableType]:
     proposal = summary["proposal"]
     if proposal is None:
-        why = "no MLP was traced" if "mlp" not in summary["peaks"] else "no MLP effect at the last subject token that differs from zero"
+        why = (
+            "no MLP was traced"
+            if "mlp" not in summary["peaks"]
+            else "no MLP effect at the last subject token that differs from zero"
+        )
         return [Text(f"No layers are proposed: {why}.")]
     layers = ",".join(map(str, proposal["layers"]))
     return [

@@ -106,7 +106,9 @@ class Row:
 
 
 def sections(metrics: Collection[str]) -> list[tuple[str, list[tuple[str, list[Row]]]]]:
-    """[(section, [(which prompts, rows)])] for those of `metrics` that a table shows; teacher-forced and free-running ones apart."""
+    """[(section, [(which prompts, rows)])] for those of `metrics` that a table shows; teacher-forced and
+    free-running ones apart.
+    """
     rated, written = [], []
     for group in GROUPS:
         for place in parts_of(group, metrics) or [group]:
@@ -117,7 +119,8 @@ def sections(metrics: Collection[str]) -> list[tuple[str, list[tuple[str, list[R
     rated.append(("All three together", [_row(name) for name in ("score", "token_score") if name in metrics]))
     whole = [("", [_row(name) for name in ("generation_entropy", "reference_score", "perplexity") if name in metrics])]
     named = [(paper, [_row(name) for name in names if name in metrics]) for paper, names in PUBLISHED.items()]
-    if not (any(parts_of(group, metrics) for group in GROUPS) or "convsent_es" in metrics):  # not the data of a trained editor
+    # not the data of a trained editor
+    if not (any(parts_of(group, metrics) for group in GROUPS) or "convsent_es" in metrics):
         named = []
     parts = ((TEACHER_FORCED, rated), (FREE_RUNNING, written), (AS_A_WHOLE, whole), (AS_PUBLISHED, named))
     filled = [(title, [(where, rows) for where, rows in groups if rows]) for title, groups in parts]
@@ -146,7 +149,9 @@ def _row(name: str, group: str = "") -> Row:
     metric = METRICS[name]
     measure = metric.measure or name
     named = LABELS.get(measure, measure)
-    label = " ".join(part for part in (f"{named}, {UNITS[metric.unit]}" if metric.unit else named, ARROWS[metric.better]) if part)
+    label = " ".join(
+        part for part in (f"{named}, {UNITS[metric.unit]}" if metric.unit else named, ARROWS[metric.better]) if part
+    )
     tells = KEPT if group in ("neighborhood", "locality", "attribute") else FOLLOWS if group == "portability" else {}
     return Row(name, label, tells.get(measure, WHAT[measure]))
 
@@ -162,7 +167,9 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def with_interval(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:
-    """`98.5 [95, 100]`: mean and 95 % interval, whose ends have decimals only where they are close, or where the mean has many."""
+    """`98.5 [95, 100]`: mean and 95 % interval, whose ends have decimals only where they are close, or where the
+    mean has many.
+    """
     if entry is None:
         return "–"
     ends = entry["ci95"]
@@ -175,7 +182,9 @@ def with_interval(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:
 
 def records(dataset: Mapping[str, Any]) -> str:
     """Which records were used, and out of how many."""
-    used, total, dropped, limit = (dataset[key] for key in ("records_selected", "records_total", "records_dropped", "limit"))
+    used, total, dropped, limit = (
+        dataset[key] for key in ("records_selected", "records_total", "records_dropped", "limit")
+    )
     if used == total:
         return f"all {total:,} records" if total > 1 else "1 record"
     why = [f"limit={limit}"] if limit is not None and used == limit else []
@@ -194,7 +203,9 @@ def asked(protocol: Mapping[str, Any]) -> str:
     return {
         "after each batch": "Asked before, and again with the batch's edit in place, which is then taken back.",
         "after all edits": "Asked before, and again with the edit in place.",
-        "right after each step, and at checkpoints": "Nothing is taken back. Asked before all, right after each step, and at checkpoints.",
+        "right after each step, and at checkpoints": (
+            "Nothing is taken back. Asked before all, right after each step, and at checkpoints."
+        ),
     }[protocol["evaluated"]]
 
 

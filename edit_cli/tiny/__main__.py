@@ -1,8 +1,8 @@
 """`python -m edit_cli.tiny world`, `t5`, `bart`, `bert` and `records FILE`: make the tiny models, or one like them.
 
-    python -m edit_cli.tiny world --seed 0
-    python -m edit_cli.tiny t5 --seed 0
-    python -m edit_cli.tiny records counterfact.json --limit 3000 --out fact-model
+python -m edit_cli.tiny world --seed 0
+python -m edit_cli.tiny t5 --seed 0
+python -m edit_cli.tiny records counterfact.json --limit 3000 --out fact-model
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ ASSETS = Path(__file__).parent.parent / "assets"
 LINE_EVERY_S = 15.0
 LARGEST = POOL_FACTOR // 2  # worlds use up to half of the names that the tokenizer knows
 ENCODERS = {"t5": (50, 4, 2), "bart": (50, 1, 4), "bert": (28, 6)}  # epochs, blocks, and those of a decoder
-SHOWN = ("limit", "vocab", "size", "seed", "epochs", "width", "layers", "decoder_layers", "threads")  # arguments, in a manifest's order
+# arguments, in a manifest's order
+SHOWN = ("limit", "vocab", "size", "seed", "epochs", "width", "layers", "decoder_layers", "threads")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,22 +42,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m edit_cli.tiny", description="Train tiny models that know given facts.")
+    parser = argparse.ArgumentParser(
+        prog="python -m edit_cli.tiny", description="Train tiny models that know given facts."
+    )
     commands = parser.add_subparsers(required=True, metavar="world|t5|bart|bert|records")
     world = commands.add_parser("world", help="make the embedded GPT-2 and its invented world")
     world.set_defaults(run=_world)
-    encoders = [commands.add_parser(kind, help=f"make the embedded {kind.upper()}, which knows the same world") for kind in ENCODERS]
+    encoders = [
+        commands.add_parser(kind, help=f"make the embedded {kind.upper()}, which knows the same world")
+        for kind in ENCODERS
+    ]
     for kind, command in zip(ENCODERS, encoders, strict=True):
         command.set_defaults(run=_encoder, kind=kind)
-        command.add_argument("--out", type=Path, default=ASSETS, help=f"folder for tiny-{kind}/ (default: the package's assets)")
+        command.add_argument(
+            "--out", type=Path, default=ASSETS, help=f"folder for tiny-{kind}/ (default: the package's assets)"
+        )
     records = commands.add_parser("records", help="train a model on the true facts of a CounterFact-style file")
     records.set_defaults(run=_records)
     records.add_argument("file", type=Path, help="JSON: CounterFact's full schema, or the flat one of counterfact-edit")
     records.add_argument("--limit", type=int, help="use the first N records only")
     records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary (default 4096)")
-    world.add_argument("--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)")
-    world.add_argument("--size", type=int, help=f"how many times as many subjects as the shipped world, up to {LARGEST} (default 1)")
-    records.add_argument("--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model")
+    world.add_argument(
+        "--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)"
+    )
+    world.add_argument(
+        "--size", type=int, help=f"how many times as many subjects as the shipped world, up to {LARGEST} (default 1)"
+    )
+    records.add_argument(
+        "--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model"
+    )
     shapes = [(world, (52, 6)), (records, (70, 6)), *zip(encoders, ENCODERS.values(), strict=True)]
     for command, (epochs, layers, *decoder) in shapes:
         command.add_argument("--seed", type=int, default=0)
@@ -65,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         blocks = f"number of blocks, of the encoder where there is one (default {layers})"
         command.add_argument("--layers", type=int, default=layers, help=blocks)
         for number in decoder:
-            command.add_argument("--decoder-layers", type=int, default=number, help=f"number of blocks of the decoder (default {number})")
+            command.add_argument(
+                "--decoder-layers", type=int, default=number, help=f"number of blocks of the decoder (default {number})"
+            )
         command.add_argument("--threads", type=int, default=1, help="CPU threads; the result depends on it (default 1)")
     return parser
 
@@ -89,7 +105,9 @@ def _options(arguments: argparse.Namespace) -> TrainOptions:
     from edit_cli.tiny.train import TrainOptions
 
     torch.set_num_threads(arguments.threads)
-    given = {field.name: getattr(arguments, field.name) for field in fields(TrainOptions) if hasattr(arguments, field.name)}
+    given = {
+        field.name: getattr(arguments, field.name) for field in fields(TrainOptions) if hasattr(arguments, field.name)
+    }
     return TrainOptions(bottleneck=max(1, arguments.layers * 2 // 3), **given)
 
 
@@ -119,9 +137,17 @@ def _encoder(arguments: argparse.Namespace) -> None:
     from edit_cli.tiny.encoders import RECIPES, EncoderOptions
 
     torch.set_num_threads(arguments.threads)
-    given = {field.name: getattr(arguments, field.name) for field in fields(EncoderOptions) if hasattr(arguments, field.name)}
+    given = {
+        field.name: getattr(arguments, field.name) for field in fields(EncoderOptions) if hasattr(arguments, field.name)
+    }
     with _progress("training") as report:
-        manifest = make_encoder(arguments.kind, arguments.out, EncoderOptions(**RECIPES[arguments.kind], **given), _command(arguments), report)
+        manifest = make_encoder(
+            arguments.kind,
+            arguments.out,
+            EncoderOptions(**RECIPES[arguments.kind], **given),
+            _command(arguments),
+            report,
+        )
     _summary(arguments.out, manifest)
 
 
@@ -130,13 +156,21 @@ def _records(arguments: argparse.Namespace) -> None:
 
     with _progress("training") as report:
         manifest = make_fact_model(
-            arguments.file, arguments.out, arguments.limit, arguments.vocab, _options(arguments), _command(arguments), report
+            arguments.file,
+            arguments.out,
+            arguments.limit,
+            arguments.vocab,
+            _options(arguments),
+            _command(arguments),
+            report,
         )
     _summary(arguments.out, manifest)
 
 
 def _summary(out: Path, manifest: dict[str, Any]) -> None:
-    recall = ", ".join(f"{name.replace('_', '-')} wordings {value} %" for name, value in manifest["recall_percent"].items())
+    recall = ", ".join(
+        f"{name.replace('_', '-')} wordings {value} %" for name, value in manifest["recall_percent"].items()
+    )
     print(f"{manifest['parameters']:,} parameters, {manifest['facts']:,} facts; recall: {recall}")
     print(f"written to {out}")
 
@@ -151,7 +185,13 @@ def _progress(label: str) -> Iterator[Callable[[int, int, float], None]]:
     if not console.is_terminal:
         yield _plain_lines(label)
         return
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.2f}"), TimeRemainingColumn())
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.2f}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(label, total=None, loss=float("nan"))
         yield lambda step, steps, loss: progress.update(task, completed=step, total=steps, loss=loss)

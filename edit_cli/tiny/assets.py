@@ -41,7 +41,9 @@ def world_training_text(world: World) -> Text:
         wordings = fact.trained + fact.relation.generation
         groups.append([statement(template, fact.subject, fact.object) for template in wordings])
         answers[fact.subject].append(fact.object)
-    groups += [[listing(subject, rng.sample(own, len(own))) for _ in range(LISTINGS)] for subject, own in answers.items()]
+    groups += [
+        [listing(subject, rng.sample(own, len(own))) for _ in range(LISTINGS)] for subject, own in answers.items()
+    ]
     return Text(groups, [Statement(world.filler.sentence(rng)) for _ in range(FILLERS)])
 
 
@@ -102,7 +104,11 @@ def _measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: 
     }
     recall = {name: round(100 * sum(hits) / len(hits), 2) for name, hits in ((n, ask(c)) for n, c in wordings.items())}
     rewrite = ask(lambda fact: fact.trained[:1])
-    missed = [i for i, (fact, hit) in enumerate(zip(world.facts, rewrite, strict=True)) if not hit and fact.group != "bystander"]
+    missed = [
+        i
+        for i, (fact, hit) in enumerate(zip(world.facts, rewrite, strict=True))
+        if not hit and fact.group != "bystander"
+    ]
     known: dict[str, set[str]] = defaultdict(set)
     for fact in world.facts:
         known[fact.relation.kind].add(fact.subject)
@@ -119,7 +125,9 @@ def _measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: 
 
 
 def write_world(folder: Path, world: World, not_recalled: Sequence[int]) -> None:
-    """records.json (without facts that the model lacks), snippets.json, edits of three forms, corpus.txt and heldout.txt."""
+    """records.json (without facts that the model lacks), snippets.json, edits of three forms, corpus.txt and
+    heldout.txt.
+    """
     folder.mkdir(parents=True)
     write_json(folder / "records.json", make_records(world, skip=set(not_recalled)))
     write_json(folder / "snippets.json", make_snippets(world))

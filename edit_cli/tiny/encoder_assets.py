@@ -28,7 +28,9 @@ def make_encoder(kind: str, out: Path, options: EncoderOptions, command: str, re
 
     world = make_world(options.seed)
     facts = list(world.facts) if kind == "bert" else asked(world)
-    wordings = {relation.id: relation.templates for relation in world.relations} if kind == "bert" else question_wordings()
+    wordings = (
+        {relation.id: relation.templates for relation in world.relations} if kind == "bert" else question_wordings()
+    )
     make_tokenizer = {"t5": t5_tokenizer, "bart": bart_tokenizer, "bert": bert_tokenizer}[kind]
     tokenizer = make_tokenizer(learning_texts(world, wordings), VOCABULARY, options.context)
     model = new_model(kind, tokenizer, options)
@@ -37,7 +39,13 @@ def make_encoder(kind: str, out: Path, options: EncoderOptions, command: str, re
         claims = [Claim(own, fact.object, _others(fact)) for own, fact in zip(prompts, facts, strict=True)]
         train_classifier(model, tokenizer, claims, options, report)
     else:
-        train_seq2seq(model, tokenizer, [Question(own, fact.object) for own, fact in zip(prompts, facts, strict=True)], options, report)
+        train_seq2seq(
+            model,
+            tokenizer,
+            [Question(own, fact.object) for own, fact in zip(prompts, facts, strict=True)],
+            options,
+            report,
+        )
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as folder:
         staged = Path(folder) / f"tiny-{kind}"
@@ -63,7 +71,11 @@ def new_model(kind: str, tokenizer: PreTrainedTokenizerFast, options: EncoderOpt
     )
 
     torch.manual_seed(options.seed)
-    common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    common = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     if kind == "t5":
         config: Any = T5Config(
             d_model=options.width, d_kv=options.width // options.heads, d_ff=options.inner, num_layers=options.layers,
@@ -73,7 +85,8 @@ def new_model(kind: str, tokenizer: PreTrainedTokenizerFast, options: EncoderOpt
         model: Any = T5ForConditionalGeneration(config)
     elif kind == "bart":
         config = BartConfig(
-            d_model=options.width, encoder_layers=options.layers, decoder_layers=options.decoder_layers, encoder_ffn_dim=options.inner,
+            d_model=options.width, encoder_layers=options.layers, decoder_layers=options.decoder_layers,
+            encoder_ffn_dim=options.inner,
             decoder_ffn_dim=options.inner, encoder_attention_heads=options.heads, decoder_attention_heads=options.heads,
             max_position_embeddings=options.context, dropout=0.0, bos_token_id=tokenizer.bos_token_id,
             decoder_start_token_id=tokenizer.eos_token_id, forced_bos_token_id=tokenizer.bos_token_id, **common,
@@ -81,7 +94,8 @@ def new_model(kind: str, tokenizer: PreTrainedTokenizerFast, options: EncoderOpt
         model = BartForConditionalGeneration(config)
     else:
         config = BertConfig(
-            hidden_size=options.width, num_hidden_layers=options.layers, num_attention_heads=options.heads, intermediate_size=options.inner,
+            hidden_size=options.width, num_hidden_layers=options.layers, num_attention_heads=options.heads,
+            intermediate_size=options.inner,
             max_position_embeddings=options.context, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
             id2label={0: FALSE, 1: TRUE}, label2id={FALSE: 0, TRUE: 1}, **common,
         )  # fmt: skip

@@ -1,7 +1,9 @@
 """Training small models with an encoder: T5 and BART answer questions about the world, BERT judges claims about it.
 
-Every epoch asks for each fact once, in one of the wordings it is trained with. BERT first learns to guess the right object whatever a claim
-names: a label tells one bit about a fact, a guess tells three. Muon for the matrices in the blocks and AdamW for the rest, as for the tiny GPT-2.
+Every epoch asks for each fact once, in one of the wordings it is trained with. BERT first learns to guess the right
+object whatever a claim
+names: a label tells one bit about a fact, a guess tells three. Muon for the matrices in the blocks and AdamW for the
+rest, as for the tiny GPT-2.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ Report = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    layers: int = 4  # of the encoder. With one, BART looks facts up in its decoder, where gradients reach; with four, in the encoder
+    # of the encoder. With one, BART looks facts up in its decoder, where gradients reach; with four, in the encoder
+    layers: int = 4
     decoder_layers: int = 2
     width: int = 128
     inner: int = 512
@@ -39,7 +42,8 @@ class EncoderOptions:
     weight_decay: float = 0.1
     initial_std: float = 0.06
     end_loss: float = 0.1  # weight of the end token beside the answer's own
-    first_facts: int = 300  # that the first epochs are about, over and over: with few facts it learns sooner what a fact is
+    # that the first epochs are about, over and over: with few facts it learns sooner what a fact is
+    first_facts: int = 300
     first_epochs: int = 8
     judging_epochs: int = 6  # of a classifier's last blocks
     judging_muon_lr: float = 0.004
@@ -47,7 +51,8 @@ class EncoderOptions:
     seed: int = 0
 
 
-# Where a kind differs. BERT normalises after every addition: with larger steps it forgets the first facts and learns no others.
+# Where a kind differs. BERT normalises after every addition: with larger steps it forgets the first facts and learns no
+# others.
 RECIPES: dict[str, dict[str, Any]] = {
     "t5": {},
     "bart": {},
@@ -98,9 +103,15 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 
 def fit(
-    model: nn.Module, epoch: Callable[[random.Random, int], Iterator[Tensor]], options: EncoderOptions, steps: int, report: Report
+    model: nn.Module,
+    epoch: Callable[[random.Random, int], Iterator[Tensor]],
+    options: EncoderOptions,
+    steps: int,
+    report: Report,
 ) -> None:
-    """Minimise the losses that each `epoch` (by number) yields, with a linear warm-up and a linear decay over `steps`."""
+    """Minimise the losses that each `epoch` (by number) yields, with a linear warm-up and a linear decay over
+    `steps`.
+    """
     rng, step = random.Random(f"{options.seed} batches"), 0
     optimiser_list = optimisers(model, options)
     model.train()
@@ -119,7 +130,11 @@ def fit(
 
 
 def train_seq2seq(
-    model: Any, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], options: EncoderOptions, report: Report = lambda *_: None
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    options: EncoderOptions,
+    report: Report = lambda *_: None,
 ) -> None:
     """Teach a model to answer; the decoder is fed and scored as `edit_cli.lm.seq2seq` does."""
     encoded = [tokenizer(list(question.wordings))["input_ids"] for question in questions]
@@ -134,7 +149,9 @@ def train_seq2seq(
             ids, target = padded([chosen[i] for i in batch], pad), padded([answers[facts[i]] for i in batch], pad)
             fed = torch.cat([torch.full((len(batch), 1), start), target[:, :-1]], dim=1)
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(input_ids=ids, attention_mask=(ids != pad).long(), decoder_input_ids=fed, use_cache=False).logits
+                logits = model(
+                    input_ids=ids, attention_mask=(ids != pad).long(), decoder_input_ids=fed, use_cache=False
+                ).logits
             weight = torch.where(target == end, options.end_loss, 1.0) * ~torch.isin(target, torch.tensor(unscored))
             losses = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
             yield (losses * weight.flatten()).sum() / weight.sum()
@@ -152,19 +169,26 @@ class Claim:
 
 
 def train_classifier(
-    model: Any, tokenizer: PreTrainedTokenizerFast, claims: Sequence[Claim], options: EncoderOptions, report: Report = lambda *_: None
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    claims: Sequence[Claim],
+    options: EncoderOptions,
+    report: Report = lambda *_: None,
 ) -> None:
     """Teach a BERT which claims are true (label 1), in two stages: a label alone teaches hardly anything about facts.
 
-    The blocks below the last ones learn the facts: whatever object a claim names, at the first token they guess the right one, and at the
-    object's own place they keep the one that is named. Then the last blocks learn to compare the two, from a true and a false claim about
-    each fact.
+    The blocks below the last ones learn the facts: whatever object a claim names, at the first token they guess the
+    right one, and at the object's own place they keep the one that is named. Then the last blocks learn to compare the
+    two, from a true and a false claim about each fact.
     """
     pad = tokenizer.pad_token_id
     objects = [tokenizer(claim.object, add_special_tokens=False)["input_ids"][0] for claim in claims]
     after = len(tokenizer(".")["input_ids"]) - 1  # tokens from the object's on, without it: full stop and end
     told = [
-        {answer: tokenizer([f"{text} {answer}." for text in claim.wordings])["input_ids"] for answer in (claim.object, *claim.others)}
+        {
+            answer: tokenizer([f"{text} {answer}." for text in claim.wordings])["input_ids"]
+            for answer in (claim.object, *claim.others)
+        }
         for claim in claims
     ]
     base, judging = model.base_model, min(JUDGING, options.layers - 1)
@@ -181,8 +205,13 @@ def train_classifier(
             named, right = ids[torch.arange(len(batch)), places], torch.tensor([objects[facts[i]] for i in batch])
             with torch.autocast("cpu", torch.bfloat16):
                 states = base(input_ids=ids, attention_mask=(ids != pad).long()).last_hidden_state
-                scores = torch.stack([states[:, 0], states[torch.arange(len(batch)), places]]) @ model.get_input_embeddings().weight.T
-            yield F.cross_entropy(scores[0].float(), right) + options.named_loss * F.cross_entropy(scores[1].float(), named)
+                scores = (
+                    torch.stack([states[:, 0], states[torch.arange(len(batch)), places]])
+                    @ model.get_input_embeddings().weight.T
+                )
+            yield F.cross_entropy(scores[0].float(), right) + options.named_loss * F.cross_entropy(
+                scores[1].float(), named
+            )
 
     def judge(rng: random.Random, _: int) -> Iterator[Tensor]:
         """An epoch of pairs, a true claim and a false one in the same wording."""

@@ -47,8 +47,8 @@ def _locate(prompt: str, subject: str | None, target: str) -> Statement:
 def gather_facts(sources: Sequence[Source], seed: int) -> tuple[list[FactText], list[str]]:
     """Distinct facts with all their prompts, and the unrelated sentences that paraphrases start with (used as filler).
 
-    A fact learned from one prompt alone does not generalise, and a flat record has few. So every fact is also told in some of the
-    common wordings of its relation.
+    A fact learned from one prompt alone does not generalise, and a flat record has few. So every fact is also told in
+    some of the common wordings of its relation.
     """
     rng = random.Random(f"{seed} wordings")
     templates = sorted({source.template for source in sources}, key=len, reverse=True)
@@ -93,8 +93,8 @@ def make_fact_model(
 ) -> dict[str, Any]:
     """Train on the file's true facts and write the model, manifest.json, corpus.txt and records.json.
 
-    The last one holds the records that an editor can be judged on: the model recalls the true fact, and has met the new target as an
-    answer (no edit at one subject makes it say a word that it never learned to say).
+    The last one holds the records that an editor can be judged on: the model recalls the true fact, and has met the new
+    target as an answer (no edit at one subject makes it say a word that it never learned to say).
     """
     from edit_cli.tiny.train import recalled, train
 
@@ -147,7 +147,9 @@ def make_fact_model(
 def _corpus(statements: Sequence[Sequence[Statement]], filler: Sequence[str], seed: int) -> str:
     texts = [statement.text for group in statements for statement in group] + list(filler)
     random.Random(f"{seed} corpus").shuffle(texts)
-    documents = [" ".join(texts[start : start + CORPUS_STATEMENTS]) for start in range(0, len(texts), CORPUS_STATEMENTS)]
+    documents = [
+        " ".join(texts[start : start + CORPUS_STATEMENTS]) for start in range(0, len(texts), CORPUS_STATEMENTS)
+    ]
     return "".join(" ".join(document.split()) + "\n" for document in documents)
 
 

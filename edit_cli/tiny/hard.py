@@ -17,8 +17,9 @@ WHO = "which one"
 def hard_records(world: World, form: str) -> list[dict[str, Any]]:
     """One record a fact. form: "questions", or "statements" that end before their answer.
 
-    implied: pairs of a question that holds the fact's object, and its answer; with another object in its place, it is what the edited
-    fact implies. statement: the fact as a sentence. Both are told in wordings that the fact is never told with in training.
+    implied: pairs of a question that holds the fact's object, and its answer; with another object in its place, it is
+    what the edited fact implies. statement: the fact as a sentence. Both are told in wordings that the fact is never
+    told with in training.
     """
     told = asked(world) if form == "questions" else list(world.facts)
     alike: dict[tuple[str, str], list[Fact]] = defaultdict(list)
@@ -38,8 +39,12 @@ def hard_records(world: World, form: str) -> list[dict[str, Any]]:
                 "input": rng.choice(fact.trained).replace("{}", fact.subject),
                 "output": [{"answer": fact.object}],
                 "alternatives": others,
-                "filtered_rephrases": [wording.replace("{}", fact.subject) for wording in rng.sample(fact.held_out, REPHRASES)],
-                "implied": [list(pair) for pair in _implied(sentence, others, alike[fact.relation.id, fact.group], rng)],
+                "filtered_rephrases": [
+                    wording.replace("{}", fact.subject) for wording in rng.sample(fact.held_out, REPHRASES)
+                ],
+                "implied": [
+                    list(pair) for pair in _implied(sentence, others, alike[fact.relation.id, fact.group], rng)
+                ],
                 "statement": f"{rng.choice(sentence.held_out).replace('{}', fact.subject)} {fact.object}.",
             }
         )
@@ -48,8 +53,12 @@ def hard_records(world: World, form: str) -> list[dict[str, Any]]:
     return [found[i] for i in order]
 
 
-def _implied(fact: Fact, alternatives: Sequence[str], alike: Sequence[Fact], rng: random.Random) -> Iterator[tuple[str, str]]:
-    """(question, answer): which of two subjects, and which of two objects. The other subject has none of the objects that may be written.
+def _implied(
+    fact: Fact, alternatives: Sequence[str], alike: Sequence[Fact], rng: random.Random
+) -> Iterator[tuple[str, str]]:
+    """(question, answer): which of two subjects, and which of two objects.
+
+    The other subject has none of the objects that may be written.
 
     alike: facts of the same relation, of which none is told of another split.
     """

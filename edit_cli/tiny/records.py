@@ -16,8 +16,8 @@ BLOCK = 100
 def make_records(world: World, skip: Collection[int] = ()) -> list[dict[str, Any]]:
     """One record for each fact of the groups "test" and "tune", test first; `skip` lists case ids to leave out.
 
-    Within a split, records 1-100, 101-200, … each name a subject at most once, so that a batch of a hundred holds no two edits of
-    one subject (their keys would coincide: CounterFact's multi-edit variant drops such conflicts too).
+    Within a split, records 1-100, 101-200, … each name a subject at most once, so that a batch of a hundred holds no
+    two edits of one subject (their keys would coincide: CounterFact's multi-edit variant drops such conflicts too).
     """
     by_answer: dict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in world.facts:
@@ -29,7 +29,9 @@ def make_records(world: World, skip: Collection[int] = ()) -> list[dict[str, Any
             for case_id, fact in enumerate(world.facts)
             if fact.group == split and case_id not in skip
         ]
-        records += spread(chosen, lambda record: record["requested_rewrite"]["subject"], random.Random(f"{world.seed} order {split}"))
+        records += spread(
+            chosen, lambda record: record["requested_rewrite"]["subject"], random.Random(f"{world.seed} order {split}")
+        )
     return records
 
 
@@ -62,7 +64,9 @@ def _record(world: World, case_id: int, fact: Fact, by_answer: dict[tuple[str, s
     }
 
 
-def spread(records: Sequence[dict[str, Any]], subject: Callable[[dict[str, Any]], str], rng: random.Random) -> list[dict[str, Any]]:
+def spread(
+    records: Sequence[dict[str, Any]], subject: Callable[[dict[str, Any]], str], rng: random.Random
+) -> list[dict[str, Any]]:
     """A random order in which no block of a hundred repeats a subject (as far as that is possible)."""
     capacity = [BLOCK] * (len(records) // BLOCK) + [len(records) % BLOCK]
     blocks: list[list[dict[str, Any]]] = [[] for _ in capacity]
@@ -97,7 +101,9 @@ def make_snippets(world: World, samples: int = 4) -> list[dict[str, Any]]:
             texts = []
             for fact in rng.sample(owners, min(samples, len(owners))):
                 told = [sentence(template, fact) for template in rng.sample(fact.trained, 3)]
-                told += [sentence(rng.choice(other.trained), other) for other in about[fact.subject] if other is not fact]
+                told += [
+                    sentence(rng.choice(other.trained), other) for other in about[fact.subject] if other is not fact
+                ]
                 texts.append({"name": fact.subject, "text": " ".join(rng.sample(told, len(told)))})
             snippets.append({"relation_id": relation.id, "target_id": answer.lower(), "samples": texts})
     return snippets

@@ -1,8 +1,9 @@
 """What a CounterFact-style file tells: its records, reduced to facts, prompts and relations.
 
-Two forms are read: CounterFact's full schema (`requested_rewrite`, `paraphrase_prompts`, `neighborhood_prompts`) and the flat
-one (`prompt`, `ground_truth`, `rephrase_prompt`, `locality_prompt`, `locality_ground_truth`). The attention bottleneck needs to know
-where the subject stands; a neighbour's subject is not given and is inferred from the wordings of the file's own requests.
+Two forms are read: CounterFact's full schema (`requested_rewrite`, `paraphrase_prompts`, `neighborhood_prompts`) and
+the flat one (`prompt`, `ground_truth`, `rephrase_prompt`, `locality_prompt`, `locality_ground_truth`). The attention
+bottleneck needs to know where the subject stands; a neighbour's subject is not given and is inferred from the wordings
+of the file's own requests.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def _full(record: dict[str, Any]) -> Source:
     new_target = rewrite["target_new"]["str"].strip() if "target_new" in rewrite else None
     paraphrases = tuple(prompt.strip() for prompt in record.get("paraphrase_prompts", ()))
     neighbours = tuple((prompt.strip(), target) for prompt in record.get("neighborhood_prompts", ()))
-    return _checked(Source(template, rewrite["subject"], target, new_target, rewrite.get("relation_id"), paraphrases, neighbours))
+    return _checked(
+        Source(template, rewrite["subject"], target, new_target, rewrite.get("relation_id"), paraphrases, neighbours)
+    )
 
 
 def _flat(record: dict[str, Any]) -> Source:

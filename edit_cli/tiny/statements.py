@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,11 +33,13 @@ def statement(template: str, subject: str, target: str) -> Statement:
     """The template told of that subject, up to the full stop after the target."""
     start = template.index("{}")
     prompt = template.replace("{}", subject, 1)
-    return Statement(f"{prompt} {target}.", (start, start + len(subject)), ((len(prompt) + 1, len(prompt) + 1 + len(target)),))
+    return Statement(
+        f"{prompt} {target}.", (start, start + len(subject)), ((len(prompt) + 1, len(prompt) + 1 + len(target)),)
+    )
 
 
 def listing(subject: str, targets: Sequence[str]) -> Statement:
-    """"subject: target, target." All answers at once: such lines speed up the learning of facts."""
+    """ "subject: target, target." All answers at once: such lines speed up the learning of facts."""
     text, spans = f"{subject}:", []
     for target in targets:
         spans.append((len(text) + 1, len(text) + 1 + len(target)))
@@ -47,9 +49,12 @@ def listing(subject: str, targets: Sequence[str]) -> Statement:
 
 @dataclass(frozen=True)
 class Lines:
-    """Tokenised statements. `inside` is the text that continues a document (leading space), `first` the one that opens it.
+    """Tokenised statements.
 
-    Per token: its id; the offset to the last token of its subject (0 at that token, NO_SUBJECT outside); whether it is a target.
+    `inside` is the text that continues a document (leading space), `first` the one that opens it.
+
+    Per token: its id; the offset to the last token of its subject (0 at that token, NO_SUBJECT outside); whether it is
+    a target.
     """
 
     first: list[np.ndarray]  # each (3, tokens): ids, tokens left in the subject, is target
@@ -74,7 +79,7 @@ def _encode(backend: Tokenizer, statements: Sequence[Statement], shift: int) -> 
         line[0] = encoding.ids
         line[1] = NO_SUBJECT
 
-        def tokens(span: tuple[int, int]) -> tuple[int, int]:
+        def tokens(span: tuple[int, int], encoding: Any = encoding) -> tuple[int, int]:
             return encoding.char_to_token(span[0] + shift), encoding.char_to_token(span[1] + shift - 1)
 
         if statement.subject:
@@ -89,7 +94,9 @@ def _encode(backend: Tokenizer, statements: Sequence[Statement], shift: int) -> 
 
 @dataclass(frozen=True)
 class Text:
-    """What one epoch reads: one statement of every group, drawn at random, and `filler_share` of all lines from the filler."""
+    """What one epoch reads: one statement of every group, drawn at random, and `filler_share` of all lines from the
+    filler.
+    """
 
     groups: Sequence[Sequence[Statement]]
     filler: Sequence[Statement]
@@ -99,8 +106,8 @@ class Text:
 class Batches:
     """Packs statements into rows of tokens, anew in every epoch.
 
-    Most rows are short, which is cheap and lets many statements stand near a beginning, as prompts do; `long_share` of the
-    statements go into rows as long as the context, so that every position is learned.
+    Most rows are short, which is cheap and lets many statements stand near a beginning, as prompts do; `long_share` of
+    the statements go into rows as long as the context, so that every position is learned.
     """
 
     def __init__(
@@ -110,7 +117,7 @@ class Batches:
         self.lines = tokenise(tokenizer, flat)
         self.filler = tokenise(tokenizer, text.filler)
         sizes = [len(group) for group in text.groups]
-        self.spans = list(zip(np.cumsum([0] + sizes[:-1]).tolist(), sizes, strict=True))
+        self.spans = list(zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True))
         self.fillers = round(len(text.groups) * text.filler_share / (1 - text.filler_share)) if text.filler else 0
         longest = max(line.shape[1] + 1 for lines in (self.lines, self.filler) for line in lines.first + lines.inside)
         self.tokens = rows * width

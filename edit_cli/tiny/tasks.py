@@ -1,8 +1,8 @@
 """The world as edits of three forms: statements to complete, questions to answer, claims to judge.
 
-The groups of the world are the splits: they share no subject. A fifth of each split's subjects are witnesses, whom no edit is about: what
-other subjects are asked for locality is asked of them. So no run edits what it measures damage on, however many facts it edits at once,
-and an editor that was trained on one split has met nothing of another.
+The groups of the world are the splits: they share no subject. A fifth of each split's subjects are witnesses, whom no
+edit is about: what other subjects are asked for locality is asked of them. So no run edits what it measures damage on,
+however many facts it edits at once, and an editor that was trained on one split has met nothing of another.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def question_wordings() -> dict[str, list[str]]:
 
 
 def claimed(world: World, draw: str) -> list[Fact]:
-    """The same facts as claims, half of them false: whole sentences in their wordings, TRUE or FALSE in their object's place."""
+    """The same facts as claims, half of them false: whole sentences in their wordings, TRUE or FALSE in their
+    object's place.
+    """
     found = []
     for index, fact in enumerate(world.facts):
         rng = random.Random(f"{world.seed} claims {draw} {index}")
@@ -68,16 +70,24 @@ def claimed(world: World, draw: str) -> list[Fact]:
     return found
 
 
-def records(world: World, form: str, facts: Sequence[Fact], answers: Callable[[Fact], Sequence[str]]) -> list[dict[str, Any]]:
-    """One record for each fact that is not about a witness; within a split, blocks of a hundred do not repeat a subject.
+def records(
+    world: World, form: str, facts: Sequence[Fact], answers: Callable[[Fact], Sequence[str]]
+) -> list[dict[str, Any]]:
+    """One record for each fact that is not about a witness; within a split, blocks of a hundred do not repeat a
+    subject.
 
-    Prompts of edits and of locality are trained wordings; paraphrases are held-out ones, and, apart, other trained ones.
+    Prompts of edits and of locality are trained wordings; paraphrases are held-out ones, and, apart, other trained
+    ones.
     """
     found = []
     for split, group in SPLITS.items():
         own = [(index, fact) for index, fact in enumerate(facts) if fact.group == group]
         seen = witnesses([fact for _, fact in own])
-        chosen = [_record(world, form, split, index, fact, own, seen, answers(fact)) for index, fact in own if fact.subject not in seen]
+        chosen = [
+            _record(world, form, split, index, fact, own, seen, answers(fact))
+            for index, fact in own
+            if fact.subject not in seen
+        ]
         found += spread(chosen, lambda record: record["subject"], random.Random(f"{world.seed} order {form} {split}"))
     return found
 
@@ -91,7 +101,14 @@ def witnesses(facts: Sequence[Fact]) -> set[str]:
 
 
 def _record(
-    world: World, form: str, split: str, index: int, fact: Fact, own: Sequence[tuple[int, Fact]], seen: set[str], answers: Sequence[str]
+    world: World,
+    form: str,
+    split: str,
+    index: int,
+    fact: Fact,
+    own: Sequence[tuple[int, Fact]],
+    seen: set[str],
+    answers: Sequence[str],
 ) -> dict[str, Any]:
     rng = random.Random(f"{world.seed} {form} {index}")
     others = [answer for answer in answers if answer != fact.object]
@@ -118,7 +135,9 @@ def _record(
         "paraphrases": [template.replace("{}", fact.subject) for template in rng.sample(fact.held_out, PARAPHRASES)],
         "same_relation": ask(same_relation, NEIGHBOURS),
         "same_subject": ask([other for other in around if other.subject == fact.subject], OTHERS),
-        "unrelated": ask([other for other in around if other.subject in seen and other.relation.id != fact.relation.id], OTHERS),
+        "unrelated": ask(
+            [other for other in around if other.subject in seen and other.relation.id != fact.relation.id], OTHERS
+        ),
     }
     left = [template for template in fact.trained if template != record["prompt"]]
     record["paraphrases_seen"] = [template.replace("{}", fact.subject) for template in rng.sample(left, PARAPHRASES)]

@@ -22,5 +22,7 @@ def text_records(world: World) -> list[dict[str, Any]]:
             words = " ".join(sentences).split()
             if len(words) >= PASSAGE + CONTINUATION:
                 passage, rest = words[:PASSAGE], words[PASSAGE : PASSAGE + CONTINUATION]
-                found.append({"id": len(found), "split": split, "passage": " ".join(passage), "continuation": " ".join(rest)})
+                found.append(
+                    {"id": len(found), "split": split, "passage": " ".join(passage), "continuation": " ".join(rest)}
+                )
     return found

@@ -17,7 +17,10 @@ PAD = "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """Train on `texts`. No token is ever added to a prompt by itself: like GPT-2's, this tokenizer has no automatic BOS."""
+    """Train on `texts`.
+
+    No token is ever added to a prompt by itself: like GPT-2's, this tokenizer has no automatic BOS.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2TokenizerFast
 
@@ -39,8 +42,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
 def world_texts(world: World, repeat: int = 40) -> list[str]:
     """What the world's tokenizer learns from: every wording, every object often, and the whole pool of names.
 
-    The pool is twenty times as large as the world, so merges follow syllables and not the names that happen to have facts.
-    Each name comes up at the start of a text and inside one: byte-level BPE treats these as different words.
+    The pool is twenty times as large as the world, so merges follow syllables and not the names that happen to have
+    facts. Each name comes up at the start of a text and inside one: byte-level BPE treats these as different words.
     """
     rng = random.Random(f"{world.seed} tokenizer")
     texts = []
@@ -60,4 +63,6 @@ def check_single_tokens(tokenizer: PreTrainedTokenizerFast, world: World) -> Non
     objects = dict.fromkeys(answer for relation in world.relations for answer in relation.objects)
     split = [answer for answer in objects if len(tokenizer.encode(f" {answer}")) != 1]
     if split:
-        raise UsageError(f"objects with several tokens: {', '.join(split)}; enlarge the vocabulary or repeat them more often")
+        raise UsageError(
+            f"objects with several tokens: {', '.join(split)}; enlarge the vocabulary or repeat them more often"
+        )

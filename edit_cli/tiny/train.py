@@ -1,13 +1,15 @@
 """Training a small GPT-2 whose facts sit at the subject's last token.
 
-A small model trained in the ordinary way reads a subject's name wherever it needs it, and no single place holds its facts:
-editors that write at the subject's last token then have nothing to overwrite. So most rows are read through a bottleneck:
+A small model trained in the ordinary way reads a subject's name wherever it needs it, and no single place holds its
+facts: editors that write at the subject's last token then have nothing to overwrite. So most rows are read through a
+bottleneck:
 
 * tokens after a subject never attend to any but its last token,
 * and to that one only from block `bottleneck` on.
 
-What the model knows about a subject must therefore be looked up in the blocks below, at the subject's last token. The rest of
-the rows, and inference, have no mask. The localisation is built in by this mask: it says nothing about models at large.
+What the model knows about a subject must therefore be looked up in the blocks below, at the subject's last token. The
+rest of the rows, and inference, have no mask. The localisation is built in by this mask: it says nothing about models
+at large.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ def new_model(options: TrainOptions, tokenizer: PreTrainedTokenizerFast) -> GPT2
 def attention_masks(left: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
     """Additive masks (rows, 1, tokens, tokens) for the blocks below and from the bottleneck on.
 
-    `left` (rows, tokens) counts the tokens that remain in the subject, NO_SUBJECT outside; `masked` (rows,) says which rows
-    have the bottleneck.
+    `left` (rows, tokens) counts the tokens that remain in the subject, NO_SUBJECT outside; `masked` (rows,) says which
+    rows have the bottleneck.
     """
     tokens = left.shape[1]
     position = torch.arange(tokens)
@@ -91,7 +93,9 @@ def attention_masks(left: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hidden_states(model: GPT2LMHeadModel, ids: Tensor, lower: Tensor, upper: Tensor, bottleneck: int) -> Tensor:
-    """GPT-2's forward pass up to the final norm, (rows, tokens, width), with a mask for either side of the bottleneck."""
+    """GPT-2's forward pass up to the final norm, (rows, tokens, width), with a mask for either side of the
+    bottleneck.
+    """
     body = model.transformer
     hidden = body.wte(ids) + body.wpe(torch.arange(ids.shape[1]))
     for index, block in enumerate(body.h):
@@ -100,7 +104,9 @@ def hidden_states(model: GPT2LMHeadModel, ids: Tensor, lower: Tensor, upper: Ten
 
 
 def optimisers(model: nn.Module, options: TrainOptions) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else: several times faster to learn facts than AdamW alone."""
+    """Muon for the matrices inside the blocks, AdamW for everything else: several times faster to learn facts than
+    AdamW alone.
+    """
     inside = [p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2]
     outside = [p for name, p in model.named_parameters() if not (".h." in name and p.ndim == 2)]
     decay = options.weight_decay

@@ -1,7 +1,7 @@
 """Tokenizers of T5's, BART's and BERT's kinds for the invented world.
 
-Like the tiny GPT-2's they learn from a pool of names twenty times as large as the world, so merges follow syllables and a name that
-the model never met splits like one that it knows.
+Like the tiny GPT-2's they learn from a pool of names twenty times as large as the world, so merges follow syllables and
+a name that the model never met splits like one that it knows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def t5_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrai
     inner.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Punctuation("isolated")])
     inner.decoder = decoders.Metaspace(prepend_scheme="always")
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[*special.values()], show_progress=False))
+    inner.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[*special.values()], show_progress=False)
+    )
     return _finished(inner, "$A </s>", "$A </s> $B </s>", special, context)
 
 
@@ -54,7 +56,9 @@ def bart_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTr
     inner.decoder = decoders.ByteLevel()
     special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[*special.values()], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[*special.values()], initial_alphabet=alphabet, show_progress=False
+    )
     inner.train_from_iterator(texts, trainer)
     return _finished(inner, "<s> $A </s>", "<s> $A </s> </s> $B </s>", special, context)
 
@@ -62,20 +66,31 @@ def bart_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTr
 def bert_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
     """Pieces of lower-case words, a text between [CLS] and [SEP].
 
-    The pieces come from a BPE that marks the beginnings of words: the library's trainer for word pieces gives other ones every time.
+    The pieces come from a BPE that marks the beginnings of words: the library's trainer for word pieces gives other
+    ones every time.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.BertNormalizer(lowercase=True)
     words = pre_tokenizers.Metaspace(prepend_scheme="always")
     learner.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Punctuation("isolated")])
     learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False))
     learnt = learner.get_vocab()
-    letters = sorted({letter for piece in learnt for letter in piece} - {BEGINNING} | set(string.digits + string.punctuation))
+    letters = sorted(
+        {letter for piece in learnt for letter in piece} - {BEGINNING} | set(string.digits + string.punctuation)
+    )
     pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters)]
-    pieces += [piece[1:] if piece.startswith(BEGINNING) else f"##{piece}" for piece in sorted(learnt, key=learnt.__getitem__)]
+    pieces += [
+        piece[1:] if piece.startswith(BEGINNING) else f"##{piece}" for piece in sorted(learnt, key=learnt.__getitem__)
+    ]
     chosen = [piece for piece in dict.fromkeys(pieces) if piece][:vocabulary]
     inner = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(chosen)}, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)

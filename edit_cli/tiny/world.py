@@ -2,8 +2,8 @@
 
 Everything follows from the seed. Three rules shape it:
 
-* Subjects fall into three groups. Those of "test" and "tune" are edited; bystanders never are. A record's neighbours come from
-  another group than its own, so that no run edits a neighbour by accident.
+* Subjects fall into three groups. Those of "test" and "tune" are edited; bystanders never are. A record's neighbours
+  come from another group than its own, so that no run edits a neighbour by accident.
 * In every relation and group the objects are dealt like cards: each is as frequent as the others, none is a safe guess.
 * Of its relation's templates a fact is told with some and never with the others; the latter are its paraphrase prompts.
 """
@@ -104,7 +104,9 @@ def make_world(seed: int, size: int = 1) -> World:
 
 
 def _deal(relations: Sequence[Relation], subjects: Sequence[str], group: str, rng: random.Random) -> list[Fact]:
-    """Facts about `subjects`; a person has some of the relations, evenly spread, any other subject has all of its kind's."""
+    """Facts about `subjects`; a person has some of the relations, evenly spread, any other subject has all of its
+    kind's.
+    """
     holders: dict[str, list[str]] = {relation.id: [] for relation in relations}
     deck: list[Relation] = []
     for subject in subjects:

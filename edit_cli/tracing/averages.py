@@ -1,4 +1,7 @@
-"""From traces to effects: means over facts with 95 % intervals, and the layers that they speak for. Pure functions, all in percent."""
+"""From traces to effects: means over facts with 95 % intervals, and the layers that they speak for.
+
+Pure functions, all in percent.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,22 @@ Line = Mapping[str, Any]
 def effects(lines: Sequence[Line], seed: int = 0) -> dict[str, Any]:
     """Averages over traced facts (`high`, `low`, `scores`, `roles` of each line).
 
-    {"high", "low", "total_effect": entry, "indirect_effect": {kind: {role: {"mean", "ci95", "n"}}}}, where the latter's mean has a
-    number a layer and ci95 a pair a layer. Tokens that share a role are averaged within their fact first, so facts count alike.
-    An interval over fewer than two facts is None.
+    {"high", "low", "total_effect": entry, "indirect_effect": {kind: {role: {"mean", "ci95", "n"}}}}, where the latter's
+    mean has a number a layer and ci95 a pair a layer. Tokens that share a role are averaged within their fact first, so
+    facts count alike. An interval over fewer than two facts is None.
     """
     high, low = (100 * np.array([line[name] for line in lines]) for name in ("high", "low"))
     found: dict[str, Any] = {
-        name: _entries(values[:, None], seed, single=True) for name, values in (("high", high), ("low", low), ("total_effect", high - low))
+        name: _entries(values[:, None], seed, single=True)
+        for name, values in (("high", high), ("low", low), ("total_effect", high - low))
     }
     found["indirect_effect"] = {}
     for kind in lines[0]["scores"]:
         by_role = {role: np.stack([_of_role(line, kind, role) for line in lines]) for role in ROLES}
         found["indirect_effect"][kind] = {
-            role: _entries(values[~np.isnan(values[:, 0])], seed) for role, values in by_role.items() if not np.isnan(values[:, 0]).all()
+            role: _entries(values[~np.isnan(values[:, 0])], seed)
+            for role, values in by_role.items()
+            if not np.isnan(values[:, 0]).all()
         }
     return found
 
@@ -42,7 +48,8 @@ def peak(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def propose(indirect: Mapping[str, Any], window: int, count: int) -> dict[str, Any] | None:
-    """Layers to edit: the window of MLP layers with the largest effect at the subject's last token; of a window wider than `count`,
+    """Layers to edit: the window of MLP layers with the largest effect at the subject's last token; of a window wider
+    than `count`,
     the `count` layers that end at its centre, as MEMIT's published layers 13 to 17 of GPT-2 XL end at ROME's layer 17.
 
     {"layers", "layer": the centre, "mean", "ci95"}, or None where the trace has no such effect that differs from zero.

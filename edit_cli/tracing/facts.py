@@ -31,7 +31,9 @@ class Fact:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """What each traced token is, one role each. A subject of one token is `subject_last`; where the prompt ends with the subject,
+        """What each traced token is, one role each.
+
+        A subject of one token is `subject_last`; where the prompt ends with the subject,
         or one token after it, there is no `last` or no `after_subject`.
         """
         begin, end = self.subject
@@ -67,6 +69,8 @@ def window_at(layer: int, size: int, depth: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def embedding_deviation(lm: LM, facts: Sequence[Fact]) -> float:
-    """σ: standard deviation over all entries of the embeddings of all subjects' tokens, as they stand in their prompts."""
+    """σ: standard deviation over all entries of the embeddings of all subjects' tokens, as they stand in their
+    prompts.
+    """
     ids = [token for fact in facts for token in fact.ids[slice(*fact.subject)]]
     return lm.model.get_input_embeddings()(torch.tensor(ids, device=lm.device)).double().std().item()

@@ -1,7 +1,8 @@
 """Corrupted passes with clean states put back, batched over tokens, copies and facts.
 
-A state that is restored at token t of layer ℓ changes neither earlier tokens nor layers up to ℓ. So every row (a token to restore, in
-one corrupted copy) is run once whole; for each layer, blocks below it are skipped and tokens before t come from the key-value cache.
+A state that is restored at token t of layer ℓ changes neither earlier tokens nor layers up to ℓ. So every row (a token
+to restore, in one corrupted copy) is run once whole; for each layer, blocks below it are skipped and tokens before t
+come from the key-value cache.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ KINDS = ("hidden", "mlp", "attn")
 class TraceOptions:
     """Keys of `protocol` (locate-then-edit, section 6).
 
-    kinds: states to restore: what leaves a block, its MLP, its attention. window: layers whose MLP or attention outputs are restored
-    together, [ℓ − window/2, ℓ + window/2 − 1], clipped. noise: its standard deviation in σ of the subjects' embeddings, unless noise_std
-    gives it outright. copies: corrupted runs that are averaged. proposed_layers: how many are proposed at most.
+    kinds: states to restore: what leaves a block, its MLP, its attention. window: layers whose MLP or attention outputs
+    are restored together, [ℓ − window/2, ℓ + window/2 − 1], clipped. noise: its standard deviation in σ of the
+    subjects' embeddings, unless noise_std gives it outright. copies: corrupted runs that are averaged. proposed_layers:
+    how many are proposed at most.
     batch_tokens: in one forward pass; speed and memory only.
     """
 
@@ -59,7 +61,9 @@ class TraceOptions:
 
 @dataclass(frozen=True)
 class Trace:
-    """P(answer) of the clean run (high), of the corrupted ones (low), and with each state restored: {kind: (traced tokens, layers)}."""
+    """P(answer) of the clean run (high), of the corrupted ones (low), and with each state restored: {kind: (traced
+    tokens, layers)}.
+    """
 
     high: float
     low: float
@@ -101,20 +105,35 @@ class Tracer:
     def _trace(self, facts: Sequence[Fact]) -> list[Trace]:
         high, clean = self._clean(facts)
         noise = [self._noise(fact) for fact in facts]
-        rows = [(number, token, c) for number, fact in enumerate(facts) for token in fact.traced for c in range(self.options.copies)]
+        rows = [
+            (number, token, c)
+            for number, fact in enumerate(facts)
+            for token in fact.traced
+            for c in range(self.options.copies)
+        ]
         limit = max(1, self.options.batch_tokens // max(len(fact.ids) for fact in facts))
-        parts = [self._restored(facts, rows[start : start + limit], clean, noise) for start in range(0, len(rows), limit)]
-        low, scores = torch.cat([low for low, _ in parts]), {k: torch.cat([each[k] for _, each in parts]) for k in self.modules}
+        parts = [
+            self._restored(facts, rows[start : start + limit], clean, noise) for start in range(0, len(rows), limit)
+        ]
+        low, scores = (
+            torch.cat([low for low, _ in parts]),
+            {k: torch.cat([each[k] for _, each in parts]) for k in self.modules},
+        )
         found, position = [], 0
         for number, fact in enumerate(facts):
             mine = slice(position, position + len(fact.traced) * self.options.copies)
-            mean = {kind: s[mine].view(len(fact.traced), self.options.copies, -1).mean(1).numpy() for kind, s in scores.items()}
+            mean = {
+                kind: s[mine].view(len(fact.traced), self.options.copies, -1).mean(1).numpy()
+                for kind, s in scores.items()
+            }
             found.append(Trace(high[number].item(), low[mine].mean().item(), mean))
             position = mine.stop
         return found
 
     def _clean(self, facts: Sequence[Fact]) -> tuple[Tensor, dict[str, Tensor]]:
-        """P(answer) of each fact, and what leaves every module that will be restored: {name: (facts, tokens, width)}."""
+        """P(answer) of each fact, and what leaves every module that will be restored: {name: (facts, tokens,
+        width)}.
+        """
         lm, seen = self.lm, {}
         ids, mask = pad_right([fact.ids for fact in facts], lm.head.pad, lm.device)
         last = torch.tensor([len(fact.ids) - 1 for fact in facts], device=lm.device)
@@ -133,9 +152,15 @@ class Tracer:
         return torch.from_numpy(self.noise_std * generator.randn(self.options.copies, length, width))
 
     def _restored(
-        self, facts: Sequence[Fact], rows: Sequence[tuple[int, int, int]], clean: dict[str, Tensor], noise: Sequence[Tensor]
+        self,
+        facts: Sequence[Fact],
+        rows: Sequence[tuple[int, int, int]],
+        clean: dict[str, Tensor],
+        noise: Sequence[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """P(answer) of rows (fact, token, copy): (rows,) corrupted, and {kind: (rows, layers)} with the token's states restored."""
+        """P(answer) of rows (fact, token, copy): (rows,) corrupted, and {kind: (rows, layers)} with the token's
+        states restored.
+        """
         corrupted = self._corrupt(facts, rows, noise)
         answers = [facts[number].answer for number, *_ in rows]
         who, token = (torch.tensor(column) for column in list(zip(*rows, strict=True))[:2])
@@ -145,13 +170,18 @@ class Tracer:
             for layer in range(len(names)):
                 begin, end = self.window(kind, layer)
                 if (begin, end) not in known:
-                    restore = {name: clean[name][who.to(clean[name].device), token.to(clean[name].device)] for name in names[begin:end]}
+                    restore = {
+                        name: clean[name][who.to(clean[name].device), token.to(clean[name].device)]
+                        for name in names[begin:end]
+                    }
                     logits = corrupted.logits(begin if kind == "hidden" else begin - 1, restore)
                     known[begin, end] = _probability(logits, answers)
             scores[kind] = torch.stack([known[self.window(kind, layer)] for layer in range(len(names))], dim=1)
         return _probability(corrupted.passes.base, answers), scores
 
-    def _corrupt(self, facts: Sequence[Fact], rows: Sequence[tuple[int, int, int]], noise: Sequence[Tensor]) -> Corrupted:
+    def _corrupt(
+        self, facts: Sequence[Fact], rows: Sequence[tuple[int, int, int]], noise: Sequence[Tensor]
+    ) -> Corrupted:
         spans = [Span(facts[number].ids, token, (len(facts[number].ids) - 1,)) for number, token, _ in rows]
         added = noise[0].new_zeros(len(rows), max(len(span.ids) for span in spans), noise[0].shape[-1])
         for row, (number, _, c) in enumerate(rows):
@@ -181,13 +211,16 @@ class Corrupted:
         with ExitStack() as stack:
             stack.enter_context(on_output(lm.model.get_input_embeddings(), corrupt))
             for layer in range(lm.layout.depth):
-                stack.enter_context(on_output(lm.module(lm.layout.block(layer)), lambda hidden: states.append(hidden.clone())))
+                stack.enter_context(
+                    on_output(lm.module(lm.layout.block(layer)), lambda hidden: states.append(hidden.clone()))
+                )
             self.passes = Resumption(lm, spans, -1, reuse_prefix)
         columns = self.passes.positions.clamp(max=noise.shape[1] - 1)[:, :, None]
         self.embedded, *self.states = (x.take_along_dim(columns.to(x.device), 1) for x in (embedded[0], *states))
 
     def logits(self, skipped: int, restore: dict[str, Tensor]) -> Tensor:
-        """Logits (rows, vocabulary) at the last token, with each row's token of `restore` {module: (rows, width)} put back.
+        """Logits (rows, vocabulary) at the last token, with each row's token of `restore` {module: (rows, width)} put
+        back.
 
         skipped: the last block that is not run; −1 runs all of them.
         """
@@ -197,12 +230,16 @@ class Corrupted:
         with ExitStack() as stack:
             stack.enter_context(on_output(self.lm.model.get_input_embeddings(), lambda _: self.embedded.clone()))
             for name, value in restore.items():
-                stack.enter_context(on_output(self.lm.module(name), lambda hidden, value=value: self._put(hidden, value), rows))
+                stack.enter_context(
+                    on_output(self.lm.module(name), lambda hidden, value=value: self._put(hidden, value), rows)
+                )
             return passes.logits(lambda states, *_: states)
 
     def _put(self, hidden: Tensor, value: Tensor) -> Tensor:
         changed = hidden.clone()
-        changed[torch.arange(len(changed), device=changed.device), self.passes.at.to(changed.device)] = value.to(changed)
+        changed[torch.arange(len(changed), device=changed.device), self.passes.at.to(changed.device)] = value.to(
+            changed
+        )
         return changed
 
 

@@ -14,7 +14,8 @@ from edit_cli.lm.model import LM
 
 @contextmanager
 def accelerated(lm: LM, options: TrainingOptions, folder: Path) -> Iterator[Any]:
-    """An Accelerator on the model's device, with the trackers that are installed; those that write files do so in `folder`.
+    """An Accelerator on the model's device, with the trackers that are installed; those that write files do so in
+    `folder`.
 
     Raises:
         UsageError: a precision that the device lacks, or a tracker that is not installed.
@@ -23,10 +24,11 @@ def accelerated(lm: LM, options: TrainingOptions, folder: Path) -> Iterator[Any]
     from accelerate.state import AcceleratorState
 
     trackers = _trackers(lm, options.trackers)
-    AcceleratorState._reset_state()  # an earlier training in this process may have had another precision  # noqa: SLF001
+    AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
     try:
         accelerator = Accelerator(
-            gradient_accumulation_steps=options.accumulate, mixed_precision=options.precision, cpu=lm.device.type == "cpu",
+            gradient_accumulation_steps=options.accumulate, mixed_precision=options.precision,
+            cpu=lm.device.type == "cpu",
             log_with=trackers or None, project_dir=str(folder) if trackers else None,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
@@ -36,19 +38,27 @@ def accelerated(lm: LM, options: TrainingOptions, folder: Path) -> Iterator[Any]
     try:
         yield accelerator
     finally:
-        AcceleratorState._reset_state()  # noqa: SLF001
+        AcceleratorState._reset_state()
 
 
 def _trackers(lm: LM, wanted: Sequence[str]) -> list[str]:
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import LoggerType
 
-    known, there = [kind.value for kind in LoggerType if kind.value != "all"], [str(kind) for kind in get_available_trackers()]
+    known, there = (
+        [kind.value for kind in LoggerType if kind.value != "all"],
+        [str(kind) for kind in get_available_trackers()],
+    )
     for name in wanted:
         if name not in known:
-            raise UsageError(f"method.training.trackers: {name} is none that accelerate knows; there are {', '.join(sorted(known))}")
+            raise UsageError(
+                f"method.training.trackers: {name} is none that accelerate knows; there are {', '.join(sorted(known))}"
+            )
         if name not in there and name != "tensorboard":
             raise UsageError(f"method.training.trackers: {name} is not installed: pip install {name}, or leave it out")
     if "tensorboard" in wanted and "tensorboard" not in there:
-        lm.monitor.note("TensorBoard is not installed, so the curves are in the run directory alone (pip install 'edit-cli[tensorboard]')")
+        lm.monitor.note(
+            "TensorBoard is not installed, so the curves are in the run directory alone (pip install"
+            " 'edit-cli[tensorboard]')"
+        )
     return [name for name in wanted if name in there]

@@ -1,4 +1,6 @@
-"""From a loss to the next parameters: alone, with gradients averaged over processes (DDP), or with the network spread over them (FSDP2)."""
+"""From a loss to the next parameters: alone, with gradients averaged over processes (DDP), or with the network
+spread over them (FSDP2).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from edit_cli.training.sharding import is_spread, whole
 
 
 class Descent:
-    """Backward passes and optimiser steps by accelerate. step: what is to be called for a loss. optimizer: with `param_groups` and state."""
+    """Backward passes and optimiser steps by accelerate. step: what is to be called for a loss.
+
+    optimizer: with `param_groups` and state.
+    """
 
     def __init__(self, step: nn.Module, optimizer: torch.optim.Optimizer, clip: float, accelerator: Any) -> None:
         """clip: the largest norm of a gradient; 0 for any."""

@@ -1,7 +1,9 @@
-"""The loop that trains editors, the same for all of them. Killed at any moment, the same training goes on to the same curve.
+"""The loop that trains editors, the same for all of them.
 
-Every step is a pure function of what was saved before it: which cases it sees and what is drawn from them hangs on the seed and on the
-number of the step, the learning rate on that number alone.
+Killed at any moment, the same training goes on to the same curve.
+
+Every step is a pure function of what was saved before it: which cases it sees and what is drawn from them hangs on the
+seed and on the number of the step, the learning rate on that number alone.
 """
 
 from __future__ import annotations
@@ -43,9 +45,14 @@ class TrainingFailed(EditCliError):
 
 
 class Step(nn.Module):
-    """One micro-batch in one `forward`, so that gradients of several processes are averaged. The frozen model is no part of it."""
+    """One micro-batch in one `forward`, so that gradients of several processes are averaged.
 
-    def __init__(self, editor: TrainableEditor, net: nn.Module, lm: LM, autocast: Callable[[], AbstractContextManager]) -> None:
+    The frozen model is no part of it.
+    """
+
+    def __init__(
+        self, editor: TrainableEditor, net: nn.Module, lm: LM, autocast: Callable[[], AbstractContextManager]
+    ) -> None:
         super().__init__()
         self.net, self.editor, self.lm, self.autocast = net, editor, lm, autocast
 
@@ -56,7 +63,10 @@ class Step(nn.Module):
 
 @dataclass(frozen=True)
 class Trained:
-    """net: with the best parameters of the training. step: at which they were found. best: numbers of the validation there."""
+    """net: with the best parameters of the training. step: at which they were found.
+
+    best: numbers of the validation there.
+    """
 
     net: nn.Module
     step: int
@@ -69,11 +79,13 @@ def train(
 ) -> Trained:  # fmt: skip
     """Train the editor's network on `cases`; the state of an earlier start of this training in `folder` is taken up.
 
-    stamp: tells this training from another one in the same folder. write: takes the lines of the curves; on going on, some come again.
+    stamp: tells this training from another one in the same folder. write: takes the lines of the curves; on going on,
+    some come again.
     zero: stage of DeepSpeed's ZeRO for several processes; 0 for none.
 
     Raises:
-        TrainingFailed: losses that are no numbers, no gradient, or edits that grow without bounds. UsageError: settings that do not fit.
+        TrainingFailed: losses that are no numbers, no gradient, or edits that grow without bounds. UsageError: settings
+            that do not fit.
     """
     return Training(editor, lm, cases, validation, folder, stamp, write, zero).run()
 
@@ -82,19 +94,29 @@ class Training:
     """One training at work."""
 
     def __init__(
-        self, editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path, stamp: str,
+        self, editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path,
+        stamp: str,
         write: Callable[[Line], None], zero: int = 0,
     ) -> None:  # fmt: skip
         self.editor, self.lm, self.options, self.write = editor, lm, editor.training, write
         size = editor.cases_per_edit
         for name, given in (("training", cases), ("validation", validation)):
             if len(given) < size:
-                raise UsageError(f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or edit fewer at once")
+                raise UsageError(
+                    f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or edit"
+                    " fewer at once"
+                )
         if self.options.edits % lm.team.size:
-            raise UsageError(f"method.training.edits={self.options.edits} cannot be shared by {lm.team.size} processes: give a multiple")
+            raise UsageError(
+                f"method.training.edits={self.options.edits} cannot be shared by {lm.team.size} processes: give a"
+                " multiple"
+            )
         self.zero = zero if lm.team.size > 1 else 0
         if self.zero and (self.options.fsdp or self.options.precision == "fp16"):
-            raise UsageError("DeepSpeed does not work with method.training.fsdp=true and method.training.precision=fp16: use false, and bf16 or no")
+            raise UsageError(
+                "DeepSpeed does not work with method.training.fsdp=true and method.training.precision=fp16: use false,"
+                " and bf16 or no"
+            )
         self.edits = Edits(cases, size, self.options.seed)
         held_out = Edits(validation, size, self.options.seed)
         self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.options.validation_edits))]
@@ -122,7 +144,9 @@ class Training:
                         self._save(done)
                     advance(1)
             if self._is_stale(done):
-                self.lm.monitor.note(f"stopped at step {done:,}: no better validation loss for {options.patience:,} steps")
+                self.lm.monitor.note(
+                    f"stopped at step {done:,}: no better validation loss for {options.patience:,} steps"
+                )
             self._save(done)
             self.lm.team.gather([done])  # nobody is writing any more
             accelerator.end_training()
@@ -146,7 +170,9 @@ class Training:
         kind = torch.optim.Adam if self.options.optimiser == "adam" else _centred_rmsprop
         self.rates = [group["lr"] for group in groups]
         if self.zero:
-            self.descent = Zero(self.step, kind(groups), self.zero, self.options.accumulate, self.options.clip, accelerator)
+            self.descent = Zero(
+                self.step, kind(groups), self.zero, self.options.accumulate, self.options.clip, accelerator
+            )
             self.lm.monitor.note(f"DeepSpeed: ZeRO stage {self.zero} over {self.lm.team.size} processes")
         else:
             self.descent = Descent(self.step, kind(groups), self.options.clip, accelerator)
@@ -178,7 +204,9 @@ class Training:
         for micro in range(options.accumulate):
             number = done * options.accumulate + micro
             with self.accelerator.accumulate(self.step):
-                loss, line = self._forward([self.edits[number * options.edits + i] for i in range(options.edits)], f"{options.seed}/{number}")
+                loss, line = self._forward(
+                    [self.edits[number * options.edits + i] for i in range(options.edits)], f"{options.seed}/{number}"
+                )
                 finite = bool(self.lm.team.sum(torch.tensor(float(not loss.isfinite()))) == 0)
                 if not finite:
                     self._refuse_bad(number + 1)
@@ -205,8 +233,8 @@ class Training:
         self.zero_steps = self.zero_steps + 1 if norm == 0 else 0
         if self.zero_steps == ZERO_STEPS:
             raise TrainingFailed(
-                f"no gradient reached the editor in {ZERO_STEPS} steps: its edits do nothing to the answers; raise method.step_size or "
-                "choose other method.layers"
+                f"no gradient reached the editor in {ZERO_STEPS} steps: its edits do nothing to the answers; raise"
+                " method.step_size or choose other method.layers"
             )
         if math.isfinite(norm):
             self.editor.after_step(self.net)
@@ -216,8 +244,8 @@ class Training:
         self.bad += 1
         if self.bad >= BAD_AT_LEAST and self.bad > BAD_SHARE * number:
             raise TrainingFailed(
-                f"{self.bad} of {number:,} batches had a loss that is no number: lower method.training.lr or method.step_size, or use "
-                "method.training.precision=no"
+                f"{self.bad} of {number:,} batches had a loss that is no number: lower method.training.lr or"
+                " method.step_size, or use method.training.precision=no"
             )
 
     # --- validation ---------------------------------------------------------------------------------------------------
@@ -238,11 +266,14 @@ class Training:
         self._tell(accelerator, {"step": step, "kind": VALIDATION, **line})
         self.lm.monitor.note(f"step {step:,}: {told_of(line)}")
         if not math.isfinite(line["loss"]):
-            raise TrainingFailed(f"the validation loss at step {step:,} is no number: lower method.training.lr or method.step_size")
+            raise TrainingFailed(
+                f"the validation loss at step {step:,} is no number: lower method.training.lr or method.step_size"
+            )
         if line.get("shift", 0.0) > options.largest_shift:
             raise TrainingFailed(
-                f"edits have grown to {line['shift']:.3g} times the size of the weights at step {step:,} (method.training.largest_shift="
-                f"{options.largest_shift:g}): lower method.step_size, method.training.lr or the learning rate of the step sizes"
+                f"edits have grown to {line['shift']:.3g} times the size of the weights at step {step:,}"
+                f" (method.training.largest_shift={options.largest_shift:g}): lower method.step_size,"
+                " method.training.lr or the learning rate of the step sizes"
             )
         self.state.offer(step, line, self.net)
         self.editor.after_validation(self.net, line)

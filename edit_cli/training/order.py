@@ -11,7 +11,9 @@ from edit_cli.requests import Case
 
 @dataclass
 class Edits:
-    """The cases as a stream of edits of `size` cases each, shuffled anew every epoch; no subject twice in an edit, where that is possible."""
+    """The cases as a stream of edits of `size` cases each, shuffled anew every epoch; no subject twice in an edit,
+    where that is possible.
+    """
 
     cases: Sequence[Case]
     size: int
@@ -35,7 +37,9 @@ class Edits:
         edits: list[list[Case]] = [[] for _ in range(self.per_epoch)]
         spare = []
         for case in order:
-            fits = next((edit for edit in edits if len(edit) < self.size and not _subjects(edit) & _subjects([case])), None)
+            fits = next(
+                (edit for edit in edits if len(edit) < self.size and not _subjects(edit) & _subjects([case])), None
+            )
             (spare if fits is None else fits).append(case)
         for edit in edits:
             while len(edit) < self.size:

@@ -1,7 +1,8 @@
-"""Trained parameters that are spread over processes (FSDP2): whole where they are read or kept, spread where they are trained.
+"""Trained parameters that are spread over processes (FSDP2): whole where they are read or kept, spread where they are
+trained.
 
-The frozen model is no part of it: each process holds all of it. Functions do nothing to parameters that are not spread; all processes must
-call them together.
+The frozen model is no part of it: each process holds all of it. Functions do nothing to parameters that are not spread;
+all processes must call them together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
 
-FSDP, MEGATRON = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"  # what accelerate's launcher sets in the environment
+# what accelerate's launcher sets in the environment
+FSDP, MEGATRON = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"
 
 
 def wanted_by_launcher() -> bool:
@@ -26,8 +28,8 @@ def wanted_by_launcher() -> bool:
     """
     if _is_set(MEGATRON):
         raise UsageError(
-            "train-editor does not work with megatron-lm: launch with conf/accelerate/fsdp.yaml, which spreads network, gradients and optimiser "
-            "states"
+            "train-editor does not work with megatron-lm: launch with conf/accelerate/fsdp.yaml, which spreads network,"
+            " gradients and optimiser states"
         )
     wanted = _is_set(FSDP)
     os.environ.pop(FSDP, None)
@@ -39,7 +41,9 @@ def _is_set(variable: str) -> bool:
 
 
 def spread_out(step: nn.Module, device: torch.device) -> None:
-    """Spread all parameters of a module over all processes, in place; its `forward` puts them together for the time of a step."""
+    """Spread all parameters of a module over all processes, in place; its `forward` puts them together for the time
+    of a step.
+    """
     from torch.distributed import get_world_size, init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -75,7 +79,9 @@ def whole_state(net: nn.Module) -> dict[str, Tensor]:
 def load_whole(net: nn.Module, values: Mapping[str, Tensor]) -> None:
     """`load_state_dict` of whole values."""
     own = net.state_dict()
-    net.load_state_dict({name: spread_like(value, own[name]) if name in own else value for name, value in values.items()})
+    net.load_state_dict(
+        {name: spread_like(value, own[name]) if name in own else value for name, value in values.items()}
+    )
 
 
 @contextmanager

@@ -104,7 +104,11 @@ class State:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = _nested(load_file(path / OPTIMISER), about["optimiser"])
             for number, values in state.items():
-                values |= {name: spread_like(value, parameters[number]) for name, value in values.items() if isinstance(value, Tensor)}
+                values |= {
+                    name: spread_like(value, parameters[number])
+                    for name, value in values.items()
+                    if isinstance(value, Tensor)
+                }
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if scaler is not None and about["scaler"]:
             scaler.load_state_dict(about["scaler"])

@@ -1,7 +1,9 @@
-"""DeepSpeed's ZeRO, stages 1 and 2: each process keeps a part of the optimiser's states (1) and of gathered gradients (2) of what is trained.
+"""DeepSpeed's ZeRO, stages 1 and 2: each process keeps a part of the optimiser's states (1) and of gathered gradients
+(2) of what is trained.
 
-Parameters stay whole on every process. Of what accelerate's launcher says of DeepSpeed only the stage is taken; learning rates, clipping,
-accumulation and precision are those of `method.training`, and DeepSpeed never sees the frozen model.
+Parameters stay whole on every process. Of what accelerate's launcher says of DeepSpeed only the stage is taken;
+learning rates, clipping, accumulation and precision are those of `method.training`, and DeepSpeed never sees the frozen
+model.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 
 from edit_cli.errors import MissingError, UsageError
 
-WANTED, ACCUMULATE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"  # set by accelerate's launcher
+# set by accelerate's launcher
+WANTED, ACCUMULATE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 LARGEST_BUCKET = 500_000_000  # numbers; DeepSpeed's own size, memory for which is taken however small the network
 STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 REFUSED = {
@@ -27,7 +30,8 @@ REFUSED = {
 
 
 def stage_of_launcher() -> int:
-    """The stage that accelerate's launcher was told to use, 0 for none; it is told no more, so that accelerate takes no step itself.
+    """The stage that accelerate's launcher was told to use, 0 for none; it is told no more, so that accelerate takes no
+    step itself.
 
     Raises:
         UsageError: another stage than 1 or 2, or more of DeepSpeed than its stages.
@@ -38,19 +42,31 @@ def stage_of_launcher() -> int:
     stage = os.environ.get(STAGE, "2")
     if stage not in ("1", "2"):
         raise UsageError(
-            f"train-editor does not work with DeepSpeed's zero_stage={stage}: give 1 or 2, or launch with conf/accelerate/fsdp.yaml, which "
-            "spreads parameters too"
+            f"train-editor does not work with DeepSpeed's zero_stage={stage}: give 1 or 2, or launch with"
+            " conf/accelerate/fsdp.yaml, which spreads parameters too"
         )
     for name, variable in REFUSED.items():
         if os.environ.get(variable, "none") != "none":
-            raise UsageError(f"train-editor does not work with DeepSpeed's {name}: leave it out, zero_stage is all that is taken")
+            raise UsageError(
+                f"train-editor does not work with DeepSpeed's {name}: leave it out, zero_stage is all that is taken"
+            )
     return int(stage)
 
 
 class Zero:
-    """In the place of a `Descent`, and of its optimiser: states are given and taken whole, so that any number of processes can go on."""
+    """In the place of a `Descent`, and of its optimiser: states are given and taken whole, so that any number of
+    processes can go on.
+    """
 
-    def __init__(self, step: nn.Module, optimizer: torch.optim.Optimizer, stage: int, accumulate: int, clip: float, accelerator: Any) -> None:
+    def __init__(
+        self,
+        step: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        stage: int,
+        accumulate: int,
+        clip: float,
+        accelerator: Any,
+    ) -> None:
         """To be called on all processes together.
 
         Raises:
@@ -59,15 +75,21 @@ class Zero:
         try:
             import deepspeed
         except ImportError:
-            raise MissingError("DeepSpeed is not installed: pip install 'edit-cli[deepspeed]', or use conf/accelerate/fsdp.yaml") from None
+            raise MissingError(
+                "DeepSpeed is not installed: pip install 'edit-cli[deepspeed]', or use conf/accelerate/fsdp.yaml"
+            ) from None
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.accelerator, self.base = accelerator, optimizer
-        self.param_groups = [dict(group) for group in optimizer.param_groups]  # of `base` DeepSpeed makes groups of one flat part each
+        # of `base` DeepSpeed makes groups of one flat part each
+        self.param_groups = [dict(group) for group in optimizer.param_groups]
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # counts nothing but DeepSpeed's samples
             "gradient_accumulation_steps": accumulate,
             "gradient_clipping": max(clip, 0.0),
-            "zero_optimization": {"stage": stage, "reduce_bucket_size": min(sum(part.numel() for part in self._parts()), LARGEST_BUCKET)},
+            "zero_optimization": {
+                "stage": stage,
+                "reduce_bucket_size": min(sum(part.numel() for part in self._parts()), LARGEST_BUCKET),
+            },
             "zero_allow_untested_optimizer": True,
             "steps_per_print": None,
         }
@@ -77,7 +99,9 @@ class Zero:
         self._begin()
 
     def _begin(self) -> None:
-        """Optimiser states from the start, where DeepSpeed would have them from the first step on: with gradients of 0, that changes no weight."""
+        """Optimiser states from the start, where DeepSpeed would have them from the first step on: with gradients of
+        0, that changes no weight.
+        """
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
         parts = self._parts()
@@ -99,8 +123,8 @@ class Zero:
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients, and bring those of all processes together after the last one.
 
-        Not while they come, as DeepSpeed would: it takes them for those of the same parameters in the order in which they come, and
-        that of an LSTM's is not the same on all processes.
+        Not while they come, as DeepSpeed would: it takes them for those of the same parameters in the order in which
+        they come, and that of an LSTM's is not the same on all processes.
         """
         if not self.engine.inside_no_sync_ctxt:
             self.micro_batches.enter_context(self.engine.coalesce_grad_reduction())
@@ -123,7 +147,10 @@ class Zero:
         for part, group in zip(self._parts(), self.param_groups, strict=True):
             own = self.base.state[part]
             every += [
-                {name: safe_get_full_optimizer_state(parameter, name) if value.shape == part.shape else value for name, value in own.items()}
+                {
+                    name: safe_get_full_optimizer_state(parameter, name) if value.shape == part.shape else value
+                    for name, value in own.items()
+                }
                 for parameter in group["params"]
             ]
         return {"state": dict(enumerate(every)), "param_groups": self.param_groups}
