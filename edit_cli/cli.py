@@ -12,6 +12,7 @@ import typer
 
 from edit_cli import help_texts, parallel
 from edit_cli.errors import EditCliError
+from edit_cli.terminal import one_line
 
 INTERRUPTED = 130
 HELP = {"help_option_names": ["--help", "-h"]}
@@ -186,7 +187,7 @@ def _exit(work: Callable[[], int]) -> None:
 
 def _say(message: str) -> None:
     if not parallel.follows():
-        typer.echo(message, err=True)
+        typer.echo(one_line(message), err=True)
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from edit_cli.errors import MissingError
 
+DEEPEST = 60  # levels of objects and lists in each other
+
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """Strict JSON in ASCII (texts may hold anything): numbers that are not finite become null."""
@@ -45,6 +47,34 @@ def write_json(path: Path, value: Any) -> None:
         raise MissingError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def parse(text: str | bytes) -> Any:
+    """The value that JSON stands for.
+
+    Raises:
+        ValueError: it is no strict JSON, or nested deeper than anything that this package writes.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for part in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
@@ -52,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
         MissingError: it is missing or damaged; names it.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = parse(path.read_bytes())
     except FileNotFoundError:
         raise MissingError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
@@ -74,7 +104,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     end = 0
     for number, piece in enumerate(pieces[:-1], 1):
         try:
-            line = json.loads(piece)
+            line = parse(piece)
         except ValueError:
             line = None
         if not isinstance(line, dict):

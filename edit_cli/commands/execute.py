@@ -42,7 +42,7 @@ def execute(job: Job) -> Outcome:
         if ran_out_of_memory(error):
             message = f"out of memory while getting ready ({error}); choose a smaller model or model.dtype=bfloat16"
             return _failed(team, OutOfMemory(message), OutOfMemory.exit_code)
-        Screen().note(traceback.format_exc())  # there is no run yet whose log could hold it
+        Screen().details(traceback.format_exc())  # there is no run yet whose log could hold it
         return _failed(team, f"{type(error).__name__}: {error}", 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -77,10 +77,12 @@ def recorded(
     details: dict[str, Any],
     dataset: Dataset | None = None,
     key: Sequence[str] = ("case_id",),
+    belongs: Callable[[Any], bool] | None = None,
 ) -> Iterator[Run | Followed]:
     """The job's run directory, open for the block. Errors are written to its log, and its manifest says how it ended.
 
-    Of several processes only the main one writes.
+    key: what tells lines apart. belongs: whether a line of an identity is one of this job's; the ids of `dataset`, if
+    nothing else is said. Of several processes only the main one writes.
     """
     config = plain_containers(job.config)
     if dataset is not None:  # other records are another run, even if they come from a file of the same name
@@ -92,8 +94,16 @@ def recorded(
     details = {**chosen, "seeds": seeds(config), "processes": job.team.size, **details}
     opened = nullcontext(Followed(path, job.team.rank))
     if job.team.is_main:
+        own = frozenset(dataset.ids if dataset is not None else ())
         opened = Run.open(
-            path, job.command, config, ignore=ignore, key=key, overwrite=settings.overwrite, details=details
+            path,
+            job.command,
+            config,
+            ignore=ignore,
+            key=key,
+            belongs=belongs or own.__contains__,
+            overwrite=settings.overwrite,
+            details=details,
         )
     with opened as run:
         monitor.log = run.log if job.team.is_main else None

@@ -82,7 +82,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         }
     }
     path = run_path(job, top, job.choices["dataset"], job.choices["model"])
-    with recorded(job, top, path, monitor, details, dataset, KEY) as run:
+    belongs = identities(protocol, steps, held_out).__contains__
+    with recorded(job, top, path, monitor, details, dataset, KEY, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, editor, [dataset], monitor)
@@ -122,6 +123,22 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
         return _conclude(job, run, dataset, ledger.take(), monitor)
+
+
+def identities(
+    protocol: SequentialProtocol, steps: Sequence[Sequence[Case]], held_out: Sequence[Case]
+) -> set[tuple[str, str, int]]:
+    """Of all lines that a run may have."""
+    found, edited, total = set(), [], 0
+    checkpoints = protocol.checkpoint_steps([len(step) for step in steps])
+    for number, step in enumerate(steps):
+        edited += [case.id for case in step]
+        total += len(step)
+        found |= {(case.id, AFTER_EDIT, total) for case in step}
+        if number in checkpoints:
+            found |= {(id, CHECKPOINT, total) for id in edited} | {(case.id, HELD_OUT, total) for case in held_out}
+            found.add((MODEL, MODEL, total))
+    return found
 
 
 def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from edit_cli import edit_store
@@ -33,6 +34,7 @@ from edit_cli.requests import Case
 from edit_cli.results import SUMMARY, Run
 
 KEY = ("case_id", "when", "fold", "edits")
+MODEL, END = "model", " at the end"  # names of lines about no case
 
 
 @dataclass
@@ -66,7 +68,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     counts = {name: len(asked) for name, asked in kept.items()}
     details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
     path = run_path(job, top, job.choices["dataset"], job.choices["model"], "sme")
-    with recorded(job, top, path, monitor, details, dataset, KEY) as run:
+    with recorded(job, top, path, monitor, details, dataset, KEY, partial(belongs, folds)) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, editor, [dataset], monitor)
@@ -93,6 +95,16 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
         return _conclude(job, run, ledger.take(), monitor)
+
+
+def belongs(folds: Mapping[int, Sequence[Case]], identity: tuple[str, str, int, int]) -> bool:
+    """Whether a line of that identity can be one of this run's."""
+    name, when, fold, edits = identity
+    if not 0 <= edits <= len(folds.get(fold, ())):
+        return False
+    if when == KEPT:
+        return name in (MODEL, f"{MODEL}{END}")
+    return any(case.id == name for case in folds[fold])
 
 
 def _refuse_too_few(stream: Stream, folds: Mapping[int, Sequence[Case]]) -> None:
@@ -149,7 +161,7 @@ def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[st
                 stream.run.path,
                 f"{stream.method['name']} on {stream.lm.name}, first fold",
             )
-        yield {**_kept(stream, fold, edited, " at the end"), "last": True}
+        yield {**_kept(stream, fold, edited, END), "last": True}
     finally:
         while len(stream.lm.attached) > depth:
             stream.lm.detach()
@@ -207,7 +219,7 @@ def _kept(stream: Stream, fold: int, edited: Sequence[Case], end: str = "") -> d
     """What the model knows after so many edits: of every edited prompt, and of the records for TrainR and TestR,
     whether it is right.
     """
-    identity = (f"model{end}", KEPT, fold, len(edited))
+    identity = (f"{MODEL}{end}", KEPT, fold, len(edited))
     if identity in stream.done:
         return dict(stream.done[identity])
     asked = {"edited": [_bare(case) for case in edited], **stream.kept}

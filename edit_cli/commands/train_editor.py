@@ -19,7 +19,7 @@ from edit_cli.datasets import Dataset
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.report import learning
-from edit_cli.results import SUMMARY
+from edit_cli.results import SUMMARY, read_run
 from edit_cli.training.loop import KEY, Line, train
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State
@@ -45,7 +45,12 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     held_out = source.of_split(splits.validation, "splits.validation").load(None, monitor)
     path = run_path(job, top, job.choices["dataset"], job.choices["model"])
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
-    with recorded(job, top, path, monitor, details, cases, KEY) as run:
+    steps = editor.training.steps
+
+    def belongs(identity: tuple[int, str]) -> bool:
+        return isinstance(identity[0], int) and 1 <= identity[0] <= steps
+
+    with recorded(job, top, path, monitor, details, cases, KEY, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
             lm = load_fitting(job, model, editor, [cases, held_out], monitor)
@@ -67,7 +72,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             monitor.note("this editor has been trained already (overwrite=true trains it again)")
         if not job.team.is_main:
             return Outcome(0, str(run.path))
-        summary = learning.read(run.path)
+        summary = read_run(run.path).summary or {}
         if not job.in_sweep:
             monitor.screen.show(learning.table(summary))
             monitor.screen.line(f"editor: {summary['checkpoint']}")

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
-from edit_cli.jsonfiles import read_json
 from edit_cli.report import words
 from edit_cli.report.summary import peak_memory, total_seconds
 from edit_cli.report.tables import plain_table
-from edit_cli.results import SUMMARY
+from edit_cli.report.texts import Text
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
@@ -46,9 +44,10 @@ def summary_of(
     found: {"step", "metrics"} of the kept network; without it, of the best one so far.
     """
     if found is None:
-        validated = [line for line in lines if line["kind"] == "validation"]
+        validated = [line for line in lines if line["kind"] == "validation" and line["loss"] is not None]
         best = min(validated, key=lambda line: line["loss"], default={"step": 0})
-        found = {"step": best["step"], "metrics": {name: value for name, value in best.items() if name not in APART}}
+        told = {name: value for name, value in best.items() if name not in APART and value is not None}
+        found = {"step": best["step"], "metrics": told}
     series: dict[str, dict[str, list[list[float]]]] = {}
     for line in sorted(lines, key=lambda line: line["step"]):
         for name, value in line.items():
@@ -69,10 +68,6 @@ def summary_of(
         "seeds": manifest["seeds"],
         "versions": manifest["versions"],
     }
-
-
-def read(path: Path) -> dict[str, Any]:
-    return read_json(path / SUMMARY)
 
 
 def table(summary: Mapping[str, Any]) -> RenderableType:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from edit_cli.metrics.registry import SME
 from edit_cli.metrics.sme import BEFORE, RATES, TURN, sme_rates
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.texts import Text
 
 NAME = "sme"
 TELLS = {
