@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edit_cli.disk import flush, telling
 from edit_cli.errors import MissingError
 
 DEEPEST = 60  # levels of objects and lists in each other
@@ -38,13 +39,15 @@ def write_json(path: Path, value: Any) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="ascii") as file:
-            file.write(to_json(value, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MissingError(f"{path} cannot be written: {error.strerror}") from None
+        with telling(path):
+            with open(temporary, "w", encoding="ascii") as file:
+                file.write(to_json(value, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def parse(text: str | bytes) -> Any:

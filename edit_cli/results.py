@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -183,7 +184,8 @@ class Run:
         if kind is None:
             self.close("success")
         else:
-            self.close("failed" if issubclass(kind, Exception) else "interrupted")
+            with suppress(MissingError):  # a disk that takes nothing more must not hide what has happened
+                self.close("failed" if issubclass(kind, Exception) else "interrupted")
 
 
 @dataclass(frozen=True)
@@ -295,8 +297,8 @@ def _short(value: Any) -> str:
 
 
 def write_log(path: Path, message: str) -> None:
-    """Add a line with the time to log.txt of the run at `path`."""
-    with open(path / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
+    """Add a line with the time to log.txt of the run at `path`; on a full disk there is none."""
+    with suppress(OSError), open(path / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{_now()} {visible(message)}\n")
 
 

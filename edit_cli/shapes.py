@@ -1,8 +1,10 @@
 """What is read from a file, held against the shape that the program counts on.
 
 A shape is a type: `str`, `int`, `float` (any finite number), `bool`, `None`, unions, `Literal`, `list[X]`,
-`tuple[X, Y]` (a list of that length), `dict[str, X]`, a `TypedDict` (which may hold more), `Any`; with
-`Annotated[X, Rule(…)]` there is a condition. Values are not converted: a number is no text and `true` no number.
+`tuple[X, Y]` (a list of that length), `dict[str, X]`, a `TypedDict` (which may hold more), a dataclass (its arguments
+by name), `Any`; with `Annotated[X, Rule(…)]` there is a condition.
+
+Values are not converted: a number is no text and `true` no number.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
+from dataclasses import fields as dataclass_fields
 from functools import cache
 from reprlib import Repr
 from types import NoneType, UnionType
@@ -107,6 +110,8 @@ def _test_of(shape: Any) -> Test:
         return _mapping(_test_of(parts[1]))
     if is_typeddict(shape):
         return _fields(shape)
+    if is_dataclass(shape):
+        return _arguments(shape)
     raise TypeError(f"{shape} is no shape")
 
 
@@ -221,10 +226,25 @@ def _fields(shape: Any) -> Test:
     for name, hint in get_type_hints(shape, include_extras=True).items():
         optional = get_origin(hint) is NotRequired
         fields.append((name, _test_of(get_args(hint)[0] if optional else hint), total and not optional))
+    return _object(fields, more=True)
+
+
+def _arguments(shape: Any) -> Test:
+    hints = get_type_hints(shape, include_extras=True)
+    able = [field for field in dataclass_fields(shape) if field.init]
+    needed = {field.name for field in able if field.default is MISSING and field.default_factory is MISSING}
+    return _object([(field.name, _test_of(hints[field.name]), field.name in needed) for field in able], more=False)
+
+
+def _object(fields: list[tuple[str, Test, bool]], more: bool) -> Test:
+    """fields: names, tests, and whether they may not be missing. more: whether there may be others."""
+    known = {name for name, _, _ in fields}
 
     def test(value: Any) -> None:
         if type(value) is not dict:
             raise Unfit(value, "an object")
+        if not more and (other := next((name for name in value if name not in known), None)) is not None:
+            raise Unfit(other, "a field that there is")
         for name, of, needed in fields:
             if name in value:
                 try:

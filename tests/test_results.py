@@ -193,7 +193,7 @@ def test_runs_are_listed_by_path_and_broken_ones_as_such(tmp_path):
         ("manifest.json", None, "manifest.json is missing"),
         ("manifest.json", "[]", "holds no object"),
         ("manifest.json", '{"schema_version": 99}', "schema_version 1 only"),
-        ("manifest.json", '{"schema_version": 1, "command": "x"}', "is damaged: config is missing"),
+        ("manifest.json", '{"schema_version": 1, "command": "x"}', "is damaged: config_hash is missing"),
         ("summary.json", "{", "summary.json cannot be read"),
         ("results.jsonl", 'nonsense\n{"case_id": "2"}\n', "results.jsonl, line 1, is damaged"),
         ("results.jsonl", '3\n{"case_id": "2"}\n', "results.jsonl, line 1, is damaged"),

@@ -16,7 +16,8 @@ from edit_cli.commands.job import Job
 from edit_cli.config import Settings, plain_containers
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
-from edit_cli.errors import EditCliError, OutOfMemory
+from edit_cli.disk import is_refusal, refusal
+from edit_cli.errors import EditCliError, MissingError, OutOfMemory
 from edit_cli.identity import flatten
 from edit_cli.results import EDITS, LOG, Run, write_log
 
@@ -121,6 +122,9 @@ def recorded(
             raise
         except Exception as error:
             run.log(traceback.format_exc())
+            if isinstance(error, OSError) and is_refusal(error):
+                told = refusal(error, path)
+                raise MissingError(f"{told}; what was finished is kept, the same command goes on from there") from error
             if ran_out_of_memory(error):
                 raise OutOfMemory(_memory_remedy(error)) from error
             raise Crashed(

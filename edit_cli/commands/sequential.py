@@ -166,8 +166,8 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     """Attach the step's edit: the saved one if there is one, else make and save it."""
     if walk.steps.saved(number):
         edit, made = walk.steps.read(number)
-        able = [case for case in step if case.id not in made["rejected"]]
-        done = Attempt(edit, able, made["rejected"], made["seconds"])
+        rejected = made.get("rejected", {})
+        done = Attempt(edit, [case for case in step if case.id not in rejected], rejected, made["seconds"])
     elif number <= walk.steps.start:  # there was nothing to be saved
         return Attempt(None, [], {case.id: "" for case in step}, 0.0)
     else:

@@ -21,6 +21,7 @@ from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_fitting
 from edit_cli.commands.recording import recorded, run_path
+from edit_cli.commands.saved_steps import naming
 from edit_cli.commands.sme_protocol import SmeProtocol
 from edit_cli.config import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
@@ -100,7 +101,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
 def belongs(folds: Mapping[int, Sequence[Case]], identity: tuple[str, str, int, int]) -> bool:
     """Whether a line of that identity can be one of this run's."""
     name, when, fold, edits = identity
-    if not 0 <= edits <= len(folds.get(fold, ())):
+    if fold not in folds or not 0 <= edits <= len(folds[fold]):
         return False
     if when == KEPT:
         return name in (MODEL, f"{MODEL}{END}")
@@ -195,11 +196,13 @@ def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
     directory = stream.run.edits / f"{fold:03d}-{turn:05d}"
     lm = stream.lm
     if lm.team.tell((directory / edit_store.MANIFEST).exists()):
-        edit = edit_store.load(directory, lm)
-        stream.editor.recall(lm, edit)
+        with naming(directory, "that edit"):
+            seconds = edit_store.made_of(directory)["seconds"]
+            edit = edit_store.load(directory, lm)
+            stream.editor.recall(lm, edit)
         lm.attach(edit)
         lm.settle()
-        return Attempt(None, [case], {}, edit_store.read_manifest(directory)["method"]["made"]["seconds"])
+        return Attempt(None, [case], {}, seconds)
     done = attempt(stream.editor, lm, [case])
     if done.edit is not None:
         if lm.team.is_main:

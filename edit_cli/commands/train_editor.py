@@ -16,6 +16,7 @@ from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
+from edit_cli.disk import require_folder
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.report import learning
@@ -43,6 +44,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         raise UsageError(f"splits.validation={splits.validation} is what is trained on: name a split of other records")
     cases = source.of_split(splits.train, "splits.train").load(top.limit, monitor)
     held_out = source.of_split(splits.validation, "splits.validation").load(None, monitor)
+    # what is learnt goes there: better to know now than after hours
+    require_folder(Path(editor.cache_dir).expanduser(), f"cache_dir={top.cache_dir}")
     path = run_path(job, top, job.choices["dataset"], job.choices["model"])
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
     steps = editor.training.steps
@@ -103,8 +106,8 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         before = checkpoints.read_about(place)["dataset"]
         if before != about["dataset"]:
             lm.monitor.note(
-                f"this replaces an editor of the same settings that was trained on {before['cases']:,} cases"
-                f" ({before['source']})"
+                f"this replaces an editor of the same settings that was trained on {before.get('cases', 'other')} cases"
+                f" ({before.get('source', before['name'])})"
             )
     checkpoints.save(place, net, about)
     return place

@@ -58,7 +58,7 @@ class Continuations(Pooled):
         try:
             raw = file.path.read_bytes()
             value = json.loads(raw) if raw.lstrip()[:1] == b"{" else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             value = None  # JSON lines, or damaged: the common reader tells
         if isinstance(value, dict) and "completions" in value:
             rows = [

@@ -70,7 +70,7 @@ class ZsREHard(ZsREQuestions):
         try:
             text = file.path.read_text(encoding="utf-8")
             values = json.loads(text) if key == "implied_path" else text.splitlines()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise MissingError(f"dataset.{key}={path} cannot be read: {error}") from None
         if not isinstance(values, list):
             raise MissingError(f"dataset.{key}={path} is not a JSON list")

@@ -174,7 +174,7 @@ def read_natural_questions(path: Path, label: str) -> list[tuple[str, str]]:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         pairs = list(zip(data["questions"], data["answers"], strict=True))
         found = [(_as_question(q), min([a] if isinstance(a, str) else a, key=len).strip()) for q, a in pairs]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise MissingError(
             f"dataset.nq_path: {label} is not JSON of the form {{questions: [text], answers: [text or list]}}"
         ) from None

@@ -6,9 +6,9 @@ Nothing is trained; prompts near a stored one get the stored answer, all others 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from edit_cli.lm.reading import Tap, read
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.tokens import Row, answer
 from edit_cli.requests import EditRequest
+from edit_cli.shapes import Rule
+from edit_cli.tensorfiles import Size, size
 
 
 @dataclass(kw_only=True)
@@ -59,8 +61,21 @@ class Lookup(Editor):
         )
 
 
+class CacheSaid(TypedDict):
+    """What a saved cache says beside its keys."""
+
+    prompts: list[str]
+    answers: list[str]
+    radius: float | None
+    confidence: float
+
+
 class CacheRoute(Route):
     """Stored prompts, their keys (n, width) and their answers. `radius` None: exact matches only."""
+
+    said = Annotated[
+        CacheSaid, Rule(lambda said: len(said["prompts"]) == len(said["answers"]), "as many answers as prompts")
+    ]
 
     def __init__(
         self,
@@ -104,6 +119,10 @@ class CacheRoute(Route):
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> CacheRoute:
         return cls(None, rest["prompts"], rest["answers"], tensors["keys"], rest["radius"], rest["confidence"])
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        return {"keys": size(len(rest["prompts"]), lm.layout.width)}
 
     def touches(self, lm: LM) -> list[str]:
         return [name for name, _ in lm.model.named_parameters()]

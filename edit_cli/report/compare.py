@@ -41,7 +41,7 @@ def moments(summary: Mapping[str, Any], at: Any, over_facts: bool) -> Iterator[t
 def write_table(points: Sequence[Point], x: str | None, path: Path) -> Path:
     """A line a point: run, x, metric, mean, interval, number of cases."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["run", x or "x", "metric", "mean", "low", "high", "n"])
         for point in points:
@@ -68,7 +68,7 @@ def write_markdown(points: Sequence[Point], x: str | None, metrics: Sequence[str
     lines = [heads, ["---"] * len(heads)]
     for (name, place), row in rows.items():
         lines.append([name, *([place] if x else []), *(row.get(key, "–") for key in (*metrics, *spent))])
-    path.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), "utf-8", "backslashreplace")
     return path
 
 
