@@ -31,7 +31,7 @@ test-slow: $(INSTALLED) ## run the tests that take minutes too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m ''
 
 tiny-model: $(INSTALLED) ## train the embedded model and its world again (minutes)
-	$(BIN)/python -m edit_cli.tiny world
+	$(BIN)/python -m tools.tiny_world world
 
 bench: $(INSTALLED) ## time the fast paths against the plain ones (minutes); a table and benchmarks/results.json
 	$(BIN)/python benchmarks/bench.py

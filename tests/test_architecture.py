@@ -36,11 +36,11 @@ FLOORS = [
     {"launch", "arguments"},
     {"cli", "__main__"},
 ]
-APART = {"tiny", "conf"}  # the script that makes the embedded world; the YAML folder
+APART = {"conf"}  # the YAML folder
 ONLY_IN = {
     "hydra": {"cli", "config", "launch", "arguments", "commands"},
     "omegaconf": {"cli", "config", "launch", "arguments", "commands"},
-    "rich": {"console", "report", "commands", "tiny"},
+    "rich": {"console", "report", "commands"},
     "typer": {"cli", "help_texts"},
     "accelerate": {"parallel", "training"},
     "matplotlib": {"report"},

@@ -11,7 +11,7 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edit_cli.tiny.world import World
+from tools.tiny_world.world import World
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

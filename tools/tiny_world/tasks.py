@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from edit_cli.tiny.records import spread
-from edit_cli.tiny.world import Fact, World
+from tools.tiny_world.records import spread
+from tools.tiny_world.world import Fact, World
 
 SPLITS = {"train": "bystander", "validation": "tune", "test": "test"}
 WITNESSES = 5  # every fifth subject of a kind

@@ -9,22 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_cli.tiny.assets import VOCABULARY, Report, replace_folder, save_model, write_json
-from edit_cli.tiny.tasks import FALSE, TRUE, asked, question_wordings
-from edit_cli.tiny.vocabularies import bart_tokenizer, bert_tokenizer, learning_texts, t5_tokenizer
-from edit_cli.tiny.world import Fact, World, make_world
+from tools.tiny_world.assets import VOCABULARY, Report, replace_folder, save_model, write_json
+from tools.tiny_world.tasks import FALSE, TRUE, asked, question_wordings
+from tools.tiny_world.vocabularies import bart_tokenizer, bert_tokenizer, learning_texts, t5_tokenizer
+from tools.tiny_world.world import Fact, World, make_world
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from edit_cli.tiny.encoders import EncoderOptions
+    from tools.tiny_world.encoders import EncoderOptions
 
 Pairs = list[tuple[str, str]]
 
 
 def make_encoder(kind: str, out: Path, options: EncoderOptions, command: str, report: Report) -> dict[str, Any]:
     """Write `out`/tiny-<kind>, replacing what is there only when all is done. Returns the manifest."""
-    from edit_cli.tiny.encoders import Claim, Question, train_classifier, train_seq2seq
+    from tools.tiny_world.encoders import Claim, Question, train_classifier, train_seq2seq
 
     world = make_world(options.seed)
     facts = list(world.facts) if kind == "bert" else asked(world)

@@ -12,17 +12,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edit_cli.tiny.names import pool
-from edit_cli.tiny.records import make_records, make_snippets
-from edit_cli.tiny.statements import Statement, Text, listing, statement
-from edit_cli.tiny.tasks import claims, questions, statements
-from edit_cli.tiny.tokenizer import check_single_tokens, train_tokenizer, world_texts
-from edit_cli.tiny.world import World, documents, make_world
+from tools.tiny_world.hard import hard_records
+from tools.tiny_world.names import pool
+from tools.tiny_world.opinions import opinion_records
+from tools.tiny_world.records import make_records, make_snippets
+from tools.tiny_world.statements import Statement, Text, listing, statement
+from tools.tiny_world.tasks import claims, questions, statements
+from tools.tiny_world.texts import text_records
+from tools.tiny_world.tokenizer import check_single_tokens, train_tokenizer, world_texts
+from tools.tiny_world.world import World, documents, make_world
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from edit_cli.tiny.train import TrainOptions
+    from tools.tiny_world.train import TrainOptions
 
 MODEL, WORLD = "tiny-gpt2", "world"
 VOCABULARY = 2048
@@ -52,7 +55,7 @@ def make_assets(out: Path, options: TrainOptions, command: str, report: Report, 
 
     size: how many times as many subjects as the shipped world has.
     """
-    from edit_cli.tiny.train import train
+    from tools.tiny_world.train import train
 
     world = make_world(options.seed, size)
     tokenizer = train_tokenizer(world_texts(world), VOCABULARY, options.context)
@@ -87,7 +90,7 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> 
 
 def _measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: World) -> dict[str, Any]:
     """Recall on all wordings, in percent; the records whose true fact is not recalled; how names are split."""
-    from edit_cli.tiny.train import recalled
+    from tools.tiny_world.train import recalled
 
     def ask(choose: Callable[[Any], Sequence[str]]) -> list[bool]:
         asked = [(t.replace("{}", fact.subject), fact.object) for fact in world.facts for t in choose(fact)]
@@ -125,19 +128,28 @@ def _measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, world: 
 
 
 def write_world(folder: Path, world: World, not_recalled: Sequence[int]) -> None:
-    """records.json (without facts that the model lacks), snippets.json, edits of three forms, corpus.txt and
-    heldout.txt.
+    """records.json (without facts that the model lacks), snippets.json, edits of three forms, the records of the harder
+    tasks, corpus.txt and heldout.txt.
     """
     folder.mkdir(parents=True)
     write_json(folder / "records.json", make_records(world, skip=set(not_recalled)))
     write_json(folder / "snippets.json", make_snippets(world))
     for form in (statements, questions, claims):
         write_json(folder / f"{form.__name__}.json", form(world))
+    write_lines(folder / "texts.jsonl", text_records(world))
+    write_lines(folder / "opinions.jsonl", opinion_records(world))
+    for told in ("questions", "statements"):
+        write_lines(folder / f"hard_{told}.jsonl", hard_records(world, told))
     corpus = documents(world, CORPUS_SENTENCES, random.Random(f"{world.seed} corpus"))
     told = {line for document in corpus for line in document}
     heldout = documents(world, HELDOUT_SENTENCES, random.Random(f"{world.seed} heldout"), avoid=told)
     for name, texts in (("corpus.txt", corpus), ("heldout.txt", heldout)):
         (folder / name).write_text("".join(" ".join(document) + "\n" for document in texts), encoding="utf-8")
+
+
+def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """JSON lines."""
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
 
 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:

@@ -1,8 +1,8 @@
-"""`python -m edit_cli.tiny world`, `t5`, `bart`, `bert` and `records FILE`: make the tiny models, or one like them.
+"""`python -m tools.tiny_world world`, `t5`, `bart`, `bert` and `records FILE`: make the tiny models, or one like them.
 
-python -m edit_cli.tiny world --seed 0
-python -m edit_cli.tiny t5 --seed 0
-python -m edit_cli.tiny records counterfact.json --limit 3000 --out fact-model
+python -m tools.tiny_world world --seed 0
+python -m tools.tiny_world t5 --seed 0
+python -m tools.tiny_world records counterfact.json --limit 3000 --out fact-model
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import edit_cli
 from edit_cli.errors import EditCliError, UsageError
-from edit_cli.tiny.world import POOL_FACTOR
+from tools.tiny_world.world import POOL_FACTOR
 
 if TYPE_CHECKING:
-    from edit_cli.tiny.train import TrainOptions
+    from tools.tiny_world.train import TrainOptions
 
-ASSETS = Path(__file__).parent.parent / "assets"
+ASSETS = Path(edit_cli.__file__).parent / "assets"
 LINE_EVERY_S = 15.0
 LARGEST = POOL_FACTOR // 2  # worlds use up to half of the names that the tokenizer knows
 ENCODERS = {"t5": (50, 4, 2), "bart": (50, 1, 4), "bert": (28, 6)}  # epochs, blocks, and those of a decoder
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m edit_cli.tiny", description="Train tiny models that know given facts."
+        prog="python -m tools.tiny_world", description="Train tiny models that know given facts."
     )
     commands = parser.add_subparsers(required=True, metavar="world|t5|bart|bert|records")
     world = commands.add_parser("world", help="make the embedded GPT-2 and its invented world")
@@ -102,7 +103,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _options(arguments: argparse.Namespace) -> TrainOptions:
     import torch
 
-    from edit_cli.tiny.train import TrainOptions
+    from tools.tiny_world.train import TrainOptions
 
     torch.set_num_threads(arguments.threads)
     given = {
@@ -113,7 +114,7 @@ def _options(arguments: argparse.Namespace) -> TrainOptions:
 
 def _command(arguments: argparse.Namespace) -> str:
     """The command that makes the same result again, with every default spelled out and no path of this machine."""
-    shown = ["python", "-m", "edit_cli.tiny", getattr(arguments, "kind", arguments.run.__name__.lstrip("_"))]
+    shown = ["python", "-m", "tools.tiny_world", getattr(arguments, "kind", arguments.run.__name__.lstrip("_"))]
     if "file" in arguments:
         shown.append(arguments.file.name)
     for name in SHOWN:
@@ -123,7 +124,7 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _world(arguments: argparse.Namespace) -> None:
-    from edit_cli.tiny.assets import make_assets
+    from tools.tiny_world.assets import make_assets
 
     with _progress("training") as report:
         manifest = make_assets(arguments.out, _options(arguments), _command(arguments), report, arguments.size or 1)
@@ -133,8 +134,8 @@ def _world(arguments: argparse.Namespace) -> None:
 def _encoder(arguments: argparse.Namespace) -> None:
     import torch
 
-    from edit_cli.tiny.encoder_assets import make_encoder
-    from edit_cli.tiny.encoders import RECIPES, EncoderOptions
+    from tools.tiny_world.encoder_assets import make_encoder
+    from tools.tiny_world.encoders import RECIPES, EncoderOptions
 
     torch.set_num_threads(arguments.threads)
     given = {
@@ -152,7 +153,7 @@ def _encoder(arguments: argparse.Namespace) -> None:
 
 
 def _records(arguments: argparse.Namespace) -> None:
-    from edit_cli.tiny.from_records import make_fact_model
+    from tools.tiny_world.from_records import make_fact_model
 
     with _progress("training") as report:
         manifest = make_fact_model(

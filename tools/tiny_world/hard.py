@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edit_cli.tiny.tasks import SPLITS, asked
-from edit_cli.tiny.world import Fact, World
+from tools.tiny_world.tasks import SPLITS, asked
+from tools.tiny_world.world import Fact, World
 
 ALTERNATIVES, REPHRASES = 3, 2
 WHO = "which one"

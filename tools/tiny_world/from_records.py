@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edit_cli.errors import UsageError
-from edit_cli.tiny.assets import Report, replace_folder, save_model, write_json
-from edit_cli.tiny.sources import COMMON, Source, infer_subject, read_sources, relations_of
-from edit_cli.tiny.statements import Statement, Text
-from edit_cli.tiny.tokenizer import train_tokenizer
+from tools.tiny_world.assets import Report, replace_folder, save_model, write_json
+from tools.tiny_world.sources import COMMON, Source, infer_subject, read_sources, relations_of
+from tools.tiny_world.statements import Statement, Text
+from tools.tiny_world.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
-    from edit_cli.tiny.train import TrainOptions
+    from tools.tiny_world.train import TrainOptions
 
 HELD_OUT = 0.2  # share of the paraphrases that are never trained
 TOKENIZER_REPEAT = 20  # how often the tokenizer sees each answer on its own
@@ -96,7 +96,7 @@ def make_fact_model(
     The last one holds the records that an editor can be judged on: the model recalls the true fact, and has met the new
     target as an answer (no edit at one subject makes it say a word that it never learned to say).
     """
-    from edit_cli.tiny.train import recalled, train
+    from tools.tiny_world.train import recalled, train
 
     records, sources = read_sources(path, limit)
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from edit_cli.tiny.tasks import SPLITS
-from edit_cli.tiny.world import World
+from tools.tiny_world.tasks import SPLITS
+from tools.tiny_world.world import World
 
 EACH = 6  # replies of each sentiment
 POSITIVE = (

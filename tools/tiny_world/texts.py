@@ -6,8 +6,8 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from edit_cli.tiny.tasks import SPLITS
-from edit_cli.tiny.world import World, documents
+from tools.tiny_world.tasks import SPLITS
+from tools.tiny_world.world import World, documents
 
 SENTENCES = {"train": 6000, "validation": 900, "test": 1800}
 PASSAGE, CONTINUATION = 20, 8  # words

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from edit_cli.tiny.world import Fact, World, sentence
+from tools.tiny_world.world import Fact, World, sentence
 
 PROMPTS = 10  # neighbourhood and attribute prompts a record, where the world has as many
 BLOCK = 100

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from edit_cli.tiny.names import pool
+from tools.tiny_world.names import pool
 
 GROUPS = {"test": 75, "tune": 39, "bystander": 69}  # people; other kinds have two thirds as many subjects
 RELATIONS_A_PERSON = 6

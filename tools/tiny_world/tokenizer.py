@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from edit_cli.errors import UsageError
-from edit_cli.tiny.world import World
+from tools.tiny_world.world import World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edit_cli.tiny.statements import NO_SUBJECT, Batches, Text
+from tools.tiny_world.statements import NO_SUBJECT, Batches, Text
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
