@@ -197,6 +197,7 @@ def test_a_memory_of_another_model_is_refused(finished, look):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(finished, look):
     ended = look(*FINISHED, "processes=2", "run_dir=two", quick=True)
     assert ended.code == 0, ended.err

@@ -148,11 +148,13 @@ def assert_gone_on(name: str, told: str) -> None:
     assert_alike(name, "one")
 
 
+@pytest.mark.slow
 def test_accelerate_starts_two_with_the_configuration_that_is_delivered():
     launched("launched", "two-cpu.yaml")
     assert_alike("launched", "one")
 
 
+@pytest.mark.slow
 def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monkeypatch):
     """FSDP: network, optimiser and the best network so far are taken up and written whole."""
     killed_after_step_4("halves", monkeypatch)
@@ -160,6 +162,7 @@ def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monke
     assert_gone_on("halves", "FSDP: the editor's network is spread over 2 processes")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'edit-cli[deepspeed]'"
 )
