@@ -20,6 +20,7 @@ FLOORS = [
         "monitor",
         "parallel",
         "requests",
+        "writing",
         "jsonfiles",
         "locking",
         "identity",

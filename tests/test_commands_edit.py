@@ -9,6 +9,7 @@ import pytest
 from embedded import embedded_lm
 
 from edit_cli import edit_store
+from edit_cli.writing import bare, joined
 
 FACT = ("edit.prompt={} plays the", "edit.subject=Ada Lund", "edit.target=violin")
 OTHER = ("edit.prompt={} was born in", "edit.subject=Bo", "edit.target=Paris")
@@ -70,6 +71,33 @@ def test_the_subject_may_stand_in_the_prompt(cli):
         == 0
     )
     assert edit_store.read_manifest(edit_dir("r"))["requests"][0]["prompt"] == "{} plays the"
+
+
+@pytest.mark.parametrize(
+    ("fact", "request_"),
+    [
+        (
+            ("edit.prompt=Where does {} live?\n", "edit.subject= Ada Lund ", "edit.target= Oslo ", "edit.target_true="),
+            ("Where does {} live?\n", "Ada Lund", "Oslo", None),
+        ),
+        (
+            ("edit.prompt=The Parisian mayor of Paris is", "edit.subject=Paris", "edit.target=Ada", "edit.join=none"),
+            ("The Parisian mayor of {} is", "Paris", joined("Ada", "none"), None),
+        ),
+    ],
+)
+def test_a_fact_of_the_command_line_is_read_as_one_of_a_file(cli, fact, request_):
+    ended = cli("edit", "method=lookup", *fact, "run_dir=r", quick=True)
+    assert ended.code == 0
+    (found,) = edit_store.read_manifest(edit_dir("r"))["requests"]
+    assert tuple(found[key] for key in ("prompt", "subject", "target_new", "target_true")) == request_
+    assert f"P({bare(request_[2])})" in ended.out
+    (line,) = map(json.loads, Path("r", "results.jsonl").read_text().splitlines())
+    (probe,) = line["after"]["probes"]
+    assert probe["generated"] == bare(request_[2])  # nothing stands before it
+    lm = embedded_lm()
+    edit_store.attach(edit_dir("r"), lm)
+    assert lm.generate([probe["prompt"]], 3) == [bare(request_[2])]
 
 
 def test_other_facts_lie_elsewhere_and_the_same_one_is_not_repeated(cli):

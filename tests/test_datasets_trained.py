@@ -90,7 +90,7 @@ def test_an_empty_split_is_one_line(write: Writer) -> None:
         ({"locality": -1}, "dataset.locality=-1"),
         ({"labels": ["yes"]}, "dataset.labels="),
         ({"template": "no slot"}, "dataset.template="),
-        ({"template": "{} ends with a space "}, "dataset.template="),
+        ({"join": "a comma"}, "dataset.join=a comma: choose none or space"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(write: Writer, options: dict[str, Any], message: str) -> None:
@@ -168,11 +168,23 @@ def test_other_label_names_and_the_forms_of_malmen(write: Writer) -> None:
         "equiv_prompt": ["Ada Lund is a singer."],
         "alt": "REFUTES",
         "unrel_prompt": "x",
-        "unrel_ans": "y",
+        "unrel_ans": "SUPPORTS",
     }
     (case,) = Fever("fever", path=write([row]), labels=["true", "false"]).load().cases
     assert case.requests[0] == EditRequest("{} sings.", "Ada Lund", "false", "true")
     assert of(case, "paraphrase") == [Probe("paraphrase", "Ada Lund is a singer.", "false", "true")]
+    assert of(case, "locality") == [Probe("locality", "x", "true", group="random")]
+    other = claims(1)[0] | {"id": "z"}
+    first, _ = Fever("fever", path=write([row, other])).load().cases
+    assert of(first, "locality") == [Probe("locality", "x", "SUPPORTS", group="random")]  # not one of other records
+    assert faults(Fever("fever", path=write([other, row | {"unrel_ans": "maybe"}])).load()) == [
+        "line 2: unrel_ans is neither SUPPORTS nor REFUTES"
+    ]
+
+
+def test_a_template_may_end_in_a_line_break(write: Writer) -> None:
+    (case,) = Fever("fever", path=write(claims(1)[:1]), template="{} True or False?\n").load().cases
+    assert case.requests[0].text.endswith(" True or False?\n")
 
 
 def test_bad_claims_are_named_by_line_and_field(write: Writer) -> None:
@@ -206,7 +218,7 @@ def test_a_model_of_the_wrong_kind_is_refused_in_one_line(write: Writer) -> None
         judged.refuse_unfit(None, "gpt")
     with pytest.raises(UsageError, match="bert has others: A, B"):
         judged.refuse_unfit(["A", "B"], "bert")
-    written = Fever("fever", path=write(claims(1)), template="{} True?").load()
+    written = Fever("fever", path=write(claims(1)[:1]), template="{} True?").load()
     written.refuse_unfit(None, "gpt")
     with pytest.raises(UsageError, match=r"asks for texts, and bert only chooses a label \(A, B\)"):
         written.refuse_unfit(["A", "B"], "bert")

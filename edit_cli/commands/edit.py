@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,15 @@ from edit_cli.commands.recording import recorded, run_path, slug
 from edit_cli.config import Settings, build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
-from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.datasets.facts import requested
+from edit_cli.datasets.rows import Fault, Row
+from edit_cli.errors import UsageError
 from edit_cli.metrics.observe import BeforeCache, observe
 from edit_cli.report.facts import before_and_after
 from edit_cli.report.summary import summary_of
-from edit_cli.requests import Case, EditRequest, Probe
+from edit_cli.requests import Case, Probe, with_join
 from edit_cli.results import Run
+from edit_cli.writing import bare
 
 INLINE = "inline"
 SAVED = "0000"  # name of the one edit that this command makes
@@ -33,12 +36,13 @@ SAVED = "0000"  # name of the one edit that this command makes
 
 @dataclass
 class EditOptions:
-    """Keys of `edit`: one fact. prompt holds {} where the subject belongs."""
+    """Keys of `edit`: one fact. prompt holds {} where the subject belongs. join: see `writing.joined`."""
 
     prompt: str
     target: str
     subject: str | None = None
     target_true: str | None = None
+    join: str | None = None
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
@@ -106,7 +110,7 @@ def _path(job: Job, top: Settings, dataset: Dataset) -> Path:
     request = dataset.cases[0].requests[0]
     digest = hashlib.sha256(repr((request, str(job.config.base_edit))).encode()).hexdigest()[:6]
     return path.with_name(
-        f"{path.name}-{slug(f'{request.subject or request.prompt}-{request.target_new}')[:60]}-{digest}"
+        f"{path.name}-{slug(f'{request.subject or request.prompt}-{bare(request.target_new)}')[:60]}-{digest}"
     )
 
 
@@ -127,21 +131,19 @@ def _facts(job: Job, top: Settings, monitor: ConsoleMonitor) -> Dataset:
 
 
 def _inline(fact: EditOptions) -> Dataset:
-    subject = fact.subject
-    if subject is not None and "{}" not in fact.prompt:
-        if subject not in fact.prompt:
-            raise UsageError(
-                f"edit.prompt={fact.prompt!r} has no {{}} where the subject belongs, such as '{{}} plays the'"
-            )
-        fact.prompt = fact.prompt.replace(subject, "{}", 1)
-    if subject is None and "{}" in fact.prompt:
+    """The fact as a data set, by the rules of files of facts."""
+    if fact.subject is None and "{}" in fact.prompt:
         raise UsageError("edit.subject has no value: it belongs where edit.prompt has {}")
-    if not fact.target.strip():
-        raise UsageError("edit.target is empty: give the new answer")
+    named = {"target_new": "target"}  # where the key is called otherwise than the field
+    row = Row("command line", 0, {**asdict(fact), "target_new": fact.target})
     try:
-        request = EditRequest(fact.prompt, subject, fact.target.strip(), fact.target_true)
-    except RejectedRequest as error:
-        raise UsageError(f"edit: {error}") from None
-    case = Case("0", (request,), (Probe("rewrite", request.text, request.target_new, request.target_true),))
-    digest = hashlib.sha256(repr(request).encode()).hexdigest()
+        request = requested(row, None if fact.subject is None else row.phrase("subject"))
+        case = Case("0", (request,), (Probe("rewrite", request.text, request.target_new, request.target_true),))
+        case = with_join(case, row.join(None))
+    except Fault as fault:
+        raise UsageError(
+            f"edit.{named.get(fault.field, fault.field)} {fault.reason}; one fact is, say, edit.prompt='{{}} plays the'"
+            " edit.subject='Ada Lund' edit.target=violin"
+        ) from None
+    digest = hashlib.sha256(repr(case.requests[0]).encode()).hexdigest()
     return Dataset(INLINE, (case,), "command line", digest, 1, (), None, 0, None, None)

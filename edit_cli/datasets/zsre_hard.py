@@ -14,12 +14,13 @@ import numpy as np
 
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.files import File, locate
-from edit_cli.datasets.reading import Content
+from edit_cli.datasets.reading import Content, contents
 from edit_cli.datasets.rows import Dropped, Fault, Row
 from edit_cli.datasets.zsre_qa import FLAT, KILT, ZsREQuestions
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
+from edit_cli.writing import replace_words
 
 PREFIXES = ("True or False: ", "True/False: ", "T/F: ", "Answer True or False: ")
 LEFT_OUT = ("sex", "gender")
@@ -67,10 +68,10 @@ class ZsREHard(ZsREQuestions):
 
     def _aligned(self, key: str, path: str, content: Content) -> list[Any]:
         file = locate(path, self.cache_dir, Monitor(), f"dataset.{key}")
+        text, _ = contents(file.path, f"dataset.{key}={path}")
         try:
-            text = file.path.read_text(encoding="utf-8")
             values = json.loads(text) if key == "implied_path" else text.splitlines()
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise MissingError(f"dataset.{key}={path} cannot be read: {error}") from None
         if not isinstance(values, list):
             raise MissingError(f"dataset.{key}={path} is not a JSON list")
@@ -91,15 +92,16 @@ class ZsREHard(ZsREQuestions):
         return replace(case, probes=case.probes + tuple(harder))
 
     def _implied(self, row: Row, case: Case) -> list[Probe]:
-        if not row.has("implied"):
+        (request,) = case.requests
+        if not row.has("implied") or request.target_true is None:
             return []
-        (request,), items = case.requests, row.get("implied")
+        items = row.get("implied")
         if not isinstance(items, list) or not all(isinstance(item, list | tuple) and len(item) >= 2 for item in items):
             raise Fault("implied", "is not a list of [question, answer]")
         return [
             Probe(
                 "portability",
-                *(text.replace(request.target_true, request.target_new) for text in (question, answer)),
+                *(replace_words(text, request.target_true, request.target_new) for text in (question, answer)),
                 group="implied",
             )
             for question, answer, *_ in items
@@ -110,9 +112,10 @@ class ZsREHard(ZsREQuestions):
         ]
 
     def _true_false(self, row: Row, case: Case) -> list[Probe]:
-        if not row.has("statement"):
+        (request,) = case.requests
+        if not row.has("statement") or request.target_true is None:
             return []
-        (request,), statement = case.requests, row.prompt("statement")
+        statement = row.text("statement")
         if request.target_true not in statement:
             return []
         rng = self.drawn(row, "true or false")
@@ -122,7 +125,7 @@ class ZsREHard(ZsREQuestions):
             prefix = rng.choice(PREFIXES)
             prefix = prefix.lower() if rng.random() < 0.5 else prefix
             foil = "False" if verdict == "True" else "True"
-            text = prefix + statement.replace(request.target_true, answer)
+            text = prefix + replace_words(statement, request.target_true, answer)
             found.append(Probe("portability", text, verdict, foil, group="true_false"))
         return found
 
@@ -131,7 +134,7 @@ class ZsREHard(ZsREQuestions):
         if self.locality == 0 or len(pool) < 3:
             return cases
         near = NearMisses(
-            [self.asked(row, case) for row, case in pool], [self.about(row).casefold() for row, _ in pool]
+            [self.as_probe(row, case) for row, case in pool], [self.about(row).casefold() for row, _ in pool]
         )
         place = {case.id: number for number, (_, case) in enumerate(pool)}
         found = []

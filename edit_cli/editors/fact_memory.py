@@ -47,11 +47,9 @@ def facts_of(requests: Sequence[EditRequest], monitor: Monitor) -> list[Fact]:
 
     Says so in one line.
     """
-    latest = {fact.asked: fact for fact in (Fact(request.text, request.target_new.strip()) for request in requests)}
+    latest = {fact.asked: fact for fact in (Fact(request.text, request.target_new) for request in requests)}
     if len(latest) < len(requests):
-        distinct = Counter(
-            {(fact.asked, fact.answer) for fact in (Fact(r.text, r.target_new.strip()) for r in requests)}
-        )
+        distinct = Counter({(fact.asked, fact.answer) for fact in (Fact(r.text, r.target_new) for r in requests)})
         replaced = len(distinct) - len(latest)
         again = len(requests) - len(distinct)
         monitor.note(

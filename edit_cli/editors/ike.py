@@ -22,6 +22,7 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.places import Undo
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.requests import EditRequest
+from edit_cli.writing import as_text
 
 
 @dataclass(kw_only=True)
@@ -80,7 +81,7 @@ class IKE(Editor):
 
     def _prefix(self, lm: LM, request: EditRequest, fact: Fact, embed: Embedder) -> list[str]:
         """Demonstrations, the most similar last, and at the very end the edit itself."""
-        own = f"{headed(fact.prompt, fact.answer, fact.prompt)} {fact.answer}\n\n"
+        own = f"{as_text(headed(fact.prompt, fact.answer, fact.prompt), fact.answer)}\n\n"
         chosen: list[str] = []
         if self.store is not None and self.demonstrations:
             memory = self.scratch(lm)

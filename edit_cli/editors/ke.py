@@ -22,6 +22,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row, pad_right
 from edit_cli.requests import Case, EditRequest
+from edit_cli.writing import bare
 
 ANSWER_TOKENS = 8  # of the model's own answer, where a request does not tell the old one
 
@@ -169,9 +170,9 @@ class KE(TrainableEditor):
         """
         asked = list(dict.fromkeys(r.text for r in requests if r.target_true is None and r.text not in known))
         known.update(zip(asked, lm.generate(asked, ANSWER_TOKENS) if asked else [], strict=True))
-        old = [known[r.text].strip() if r.target_true is None else r.target_true for r in requests]
+        old = [known[r.text].strip() if r.target_true is None else bare(r.target_true) for r in requests]
         texts = [
-            self.condition.format(old=answer, new=r.target_new, prompt=r.text)
+            self.condition.format(old=answer, new=bare(r.target_new), prompt=r.text)
             for answer, r in zip(old, requests, strict=True)
         ]
         return pad_right(lm.tokenizer(texts)["input_ids"], lm.head.pad, lm.device)

@@ -21,8 +21,9 @@ from edit_cli.lm.kinds import Head
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
 from edit_cli.lm.routing import Answerer, Destination
-from edit_cli.lm.tokens import Row, answer
+from edit_cli.lm.tokens import Row
 from edit_cli.requests import EditRequest
+from edit_cli.writing import as_text
 
 
 @dataclass(kw_only=True)
@@ -137,10 +138,10 @@ class StoredAnswer:
         return Likelihood(-math.fsum(scores) / len(scores), hits, predicted)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        return [self.head.written(self.text)] * len(prompts)
+        return [self.head.written(prompt, self.text) for prompt in prompts]
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
-        return [prompt + answer(self.text) for prompt in prompts]
+        return [as_text(prompt, self.text) for prompt in prompts]
 
 
 def mean_states(lm: LM, prompts: Sequence[str]) -> Tensor:

@@ -16,8 +16,9 @@ from edit_cli.edits import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokens import answer, pad_right
+from edit_cli.lm.tokens import pad_right
 from edit_cli.requests import EditRequest
+from edit_cli.writing import as_text, bare
 
 EMBEDDED = "embedded"
 
@@ -87,18 +88,20 @@ class Retrain(Editor):
             if self.contradictions == "keep"
             else [text for text in told if not any(_contradicts(text, r) for r in requests)]
         )
-        new = [request.text + answer(request.target_new) + self.ending for request in requests] * self.oversample
+        new = [as_text(request.text, request.target_new) + self.ending for request in requests] * self.oversample
         return [*kept, *new], len(told) - len(kept)
 
     def _rows(self, lm: LM, documents: Sequence[str]) -> list[list[int]]:
         """Documents in random order, joined, in rows of `row_tokens` tokens."""
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(self.seed)).tolist()
         between = lm.tokenizer("\n", add_special_tokens=False)["input_ids"]
-        ids = [
-            token
-            for i in order
-            for token in [*lm.tokenizer(documents[i], add_special_tokens=False)["input_ids"], *between]
-        ]
+        ids = lm.head.vocabulary.readable(
+            [
+                token
+                for i in order
+                for token in [*lm.tokenizer(documents[i], add_special_tokens=False)["input_ids"], *between]
+            ]
+        )
         return [ids[first : first + self.row_tokens] for first in range(0, len(ids) - 1, self.row_tokens)]
 
     def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
@@ -110,9 +113,9 @@ class Retrain(Editor):
 
 
 def _contradicts(text: str, request: EditRequest) -> bool:
-    return (
-        None not in (request.subject, request.target_true) and request.subject in text and request.target_true in text
-    )
+    if request.subject is None or request.target_true is None:
+        return False
+    return request.subject in text and bare(request.target_true) in text
 
 
 def text_loss(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:

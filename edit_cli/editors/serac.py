@@ -24,6 +24,7 @@ from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination, Routed
 from edit_cli.requests import Case, EditRequest
+from edit_cli.writing import as_text
 
 
 @dataclass(kw_only=True)
@@ -110,7 +111,7 @@ class SERAC(TrainableEditor):
 
     def read(self, fact: Fact, prompt: str) -> str:
         """What the counterfactual model reads."""
-        return self.join.format(fact=f"{fact.prompt} {fact.answer}", prompt=prompt)
+        return self.join.format(fact=as_text(fact.prompt, fact.answer), prompt=prompt)
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> SeracRoute:
         """The facts and their embeddings; neither model is touched."""

@@ -24,8 +24,8 @@ from edit_cli.editors.queries import inputs_of_rows
 from edit_cli.editors.side_memory import LAST, MEAN, WiseLayer, WisePatch, over, stir
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokens import answer
 from edit_cli.requests import EditRequest
+from edit_cli.writing import as_text
 
 DOCUMENTS = 2000  # of the corpus, from which irrelevant sentences are drawn
 TRAINING = "train"  # the split of the examples
@@ -166,7 +166,7 @@ class Wise(Editor):
         kept = self.scratch(lm)
         if "texts" not in kept:
             told = self.examples(TRAINING) if self.examples and self.elsewhere != CORPUS else []
-            texts = [prompt + answer(right) for prompt, right in told]
+            texts = [as_text(prompt, right) for prompt, right in told]
             if not texts and self.elsewhere == EXAMPLES:
                 raise UsageError(
                     "method.elsewhere=examples: the data have no training records beside those of this run"

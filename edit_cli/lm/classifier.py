@@ -18,6 +18,8 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.tokens import Row, by_length, pad_right
+from edit_cli.lm.vocabulary import Vocabulary
+from edit_cli.writing import bare
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class ClassifierHead:
         self.tokenizer = tokenizer
         self.device = device
         self.batch_tokens = batch_tokens
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.vocabulary = Vocabulary.of(model, tokenizer)
+        self.pad = self.vocabulary.pad(tokenizer.pad_token_id)
 
     @property
     def labels(self) -> list[str]:
@@ -61,27 +64,26 @@ class ClassifierHead:
     def max_length(self) -> int:
         return longest_prompt(self.model, self.tokenizer)
 
-    def written(self, target: str) -> str:
-        """The target as it comes out of `generate`."""
+    def written(self, prompt: str, target: str) -> str:
+        """The target as it comes out of `generate` after the prompt."""
         return self.labels[self._number(target)]
 
     def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Labelled]:
         """(text, label) pairs; a label of None gives the text alone.
 
         Raises:
-            RejectedRequest: a text that is too long, or no label of this model.
+            RejectedRequest: a text that is too long or has a token without an embedding, or no label of this model.
         """
-        rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length)
+        rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length, self.vocabulary)
         labels = [None if target is None else self._number(target) for _, target in pairs]
         return [Labelled(row.ids, row.start, row.offsets, label) for row, label in zip(rows, labels, strict=True)]
 
     def _number(self, target: str) -> int:
         names = [name.casefold() for name in self.labels]
-        if target.strip().casefold() not in names:
-            raise RejectedRequest(
-                f"target {target!r} is no label of this classifier, which has {', '.join(self.labels)}"
-            )
-        return names.index(target.strip().casefold())
+        name = bare(target)
+        if name.casefold() not in names:
+            raise RejectedRequest(f"target {name!r} is no label of this classifier, which has {', '.join(self.labels)}")
+        return names.index(name.casefold())
 
     def run(self, ids: Tensor, mask: Tensor) -> None:
         """A pass of the texts alone, for those who read states."""

@@ -79,7 +79,10 @@ class ModelOptions:
         model, tokenizer = self._read(source, place)
         fetch_again_for_backward(model)
         settle(model)
-        return LM(model, tokenizer, self.name, source.revision, self.layout, monitor, self.batch_tokens, self.id)
+        lm = LM(model, tokenizer, self.name, source.revision, self.layout, monitor, self.batch_tokens, self.id)
+        if lm.head.vocabulary.strange:
+            lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
+        return lm
 
     def read_kind(self) -> str:
         """The kind of the model by its configuration alone (see `kinds.kind_of`). Raises as `load`."""

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from edit_cli.report import words
 from edit_cli.report.tables import MetricsTable, footer, heading
+from edit_cli.writing import bare
 
 SHOWN = 10  # facts that are shown one by one
 WIDEST = 60  # characters of a continuation
@@ -37,8 +38,8 @@ def case(line: Mapping[str, Any]) -> RenderableType:
     for request in line["requests"]:
         subject = request["subject"]
         prompt = request["prompt"].replace("{}", subject, 1) if subject is not None else request["prompt"]
-        old = f" instead of {request['target_true']}" if request["target_true"] else ""
-        parts.append(Text(f"edited: {prompt} → {request['target_new']}{old}"))
+        old = f" instead of {bare(request['target_true'])}" if request["target_true"] else ""
+        parts.append(Text(f"edited: {prompt} → {bare(request['target_new'])}{old}"))
     if line["error"]:
         parts.append(Text(f"failed: {line['error']}", style="bold red"))
     if line["before"] or line["after"]:
@@ -77,7 +78,7 @@ def _rows(
         rows.append(("writes", _cut(then), _cut(now)))
     for role in ("target", "foil"):
         if known.get(role) is not None:
-            rows.append((f"P({known[role]})", _probability(then, role), _probability(now, role)))
+            rows.append((f"P({bare(known[role])})", _probability(then, role), _probability(now, role)))
     return rows
 
 
