@@ -70,7 +70,8 @@ class ZsREQuestions(Pooled):
         request = self.request(row, new, answers[0])
         probes = [Probe("rewrite", request.text, new, answers[0])]
         probes += [Probe("paraphrase", text, new, answers[0]) for text in self._rephrases(row)]
-        return Case(row.id("id") if row.has("id") else str(row.index), (request,), tuple(probes))
+        name = row.id("id") if row.has("id") else str(row.index)
+        return Case(name, (request,), tuple(probes), right=tuple(answers))
 
     def request(self, row: Row, new: str, true: str) -> EditRequest:
         """The edit; where the subject stands in the question it becomes a slot."""
@@ -85,7 +86,7 @@ class ZsREQuestions(Pooled):
     def answers(self, row: Row) -> list[str]:
         """The right answers, the first of which is asked for."""
         if "output" not in row.values:
-            return row.phrases("answers")
+            return list(dict.fromkeys(row.phrases("answers")))
         output = row.get("output")
         given = [one.get("answer") for one in output if isinstance(one, dict)] if isinstance(output, list) else []
         found = [answer.strip() for answer in given if isinstance(answer, str)]
