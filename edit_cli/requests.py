@@ -87,12 +87,21 @@ class Probe:
 
 @dataclass(frozen=True)
 class Case:
-    """What is edited together as one fact, and the probes that tell what it did."""
+    """What is edited together as one fact, and the probes that tell what it did.
+
+    right: the data's own answers to what is edited, the first of which is asked for, where there are several or they
+    are not the old one that an edit replaces; empty: each request's `target_true`.
+    """
 
     id: str
     requests: tuple[EditRequest, ...]
     probes: tuple[Probe, ...]
     references: tuple[str, ...] = field(default=(), repr=False)  # texts about things that have the new property
+    right: tuple[str, ...] = ()
+
+    def right_or(self, old: str | None) -> str | None:
+        """The right answer that is asked for; `old` where the case names none."""
+        return self.right[0] if self.right else old
 
 
 def slot_prompt(prompt: str, subject: str) -> str:
@@ -133,4 +142,5 @@ def with_join(case: Case, join: str | None) -> Case:
             )
             for probe in case.probes
         ),
+        right=tuple(joined(answer, join) for answer in case.right),
     )

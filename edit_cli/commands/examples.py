@@ -34,12 +34,14 @@ class OtherRecords:
         except UsageError:  # the file lacks this split
             return []
         random.Random(self.seed).shuffle(cases)
-        found = [(request.text, request.target_true) for case in cases for request in case.requests]
-        probes = [probe for case in cases for probe in case.probes]
+        found = [(r.text, case.right_or(r.target_true)) for case in cases for r in case.requests]
+        probes = [(case, probe) for case in cases for probe in case.probes]
         found += [
-            (probe.prompt, probe.foil) for probe in probes if probe.kind == "paraphrase" and probe.group != "unseen"
+            (probe.prompt, case.right_or(probe.foil))
+            for case, probe in probes
+            if probe.kind == "paraphrase" and probe.group != "unseen"
         ]
-        found += [(probe.prompt, probe.target) for probe in probes if probe.kind == "locality"]
+        found += [(probe.prompt, probe.target) for _, probe in probes if probe.kind == "locality"]
         taken = {request.text for case in self.asked for request in case.requests}
         taken |= {probe.prompt for case in self.asked for probe in case.probes}
         return [(prompt, answer) for prompt, answer in dict.fromkeys(found) if answer and prompt not in taken]

@@ -102,12 +102,12 @@ class Fever(Claims):
 
     def case(self, row: Row) -> Case:
         claim = self._claim(row)
-        _, new = self._targets(row)
+        true, new = self._targets(row)
         request = self.request(claim, first_name(claim), new)
         probes = [Probe("rewrite", request.text, new, self.other(new))]
         probes += [Probe("paraphrase", self.put(text), new, self.other(new)) for text in self._rephrases(row, claim)]
         self.brought(row)  # a fault in it is the record's
-        return Case(row.id("id"), (request,), tuple(probes))
+        return Case(row.id("id"), (request,), tuple(probes), right=(true,))
 
     def asked(self, row: Row, case: Case) -> tuple[str, str | None]:
         return case.requests[0].text, self._targets(row)[0]

@@ -111,12 +111,10 @@ class Pooled(Source):
 
     def entry(self, row: Row, case: Case) -> Entry:
         """The record as a locality prompt for others."""
-        return Entry(self.about(row).casefold(), self.relation(row, case), *self.as_probe(row, case))
-
-    def as_probe(self, row: Row, case: Case) -> tuple[str, str | None]:
-        """`asked`, with what the record says of the joint between the two."""
         prompt, target = self.asked(row, case)
-        return prompt, None if target is None else joined(target, row.join(self.join))
+        target = None if target is None else joined(target, row.join(self.join))  # as the case's own answers are
+        aliases = case.right[1:] if case.right[:1] == (target,) else ()
+        return Entry(self.about(row).casefold(), self.relation(row, case), prompt, target, aliases)
 
     def drawn(self, row: Row, what: str) -> random.Random:
         """A generator for what is drawn for one record: the same on every machine, whatever else is drawn."""
@@ -125,12 +123,16 @@ class Pooled(Source):
 
 @dataclass(frozen=True)
 class Entry:
-    """A record as a locality prompt for others."""
+    """A record as a locality prompt for others. aliases: other answers that are right."""
 
     subject: str
     relation: str | None
     prompt: str
     target: str | None
+    aliases: tuple[str, ...] = ()
+
+    def probe(self, group: str) -> Probe:
+        return Probe("locality", self.prompt, self.target, aliases=self.aliases, group=group)
 
 
 class _Pool:
@@ -162,7 +164,7 @@ class _Pool:
         looked_at = [among[i] for i in rng.sample(range(len(among)), min(len(among), TRIES * count))]
         distinct = {one.prompt: one for one in looked_at if fits(one)}
         for one in sorted(distinct.values(), key=lambda one: one.subject in self.edited)[:count]:
-            yield Probe("locality", one.prompt, one.target, group=group)
+            yield one.probe(group)
 
 
 def _same_relation(one: Entry, other: Entry) -> bool:

@@ -59,7 +59,7 @@ class ZsRE(Source):
             Probe("paraphrase", row.prompt("rephrase"), new, aliases=aliases),
             Probe("locality", self._unrelated(row), row.phrase("loc_ans")),
         )
-        return Case(str(row.index), (request,), probes)
+        return Case(str(row.index), (request,), probes, right=tuple(dict.fromkeys((answer, *others))))
 
     def _unrelated(self, row: Row) -> str:
         question = row.text("loc") + "?"  # the file has none

@@ -14,6 +14,7 @@ import numpy as np
 
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.files import File, locate
+from edit_cli.datasets.pooled import Entry
 from edit_cli.datasets.reading import Content, contents
 from edit_cli.datasets.rows import Dropped, Fault, Row
 from edit_cli.datasets.zsre_qa import FLAT, KILT, ZsREQuestions
@@ -133,36 +134,32 @@ class ZsREHard(ZsREQuestions):
         cases = super().complete(chosen, pool, file, monitor)
         if self.locality == 0 or len(pool) < 3:
             return cases
-        near = NearMisses(
-            [self.as_probe(row, case) for row, case in pool], [self.about(row).casefold() for row, _ in pool]
-        )
+        near = NearMisses([self.entry(row, case) for row, case in pool])
         place = {case.id: number for number, (_, case) in enumerate(pool)}
         found = []
         for case in cases:
             rng = random.Random(f"{self.seed} near misses {case.id}")
-            probes = [
-                Probe("locality", *asked, group="hard") for asked in near.draw(place[case.id], self.locality, rng)
-            ]
-            found.append(replace(case, probes=case.probes + tuple(probes)))
+            probes = tuple(one.probe("hard") for one in near.draw(place[case.id], self.locality, rng))
+            found.append(replace(case, probes=case.probes + probes))
         return found
 
 
 class NearMisses:
     """Questions of other subjects that are worded like one's own."""
 
-    def __init__(self, asked: Sequence[tuple[str, str | None]], subjects: Sequence[str]) -> None:
+    def __init__(self, entries: Sequence[Entry]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self.asked, self.subjects = asked, subjects
-        self.vectors = TfidfVectorizer(token_pattern=r"\w+").fit_transform([prompt for prompt, _ in asked])
-        self.looked_at = max(2, min(NEAREST, len(asked) // 10))
+        self.entries, self.subjects = entries, [one.subject for one in entries]
+        self.vectors = TfidfVectorizer(token_pattern=r"\w+").fit_transform([one.prompt for one in entries])
+        self.looked_at = max(2, min(NEAREST, len(entries) // 10))
         self.left_out = self.looked_at * IN_SCOPE // NEAREST
 
-    def draw(self, own: int, count: int, rng: random.Random) -> list[tuple[str, str | None]]:
+    def draw(self, own: int, count: int, rng: random.Random) -> list[Entry]:
         """Up to `count` of them, likelier the nearer."""
         similar = np.asarray((self.vectors @ self.vectors[own].T).todense()).ravel()
         order = [i for i in np.argsort(-similar, kind="stable").tolist() if self.subjects[i] != self.subjects[own]]
         order = order[self.left_out : self.looked_at]
         weights = np.exp((similar[order] - similar[order].max(initial=0.0)) / TEMPERATURE)
         ranked = sorted(range(len(order)), key=lambda k: rng.random() ** (1.0 / max(weights[k], 1e-12)), reverse=True)
-        return [self.asked[order[k]] for k in ranked[:count]]
+        return [self.entries[order[k]] for k in ranked[:count]]

@@ -76,7 +76,8 @@ class ZsREQuestions(Pooled):
         request = self.request(row, new, true)
         probes = [Probe("rewrite", request.text, new, true)]
         probes += [Probe("paraphrase", text, new, true) for text in self._rephrases(row)]
-        return Case(row.id("id") if row.has("id") else str(row.index), (request,), tuple(probes))
+        name = row.id("id") if row.has("id") else str(row.index)
+        return Case(name, (request,), tuple(probes), right=tuple(answers))
 
     def asked(self, row: Row, case: Case) -> tuple[str, str | None]:
         return case.requests[0].text, self.answers(row)[0]
@@ -98,7 +99,7 @@ class ZsREQuestions(Pooled):
     def answers(self, row: Row) -> list[str]:
         """The right answers, the first of which is asked for."""
         if "output" not in row.values:
-            return right_answers(row)
+            return list(dict.fromkeys(right_answers(row)))
         output = row.get("output")
         given = [one.get("answer") for one in output if isinstance(one, dict)] if isinstance(output, list) else []
         found = [answer.strip() for answer in given if isinstance(answer, str)]

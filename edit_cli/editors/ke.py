@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from edit_cli.editors.gradients import Gradient, Shift, gradients, largest
+from edit_cli.editors.gradients import Gradient, Shift, gradients, largest, refuse_infinite
 from edit_cli.editors.hypernetwork import edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Lesson, Trial, draw, judged
 from edit_cli.editors.passes import row_losses, rows_right
@@ -150,6 +150,7 @@ class KE(TrainableEditor):
         with ExitStack() as stack:
             for left in reversed(range(self.rounds)):
                 shifts = net(gradients(lm, [rows[i] for i in wrong.tolist()], modules), texts[wrong], mask[wrong])
+                refuse_infinite(shifts.values())
                 steps.append({name: shifts[name].factors() for name in modules})
                 shift = max(shift, largest(lm, shifts))
                 if left:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.gradients import Gradient, Shift, gradients, largest
+from edit_cli.editors.gradients import Gradient, Shift, gradients, largest, refuse_infinite
 from edit_cli.editors.hypernetwork import PARTS, Hypernetwork, edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
 from edit_cli.editors.trainable import TrainableEditor
@@ -117,6 +117,7 @@ class MEND(TrainableEditor):
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         found = gradients(lm, rows, modules)
         shifts = net(self._sized(found), 1)
+        refuse_infinite(shifts.values())
         updates = {f"{name}.weight": _factors(shifts[name], found[name]) for name in modules}
         return WeightDelta(updates, {"shift": largest(lm, shifts)}).compact(lm)
 

@@ -95,6 +95,8 @@ class TrainableEditor(Editor):
         "training.save_every", "training.log_every"
     )  # fmt: skip
 
+    # all processes make each edit together, and share its cases; else each makes whole edits of a batch
+    shares_cases: ClassVar[bool] = False
     bound_to: ClassVar[str] = "weights"  # what `base` tells of the model
     remembers: ClassVar[bool] = False  # keeps what the unedited model says during a training
 
@@ -120,7 +122,10 @@ class TrainableEditor(Editor):
         `training.edits` times `cases_per_edit` cases, fewer at validation.
 
         Whatever is drawn at random comes from torch's seed and the cases' ids, so that a resumed training draws the
-        same. Of the numbers, `shift` is the largest ‖ΔW‖/‖W‖, and `loss` takes the loss's place in the curves where the
+        same. Where an editor `shares_cases`, every process of `lm.team` gets the same batch; the gradients of their
+        losses are averaged, and the numbers are those of the whole batch.
+
+        Of the numbers, `shift` is the largest ‖ΔW‖/‖W‖, and `loss` takes the loss's place in the curves where the
         tensor is a stand-in.
         """
 
