@@ -39,7 +39,12 @@ class Fact:
     @property
     def asked(self) -> str:
         """The prompt apart from case and spacing: facts of one prompt replace each other."""
-        return " ".join(self.prompt.lower().split())
+        return normalised(self.prompt)
+
+
+def normalised(prompt: str) -> str:
+    """A prompt apart from case and spacing."""
+    return " ".join(prompt.lower().split())
 
 
 def facts_of(requests: Sequence[EditRequest], monitor: Monitor) -> list[Fact]:
@@ -77,6 +82,10 @@ class FactMemory:
     def current(self) -> Tensor:
         """(n,) which facts have not been replaced."""
         return self.valid.all[:, 0]
+
+    def latest(self, prompt: str) -> int | None:
+        """The number of the fact of this very prompt."""
+        return self._latest.get(normalised(prompt))
 
     def add(self, facts: Sequence[Fact], keys: Tensor) -> Undo:
         with ExitStack() as undo:
