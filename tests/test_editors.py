@@ -106,7 +106,7 @@ def awkward() -> list[EditRequest]:
     case = world("tune")[0]
     fact = case.requests[0]
     wording = next(probe.prompt for probe in case.probes if probe.kind == "paraphrase")
-    known = EditRequest(wording.replace(fact.subject, "{}"), fact.subject, fact.target_true)
+    known = EditRequest(wording.replace(fact.subject or "", "{}"), fact.subject, fact.target_true or "")
     (other,) = requests(1, start=1)
     return [fact, known, EditRequest(fact.prompt, fact.subject, other.target_new), other]
 

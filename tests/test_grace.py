@@ -119,7 +119,7 @@ def two_wordings() -> list[EditRequest]:
     """A new fact, and another wording with the old answer: known before, and within reach of the new one's key."""
     case = world("tune")[0]
     wording = next(probe.prompt for probe in case.probes if probe.kind == "paraphrase")
-    return [case.requests[0], EditRequest(wording, None, case.requests[0].target_true)]
+    return [case.requests[0], EditRequest(wording, None, case.requests[0].target_true or "")]
 
 
 @pytest.mark.parametrize("sizes", [(10,), (5, 5), (1, 9)])

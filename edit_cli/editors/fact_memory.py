@@ -29,6 +29,9 @@ from edit_cli.monitor import Monitor
 from edit_cli.requests import EditRequest
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Fact:
     """An edit as text: what is asked, and what is to be answered."""
@@ -111,7 +114,7 @@ class FactRoute(Route):
 
     def __init__(self, facts: Sequence[Fact], keys: Tensor, maker: str) -> None:
         self.facts, self.keys, self.maker = list(facts), keys, maker
-        self.memory: FactMemory | None = None
+        self.memory = self._empty()
         self.covered = False  # by a later edit of its kind, which looks up its facts, too
 
     def attach(self, lm: LM) -> Undo:
@@ -125,12 +128,15 @@ class FactRoute(Route):
                 undo.callback(setattr, front, "covered", False)
             else:
                 self.prepare(lm)
-                self.memory = FactMemory(self.keys.shape[1], lm.device)
+                self.memory = self._empty(lm.device)
             undo.callback(self.memory.add(self.facts, self.keys))
             return undo.pop_all().close
 
     def _leave(self) -> None:
-        self.memory, self.covered = None, False
+        self.memory, self.covered = self._empty(), False
+
+    def _empty(self, device: torch.device = CPU) -> FactMemory:
+        return FactMemory(self.keys.shape[1], device)
 
     def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
         if self.covered or not self.memory:
