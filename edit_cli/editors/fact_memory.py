@@ -29,6 +29,9 @@ from edit_cli.monitor import Monitor
 from edit_cli.requests import EditRequest
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Fact:
     """An edit as text: what is asked, and what is to be answered."""
@@ -39,7 +42,12 @@ class Fact:
     @property
     def asked(self) -> str:
         """The prompt apart from case and spacing: facts of one prompt replace each other."""
-        return " ".join(self.prompt.lower().split())
+        return normalised(self.prompt)
+
+
+def normalised(prompt: str) -> str:
+    """A prompt apart from case and spacing."""
+    return " ".join(prompt.lower().split())
 
 
 def facts_of(requests: Sequence[EditRequest], monitor: Monitor) -> list[Fact]:
@@ -76,6 +84,10 @@ class FactMemory:
         """(n,) which facts have not been replaced."""
         return self.valid.all[:, 0]
 
+    def latest(self, prompt: str) -> int | None:
+        """The number of the fact of this very prompt."""
+        return self._latest.get(normalised(prompt))
+
     def add(self, facts: Sequence[Fact], keys: Tensor) -> Undo:
         with ExitStack() as undo:
             first = len(self.facts)
@@ -100,7 +112,7 @@ class FactRoute(Route):
 
     def __init__(self, facts: Sequence[Fact], keys: Tensor, maker: str) -> None:
         self.facts, self.keys, self.maker = list(facts), keys, maker
-        self.memory: FactMemory | None = None
+        self.memory = self._empty()
         self.covered = False  # by a later edit of its kind, which looks up its facts, too
 
     def attach(self, lm: LM) -> Undo:
@@ -114,12 +126,15 @@ class FactRoute(Route):
                 undo.callback(setattr, front, "covered", False)
             else:
                 self.prepare(lm)
-                self.memory = FactMemory(self.keys.shape[1], lm.device)
+                self.memory = self._empty(lm.device)
             undo.callback(self.memory.add(self.facts, self.keys))
             return undo.pop_all().close
 
     def _leave(self) -> None:
-        self.memory, self.covered = None, False
+        self.memory, self.covered = self._empty(), False
+
+    def _empty(self, device: torch.device = CPU) -> FactMemory:
+        return FactMemory(self.keys.shape[1], device)
 
     def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
         if self.covered or not self.memory:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from edit_cli.editors.base import Editor
-from edit_cli.edits import Route
+from edit_cli.editors.fact_memory import Fact, FactRoute, facts_of
+from edit_cli.editors.memory import nearest
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.kinds import Head
@@ -48,63 +48,58 @@ class Lookup(Editor):
         """A route in front of the model; no weight changes."""
         if self.mode not in ("nearest", "exact"):
             raise UsageError(f"method.mode={self.mode}: choose nearest or exact")
-        prompts = [request.text for request in requests]
-        keys = mean_states(lm, prompts)
-        return CacheRoute(
-            lm,
-            prompts,
-            [r.target_new for r in requests],
-            keys,
-            self.radius if self.mode == "nearest" else None,
-            self.confidence,
-        )
+        facts = facts_of(requests, lm.monitor)
+        keys = mean_states(lm, [fact.prompt for fact in facts])
+        return CacheRoute(facts, keys, self.radius if self.mode == "nearest" else None, self.confidence)
 
 
-class CacheRoute(Route):
-    """Stored prompts, their keys (n, width) and their answers. `radius` None: exact matches only."""
+class CacheRoute(FactRoute):
+    """Stored prompts, their keys (n, width) and their answers; edits of one radius and confidence are one cache.
 
-    def __init__(
-        self,
-        lm: LM | None,
-        prompts: list[str],
-        answers: list[str],
-        keys: Tensor,
-        radius: float | None,
-        confidence: float,
-    ) -> None:
-        self.lm = lm
-        self.prompts, self.answers, self.keys = prompts, answers, keys
+    radius: None for exact matches only.
+    """
+
+    def __init__(self, facts: Sequence[Fact], keys: Tensor, radius: float | None, confidence: float) -> None:
+        super().__init__(facts, keys, f"{radius} {confidence}")
         self.radius, self.confidence = radius, confidence
-        self.exact = {_normalised(prompt): index for index, prompt in enumerate(prompts)}
 
-    def attach(self, lm: LM):
+    def prepare(self, lm: LM) -> None:
         self.lm = lm
-        return super().attach(lm)
 
-    def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
-        stored = [StoredAnswer(self.lm.head, text, self.confidence) for text in self.answers]
-        hits = [self.exact.get(_normalised(prompt)) for prompt in prompts]
+    def follow(self, front: CacheRoute) -> None:
+        self.lm = front.lm
+
+    def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
+        hits = [self.memory.latest(prompt) for prompt in prompts]
         if self.radius is not None:
             unknown = [i for i, hit in enumerate(hits) if hit is None]
-            for index, nearest in zip(unknown, self._nearest([prompts[i] for i in unknown]), strict=True):
-                hits[index] = nearest
+            for index, hit in zip(unknown, self._nearest([prompts[i] for i in unknown]), strict=True):
+                hits[index] = hit
+        stored = {
+            hit: StoredAnswer(self.lm.head, self.memory.facts[hit].answer, self.confidence)
+            for hit in hits
+            if hit is not None
+        }
         return [
             None if hit is None else Destination(stored[hit], prompt) for hit, prompt in zip(hits, prompts, strict=True)
         ]
 
     def _nearest(self, prompts: Sequence[str]) -> list[int | None]:
+        """Numbers of the nearest facts, where they lie within the radius."""
         if not prompts:
             return []
-        distances, nearest = torch.cdist(mean_states(self.lm, prompts), self.keys.to(self.lm.device)).min(dim=1)
-        return [n if d < self.radius else None for d, n in zip(distances.tolist(), nearest.tolist(), strict=True)]
+        found = nearest(mean_states(self.lm, prompts), self.memory.keys.all, self.memory.current)
+        distances, numbers = (part.tolist() for part in found)
+        return [n if d < self.radius else None for d, n in zip(distances, numbers, strict=True)]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        rest = {"prompts": self.prompts, "answers": self.answers, "radius": self.radius, "confidence": self.confidence}
-        return {"keys": self.keys}, rest
+        tensors, rest = super().state()
+        return tensors, {**rest, "radius": self.radius, "confidence": self.confidence}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> CacheRoute:
-        return cls(None, rest["prompts"], rest["answers"], tensors["keys"], rest["radius"], rest["confidence"])
+        facts = [Fact(*pair) for pair in rest["facts"]]
+        return cls(facts, tensors["keys"], rest["radius"], rest["confidence"])
 
     def touches(self, lm: LM) -> list[str]:
         return [name for name, _ in lm.model.named_parameters()]
@@ -148,7 +143,3 @@ def mean_states(lm: LM, prompts: Sequence[str]) -> Tensor:
     """Mean over a prompt's tokens of the final hidden state (an encoder's, where there is one), (n, width) float32."""
     rows = lm.head.encode([(prompt, None) for prompt in prompts])
     return read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
-
-
-def _normalised(prompt: str) -> str:
-    return " ".join(prompt.lower().split())

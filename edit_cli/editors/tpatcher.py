@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from edit_cli.corpora import Corpus
 from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Editor
-from edit_cli.editors.memory import Entries, MemoryLayer, MemoryPatch, mlp_in
+from edit_cli.editors.memory import Entries, MemoryLayer, MemoryPatch, in_turn, mlp_in
 from edit_cli.editors.passes import Passes, passes
 from edit_cli.editors.patch_training import Neurons, PatchTraining, begun
 from edit_cli.editors.queries import inputs_on_examples, inputs_on_text
@@ -125,13 +125,9 @@ class TPatcher(PatchTraining, Editor):
         """Neurons for the requests, one after another; a fact that the model gets right needs none."""
         name, entrance = self._names(lm)
         memories = self._memories(lm, entrance)
-        patches: list[NeuronPatch] = []
-        with ExitStack() as stack, lm.monitor.phase("train"), lm.monitor.task("patches", len(requests)) as advance:
-            for row in lm.head.encode([(request.text, request.target_new) for request in requests]):
-                patches.append(self._patch(lm, name, entrance, row, memories))
-                stack.enter_context(lm.edited(patches[-1]))
-                advance(1)
-        return joined(patches)
+        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
+        with in_turn(lm, rows, lambda row: self._patch(lm, name, entrance, row, memories), "patches") as patches:
+            return joined(patches)
 
     def _patch(self, lm: LM, name: str, entrance: str, row: Row, memories: tuple[Tensor, Tensor]) -> NeuronPatch:
         attached = NeuronPatch.present(lm, name)

@@ -5,7 +5,7 @@ if it is one of its own.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +18,7 @@ from torch.nn.functional import linear, relu
 from edit_cli.corpora import Corpus
 from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Editor
 from edit_cli.editors.contexts import ContextOptions
-from edit_cli.editors.memory import module_of
+from edit_cli.editors.memory import in_turn, module_of
 from edit_cli.editors.passes import passes, row_losses
 from edit_cli.editors.queries import inputs_of_rows
 from edit_cli.editors.side_memory import LAST, MEAN, WiseLayer, WisePatch, over, stir
@@ -81,20 +81,23 @@ class Wise(Editor):
         name = module_of(lm, self.layer, self.module)
         # takes everything off and puts it on again: the layers that stand there now are others after it
         self._prefixes(lm)
-        patches: list[WisePatch] = []
-        left = list(requests)
-        with ExitStack() as stack, lm.monitor.phase("train"), lm.monitor.task("side memory", len(left)) as advance:
-            while left:
-                layer = WisePatch.present(lm, name)
-                size = min(self.batch_size, layer.room if layer else self.shard_every)
-                patches.append(self._unit(lm, name, layer, left[:size]))
-                stack.enter_context(lm.edited(patches[-1]))
-                advance(len(left[:size]))
-                del left[:size]
-        return joined(patches)
+        units = list(self._units(requests, WisePatch.present(lm, name)))
+        with in_turn(lm, units, lambda unit: self._unit(lm, name, unit), "side memory") as patches:
+            return joined(patches)
 
-    def _unit(self, lm: LM, name: str, layer: WiseLayer | None, requests: Sequence[EditRequest]) -> WisePatch:
-        """Facts that are trained together."""
+    def _units(self, requests: Sequence[EditRequest], layer: WiseLayer | None) -> Iterator[Sequence[EditRequest]]:
+        """Facts that are trained together: `batch_size` of them, all of one shard."""
+        shard = layer.about["shard_every"] if layer else self.shard_every
+        first, room = 0, layer.room if layer else shard
+        while first < len(requests):
+            size = min(self.batch_size, room)
+            yield requests[first : first + size]
+            first += size
+            room = room - size or shard
+
+    def _unit(self, lm: LM, name: str, requests: Sequence[EditRequest]) -> WisePatch:
+        """What facts that are trained together add to the memory that is attached."""
+        layer = WisePatch.present(lm, name)
         fresh = layer or WiseLayer(lm.module(name), lm, name, self._about())
         if layer is None:
             fresh.close()
