@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from edit_cli import catalog
+from edit_cli import bounds, catalog
 from edit_cli.errors import UsageError
 
 
@@ -101,7 +101,11 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
     ]
     if lacking:
         raise UsageError(f"{_path(node, lacking[0])} has no value: give {_path(node, lacking[0])}=VALUE")
-    return cls(**made)
+    built = cls(**made)  # what a class itself refuses, it explains better
+    for key in plain:
+        if wrong := bounds.fault(str(key), made[key]):
+            raise UsageError(f"{_path(node, key)}={made[key]}: {wrong}")
+    return built
 
 
 def target_class(node: DictConfig) -> type:
@@ -158,6 +162,9 @@ def _typed(cls: type, hints: dict[str, Any], values: dict[str, Any], node: DictC
     """Values converted to their fields' types (`3` to 3.0 where a float is wanted), or refused by name."""
     typed = {}
     for key, value in values.items():
+        if isinstance(value, str) and str in (get_args(hints[key]) or (hints[key],)):
+            typed[key] = value  # as it is: OmegaConf would look for interpolations in it once more
+            continue
         leaf = make_dataclass(cls.__name__, [(key, hints[key])])
         try:
             merged = OmegaConf.merge(OmegaConf.structured(leaf), {key: value})

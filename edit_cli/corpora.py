@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.paths import expanded
 
 WORLD = Path(__file__).parent / "assets" / "world" / "corpus.txt"
 OFFLINE_REMEDY = "give a local text instead: corpus=file corpus.path=FILE (plain text, one document a line, or .jsonl)"
@@ -106,7 +107,7 @@ class TextFile(Corpus):
 
     def _open(self) -> BinaryIO:
         try:
-            return Path(self.path).expanduser().open("rb")
+            return expanded(self.path).open("rb")
         except OSError as error:
             raise MissingError(f"corpus.path={self.path} cannot be read: {error.strerror}") from None
 

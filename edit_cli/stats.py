@@ -19,6 +19,7 @@ from edit_cli import stats_cache
 from edit_cli.corpora import Corpus, EmbeddedText
 from edit_cli.errors import UsageError
 from edit_cli.lm.kinds import require_causal
+from edit_cli.paths import expanded
 from edit_cli.stats_import import find_npz, read_npz
 from edit_cli.stats_pass import Partial, Plan, Sums, sum_outer_products
 
@@ -222,7 +223,7 @@ class MomentStore:
         return {layer: {**common, "module": lm.layout.mlp_out(layer)} for layer in layers}
 
     def _directory(self, lm: LM) -> Path:
-        return Path(self.cache_dir).expanduser() / stats_cache.slug(lm.name)
+        return expanded(self.cache_dir) / stats_cache.slug(lm.name)
 
     def _path(self, lm: LM, layer: int, identity: dict[str, Any]) -> Path:
         return (

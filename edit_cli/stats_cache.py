@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edit_cli.errors import MissingError
+from edit_cli.paths import expanded
 
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
@@ -77,7 +78,7 @@ def listing(directory: Path | str) -> list[dict[str, Any]]:
     read.
     """
     found = []
-    for path in sorted(Path(directory).expanduser().rglob("layer-*.safetensors")):
+    for path in sorted(expanded(directory).rglob("layer-*.safetensors")):
         try:
             with _opened(path) as file:
                 found.append({"path": str(path), "bytes": path.stat().st_size, **_about(file)})

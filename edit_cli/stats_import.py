@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.paths import expanded
 from edit_cli.stats_cache import Damaged, check
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def find_npz(source: str, module: str, layer: int) -> Path:
         MissingError: no such file. UsageError: several fit, or the file's name says that it belongs to another module.
     """
     field = f"stats.import_npz={source}"
-    path = Path(source.replace("{layer}", str(layer))).expanduser()
+    path = expanded(source.replace("{layer}", str(layer)))
     if path.is_dir():
         fitting = sorted(
             p for p in path.glob("*.npz") if (m := PUBLISHED_NAME.fullmatch(p.name)) and m["module"] == module

@@ -27,6 +27,10 @@ FLOORS = [
         "environment",
         "catalog",
         "help_texts",
+        "arguments",
+        "bounds",
+        "paths",
+        "streams",
         "__init__",
     },
     {"lm", "edits", "edit_store", "checkpoints"},
@@ -34,13 +38,13 @@ FLOORS = [
     {"editors", "tracing", "training"},
     {"results", "report", "console", "config"},
     {"commands"},
-    {"launch", "arguments"},
+    {"launch"},
     {"cli", "__main__"},
 ]
 APART = {"conf"}  # the YAML folder
 ONLY_IN = {
-    "hydra": {"cli", "config", "launch", "arguments", "commands"},
-    "omegaconf": {"cli", "config", "launch", "arguments", "commands"},
+    "hydra": {"cli", "config", "launch", "commands"},
+    "omegaconf": {"cli", "config", "launch", "commands"},
     "rich": {"console", "report", "commands"},
     "typer": {"cli", "help_texts"},
     "accelerate": {"parallel", "training"},

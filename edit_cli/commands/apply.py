@@ -19,6 +19,7 @@ from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.jsonfiles import read_json
 from edit_cli.lm.loading import ModelOptions
+from edit_cli.paths import expanded
 from edit_cli.results import EDITS, MANIFEST
 
 WHY_NOT = {
@@ -100,7 +101,7 @@ def facts_of(paths: Sequence[Path]) -> int:
 
 def _model(edit: Path, named: str | None) -> ModelOptions:
     """The model that the edit was made for, as its run loaded it; or the named one."""
-    if named is not None and Path(named).expanduser().is_dir():
+    if named is not None and expanded(named).is_dir():
         return ModelOptions(Path(named).name, named)
     made_for: dict[str, Any] = edit_store.read_manifest(edit)["base_model"]
     name = named or made_for["name"]

@@ -24,6 +24,7 @@ from edit_cli.datasets.facts import requested
 from edit_cli.datasets.rows import Fault, Row
 from edit_cli.errors import UsageError
 from edit_cli.metrics.observe import BeforeCache, observe
+from edit_cli.paths import expanded
 from edit_cli.report.facts import before_and_after
 from edit_cli.report.summary import summary_of
 from edit_cli.requests import Case, Probe, with_join
@@ -50,7 +51,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     protocol = build(job.config.protocol, Protocol)
     model, editor = build(job.config.model), build_editor(job)
     dataset = _facts(job, top, monitor)
-    base = None if job.config.base_edit is None else Path(job.config.base_edit).expanduser()
+    base = None if job.config.base_edit is None else expanded(job.config.base_edit)
     if base is not None:
         edit_store.read_manifest(base)
     path = _path(job, top, dataset)

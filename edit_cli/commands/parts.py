@@ -21,6 +21,7 @@ from edit_cli.lm.kinds import KINDS
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
+from edit_cli.paths import expanded
 from edit_cli.requests import Case, EditRequest
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -91,7 +92,7 @@ def perplexity_texts(options: ModelOptions) -> list[str]:
     name = options.perplexity_text
     if name is None:
         return []
-    path = ASSETS / name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else Path(name).expanduser()
+    path = ASSETS / name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else expanded(name)
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

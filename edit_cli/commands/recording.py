@@ -18,6 +18,7 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import EditCliError, OutOfMemory
 from edit_cli.identity import flatten
+from edit_cli.paths import expanded
 from edit_cli.results import EDITS, LOG, Run, write_log
 
 PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
@@ -58,9 +59,9 @@ def run_path(job: Job, settings: Settings, *parts: str) -> Path:
     """runs/COMMAND/PARTS…/METHOD[-TAG], unless `run_dir` says otherwise. In a sweep, `run_dir` holds a folder a job."""
     leaf = job.choices["method"] + (f"-{slug(job.tag)}" if job.tag else "")
     if settings.run_dir is not None:
-        chosen = Path(settings.run_dir).expanduser()
+        chosen = expanded(settings.run_dir)
         return chosen.joinpath(*parts, leaf) if job.in_sweep else chosen
-    return Path(settings.runs_dir).expanduser().joinpath(job.command, *parts, leaf)
+    return expanded(settings.runs_dir).joinpath(job.command, *parts, leaf)
 
 
 def slug(text: str) -> str:

@@ -5,6 +5,7 @@ find it.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,21 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.paths import expanded
 from edit_cli.report import learning
 from edit_cli.results import SUMMARY
 from edit_cli.training.loop import KEY, Line, train
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State
 from edit_cli.training.zero import stage_of_launcher
+
+
+@dataclass
+class Splits:
+    """Keys of `splits`: which records of the data set are trained on, and which tell how well."""
+
+    train: str = "train"
+    validation: str = "validation"
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
@@ -38,7 +48,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             " where it goes)"
         )
     editor.training.fsdp |= fsdp
-    splits = job.config.splits
+    splits = build(job.config.splits, Splits)
     if splits.train == splits.validation:
         raise UsageError(f"splits.validation={splits.validation} is what is trained on: name a split of other records")
     cases = source.of_split(splits.train, "splits.train").load(top.limit, monitor)
@@ -90,9 +100,7 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         "seed": seed,
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
-    place = checkpoints.place(
-        Path(editor.cache_dir).expanduser(), identity, type(editor).__name__.lower(), data.name, lm.name
-    )
+    place = checkpoints.place(expanded(editor.cache_dir), identity, type(editor).__name__.lower(), data.name, lm.name)
     place.parent.mkdir(parents=True, exist_ok=True)
     with suppress(MissingError):  # there is none, or a damaged one
         before = checkpoints.read_about(place)["dataset"]

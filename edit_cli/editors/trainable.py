@@ -19,6 +19,7 @@ from edit_cli.editors.remembered import Memory
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.identity import flatten, plain
 from edit_cli.lm.model import LM
+from edit_cli.paths import expanded
 from edit_cli.requests import Case
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -198,8 +199,8 @@ class TrainableEditor(Editor):
 
     def _place(self, lm: LM) -> Path:
         if self.checkpoint is not None:
-            return Path(self.checkpoint).expanduser()
-        found = checkpoints.find(Path(self.cache_dir).expanduser(), self.identity(lm))
+            return expanded(self.checkpoint)
+        found = checkpoints.find(expanded(self.cache_dir), self.identity(lm))
         if not found:
             raise MissingError(f"this editor has not been trained for {lm.name}: {self._remedy(lm)}")
         right = [place for place, about in found if about["dataset"]["name"] == self.trained_on]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.monitor import Monitor
+from edit_cli.paths import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,7 @@ PLACEMENT = {  # what transformers and accelerate say of settings that cannot wo
     "on the meta device": "device_map, where parts that share weights (embeddings and head) lie apart,",
     "`size`": "max_memory",
 }
+SIZE = re.compile(r"\d+(\.\d+)?\s*[KMG]i?B", re.IGNORECASE)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ASSETS = Path(__file__).parent.parent / "assets"
 TIMEOUT = 5  # seconds that the hub may take to answer
@@ -58,6 +61,17 @@ class ModelOptions:
     perplexity_text: str | None = None
     default_limit: int | None = None
     layout: LayoutOptions = field(default_factory=LayoutOptions)
+
+    def __post_init__(self) -> None:
+        for device, room in (self.max_memory or {}).items():
+            if not (device in ("cpu", "mps", "disk") or (type(device) is int and device >= 0)):
+                raise UsageError(f"model.max_memory={{{device}: {room}}}: name devices by 0, 1, …, cpu, mps or disk")
+            if not (type(room) is int and room >= 0) and not (isinstance(room, str) and SIZE.fullmatch(room)):
+                raise UsageError(
+                    f"model.max_memory={{{device}: {room}}}: give bytes, or a size with a unit, such as 20GiB"
+                )
+        if self.max_memory and self.device_map not in SPREADS:
+            raise UsageError("model.max_memory says what may be used of each device, so it needs model.device_map=auto")
 
     def load(self, monitor: Monitor | None = None) -> LM:
         """Load model and tokenizer.
@@ -141,7 +155,7 @@ class ModelOptions:
                 "dtype": dtype,
                 "device_map": place,
                 "max_memory": self.max_memory,
-                "offload_folder": self.offload_folder,
+                "offload_folder": self.offload_folder and str(expanded(self.offload_folder)),
             }
             how |= {
                 "output_loading_info": True,
@@ -222,7 +236,7 @@ def resolve(model_id: str, revision: str | None, key: str = "model.id") -> Sourc
     """
     if model_id.startswith(EMBEDDED):
         return Source(str(packaged(model_id)), None, True)
-    folder = Path(model_id).expanduser()
+    folder = expanded(model_id)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise MissingError(
