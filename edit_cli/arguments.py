@@ -16,7 +16,7 @@ WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p"}
 ALONE = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 MULTIRUN = {"-m", "--multirun"}
 # Sentences of a fact: every character is part of them
-FACTS = {"edit.prompt", "edit.subject", "edit.target", "edit.target_true", "dataset.template"}
+FACTS = {"edit.prompt", "edit.subject", "edit.target", "edit.target_true", "edit.join", "dataset.template"}
 # Settings that hold text, by the last part of their names, at the top and in groups. What stands there is taken as
 # typed but for null, ${…} and, in a sweep, commas between values. A test holds these to the fields of the dataclasses.
 TOP_PATHS = {"base_edit", "cache_dir", "run_dir", "runs_dir"}
