@@ -46,7 +46,8 @@ class Vocabulary:
     def __str__(self) -> str:
         """What is missing, for a note."""
         some = ", ".join(map(repr, list(self.strange.values())[:3]))
+        count = f"{len(self.strange):,} token{'s' if len(self.strange) > 1 else ''}"
         return (
-            f"its tokenizer has {len(self.strange):,} tokens ({some}{', …' if len(self.strange) > 3 else ''}) beyond"
+            f"its tokenizer has {count} ({some}{', …' if len(self.strange) > 3 else ''}) beyond"
             f" its {self.size:,} embeddings"
         )
