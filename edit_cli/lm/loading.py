@@ -52,6 +52,7 @@ class ModelOptions:
     offload_folder: str | None = None
     quantise: str | None = None
     trust_remote_code: bool = False
+    labels: list[str] | None = None
     batch_tokens: int | None = None
     records: str | None = None
     corpus: str = "wikipedia"
@@ -79,7 +80,8 @@ class ModelOptions:
         model, tokenizer = self._read(source, place)
         fetch_again_for_backward(model)
         settle(model)
-        return LM(model, tokenizer, self.name, source.revision, self.layout, monitor, self.batch_tokens, self.id)
+        size, labels = self.batch_tokens, self.labels
+        return LM(model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels)
 
     def read_kind(self) -> str:
         """The kind of the model by its configuration alone (see `kinds.kind_of`). Raises as `load`."""
