@@ -129,6 +129,25 @@ KILT_CLAIM = {
 }
 
 
+def test_half_of_the_edits_of_fever_write_what_is_there_if_asked_for(write: Writer) -> None:
+    path = write(claims(40))
+    flipped = Fever("fever", path=path).load().cases
+    mixed = Fever("fever", path=path, flips=0.5).load().cases
+    kept = [case for case in mixed if case.requests[0].target_true is None]
+    assert 40 < len(kept) < 80 and len(mixed) == 120
+    for case, flip in zip(mixed, flipped, strict=True):
+        assert case.right == flip.right and [p.prompt for p in case.probes] == [p.prompt for p in flip.probes]
+        if case in kept:
+            assert case.requests[0].target_new == flip.requests[0].target_true == case.right[0]
+            assert (case.probes[0].target, case.probes[0].foil) == (flip.probes[0].foil, flip.probes[0].target)
+        else:
+            assert case == flip
+    assert mixed == Fever("fever", path=path, flips=0.5).load().cases
+    assert all(case.requests[0].target_true is None for case in Fever("fever", path=path, flips=0.0).load().cases)
+    with pytest.raises(UsageError, match="dataset.flips=1.5: give a share from 0 to 1"):
+        Fever("fever", path=path, flips=1.5).load()
+
+
 def test_fever_in_the_form_of_ke_flips_the_prediction_and_takes_filtered_rephrases(write: Writer) -> None:
     (case,) = Fever("fever", path=write([KILT_CLAIM]), rephrases=5).load().cases
     assert case.id == "17" and case.requests == (EditRequest("{} lives in Oslo.", "Ada Lund", "REFUTES", "SUPPORTS"),)

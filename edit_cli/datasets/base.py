@@ -69,7 +69,8 @@ class Dataset:
             )
         if not all(label.casefold() in known for label in self.labels):
             raise UsageError(
-                f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}"
+                f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}; if they"
+                " mean the same, name them alike by dataset.labels or model.labels"
             )
 
     @property

@@ -4,7 +4,7 @@ claim's label.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from edit_cli.datasets.pooled import Pooled
@@ -85,16 +85,23 @@ class Fever(Claims):
 
     What is flipped is the base model's `prediction` where the record has one (`alternatives` holds the flipped one),
     else the label. In scope are the rephrasings that the base model judged like the claim. A claim is about its page,
-    or else the first name in it.
+    or else the first name in it. flips: share of edits that flip; the others write what the model says already, by
+    which an editor learns to leave it (MEND: 0.5).
     """
 
     rephrases: int = 2
+    flips: float = 1.0
 
     expects: ClassVar[str] = (
         "input, output, alternatives, filtered_rephrases (KILT) or claim, label (FEVER) or"
         " prompt, alt, equiv_prompt, unrel_prompt, unrel_ans (MALMEN)"
     )
     fields: ClassVar[frozenset[str]] = frozenset((*KILT, *FLAT, *MALMEN, "split"))
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.flips <= 1:
+            raise UsageError(f"dataset.flips={self.flips}: give a share from 0 to 1")
 
     def about(self, row: Row) -> str:
         claim = self._claim(row)
@@ -104,6 +111,9 @@ class Fever(Claims):
         claim = self._claim(row)
         true, new = self._targets(row)
         request = self.request(claim, first_name(claim), new)
+        if self.drawn(row, "flip").random() >= self.flips:
+            new = self.other(new)
+            request = replace(request, target_new=new, target_true=None)
         probes = [Probe("rewrite", request.text, new, self.other(new))]
         probes += [Probe("paraphrase", self.put(text), new, self.other(new)) for text in self._rephrases(row, claim)]
         self.brought(row)  # a fault in it is the record's

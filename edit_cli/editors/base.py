@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 from edit_cli.edits import Edit
 from edit_cli.errors import UsageError
 from edit_cli.lm.kinds import NAMES
 from edit_cli.lm.model import LM
-from edit_cli.requests import EditRequest
+from edit_cli.requests import Case, EditRequest
 
 # what methods remember, or spare: examples, text, or whichever there is
 AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"
-# a split: (prompt, right answer) of what a run neither edits nor asks about
-Examples = Callable[[str], Sequence[tuple[str, str]]]
+
+
+class Examples(Protocol):
+    """What a run neither edits nor asks about."""
+
+    def __call__(self, split: str) -> Sequence[tuple[str, str]]:
+        """(prompt, right answer) of a split."""
+
+    def others(self) -> Sequence[Case]:
+        """Other records of the run's data set: of its training split, where it has one."""
 
 
 class Editor(ABC):

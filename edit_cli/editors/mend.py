@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class MEND(TrainableEditor):
 
     heads = ("causal", "seq2seq", "classifier")
     remembers = True
+    LATER: ClassVar[dict[str, Any]] = {**TrainableEditor.LATER, "size": GRADIENT}
 
     layers: list[int] = field(default_factory=list)
     last: int = 3
@@ -120,12 +121,6 @@ class MEND(TrainableEditor):
         refuse_infinite(shifts.values())
         updates = {f"{name}.weight": _factors(shifts[name], found[name]) for name in modules}
         return WeightDelta(updates, {"shift": largest(lm, shifts)}).compact(lm)
-
-    def recipe(self) -> dict[str, Any]:
-        found = super().recipe()
-        if self.size == GRADIENT:
-            del found["size"]  # so that what was trained before there was a choice is found
-        return found
 
     def _sized(self, found: dict[str, Gradient]) -> dict[str, Gradient]:
         return (

@@ -15,12 +15,14 @@ from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.editors.remembered import Memory, base_answers
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
+from edit_cli.lm.kinds import require_causal
 from edit_cli.lm.model import LM
 from edit_cli.metrics.registry import PARTS
 from edit_cli.requests import Case, Probe
 
 WITHIN, BEYOND = ("paraphrase", "portability"), ("locality", "neighborhood")
 ANY, SWAPPED, SAME_RELATION, SAME_ANSWER = "any", "swapped", "same_relation", "same_answer"
+ANSWER, TEXT = "answer", "text"
 Pair = tuple[str, str]
 
 
@@ -35,10 +37,13 @@ class DrawOptions:
     same_relation, same_subject, …); "any" for all; "same_answer" for those of same_relation with the answer that the
     edit replaces, which are the hardest to spare (any of same_relation, where a case has none). Where a case has none
     of a group, any of its prompts is taken (`spared` sees to it that there is one).
+    stays: what of such a prompt must stay: its "answer", given the prompt, or every token of the "text" that the two
+    make (MEND for continuations; causal models).
     """
 
     outer: str = ANY
     locality: list[str] = field(default_factory=lambda: [ANY])
+    stays: str = ANSWER
 
     def __post_init__(self) -> None:
         outer, locality = ([name for whole, name, _ in PARTS.values() if whole in kinds] for kinds in (WITHIN, BEYOND))
@@ -49,6 +54,13 @@ class DrawOptions:
             for name in names:
                 if name not in known:
                     raise UsageError(f"method.draw.{key}={name}: choose {', '.join(known[:-1])} or {known[-1]}")
+        if self.stays not in (ANSWER, TEXT):
+            raise UsageError(f"method.draw.stays={self.stays}: choose {ANSWER} or {TEXT}")
+
+    def fits(self, lm: LM) -> None:
+        """Refuse a model whose prompt and answer are not one text, where all of it must stay (UsageError)."""
+        if self.stays == TEXT:
+            require_causal(lm, f"method.draw.stays={TEXT}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,8 @@ def _drawn(case: Case, options: DrawOptions) -> tuple[list[Pair], list[Pair], li
             " give neighbors, or method.draw.locality=[]"
         )
     local = [_local(beyond, group, request.target_true, rng) for group in options.locality]
+    if options.stays == TEXT:  # all that follows the first word is the answer
+        local = [(first, rest) for first, _, rest in (f"{text} {answer}".partition(" ") for text, answer in local)]
     inner, outer = (request.text, new), rng.choice(asked)
     if options.outer == SWAPPED:
         answers = {probe.target for probe in beyond if probe.group == SAME_RELATION} - {request.target_true}

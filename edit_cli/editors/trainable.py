@@ -98,6 +98,8 @@ class TrainableEditor(Editor):
 
     # all processes make each edit together, and share its cases; else each makes whole edits of a batch
     shares_cases: ClassVar[bool] = False
+    # settings that came later, each with the value that means what was there before: with it an older training is found
+    LATER: ClassVar[dict[str, Any]] = {"draw.stays": "answer"}
     bound_to: ClassVar[str] = "weights"  # what `base` tells of the model
     remembers: ClassVar[bool] = False  # keeps what the unedited model says during a training
 
@@ -109,6 +111,11 @@ class TrainableEditor(Editor):
     def __post_init__(self) -> None:
         if isinstance(self.training, dict):  # of an edit that was saved
             self.training = TrainingOptions(**self.training)
+
+    def fits(self, lm: LM) -> None:
+        super().fits(lm)
+        if hasattr(self, "draw"):
+            self.draw.fits(lm)
 
     # --- what a method defines ----------------------------------------------------------------------------------------
 
@@ -135,6 +142,11 @@ class TrainableEditor(Editor):
         """Cases that are edited together as one edit."""
         return 1
 
+    @property
+    def cases_per_trial(self) -> int:
+        """Cases that validation takes for one edit."""
+        return self.cases_per_edit
+
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
         """Parameters with their learning rates, for the optimiser; without `lr`, that of `training`."""
         return [{"params": [parameter for parameter in net.parameters() if parameter.requires_grad]}]
@@ -157,7 +169,8 @@ class TrainableEditor(Editor):
 
     def recipe(self) -> dict[str, Any]:
         """All settings that what is learnt depends on, JSON-able."""
-        return flatten(plain(asdict(self)), self.NO_RECIPE)
+        found = flatten(plain(asdict(self)), self.NO_RECIPE)
+        return {name: value for name, value in found.items() if name not in self.LATER or self.LATER[name] != value}
 
     def identity(self, lm: LM) -> dict[str, Any]:
         """What a checkpoint must agree with to be this editor's on this model."""

@@ -1,7 +1,8 @@
 """How a sequence classifier answers the two questions: a target is the name of a label, and the answer is the likeliest
 label's name.
 
-The prompt is tokenised as any text, with the special tokens around it.
+The prompt is tokenised as any text, with the special tokens around it. A model with a single output z tells two labels
+apart: the second one has the probability σ(z), which is the softmax over (0, z).
 """
 
 from __future__ import annotations
@@ -39,10 +40,32 @@ class ClassifierHead:
     kind = "classifier"
     caches_keys = False
 
-    def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:
-        if model.config.num_labels < 2:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        device: torch.device,
+        batch_tokens: int,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """labels: names in the order of the logits, of a single output what a negative and a positive one mean; None:
+        those that the model's configuration gives.
+
+        Raises:
+            UsageError: not as many names as there are labels, or a model of one output that gives numbers.
+        """
+        config: Any = model.config
+        self.single = config.num_labels == 1
+        if self.single and not labels and getattr(config, "problem_type", None) == "regression":
             raise UsageError(
-                "this model has a single output, so no labels to choose from: give a classifier with two labels or more"
+                "this model has a single output, a number: if a positive one means a label, name both by"
+                " model.labels=[NAME,NAME], first that of a negative one"
+            )
+        own = ["LABEL_0", "LABEL_1"] if self.single else [config.id2label[i] for i in range(config.num_labels)]
+        self.labels = list(labels or own)
+        if labels and not len({name.casefold() for name in labels}) == len(labels) == len(own):
+            raise UsageError(
+                f"model.labels={self.labels}: this classifier tells {len(own)} labels apart, so give as many names"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -52,13 +75,8 @@ class ClassifierHead:
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id)
 
     @property
-    def labels(self) -> list[str]:
-        """Names of the labels, in the order of the logits."""
-        return [self.model.config.id2label[number] for number in range(self.classes)]
-
-    @property
     def classes(self) -> int:
-        return self.model.config.num_labels
+        return len(self.labels)
 
     @cached_property
     def max_length(self) -> int:
@@ -92,9 +110,14 @@ class ClassifierHead:
     def answers(self, rows: Sequence[Labelled], end: bool = False) -> Answers:
         """Scores of the rows' labels, one position a row; a label has no end."""
         ids, mask = pad_right([row.ids for row in rows], self.pad, self.device)
-        logits = exact(self.model(input_ids=ids, attention_mask=mask).logits)
+        logits = self._logits(ids, mask)
         labels = torch.tensor([row.label for row in rows], device=logits.device)
         return Answers(logits, labels, torch.arange(len(rows), device=logits.device))
+
+    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(rows, labels), at least float32."""
+        logits = exact(self.model(input_ids=ids, attention_mask=mask).logits)
+        return torch.cat([torch.zeros_like(logits), logits], -1) if self.single else logits
 
     def logits_at(self, *_: Any, **__: Any) -> Tensor:
         """Refused: an answer is no row of tokens here."""
@@ -115,9 +138,7 @@ class ClassifierHead:
         names = [""] * len(rows)
         for batch in by_length([len(row.ids) for row in rows], self.batch_tokens):
             ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
-            for index, best in zip(
-                batch, self.model(input_ids=ids, attention_mask=mask).logits.argmax(-1).tolist(), strict=True
-            ):
+            for index, best in zip(batch, self._logits(ids, mask).argmax(-1).tolist(), strict=True):
                 names[index] = self.labels[best]
         return names
 

@@ -55,6 +55,7 @@ class ModelOptions:
     offload_folder: str | None = None
     quantise: str | None = None
     trust_remote_code: bool = False
+    labels: list[str] | None = None
     batch_tokens: int | None = None
     records: str | None = None
     corpus: str = "wikipedia"
@@ -93,7 +94,8 @@ class ModelOptions:
         model, tokenizer = self._read(source, place)
         fetch_again_for_backward(model)
         settle(model)
-        lm = LM(model, tokenizer, self.name, source.revision, self.layout, monitor, self.batch_tokens, self.id)
+        size, labels = self.batch_tokens, self.labels
+        lm = LM(model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels)
         if lm.head.vocabulary.strange:
             lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
         return lm

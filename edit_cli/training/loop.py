@@ -113,8 +113,8 @@ class Training:
         write: Callable[[Line], None], zero: int = 0,
     ) -> None:  # fmt: skip
         self.editor, self.lm, self.options, self.write = editor, lm, editor.training, write
-        size = editor.cases_per_edit
-        for name, given in (("training", cases), ("validation", validation)):
+        of_edit, of_trial = editor.cases_per_edit, editor.cases_per_trial
+        for name, given, size in (("training", cases, of_edit), ("validation", validation, of_trial)):
             if len(given) < size:
                 raise UsageError(
                     f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or edit"
@@ -127,8 +127,8 @@ class Training:
                 "DeepSpeed does not work with method.training.fsdp=true and method.training.precision=fp16: use false,"
                 " and bf16 or no"
             )
-        self.edits = Edits(spared(cases), size, self.options.seed)
-        held_out = Edits(spared(validation), size, self.options.seed)
+        self.edits = Edits(spared(cases), of_edit, self.options.seed)
+        held_out = Edits(spared(validation), of_trial, self.options.seed)
         self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.options.validation_edits))]
         torch.manual_seed(self.options.seed)
         self.net = editor.build(lm).to(lm.device)
@@ -294,7 +294,7 @@ class Training:
         """
         options, mine = self.options, []
         self.net.eval()
-        chunk = max(1, VALIDATION_CASES // self.editor.cases_per_edit)
+        chunk = max(1, VALIDATION_CASES // self.editor.cases_per_trial)
         batches = [self.held_out[first : first + chunk] for first in range(0, len(self.held_out), chunk)]
         with self.lm.monitor.phase("validate"), gathered(self.step):
             for number, batch in self._share(list(enumerate(batches))):
