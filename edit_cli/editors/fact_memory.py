@@ -28,7 +28,6 @@ from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.monitor import Monitor
 from edit_cli.requests import EditRequest
 
-
 CPU = torch.device("cpu")
 
 
