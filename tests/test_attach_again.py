@@ -44,15 +44,16 @@ def elsewhere():
     """elsewhere(edit directory, dtype, pairs): what another process answers with the edit attached."""
     script = str(Path(__file__).with_name("elsewhere.py"))
     with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdin is not None and other.stdout is not None
+        into, out = other.stdin, other.stdout
+        assert into is not None and out is not None
 
         def ask(*question):
-            other.stdin.write(json.dumps(question) + "\n")
-            other.stdin.flush()
-            return json.loads(other.stdout.readline())
+            into.write(json.dumps(question) + "\n")
+            into.flush()
+            return json.loads(out.readline())
 
         yield ask
-        other.stdin.close()
+        into.close()
 
 
 def answers(lm: LM, pairs) -> list:

@@ -131,9 +131,28 @@ def test_blue_writes_the_first_and_the_last_layer_each_towards_its_own_targets(e
     with lm.edited(first):
         last = editor("memit", "method.layers=[3]").edit(lm, wanted)
     expected = first.updates | last.updates
+    assert edit.info["steps"] == first.info["steps"] + last.info["steps"] and len(edit.info["steps"]) == 2 * 3
+    assert edit.info["losses"] == pytest.approx(first.info["losses"] + last.info["losses"], rel=1e-3)
     assert edit.updates.keys() == expected.keys() and len(expected) == 2
     for name, factors in edit.updates.items():
         assert relative(factors.dense(), expected[name].dense()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["rome", "r-rome"])
+def test_rome_tells_of_every_fact_and_layer(name, editor, lm):
+    """As many losses, steps and gains as there are updates: one by one they are the same."""
+    made, wanted, alone = editor(name, "method.layers=[1,2]"), requests(2), []
+    together = made.edit(lm, wanted).info
+    for request in wanted:
+        lm.attach(made.edit(lm, [request]))
+        alone.append(lm.attached[-1].info)
+    for _ in wanted:
+        lm.detach()
+    for key in ("losses", "steps", "gains"):
+        assert len(together[key]) == 4
+        assert together[key] == pytest.approx([value for info in alone for value in info[key]], rel=1e-3)
+    assert all(0 < gain <= 1 + 1e-9 for gain in together["gains"])
+    assert together["prefixes"] == alone[0]["prefixes"]
 
 
 def test_merge_meets_several_facts_about_one_subject(editor, lm, monkeypatch):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from learners import statements
 
-from edit_cli.editors.meta_batch import DrawOptions, draw
+from edit_cli.editors.meta_batch import DrawOptions, draw, judged
 from edit_cli.errors import UsageError
+from edit_cli.lm.answers import Answers
 
 DRAWN = DrawOptions("any", ["random", "same_relation"])
 
@@ -71,3 +72,16 @@ def test_the_same_answer_is_drawn_where_there_is_one():
 def test_a_group_that_no_data_can_have_is_refused(options, told):
     with pytest.raises(UsageError, match=f"{told}: choose any, "):
         DrawOptions(**options)
+
+
+@pytest.mark.parametrize(("was", "now", "lost"), [(True, False, 100.0), (False, True, -100.0), (True, True, 0.0)])
+def test_drawdown_of_a_validation_is_accuracy_that_is_lost(was, now, lost):
+    """Two rows: one that must have its answer, and one whose answer must stay (the second)."""
+    right, wrong = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0])
+
+    def answers(second: bool) -> Answers:
+        logits = torch.stack([right, right if second else wrong])
+        return Answers(logits, torch.zeros(2, dtype=torch.long), torch.arange(2))
+
+    told = judged(answers(now), answers(was), torch.tensor([True, False]))[2]
+    assert told["drawdown"] == lost and told["es"] == 100.0
