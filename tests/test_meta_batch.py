@@ -12,9 +12,10 @@ from learners import statements
 
 from edit_cli.editors.gradients import DenseShift
 from edit_cli.editors.mend import MEND
-from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
+from edit_cli.editors.meta_batch import DrawOptions, Trial, draw, judged
 from edit_cli.edits import WeightDelta
 from edit_cli.errors import UsageError
+from edit_cli.lm.answers import Answers
 
 DRAWN = DrawOptions("any", ["random", "same_relation"])
 OUT = "transformer.h.5.mlp.c_proj"
@@ -115,3 +116,16 @@ def test_a_model_whose_prompt_and_answer_are_two_texts_keeps_answers_alone():
 def test_a_word_that_means_nothing_is_refused(options, told):
     with pytest.raises(UsageError, match=told):
         DrawOptions(**options)
+
+
+@pytest.mark.parametrize(("was", "now", "lost"), [(True, False, 100.0), (False, True, -100.0), (True, True, 0.0)])
+def test_drawdown_of_a_validation_is_accuracy_that_is_lost(was, now, lost):
+    """Two rows: one that must have its answer, and one whose answer must stay (the second)."""
+    right, wrong = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0])
+
+    def answers(second: bool) -> Answers:
+        logits = torch.stack([right, right if second else wrong])
+        return Answers(logits, torch.zeros(2, dtype=torch.long), torch.arange(2))
+
+    told = judged(answers(now), answers(was), torch.tensor([True, False]))[2]
+    assert told["drawdown"] == lost and told["es"] == 100.0
