@@ -69,6 +69,7 @@ SETTINGS = {
         "edit.target_true=ANSWER": "the old one, to compare with (may be left out)",
         "dataset.path=FILE": "several facts: JSON lines, JSON or CSV with prompt, subject, target_new",
         "base_edit=DIR": "edit on top of an earlier edit",
+        "must_take=true": "exit code 5 unless every fact took",
     },
     "sequential": {
         "limit=N": "use the first N records; null for all",
