@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
+from pathlib import Path, PurePath
 from types import NoneType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -41,9 +42,8 @@ class Settings:
 
 
 def register_resolvers() -> None:
-    """`${corpus_config:NAME}`: the packaged corpus of that name.
-
-    Models name theirs, and a defaults list cannot look there.
+    """`${corpus_config:NAME}`: the packaged corpus of that name. Models name theirs, and a defaults list cannot look
+    there. `${last_part:ID}`: what a folder or a hub id is called.
     """
 
     def corpus_config(name: str) -> DictConfig:
@@ -51,7 +51,11 @@ def register_resolvers() -> None:
             raise ValueError(f"model.corpus={name} names no packaged corpus: choose one by corpus=NAME")
         return OmegaConf.load(catalog.conf_dir() / "corpus" / f"{name}.yaml")
 
+    def last_part(model_id: str) -> str:
+        return PurePath(model_id).name.removeprefix("embedded:") or Path(model_id).resolve().name
+
     OmegaConf.register_new_resolver("corpus_config", corpus_config, replace=True)
+    OmegaConf.register_new_resolver("last_part", last_part, replace=True)
 
 
 def settings(config: DictConfig) -> Settings:

@@ -36,6 +36,14 @@ class Corpus(ABC):
         """
 
     @abstractmethod
+    def require(self) -> None:
+        """Refuse a source that cannot be read, without reading it.
+
+        Raises:
+            MissingError: as `documents`.
+        """
+
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """JSON-able; equal for equal text. Never needs a network.
 
@@ -72,6 +80,9 @@ class TextFile(Corpus):
                 text = self._text(file.readline(), start)
                 if text.strip():
                     yield text
+
+    def require(self) -> None:
+        self._open().close()
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "file", "sha256": self._sha256, "field": self.field if self._is_jsonl else None}
@@ -135,6 +146,9 @@ class TextFile(Corpus):
 class EmbeddedText(Corpus):
     """The sentences about the embedded world, on which the tiny model was trained."""
 
+    def require(self) -> None:
+        self._file.require()
+
     def documents(self, seed: int) -> Iterator[str]:
         return self._file.documents(seed)
 
@@ -192,11 +206,8 @@ class HubText(Corpus):
                 f"corpus.id={self.id}: the hub stopped answering ({_reason(error)}); run the same command again"
             ) from error
 
-    def _stream(self) -> Any:
-        """The data set, unread.
-
-        One question without retries comes first: a machine without a network is told at once.
-        """
+    def require(self) -> None:
+        """One question without retries: a machine without a network is told at once."""
         from huggingface_hub import HfApi
 
         try:
@@ -205,6 +216,10 @@ class HubText(Corpus):
             raise MissingError(
                 f"corpus.id={self.id} was looked for on the hub: {_reason(error)}; {OFFLINE_REMEDY}"
             ) from None
+
+    def _stream(self) -> Any:
+        """The data set, unread."""
+        self.require()
         import datasets
 
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import load_model
+from edit_cli.commands.parts import build_model, load_model, refuse_missing
 from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.calibration import separation
@@ -46,7 +46,9 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         raise UsageError(
             f"dataset={dataset.name} has no fact with both other wordings and prompts about others: choose another one"
         )
-    lm = load_model(build(job.config.model), monitor)
+    model = build_model(job)
+    refuse_missing(job, model)
+    lm = load_model(model, monitor)
     layers = places.layers if places.layers is not None else range(lm.layout.prompt_depth)
     for layer in layers:
         lm.layout.block(layer)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from omegaconf import OmegaConf
 
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import load_model
+from edit_cli.commands.parts import build_model, load_model, refuse_missing
 from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.errors import UsageError
@@ -32,7 +32,10 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         )
     layers = _layers(job)
     store: MomentStore = build(job.config.stats)
-    lm = load_model(build(job.config.model), monitor)
+    model = build_model(job)
+    refuse_missing(job, model)
+    store.require(model.name, layers)
+    lm = load_model(model, monitor)
     lm.team = job.team
     for layer in layers:
         lm.layout.block(layer)

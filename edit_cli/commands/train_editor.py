@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edit_cli import checkpoints
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, build_editor, load_fitting
+from edit_cli.commands.parts import Ledger, build_editor, build_model, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
@@ -39,7 +40,7 @@ class Splits:
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     fsdp, zero = wanted_by_launcher(), stage_of_launcher()
     top = settings(job.config)
-    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
+    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
     if not isinstance(editor, TrainableEditor):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
     if editor.checkpoint is not None:
@@ -53,12 +54,13 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         raise UsageError(f"splits.validation={splits.validation} is what is trained on: name a split of other records")
     cases = source.of_split(splits.train, "splits.train").load(top.limit, monitor)
     held_out = source.of_split(splits.validation, "splits.validation").load(None, monitor)
-    path = run_path(job, top, job.choices["dataset"], job.choices["model"])
+    path = run_path(job, top, job.choices["dataset"], job.model_name)
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
-    with recorded(job, top, path, monitor, details, cases, KEY) as run:
+    check = partial(refuse_missing, job, model, editor, training=True)
+    with recorded(job, top, path, monitor, details, cases, KEY, check) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
-            lm = load_fitting(job, model, editor, [cases, held_out], monitor)
+            lm = load_fitting(job, model, editor, [cases, held_out], monitor, training=True)
 
             def write(line: Line) -> None:
                 if (line["step"], line["kind"]) not in run.finished:

@@ -77,6 +77,14 @@ class Editor(ABC):
                 " or model"
             )
 
+    def require(self, model: str) -> None:
+        """Refuse what this method needs and cannot have (text, a trained network, a library) before the model of that
+        name is loaded, which may take long. What only the loaded model can tell is left to `warm_up`.
+
+        Raises:
+            MissingError: says what is missing, and what to do about it. UsageError: settings that leave nothing to do.
+        """
+
     def warm_up(self, lm: LM) -> None:
         """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate
         ways.

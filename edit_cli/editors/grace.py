@@ -202,6 +202,9 @@ class Grace(Editor):
         lm.monitor.note(f"method.radius=auto is {radius:.4g} at {name}")
         return radius
 
+    def require(self, model: str) -> None:
+        self._refuse_wrong_words()
+
     def _refuse_wrong_words(self) -> None:
         if isinstance(self.radius, str) and self.radius != "auto":
             raise UsageError(f"method.radius={self.radius}: give a distance, or auto")

@@ -75,6 +75,10 @@ class IKE(Editor):
             embed,
         )
 
+    def require(self, model: str) -> None:
+        self._refuse_wrong_words()
+        self.embedding.require()
+
     def _embedder(self, lm: LM) -> Embedder:
         memory = self.scratch(lm)
         if "embedder" not in memory:

@@ -17,7 +17,7 @@ from edit_cli.editors.postprocess import prune, rect
 from edit_cli.editors.solver import Covariance, ScaledIdentity
 from edit_cli.editors.values import Site, ValueOptions, shifted_modules
 from edit_cli.edits import Factors, WeightDelta
-from edit_cli.errors import UsageError
+from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Ascent, Tap
 from edit_cli.requests import EditRequest
@@ -57,6 +57,13 @@ class KeyValueEditor(Editor):
             )
         if self.prune is not None and self.prune <= 1:
             raise UsageError(f"method.prune={self.prune}: give the base of a logarithm, above 1, or null")
+
+    def require(self, model: str) -> None:
+        if self.use_covariance:
+            try:
+                self.moments.require(model, getattr(self, "layers", ()))
+            except MissingError as error:
+                raise MissingError(f"{error}; or do without second moments: method.use_covariance=false") from None
 
     def warm_up(self, lm: LM) -> None:
         """Second moments of all layers, in one pass over the text."""

@@ -44,10 +44,12 @@ class Lookup(Editor):
     radius: float = 1.0
     confidence: float = 30.0
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> CacheRoute:
-        """A route in front of the model; no weight changes."""
+    def __post_init__(self) -> None:
         if self.mode not in ("nearest", "exact"):
             raise UsageError(f"method.mode={self.mode}: choose nearest or exact")
+
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> CacheRoute:
+        """A route in front of the model; no weight changes."""
         facts = facts_of(requests, lm.monitor)
         keys = mean_states(lm, [fact.prompt for fact in facts])
         return CacheRoute(facts, keys, self.radius if self.mode == "nearest" else None, self.confidence)

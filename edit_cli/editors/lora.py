@@ -49,6 +49,9 @@ class Lora(Editor):
     stop_when_right: bool = False
     seed: int = 0
 
+    def require(self, model: str) -> None:
+        _peft()
+
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
         """Factors of rank `rank`, one pair a module.
 

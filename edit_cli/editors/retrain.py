@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edit_cli.corpora import EmbeddedText, TextFile
+from edit_cli.corpora import Corpus, EmbeddedText, TextFile
 from edit_cli.editors.base import Editor
 from edit_cli.editors.tuning import moved, step, tuning
 from edit_cli.edits import WeightDelta
@@ -72,8 +72,10 @@ class Retrain(Editor):
                     advance(1)
             return moved(weights, {"documents": len(documents), "dropped": dropped, "tokens": sum(map(len, rows))})
 
-    def _documents(self, requests: Sequence[EditRequest]) -> tuple[list[str], int]:
-        """The text with the new facts in it, and how many documents were left out."""
+    def require(self, model: str) -> None:
+        self._text().require()
+
+    def _text(self) -> Corpus:
         if self.corpus is None:
             raise UsageError(
                 "method.corpus has no value: retraining needs the text that this model was trained on"
@@ -81,8 +83,11 @@ class Retrain(Editor):
             )
         if self.contradictions not in ("drop", "keep"):
             raise UsageError(f"method.contradictions={self.contradictions}: choose drop or keep")
-        source = EmbeddedText() if self.corpus == EMBEDDED else TextFile(self.corpus, self.field)
-        told = list(source.documents(self.seed))
+        return EmbeddedText() if self.corpus == EMBEDDED else TextFile(self.corpus, self.field)
+
+    def _documents(self, requests: Sequence[EditRequest]) -> tuple[list[str], int]:
+        """The text with the new facts in it, and how many documents were left out."""
+        told = list(self._text().documents(self.seed))
         kept = (
             told
             if self.contradictions == "keep"

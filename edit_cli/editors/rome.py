@@ -39,10 +39,13 @@ class ROME(KeyValueEditor):
     layers: list[int]
     variant: str = "original"
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
-        """Rank-one updates, joined a layer. `info` has an entry of each fact and layer, in the order of writing."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.variant not in VARIANTS:
             raise UsageError(f"method.variant={self.variant}: choose one of {', '.join(VARIANTS)}")
+
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
+        """Rank-one updates, joined a layer. `info` has an entry of each fact and layer, in the order of writing."""
         layers = require_layers(self.layers, lm)
         contexts, covariances = self.contexts(lm), self.covariances(lm, layers, self.norm_weight)
         found: dict[str, list[Factors]] = {}

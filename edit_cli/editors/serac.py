@@ -56,6 +56,10 @@ class SERAC(TrainableEditor):
     all_pairs: float = 0.0
     vary: float = 0.0
 
+    def require_training(self) -> None:
+        self.counterfactual.require("method.counterfactual")
+        self.scope.encoder().require("method.scope.model")
+
     def build(self, lm: LM) -> SeracNet:
         """Both models, as they begin.
 

@@ -137,6 +137,9 @@ class TrainableEditor(Editor):
         tensor is a stand-in.
         """
 
+    def require_training(self) -> None:
+        """As `require`, of what a training begins from."""
+
     @property
     def cases_per_edit(self) -> int:
         """Cases that are edited together as one edit."""
@@ -174,11 +177,10 @@ class TrainableEditor(Editor):
 
     def identity(self, lm: LM) -> dict[str, Any]:
         """What a checkpoint must agree with to be this editor's on this model."""
-        return {
-            "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            "base": self.base(lm),
-            "recipe": self.recipe(),
-        }
+        return {**self._settings(), "base": self.base(lm)}
+
+    def _settings(self) -> dict[str, Any]:
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "recipe": self.recipe()}
 
     def base(self, lm: LM) -> str:
         """What of the model a trained network is bound to: all its weights."""
@@ -198,12 +200,12 @@ class TrainableEditor(Editor):
             if about["class"] != own["class"]:
                 raise MissingError(
                     f"{place} was trained as {about['class'].rpartition('.')[2]}, not as {type(self).__name__}:"
-                    f" {self._remedy(lm)}"
+                    f" {self._remedy()}"
                 )
             if about["base"] != own["base"]:
                 raise MissingError(
                     f"{place} was trained for {about['model']['name']}, and these are other {self.bound_to} than"
-                    f" {lm.name} has: {self._remedy(lm)}"
+                    f" {lm.name} has: {self._remedy()}"
                 )
             net = self.build(lm)
             checkpoints.fill(net, tensors, place)
@@ -215,7 +217,7 @@ class TrainableEditor(Editor):
             return expanded(self.checkpoint)
         found = checkpoints.find(expanded(self.cache_dir), self.identity(lm))
         if not found:
-            raise MissingError(f"this editor has not been trained for {lm.name}: {self._remedy(lm)}")
+            raise MissingError(f"this editor has not been trained for {lm.name}: {self._remedy()}")
         right = [place for place, about in found if about["dataset"]["name"] == self.trained_on]
         if right:
             return right[0]
@@ -229,11 +231,18 @@ class TrainableEditor(Editor):
         lm.monitor.note(f"the editor was trained on {about['dataset']['name']}")
         return place
 
-    def _remedy(self, lm: LM) -> str:
+    def _remedy(self) -> str:
         return (
             f"train it by `{self.__dict__.get('train_command') or 'edit-cli train-editor'}`, or name another by"
             " method.checkpoint=DIR"
         )
+
+    def require(self, model: str) -> None:
+        """A trained network of these settings, for whatever model: whether it is this one's, only its weights tell."""
+        if self.checkpoint is not None:
+            checkpoints.read_about(expanded(self.checkpoint))
+        elif not checkpoints.find(expanded(self.cache_dir), self._settings()):
+            raise MissingError(f"this editor has not been trained for {model}: {self._remedy()}")
 
     def warm_up(self, lm: LM) -> None:
         self.trained(lm)

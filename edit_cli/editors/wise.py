@@ -149,6 +149,27 @@ class Wise(Editor):
         shift = shift.detach()
         return shift, float(over(stir(inputs, shift), prompt, self.score)[:: len(prefixes)].min())
 
+    def require(self, model: str) -> None:
+        self._refuse_wrong_numbers()
+        if not self._of_examples():
+            self._text().require()
+
+    def _of_examples(self) -> list[tuple[str, str]]:
+        told = list(self.examples(TRAINING)) if self.examples and self.elsewhere != CORPUS else []
+        if not told and self.elsewhere == EXAMPLES:
+            raise UsageError(
+                "method.elsewhere=examples: the data have no training records beside those of this run"
+                " (method.elsewhere=corpus)"
+            )
+        return told
+
+    def _text(self) -> Corpus:
+        if self.corpus is None:
+            raise UsageError(
+                "method.corpus has no value: WISE needs text that its memory must not answer (corpus=NAME)"
+            )
+        return self.corpus
+
     def _irrelevant(self, lm: LM, name: str, requests: Sequence[EditRequest], number: int) -> list[Tensor]:
         """Inputs (tokens, d_in) on texts that name none of the subjects."""
         texts = self._texts(lm)
@@ -168,19 +189,9 @@ class Wise(Editor):
         """What the memory must not answer: prompts and answers of the training split, or sentences of the corpus."""
         kept = self.scratch(lm)
         if "texts" not in kept:
-            told = self.examples(TRAINING) if self.examples and self.elsewhere != CORPUS else []
-            texts = [as_text(prompt, right) for prompt, right in told]
-            if not texts and self.elsewhere == EXAMPLES:
-                raise UsageError(
-                    "method.elsewhere=examples: the data have no training records beside those of this run"
-                    " (method.elsewhere=corpus)"
-                )
+            texts = [as_text(prompt, right) for prompt, right in self._of_examples()]
             if not texts:
-                if self.corpus is None:
-                    raise UsageError(
-                        "method.corpus has no value: WISE needs text that its memory must not answer (corpus=NAME)"
-                    )
-                documents = islice(self.corpus.documents(self.seed), DOCUMENTS)
+                documents = islice(self._text().documents(self.seed), DOCUMENTS)
                 texts = [part.strip() for text in documents for part in text.split(". ") if len(part.split()) > 3]
             kept["texts"] = texts
         return kept["texts"]

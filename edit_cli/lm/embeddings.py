@@ -43,6 +43,13 @@ class EmbeddingOptions:
 
     model: str = "auto"
 
+    def require(self) -> None:
+        """Refuse a model that is not here, before anything is loaded. Raises MissingError."""
+        if self.model not in (HIDDEN, "auto"):
+            if importlib.util.find_spec(LIBRARY) is None:
+                raise MissingError(f"method.embedding.model={self.model} needs sentence-transformers: {REMEDY}")
+            resolve(self.model, None, "method.embedding.model")
+
     def load(self, lm: LM) -> Embedder:
         """Raises:
         MissingError: sentence-transformers, or the model that is asked for, is not here.
@@ -54,8 +61,7 @@ class EmbeddingOptions:
                     f"sentences are compared by {lm.name}'s own states: sentence-transformers is not installed"
                 )
             return HiddenStates(lm)
-        if not installed:
-            raise MissingError(f"method.embedding.model={self.model} needs sentence-transformers: {REMEDY}")
+        self.require()
         return Sentences(MINILM if self.model == "auto" else self.model, lm.device)
 
 

@@ -46,6 +46,7 @@ class ModelOptions:
 
     name: str
     id: str
+    made_for: dict[str, Any] | None = None  # attributes of the configuration
     revision: str | None = None
     kind: str = "auto"
     dtype: str = "float32"
@@ -112,7 +113,20 @@ class ModelOptions:
         from transformers import AutoConfig
 
         with self._reading("config.json"):
-            return AutoConfig.from_pretrained(source.path, **self._common(source))
+            config = AutoConfig.from_pretrained(source.path, **self._common(source))
+        self._refuse_other_architecture(config)
+        return config
+
+    def _refuse_other_architecture(self, config: Any) -> None:
+        """Layers, text and records that go with one model mean nothing on another."""
+        wanted = {key: str(value) for key, value in (self.made_for or {}).items()}
+        if wanted != (found := {key: str(getattr(config, key, None)) for key in wanted}):
+            said = [", ".join(f"{key} {value}" for key, value in values.items()) for values in (wanted, found)]
+            raise UsageError(
+                f"model.id={self.id} is no {self.name} ({said[0]}): it has {said[1]}; write model=hf"
+                f" model.id={self.id}, or give it a name of its own (model.name=NAME) to keep the settings of"
+                f" {self.name} all the same"
+            )
 
     def _common(self, source: Source) -> dict[str, Any]:
         """What every part of the model is read with."""
