@@ -5,8 +5,8 @@ Ratios come from one run; absolute times are this machine's.
     make bench                                                   # all of it; a few minutes
     python benchmarks/bench.py --growth 1 10 100 1000 10000      # 10,000 edits take many minutes on two cores
     python benchmarks/bench.py --only statistics --stats-width 768
-    python benchmarks/bench.py --only growth --model MODEL       # a GPT-2 that knows the facts: optimisations stop
-    early, as in practice
+    # a GPT-2 that knows the facts: optimisations stop early, as in practice
+    python benchmarks/bench.py --only growth --model MODEL
 
 The model is a GPT-2 with random weights (6 layers, width 256; every optimisation takes all of its 20 passes) unless
 --model names a directory; the facts are those of the embedded world. Results are printed as tables and written as JSON.

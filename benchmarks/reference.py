@@ -2,10 +2,11 @@
 
     git clone https://github.com/kmeng01/memit REFERENCE            # not part of this project
     pip install datasets nltk matplotlib pyyaml scikit-learn        # what it imports, beside torch and transformers
-    python -m edit_cli.tiny world --width 256 --out MODEL           # a trained GPT-2 of 6 layers (about ten minutes),
-    or leave --model out python benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1
-    torchrun --nproc_per_node 2 benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1
-    --their-threads 2
+    # a trained GPT-2 of 6 layers (about ten minutes), or leave --model out
+    python -m tools.tiny_world world --width 256 --out MODEL
+    python benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1
+    torchrun --nproc_per_node 2 benchmarks/reference.py REFERENCE --model MODEL/tiny-gpt2 --edits 100 --threads 1 \\
+        --their-threads 2
 
 The second gives our side two processes, and theirs, which knows no processes, two threads; CPU seconds are those of all
 processes. Without --model the weights are random: no optimisation stops early and both sides take all steps. Nothing of

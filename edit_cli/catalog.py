@@ -55,6 +55,12 @@ def keys(command: str) -> list[str]:
     return [key for key in dict.fromkeys(found) if not key.startswith("hydra.")]
 
 
+def top_keys(command: str) -> set[str]:
+    """What may stand at the top of a command's configuration: its own keys, those of all commands, and groups."""
+    texts = [(conf_dir() / f"{file}.yaml").read_text(encoding="utf-8") for file in ("common", command)]
+    return {name for text in texts for name in re.findall(r"^(?:  - (?:optional )?)?([a-z]\w*):", text, re.MULTILINE)}
+
+
 def _summary(file: Path) -> str:
     with open(file, encoding="utf-8") as lines:
         first = next(lines, "").strip()

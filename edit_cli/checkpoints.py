@@ -120,7 +120,7 @@ def refuse_others(net: nn.Module, tensors: dict[str, Tensor], directory: Path) -
 
 
 def find(root: Path, identity: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """Checkpoints below `root` that agree with `identity` in class, base and recipe, by path."""
+    """Checkpoints below `root` that agree with all that `identity` tells of class, base and recipe, by path."""
     wanted = json.loads(to_json(identity))
     found = []
     for file in sorted(root.glob(f"*/{ABOUT}")):
@@ -128,7 +128,7 @@ def find(root: Path, identity: dict[str, Any]) -> list[tuple[Path, dict[str, Any
             about = read_about(file.parent)
         except MissingError:
             continue
-        if all(about[key] == wanted[key] for key in WHO):
+        if all(about[key] == wanted[key] for key in WHO if key in wanted):
             found.append((file.parent, about))
     return found
 

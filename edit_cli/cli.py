@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from edit_cli import help_texts, parallel
+from edit_cli import help_texts, parallel, streams
 from edit_cli.disk import is_refusal, refusal
 from edit_cli.errors import EditCliError, MissingError
+from edit_cli.paths import expanded
 from edit_cli.terminal import one_line
 
 INTERRUPTED = 130
@@ -84,7 +85,7 @@ def ls(
     def work() -> int:
         from edit_cli.commands import ls
 
-        return ls.run(what, as_json, runs_dir)
+        return ls.run(what, as_json, expanded(runs_dir))
 
     _exit(work)
 
@@ -100,7 +101,7 @@ def show(
     def work() -> int:
         from edit_cli.commands import show
 
-        return show.run(run, case, as_json)
+        return show.run(expanded(run), case, as_json)
 
     _exit(work)
 
@@ -126,7 +127,7 @@ def compare(
     def work() -> int:
         from edit_cli.commands import compare
 
-        return compare.run(runs, x, metrics, by, out)
+        return compare.run([expanded(run) for run in runs], x, metrics, by, out and expanded(out))
 
     _exit(work)
 
@@ -150,7 +151,7 @@ def apply(
     def work() -> int:
         from edit_cli.commands import apply
 
-        return apply.run(edit_dir, out, model, trust_remote_code, device_map)
+        return apply.run(expanded(edit_dir), expanded(out), model, trust_remote_code, device_map)
 
     _exit(work)
 
@@ -205,7 +206,14 @@ def _say(message: str) -> None:
 def main() -> None:
     # Threads that wait by spinning slow each other down more than tenfold as soon as anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app(prog_name="edit-cli")
+    streams.settle()
+    try:
+        app(prog_name="edit-cli")
+    except SystemExit as end:
+        if not end.code and (lost := streams.trouble()) is not None:
+            _say(f"error: standard output could not be written: {lost.strerror}; what was made is kept")
+            raise SystemExit(MissingError.exit_code) from None
+        raise
 
 
 if __name__ == "__main__":

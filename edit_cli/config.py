@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
+from pathlib import Path, PurePath
 from types import NoneType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from edit_cli import catalog
+from edit_cli import bounds, catalog
 from edit_cli.errors import UsageError
 
 
@@ -41,9 +42,8 @@ class Settings:
 
 
 def register_resolvers() -> None:
-    """`${corpus_config:NAME}`: the packaged corpus of that name.
-
-    Models name theirs, and a defaults list cannot look there.
+    """`${corpus_config:NAME}`: the packaged corpus of that name. Models name theirs, and a defaults list cannot look
+    there. `${last_part:ID}`: what a folder or a hub id is called.
     """
 
     def corpus_config(name: str) -> DictConfig:
@@ -51,7 +51,11 @@ def register_resolvers() -> None:
             raise ValueError(f"model.corpus={name} names no packaged corpus: choose one by corpus=NAME")
         return OmegaConf.load(catalog.conf_dir() / "corpus" / f"{name}.yaml")
 
+    def last_part(model_id: str) -> str:
+        return PurePath(model_id).name.removeprefix("embedded:") or Path(model_id).resolve().name
+
     OmegaConf.register_new_resolver("corpus_config", corpus_config, replace=True)
+    OmegaConf.register_new_resolver("last_part", last_part, replace=True)
 
 
 def settings(config: DictConfig) -> Settings:
@@ -101,7 +105,11 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
     ]
     if lacking:
         raise UsageError(f"{_path(node, lacking[0])} has no value: give {_path(node, lacking[0])}=VALUE")
-    return cls(**made)
+    built = cls(**made)  # what a class itself refuses, it explains better
+    for key in plain:
+        if wrong := bounds.fault(str(key), made[key]):
+            raise UsageError(f"{_path(node, key)}={made[key]}: {wrong}")
+    return built
 
 
 def target_class(node: DictConfig) -> type:
@@ -158,6 +166,9 @@ def _typed(cls: type, hints: dict[str, Any], values: dict[str, Any], node: DictC
     """Values converted to their fields' types (`3` to 3.0 where a float is wanted), or refused by name."""
     typed = {}
     for key, value in values.items():
+        if isinstance(value, str) and str in (get_args(hints[key]) or (hints[key],)):
+            typed[key] = value  # as it is: OmegaConf would look for interpolations in it once more
+            continue
         leaf = make_dataclass(cls.__name__, [(key, hints[key])])
         try:
             merged = OmegaConf.merge(OmegaConf.structured(leaf), {key: value})

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.paths import expanded
 
 WORLD = Path(__file__).parent / "assets" / "world" / "corpus.txt"
 OFFLINE_REMEDY = "give a local text instead: corpus=file corpus.path=FILE (plain text, one document a line, or .jsonl)"
@@ -32,6 +33,14 @@ class Corpus(ABC):
 
         Raises:
             MissingError: the source cannot be read; names the field and the remedy.
+        """
+
+    @abstractmethod
+    def require(self) -> None:
+        """Refuse a source that cannot be read, without reading it.
+
+        Raises:
+            MissingError: as `documents`.
         """
 
     @abstractmethod
@@ -72,6 +81,9 @@ class TextFile(Corpus):
                 if text.strip():
                     yield text
 
+    def require(self) -> None:
+        self._open().close()
+
     def identity(self) -> dict[str, Any]:
         return {"kind": "file", "sha256": self._sha256, "field": self.field if self._is_jsonl else None}
 
@@ -106,7 +118,7 @@ class TextFile(Corpus):
 
     def _open(self) -> BinaryIO:
         try:
-            return Path(self.path).expanduser().open("rb")
+            return expanded(self.path).open("rb")
         except OSError as error:
             raise MissingError(f"corpus.path={self.path} cannot be read: {error.strerror}") from None
 
@@ -133,6 +145,9 @@ class TextFile(Corpus):
 @dataclass
 class EmbeddedText(Corpus):
     """The sentences about the embedded world, on which the tiny model was trained."""
+
+    def require(self) -> None:
+        self._file.require()
 
     def documents(self, seed: int) -> Iterator[str]:
         return self._file.documents(seed)
@@ -191,11 +206,8 @@ class HubText(Corpus):
                 f"corpus.id={self.id}: the hub stopped answering ({_reason(error)}); run the same command again"
             ) from error
 
-    def _stream(self) -> Any:
-        """The data set, unread.
-
-        One question without retries comes first: a machine without a network is told at once.
-        """
+    def require(self) -> None:
+        """One question without retries: a machine without a network is told at once."""
         from huggingface_hub import HfApi
 
         try:
@@ -204,6 +216,10 @@ class HubText(Corpus):
             raise MissingError(
                 f"corpus.id={self.id} was looked for on the hub: {_reason(error)}; {OFFLINE_REMEDY}"
             ) from None
+
+    def _stream(self) -> Any:
+        """The data set, unread."""
+        self.require()
         import datasets
 
         try:

@@ -189,6 +189,16 @@ def chain(directory: Path | str) -> list[Path]:
     return found
 
 
+def verify(directory: Path | str) -> None:
+    """Read an edit and all it stands on, without the model that it is for.
+
+    Raises:
+        MissingError: a part is missing, damaged, or was changed after it was saved.
+    """
+    for path in chain(directory):
+        _read(path, read_manifest(path))
+
+
 def sequence(directory: Path | str) -> list[Path]:
     """The edit directories of a sequence (RUN/edits), in order: where a sum stands for the earlier steps, it and the
     steps after it.
@@ -241,9 +251,7 @@ def load(directory: Path | str, lm: LM) -> Edit:
             f"{directory} no longer has its own weights: {directory.parent / manifest['state_after']} holds what the"
             " model was after all edits up to there"
         )
-    tensors, _ = read_tensors(directory / TENSORS, AGAIN)
-    if _identity(directory / TENSORS, manifest) != manifest["id"]:
-        raise MissingError(f"{directory} was changed after it was saved: its id does not match; {AGAIN}")
+    tensors = _read(directory, manifest)
     made_for = manifest["base_model"]["name"]
     for name, expected in manifest["touched"].items():
         try:
@@ -305,13 +313,21 @@ def remains(directory: Path, lm: LM) -> Edit:
     return _edit(directory, manifest, _remembered(file) if file.exists() else {}, lm, whole=False)
 
 
+def _read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an edit, as they were saved."""
+    tensors, _ = read_tensors(directory / TENSORS, AGAIN)
+    if _identity(directory / TENSORS, manifest) != manifest["id"]:
+        raise MissingError(f"{directory} was changed after it was saved: its id does not match; {AGAIN}")
+    return tensors
+
+
 def _remembered(file: Path) -> dict[str, Tensor]:
     """The tensors of a saved edit that are added to nothing (`WeightDelta.memory`)."""
     tensors, _ = read_tensors(file, AGAIN)
     return {name: tensor for name, tensor in tensors.items() if name.endswith(MEMORY)}
 
 
-def _identity(tensors: Path, manifest: dict[str, Any]) -> str:
+def _identity(tensors: Path, manifest: Mapping[str, Any]) -> str:
     with open(tensors, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps({key: manifest[key] for key in MEANING}, sort_keys=True).encode())

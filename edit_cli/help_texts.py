@@ -67,8 +67,10 @@ SETTINGS = {
         "edit.subject=NAME": "what the fact is about",
         "edit.target=ANSWER": "the new answer",
         "edit.target_true=ANSWER": "the old one, to compare with (may be left out)",
+        "edit.join=none": "nothing stands before the answer; space: a space; else as docs/datasets.md says",
         "dataset.path=FILE": "several facts: JSON lines, JSON or CSV with prompt, subject, target_new",
         "base_edit=DIR": "edit on top of an earlier edit",
+        "must_take=true": "exit code 5 unless every fact took",
     },
     "sequential": {
         "limit=N": "use the first N records; null for all",

@@ -17,11 +17,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from edit_cli import catalog
-from edit_cli.arguments import override_key, regroup
+from edit_cli import catalog, streams
+from edit_cli.arguments import override_key, regroup, unquoted
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.config import did_you_mean, register_resolvers
 from edit_cli.errors import UsageError
+from edit_cli.paths import expanded
 
 NOT_IN_TAG = ("method", "model", "dataset", "tag", "run_dir", "runs_dir", "hydra")
 
@@ -43,11 +44,14 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
     _refuse_hidden(argv)
     register_resolvers()
     overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
-    diary = _Diary(Path(_given(overrides, "runs_dir", "runs")).expanduser() / ".sweep")
+    diary = _Diary(expanded(_given(overrides, "runs_dir", "runs")) / ".sweep")
+    _refuse_unread(command, overrides)
     keys = _swept(overrides)
     argv = [_late(argument, keys) if argument in overrides else argument for argument in argv]
 
     def job(config: DictConfig) -> None:  # in a worker process, if the launcher makes some
+        if os.getpid() != diary.process:
+            streams.settle()
         register_resolvers()
         settings = HydraConfig.get()
         in_sweep = settings.mode == RunMode.MULTIRUN
@@ -200,7 +204,7 @@ def _tag(given: str | None, varied: Sequence[str]) -> str | None:
     for text in varied:
         key = override_key(text)
         if key.partition(".")[0] not in NOT_IN_TAG or ("." in key and not key.startswith("hydra.")):
-            value = text.partition("=")[2].strip("[]'\"")
+            value = unquoted(text.partition("=")[2]).strip("[]'\"")
             parts.append(f"{key.rpartition('.')[2]}={value}")
     return re.sub(r"[^\w.=,+-]+", "_", ",".join(parts)) or None
 
@@ -220,10 +224,20 @@ def _refuse_hidden(argv: Sequence[str]) -> None:
                 )
 
 
+def _refuse_unread(command: str, overrides: Sequence[str]) -> None:
+    """Hydra adds whatever `+KEY=VALUE` names; what stands at the top under another name than ours, nothing reads."""
+    known = catalog.top_keys(command)
+    for override in overrides:
+        if (
+            override.startswith("+")
+            and (key := override_key(override)).partition(".")[0].partition("/")[0] not in known
+        ):
+            raise UsageError(_unknown_key(key, command, overrides))
+
+
 def _given(overrides: Sequence[str], key: str, default: str) -> str:
-    return next(
-        (override.partition("=")[2] for override in reversed(overrides) if override_key(override) == key), default
-    )
+    given = (override.partition("=")[2] for override in reversed(overrides) if override_key(override) == key)
+    return unquoted(next(given, default))
 
 
 class _Diary:

@@ -72,6 +72,23 @@ class Team:
 
         return _together(lambda: reduce(tensor.to(PartialState().device), reduction="sum")).to(tensor.device)
 
+    def collect(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, of the first one first, on the device of this one's; each may have another
+        number of them.
+        """
+        if self.size == 1:
+            return rows
+        import torch
+        from accelerate import PartialState
+        from accelerate.utils import gather
+
+        counts = self.gather([len(rows)])
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        every = _together(lambda: gather(padded.to(PartialState().device))).to(rows.device)
+        parts = every.unflatten(0, (self.size, max(counts)))
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
     def tell(self, value: Part) -> Part:
         """What the main process has for `value`."""
         if self.size == 1:

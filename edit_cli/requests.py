@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edit_cli.errors import RejectedRequest
+from edit_cli.writing import find_words, joined
 
 ProbeKind = Literal[
     "rewrite", "paraphrase", "neighborhood", "attribute", "locality", "portability", "opinion", "generation"
@@ -26,7 +27,7 @@ class EditRequest:
     """A requested rewrite: after the edit, `text` should be continued with `target_new`.
 
     `prompt` holds exactly one slot `{}` for the subject; without a subject it is the bare prompt.
-    Targets carry no leading space: the tokenisation rule of the model adds it.
+    Targets carry no leading space: the rule of `writing.answer` puts one before them where there is to be one.
     """
 
     prompt: str
@@ -86,22 +87,60 @@ class Probe:
 
 @dataclass(frozen=True)
 class Case:
-    """What is edited together as one fact, and the probes that tell what it did."""
+    """What is edited together as one fact, and the probes that tell what it did.
+
+    right: the data's own answers to what is edited, the first of which is asked for, where there are several or they
+    are not the old one that an edit replaces; empty: each request's `target_true`.
+    """
 
     id: str
     requests: tuple[EditRequest, ...]
     probes: tuple[Probe, ...]
     references: tuple[str, ...] = field(default=(), repr=False)  # texts about things that have the new property
+    right: tuple[str, ...] = ()
+
+    def right_or(self, old: str | None) -> str | None:
+        """The right answer that is asked for; `old` where the case names none."""
+        return self.right[0] if self.right else old
 
 
 def slot_prompt(prompt: str, subject: str) -> str:
-    """Turn a full sentence into a template: the first occurrence of the subject becomes the slot `{}`.
+    """Turn a full sentence into a template: the first place where the subject stands as whole words becomes the slot
+    `{}`, or the first one at all.
 
     Raises:
         RejectedRequest: the subject does not occur, or the text already contains a slot of its own.
     """
     if "{}" in prompt:
         raise RejectedRequest(f"prompt already holds a slot: {prompt!r}")
-    if not subject or subject not in prompt:
+    at = find_words(prompt, subject) if subject else -1
+    if at < 0:
         raise RejectedRequest(f"subject {subject!r} does not occur in {prompt!r}")
-    return prompt.replace(subject, "{}", 1)
+    return f"{prompt[:at]}{{}}{prompt[at + len(subject) :]}"
+
+
+def with_join(case: Case, join: str | None) -> Case:
+    """The case with all its answers joined to their prompts as `join` says (see `writing.joined`)."""
+    if join is None:
+        return case
+
+    def said(target: str | None) -> str | None:
+        return None if target is None else joined(target, join)
+
+    return replace(
+        case,
+        requests=tuple(
+            replace(request, target_new=joined(request.target_new, join), target_true=said(request.target_true))
+            for request in case.requests
+        ),
+        probes=tuple(
+            replace(
+                probe,
+                target=said(probe.target),
+                foil=said(probe.foil),
+                aliases=tuple(joined(alias, join) for alias in probe.aliases),
+            )
+            for probe in case.probes
+        ),
+        right=tuple(joined(answer, join) for answer in case.right),
+    )

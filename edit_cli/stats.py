@@ -19,8 +19,9 @@ from edit_cli import stats_cache
 from edit_cli.corpora import Corpus, EmbeddedText
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.kinds import require_causal
+from edit_cli.paths import expanded
 from edit_cli.shapes import Count, Seconds, checked
-from edit_cli.stats_import import find_npz, read_npz
+from edit_cli.stats_import import find_npz, read_npz, source_of
 from edit_cli.stats_pass import Partial, Plan, Sums, sum_outer_products
 
 if TYPE_CHECKING:
@@ -98,6 +99,21 @@ class MomentStore:
                 raise UsageError(f"stats.{name}={value}: must be at least 1")
         if self.dtype not in ("float64", "float32"):
             raise UsageError(f"stats.dtype={self.dtype}: choose float64 or float32; less ruins what is solved with it")
+
+    def require(self, model: str, layers: Sequence[int]) -> None:
+        """Refuse a model of this name if its second moments are neither there nor can be computed. Whether those that
+        are there are of the same weights, only the loaded model tells.
+
+        Raises:
+            MissingError: neither a file nor a text.
+        """
+        if self.import_npz:
+            for layer in layers:
+                source_of(self.import_npz, layer)
+        elif self.corpus is not None and not all(
+            any(expanded(self.cache_dir).glob(self._name(model, layer, "*"))) for layer in layers
+        ):
+            self.corpus.require()
 
     def second_moment(self, lm: LM, layer: int) -> Moment:
         """The second moment of one layer; computed and stored if it is not there yet.
@@ -234,13 +250,14 @@ class MomentStore:
         return {layer: {**common, "module": lm.layout.mlp_out(layer)} for layer in layers}
 
     def _directory(self, lm: LM) -> Path:
-        return Path(self.cache_dir).expanduser() / stats_cache.slug(lm.name)
+        return expanded(self.cache_dir) / stats_cache.slug(lm.name)
 
     def _path(self, lm: LM, layer: int, identity: dict[str, Any]) -> Path:
-        return (
-            self._directory(lm)
-            / f"layer-{layer:02d}_{stats_cache.slug(self.corpus.label)}_{self._key(identity)}.safetensors"
-        )
+        return expanded(self.cache_dir) / self._name(lm.name, layer, self._key(identity))
+
+    def _name(self, model: str, layer: int, key: str) -> str:
+        """Of a file in the cache."""
+        return f"{stats_cache.slug(model)}/layer-{layer:02d}_{stats_cache.slug(self.corpus.label)}_{key}.safetensors"
 
     @staticmethod
     def _key(identity: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from edit_cli.disk import flush, require_folder, telling
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import parse
+from edit_cli.paths import expanded
 from edit_cli.tensorfiles import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def listing(directory: Path | str) -> list[dict[str, Any]]:
     read.
     """
     found = []
-    for path in sorted(Path(directory).expanduser().rglob("layer-*.safetensors")):
+    for path in sorted(expanded(directory).rglob("layer-*.safetensors")):
         try:
             with _opened(path) as file:
                 found.append({"path": str(path), "bytes": path.stat().st_size, **_about(file.metadata() or {})})

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.paths import expanded
 from edit_cli.stats_cache import Damaged, check
 
 SUM, COUNT = "mom2.mom2", "mom2.count"
@@ -32,7 +33,7 @@ def find_npz(source: str, module: str, layer: int) -> Path:
         MissingError: no such file. UsageError: several fit, or the file's name says that it belongs to another module.
     """
     field = f"stats.import_npz={source}"
-    path = Path(source.replace("{layer}", str(layer))).expanduser()
+    path = source_of(source, layer)
     if path.is_dir():
         fitting = sorted(
             p for p in path.glob("*.npz") if (m := PUBLISHED_NAME.fullmatch(p.name)) and m["module"] == module
@@ -47,14 +48,24 @@ def find_npz(source: str, module: str, layer: int) -> Path:
                 f"{field}: several files fit {module}: {', '.join(p.name for p in fitting)}; give the file itself"
             )
         return fitting[0]
-    if not path.is_file():
-        raise MissingError(f"{field}: {path} does not exist")
     named = PUBLISHED_NAME.fullmatch(path.name)
     if named and named["module"] != module:
         owner = named["module"]
         raise UsageError(
             f"{field}: {path.name} belongs to {owner}, not to {module} (layer {layer}); write {{layer}} for its number"
         )
+    return path
+
+
+def source_of(source: str, layer: int) -> Path:
+    """The file or folder that `source` names for a layer.
+
+    Raises:
+        MissingError: there is none.
+    """
+    path = expanded(source.replace("{layer}", str(layer)))
+    if not path.exists():
+        raise MissingError(f"stats.import_npz={source}: {path} does not exist")
     return path
 
 

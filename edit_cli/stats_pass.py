@@ -219,4 +219,5 @@ def _tokenized(lm: LM, texts: Iterator[str], plan: Plan) -> Iterator[Document]:
     while group := list(islice(texts, 64)):
         encoded = lm.tokenizer(group, truncation=True, max_length=plan.max_length)["input_ids"]
         for text, ids in zip(group, encoded, strict=True):
+            ids = lm.head.vocabulary.readable(ids)
             yield Document(text, ids, skip=int(bos is not None and ids[:1] == [bos]))

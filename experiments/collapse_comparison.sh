@@ -26,7 +26,9 @@ done
 for method in $METHODS; do
   size=1
   if [[ " $MANY " == *" $method "* ]]; then size=100; fi
-  edit-cli sequential method="$method" dataset=world dataset.split=all dataset.shuffle_seed=0 "$@" limit="$FACTS" protocol.batch_size="$size" \
+  own=()
+  if [[ "$method" == ike ]]; then own=(dataset@method.store=world method.store.split=train); fi
+  edit-cli sequential method="$method" dataset=world dataset.split=all dataset.shuffle_seed=0 "${own[@]}" "$@" limit="$FACTS" protocol.batch_size="$size" \
     "protocol.checkpoints=[$checkpoints$FACTS]" protocol.sample=200 protocol.observe.generate=false protocol.observe.top_tokens=0 \
     run_dir="$OUT/$method" > /dev/null
 done

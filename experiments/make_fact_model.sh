@@ -20,7 +20,7 @@ if [[ $# -ne 2 ]]; then
   exit 2
 fi
 
-exec "${PYTHON:-python}" -m edit_cli.tiny records "$1" --out "$2" \
+exec "${PYTHON:-python}" -m tools.tiny_world records "$1" --out "$2" \
   --limit "${LIMIT:-2000}" \
   --vocab "${VOCAB:-4096}" \
   --epochs "${EPOCHS:-70}" \

@@ -22,7 +22,7 @@ NORMS="${NORMS:-2.0e-2 2.5e-2 3.0e-2 5.0e-2}"   # of fine-tuning; the one whose 
 RUNS="${RUNS:-$folder/runs}"
 
 if [[ ! -d $folder/tiny-gpt2 ]]; then
-  "${PYTHON:-python}" -m edit_cli.tiny world --size 4 --width 192 --epochs 30 --out "$folder"
+  "${PYTHON:-python}" -m tools.tiny_world world --size 4 --width 192 --epochs 30 --out "$folder"
 fi
 common=(model=tiny-gpt2 "model.id=$folder/tiny-gpt2" model.name=world-4 dataset=world "dataset.path=$folder/world/statements.json" "cache_dir=$folder/cache")
 trainings=("method.training.trackers=[]" method.training.memory_mib=2048)

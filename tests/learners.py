@@ -1,17 +1,34 @@
-"""Trained editors, trained for a few seconds: what tests of them share."""
+"""Editors that are quick to make: trained for a few seconds, with less text and fewer steps than good edits need."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from hydra import compose, initialize_config_module
+
 from edit_cli import checkpoints
+from edit_cli.config import build, register_resolvers
+from edit_cli.corpora import WORLD
 from edit_cli.datasets.world import WorldEdits
+from edit_cli.editors.base import Editor
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 from edit_cli.training.loop import train
+
+FEW_LINES = "\n".join(WORLD.read_text(encoding="utf-8").splitlines()[:60])
+QUICK = {
+    "tpatcher": ("method.memory_size=1000", "method.validation_size=300", "method.top_memory=100", "method.steps=126"),
+    "ike": ("method.demonstrations=4",),
+    "wise": ("method.steps=30", "method.context.per_start=1"),
+    "lora": ("method.steps=20",),
+    "retrain": ("method.corpus=FEW",),
+    "enn": ("method.trains=edited", "method.layers=[4, 5]", "method.steps=2"),
+    "malmen": ("method.edits=4", "method.rank=8"),
+}
 
 
 @cache
@@ -50,3 +67,23 @@ def keep_trained(editor: TrainableEditor, lm: LM, folder: Path) -> None:
         )
         about = {**identity, "model": {"name": lm.name}, "dataset": {"name": "world"}}
         checkpoints.save(place, done.net, about)
+
+
+def quick_editor(folder: Path, name: str, models: Iterable[LM], *overrides: str) -> Editor:
+    """As the command line would build it for the embedded model; a trained one is trained on each of `models`.
+
+    folder: of statistics and checkpoints.
+    """
+    register_resolvers()
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        settings = [f"method={name}", f"cache_dir={folder}", "stats.tokens=6000", *QUICK.get(name, ())]
+        config = compose("evaluate", [*settings, *overrides])
+    if "corpus" in config.method and config.method.corpus == "FEW":
+        (folder / "few.txt").write_text(FEW_LINES, encoding="utf-8")
+        config.method.corpus = str(folder / "few.txt")
+    made = build(config.method)
+    if isinstance(made, TrainableEditor):
+        made = brief(made, folder)
+        for lm in models:
+            keep_trained(made, lm, folder)
+    return made

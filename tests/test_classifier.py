@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -162,9 +164,58 @@ def test_what_cannot_be_asked_is_refused():
         lm.sample(["Paris"], [0], 8, 5)
     with pytest.raises(UsageError, match="model.perplexity_text=null"):
         lm.token_nlls(["Paris"], 8)
-    model, words = tiny("bert", num_labels=1, id2label={0: "score"})
-    with pytest.raises(UsageError, match="a single output"):
-        LM(model, words)
+
+
+NAMES = ["REFUTES", "SUPPORTS"]
+
+
+@families
+def test_a_single_output_tells_two_labels_apart(family, tmp_path):
+    """σ of the output is the second label's probability; a flip is learnt, kept, and taken back bit for bit."""
+    model: Any
+    model, words = tiny(family, num_labels=1)
+    lm: Any = LM(model, words, labels=NAMES)
+    assert model.config.num_labels == 1 and lm.head.labels == NAMES and lm.head.classes == 2
+    with torch.no_grad():
+        rows = [words(claim, return_tensors="pt", return_token_type_ids=False) for claim in CLAIMS]
+        outputs = torch.cat([model(**row).logits[0] for row in rows])
+    for name, sign in (("supports", 1), ("REFUTES", -1)):
+        for found, z in zip(lm.loglikelihood([(claim, name) for claim in CLAIMS]), outputs, strict=True):
+            assert found.nll == pytest.approx(-float((sign * z).sigmoid().log()), abs=1e-4)
+            assert found.hits == (bool(sign * z > 0),)
+    assert lm.generate(CLAIMS, 3) == [NAMES[int(z > 0)] for z in outputs]
+    torch.testing.assert_close(lm.target_logprobs([(CLAIMS[0], "SUPPORTS")])[0].exp().sum(), torch.tensor(1.0))
+
+    untouched, request = snapshot(lm), EditRequest(CLAIMS[0], None, NAMES[int(outputs[0] <= 0)])
+    edit = FT(layers=[DEPTH - 1], lr=2e-2, steps=60).edit(lm, [request])
+    with lm.edited(edit):
+        assert lm.generate(CLAIMS[:1], 1) == [request.target_new]
+        assert (float(model(**rows[0]).logits) > 0) == (request.target_new == "SUPPORTS")
+    assert same_bits(snapshot(lm), untouched)
+
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    plain: Any = ModelOptions(name="copy", id=str(tmp_path), device="cpu")
+    assert plain.load().head.labels == ["LABEL_0", "LABEL_1"]
+    assert replace(plain, labels=NAMES).load().generate(CLAIMS, 1) == lm.generate(CLAIMS, 1)
+
+
+def test_labels_are_named_once_each():
+    model, words = tiny("bert")
+    renamed = LM(model, words, labels=["no", "yes", "maybe"])
+    assert renamed.generate(CLAIMS, 1) == [
+        ["no", "yes", "maybe"][LABELS.index(x)] for x in shared("bert").generate(CLAIMS, 1)
+    ]
+    for wrong in (["no", "yes"], ["no", "yes", "No"]):
+        with pytest.raises(UsageError, match="this classifier tells 3 labels apart, so give as many names"):
+            LM(model, words, labels=wrong)
+    with pytest.raises(UsageError, match="names a classifier's labels, and this model writes text"):
+        LM(*tiny("gpt2"), labels=["no", "yes"])
+    single, _ = tiny("bert", num_labels=1, problem_type="regression")
+    with pytest.raises(UsageError, match=r"has a single output, a number.*model.labels=\[NAME,NAME\]"):
+        LM(single, words)
+    given: Any = LM(single, words, labels=NAMES)
+    assert given.head.labels == NAMES
 
 
 @pytest.mark.parametrize("family", ["bert", "t5"])

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from typing import Any, get_args, get_origin, get_type_hints
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from edit_cli.arguments import override_key, quoted, regroup
+from edit_cli import arguments, catalog
+from edit_cli.arguments import override_key, quoted, regroup, unquoted
+from edit_cli.commands.calibrate import Places
+from edit_cli.commands.edit import EditCommand, EditOptions
+from edit_cli.commands.protocol import EvaluateProtocol
+from edit_cli.config import Settings, target_class
 from edit_cli.errors import UsageError
+from edit_cli.tracing.restore import TraceOptions
 
 
 def test_overrides_on_both_sides_of_flags_stand_together():
-    arguments = ["method=memit", "--cfg", "job", "limit=3", "--config-dir", "mine", "-m", "seed=1,2"]
-    assert regroup(arguments) == [
+    words = ["method=memit", "--cfg", "job", "limit=3", "--config-dir", "mine", "-m", "seed=1,2"]
+    assert regroup(words) == [
         "--cfg",
         "job",
         "--config-dir",
@@ -28,21 +39,168 @@ def test_values_of_flags_may_be_joined():
     assert regroup(["--config-dir=a=b", "limit=1"]) == ["--config-dir", "a=b", "limit=1"]
 
 
-TEXTS = ["{} plays the", "it's", "a\\'b", 'say "x"', "end\\", "a, b", "[x", "null", "3", "", "a\\b", "\\\\'", "(a:b)"]
+SENTENCES = [
+    "{} plays the",
+    "it's",
+    "a\\'b",
+    'say "x"',
+    "end\\",
+    "a, b",
+    "[x",
+    "null",
+    "3",
+    "",
+    "a\\b",
+    "\\\\'",
+    "(a:b)",
+]
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_texts_mean_themselves(text):
-    (override,) = regroup([f"edit.prompt={text}"])
-    assert OverridesParser.create().parse_override(override).value() == text
+SENTENCES += [
+    "'so'",
+    '"Heroes"',
+    "${seed}",
+    "a ${b} \\${c} \\\\${d}",
+    "true",
+    "1e3",
+    "中国",
+    "x=y",
+    "100 %",
+    "choice(a,b)",
+]
 
 
-def test_quoted_texts_stay_as_they_are():
+def composed(*arguments: str) -> list[Any]:
+    """What the settings are that Hydra makes of the arguments, in order."""
+    overrides = [OverridesParser.create().parse_override(override) for override in regroup(arguments)]
+    config = OmegaConf.create({str(number): override.value() for number, override in enumerate(overrides)})
+    return [config[key] for key in config]
+
+
+@pytest.mark.parametrize("text", SENTENCES)
+@pytest.mark.parametrize("key", sorted(arguments.FACTS))
+def test_sentences_mean_themselves(key, text):
+    assert composed(f"{key}={text}") == [text]
+
+
+NAMES = [
+    "it's",
+    "a b",
+    "(1)",
+    "[1]",
+    "a,b",
+    "{x}",
+    "a=b&c",
+    "#1",
+    "é中",
+    "007",
+    "1e3",
+    "true",
+    "a: b",
+    "100%",
+    "x;y",
+    "~x",
+    "NULL",
+]
+TEXT_SETTINGS = [
+    "dataset.path",
+    "model.id",
+    "cache_dir",
+    "tag",
+    "method.value.kl_prompt",
+    "corpus.path",
+    "stats.import_npz",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_that_hold_text_are_taken_as_typed(name):
+    assert composed(*(f"{key}=/d/{name}" for key in TEXT_SETTINGS)) == [f"/d/{name}"] * len(TEXT_SETTINGS)
+    assert composed("tag=" + name) == [name]
+
+
+def test_text_settings_may_be_null_refer_to_others_and_be_quoted():
+    assert composed("model.revision=null", "seed=3", "tag=run-${1}", "dataset.path='a b'") == [None, 3, "run-3", "a b"]
+
+
+def test_a_home_directory_is_filled_in_for_paths_only(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    for key in ("dataset.path", "cache_dir", "runs_dir", "run_dir", "base_edit", "model.id", "method.checkpoint"):
+        assert composed(f"{key}=~/my runs") == ["/home/ada/my runs"]
+    assert composed("tag=~/x", "dataset.path=~nobody-here/x") == ["~/x", "~nobody-here/x"]
+    assert regroup(["--config-dir=~/mine"])[:2] == ["--config-dir", "/home/ada/mine"]
+
+
+def test_lists_of_text_keep_what_looks_like_numbers():
+    assert composed("dataset.ids=[007, 1e3, a]", "method.layers=[1, 2]") == [["007", "1e3", "a"], [1, 2]]
+    assert composed("dataset.ids=['a, b', c]") == [["a, b", "c"]]
+
+
+def test_in_a_sweep_commas_part_the_values_of_settings():
+    def swept(argument: str) -> list[Any]:
+        (override,) = regroup(["-m", argument])[1:]
+        found = OverridesParser.create().parse_override(override).sweep_iterator()
+        return [getattr(value, "text", value) for value in found]
+
+    assert swept("dataset.path=a (1).json,b.json") == ["a (1).json", "b.json"]
+    assert swept("dataset.path='a,b',c") == ["a,b", "c"]
+    assert swept("method.variant=choice(original,r)") == ["original", "r"]
+    assert regroup(["-m", "edit.target=a,b"])[1:] == ["edit.target='a,b'"]
+
+
+@pytest.mark.parametrize("text", [*SENTENCES, *NAMES])
+def test_what_was_quoted_is_shown_without_quotes(text):
+    if not arguments.QUOTED.fullmatch(text):
+        assert unquoted(quoted(text)) == text
     assert quoted("'a, b'") == "'a, b'"
 
 
+def settings_by_type() -> tuple[set[str], set[str], set[str], set[str]]:
+    """Names of all settings that hold a text, a list of texts, and anything else; and of the texts at the top."""
+    texts: set[str] = set()
+    lists: set[str] = set()
+    others: set[str] = set()
+    named = {
+        target
+        for file in catalog.conf_dir().rglob("*.yaml")
+        for target in re.findall(r"_target_: (edit_cli\S+)", file.read_text(encoding="utf-8"))
+    }
+    waiting = [target_class(OmegaConf.create({"_target_": target})) for target in sorted(named)]
+    waiting += [EvaluateProtocol, TraceOptions]
+    seen: set[type] = set()
+    while waiting:
+        cls = waiting.pop()
+        if cls in seen:
+            continue
+        seen.add(cls)
+        hints = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            options = {*(get_args(hints[field.name]) or [hints[field.name]])} - {type(None)}
+            if get_origin(hints[field.name]) is list:
+                options = {hints[field.name]}
+            if parts := [part for part in options if isinstance(part, type) and dataclasses.is_dataclass(part)]:
+                waiting += parts
+            else:
+                (texts if options == {str} else lists if options == {list[str]} else others).add(field.name)
+    top = {
+        field.name
+        for cls in (Settings, Places, EditCommand)
+        for field in dataclasses.fields(cls)
+        if get_type_hints(cls)[field.name] in (str, str | None)
+    }
+    return texts, lists, others, top
+
+
+def test_which_settings_hold_text_is_what_their_types_say():
+    texts, lists, others, top = settings_by_type()
+    assert texts - others - lists == arguments.TEXTS
+    assert lists == arguments.TEXT_LISTS
+    assert top == arguments.TOP_TEXTS
+    assert {f"edit.{field.name}" for field in dataclasses.fields(EditOptions)} | {"dataset.template"} == arguments.FACTS
+
+
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("words", "told"),
     [
         (["limit"], "'limit' is no setting"),
         (["=3"], "names no setting"),
@@ -54,9 +212,9 @@ def test_quoted_texts_stay_as_they_are():
         (["-x"], "-x"),
     ],
 )
-def test_mistakes_are_named(arguments, told):
+def test_mistakes_are_named(words, told):
     with pytest.raises(UsageError, match="^.*") as caught:
-        regroup(arguments)
+        regroup(words)
     assert told in str(caught.value)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from conftest import Killed, exact
 from embedded import embedded_lm
 
 from edit_cli import edit_store
+from edit_cli.writing import bare, joined
 
 FACT = ("edit.prompt={} plays the", "edit.subject=Ada Lund", "edit.target=violin")
 OTHER = ("edit.prompt={} was born in", "edit.subject=Bo", "edit.target=Paris")
@@ -87,6 +90,33 @@ def test_a_killed_edit_of_several_facts_goes_on_to_the_same_bits(cli, kill_after
     assert edit_store.read_manifest(edit_dir("cut"))["id"] == edit_store.read_manifest(edit_dir("whole"))["id"]
 
 
+@pytest.mark.parametrize(
+    ("fact", "request_"),
+    [
+        (
+            ("edit.prompt=Where does {} live?\n", "edit.subject= Ada Lund ", "edit.target= Oslo ", "edit.target_true="),
+            ("Where does {} live?\n", "Ada Lund", "Oslo", None),
+        ),
+        (
+            ("edit.prompt=The Parisian mayor of Paris is", "edit.subject=Paris", "edit.target=Ada", "edit.join=none"),
+            ("The Parisian mayor of {} is", "Paris", joined("Ada", "none"), None),
+        ),
+    ],
+)
+def test_a_fact_of_the_command_line_is_read_as_one_of_a_file(cli, fact, request_):
+    ended = cli("edit", "method=lookup", *fact, "run_dir=r", quick=True)
+    assert ended.code == 0
+    (found,) = edit_store.read_manifest(edit_dir("r"))["requests"]
+    assert tuple(found[key] for key in ("prompt", "subject", "target_new", "target_true")) == request_
+    assert f"P({bare(request_[2])})" in ended.out
+    (line,) = map(json.loads, Path("r", "results.jsonl").read_text().splitlines())
+    (probe,) = line["after"]["probes"]
+    assert probe["generated"] == bare(request_[2])  # nothing stands before it
+    lm = embedded_lm()
+    edit_store.attach(edit_dir("r"), lm)
+    assert lm.generate([probe["prompt"]], 3) == [bare(request_[2])]
+
+
 def test_other_facts_lie_elsewhere_and_the_same_one_is_not_repeated(cli):
     first = cli(*FT, *FACT, quick=True)
     other = cli(*FT, *FACT[:2], "edit.target=piano", quick=True)
@@ -106,7 +136,7 @@ def test_a_file_of_facts_is_edited_at_once(cli):
     Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ended = cli(*FT, "dataset.path=facts.jsonl", quick=True)
     assert ended.code == 0
-    assert ended.last == "runs/edit/facts/tiny-gpt2/ft"
+    assert re.fullmatch(r"runs/edit/facts/tiny-gpt2/ft-facts-[0-9a-f]{6}", ended.last)
     assert "2 facts edited, all at once" in ended.out
     assert "2 of 3 records (1 unusable)" in ended.out
     assert "line 3" in ended.err
@@ -132,6 +162,70 @@ def test_edits_stand_on_each_other(cli):
         assert lm.loglikelihood([(probe["prompt"], probe["target"])])[0].nll == pytest.approx(
             probe["target_nll"], abs=1e-4
         )
+
+
+def facts_file(name: str, *rows: tuple[str, str, str]) -> str:
+    keys = ("prompt", "subject", "target_new")
+    Path(name).write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    return f"dataset.path={name}"
+
+
+ADA, BO = ("{} plays the", "Ada Lund", "violin"), ("{} was born in", "Bo", "Paris")
+
+
+def test_a_second_file_goes_on_top_of_the_first_and_both_edits_stay(cli):
+    first = cli(*FT, facts_file("facts.jsonl", ADA), quick=True)
+    base = edit_dir(first.last)
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    second = cli(*FT, facts_file("more.jsonl", BO), f"base_edit={base}", quick=True)
+    assert (first.code, second.code) == (0, 0)
+    assert re.fullmatch(r".*/ft-more-on-[0-9a-f]{6}-[0-9a-f]{6}", second.last)
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+    assert len(edit_store.chain(edit_dir(second.last))) == 2
+    assert cli(*FT, facts_file("more.jsonl", BO), quick=True).last not in (first.last, second.last)
+    shutil.copy("more.jsonl", "copy (1).jsonl")
+    assert cli(*FT, "dataset.path=copy (1).jsonl", quick=True).last.startswith("runs/edit/facts/tiny-gpt2/ft-copy_1-")
+
+
+def test_nothing_that_is_still_needed_is_cleared(cli):
+    assert cli(*FT, facts_file("facts.jsonl", ADA), "run_dir=here", quick=True).code == 0
+    shutil.copy("facts.jsonl", "here/facts.jsonl")
+    before = {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file() and path.suffix != ".txt"}
+    again = ("run_dir=here", "overwrite=true")
+    for needed in (
+        f"base_edit={edit_dir('here')}",
+        "dataset.path=here/facts.jsonl",
+        "model.perplexity_text=here/results.jsonl",
+    ):
+        ended = cli(*FT, facts_file("more.jsonl", BO), needed, *again, quick=True)
+        key = needed.partition("=")[0]
+        assert (ended.code, f"overwrite=true would delete here, in which {key}=" in ended.err) == (2, True), ended.err
+    damaged = Path("damaged")
+    shutil.copytree(edit_dir("here"), damaged)
+    (damaged / "edit.safetensors").write_bytes(b"cut")
+    for wrong, code in ((f"base_edit={damaged}", 3), ("model.id=/nowhere", 3), ("stats.import_npz=/nowhere", 3)):
+        ended = cli("edit", "method=rome", "dataset.path=more.jsonl", wrong, *again, quick=True)
+        assert (ended.code, wrong.partition("=")[2] in ended.err) == (code, True)
+    after = {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file() and path.suffix != ".txt"}
+    assert after == before
+    assert cli(*FT, "dataset.path=more.jsonl", *again, quick=True).code == 0
+    assert edit_store.read_manifest(edit_dir("here"))["requests"][0]["subject"] == "Bo"
+
+
+def test_a_fact_that_did_not_take_is_named(cli):
+    rows = facts_file("facts.jsonl", ("{} plays the", "Jormia Stenenen", "organ"), ("{} was born in", "Bo", "quantum"))
+    ended = cli("edit", "method=ft", "method.steps=1", "method.lr=1.0e-7", rows, quick=True)
+    assert ended.code == 0  # it was made, as asked for
+    assert "0 of 2 facts took. These DID NOT:" in ended.out
+    assert "Bo was born in → quantum (did not take)" in ended.out
+    summary = json.loads(Path(ended.last, "summary.json").read_text())
+    assert summary["took"] == {"n": 2, "took": 0, "failed": ["0", "1"]}
+    assert cli("show", ended.last).out.splitlines()[:6] == ended.out.splitlines()[:6]
+    strict = cli("edit", "method=ft", "method.steps=1", "method.lr=1.0e-7", rows, "must_take=true", quick=True)
+    assert (strict.code, strict.last) == (5, ended.last)
+    took = cli(*FT, facts_file("other.jsonl", ADA), "must_take=true", quick=True)
+    assert (took.code, "It took." in took.out) == (0, True)
+    assert cli(*FT, *FACT, "must_take=perhaps").code == 2
 
 
 # --- apply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_trained_editors_are_found_and_missing_ones_named(cli, tmp_path):
     )
     missing = cli(*asked)
     assert missing.code == 3 and "has not been trained for tiny-gpt2" in missing.err
-    command = missing.err.split("`")[1].split()
+    command = shlex.split(missing.err.split("`")[1])
     assert command[:5] == ["edit-cli", "train-editor", "method=mend", "model=tiny-gpt2", "dataset=world"]
     assert "method.layers=[4]" in command and "method.training.steps=4" in command and f"cache_dir={cache}" in command
     ended = cli(*command[1:], "limit=20", "model.device=cpu")

@@ -29,7 +29,7 @@ def subjects_of(cases: tuple[Case, ...], known: set[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def world_subjects() -> dict[str, str]:
     """{subject: its group in the world}."""
-    from edit_cli.tiny.world import make_world
+    from tools.tiny_world.world import make_world
 
     return {fact.subject: fact.group for fact in make_world(0).facts}
 

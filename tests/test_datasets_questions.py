@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from rows import Writer, faults, of
 
@@ -12,6 +14,7 @@ from edit_cli.datasets import (
 from edit_cli.datasets.subjects import first_name
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.requests import EditRequest, Probe
+from edit_cli.writing import joined
 
 # zsRE
 
@@ -45,6 +48,46 @@ def test_flat_zsre_is_read_with_its_natural_question(write: Writer) -> None:
         Probe("paraphrase", "By whom was Orbin founded?", "Maria Sol", "Per Dahl"),
         Probe("locality", "nq question: who sang first?", "Eva", group="random"),
     )
+
+
+def test_the_records_of_malmen_are_written_as_they_are(write: Writer) -> None:
+    rows = [{key: MEND[key] for key in ("src", "rephrase", "loc", "loc_ans")} | {"ans": "Per Dahl"}]
+    rows.append({"src": "Who leads Orbin?", "rephrase": "The leader of Orbin?", "ans": "Bo Berg"})
+    first, second = ZsREQuestions("zsre_qa", path=write(rows)).load().cases
+    assert first.requests == (EditRequest("Who founded {}?", "Orbin", "Per Dahl"),)
+    assert first.probes[:2] == (
+        Probe("rewrite", "Who founded Orbin?", "Per Dahl"),
+        Probe("paraphrase", "By whom was Orbin founded?", "Per Dahl"),
+    )
+    assert of(first, "locality") == [
+        Probe("locality", "Who leads Orbin?", "Bo Berg", group="same_subject"),
+        Probe("locality", "nq question: who sang first?", "Eva", group="random"),
+    ]
+    assert of(second, "locality") == [Probe("locality", "Who founded Orbin?", "Per Dahl", group="same_subject")]
+
+
+def test_an_answer_is_exchanged_where_it_stands_as_a_word(write: Writer) -> None:
+    harder: dict[str, Any] = {
+        "statement": "Also Al founded Orbin.",
+        "implied": [["Where did Al, of Alta, live?", "With Al"]],
+    }
+    row = MEND | {"answers": ["Al"], "pred": "Cy", "alt": "Bo"} | harder
+    (case,) = ZsREHard("zsre_hard", path=write([row])).load().cases
+    implied, true, _ = of(case, "portability")
+    assert (implied.prompt, implied.target) == ("Where did Bo, of Alta, live?", "With Bo")
+    assert true.prompt.endswith(": Also Bo founded Orbin.")
+
+
+def test_a_setting_of_the_data_set_holds_for_all_that_must_stay_too(write: Writer) -> None:
+    rows = [MEND, MEND | {"subject": "Norvik", "src": "Who founded Norvik?", "join": "space"}]
+    cases = ZsREQuestions("zsre_qa", path=write(rows), join="none", unrelated="zsre").load().cases
+    targets = {
+        probe.prompt: {one.target for case in cases for one in case.probes if one.prompt == probe.prompt}
+        for case in cases
+        for probe in case.probes
+    }
+    assert {joined("Maria Sol", "none"), joined("Per Dahl", "none")} == targets["Who founded Orbin?"]
+    assert {joined("Maria Sol", "space"), joined("Per Dahl", "space")} == targets["Who founded Norvik?"]
 
 
 def test_an_alternative_is_neither_the_top_answer_nor_a_right_one(write: Writer) -> None:

@@ -14,6 +14,7 @@ from edit_cli.datasets import counterfact as counterfact_module
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
+from edit_cli.writing import as_text, bare
 
 FULL = {
     "case_id": 7,
@@ -99,7 +100,7 @@ def test_full_counterfact_gives_every_probe_its_target_and_foil(tmp_path: Path) 
     assert case.probes == (
         Probe("rewrite", "The mother tongue of Anna Lemar is", "Dutch", "French"),
         Probe("paraphrase", "It rained. Anna Lemar grew up speaking", "Dutch", "French"),
-        Probe("paraphrase", "Anna Lemar spoke", "Dutch", "French"),
+        Probe("paraphrase", "Anna Lemar spoke ", "Dutch", "French"),  # as it was typed
         Probe("neighborhood", "Paul Ruel speaks", "French", "Dutch"),
         Probe("attribute", "Jan Vos speaks", "Dutch", "French"),
         Probe("generation", "Anna Lemar lives"),
@@ -128,7 +129,7 @@ def test_flat_counterfact_is_recognised_and_slots_the_first_occurrence(tmp_path:
         ("requested_rewrite.target_true", ..., "requested_rewrite.target_true", "is missing"),
         ("requested_rewrite.subject", 5, "requested_rewrite.subject", "is not text"),
         ("requested_rewrite.prompt", "{} and {} speak", "requested_rewrite.prompt", "holds more than one slot {}"),
-        ("requested_rewrite.prompt", "{} speaks ", "requested_rewrite.prompt", "ends with white space"),
+        ("requested_rewrite.prompt", " \n", "requested_rewrite.prompt", "is empty"),
         ("requested_rewrite.prompt", "Somebody speaks", "requested_rewrite.prompt", "does not contain the subject"),
         ("paraphrase_prompts", ..., "paraphrase_prompts", "is missing"),
         ("paraphrase_prompts", "a text", "paraphrase_prompts", "is not a list"),
@@ -328,3 +329,89 @@ def test_a_new_source_is_one_class(tmp_path: Path) -> None:
     dataset = Capitals("capitals", path=write(tmp_path, rows)).load(1)
     assert [case.requests[0].text for case in dataset.cases] == ["The capital of Norway is"]
     assert [str(drop) for drop in dataset.dropped] == ["record 1: capital is missing"]
+
+
+# how prompts end, and what stands before answers
+
+
+def asked(case: Case) -> list[str]:
+    """Prompt and answer as one text, of every probe's target and foil."""
+    return [as_text(probe.prompt, one) for probe in case.probes for one in (probe.target, probe.foil) if one]
+
+
+def test_prompts_stay_as_they_were_typed(tmp_path: Path) -> None:
+    row = FACT | {
+        "prompt": "Where does {} live?\n",
+        "paraphrases": ["Ada's city?\t", "Ada lives in "],
+        "neighbors": ["Bo?\n\n"],
+    }
+    (case,) = load_facts(tmp_path, json.dumps(row), "facts.jsonl").cases
+    assert case.requests[0].prompt == "Where does {} live?\n"
+    assert [probe.prompt for probe in case.probes] == [
+        "Where does Ada live?\n",
+        "Ada's city?\t",
+        "Ada lives in ",
+        "Bo?\n\n",
+    ]
+    assert asked(case) == ["Where does Ada live?\nOslo", "Ada's city?\tOslo", "Ada lives in Oslo"]
+    (case,) = CounterFact("cf", path=write(tmp_path, [FLAT | {"rephrase_prompt": "Q?\n"}])).load().cases
+    assert case.probes[1].prompt == "Q?\n"
+    (case,) = (
+        ZsRE("zsre", path=write(tmp_path, [ZSRE | {"src": "Who founded Orbin?\n", "loc": "nq question: who "}]))
+        .load()
+        .cases
+    )
+    assert case.requests[0].prompt == "Who founded {}?\n"
+    assert case.probes[2].prompt == "nq question: who?"  # a text that a question mark follows
+
+
+@pytest.mark.parametrize(
+    ("said", "joined"),
+    [
+        ({}, "Ada lives in Oslo"),
+        ({"join": "none"}, "Ada lives inOslo"),
+        ({"join": ""}, "Ada lives inOslo"),
+        ({"join": "space"}, "Ada lives in Oslo"),
+        ({"join": " "}, "Ada lives in Oslo"),
+        ({"join": None}, "Ada lives in Oslo"),
+    ],
+)
+def test_a_record_says_what_stands_before_its_answers(tmp_path: Path, said: dict[str, Any], joined: str) -> None:
+    row = FACT | {"target_true": "Rome"} | said
+    (case,) = load_facts(tmp_path, json.dumps(row), "facts.jsonl").cases
+    assert asked(case) == [joined, joined.replace("Oslo", "Rome")]
+    (request,) = case.requests
+    assert (as_text(request.text, request.target_new), bare(request.target_new)) == (joined, "Oslo")
+
+
+def test_a_data_set_says_it_for_the_records_that_do_not(tmp_path: Path) -> None:
+    rows = [FACT, FACT | {"join": "space", "neighbors": [{"prompt": "Bo lives in", "target": "Rome"}]}]
+    path = write(tmp_path, rows)
+    first, second = Facts("facts", path=path, join="none").load().cases
+    assert asked(first) == ["Ada lives inOslo"]
+    assert asked(second) == ["Ada lives in Oslo", "Bo lives in Rome", "Bo lives in Oslo"]
+    table = "prompt,subject,target_new,join\n{} lives in,Ada,Oslo,\n{} is,Ada,Oslo,none\n"
+    first, second = load_facts(tmp_path, table, "facts.csv").cases
+    assert (asked(first), asked(second)) == (["Ada lives in Oslo"], ["Ada isOslo"])
+    with pytest.raises(UsageError, match="dataset.join=comma: choose none or space, or null for the rule"):
+        Facts("facts", path=path, join="comma").load()
+    with pytest.raises(MissingError, match="line 1: join is neither none nor space"):
+        load_facts(tmp_path, json.dumps(FACT | {"join": ","}), "facts.jsonl")
+
+
+def test_the_subject_becomes_a_slot_where_it_stands_as_a_word(tmp_path: Path) -> None:
+    row = FACT | {"prompt": "The Parisian mayor of Paris is", "subject": "Paris"}
+    (case,) = load_facts(tmp_path, json.dumps(row), "facts.jsonl").cases
+    assert case.requests[0].prompt == "The Parisian mayor of {} is"
+    assert case.requests[0].subject_span == (22, 27)
+
+
+def test_the_records_of_malmen_hold_the_answer_to_write(tmp_path: Path) -> None:
+    row = {key: ZSRE[key] for key in ("src", "rephrase", "loc", "loc_ans")} | {"ans": "Per Dahl"}
+    (case,) = ZsRE("zsre_true", path=write(tmp_path, [row])).load().cases
+    assert case.requests[0] == EditRequest("Who founded {}, and why is Orbin old?", "Orbin", "Per Dahl")
+    assert [probe.target for probe in case.probes] == ["Per Dahl", "Per Dahl", "Eva"]
+    (case,) = ZsRE("zsre_true", path=write(tmp_path, [row | {"ans": ["Per Dahl", "Dahl"], "src": "who?"}])).load().cases
+    assert case.requests[0] == EditRequest("who?", None, "Per Dahl") and case.probes[0].aliases == ("Dahl",)
+    (case,) = ZsRE("zsre_alt", path=write(tmp_path, [row | {"alt": "Bo"}]), target="alt").load().cases
+    assert (case.requests[0].target_new, case.requests[0].target_true) == ("Bo", "Per Dahl")

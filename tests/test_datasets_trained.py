@@ -90,7 +90,7 @@ def test_an_empty_split_is_one_line(write: Writer) -> None:
         ({"locality": -1}, "dataset.locality=-1"),
         ({"labels": ["yes"]}, "dataset.labels="),
         ({"template": "no slot"}, "dataset.template="),
-        ({"template": "{} ends with a space "}, "dataset.template="),
+        ({"join": "a comma"}, "dataset.join=a comma: choose none or space"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(write: Writer, options: dict[str, Any], message: str) -> None:
@@ -127,6 +127,25 @@ KILT_CLAIM = {
     "rephrases": ["x"],
     "logit": 1.5,
 }
+
+
+def test_half_of_the_edits_of_fever_write_what_is_there_if_asked_for(write: Writer) -> None:
+    path = write(claims(40))
+    flipped = Fever("fever", path=path).load().cases
+    mixed = Fever("fever", path=path, flips=0.5).load().cases
+    kept = [case for case in mixed if case.requests[0].target_true is None]
+    assert 40 < len(kept) < 80 and len(mixed) == 120
+    for case, flip in zip(mixed, flipped, strict=True):
+        assert case.right == flip.right and [p.prompt for p in case.probes] == [p.prompt for p in flip.probes]
+        if case in kept:
+            assert case.requests[0].target_new == flip.requests[0].target_true == case.right[0]
+            assert (case.probes[0].target, case.probes[0].foil) == (flip.probes[0].foil, flip.probes[0].target)
+        else:
+            assert case == flip
+    assert mixed == Fever("fever", path=path, flips=0.5).load().cases
+    assert all(case.requests[0].target_true is None for case in Fever("fever", path=path, flips=0.0).load().cases)
+    with pytest.raises(UsageError, match="dataset.flips=1.5: give a share from 0 to 1"):
+        Fever("fever", path=path, flips=1.5).load()
 
 
 def test_fever_in_the_form_of_ke_flips_the_prediction_and_takes_filtered_rephrases(write: Writer) -> None:
@@ -168,11 +187,23 @@ def test_other_label_names_and_the_forms_of_malmen(write: Writer) -> None:
         "equiv_prompt": ["Ada Lund is a singer."],
         "alt": "REFUTES",
         "unrel_prompt": "x",
-        "unrel_ans": "y",
+        "unrel_ans": "SUPPORTS",
     }
     (case,) = Fever("fever", path=write([row]), labels=["true", "false"]).load().cases
     assert case.requests[0] == EditRequest("{} sings.", "Ada Lund", "false", "true")
     assert of(case, "paraphrase") == [Probe("paraphrase", "Ada Lund is a singer.", "false", "true")]
+    assert of(case, "locality") == [Probe("locality", "x", "true", group="random")]
+    other = claims(1)[0] | {"id": "z"}
+    first, _ = Fever("fever", path=write([row, other])).load().cases
+    assert of(first, "locality") == [Probe("locality", "x", "SUPPORTS", group="random")]  # not one of other records
+    assert faults(Fever("fever", path=write([other, row | {"unrel_ans": "maybe"}])).load()) == [
+        "line 2: unrel_ans is neither SUPPORTS nor REFUTES"
+    ]
+
+
+def test_a_template_may_end_in_a_line_break(write: Writer) -> None:
+    (case,) = Fever("fever", path=write(claims(1)[:1]), template="{} True or False?\n").load().cases
+    assert case.requests[0].text.endswith(" True or False?\n")
 
 
 def test_bad_claims_are_named_by_line_and_field(write: Writer) -> None:
@@ -206,7 +237,7 @@ def test_a_model_of_the_wrong_kind_is_refused_in_one_line(write: Writer) -> None
         judged.refuse_unfit(None, "gpt")
     with pytest.raises(UsageError, match="bert has others: A, B"):
         judged.refuse_unfit(["A", "B"], "bert")
-    written = Fever("fever", path=write(claims(1)), template="{} True?").load()
+    written = Fever("fever", path=write(claims(1)[:1]), template="{} True?").load()
     written.refuse_unfit(None, "gpt")
     with pytest.raises(UsageError, match=r"asks for texts, and bert only chooses a label \(A, B\)"):
         written.refuse_unfit(["A", "B"], "bert")

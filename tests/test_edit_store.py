@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edit_cli import edit_store
+from edit_cli.editors.fact_memory import Fact
 from edit_cli.editors.lookup import CacheRoute
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
@@ -163,7 +164,7 @@ def test_state_with_numbers_as_keys_loads(tmp_path):
 
 def test_a_route_is_stored_too(tmp_path):
     lm = language_model()
-    route = CacheRoute(lm, ["Ada Lund lives in"], ["Oslo"], torch.ones(1, 32), None, 30.0)
+    route = CacheRoute([Fact("Ada Lund lives in", "Oslo")], torch.ones(1, 32), None, 30.0)
     edit_store.save(route, tmp_path / "route", lm, REQUESTS[:1], {"name": "lookup"})
     other = language_model()
     edit_store.attach(tmp_path / "route", other)

@@ -4,6 +4,8 @@ sequences.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from embedded import embedded_lm, requests, same_bits, snapshot, world
@@ -129,9 +131,28 @@ def test_blue_writes_the_first_and_the_last_layer_each_towards_its_own_targets(e
     with lm.edited(first):
         last = editor("memit", "method.layers=[3]").edit(lm, wanted)
     expected = first.updates | last.updates
+    assert edit.info["steps"] == first.info["steps"] + last.info["steps"] and len(edit.info["steps"]) == 2 * 3
+    assert edit.info["losses"] == pytest.approx(first.info["losses"] + last.info["losses"], rel=1e-3)
     assert edit.updates.keys() == expected.keys() and len(expected) == 2
     for name, factors in edit.updates.items():
         assert relative(factors.dense(), expected[name].dense()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["rome", "r-rome"])
+def test_rome_tells_of_every_fact_and_layer(name, editor, lm):
+    """As many losses, steps and gains as there are updates: one by one they are the same."""
+    made, wanted, alone = editor(name, "method.layers=[1,2]"), requests(2), []
+    together = made.edit(lm, wanted).info
+    for request in wanted:
+        lm.attach(made.edit(lm, [request]))
+        alone.append(lm.attached[-1].info)
+    for _ in wanted:
+        lm.detach()
+    for key in ("losses", "steps", "gains"):
+        assert len(together[key]) == 4
+        assert together[key] == pytest.approx([value for info in alone for value in info[key]], rel=1e-3)
+    assert all(0 < gain <= 1 + 1e-9 for gain in together["gains"])
+    assert together["prefixes"] == alone[0]["prefixes"]
 
 
 def test_merge_meets_several_facts_about_one_subject(editor, lm, monkeypatch):
@@ -182,7 +203,7 @@ def test_alphaedit_reports_its_null_spaces(editor, lm):
 def test_ultraedit_is_a_ridge_regression_on_normalised_gradients(lm):
     """Against autograd of the plain model, without probes."""
     wanted = [EditRequest(request.text, None, request.target_new) for request in requests(5)]
-    config = ["method.modules=[mlp_out:4,mlp.c_fc:5]", "method.lr=1e-3", "method.chunk=5"]
+    config = ["method.modules=[mlp_out:4,mlp.c_fc:5]", "method.lr=1e-3", "method.chunk=5", "method.warm_up=0"]
     register_resolvers()
     with initialize_config_module("edit_cli.conf", version_base="1.3"):
         edit = build(compose("evaluate", ["method=ultraedit", *config]).method).edit(lm, wanted)
@@ -226,7 +247,61 @@ def test_ultraedit_needs_no_subject_but_more_than_one_token(editor, lm):
     with lm.edited(ultraedit.edit(lm, wanted)):
         assert hits(lm, wanted) >= 3
     with pytest.raises(UsageError, match="protocol.batch_size"):
-        editor("ultraedit", "method.modules=[mlp_out:4]").edit(lm, wanted[:1])
+        editor("ultraedit", "method.modules=[mlp_out:4]", "method.warm_up=0").edit(lm, wanted[:1])
+
+
+def test_ultraedit_writes_a_single_fact_once_its_moments_have_seen_others(editor, lm):
+    """Records of the training split are read, and nothing of them is written; without any, text is."""
+    wanted, told = requests(2), [case.requests[0] for case in world("test")[:40]]
+    asked = []
+
+    def examples(split: str) -> list[tuple[str, str]]:
+        asked.append(split)
+        return [(request.text, request.target_true) for request in told]
+
+    untouched = snapshot(lm)
+    for source in (None, examples):
+        took = 0
+        for request in wanted:
+            made = editor("ultraedit")
+            made.examples = source
+            edit = made.edit(lm, [request])
+            assert same_bits(snapshot(lm), untouched)
+            with lm.edited(edit):
+                took += hits(lm, [request])
+                if source:  # what it was warmed up with, it has not learnt
+                    others = [(first.text, second.target_true) for first, second in pairwise(told)]
+                    assert sum(all(score.hits) for score in lm.loglikelihood(others[:19])) <= 1
+        assert took == len(wanted)
+    assert set(asked) == {"train"}
+    cold = editor("ultraedit", "method.warm_up=0")
+    with lm.edited(cold.edit(lm, wanted[:1])):
+        assert hits(lm, wanted[:1]) == 0
+
+
+def test_ultraedit_begins_with_what_it_sees_only_where_a_first_turn_lacks_facts(editor, lm):
+    wanted = requests(24)
+    first, second = editor("ultraedit"), editor("ultraedit", "method.warm_up=0")
+    # enough facts: as published, and a later turn goes on from them however few it has
+    assert same_bits(first.edit(lm, wanted[:20]).state()[0], second.edit(lm, wanted[:20]).state()[0])
+    assert same_bits(first.edit(lm, wanted[20:21]).state()[0], second.edit(lm, wanted[20:21]).state()[0])
+    first.reset()
+    warmed = first.edit(lm, wanted[:1])
+    again = editor("ultraedit")
+    assert same_bits(again.edit(lm, wanted[:1]).state()[0], warmed.state()[0])
+    names = again._names(lm)
+    plain = editor("ultraedit")._warmed(lm, names, 1)
+    with lm.edited(editor("ft").edit(lm, wanted[1:3])):  # it is the unedited model that is read
+        read = editor("ultraedit")._warmed(lm, names, 1)
+    assert all(torch.equal(read[shape].mean, plain[shape].mean) for shape in plain) and plain
+
+
+def test_ultraedit_says_what_a_few_facts_need(editor, lm):
+    made = editor("ultraedit")
+    made.corpus = None
+    with pytest.raises(UsageError) as caught:
+        made.edit(lm, requests(1))
+    assert all(part in str(caught.value) for part in ("protocol.batch_size", "corpus=NAME", "method.warm_up=0"))
 
 
 @pytest.mark.parametrize(

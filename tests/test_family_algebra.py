@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from embedded import embedded_lm, linear_twin
+from embedded import embedded_lm, linear_twin, requests
 from torch import Tensor
 
+from edit_cli.editors import rome, spreading
 from edit_cli.editors.alphaedit import AlphaEdit
+from edit_cli.editors.blue import BLUE
+from edit_cli.editors.contexts import BARE, ContextOptions
 from edit_cli.editors.emmet import EMMET
+from edit_cli.editors.keyvalue import KeyValueEditor, Subjects
 from edit_cli.editors.memit import MEMIT
+from edit_cli.editors.memit_merge import MEMITMerge
 from edit_cli.editors.pmet import PMET
 from edit_cli.editors.postprocess import damped_factors, largest_relative, prune, rect, spectral_norm
+from edit_cli.editors.rome import ROME
 from edit_cli.editors.solver import Covariance, solve
 from edit_cli.editors.ultraedit import RunningMoments
+from edit_cli.editors.values import Values
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
 
@@ -128,6 +136,46 @@ def test_alphaedit_wants_statistics_and_a_positive_ridge(lm, moment):
         AlphaEdit(layers=[0], use_covariance=False, moments=Given(moment)).prepare(lm, [0], 1)
     with pytest.raises(UsageError, match="method.l2=0"):
         AlphaEdit(layers=[0], l2=0.0, moments=Given(moment)).prepare(lm, [0], 1)
+
+
+def members() -> dict[str, KeyValueEditor]:
+    """The family without statistics of text, on two layers; half of AlphaEdit's directions are free."""
+    plain: dict[str, Any] = {"layers": [1, 2], "context": ContextOptions(prefixes=["The city"])}
+    soft = plain | {"use_covariance": False, "covariance_weight": 1e-3}
+    half = Given(torch.linspace(0, 1, 512, dtype=torch.float64).diag())
+    return {
+        "memit": MEMIT(**soft),
+        "memit-merge": MEMITMerge(**soft),
+        "emmet": EMMET(**soft, epsilon=0.0),
+        "pmet": PMET(**soft),
+        "blue": BLUE(**soft),
+        "alphaedit": AlphaEdit(**plain, l2=1e-3, threshold=0.5, moments=half),
+        "rome": ROME(layers=[2], context=plain["context"], use_covariance=False),
+    }
+
+
+@pytest.mark.parametrize("name", members())
+def test_what_is_written_carries_states_to_their_targets(name, lm, monkeypatch):
+    """Targets that are simply there, a random step away from the states: they are met, not mirrored."""
+    editor, wanted = members()[name], requests(1 if name == "rome" else 3)
+    site = "mlp_out" if name == "rome" else editor.site
+    aimed: list[tuple[Tensor, Tensor]] = []
+
+    def states() -> Tensor:
+        return Subjects(lm, wanted, BARE).states(2, site, 2).double()
+
+    def optimise(model, facts, layer, site, options, contexts, groups=None):
+        present = Subjects(model, facts, BARE).states(layer, site, layer).double()
+        step = randn(*present.shape, seed=layer) * present.std()
+        aimed.append((present + step, step))
+        return Values(present + step, present, [0.0] * len(facts), [1] * len(facts))
+
+    monkeypatch.setattr(spreading, "optimise_values", optimise)
+    monkeypatch.setattr(rome, "optimise_values", optimise)
+    edit = editor.edit(lm, wanted)
+    target, step = aimed[-1]
+    with lm.edited(edit):
+        assert float((states() - target).norm()) < 0.2 * float(step.norm())
 
 
 def test_pmet_shares_by_the_square_root():

@@ -15,6 +15,7 @@ from edit_cli.editors.grace import GAP, Book, GraceLayer, GracePatch, replaced
 from edit_cli.editors.memory import module_of, nearest
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.focus import Focus
+from edit_cli.requests import EditRequest
 
 
 @pytest.fixture
@@ -114,17 +115,43 @@ def test_outside_every_radius_the_output_is_the_models_own_bit_for_bit(grace):
         assert all(answered(lm, wanted))
 
 
-def test_many_at_once_are_one_at_a_time(grace):
-    """The same entries, radii and values, whether facts come in one edit or in several on top of each other."""
-    lm, wanted = embedded_lm(), requests(8)
-    made = grace()
-    at_once = made.edit(lm, wanted)
-    for request in wanted:
-        lm.attach(made.edit(lm, [request]))
-    one_by_one = GracePatch.present(lm, module_of(lm, 5, "mlp_in"))
-    assert [list(answer) for answer in one_by_one.answers] == at_once.content["answers"]
-    for part in ("keys", "radii", "values"):
-        torch.testing.assert_close(getattr(one_by_one, part).all, at_once.tensors[part], rtol=1e-3, atol=1e-3)
+def two_wordings() -> list[EditRequest]:
+    """A new fact, and another wording with the old answer: known before, and within reach of the new one's key."""
+    case = world("tune")[0]
+    wording = next(probe.prompt for probe in case.probes if probe.kind == "paraphrase")
+    return [case.requests[0], EditRequest(wording, None, case.requests[0].target_true or "")]
+
+
+@pytest.mark.parametrize("sizes", [(10,), (5, 5), (1, 9)])
+def test_many_at_once_are_one_at_a_time(sizes, grace):
+    """The same entries, radii and values, bit for bit, whether facts come in one edit or in several."""
+    lm, wanted = embedded_lm(), [*two_wordings(), *requests(8, start=1)]
+    made, name, found = grace("method.radius=5"), module_of(lm, 5, "mlp_in"), []
+    for cut in ((1,) * len(wanted), sizes):
+        left = list(wanted)
+        for size in cut:
+            lm.attach(made.edit(lm, left[:size]))
+            del left[:size]
+        layer = GracePatch.present(lm, name)
+        found.append((list(layer.answers), *(getattr(layer, part).all.clone() for part in ("keys", "radii", "values"))))
+        for _ in cut:
+            lm.detach()
+    (answers, *parts), (answers_at_once, *parts_at_once) = found
+    assert answers == answers_at_once
+    assert float(parts[1].min()) < 5  # some keys were split
+    assert all(torch.equal(one, other) for one, other in zip(parts, parts_at_once, strict=True))
+
+
+def test_a_fact_that_an_earlier_one_of_the_same_edit_takes_away_gets_its_entry(grace):
+    lm, (fact, known) = embedded_lm(), two_wordings()
+    assert answered(lm, [fact, known]) == [False, True]
+    with lm.edited(grace().edit(lm, [fact, known])):
+        assert answered(lm, [fact, known]) == [True, True]
+    # first in turn it is right and needs none, as published, so the later fact covers it; with an entry it stays
+    with lm.edited(grace().edit(lm, [known, fact])):
+        assert answered(lm, [fact, known]) == [True, False]
+    with lm.edited(grace("method.only_mistakes=false").edit(lm, [known, fact])):
+        assert answered(lm, [fact, known]) == [True, True]
 
 
 def test_a_sequence_is_one_layer_and_comes_off_edit_by_edit(grace):
@@ -190,6 +217,7 @@ def test_radius_auto_is_measured_and_stays_with_the_codebook(grace):
     lm, wanted = embedded_lm(), requests(2)
     first = grace("method.radius=auto").edit(lm, wanted[:1])
     assert 1.0 < first.content["radius"] < 8.0
+    assert grace("method.radius=auto").edit(lm, wanted).content["radius"] == first.content["radius"]
     with lm.edited(first):
         assert grace("method.radius=auto").edit(lm, wanted[1:]).content["radius"] == first.content["radius"]
 

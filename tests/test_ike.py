@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot
 from torch import Tensor
 
 from edit_cli import edit_store
+from edit_cli.commands.examples import OtherRecords
+from edit_cli.datasets import CounterFact
 from edit_cli.editors.demonstrations import Store, shown
 from edit_cli.editors.ike import IKE
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
@@ -201,8 +204,30 @@ def test_saved_it_answers_the_same_in_a_new_process(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == here
 
 
-def test_the_packaged_settings_know_their_store(tmp_path):
-    editor = packaged_editor(tmp_path, "ike")
+def test_demonstrations_come_from_the_same_data_set(tmp_path, monkeypatch):
+    """What the run edits or asks about is none of them; with nothing else in the file the fact stands alone."""
+    source = CounterFact("counterfact", records="world", split="tune")
+    asked = world("tune")[:12]
+    editor: Any = packaged_editor(tmp_path, "ike", "method.embedding.model=hidden")
+    editor.examples = others = OtherRecords(source, asked)
+    (texts,) = editor.edit(lm(), [asked[0].requests[0]]).prefixes
+    told = {text.split("\n")[0].removeprefix("New Fact: ") for text in texts[:-1]}
+    rest = {f"{r.text} {r.target_new}" for case in others.others() for r in case.requests}
+    taken = {probe.prompt for case in asked for probe in case.probes}
+    assert len(told) == editor.demonstrations and told <= rest
+    assert 0 < len(rest) < len(world("tune")) and not any(r.startswith(tuple(taken)) for r in rest)
+
+    notes: list[str] = []
+    monkeypatch.setattr(lm().monitor, "note", notes.append)
+    alone: Any = packaged_editor(tmp_path, "ike", "method.embedding.model=hidden")
+    alone.examples = OtherRecords(source, world("tune"))
+    for editor in (alone, packaged_editor(tmp_path, "ike", "method.embedding.model=hidden")):
+        (texts,) = editor.edit(lm(), [asked[0].requests[0]]).prefixes
+        assert len(texts) == 1 and "no other records of this data set" in notes.pop() and not notes
+
+
+def test_another_data_set_can_be_the_store(tmp_path):
+    editor = packaged_editor(tmp_path, "ike", "dataset@method.store=world", "method.store.split=train")
     subjects = {case.requests[0].subject for case in editor.store.load(None).cases}
     assert len(subjects) > 100 and not subjects & {case.requests[0].subject for case in world("test")}
     without = packaged_editor(tmp_path, "ike", "method.store=null", "method.copy_itself=false").edit(lm(), requests(1))
@@ -215,6 +240,10 @@ def test_the_packaged_settings_know_their_store(tmp_path):
         ({"router": "x"}, "method.router=x: choose auto, none or embedding"),
         ({"shares": [1, 2]}, "give three numbers"),
         ({"demonstrations": -1}, "method.demonstrations=-1"),
+        (
+            {"store": "world"},
+            "method.store=world: choose same or null, or name a data set by dataset@method.store=NAME",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings, message):

@@ -13,7 +13,7 @@ from learners import brief, keep_trained, statements
 
 from edit_cli.editors.gradients import gradients
 from edit_cli.editors.ke import KE, BoundOptions, climbing
-from edit_cli.editors.meta_batch import DrawOptions
+from edit_cli.editors.meta_batch import DrawOptions, draw
 from edit_cli.editors.passes import row_losses
 from edit_cli.editors.trainable import TrainingOptions
 from edit_cli.errors import MissingError, UsageError
@@ -105,6 +105,28 @@ def test_an_edit_of_several_facts_is_the_sum_and_small(tmp_path):
         torch.testing.assert_close(
             edit.stored(lm, name), sum(part.stored(lm, name) for part in parts), rtol=1e-4, atol=1e-6
         )
+
+
+def test_prompts_of_the_other_facts_of_a_batch_must_stay():
+    """As published: of a batch one fact is edited, and the others are its constraint; validation takes each fact."""
+    editor, cases = ke(others=3), statements("train")[:8]
+    assert (editor.cases_per_edit, editor.cases_per_trial) == (4, 1)
+    torch.manual_seed(0)
+    edited, lessons = editor._lessons(cases, 4)
+    torch.manual_seed(0)
+    plain = draw([cases[0], cases[4]], 1, editor.draw)
+    assert edited == [cases[0], cases[4]]
+    for lesson, drawn, first in zip(lessons, plain, (0, 4), strict=True):
+        others = [case.requests[0] for case in cases[first + 1 : first + 4]]
+        assert lesson.inner == lesson.outer == drawn.inner
+        assert lesson.local == (*drawn.local, *((request.text, request.target_true) for request in others))
+    lm = embedded_lm()
+    net = editor.build(lm)
+    assert editor.loss(net.train(), lm, cases)[1]["kl"] >= 0
+    assert editor.loss(net.eval(), lm, cases[:3])[1]["shift"] > 0
+    assert "others" not in ke().recipe() and editor.recipe()["others"] == 3  # what was trained without is found
+    with pytest.raises(UsageError, match="method.others=-1"):
+        ke(others=-1)
 
 
 def test_it_can_begin_as_a_step_down_the_gradient():

@@ -5,6 +5,7 @@ EWC, DEFER, MELO, LoRA and retraining by themselves."""
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -279,7 +280,7 @@ def test_melo_routes_each_prompt_to_its_own_block(editor):
 
 def test_melo_starts_from_the_models_own_answers(editor):
     lm, wanted = embedded_lm(), requests(1)
-    edit = editor("melo", "method.steps=0").edit(lm, wanted)
+    edit = replace(editor("melo"), steps=0).edit(lm, wanted)
     assert all(float(tensor.abs().max()) == 0 for name, tensor in edit.tensors.items() if name.startswith("left."))
 
 

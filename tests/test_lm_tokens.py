@@ -9,7 +9,8 @@ import torch
 from families import tokenizer
 
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.tokens import answer, by_length, pad_left, pad_right, tokenize
+from edit_cli.lm.tokens import by_length, pad_left, pad_right, tokenize
+from edit_cli.writing import JOINER, answer, joined
 
 TOKENIZERS = {
     f"{kind}{'-bos' * bos}{'-eos' * eos}-{side}": (kind, bos, eos, side)
@@ -43,7 +44,7 @@ def test_a_leading_space_in_the_target_makes_no_difference(words):
     rows = tokenize(words, [("Ada lives in", target) for target in ("Paris", " Paris", "  Paris ", "Paris\n")])
     assert len({row.ids for row in rows}) == 1
     assert len({row.start for row in rows}) == 1
-    assert answer("  Paris ") == " Paris"
+    assert answer("Ada lives in", "  Paris ") == " Paris"
 
 
 @every
@@ -178,3 +179,40 @@ def test_batches_hold_every_row_once_within_the_budget(budget):
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
     assert by_length([], budget) == []
+
+
+@every
+@pytest.mark.parametrize(
+    ("prompt", "target"),
+    [
+        ("東京は", "東京"),
+        ("Who is it?\n", "Ada Lund"),
+        ('She said "', "Paris"),
+        ("Ada Lund (", "Oslo"),
+        ("Ada", ", Zoë"),
+    ],
+)
+def test_no_space_is_put_where_there_is_to_be_none(words, prompt, target):
+    (row,) = tokenize(words, [(prompt, target)])
+    assert decoded(words, row.ids) == prompt + target
+    assert decoded(words, row.ids[row.start :]).endswith(target[1:])  # a token may hold both sides of the joint
+    assert row.offsets[row.start][1] > len(prompt)
+    assert row.start == 0 or row.offsets[row.start - 1][1] <= len(prompt)
+
+
+@every
+def test_spaces_at_the_end_of_a_prompt_go_with_what_comes_after_it(words):
+    for target in ("Oslo", None):
+        plain, spaced = tokenize(words, [("Ada lives in", target), ("Ada lives in ", target)])
+        assert spaced == plain
+    newline, none = tokenize(words, [("Ada lives in\n", None), ("Ada lives in\n ", None)])
+    assert none == newline
+    assert decoded(words, newline.ids) == "Ada lives in\n"
+
+
+def test_what_a_target_says_of_its_joint_is_no_part_of_it():
+    words = tokenizer()
+    spaced, glued = tokenize(words, [("東京は", joined("東京", "space")), ("Ada", joined("Oslo", "none"))])
+    assert (decoded(words, spaced.ids), decoded(words, glued.ids)) == ("東京は 東京", "AdaOslo")
+    with pytest.raises(RejectedRequest, match="target is empty"):
+        tokenize(words, [("Ada", JOINER)])

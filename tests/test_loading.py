@@ -18,6 +18,7 @@ from families import DEPTH, quiet, tiny
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+from edit_cli.config import register_resolvers
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.lm import loading
 from edit_cli.lm.layout import LayoutOptions
@@ -365,10 +366,11 @@ def test_every_packaged_model_is_described_and_has_all_keys(file):
     assert set(model) == {field.name for field in fields(ModelOptions)}
     assert set(model.layout) == {field.name for field in fields(LayoutOptions)}
     if file.stem == "hf":
+        register_resolvers()
         assert OmegaConf.is_missing(model, "id")
         model.id = "owner/model"
         model = OmegaConf.create(OmegaConf.to_container(OmegaConf.create({"model": model}), resolve=True)["model"])
-        assert model.name == "owner/model"
+        assert model.name == "model"
     else:
         assert model.name == file.stem
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelOptions), model))

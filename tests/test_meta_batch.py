@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from embedded import embedded_lm
+from families import tiny_lm
 from learners import statements
 
-from edit_cli.editors.meta_batch import DrawOptions, draw
+from edit_cli.editors.gradients import DenseShift
+from edit_cli.editors.mend import MEND
+from edit_cli.editors.meta_batch import DrawOptions, Trial, draw, judged
+from edit_cli.edits import WeightDelta
 from edit_cli.errors import UsageError
+from edit_cli.lm.answers import Answers
 
 DRAWN = DrawOptions("any", ["random", "same_relation"])
+OUT = "transformer.h.5.mlp.c_proj"
 
 
 def test_lessons_are_drawn_by_seed_and_case_alone():
@@ -64,10 +73,59 @@ def test_the_same_answer_is_drawn_where_there_is_one():
     assert {true in answers for answers, true in told} == {True, False}
 
 
+def test_all_of_a_text_can_have_to_stay():
+    """As MEND has it for continuations: the divergence is that of every token after the first word."""
+    lm, cases = embedded_lm(), statements("train")[:3]
+    torch.manual_seed(0)
+    short = draw(cases, 1, DRAWN)
+    torch.manual_seed(0)
+    whole = draw(cases, 1, replace(DRAWN, stays="text"))
+    for one, other in zip(short, whole, strict=True):
+        assert one.inner == other.inner and one.outer == other.outer
+        for (prompt, answer), (first, rest) in zip(one.local, other.local, strict=True):
+            assert f"{first} {rest}" == f"{prompt} {answer}" and " " not in first
+    change = DenseShift(0.05 * torch.randn(lm.weight(OUT).shape))
+    _, kl, _ = Trial(lm, whole, 5).losses({OUT: change})
+    expected = []
+    for lesson in whole:
+        for first, rest in lesson.local:
+            start = len(lm.tokenizer(first)["input_ids"]) - 1
+            ids = lm.tokenizer(f"{first} {rest}", return_tensors="pt")["input_ids"]
+            before = lm.model(ids).logits[0, start:-1].log_softmax(-1)
+            with lm.edited(WeightDelta({f"{OUT}.weight": change.change.T.contiguous()})):
+                after = lm.model(ids).logits[0, start:-1].log_softmax(-1)
+            expected.append((before.exp() * (before - after)).sum(-1).mean())
+    torch.testing.assert_close(kl, torch.stack(expected).mean(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_model_whose_prompt_and_answer_are_two_texts_keeps_answers_alone():
+    lm = tiny_lm("t5")
+    with pytest.raises(UsageError, match="method.draw.stays=text needs a causal language model"):
+        MEND(draw=DrawOptions(stays="text")).fits(lm)
+    MEND().fits(lm)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"outer": "sen"}, "method.draw.outer=sen"), ({"locality": ["random", "hrad"]}, "method.draw.locality=hrad")],
+    [
+        ({"outer": "sen"}, "method.draw.outer=sen: choose any, "),
+        ({"locality": ["random", "hrad"]}, "method.draw.locality=hrad: choose any, "),
+        ({"stays": "all"}, "method.draw.stays=all: choose answer or text"),
+    ],
 )
-def test_a_group_that_no_data_can_have_is_refused(options, told):
-    with pytest.raises(UsageError, match=f"{told}: choose any, "):
+def test_a_word_that_means_nothing_is_refused(options, told):
+    with pytest.raises(UsageError, match=told):
         DrawOptions(**options)
+
+
+@pytest.mark.parametrize(("was", "now", "lost"), [(True, False, 100.0), (False, True, -100.0), (True, True, 0.0)])
+def test_drawdown_of_a_validation_is_accuracy_that_is_lost(was, now, lost):
+    """Two rows: one that must have its answer, and one whose answer must stay (the second)."""
+    right, wrong = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 4.0])
+
+    def answers(second: bool) -> Answers:
+        logits = torch.stack([right, right if second else wrong])
+        return Answers(logits, torch.zeros(2, dtype=torch.long), torch.arange(2))
+
+    told = judged(answers(now), answers(was), torch.tensor([True, False]))[2]
+    assert told["drawdown"] == lost and told["es"] == 100.0

@@ -46,6 +46,13 @@ def test_neighbourhood_counts_the_true_object_as_target():
     assert values["neighborhood_magnitude"] == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize(("was", "now", "lost"), [(True, False, 100.0), (False, True, -100.0), (True, True, 0.0)])
+def test_drawdown_is_accuracy_that_is_lost(was, now, lost):
+    """Above zero where a right answer has become wrong, below where a wrong one has become right."""
+    told = line([probe("locality", target_hits=[now])], [probe("locality", target_hits=[was])])
+    assert probe_values(told, "after")["locality_drawdown"] == lost
+
+
 def test_paraphrases_are_averaged_within_the_case():
     values = after(probe("paraphrase", target=1.0), probe("paraphrase", target=3.0), probe("paraphrase", target=1.0))
     assert values["paraphrase_success"] == pytest.approx(100 * 2 / 3)

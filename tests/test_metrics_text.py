@@ -15,6 +15,7 @@ from edit_cli.metrics.text import (
     matches_exactly,
     normalise,
 )
+from edit_cli.writing import JOINS, joined
 
 
 @pytest.mark.parametrize(
@@ -113,3 +114,20 @@ def test_reference_score_does_not_depend_on_which_cases_are_scored():
     scorer = ReferenceScorer({"1": ["aa bb"], "2": ["bb cc"]})
     assert scorer(["2"], [["bb"]]) == pytest.approx(scorer(["1", "2"], [["aa"], ["bb"]])[1:])
     assert scorer([], []) == []
+
+
+def test_scripts_without_spaces_have_their_own_ends_of_sentences_and_words():
+    assert first_sentence("北京。它是首都。") == "北京"
+    assert first_sentence("東京\uff01ほか") == "東京"
+    assert matches_exactly("北京。它是首都。", ["北京"])
+    assert contains_any("北京市。", ["北京"]) and contains_any("是北京", ["北京"])
+    assert contains_any("首都是Paris\uff0c法国", ["Paris"])
+    assert contains_any("กรุงเทพมหานคร", ["กรุงเทพ"])
+    assert not contains_any("首都是Parisian", ["Paris"])
+    assert not contains_any("北京。不是上海", ["上海"])
+
+
+def test_what_an_answer_says_of_its_joint_is_no_part_of_it():
+    for join in JOINS:
+        assert normalise(joined("Oslo", join)) == "oslo"
+        assert matches_exactly("Oslo.", [joined("Oslo", join)]) and contains_any("in Oslo", [joined("Oslo", join)])

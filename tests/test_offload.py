@@ -275,7 +275,10 @@ def test_auto_leaves_on_disk_what_finds_no_memory(tmp_path):
             {"device_map": {"transformer": "cpu", "transformer.h.1": "disk"}},
             "model.device_map names transformer.h.1 and",
         ),
-        ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "model.max_memory does not work"),
+        ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "model.max_memory={cpu: much}: give bytes"),
+        ({"device_map": "auto", "max_memory": {0: -1}}, "model.max_memory={0: -1}: give bytes"),
+        ({"device_map": "auto", "max_memory": {"gpu": "1GB"}}, "model.max_memory={gpu: 1GB}: name devices"),
+        ({"max_memory": {0: "1GB"}}, "model.max_memory says what may be used of each device"),
     ],
 )
 def test_maps_that_cannot_work_are_refused(fields, told):

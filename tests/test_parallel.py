@@ -89,12 +89,14 @@ def test_one_batch_is_edited_by_both(cli):
         assert (two[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 
+@pytest.mark.slow
 def test_batches_are_dealt_out(cli):
     on_one_and_on_two(cli, "evaluate", "method=ft", "method.steps=5", "limit=3")
     assert [line["step"] for line in json_lines(Path("two/results.jsonl"))] == [0, 1, 2]
     assert summary("two")["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_sequence_is_the_same(cli):
     on_one_and_on_two(
         cli, "sequential", *MEMIT, "method=alphaedit", "limit=6", "protocol.batch_size=3", "protocol.holdout=3"
@@ -103,10 +105,12 @@ def test_a_sequence_is_the_same(cli):
         assert (edits("two")[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
 
 
+@pytest.mark.slow
 def test_tracing_is_shared(cli):
     on_one_and_on_two(cli, "trace", "limit=3", "model.device=cpu")
 
 
+@pytest.mark.slow
 def test_text_is_shared(cli):
     """Both halves of the text are in the second moments, which one process writes."""
     text = ("corpus=file", "corpus.path=text.txt", "layers=[0,2]", "stats.batch_tokens=64", "model.device=cpu")
@@ -163,6 +167,7 @@ def test_a_process_that_dies_ends_the_run_and_what_is_finished_stays(cli, tmp_pa
     assert summary("cut")["n"] == 24
 
 
+@pytest.mark.slow
 def test_an_interruption_reaches_all(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     running = start("evaluate", "method=ft", "method.steps=30", "limit=300", "processes=2", "run_dir=cut")
@@ -177,6 +182,7 @@ def test_an_interruption_reaches_all(tmp_path, monkeypatch):
     assert json.loads(Path("cut/manifest.json").read_text())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_none_goes_on_when_the_starter_is_gone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     running = start("evaluate", "method=ft", "method.steps=30", "limit=300", "processes=2", "run_dir=cut")
@@ -198,6 +204,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_torchrun_starts_it_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "edit_cli"]

@@ -22,6 +22,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_every_sequential_run_of_a_patch_method_draws_it(cli):
     """Also a run that was complete but for its summary, which takes its edits from disk; other methods draw nothing
     of the kind.

@@ -262,7 +262,7 @@ def test_commands(cli, bitsandbytes):
     assert ended.code == 0, ended.err
     metrics = json.loads(Path("first/summary.json").read_text())["metrics"]
     assert metrics["efficacy_success"]["after"]["mean"] == 100.0
-    fact = ("edit.prompt='{} is'", "edit.subject=Rome", "edit.target=old")
+    fact = ("edit.prompt={} is", "edit.subject=Rome", "edit.target=old")
     ended = cli("edit", "method=rome", *fact, "model.quantise=8bit", "run_dir=edited", quick=True)
     assert ended.code == 0, ended.err
     ended = cli("apply", "edited", "--out", "baked")

@@ -54,7 +54,7 @@ SUMMARY = {
 
 
 def test_title_and_footer_tell_what_was_done():
-    shown = rendered(evaluation(SUMMARY), 200)
+    shown = " ".join(rendered(evaluation(SUMMARY), 200).split())
     for told in (
         "memit on tiny-gpt2: 98 facts edited, in batches of 10",
         "counterfact (embedded world, split test), 100 of 1,400 records (limit=100)",
@@ -73,7 +73,8 @@ def test_title_and_footer_tell_what_was_done():
 def test_the_table_has_every_metric_once_in_its_section(width):
     shown = rendered(MetricsTable(COUNTERFACT), width).splitlines()
     assert max(map(len, shown)) <= width
-    starts = [shown.index(title) for title in (words.TEACHER_FORCED, words.FREE_RUNNING, words.AS_A_WHOLE)]
+    titles = (words.TEACHER_FORCED, words.FREE_RUNNING, words.AS_A_WHOLE)
+    starts = [next(at for at, line in enumerate(shown) if line.startswith(title)) for title in titles]
     assert starts == sorted(starts)
     rated, written, whole = (shown[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True))
     assert sum("success, % ↑" in line for line in rated) == 3
@@ -85,6 +86,22 @@ def test_the_table_has_every_metric_once_in_its_section(width):
     assert any(
         "-93.7 [-98, -89]" in line and "100.0 [96, 100]" in line and "new answer likelier" in line for line in rated
     )
+
+
+def test_every_mean_has_its_number_of_facts():
+    metrics = {
+        name: {side: {**entry(50.0), "n": n} for side in ("before", "after")}
+        for name, n in (
+            ("efficacy_success", 1),
+            ("efficacy_accuracy", 2),
+            ("efficacy_token_accuracy", 2),
+            ("perplexity", 1),
+        )
+    }
+    shown = rendered(MetricsTable(metrics)).splitlines()
+    assert " Edited prompts (efficacy), n = 1" in shown or " Edited prompts (efficacy), n = 2" in shown
+    assert sum("(n = " in line for line in shown) == 1  # the one of the two that differs from its heading
+    assert "THE MODEL AS A WHOLE, n = 1" in shown
 
 
 def test_data_sets_without_old_answers_show_token_accuracies():

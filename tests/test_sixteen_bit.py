@@ -126,6 +126,7 @@ def test_a_resumed_sequence_is_the_unbroken_one(method, dtype, statistics, tmp_p
     assert same_state(resumed, load(dtype))
 
 
+@pytest.mark.slow
 def test_a_killed_sequence_of_the_command_goes_on_in_the_same_bits(cli, kill_after):
     command = ("sequential", "method=memit", "limit=3", "protocol.batch_size=1", "model.dtype=bfloat16")
     assert cli(*command, "run_dir=whole", quick=True).code == 0

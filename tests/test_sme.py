@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from conftest import Killed, exact, json_lines, nearly
 
-from edit_cli.commands.sme_protocol import SmeProtocol
+from edit_cli.commands.sme_protocol import SmeProtocol, known
+from edit_cli.datasets import Fever, Source, ZsRE, ZsREQuestions
 from edit_cli.errors import UsageError
 from edit_cli.metrics.sme import fold_rates, right, sme_rates, spread
 from edit_cli.requests import Case, EditRequest, Probe
@@ -128,6 +130,50 @@ def test_the_true_answers_take_the_place_of_the_written_ones():
         SmeProtocol(answers="right").as_edited(Case("2", (EditRequest("a", None, "b"),), ()))
 
 
+ANSWERS = ("Per Dahl", "P. Dahl", "Dahl")
+
+
+def test_every_right_answer_counts(write):
+    """An accepted alias is no mistake, and TrainR and TestR take it, too."""
+    record = {
+        "subject": "Orbin", "src": "Who founded Orbin?", "rephrase": "By whom was Orbin founded?", "alt": "Maria Sol",
+        "pred": "Per Dahl", "answers": list(ANSWERS), "loc": "nq question: who sang first", "loc_ans": "Eva",
+    }  # fmt: skip
+    path = write([record, record | {"src": "Who sold Orbin?"}])
+    sources: list[Source] = [
+        ZsREQuestions("zsre_qa", path=path, unrelated="zsre"),
+        ZsRE("zsre_alt", path=path, target="alt"),
+        ZsRE("zsre_true", path=path, target="true"),
+    ]
+    for source in sources:
+        case, other = source.load().cases
+        edited = SmeProtocol(answers="right").as_edited(case)
+        (request,) = edited.requests
+        assert request.target_new == ANSWERS[0] and request.target_true in ("Maria Sol", None)
+        for reply in ANSWERS:
+            said = [{**asdict(probe), "generated": f" {reply}. And"} for probe in edited.probes]
+            assert len(said) == 2 and all(map(right, said)), (source.name, reply)
+        assert not right({**asdict(edited.probes[0]), "generated": "Maria Sol"})
+        (asked,) = known("train 1", other).probes
+        assert right({**asdict(asked), "generated": "P. Dahl"})
+    (stays,) = [probe for probe in sources[0].load().cases[0].probes if probe.kind == "locality"]
+    assert stays.prompt == "Who sold Orbin?" and right({**asdict(stays), "generated": "P. Dahl"})
+
+
+def test_the_right_label_is_the_datas_and_not_what_the_model_said(write):
+    """KE's records of FEVER have both; where the model was wrong, its label is what an edit replaces."""
+    claim = {
+        "id": "1", "input": "Rome is in Italy.", "output": [{"answer": "SUPPORTS"}], "prediction": "REFUTES",
+        "alternatives": ["SUPPORTS"], "filtered_rephrases": ["Italy holds Rome."],
+    }  # fmt: skip
+    (case,) = Fever("fever", path=write([claim]), locality=0).load().cases
+    assert case.requests[0].target_true == "REFUTES"
+    edited = SmeProtocol(answers="right").as_edited(case)
+    assert (edited.requests[0].target_new, edited.requests[0].target_true) == ("SUPPORTS", "REFUTES")
+    assert {(probe.target, probe.foil) for probe in edited.probes} == {("SUPPORTS", "REFUTES")}
+    assert known("test 1", case).probes[0].target == "SUPPORTS"
+
+
 def test_folds_cut_all_records_at_random_and_none_twice():
     cases = [Case(str(number), (), ()) for number in range(7)]
     folds = SmeProtocol(folds=3, fold_seed=1).cut(cases)
@@ -197,6 +243,7 @@ def test_a_memory_of_another_model_is_refused(finished, look):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(finished, look):
     ended = look(*FINISHED, "processes=2", "run_dir=two", quick=True)
     assert ended.code == 0, ended.err

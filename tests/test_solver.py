@@ -35,6 +35,22 @@ def test_primal_dual_and_direct_form_agree(count):
         assert relative(solve(residual, keys, Covariance(moment), 3.0, form).dense(), direct) < 1e-10
 
 
+@pytest.mark.parametrize("form", ["primal", "dual", "auto"])
+@pytest.mark.parametrize(("count", "earlier"), [(5, 3), (5, 60), (60, 5)])
+def test_past_keys_keep_their_values_in_either_form(form, count, earlier):
+    """Δ = R Kᵀ (λC + K_p K_pᵀ + K Kᵀ)⁻¹: as if they were written again with a residual of zero."""
+    residual, keys, moment = problem(count)
+    past = problem(earlier, seed=1)[1]
+    direct = residual @ keys.T @ torch.linalg.inv(3.0 * moment + past @ past.T + keys @ keys.T)
+    found = solve(residual, keys, Covariance(moment), 3.0, form, past).dense()
+    assert relative(found, direct) < 1e-9
+    nothing = torch.cat([residual, residual.new_zeros(OUT, earlier)], dim=1)
+    again = solve(nothing, torch.cat([keys, past], dim=1), Covariance(moment), 3.0, form).dense()
+    assert relative(found, again) < 1e-9
+    alone = solve(residual, keys, Covariance(moment), 3.0, form).dense()
+    assert float((found @ past).norm()) < 0.9 * float((alone @ past).norm())
+
+
 def test_soft_update_satisfies_its_normal_equations():
     residual, keys, moment = problem(7)
     delta = solve(residual, keys, Covariance(moment), 3.0).dense()

@@ -340,7 +340,7 @@ def made(kind: str) -> Edit:
                  f"right.{MODULE}": torch.zeros(2, 128), f"left.{MODULE}": torch.zeros(512, 2)},
                  {"modules": [MODULE], "rank": 2, "clusters": {"0": cluster}, "blocks": [0], "forgotten": 0}),
         "defer": (DeferPatch, {"left": torch.zeros(512, 1), "right": torch.zeros(1, 128), "router": torch.zeros(128),
-                  "threshold": torch.zeros(()), "offset": torch.zeros(512)}, {"seed": 0, "facts": 1}),
+                  "threshold": torch.zeros(()), "offset": torch.zeros(512)}, {"seed": 0, "facts": 1, "ranks": [1]}),
         "wise": (WisePatch, {"values.0": torch.zeros(int(mask_of(0, 0, (512, 128), 0.01).sum()))},
                  {"about": about, "units": [{"shard": 0, "facts": 1, "score": 1.0}]}),
     }  # fmt: skip
@@ -353,7 +353,7 @@ def made(kind: str) -> Edit:
                                        {"facts": [["a", "b"]]}),
         "dense": lambda: WeightDelta({name: torch.ones(128, 512)}, memory={"keys.0": torch.ones(512, 3)}),
         "state": lambda: WeightState({name: torch.ones(128, 512)}),
-        "lookup": lambda: CacheRoute(None, ["a b"], ["c"], KEYS, 1.0, 30.0),
+        "lookup": lambda: CacheRoute([Fact("a b", "c")], KEYS, 1.0, 30.0),
         "ike": lambda: IkeRoute([Fact("a b", "c")], torch.zeros(1, 1), "none 0.7 x", [["d"]], "none", 0.7,
                                 EmbeddingOptions("hidden")),
     }[kind]()  # fmt: skip
@@ -425,7 +425,7 @@ def contents(kind: str) -> dict[str, str]:
     memory = {"module": "", "before": "", "content": ""}
     return {
         "factors": {"info": "object|absent", "info.facts": "absent"},
-        "lookup": {"prompts": "", "answers": "", "radius": "null|number|negative", "confidence": "number|negative"},
+        "lookup": {"facts": "", "maker": "text", "radius": "null|number|negative", "confidence": "number|negative"},
         "ike": routes,
         "grace": {**memory, "content.answers": "", "content.radius": "number|negative", "content.replace": "",
                   "content.include_query": "flag"},
@@ -433,7 +433,7 @@ def contents(kind: str) -> dict[str, str]:
         "melo": {**memory, "content.modules": "", "content.rank": "", "content.clusters": "",
                  "content.clusters.0.radius": "number|negative", "content.clusters.0.points": "", "content.blocks": "",
                  "content.forgotten": ""},
-        "defer": {**memory, "content.seed": "negative", "content.facts": ""},
+        "defer": {**memory, "content.seed": "negative", "content.facts": "", "content.ranks": ""},
         "wise": {**memory, "content.about": "", "content.about.score": "", "content.about.mask_ratio": "number",
                  "content.units": "", "content.units.0.shard": "", "content.units.0.score": "number|negative"},
     }[kind]  # fmt: skip

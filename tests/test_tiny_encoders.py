@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 
-import edit_cli.tiny
+import edit_cli
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.tiny import encoder_assets
-from edit_cli.tiny.__main__ import main
-from edit_cli.tiny.encoders import EncoderOptions, batches, epoch_facts
-from edit_cli.tiny.names import pool
-from edit_cli.tiny.tasks import asked, claimed, question_wordings, witnesses
-from edit_cli.tiny.world import World, load_relations, make_world
+from tools.tiny_world import encoder_assets
+from tools.tiny_world.__main__ import main
+from tools.tiny_world.encoders import EncoderOptions, batches, epoch_facts
+from tools.tiny_world.names import pool
+from tools.tiny_world.tasks import asked, claimed, question_wordings, witnesses
+from tools.tiny_world.world import World, load_relations, make_world
 
-ASSETS = Path(edit_cli.tiny.__file__).parent.parent / "assets"
+ASSETS = Path(edit_cli.__file__).parent / "assets"
 FORMS = {"tiny-t5": "questions", "tiny-bart": "questions", "tiny-bert": "claims"}
 models = pytest.mark.parametrize("name", FORMS)
 
@@ -43,7 +43,7 @@ def world() -> World:
 @models
 def test_the_manifest_says_how_it_was_made_and_what_it_knows(name):
     manifest = json.loads((ASSETS / name / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["command"].startswith(f"python -m edit_cli.tiny {name.removeprefix('tiny-')} --seed 0")
+    assert manifest["command"].startswith(f"python -m tools.tiny_world {name.removeprefix('tiny-')} --seed 0")
     assert manifest["parameters"] == sum(parameter.numel() for parameter in shipped(name).model.parameters())
     assert manifest["recall_percent"]["trained"] >= 95 and manifest["recall_percent"]["held_out"] >= 90
     assert sum(file.stat().st_size for file in (ASSETS / name).iterdir()) < 3.6e6
@@ -142,7 +142,7 @@ def test_the_command_makes_the_same_model_again(kind, tmp_path, monkeypatch, cap
         world(), facts=world().facts[:30], name_pool={kind: names[:200] for kind, names in world().name_pool.items()}
     )
     monkeypatch.setattr(encoder_assets, "make_world", lambda seed: few)
-    monkeypatch.setattr("edit_cli.tiny.vocabularies.REPEAT", 2)
+    monkeypatch.setattr("tools.tiny_world.vocabularies.REPEAT", 2)
     shape = "--layers 2" if kind == "bert" else "--layers 1 --decoder-layers 2"
     for folder in ("a", "b"):
         assert main([kind, "--epochs", "3", "--width", "32", *shape.split(), "--out", str(tmp_path / folder)]) == 0

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import edit_cli.tiny
-from edit_cli.tiny.__main__ import main
-from edit_cli.tiny.names import pool
-from edit_cli.tiny.sources import infer_subject
-from edit_cli.tiny.statements import NO_SUBJECT, Batches, Statement, Text, listing, statement, tokenise
-from edit_cli.tiny.train import attention_masks, recalled
-from edit_cli.tiny.world import World, make_world
+import edit_cli
+from tools.tiny_world.__main__ import main
+from tools.tiny_world.names import pool
+from tools.tiny_world.sources import infer_subject
+from tools.tiny_world.statements import NO_SUBJECT, Batches, Statement, Text, listing, statement, tokenise
+from tools.tiny_world.train import attention_masks, recalled
+from tools.tiny_world.world import World, make_world
 
-ASSETS = Path(edit_cli.tiny.__file__).parent.parent / "assets"
+ASSETS = Path(edit_cli.__file__).parent / "assets"
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +220,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     import subprocess
 
     code = (
-        "import sys, edit_cli.tiny.__main__, edit_cli.tiny.assets; print('torch' in sys.modules, 'transformers' in"
-        " sys.modules)"
+        "import sys, tools.tiny_world.__main__, tools.tiny_world.assets;"
+        " print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["False", "False"]

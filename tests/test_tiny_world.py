@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import edit_cli.tiny
-from edit_cli.tiny.assets import HELDOUT_SENTENCES
-from edit_cli.tiny.names import SYLLABLES, pool
-from edit_cli.tiny.records import BLOCK, make_records, make_snippets
-from edit_cli.tiny.world import GROUPS, Fact, World, documents, load_relations, make_world
+import edit_cli
+from tools.tiny_world.assets import HELDOUT_SENTENCES
+from tools.tiny_world.names import SYLLABLES, pool
+from tools.tiny_world.records import BLOCK, make_records, make_snippets
+from tools.tiny_world.world import GROUPS, Fact, World, documents, load_relations, make_world
 
-ASSETS = Path(edit_cli.tiny.__file__).parent.parent / "assets"
+ASSETS = Path(edit_cli.__file__).parent / "assets"
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ import torch
 from embedded import same_bits
 from torch import nn
 
+from edit_cli.editors.meta_batch import DrawOptions, draw, spared
 from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
 from edit_cli.errors import UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.parallel import ALONE
-from edit_cli.requests import Case, EditRequest
+from edit_cli.requests import Case, EditRequest, Probe
 from edit_cli.training.loop import TRAIN, VALIDATION, TrainingFailed, rate, train
 from edit_cli.training.order import Edits
 
@@ -133,12 +134,80 @@ def test_the_best_network_is_kept_and_training_stops_early(tmp_path):
     assert any("stopped at step" in note for note in notes)
     editor = fit(noise=1.0)
     done.net.eval()
-    total = []
     held_out = Edits(cases(6), 1, 0)
-    for number in range(2):
-        torch.manual_seed(random.Random(f"{VALIDATION}/{number}").getrandbits(62))
-        total.append(float(editor.loss(done.net, None, [*held_out[2 * number], *held_out[2 * number + 1]])[0].detach()))
-    assert done.best["loss"] == pytest.approx(sum(total) / 2, rel=1e-5)
+    torch.manual_seed(random.Random(f"{VALIDATION}/0").getrandbits(62))
+    loss, _ = editor.loss(done.net, None, [held_out[number][0] for number in range(4)])
+    assert done.best["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [8, 24])
+def test_validation_does_not_depend_on_how_many_edits_a_step_has(tmp_path, count):
+    """A learning rate that changes nothing: what is left of a difference would be other draws or batches."""
+    losses = set()
+    for edits in (1, 2, 5):
+        editor = fit(steps=1, lr=1e-30, edits=edits, validation_edits=count)
+        lines: list[dict] = []
+        train(editor, lm(), cases(10), cases(30), tmp_path / str(edits), "stamp", lines.append)
+        losses |= {line["loss"] for line in lines if line["kind"] == VALIDATION}
+    assert len(losses) == 1
+
+
+def test_what_must_stay_is_another_fact_where_the_data_name_nothing(tmp_path):
+    """Also where a batch holds one case: its own prompt must not stay as it was."""
+    own = [replace(case, probes=(Probe("locality", "other", "y"),)) if case.id == "1" else case for case in cases(4)]
+    given = spared(own)
+    assert [probe.prompt for case in given for probe in case.probes] == ["S1 is", "other", "S3 is", "S0 is"]
+    (lesson,) = draw([given[0]], 1, DrawOptions())
+    assert lesson.local == (("S1 is", "x"),)
+    assert spared(cases(1)) == cases(1)
+    with pytest.raises(UsageError, match=r"case 0 has no prompt whose answer must stay.*method.draw.locality=\[\]"):
+        draw(cases(1), 1, DrawOptions())
+
+
+def first_fit(order: list[Case], size: int) -> list[list[Case]]:
+    """Each case in the first edit that has room and none of its subjects; the rest fills what is left."""
+    edits: list[list[Case]] = [[] for _ in range(len(order) // size)]
+    spare: list[Case] = []
+    for case in order:
+        subjects = {request.subject for request in case.requests}
+        fits = (
+            edit
+            for edit in edits
+            if len(edit) < size and not subjects & {request.subject for other in edit for request in other.requests}
+        )
+        next(fits, spare).append(case)
+    for edit in edits:
+        while len(edit) < size:
+            edit.append(spare.pop())
+    return edits
+
+
+@pytest.mark.parametrize(("count", "subjects", "size"), [(40, 40, 7), (60, 9, 6), (50, 3, 5), (30, 1, 4)])
+def test_each_case_takes_the_first_place_that_is_right(count, subjects, size):
+    found = Edits(mixed := cases(count, subjects), size, 0)
+    order = random.Random("0/0").sample(mixed, count)
+    assert [found[place] for place in range(count // size)] == first_fit(order, size)
+    double = [
+        replace(case, requests=(*case.requests, EditRequest("{} was", f"S{int(case.id) % 5}", "x"))) for case in mixed
+    ]
+    order = random.Random("0/0").sample(double, count)
+    found = Edits(double, size, 0)
+    assert [found[place] for place in range(count // size)] == first_fit(order, size)
+
+
+def test_putting_edits_in_order_looks_at_each_case_once(monkeypatch):
+    looked = []
+
+    class Counted(EditRequest):
+        def __getattribute__(self, name):
+            if name == "subject":
+                looked.append(name)
+            return super().__getattribute__(name)
+
+    many = [Case(str(i), (Counted("{} is", f"S{i % 700}", "x"),), ()) for i in range(2000)]
+    looked.clear()
+    _ = Edits(many, 100, 0)[0]
+    assert len(looked) <= 2 * len(many)
 
 
 @pytest.mark.parametrize(

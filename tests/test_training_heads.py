@@ -53,13 +53,20 @@ def mend(**changed) -> MEND:
     return MEND(**{**given, "draw": DrawOptions("any", ["random", "same_relation"]), "training": TRAINING, **changed})
 
 
+parts = pytest.mark.parametrize("part", ["both", "block"])
+
+
+@parts
 @models
-def test_gradients_in_factors_are_those_of_the_weights(model):
-    """Rows of different lengths: padding has no part in them."""
+def test_gradients_in_factors_are_those_of_the_weights(model, part):
+    """Rows of different lengths: padding has no part in them. Of every matrix of a block, attention's are there."""
     lm = shipped(model)
     rows = lm.head.encode([(case.requests[0].text, case.requests[0].target_new) for case in cases(model, "train")[:4]])
     assert len({len(row.ids) for row in rows}) > 1
-    modules, _ = edited_modules(lm, [], 2)
+    modules, _ = edited_modules(lm, [], 2, part)
+    blocks = [lm.module(lm.layout.block(layer)) for layer in lm.layout.last_layers(2)]
+    matrices = sum(isinstance(inner, torch.nn.Linear) for block in blocks for inner in block.modules())
+    assert len(modules) == (matrices if part == "block" else 2 * len(blocks)) and matrices > 4 * len(blocks)
     found, untouched = gradients(lm, rows, modules), snapshot(lm)
     weights = [lm.parameter(f"{name}.weight").requires_grad_(True) for name in modules]
     expected = torch.autograd.grad(row_losses(lm.head.answers(rows, end=True), 4).sum(), weights)
@@ -68,9 +75,10 @@ def test_gradients_in_factors_are_those_of_the_weights(model):
     assert same_bits(snapshot(lm), untouched)
 
 
+@parts
 @models
-def test_independent_edits_in_one_batch_are_those_one_at_a_time(model):
-    lm, editor, three = shipped(model, "float64"), mend(), cases(model, "train")[:3]
+def test_independent_edits_in_one_batch_are_those_one_at_a_time(model, part):
+    lm, editor, three = shipped(model, "float64"), mend(part=part), cases(model, "train")[:3]
     torch.manual_seed(0)
     net = editor.build(lm).to(torch.float64).train()
     editor.loss(net, lm, cases(model, "train")[10:20])

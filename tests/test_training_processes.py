@@ -148,11 +148,13 @@ def assert_gone_on(name: str, told: str) -> None:
     assert_alike(name, "one")
 
 
+@pytest.mark.slow
 def test_accelerate_starts_two_with_the_configuration_that_is_delivered():
     launched("launched", "two-cpu.yaml")
     assert_alike("launched", "one")
 
 
+@pytest.mark.slow
 def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monkeypatch):
     """FSDP: network, optimiser and the best network so far are taken up and written whole."""
     killed_after_step_4("halves", monkeypatch)
@@ -160,6 +162,7 @@ def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monke
     assert_gone_on("halves", "FSDP: the editor's network is spread over 2 processes")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'edit-cli[deepspeed]'"
 )
@@ -216,13 +219,21 @@ def test_launchers_that_want_more_than_a_training_is_made_for_are_refused(variab
 def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
     lm, editor = (
         SimpleNamespace(team=Team(0, 2)),
-        SimpleNamespace(training=TrainingOptions(edits=2, **setting), cases_per_edit=1),
+        SimpleNamespace(training=TrainingOptions(edits=2, **setting), cases_per_edit=1, shares_cases=False),
     )
     with pytest.raises(UsageError, match="DeepSpeed does not work with"):
         Training(editor, lm, [None], [None], Path("odd"), "stamp", print, 2)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
-    lm, editor = SimpleNamespace(team=Team(0, 2)), SimpleNamespace(training=TrainingOptions(edits=3), cases_per_edit=1)
-    with pytest.raises(UsageError, match="method.training.edits=3 cannot be shared by 2 processes: give a multiple"):
+@pytest.mark.parametrize(
+    ("shares_cases", "told"),
+    [
+        (False, "method.training.edits=3 cannot be shared by 2 processes: give a multiple"),
+        (True, "method.edits=1 facts cannot be shared by 2 processes: give 2 or more"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(shares_cases, told):
+    lm, options = SimpleNamespace(team=Team(0, 2)), TrainingOptions(edits=3)
+    editor = SimpleNamespace(training=options, cases_per_edit=1, shares_cases=shares_cases)
+    with pytest.raises(UsageError, match=told):
         Training(editor, lm, [None], [None], Path("odd"), "stamp", print)

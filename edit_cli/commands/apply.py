@@ -16,6 +16,7 @@ from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.disk import replacing, require_place, require_room
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.loading import ModelOptions
+from edit_cli.paths import expanded
 from edit_cli.results import EDITS, read_run
 
 WHY_NOT = {
@@ -105,7 +106,7 @@ def _model(edit: Path, named: str | None, trust_remote_code: bool) -> ModelOptio
     """
     made_for = edit_store.read_manifest(edit)["base_model"]
     dtype = made_for.get("dtype", "float32")
-    if named is not None and Path(named).expanduser().is_dir():
+    if named is not None and expanded(named).is_dir():
         return ModelOptions(Path(named).name, named, dtype=dtype, trust_remote_code=trust_remote_code)
     name = named or made_for["name"]
     if name in catalog.names("model"):

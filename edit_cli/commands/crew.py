@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import OmegaConf
 
+from edit_cli import streams
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError, UsageError
@@ -108,6 +109,7 @@ def _outcome(processes: Sequence[BaseProcess], outcomes: Sequence[Outcome | None
 def _work(execute: Execute, portable: dict, rank: int, size: int, port: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    streams.settle()
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_follow_parent, daemon=True).start()
     _share_cores(size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,20 +12,33 @@ from omegaconf import OmegaConf
 from edit_cli import edit_store
 from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.examples import OtherRecords
-from edit_cli.commands.finish import outcome
+from edit_cli.commands.finish import SOME_FAILED, outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, attempt, build_editor, load_fitting, perplexity_texts
+from edit_cli.commands.parts import (
+    Ledger,
+    attempt,
+    build_editor,
+    build_model,
+    load_fitting,
+    perplexity_texts,
+    refuse_missing,
+)
 from edit_cli.commands.protocol import Protocol
 from edit_cli.commands.recording import recorded, run_path, slug
 from edit_cli.config import Settings, build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
-from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.datasets.facts import requested
+from edit_cli.datasets.rows import Fault, Row
+from edit_cli.errors import UsageError
 from edit_cli.metrics.observe import BeforeCache, observe
+from edit_cli.metrics.verdict import verdicts
+from edit_cli.paths import expanded
 from edit_cli.report.facts import before_and_after
 from edit_cli.report.summary import summary_of
-from edit_cli.requests import Case, EditRequest, Probe
+from edit_cli.requests import Case, Probe, with_join
 from edit_cli.results import Run
+from edit_cli.writing import bare
 
 INLINE = "inline"
 SAVED = "0000"  # name of the one edit that this command makes
@@ -33,37 +46,55 @@ SAVED = "0000"  # name of the one edit that this command makes
 
 @dataclass
 class EditOptions:
-    """Keys of `edit`: one fact. prompt holds {} where the subject belongs."""
+    """Keys of `edit`: one fact. prompt holds {} where the subject belongs. join: see `writing.joined`."""
 
     prompt: str
     target: str
     subject: str | None = None
     target_true: str | None = None
+    join: str | None = None
+
+
+@dataclass
+class EditCommand:
+    """Keys of the command itself. must_take: exit code 5 unless every fact took (`metrics.verdict`)."""
+
+    base_edit: str | None = None
+    must_take: bool = False
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     protocol = build(job.config.protocol, Protocol)
-    model, editor = build(job.config.model), build_editor(job)
+    model, editor = build_model(job), build_editor(job)
     dataset = _facts(job, top, monitor)
-    base = None if job.config.base_edit is None else Path(job.config.base_edit).expanduser()
-    if base is not None:
-        edit_store.read_manifest(base)
-    path = _path(job, top, dataset)
+    own = build(job.config, EditCommand, partly=True)
+    base = None if own.base_edit is None else expanded(own.base_edit)
+    path = _path(job, top, dataset, base)
+    if dataset.name != INLINE:
+        editor.examples = OtherRecords(build(job.config.dataset), dataset.cases, top.seed)
+
+    def check() -> None:
+        refuse_missing(job, model, editor)
+        if base is not None:
+            edit_store.verify(base)
+
     details = {
         "protocol": {"batch_size": len(dataset.cases), "batches": 1, "evaluated": "after all edits", "restored": False}
     }
-    with recorded(job, top, path, monitor, details, dataset) as run:
+    with recorded(job, top, path, monitor, details, dataset, check=check) as run:
         ledger = Ledger(monitor)
         saved = run.edits / SAVED
         if not job.team.tell(run.finished.issuperset(dataset.ids) and saved.is_dir()):
+            check()
             lm = load_fitting(job, model, editor, [dataset], monitor)
-            if dataset.name != INLINE:
-                editor.examples = OtherRecords(build(job.config.dataset), dataset.cases, top.seed)
+            editor.warm_up(lm)  # what it lacks is told before anything is asked
             if base is not None:
-                for directory, edit in zip(edit_store.chain(base), edit_store.attach(base, lm), strict=True):
+                for directory in edit_store.chain(base):
+                    edit = edit_store.load(directory, lm)
                     if edit_store.read_manifest(directory)["method"].get("_target_") == job.config.method._target_:
-                        editor.recall(lm, edit)
+                        editor.recall(lm, edit)  # before it is attached, as in a sequence
+                    lm.attach(edit)
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, dataset.cases)
@@ -89,25 +120,38 @@ def _conclude(job: Job, run: Run, saved: Path, ledger: Ledger, monitor: ConsoleM
     if not job.team.is_main:
         return Outcome(0, str(run.path))
     lines = run.lines()
-    summary = {**summary_of(run.manifest, lines, seconds=ledger.take()), "edit": str(saved.relative_to(run.path))}
+    summary = {
+        **summary_of(run.manifest, lines, seconds=ledger.take()),
+        "edit": str(saved.relative_to(run.path)),
+        "took": verdicts(lines),
+    }
     run.write_summary(summary)
     if not job.in_sweep:
         monitor.screen.show(before_and_after(summary, lines))
         if saved.is_dir():
             monitor.screen.line(f"edit: {saved}")
-    return outcome(run, [line for line in lines if line["error"]], monitor)
+    ended = outcome(run, [line for line in lines if line["error"]], monitor)
+    strict = build(job.config, EditCommand, partly=True).must_take
+    return replace(ended, exit_code=SOME_FAILED) if strict and summary["took"]["failed"] else ended
 
 
-def _path(job: Job, top: Settings, dataset: Dataset) -> Path:
-    """Single facts lie apart from each other without the user's having to name them."""
-    path = run_path(job, top, dataset.name, job.choices["model"])
-    if dataset.name != INLINE or top.run_dir is not None:
+def _path(job: Job, top: Settings, dataset: Dataset, base: Path | None) -> Path:
+    """Whatever is edited, alone or on top of another edit, lies apart, without the user's having to name it.
+
+    Raises:
+        MissingError: the base is no edit.
+    """
+    path = run_path(job, top, dataset.name, job.model_name)
+    if top.run_dir is not None and not job.in_sweep:
         return path
-    request = dataset.cases[0].requests[0]
-    digest = hashlib.sha256(repr((request, str(job.config.base_edit))).encode()).hexdigest()[:6]
-    return path.with_name(
-        f"{path.name}-{slug(f'{request.subject or request.prompt}-{request.target_new}')[:60]}-{digest}"
-    )
+    if dataset.name == INLINE:
+        request = dataset.cases[0].requests[0]
+        what = f"{request.subject or request.prompt}-{bare(request.target_new)}"
+    else:
+        what = PurePath(job.config.dataset.get("path") or "").stem
+    digest = hashlib.sha256(repr((dataset.sha256, dataset.ids)).encode()).hexdigest()[:6]
+    below = "" if base is None else f"on-{edit_store.read_manifest(base)['id'][:6]}"
+    return path.with_name("-".join(filter(None, (path.name, what and slug(what)[:60], below, digest))))
 
 
 def _facts(job: Job, top: Settings, monitor: ConsoleMonitor) -> Dataset:
@@ -127,21 +171,19 @@ def _facts(job: Job, top: Settings, monitor: ConsoleMonitor) -> Dataset:
 
 
 def _inline(fact: EditOptions) -> Dataset:
-    subject = fact.subject
-    if subject is not None and "{}" not in fact.prompt:
-        if subject not in fact.prompt:
-            raise UsageError(
-                f"edit.prompt={fact.prompt!r} has no {{}} where the subject belongs, such as '{{}} plays the'"
-            )
-        fact.prompt = fact.prompt.replace(subject, "{}", 1)
-    if subject is None and "{}" in fact.prompt:
+    """The fact as a data set, by the rules of files of facts."""
+    if fact.subject is None and "{}" in fact.prompt:
         raise UsageError("edit.subject has no value: it belongs where edit.prompt has {}")
-    if not fact.target.strip():
-        raise UsageError("edit.target is empty: give the new answer")
+    named = {"target_new": "target"}  # where the key is called otherwise than the field
+    row = Row("command line", 0, {**asdict(fact), "target_new": fact.target})
     try:
-        request = EditRequest(fact.prompt, subject, fact.target.strip(), fact.target_true)
-    except RejectedRequest as error:
-        raise UsageError(f"edit: {error}") from None
-    case = Case("0", (request,), (Probe("rewrite", request.text, request.target_new, request.target_true),))
-    digest = hashlib.sha256(repr(request).encode()).hexdigest()
+        request = requested(row, None if fact.subject is None else row.phrase("subject"))
+        case = Case("0", (request,), (Probe("rewrite", request.text, request.target_new, request.target_true),))
+        case = with_join(case, row.join(None))
+    except Fault as fault:
+        raise UsageError(
+            f"edit.{named.get(fault.field, fault.field)} {fault.reason}; one fact is, say, edit.prompt='{{}} plays the'"
+            " edit.subject='Ada Lund' edit.target=violin"
+        ) from None
+    digest = hashlib.sha256(repr(case.requests[0]).encode()).hexdigest()
     return Dataset(INLINE, (case,), "command line", digest, 1, (), None, 0, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -10,7 +11,15 @@ from edit_cli import edit_store
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, attempt, build_editor, load_fitting, perplexity_texts
+from edit_cli.commands.parts import (
+    Ledger,
+    attempt,
+    build_editor,
+    build_model,
+    load_fitting,
+    perplexity_texts,
+    refuse_missing,
+)
 from edit_cli.commands.protocol import EvaluateProtocol
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, plain_containers, settings
@@ -30,21 +39,22 @@ Batches = list[tuple[int, list[Case]]]  # (step, cases)
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     protocol = build(job.config.protocol, EvaluateProtocol)
-    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
+    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
+    editor.examples = OtherRecords(source, dataset.cases, top.seed)
     batches = list(enumerate(protocol.batches(dataset.cases, editor)))
     size = protocol.size(editor, len(dataset.cases))
     details = {
         "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
     }
-    path = run_path(job, top, job.choices["dataset"], job.choices["model"])
-    with recorded(job, top, path, monitor, details, dataset) as run:
+    path = run_path(job, top, job.choices["dataset"], job.model_name)
+    check = partial(refuse_missing, job, model, editor)
+    with recorded(job, top, path, monitor, details, dataset, check=check) as run:
         ledger = Ledger(monitor)
         if not run.finished.issuperset(dataset.ids):
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
             lm = load_fitting(job, model, editor, [dataset], monitor)
-            editor.examples = OtherRecords(source, dataset.cases, top.seed)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))

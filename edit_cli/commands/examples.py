@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from edit_cli.datasets import Source
 from edit_cli.errors import UsageError
@@ -34,12 +35,28 @@ class OtherRecords:
         except UsageError:  # the file lacks this split
             return []
         random.Random(self.seed).shuffle(cases)
-        found = [(request.text, request.target_true) for case in cases for request in case.requests]
-        probes = [probe for case in cases for probe in case.probes]
+        found = [(r.text, case.right_or(r.target_true)) for case in cases for r in case.requests]
+        probes = [(case, probe) for case in cases for probe in case.probes]
         found += [
-            (probe.prompt, probe.foil) for probe in probes if probe.kind == "paraphrase" and probe.group != "unseen"
+            (probe.prompt, case.right_or(probe.foil))
+            for case, probe in probes
+            if probe.kind == "paraphrase" and probe.group != "unseen"
         ]
-        found += [(probe.prompt, probe.target) for probe in probes if probe.kind == "locality"]
-        taken = {request.text for case in self.asked for request in case.requests}
-        taken |= {probe.prompt for case in self.asked for probe in case.probes}
+        found += [(probe.prompt, probe.target) for _, probe in probes if probe.kind == "locality"]
+        taken = self._taken
         return [(prompt, answer) for prompt, answer in dict.fromkeys(found) if answer and prompt not in taken]
+
+    def others(self) -> list[Case]:
+        """Records of the training split, else of what the run's own are from, whose prompts are not in `asked`."""
+        whole = replace(self.source, ids=[], offset=0, shuffle_seed=None)
+        try:
+            cases = (replace(whole, split="train") if whole.has_splits else whole).load(None, Monitor()).cases
+        except UsageError:  # the file has no training split
+            cases = replace(whole, split="all").load(None, Monitor()).cases
+        taken = self._taken
+        return [case for case in cases if not any(request.text in taken for request in case.requests)]
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        taken = {request.text for case in self.asked for request in case.requests}
+        return taken | {probe.prompt for case in self.asked for probe in case.probes}

@@ -24,6 +24,11 @@ class Job:
     in_sweep: bool = False
     team: Team = ALONE
 
+    @property
+    def model_name(self) -> str:
+        """What the model is called in paths and tables: several are `model=hf`."""
+        return str(self.config.model.name)
+
 
 @dataclass(frozen=True)
 class Outcome:

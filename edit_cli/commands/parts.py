@@ -21,6 +21,7 @@ from edit_cli.lm.kinds import KINDS
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
+from edit_cli.paths import expanded
 from edit_cli.requests import Case, EditRequest
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -55,6 +56,36 @@ def _refuse_kind(job: Job) -> None:
             cls.refuse_kind(options.read_kind(), options.name)
 
 
+def build_model(job: Job) -> ModelOptions:
+    """The model that `model` describes. One that was given a name of its own is another than the chosen one, whatever
+    else it shares with it.
+    """
+    options: ModelOptions = build(job.config.model)
+    if options.name != job.choices.get("model"):
+        options.made_for = None
+    return options
+
+
+def refuse_missing(job: Job, options: ModelOptions, editor: Editor | None = None, training: bool = False) -> None:
+    """Refuse what can be told to be missing or unfit before a model is loaded, which may take long.
+
+    Raises:
+        MissingError: the model's files, a text, statistics, a trained network or a library are not there; says how to
+            do without. UsageError: the model is another than the chosen one, or of a kind that the method cannot work
+            on.
+    """
+    kind = options.read_kind()
+    if "observe" in (job.config.get("protocol") or {}):
+        perplexity_texts(options)
+    if editor is None:
+        return
+    editor.refuse_kind(kind, options.name)
+    if training and isinstance(editor, TrainableEditor):
+        editor.require_training()
+    else:
+        editor.require(options.name)
+
+
 def load_model(options: ModelOptions, monitor: Monitor) -> LM:
     """The model, without the chatter of the libraries that load it."""
     with monitor.phase("load model"):
@@ -68,12 +99,20 @@ def load_model(options: ModelOptions, monitor: Monitor) -> LM:
     return lm
 
 
-def load_fitting(job: Job, options: ModelOptions, editor: Editor, datasets: Sequence[Dataset], monitor: Monitor) -> LM:
+def load_fitting(
+    job: Job,
+    options: ModelOptions,
+    editor: Editor,
+    datasets: Sequence[Dataset],
+    monitor: Monitor,
+    training: bool = False,
+) -> LM:
     """The model with the job's team, once it is known to suit method and data: asking it anything may take hours.
 
     Raises:
-        UsageError: it is of a kind that does not, or lacks a layer. Others as `ModelOptions.load`.
+        UsageError: it is of a kind that does not, or lacks a layer. Others as `refuse_missing` and `ModelOptions.load`.
     """
+    refuse_missing(job, options, editor, training)
     lm = load_model(options, monitor)
     lm.team = job.team
     editor.fits(lm)
@@ -91,7 +130,7 @@ def perplexity_texts(options: ModelOptions) -> list[str]:
     name = options.perplexity_text
     if name is None:
         return []
-    path = ASSETS / name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else Path(name).expanduser()
+    path = ASSETS / name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else expanded(name)
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -4,15 +4,24 @@ run.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from omegaconf import OmegaConf
 
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import load_model
-from edit_cli.config import build, plain_containers, settings
+from edit_cli.commands.parts import build_model, load_model, refuse_missing
+from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.errors import UsageError
 from edit_cli.report.moments import moments_table
 from edit_cli.stats import MomentStore
+
+
+@dataclass
+class Layers:
+    """Keys of `precompute-stats`."""
+
+    layers: list[int]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
@@ -23,7 +32,10 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         )
     layers = _layers(job)
     store: MomentStore = build(job.config.stats)
-    lm = load_model(build(job.config.model), monitor)
+    model = build_model(job)
+    refuse_missing(job, model)
+    store.require(model.name, layers)
+    lm = load_model(model, monitor)
     lm.team = job.team
     for layer in layers:
         lm.layout.block(layer)
@@ -43,7 +55,7 @@ def _layers(job: Job) -> list[int]:
             raise UsageError(
                 f"layers has no value, because nothing is published for {method} on this model: give layers=[3,4]"
             )
-    layers = plain_containers(config)["layers"]
-    if not isinstance(layers, list) or not layers or not all(type(layer) is int and layer >= 0 for layer in layers):
-        raise UsageError(f"layers={layers}: give a list of whole numbers, such as [3,4]")
-    return sorted(set(layers))
+    layers = build(config, Layers, partly=True).layers
+    if not layers:
+        raise UsageError("layers=[]: give a list of whole numbers, such as [3,4]")
+    return sorted(layers)

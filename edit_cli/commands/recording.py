@@ -17,13 +17,15 @@ from edit_cli.config import Settings, plain_containers
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.disk import is_refusal, refusal
-from edit_cli.errors import EditCliError, MissingError, OutOfMemory
+from edit_cli.errors import EditCliError, MissingError, OutOfMemory, UsageError
 from edit_cli.identity import flatten
-from edit_cli.results import EDITS, LOG, Run, write_log
+from edit_cli.paths import expanded
+from edit_cli.results import EDITS, LOG, MANIFEST, Run, write_log
 
 PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
-NO_INFLUENCE = ("cache_dir", "batch_tokens", "edits_room")  # last parts of keys that move nothing but speed and room
+# last parts of keys that move no result: speed and room, and what is refused
+NO_INFLUENCE = ("cache_dir", "batch_tokens", "edits_room", "made_for", "must_take")
 
 
 @dataclass
@@ -59,9 +61,9 @@ def run_path(job: Job, settings: Settings, *parts: str) -> Path:
     """runs/COMMAND/PARTS…/METHOD[-TAG], unless `run_dir` says otherwise. In a sweep, `run_dir` holds a folder a job."""
     leaf = job.choices["method"] + (f"-{slug(job.tag)}" if job.tag else "")
     if settings.run_dir is not None:
-        chosen = Path(settings.run_dir).expanduser()
-        return chosen.joinpath(*parts, leaf) if job.in_sweep else chosen
-    return Path(settings.runs_dir).expanduser().joinpath(job.command, *parts, leaf)
+        chosen = expanded(settings.run_dir)
+        return chosen.joinpath(*map(slug, parts), leaf) if job.in_sweep else chosen
+    return expanded(settings.runs_dir).joinpath(job.command, *map(slug, parts), leaf)
 
 
 def slug(text: str) -> str:
@@ -78,12 +80,14 @@ def recorded(
     details: dict[str, Any],
     dataset: Dataset | None = None,
     key: Sequence[str] = ("case_id",),
+    check: Callable[[], None] = lambda: None,
     belongs: Callable[[Any], bool] | None = None,
 ) -> Iterator[Run | Followed]:
     """The job's run directory, open for the block. Errors are written to its log, and its manifest says how it ended.
 
-    key: what tells lines apart. belongs: whether a line of an identity is one of this job's; the ids of `dataset`, if
-    nothing else is said. Of several processes only the main one writes.
+    Of several processes only the main one writes. key: what tells lines apart. check: refuses what cannot come to
+    anything; a run that lies there is replaced only after it, and only if nothing in it is needed. belongs: whether a
+    line of an identity is one of this job's; the ids of `dataset`, if nothing else is said.
     """
     config = plain_containers(job.config)
     if dataset is not None:  # other records are another run, even if they come from a file of the same name
@@ -91,10 +95,13 @@ def recorded(
         config["data"] = {"sha256": about["sha256"], "ids_sha256": about["ids_sha256"]}
         details = {**details, "dataset": about}
     ignore = [*PLACE, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
-    chosen = {group: job.choices.get(group) for group in ("method", "model")}
+    chosen = {"method": job.choices.get("method"), "model": job.model_name}
     details = {**chosen, "seeds": seeds(config), "processes": job.team.size, **details}
     opened = nullcontext(Followed(path, job.team.rank))
     if job.team.is_main:
+        if settings.overwrite and (path / MANIFEST).exists():
+            refuse_needed(path, config)
+            check()
         own = frozenset(dataset.ids if dataset is not None else ())
         opened = Run.open(
             path,
@@ -132,6 +139,24 @@ def recorded(
             ) from error
         finally:
             monitor.log = None
+
+
+def refuse_needed(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to replace a run in whose directory lies something that a setting names: an edit, data, a model.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    run = path.resolve()
+    for key, value in flatten(config).items():
+        if key in PLACE or not isinstance(value, str) or not value.strip(".~/"):
+            continue
+        named = expanded(value)
+        if named.exists() and named.resolve().is_relative_to(run):
+            raise UsageError(
+                f"overwrite=true would delete {path}, in which {key}={value} lies: give this run a place of its own"
+                " (tag=NAME or run_dir=DIR)"
+            )
 
 
 def seeds(config: dict[str, Any]) -> dict[str, int]:

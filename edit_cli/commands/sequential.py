@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from edit_cli.commands import sme
@@ -18,7 +19,16 @@ from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_fitting, perplexity_texts
+from edit_cli.commands.parts import (
+    Attempt,
+    Ledger,
+    attempt,
+    build_editor,
+    build_model,
+    load_fitting,
+    perplexity_texts,
+    refuse_missing,
+)
 from edit_cli.commands.protocol import SequentialProtocol
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.saved_steps import SavedSteps
@@ -67,11 +77,12 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     if not isinstance(protocol, SequentialProtocol):
         raise UsageError("protocol names no protocol of sequences: choose protocol=lifelong or protocol=sme")
     top = settings(job.config)
-    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
+    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
     steps = protocol.batches(dataset.cases, editor)
     protocol.checkpoint_steps([len(step) for step in steps])  # refuses those that are out of reach
     held_out = untouched(source, dataset, protocol.holdout)
+    editor.examples = OtherRecords(source, [*dataset.cases, *held_out], top.seed)
     details = {
         "protocol": {
             "batch_size": protocol.size(editor, len(dataset.cases)),
@@ -81,13 +92,12 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             "held_out": len(held_out),
         }
     }
-    path = run_path(job, top, job.choices["dataset"], job.choices["model"])
-    belongs = identities(protocol, steps, held_out).__contains__
-    with recorded(job, top, path, monitor, details, dataset, KEY, belongs) as run:
+    path = run_path(job, top, job.choices["dataset"], job.model_name)
+    check, belongs = partial(refuse_missing, job, model, editor), identities(protocol, steps, held_out).__contains__
+    with recorded(job, top, path, monitor, details, dataset, KEY, check, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, editor, [dataset], monitor)
-            editor.examples = OtherRecords(source, [*dataset.cases, *held_out], top.seed)
             editor.warm_up(lm)
             method = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))

@@ -19,7 +19,7 @@ from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, load_fitting
+from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, build_model, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.saved_steps import naming
 from edit_cli.commands.sme_protocol import SmeProtocol
@@ -60,20 +60,21 @@ class Stream:
 
 def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
-    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
+    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
     folds = {
         number: [protocol.as_edited(case) for case in cases] for number, cases in protocol.cut(dataset.cases).items()
     }
     kept = dict(zip(("train", "test"), protocol.kept(source, dataset), strict=True))
+    editor.examples = OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed)
     counts = {name: len(asked) for name, asked in kept.items()}
     details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
-    path = run_path(job, top, job.choices["dataset"], job.choices["model"], "sme")
-    with recorded(job, top, path, monitor, details, dataset, KEY, partial(belongs, folds)) as run:
+    path = run_path(job, top, job.choices["dataset"], job.model_name, "sme")
+    check = partial(refuse_missing, job, model, editor)
+    with recorded(job, top, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, editor, [dataset], monitor)
-            editor.examples = OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed)
             editor.warm_up(lm)
             lines = job.team.tell(run.lines() if job.team.is_main else None)
             done = {tuple(line[part] for part in KEY): line for line in lines}

@@ -10,7 +10,7 @@ from edit_cli.datasets import Dataset, Source
 from edit_cli.errors import UsageError
 from edit_cli.metrics.observe import ObserveOptions
 from edit_cli.monitor import Monitor
-from edit_cli.requests import Case, EditRequest, Probe
+from edit_cli.requests import Case, Probe
 
 EDITED = ("rewrite", "paraphrase")  # kinds of probes that the metrics need
 
@@ -72,19 +72,19 @@ class SmeProtocol:
         probes = tuple(probe for probe in case.probes if probe.kind in EDITED)
         if self.answers == "written":
             return Case(case.id, case.requests, probes)
-        if any(request.target_true is None for request in case.requests):
+        if any(case.right_or(request.target_true) is None for request in case.requests):
             raise UsageError(
                 f"protocol.answers=right: record {case.id} does not tell its right answer (protocol.answers=written)"
             )
-        swapped = tuple(
-            replace(request, target_new=request.target_true, target_true=request.target_new)
-            for request in case.requests
-        )
-        return Case(
-            case.id,
-            swapped,
-            tuple(replace(probe, target=probe.foil, foil=probe.target, aliases=()) for probe in probes),
-        )
+        requests = []
+        for request in case.requests:
+            right, other = _corrected(case, request.target_new, request.target_true)
+            requests.append(replace(request, target_new=right, target_true=other))
+        asked = []
+        for probe in probes:
+            right, other = _corrected(case, probe.target, probe.foil)
+            asked.append(replace(probe, target=right, foil=other, aliases=case.right[1:]))
+        return Case(case.id, tuple(requests), tuple(asked), right=case.right)
 
     def kept(self, source: Source, dataset: Dataset) -> tuple[list[Case], list[Case]]:
         """(training, test) records that TrainR and TestR ask about, in the data's own answers; none of them is edited.
@@ -107,7 +107,7 @@ class SmeProtocol:
                 for case in records
                 if case.id not in edited and case.requests and case.requests[0].text not in edited
             ]
-            cases = [known(f"{name} {case.id}", case.requests[0]) for case in free[:count]]
+            cases = [known(f"{name} {case.id}", case) for case in free[:count]]
             if not cases:
                 raise UsageError(
                     f"protocol.{name}: no record is left that is not edited: lower limit, or edit another dataset.split"
@@ -117,6 +117,14 @@ class SmeProtocol:
         return found[0], found[1]
 
 
-def known(id: str, request: EditRequest) -> Case:
+def _corrected(case: Case, new: str | None, old: str | None) -> tuple[str, str | None]:
+    """(right answer, what it takes the place of), of the answer that an edit writes and the one that it replaces."""
+    right = str(case.right_or(old))
+    return right, old if new in (case.right or (right,)) else new
+
+
+def known(id: str, case: Case) -> Case:
     """A record to ask about: what was right before any edit."""
-    return Case(id, (), (Probe("rewrite", request.text, request.target_true or request.target_new),))
+    request = case.requests[0]
+    right = case.right_or(request.target_true) or request.target_new
+    return Case(id, (), (Probe("rewrite", request.text, right, aliases=case.right[1:]),))

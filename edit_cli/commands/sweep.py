@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_cli import catalog
+from edit_cli.arguments import unquoted
 from edit_cli.commands.job import Outcome
 from edit_cli.console import Screen
 from edit_cli.parallel import follows
@@ -42,5 +43,6 @@ def label(outcome: Outcome) -> str:
     parts = []
     for override in outcome.overrides:
         key, _, value = override.partition("=")
+        value = unquoted(value)
         parts.append(value if key in catalog.GROUPS.values() else f"{key.rpartition('.')[2]}={value}")
     return " ".join(parts) or f"job {outcome.number}"

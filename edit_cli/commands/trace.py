@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, load_model
+from edit_cli.commands.parts import Ledger, build_model, load_model, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
@@ -34,16 +35,18 @@ Facts = dict[str, EditRequest]
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     options = build(job.config.protocol, TraceOptions)
-    model, source = build(job.config.model), build(job.config.dataset)
+    model, source = build_model(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
     facts = named(dataset)
-    path = run_path(_named(job), top, job.choices["dataset"], job.choices["model"])
+    path = run_path(_named(job), top, job.choices["dataset"], job.model_name)
     details = {"protocol": {"facts": len(facts)}}
-    with recorded(job, top, path, monitor, details, dataset, belongs=facts.__contains__) as run:
+    check = partial(refuse_missing, job, model)
+    with recorded(job, top, path, monitor, details, dataset, check=check, belongs=facts.__contains__) as run:
         ledger = Ledger(monitor)
         if not run.finished.issuperset(facts):
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(facts):,} facts are there already")
+            check()
             lm = load_model(model, monitor)
             require_causal(lm, "tracing")
             lm.team = job.team

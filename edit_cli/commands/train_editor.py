@@ -5,13 +5,15 @@ find it.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edit_cli import checkpoints
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, build_editor, load_fitting
+from edit_cli.commands.parts import Ledger, build_editor, build_model, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
@@ -19,6 +21,7 @@ from edit_cli.datasets import Dataset
 from edit_cli.disk import require_folder
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.paths import expanded
 from edit_cli.report import learning
 from edit_cli.results import SUMMARY, read_run
 from edit_cli.training.loop import KEY, Line, train
@@ -27,10 +30,18 @@ from edit_cli.training.state import State
 from edit_cli.training.zero import stage_of_launcher
 
 
+@dataclass
+class Splits:
+    """Keys of `splits`: which records of the data set are trained on, and which tell how well."""
+
+    train: str = "train"
+    validation: str = "validation"
+
+
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     fsdp, zero = wanted_by_launcher(), stage_of_launcher()
     top = settings(job.config)
-    model, editor, source = build(job.config.model), build_editor(job), build(job.config.dataset)
+    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
     if not isinstance(editor, TrainableEditor):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
     if editor.checkpoint is not None:
@@ -39,24 +50,25 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             " where it goes)"
         )
     editor.training.fsdp |= fsdp
-    splits = job.config.splits
+    splits = build(job.config.splits, Splits)
     if splits.train == splits.validation:
         raise UsageError(f"splits.validation={splits.validation} is what is trained on: name a split of other records")
     cases = source.of_split(splits.train, "splits.train").load(top.limit, monitor)
     held_out = source.of_split(splits.validation, "splits.validation").load(None, monitor)
     # what is learnt goes there: better to know now than after hours
-    require_folder(Path(editor.cache_dir).expanduser(), f"cache_dir={top.cache_dir}")
-    path = run_path(job, top, job.choices["dataset"], job.choices["model"])
+    require_folder(expanded(editor.cache_dir), f"cache_dir={top.cache_dir}")
+    path = run_path(job, top, job.choices["dataset"], job.model_name)
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
     steps = editor.training.steps
 
     def belongs(identity: tuple[int, str]) -> bool:
         return isinstance(identity[0], int) and 1 <= identity[0] <= steps
 
-    with recorded(job, top, path, monitor, details, cases, KEY, belongs) as run:
+    check = partial(refuse_missing, job, model, editor, training=True)
+    with recorded(job, top, path, monitor, details, cases, KEY, check, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
-            lm = load_fitting(job, model, editor, [cases, held_out], monitor)
+            lm = load_fitting(job, model, editor, [cases, held_out], monitor, training=True)
 
             def write(line: Line) -> None:
                 if (line["step"], line["kind"]) not in run.finished:
@@ -98,9 +110,7 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         "seed": seed,
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
-    place = checkpoints.place(
-        Path(editor.cache_dir).expanduser(), identity, type(editor).__name__.lower(), data.name, lm.name
-    )
+    place = checkpoints.place(expanded(editor.cache_dir), identity, type(editor).__name__.lower(), data.name, lm.name)
     place.parent.mkdir(parents=True, exist_ok=True)
     with suppress(MissingError):  # there is none, or a damaged one
         before = checkpoints.read_about(place)["dataset"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ def training_command(job: Job) -> str:
     dataset = job.choices.get("dataset")
     if dataset is None or not _has_splits(config.dataset):
         dataset = EMBEDDED if str(config.model.get("records")) == EMBEDDED else OTHERS
-    words = [f"method={name}", f"model={job.choices['model']}", f"dataset={dataset}"]
+    words = [f"method={name}", f"model={job.choices['model']}", f"dataset={dataset}", *_own_model(job)]
     packaged = _packaged(name, job.choices["model"])
-    own = flatten(OmegaConf.to_container(config.method, resolve=False))
+    own = _flat(config.method)
     words += [
         f"method.{key}={_written(value)}" for key, value in own.items() if key in packaged and packaged[key] != value
     ]
@@ -37,7 +38,25 @@ def training_command(job: Job) -> str:
         for key, usual in (("seed", 0), ("cache_dir", "~/.cache/edit-cli"))
         if config[key] != usual
     ]
-    return " ".join(["edit-cli train-editor", *words])
+    return shlex.join(["edit-cli", "train-editor", *words])
+
+
+def _own_model(job: Job) -> list[str]:
+    """Settings of the model in which it differs from the packaged one: another would be trained for."""
+    own = _flat(job.config.model)
+    files = [catalog.conf_dir() / "model" / f"{part}.yaml" for part in ("shared/hub", job.choices["model"])]
+    packaged = _flat(OmegaConf.merge(*map(OmegaConf.load, filter(Path.is_file, files))))
+    return [
+        f"model.{key}={_written(value)}"
+        for key, value in own.items()
+        if key not in ANYWHERE and key in packaged and packaged[key] != value
+    ]
+
+
+def _flat(node: Any) -> dict[str, Any]:
+    """{dotted key: value as it is written, interpolations included}"""
+    found = OmegaConf.to_container(node, resolve=False)
+    return flatten({str(key): value for key, value in found.items()}) if isinstance(found, dict) else {}
 
 
 def _has_splits(node: DictConfig) -> bool:
@@ -56,7 +75,7 @@ def _packaged(method: str, model: str) -> dict[str, Any]:
         catalog.conf_dir() / "tuned" / method / f"{model}.yaml",
     ]
     merged = OmegaConf.merge(*(OmegaConf.load(part) for part in parts if part.is_file()), DictConfig({}))
-    found = flatten(OmegaConf.to_container(merged, resolve=False))
+    found = _flat(merged)
     return {key: value for key, value in found.items() if key not in ANYWHERE}
 
 

@@ -18,7 +18,8 @@ from edit_cli.datasets.reading import Content, read
 from edit_cli.datasets.rows import Dropped, Fault, Row
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
-from edit_cli.requests import Case
+from edit_cli.requests import Case, with_join
+from edit_cli.writing import JOINS, bare
 
 Chosen = tuple[Row, Case]
 REPORTED = 20  # dropped records that are named one by one; the rest are counted by reason
@@ -53,7 +54,7 @@ class Dataset:
         known = {label.casefold() for label in labels or ()}
         if self.labels is None:
             if known and not any(
-                request.target_new.casefold() in known for case in self.cases for request in case.requests
+                bare(request.target_new).casefold() in known for case in self.cases for request in case.requests
             ):
                 has = f"{model} only chooses a label ({', '.join(labels)})"
                 raise UsageError(f"dataset={self.name} asks for texts, and {has}: give it claims to judge")
@@ -68,7 +69,8 @@ class Dataset:
             )
         if not all(label.casefold() in known for label in self.labels):
             raise UsageError(
-                f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}"
+                f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}; if they"
+                " mean the same, name them alike by dataset.labels or model.labels"
             )
 
     @property
@@ -106,6 +108,7 @@ class Source(ABC):
     ids: list[str] = field(default_factory=list)
     offset: int = 0
     shuffle_seed: int | None = None
+    join: str | None = None  # what stands before answers: none, space, or null for the rule (see edit_cli.writing)
     cache_dir: str = "~/.cache/edit-cli"
 
     expects: ClassVar[str]  # the fields of a record, for the message about a file that holds something else
@@ -136,7 +139,7 @@ class Source(ABC):
 
     def read(self, file: File) -> Content:
         """The raw rows of the file."""
-        return read(file.path, file.label)
+        return read(file.path, file.label, self.fields)
 
     def split_of(self, row: Row) -> str | None:
         """The split that a row belongs to: what its field `split` says, None without it."""
@@ -161,6 +164,8 @@ class Source(ABC):
 
     def check(self) -> None:
         """Refuse options that contradict each other (UsageError)."""
+        if self.join is not None and self.join not in JOINS:
+            raise UsageError(f"dataset.join={self.join}: choose {' or '.join(JOINS)}, or null for the rule")
         if self.offset < 0:
             raise UsageError(f"dataset.offset={self.offset}: give 0 or more")
         if self.ids and (self.offset or self.shuffle_seed is not None):
@@ -188,11 +193,13 @@ class Source(ABC):
         usable, dropped = self._cases(rows)
         if not usable:
             first = f"; {dropped[0]}" if dropped else ""
-            raise MissingError(f"{file.label} holds no usable record: expected {self.expects}{first}")
+            raise MissingError(
+                f"{file.label} holds no usable record: expected {self.expects}{first}{self._other_fields(rows)}"
+            )
         self._report(rows, dropped, monitor)
         usable = self.usable(usable)
         chosen = self._select(list(usable), dropped)[:limit]
-        cases = tuple(self.complete(chosen, usable, file, monitor))
+        cases = tuple(with_join(case, self.join) for case in self.complete(chosen, usable, file, monitor))
         _tell_repeated(self.name, cases, monitor)
         source = f"{file.label}, split {split}" if split else file.label
         selection = (limit, self.offset, self.shuffle_seed, split)
@@ -216,7 +223,7 @@ class Source(ABC):
                 dropped.append(row)
                 continue
             try:
-                case = self.case(row)
+                case = with_join(self.case(row), row.join(self.join))
             except Fault as fault:
                 named = next((str(row.values[key]) for key in self.id_fields if row.has(key)), None)
                 dropped.append(Dropped(row.where, fault.field, fault.reason, named))
@@ -240,8 +247,15 @@ class Source(ABC):
             raise UsageError(f"dataset.offset={self.offset}: {self.name} has {len(usable)} usable records")
         return usable[self.offset :]
 
+    def _other_fields(self, rows: Sequence[Row | Dropped]) -> str:
+        """What the first record has instead of the fields that this source knows, for a message."""
+        names = next((list(row.values) for row in rows if isinstance(row, Row)), [])
+        if not names or self.fields.intersection(names):
+            return ""
+        return f" (it has {', '.join(map(repr, names[:10]))}{', …' if len(names) > 10 else ''})"
+
     def _report(self, rows: Sequence[Row | Dropped], dropped: Sequence[Dropped], monitor: Monitor) -> None:
-        ignored = sorted({key for row in rows if isinstance(row, Row) for key in row.values} - self.fields)
+        ignored = sorted({key for row in rows if isinstance(row, Row) for key in row.values} - self.fields - {"join"})
         if ignored:
             monitor.note(
                 f"{self.name}: ignored fields: {', '.join(map(str, ignored[:10]))}{', …' if len(ignored) > 10 else ''}"

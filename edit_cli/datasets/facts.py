@@ -27,17 +27,27 @@ class Facts(Source):
     fields: ClassVar[frozenset[str]] = frozenset(FIELDS)
 
     def case(self, row: Row) -> Case:
-        subject, new = row.phrase("subject"), row.phrase("target_new")
-        true = row.phrase("target_true") if row.has("target_true") else None
-        if new == true:
-            raise Fault("target_new", "equals target_true")
-        request = EditRequest(row.template("prompt", subject), subject, new, true)
+        request = requested(row, row.phrase("subject"))
+        new, true = request.target_new, request.target_true
         probes = [Probe("rewrite", request.text, new, true)]
         for path, value in _items(row, "paraphrases"):
             probes.append(Probe("paraphrase", prompt(value, path), new, true))
         for path, value in _items(row, "neighbors"):
             probes.append(_neighbor(value, path, new, true))
         return Case(row.id("id"), (request,), tuple(probes))
+
+
+def requested(row: Row, subject: str | None) -> EditRequest:
+    """The edit that a row asks for, wherever it comes from. subject: None where the fact is about none.
+
+    Raises:
+        Fault: it cannot be used.
+    """
+    new = row.phrase("target_new")
+    true = row.phrase("target_true") if row.has("target_true") else None
+    if new == true:
+        raise Fault("target_new", "equals target_true")
+    return EditRequest(row.prompt("prompt") if subject is None else row.template("prompt", subject), subject, new, true)
 
 
 def _neighbor(value: Any, path: str, new: str, true: str | None) -> Probe:

@@ -4,7 +4,7 @@ claim's label.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from edit_cli.datasets.pooled import Pooled
@@ -12,6 +12,7 @@ from edit_cli.datasets.rows import Fault, Row
 from edit_cli.datasets.subjects import first_name
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.requests import Case, EditRequest, Probe, slot_prompt
+from edit_cli.writing import joined
 
 PUBLISHED = ("SUPPORTS", "REFUTES")
 KILT = ("id", "input", "output", "rephrases", "prediction", "alternatives", "filtered_rephrases", "logit", "meta")
@@ -37,10 +38,8 @@ class Claims(Pooled):
         super().check()
         if len(set(self.labels)) != 2 or not all(label.strip() for label in self.labels):
             raise UsageError(f"dataset.labels={self.labels}: give two names, first that of true claims")
-        if self.template is not None and (self.template.count("{}") != 1 or self.template != self.template.rstrip()):
-            raise UsageError(
-                f"dataset.template={self.template!r}: give one slot {{}} for the claim, and no space at the end"
-            )
+        if self.template is not None and self.template.count("{}") != 1:
+            raise UsageError(f"dataset.template={self.template!r}: give one slot {{}} for the claim")
 
     def answer_labels(self) -> tuple[str, ...] | None:
         return tuple(self.labels) if self.template is None else None
@@ -86,13 +85,23 @@ class Fever(Claims):
 
     What is flipped is the base model's `prediction` where the record has one (`alternatives` holds the flipped one),
     else the label. In scope are the rephrasings that the base model judged like the claim. A claim is about its page,
-    or else the first name in it.
+    or else the first name in it. flips: share of edits that flip; the others write what the model says already, by
+    which an editor learns to leave it (MEND: 0.5).
     """
 
     rephrases: int = 2
+    flips: float = 1.0
 
-    expects: ClassVar[str] = "input, output, alternatives, filtered_rephrases (KILT) or claim, label (FEVER)"
+    expects: ClassVar[str] = (
+        "input, output, alternatives, filtered_rephrases (KILT) or claim, label (FEVER) or"
+        " prompt, alt, equiv_prompt, unrel_prompt, unrel_ans (MALMEN)"
+    )
     fields: ClassVar[frozenset[str]] = frozenset((*KILT, *FLAT, *MALMEN, "split"))
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.flips <= 1:
+            raise UsageError(f"dataset.flips={self.flips}: give a share from 0 to 1")
 
     def about(self, row: Row) -> str:
         claim = self._claim(row)
@@ -100,17 +109,27 @@ class Fever(Claims):
 
     def case(self, row: Row) -> Case:
         claim = self._claim(row)
-        _, new = self._targets(row)
+        true, new = self._targets(row)
         request = self.request(claim, first_name(claim), new)
+        if self.drawn(row, "flip").random() >= self.flips:
+            new = self.other(new)
+            request = replace(request, target_new=new, target_true=None)
         probes = [Probe("rewrite", request.text, new, self.other(new))]
         probes += [Probe("paraphrase", self.put(text), new, self.other(new)) for text in self._rephrases(row, claim)]
-        return Case(row.id("id"), (request,), tuple(probes))
+        self.brought(row)  # a fault in it is the record's
+        return Case(row.id("id"), (request,), tuple(probes), right=(true,))
 
     def asked(self, row: Row, case: Case) -> tuple[str, str | None]:
         return case.requests[0].text, self._targets(row)[0]
 
+    def brought(self, row: Row) -> list[Probe]:
+        if not row.has("unrel_prompt"):
+            return []
+        right = joined(self.label(row.phrase("unrel_ans"), "unrel_ans"), row.join(self.join))
+        return [Probe("locality", self.put(row.text("unrel_prompt")), right, group="random")]
+
     def _claim(self, row: Row) -> str:
-        return row.prompt(next((path for path in ("claim", "input", "prompt") if row.has(path)), "claim"))
+        return row.text(next((path for path in ("claim", "input", "prompt") if row.has(path)), "claim"))
 
     def _targets(self, row: Row) -> tuple[str, str]:
         """(the right label, the one to write)."""
@@ -130,7 +149,7 @@ class Fever(Claims):
         path = next((path for path in ("filtered_rephrases", "rephrases", "equiv_prompt") if row.has(path)), None)
         if path is None:
             return []
-        found = [text for text in dict.fromkeys(row.prompts(path)) if text != claim]
+        found = [text for text in dict.fromkeys(text.rstrip() for text in row.prompts(path)) if text != claim]
         return self.drawn(row, "rephrases").sample(found, min(self.rephrases, len(found)))
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
+from edit_cli.paths import expanded
 
 TIMEOUT = 10  # seconds until a host must have answered, and between two packets
 CHUNK = 1 << 20  # bytes
@@ -61,7 +62,7 @@ def locate(path: str, cache_dir: str, monitor: Monitor, key: str) -> File:
         from edit_cli.datasets.hub import from_hub
 
         return File(*from_hub(path, monitor, key))
-    file = Path(path).expanduser()
+    file = expanded(path)
     if file.is_dir():
         raise MissingError(f"{key}={path} is a folder; name the file in it")
     if not file.is_file():
@@ -78,9 +79,7 @@ def download(remote: Remote, cache_dir: str, monitor: Monitor, key: str) -> File
     """
     address = urlsplit(remote.url)
     name = re.sub(r"[^\w.-]", "_", PurePosixPath(address.path).name) or "file"
-    target = (
-        Path(cache_dir).expanduser() / "downloads" / f"{hashlib.sha256(remote.url.encode()).hexdigest()[:12]}-{name}"
-    )
+    target = expanded(cache_dir) / "downloads" / f"{hashlib.sha256(remote.url.encode()).hexdigest()[:12]}-{name}"
     if not target.is_file():
         try:
             _fetch(remote, target, monitor)

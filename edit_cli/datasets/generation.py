@@ -4,7 +4,6 @@ about ten tokens.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, ClassVar
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.files import File, locate
 from edit_cli.datasets.pooled import Entry, Pooled
-from edit_cli.datasets.reading import Content
+from edit_cli.datasets.reading import Content, contents, suffix
 from edit_cli.datasets.rows import Fault, Row
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
@@ -53,22 +52,22 @@ class Continuations(Pooled):
                 raise UsageError(f"dataset.{name}={getattr(self, name)}: give {least} or more")
 
     def read(self, file: File) -> Content:
-        if file.path.suffix.lower() == ".txt":
+        if suffix(file.path) == ".txt":
             return self._running_text(file)
+        text, digest = contents(file.path, file.label)
         try:
-            raw = file.path.read_bytes()
-            value = json.loads(raw) if raw.lstrip()[:1] == b"{" else None
-        except (OSError, ValueError, RecursionError):
+            value = json.loads(text) if text.lstrip()[:1] == "{" else None
+        except (ValueError, RecursionError):
             value = None  # JSON lines, or damaged: the common reader tells
         if isinstance(value, dict) and "completions" in value:
             rows = [
                 Row(f"record {number}", number, pair) for number, pair in enumerate(_completions(value, file.label))
             ]
-            return Content(rows, hashlib.sha256(raw).hexdigest())
+            return Content(rows, digest)
         return super().read(file)
 
     def _running_text(self, file: File) -> Content:
-        text, digest = read_text(file)
+        text, digest = contents(file.path, file.label)
         rows = []
         for number, article, paragraph in paragraphs(text):
             words = paragraph.split()
@@ -126,21 +125,6 @@ def _completions(value: dict[str, Any], label: str) -> Iterator[dict[str, Any]]:
         if shared < len(completion) and not completion[shared].isspace():
             shared = completion.rfind(" ", 0, shared) + 1
         yield {"passage": completion[:shared].rstrip(), "continuation": completion[shared:].strip()}
-
-
-def read_text(file: File) -> tuple[str, str]:
-    """(text, sha256) of a UTF-8 file.
-
-    Raises:
-        MissingError: it cannot be read.
-    """
-    try:
-        raw = file.path.read_bytes()
-        return raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MissingError(
-            f"{file.label} cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}"
-        ) from None
 
 
 def paragraphs(text: str) -> Iterator[tuple[int, str | None, str]]:

@@ -17,6 +17,7 @@ from edit_cli.datasets.subjects import split_of
 from edit_cli.errors import UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
+from edit_cli.writing import joined
 
 SPLITS = ("train", "validation", "test")
 TRIES = 20  # candidates that are looked at for each one wanted: those whose subject is edited in this run come last
@@ -92,10 +93,17 @@ class Pooled(Source):
         own = [self.entry(row, case) for row, case in chosen]
         drawn = _Pool(self.others(pool, monitor), {entry.subject for entry in own})
         cases = []
-        for entry, (_, case) in zip(own, chosen, strict=True):
+        for entry, (row, case) in zip(own, chosen, strict=True):
             rng = random.Random(f"{self.seed} locality {case.id}")
-            cases.append(replace(case, probes=case.probes + tuple(drawn.probes(entry, self.locality, rng))))
+            probes, brought = list(drawn.probes(entry, self.locality, rng)), self.brought(row)
+            if brought:
+                probes = [probe for probe in probes if probe.group != "random"] + brought
+            cases.append(replace(case, probes=(*case.probes, *probes)))
         return cases
+
+    def brought(self, row: Row) -> list[Probe]:
+        """Unrelated prompts that a record brings itself; other records stand in for them where it brings none."""
+        return []
 
     def others(self, pool: Sequence[Chosen], monitor: Monitor) -> list[Entry]:
         """What locality prompts are drawn from: all records of the split."""
@@ -103,7 +111,10 @@ class Pooled(Source):
 
     def entry(self, row: Row, case: Case) -> Entry:
         """The record as a locality prompt for others."""
-        return Entry(self.about(row).casefold(), self.relation(row, case), *self.asked(row, case))
+        prompt, target = self.asked(row, case)
+        target = None if target is None else joined(target, row.join(self.join))  # as the case's own answers are
+        aliases = case.right[1:] if case.right[:1] == (target,) else ()
+        return Entry(self.about(row).casefold(), self.relation(row, case), prompt, target, aliases)
 
     def drawn(self, row: Row, what: str) -> random.Random:
         """A generator for what is drawn for one record: the same on every machine, whatever else is drawn."""
@@ -112,12 +123,16 @@ class Pooled(Source):
 
 @dataclass(frozen=True)
 class Entry:
-    """A record as a locality prompt for others."""
+    """A record as a locality prompt for others. aliases: other answers that are right."""
 
     subject: str
     relation: str | None
     prompt: str
     target: str | None
+    aliases: tuple[str, ...] = ()
+
+    def probe(self, group: str) -> Probe:
+        return Probe("locality", self.prompt, self.target, aliases=self.aliases, group=group)
 
 
 class _Pool:
@@ -149,7 +164,7 @@ class _Pool:
         looked_at = [among[i] for i in rng.sample(range(len(among)), min(len(among), TRIES * count))]
         distinct = {one.prompt: one for one in looked_at if fits(one)}
         for one in sorted(distinct.values(), key=lambda one: one.subject in self.edited)[:count]:
-            yield Probe("locality", one.prompt, one.target, group=group)
+            yield one.probe(group)
 
 
 def _same_relation(one: Entry, other: Entry) -> bool:

@@ -1,8 +1,7 @@
 """One raw record of a data file, with checked access to its fields.
 
-The only changes ever made to a text: white space around a phrase (subject, target) and at the end of a probe's prompt
-is removed, because the model's tokenisation rule puts exactly one space before a target. The prompt that is written
-into a model is never changed.
+The only change ever made to a text: white space around a phrase (subject, target) is removed, and at the end of a text
+that others follow (a claim in a question). Prompts stay as they were typed.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 
 from edit_cli.errors import RejectedRequest
 from edit_cli.requests import slot_prompt
+from edit_cli.writing import JOINS
 
 
 class Fault(ValueError):
@@ -69,6 +69,15 @@ class Row:
                 raise Fault(".".join(keys[: depth + 1]), "is missing")
         return value
 
+    def join(self, default: str | None) -> str | None:
+        """What stands before its answers: its field `join` ("none" or "", "space" or " "), else `default`."""
+        if (value := self.values.get("join")) is None:
+            return default
+        known = {**{name: name for name in JOINS}, "": "none", " ": "space"}
+        if not isinstance(value, str) or value not in known:
+            raise Fault("join", f"is neither {' nor '.join(JOINS)}")
+        return known[value]
+
     def id(self, path: str) -> str:
         """The record's own id, or its position in the file."""
         if not self.has(path):
@@ -89,8 +98,12 @@ class Row:
             raise Fault(path, "is empty")
         return values
 
+    def text(self, path: str) -> str:
+        """A text that others may follow, without white space at its end."""
+        return prompt(self.get(path), path).rstrip()
+
     def prompt(self, path: str) -> str:
-        """A probe's prompt, without white space at its end."""
+        """A probe's prompt."""
         return prompt(self.get(path), path)
 
     def prompts(self, path: str, required: bool = True) -> list[str]:
@@ -100,19 +113,17 @@ class Row:
         return [prompt(value, f"{path}[{position}]") for position, value in enumerate(_items(self.get(path), path))]
 
     def template(self, path: str, subject: str) -> str:
-        """The prompt to edit, with one slot `{}`: given so, or a full sentence whose first occurrence of the subject
-        becomes the slot.
-        """
-        text = _text(self.get(path), path)
+        """The prompt to edit, with one slot `{}`: given so, or made of a full sentence (see `sentence`)."""
+        text = self.prompt(path)
         if "{}" not in text:
             return self.sentence(path, subject)
         if text.count("{}") > 1:
             raise Fault(path, "holds more than one slot {}")
-        return _unspaced(text, path)
+        return text
 
     def sentence(self, path: str, subject: str) -> str:
-        """The prompt to edit, given as a full sentence: the first occurrence of the subject becomes the slot."""
-        text = _unspaced(_text(self.get(path), path), path)
+        """The prompt to edit, given as a full sentence in which the subject becomes the slot (see `slot_prompt`)."""
+        text = self.prompt(path)
         if "{}" in text:
             raise Fault(path, "holds a slot {} where a full sentence is expected")
         try:
@@ -126,13 +137,7 @@ def phrase(value: Any, path: str) -> str:
 
 
 def prompt(value: Any, path: str) -> str:
-    return _text(value, path).rstrip()
-
-
-def _unspaced(text: str, path: str) -> str:
-    if text != text.rstrip():
-        raise Fault(path, "ends with white space")
-    return text
+    return _text(value, path)
 
 
 def _text(value: Any, path: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from edit_cli.datasets.files import File
 from edit_cli.errors import MissingError
 from edit_cli.monitor import Monitor
+from edit_cli.paths import expanded
 
 Key = tuple[str, str]  # relation id, target id
 INDEX_ABOVE = 1 << 25  # bytes
@@ -90,7 +91,7 @@ def _index(file: File, cache_dir: str, monitor: Monitor) -> Path:
     """The SQLite copy of a snippets file, built on first use; another size or date of the file makes another one."""
     state = file.path.stat()
     identity = f"{file.path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
-    target = Path(cache_dir).expanduser() / "snippets" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.sqlite"
+    target = expanded(cache_dir) / "snippets" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.sqlite"
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ class VitaminC(Claims):
     def case(self, row: Row) -> Case:
         if row.has("revision_type") and row.get("revision_type") != "real":
             raise Fault("revision_type", "is not real")
-        claim, evidence, label = row.prompt("claim"), row.prompt("evidence"), row.phrase("label")
+        claim, evidence, label = row.text("claim"), row.text("evidence"), row.phrase("label")
         if len(evidence.split()) <= SHORTEST:
             raise Fault("evidence", f"has no more than {SHORTEST} words")
         if label not in (*PUBLISHED, NEITHER):
@@ -76,7 +76,7 @@ class VitaminC(Claims):
         return None
 
     def asked(self, row: Row, case: Case) -> tuple[str, str | None]:
-        return self.put(row.prompt("claim")), None
+        return self.put(row.text("claim")), None
 
     def usable(self, records: Sequence[Chosen]) -> list[Chosen]:
         kept = _one_a_page(records) if self.one_a_page else list(records)

@@ -14,12 +14,14 @@ import numpy as np
 
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.files import File, locate
-from edit_cli.datasets.reading import Content
+from edit_cli.datasets.pooled import Entry
+from edit_cli.datasets.reading import Content, contents
 from edit_cli.datasets.rows import Dropped, Fault, Row
 from edit_cli.datasets.zsre_qa import FLAT, KILT, ZsREQuestions
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
+from edit_cli.writing import replace_words
 
 PREFIXES = ("True or False: ", "True/False: ", "T/F: ", "Answer True or False: ")
 LEFT_OUT = ("sex", "gender")
@@ -67,10 +69,10 @@ class ZsREHard(ZsREQuestions):
 
     def _aligned(self, key: str, path: str, content: Content) -> list[Any]:
         file = locate(path, self.cache_dir, Monitor(), f"dataset.{key}")
+        text, _ = contents(file.path, f"dataset.{key}={path}")
         try:
-            text = file.path.read_text(encoding="utf-8")
             values = json.loads(text) if key == "implied_path" else text.splitlines()
-        except (OSError, ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise MissingError(f"dataset.{key}={path} cannot be read: {error}") from None
         if not isinstance(values, list):
             raise MissingError(f"dataset.{key}={path} is not a JSON list")
@@ -91,15 +93,16 @@ class ZsREHard(ZsREQuestions):
         return replace(case, probes=case.probes + tuple(harder))
 
     def _implied(self, row: Row, case: Case) -> list[Probe]:
-        if not row.has("implied"):
+        (request,) = case.requests
+        if not row.has("implied") or request.target_true is None:
             return []
-        (request,), items = case.requests, row.get("implied")
+        items = row.get("implied")
         if not isinstance(items, list) or not all(isinstance(item, list | tuple) and len(item) >= 2 for item in items):
             raise Fault("implied", "is not a list of [question, answer]")
         return [
             Probe(
                 "portability",
-                *(text.replace(request.target_true, request.target_new) for text in (question, answer)),
+                *(replace_words(text, request.target_true, request.target_new) for text in (question, answer)),
                 group="implied",
             )
             for question, answer, *_ in items
@@ -110,9 +113,10 @@ class ZsREHard(ZsREQuestions):
         ]
 
     def _true_false(self, row: Row, case: Case) -> list[Probe]:
-        if not row.has("statement"):
+        (request,) = case.requests
+        if not row.has("statement") or request.target_true is None:
             return []
-        (request,), statement = case.requests, row.prompt("statement")
+        statement = row.text("statement")
         if request.target_true not in statement:
             return []
         rng = self.drawn(row, "true or false")
@@ -122,7 +126,7 @@ class ZsREHard(ZsREQuestions):
             prefix = rng.choice(PREFIXES)
             prefix = prefix.lower() if rng.random() < 0.5 else prefix
             foil = "False" if verdict == "True" else "True"
-            text = prefix + statement.replace(request.target_true, answer)
+            text = prefix + replace_words(statement, request.target_true, answer)
             found.append(Probe("portability", text, verdict, foil, group="true_false"))
         return found
 
@@ -130,36 +134,32 @@ class ZsREHard(ZsREQuestions):
         cases = super().complete(chosen, pool, file, monitor)
         if self.locality == 0 or len(pool) < 3:
             return cases
-        near = NearMisses(
-            [self.asked(row, case) for row, case in pool], [self.about(row).casefold() for row, _ in pool]
-        )
+        near = NearMisses([self.entry(row, case) for row, case in pool])
         place = {case.id: number for number, (_, case) in enumerate(pool)}
         found = []
         for case in cases:
             rng = random.Random(f"{self.seed} near misses {case.id}")
-            probes = [
-                Probe("locality", *asked, group="hard") for asked in near.draw(place[case.id], self.locality, rng)
-            ]
-            found.append(replace(case, probes=case.probes + tuple(probes)))
+            probes = tuple(one.probe("hard") for one in near.draw(place[case.id], self.locality, rng))
+            found.append(replace(case, probes=case.probes + probes))
         return found
 
 
 class NearMisses:
     """Questions of other subjects that are worded like one's own."""
 
-    def __init__(self, asked: Sequence[tuple[str, str | None]], subjects: Sequence[str]) -> None:
+    def __init__(self, entries: Sequence[Entry]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self.asked, self.subjects = asked, subjects
-        self.vectors = TfidfVectorizer(token_pattern=r"\w+").fit_transform([prompt for prompt, _ in asked])
-        self.looked_at = max(2, min(NEAREST, len(asked) // 10))
+        self.entries, self.subjects = entries, [one.subject for one in entries]
+        self.vectors = TfidfVectorizer(token_pattern=r"\w+").fit_transform([one.prompt for one in entries])
+        self.looked_at = max(2, min(NEAREST, len(entries) // 10))
         self.left_out = self.looked_at * IN_SCOPE // NEAREST
 
-    def draw(self, own: int, count: int, rng: random.Random) -> list[tuple[str, str | None]]:
+    def draw(self, own: int, count: int, rng: random.Random) -> list[Entry]:
         """Up to `count` of them, likelier the nearer."""
         similar = np.asarray((self.vectors @ self.vectors[own].T).todense()).ravel()
         order = [i for i in np.argsort(-similar, kind="stable").tolist() if self.subjects[i] != self.subjects[own]]
         order = order[self.left_out : self.looked_at]
         weights = np.exp((similar[order] - similar[order].max(initial=0.0)) / TEMPERATURE)
         ranked = sorted(range(len(order)), key=lambda k: rng.random() ** (1.0 / max(weights[k], 1e-12)), reverse=True)
-        return [self.asked[order[k]] for k in ranked[:count]]
+        return [self.entries[order[k]] for k in ranked[:count]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,16 +15,18 @@ from typing import Any, ClassVar
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.files import File, locate
 from edit_cli.datasets.pooled import Pooled
+from edit_cli.datasets.reading import contents
 from edit_cli.datasets.rows import Fault, Row
 from edit_cli.datasets.subjects import first_name
+from edit_cli.datasets.zsre import FIELDS, PREFIX, right_answers
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.metrics.text import normalise
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe, slot_prompt
+from edit_cli.writing import joined
 
 KILT = ("id", "input", "output", "subject", "prediction", "alternatives", "rephrases", "filtered_rephrases", "meta")
-FLAT = ("subject", "src", "pred", "rephrase", "alt", "answers", "loc", "loc_ans", "cond", "ans")
-PREFIX = "nq question: "
+FLAT = FIELDS
 
 
 @dataclass
@@ -32,9 +34,10 @@ class ZsREQuestions(Pooled):
     """One question a record, in KILT's form with the fields of KE (JSON lines), or in MEND's flat one.
 
     The new answer is an item of `alternatives` (other beams of the base model) that is neither its top answer nor a
-    right one; flat records hold theirs in `alt`. alternative: which one, from 0; null draws it. rephrases: in-scope
-    questions, drawn from `filtered_rephrases`. unrelated: where the unrelated questions come from: "zsre" (other
-    records), "nq" (a flat record's own Natural Questions item, or `nq_path`: `{"questions": […], "answers": […]}`).
+    right one; flat records hold theirs in `alt`, and MALMEN's only `ans`, which is written. alternative: which one,
+    from 0; null draws it. rephrases: in-scope questions, drawn from `filtered_rephrases`.
+    unrelated: where the unrelated questions come from: "zsre" (other records), "nq" (a flat record's own Natural
+    Questions item, or `nq_path`: `{"questions": […], "answers": […]}`).
     """
 
     alternative: int | None = None
@@ -44,7 +47,8 @@ class ZsREQuestions(Pooled):
     locality_prefix: bool = True
 
     expects: ClassVar[str] = (
-        "input, output, alternatives, filtered_rephrases (KILT) or subject, src, rephrase, alt, answers (MEND)"
+        "input, output, alternatives, filtered_rephrases (KILT) or subject, src, rephrase, alt, answers (MEND) or"
+        " src, rephrase, ans (MALMEN)"
     )
     fields: ClassVar[frozenset[str]] = frozenset((*KILT, *FLAT, "split"))
 
@@ -66,13 +70,23 @@ class ZsREQuestions(Pooled):
         return row.prompt("src" if row.has("src") else "input")
 
     def case(self, row: Row) -> Case:
-        answers, new = self.answers(row), self.new_answer(row)
-        request = self.request(row, new, answers[0])
-        probes = [Probe("rewrite", request.text, new, answers[0])]
-        probes += [Probe("paraphrase", text, new, answers[0]) for text in self._rephrases(row)]
-        return Case(row.id("id") if row.has("id") else str(row.index), (request,), tuple(probes))
+        self.brought(row)  # a fault in it is the record's
+        answers = self.answers(row)
+        new, true = (answers[0], None) if self._is_plain(row) else (self.new_answer(row), answers[0])
+        request = self.request(row, new, true)
+        probes = [Probe("rewrite", request.text, new, true)]
+        probes += [Probe("paraphrase", text, new, true) for text in self._rephrases(row)]
+        name = row.id("id") if row.has("id") else str(row.index)
+        return Case(name, (request,), tuple(probes), right=tuple(answers))
 
-    def request(self, row: Row, new: str, true: str) -> EditRequest:
+    def asked(self, row: Row, case: Case) -> tuple[str, str | None]:
+        return case.requests[0].text, self.answers(row)[0]
+
+    def _is_plain(self, row: Row) -> bool:
+        """MALMEN's records hold the answer to write, and no other one."""
+        return "ans" in row.values and not row.has("alt") and not row.has("alternatives")
+
+    def request(self, row: Row, new: str, true: str | None) -> EditRequest:
         """The edit; where the subject stands in the question it becomes a slot."""
         question, subject = self.question(row), self.about(row)
         try:
@@ -85,7 +99,7 @@ class ZsREQuestions(Pooled):
     def answers(self, row: Row) -> list[str]:
         """The right answers, the first of which is asked for."""
         if "output" not in row.values:
-            return row.phrases("answers")
+            return list(dict.fromkeys(right_answers(row)))
         output = row.get("output")
         given = [one.get("answer") for one in output if isinstance(one, dict)] if isinstance(output, list) else []
         found = [answer.strip() for answer in given if isinstance(answer, str)]
@@ -129,21 +143,14 @@ class ZsREQuestions(Pooled):
     # --- what must stay -----------------------------------------------------------------------------------------------
 
     def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
-        cases = super().complete(chosen, pool, file, monitor)
-        if self.unrelated == "zsre" or self.locality == 0:
-            return cases
-        found, without = [], 0
-        for (row, _), case in zip(chosen, cases, strict=True):
-            own = self._from_natural_questions(row)
-            without += not own
-            kept = [probe for probe in case.probes if probe.group != "random"] if own else case.probes
-            found.append(replace(case, probes=(*kept, *own)))
-        if without:
-            some = f"{without:,} of {len(found):,} records"
+        if self.unrelated == "nq" and self.locality and (without := sum(not self.brought(row) for row, _ in chosen)):
+            some = f"{without:,} of {len(chosen):,} records"
             monitor.note(f"{self.name}: {some} have no Natural Questions item; other records stand in for it")
-        return found
+        return super().complete(chosen, pool, file, monitor)
 
-    def _from_natural_questions(self, row: Row) -> list[Probe]:
+    def brought(self, row: Row) -> list[Probe]:
+        if self.unrelated == "zsre":
+            return []
         if self.nq_path is not None:
             items = self._natural_questions
             return [
@@ -152,9 +159,9 @@ class ZsREQuestions(Pooled):
             ]
         if not row.has("loc"):
             return []
-        question = row.prompt("loc") + "?"  # the file has none
+        question = row.text("loc") + "?"  # the file has none
         question = question if self.locality_prefix else question.removeprefix(PREFIX)
-        return [Probe("locality", question, row.phrase("loc_ans"), group="random")]
+        return [Probe("locality", question, joined(row.phrase("loc_ans"), row.join(self.join)), group="random")]
 
     @cached_property
     def _natural_questions(self) -> list[tuple[str, str]]:
@@ -171,10 +178,10 @@ def read_natural_questions(path: Path, label: str) -> list[tuple[str, str]]:
         MissingError: the file is of another form.
     """
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = json.loads(contents(path, label)[0])
         pairs = list(zip(data["questions"], data["answers"], strict=True))
         found = [(_as_question(q), min([a] if isinstance(a, str) else a, key=len).strip()) for q, a in pairs]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise MissingError(
             f"dataset.nq_path: {label} is not JSON of the form {{questions: [text], answers: [text or list]}}"
         ) from None

@@ -39,10 +39,13 @@ class AlphaEdit(SpreadingEditor):
         """The ridge in the null space: C is I there."""
         return self.l2 + self.norm_weight
 
-    def prepare(self, lm: LM, layers: Sequence[int], columns: int) -> dict[str, Any]:
-        """Find all null spaces; the edit remembers their [rank, key width]."""
+    def require(self, model: str) -> None:
         if not self.use_covariance:
             raise UsageError("method.use_covariance=false leaves alphaedit nothing to project with: take method=memit")
+        self.moments.require(model, self.layers)
+
+    def prepare(self, lm: LM, layers: Sequence[int], columns: int) -> dict[str, Any]:
+        """Find all null spaces; the edit remembers their [rank, key width]."""
         if self.weight(columns) <= 0:
             raise UsageError(f"method.l2={self.l2}: give a positive weight")
         self.moments.collect(lm, layers)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 from edit_cli.edits import Edit
 from edit_cli.errors import UsageError
 from edit_cli.lm.kinds import NAMES
 from edit_cli.lm.model import LM
-from edit_cli.requests import EditRequest
+from edit_cli.requests import Case, EditRequest
 
 # what methods remember, or spare: examples, text, or whichever there is
 AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"
-# a split: (prompt, right answer) of what a run neither edits nor asks about
-Examples = Callable[[str], Sequence[tuple[str, str]]]
+
+
+class Examples(Protocol):
+    """What a run neither edits nor asks about."""
+
+    def __call__(self, split: str) -> Sequence[tuple[str, str]]:
+        """(prompt, right answer) of a split."""
+
+    def others(self) -> Sequence[Case]:
+        """Other records of the run's data set: of its training split, where it has one."""
 
 
 class Editor(ABC):
@@ -68,6 +76,14 @@ class Editor(ABC):
                 f"{cls.__name__} works on {able}, and {model} is {NAMES[kind]}: choose another method (ft works on all)"
                 " or model"
             )
+
+    def require(self, model: str) -> None:
+        """Refuse what this method needs and cannot have (text, a trained network, a library) before the model of that
+        name is loaded, which may take long. What only the loaded model can tell is left to `warm_up`.
+
+        Raises:
+            MissingError: says what is missing, and what to do about it. UsageError: settings that leave nothing to do.
+        """
 
     def warm_up(self, lm: LM) -> None:
         """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate

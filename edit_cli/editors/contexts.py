@@ -36,10 +36,12 @@ class ContextOptions:
     seed: int = 0
     prefixes: list[str] | None = None
 
-    def build(self, lm: LM) -> Contexts:
-        """Sample from the unedited model (or take `prefixes`)."""
+    def __post_init__(self) -> None:
         if self.weighting not in ("groups", "rows"):
             raise UsageError(f"method.context.weighting={self.weighting}: choose groups or rows")
+
+    def build(self, lm: LM) -> Contexts:
+        """Sample from the unedited model (or take `prefixes`)."""
         if self.prefixes is not None:
             groups = [[f"{prefix}. " for prefix in self.prefixes]]
         else:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from edit_cli.editors.base import Editor
-from edit_cli.editors.memory import MemoryLayer, MemoryPatch, module_of
-from edit_cli.editors.passes import at_prompt_end, passes, row_losses, rows_right
+from edit_cli.editors.memory import MemoryLayer, MemoryPatch, in_turn, module_of
+from edit_cli.editors.passes import at_prompt_end, in_batches, passes, row_losses, rows_right
 from edit_cli.errors import UsageError
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
@@ -58,15 +58,18 @@ class DeferLayer(MemoryLayer):
         return self._expert
 
     def add(self, edit: MemoryPatch) -> Undo:
-        before, edits = self.small, self.edits
-        left, right = edit.tensors["left"].to(self.start), edit.tensors["right"].to(self.start)
-        self._expert = self.expert + left @ right
-        self.steps.append((left, right))
+        before, edits, steps = self.small, self.edits, len(self.steps)
+        ranks = edit.content["ranks"]
+        lefts, rights = edit.tensors["left"].split(ranks, dim=1), edit.tensors["right"].split(ranks)
+        for pair in zip(lefts, rights, strict=True):  # one after another, as they were made: sums hang on it
+            left, right = (part.to(self.start, copy=True, memory_format=torch.contiguous_format) for part in pair)
+            self._expert = self.expert + left @ right
+            self.steps.append((left, right))
         self.small = {name: edit.tensors[name].to(self.start) for name in PARTS}
         self.edits += edit.content["facts"]
 
         def undo() -> None:
-            self.steps.pop()
+            del self.steps[steps:]
             self._expert, self.small, self.edits = None, before, edits
 
         return undo
@@ -92,22 +95,26 @@ class DeferLayer(MemoryLayer):
 
 
 class DeferContent(TypedDict):
-    """What an edit says beside its tensors."""
+    """What an edit says beside its tensors. ranks: of the steps by which its factors were made."""
 
     seed: int
     facts: Count
+    ranks: list[Count]
 
 
 class DeferPatch(MemoryPatch):
-    """What an edit adds to A, in factors, and the other parameters as they are after it."""
+    """What an edit adds to A, in factors (content `ranks`: of each unit of facts), and the other parameters as they are
+    after it.
+    """
 
     layer: ClassVar[type[MemoryLayer]] = DeferLayer
     holds = DeferContent
 
     @classmethod
     def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        rank = sum(content["ranks"])
         return {
-            "left": size(d_out, "rank"), "right": size("rank", d_in),
+            "left": size(d_out, rank), "right": size(rank, d_in),
             "router": size(d_in), "threshold": size(), "offset": size(d_out),
         }  # fmt: skip
 
@@ -119,8 +126,9 @@ class DeferPatch(MemoryPatch):
 class Defer(Editor):
     """Router and expert are trained together: the layer gives g·o + (1 − g)·layer(x) while they are.
 
-    layer, module: whose input is read and whose output is replaced. lr, steps: Adam. It stops once every target token
-    is the likeliest and the loss is below `stop_loss`.
+    layer, module: whose input is read and whose output is replaced. batch_size: facts that are trained together; the
+    next ones go on from there. lr, steps: Adam. It stops once every target token is the likeliest and the loss is below
+    `stop_loss`.
     """
 
     heads = ("causal", "seq2seq", "classifier")
@@ -130,6 +138,7 @@ class Defer(Editor):
     lr: float = 0.1
     steps: int = 100
     stop_loss: float = 0.05
+    batch_size: int = 1
     seed: int = 0
 
     @property
@@ -137,10 +146,18 @@ class Defer(Editor):
         return [self.layer]
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> DeferPatch:
-        """The router and the expert, trained on from where earlier edits left them."""
+        """The router and the expert, trained on from where earlier facts left them, `batch_size` facts at a time."""
         if self.lr <= 0:
             raise UsageError(f"method.lr={self.lr}: give a number above 0")
+        if self.batch_size < 1:
+            raise UsageError(f"method.batch_size={self.batch_size}: give a whole number from 1 up")
         name = module_of(lm, self.layer, self.module)
+        units = [requests[part] for part in in_batches(requests, self.batch_size)]
+        with in_turn(lm, units, lambda unit: self._unit(lm, name, unit), "router and expert") as patches:
+            return joined(patches)
+
+    def _unit(self, lm: LM, name: str, requests: Sequence[EditRequest]) -> DeferPatch:
+        """What facts that are trained together add to the layer that is attached."""
         attached = DeferPatch.present(lm, name)
         layer = attached or DeferLayer(lm.module(name), lm, name, self.seed)
         if attached is None:
@@ -148,11 +165,11 @@ class Defer(Editor):
         present = {"expert": layer.expert, **layer.small}
         weights = {key: value.detach().clone().requires_grad_() for key, value in present.items()}
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
-        with lm.monitor.phase("train"), passes(lm, rows, name, self.layer) as run:
+        with passes(lm, rows, name, self.layer) as run:
             self._train(run, weights, None if attached is None else attached.original)
         trained = {key: value.detach() for key, value in weights.items()}
         left, right = factors(trained.pop("expert") - layer.expert)
-        content = {"seed": self.seed, "facts": len(requests)}
+        content = {"seed": self.seed, "facts": len(requests), "ranks": [len(right)]}
         return DeferPatch(name, attached.digest if attached else "", {**trained, "left": left, "right": right}, content)
 
     def _train(self, run: Any, weights: dict[str, Tensor], original: nn.Module | None) -> None:
@@ -178,6 +195,22 @@ class Defer(Editor):
             for weight, gradient in zip(weights.values(), gradients, strict=True):
                 weight.grad = gradient
             optimizer.step()
+
+
+def joined(patches: Sequence[DeferPatch]) -> DeferPatch:
+    """One patch for edits that were made on top of each other."""
+    last, contents = patches[-1].tensors, [patch.content for patch in patches]
+    tensors = {
+        **{name: last[name] for name in PARTS},
+        "left": torch.cat([patch.tensors["left"] for patch in patches], dim=1),
+        "right": torch.cat([patch.tensors["right"] for patch in patches]),
+    }
+    content = {
+        **contents[0],
+        "facts": sum(content["facts"] for content in contents),
+        "ranks": [rank for content in contents for rank in content["ranks"]],
+    }
+    return DeferPatch(patches[0].module, patches[0].before, tensors, content)
 
 
 def factors(change: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edit_cli.lm.embeddings import Embedder
 from edit_cli.requests import Case, EditRequest
+from edit_cli.writing import as_text
 
 KINDS = ("copy", "update", "retain")
 
@@ -80,10 +81,10 @@ def _about(fact: Told, request: EditRequest) -> bool:
 
 def headed(prompt: str, answer: str, asked: str) -> str:
     """A prompt with a new fact before it."""
-    return f"New Fact: {prompt} {answer}\nPrompt: {asked}"
+    return f"New Fact: {as_text(prompt, answer)}\nPrompt: {asked}"
 
 
 def shown(fact: Told, kind: str) -> str:
     """One demonstration."""
     prompt, answer = fact.asked[kind]
-    return f"{headed(fact.prompt, fact.answer, prompt)} {answer}\n\n"
+    return f"{as_text(headed(fact.prompt, fact.answer, prompt), answer)}\n\n"

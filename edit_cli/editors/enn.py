@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from edit_cli.editors.gradients import Shift, gradients, largest, shifted
+from edit_cli.editors.gradients import Shift, gradients, largest, refuse_infinite, shifted
 from edit_cli.editors.hypernetwork import edited_modules
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw, judged
 from edit_cli.editors.passes import row_losses
@@ -172,6 +172,7 @@ class ENN(TrainableEditor):
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         with lm.edited(trained):
             shifts = self.descend(net, lm, rows, 1)
+        refuse_infinite(shifts.values())
         steps = WeightDelta({f"{name}.weight": shift.factors() for name, shift in shifts.items()})
         updates = dict(trained.updates) | steps.updates
         for name in steps.updates.keys() & trained.updates.keys():

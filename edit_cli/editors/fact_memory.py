@@ -30,6 +30,8 @@ from edit_cli.requests import EditRequest
 from edit_cli.shapes import Rule
 from edit_cli.tensorfiles import Size, size
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -41,7 +43,12 @@ class Fact:
     @property
     def asked(self) -> str:
         """The prompt apart from case and spacing: facts of one prompt replace each other."""
-        return " ".join(self.prompt.lower().split())
+        return normalised(self.prompt)
+
+
+def normalised(prompt: str) -> str:
+    """A prompt apart from case and spacing."""
+    return " ".join(prompt.lower().split())
 
 
 def facts_of(requests: Sequence[EditRequest], monitor: Monitor) -> list[Fact]:
@@ -49,11 +56,9 @@ def facts_of(requests: Sequence[EditRequest], monitor: Monitor) -> list[Fact]:
 
     Says so in one line.
     """
-    latest = {fact.asked: fact for fact in (Fact(request.text, request.target_new.strip()) for request in requests)}
+    latest = {fact.asked: fact for fact in (Fact(request.text, request.target_new) for request in requests)}
     if len(latest) < len(requests):
-        distinct = Counter(
-            {(fact.asked, fact.answer) for fact in (Fact(r.text, r.target_new.strip()) for r in requests)}
-        )
+        distinct = Counter({(fact.asked, fact.answer) for fact in (Fact(r.text, r.target_new) for r in requests)})
         replaced = len(distinct) - len(latest)
         again = len(requests) - len(distinct)
         monitor.note(
@@ -79,6 +84,10 @@ class FactMemory:
     def current(self) -> Tensor:
         """(n,) which facts have not been replaced."""
         return self.valid.all[:, 0]
+
+    def latest(self, prompt: str) -> int | None:
+        """The number of the fact of this very prompt."""
+        return self._latest.get(normalised(prompt))
 
     def add(self, facts: Sequence[Fact], keys: Tensor) -> Undo:
         with ExitStack() as undo:
@@ -111,7 +120,7 @@ class FactRoute(Route):
 
     def __init__(self, facts: Sequence[Fact], keys: Tensor, maker: str) -> None:
         self.facts, self.keys, self.maker = list(facts), keys, maker
-        self.memory: FactMemory | None = None
+        self.memory = self._empty()
         self.covered = False  # by a later edit of its kind, which looks up its facts, too
 
     def attach(self, lm: LM) -> Undo:
@@ -125,12 +134,15 @@ class FactRoute(Route):
                 undo.callback(setattr, front, "covered", False)
             else:
                 self.prepare(lm)
-                self.memory = FactMemory(self.keys.shape[1], lm.device)
+                self.memory = self._empty(lm.device)
             undo.callback(self.memory.add(self.facts, self.keys))
             return undo.pop_all().close
 
     def _leave(self) -> None:
-        self.memory, self.covered = None, False
+        self.memory, self.covered = self._empty(), False
+
+    def _empty(self, device: torch.device = CPU) -> FactMemory:
+        return FactMemory(self.keys.shape[1], device)
 
     def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
         if self.covered or not self.memory:

@@ -43,14 +43,16 @@ class FT(Editor):
     objective: str = "target"
     stop_loss: float = 1.0e-2
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
-        """Dense updates of the tuned parameters; float32 masters whatever the model's dtype."""
+    def __post_init__(self) -> None:
         if self.objective not in ("target", "prompt_last"):
             raise UsageError(f"method.objective={self.objective}: choose target or prompt_last")
-        if self.objective == "prompt_last" and lm.head.kind != "causal":
-            raise UsageError("method.objective=prompt_last needs a causal language model: choose target")
         if self.norm_constraint is not None and self.norm_constraint <= 0:
             raise UsageError(f"method.norm_constraint={self.norm_constraint}: give a positive bound, or null for none")
+
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
+        """Dense updates of the tuned parameters; float32 masters whatever the model's dtype."""
+        if self.objective == "prompt_last" and lm.head.kind != "causal":
+            raise UsageError("method.objective=prompt_last needs a causal language model: choose target")
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         with lm.monitor.phase("train"), tuning(lm, self._names(lm)) as weights:
             losses = self._train(lm, rows, weights)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from edit_cli.editors.base import Editor
 from edit_cli.editors.contexts import ContextOptions
-from edit_cli.editors.memory import Entries, MemoryLayer, MemoryPatch, module_of, nearest
-from edit_cli.editors.passes import at_prompt_end, in_batches, passes, row_losses
+from edit_cli.editors.memory import Entries, MemoryLayer, MemoryPatch, in_turn, module_of, nearest
+from edit_cli.editors.passes import Passes, at_prompt_end, passes, row_losses
 from edit_cli.errors import UsageError
 from edit_cli.lm.focus import Focus
 from edit_cli.lm.layout import widths
@@ -136,8 +136,8 @@ class Grace(Editor):
     layer, module: whose input is the key and whose output is replaced: "mlp_in" or "mlp_out" of the layer, or a name in
     the block.
     radius: ε of a new key, Euclidean. It fits one layer of one model only: `edit-cli calibrate` measures it on records.
-    "auto": `spread` times the distance (95 % of cases) by which the first facts' own keys move when sampled texts
-    (`context`) stand before their prompts.
+    "auto": `spread` times the distance (95 % of cases) by which the first fact's own key moves when sampled texts
+    (`context`) stand before its prompt.
     replace: which tokens' output is replaced: "last" of the prompt, "prompt" (those before the last, and the last with
     `include_query`), or "all", the answer included. init: of a value: "cold" (uniform in [0, 1)) or "warm" (the present
     output). lr, steps: Adam on the value; it stops once the loss is below `stop_loss`.
@@ -156,7 +156,6 @@ class Grace(Editor):
     steps: int = 100
     stop_loss: float = 0.05
     only_mistakes: bool = True
-    batch_size: int = 64
     seed: int = 0
     spread: float = 1.8
     context: ContextOptions = field(default_factory=lambda: ContextOptions(lengths=[5, 10]))
@@ -166,80 +165,65 @@ class Grace(Editor):
         return [self.layer]
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> GracePatch:
-        """Entries for the requests that the model does not answer, on top of the codebook that is attached."""
+        """Entries for the requests, one after another; a fact that the model answers when its turn comes needs none."""
         self._refuse_wrong_words()
         name = module_of(lm, self.layer, self.module)
         attached = GracePatch.present(lm, name)
-        book = Book(attached, attached.radius if attached else self._radius(lm, name, requests))
-        known = [all(score.hits) for score in lm.loglikelihood([(r.text, r.target_new) for r in requests])]
-        wrong = [r for r, right in zip(requests, known, strict=True) if not (right and self.only_mistakes)]
-        rows = lm.head.encode([(request.text, request.target_new) for request in wrong])
-        with lm.monitor.phase("train"), lm.monitor.task("values", len(rows)) as advance:
-            for part in in_batches(rows, self.batch_size):
-                self._add(lm, name, book, rows[part])
-                advance(len(rows[part]))
-        return book.patch(
-            lm, name, {"radius": book.initial, "replace": self.replace, "include_query": self.include_query}
-        )
+        initial = attached.radius if attached else self._radius(lm, name, requests[0])
+        with in_turn(lm, requests, lambda request: self._entry(lm, name, initial, request), "values") as patches:
+            return joined(patches, GracePatch.present(lm, name))
 
-    def _add(self, lm: LM, name: str, book: Book, rows: Sequence[Row]) -> None:
-        """Find each row an entry, and fit its value to the row's target.
+    def _entry(self, lm: LM, name: str, initial: float, request: EditRequest) -> GracePatch:
+        """The entry of one fact, on top of the codebook that is attached; none if the model answers it already."""
+        book, fact = Book(GracePatch.present(lm, name), initial), (request.text, request.target_new)
+        if not (self.only_mistakes and all(lm.loglikelihood([fact])[0].hits)):
+            self._fit(lm, name, book, lm.head.encode([fact])[0])
+        return book.patch(lm, name, {"radius": initial, "replace": self.replace, "include_query": self.include_query})
 
-        Rows share no value but through a common entry.
-        """
-        with passes(lm, rows, name, self.layer) as run:
-            entries = [book.place(query, row.target) for query, row in zip(run.queries, rows, strict=True)]
-            distinct = list(dict.fromkeys(entries))
-            owner = torch.tensor([distinct.index(entry) for entry in entries], device=lm.device)
-            first = [entries.index(entry) for entry in distinct]
+    def _fit(self, lm: LM, name: str, book: Book, row: Row) -> None:
+        """Find the row an entry, and fit its value to the row's target."""
+        with passes(lm, [row], name, self.layer) as run:
+            entry = book.place(run.queries[0], row.target)
             where = replaced(run.focus, self.replace, self.include_query)[..., None]
-            outputs: list[Tensor] = []
-
-            def fresh(output: Tensor) -> None:
-                outputs.append(at_prompt_end(output, run.focus)[first])
-
-            with torch.no_grad():
-                run.answers(fresh)
-            values = self._initial(book, distinct, outputs[0]).requires_grad_()
-            optimizer = torch.optim.Adam([values], lr=self.lr)
+            present = book.value(entry)
+            value = (self._fresh(run, entry) if present is None else present).requires_grad_()
+            optimizer = torch.optim.Adam([value], lr=self.lr)
             for _ in range(self.steps):
-                losses = row_losses(
-                    run.answers(lambda output: torch.where(where, values[owner][:, None].to(output), output)), len(rows)
-                )
-                worst = losses.new_zeros(len(distinct)).scatter_reduce(
-                    0, owner.to(losses.device), losses.detach(), "amax"
-                )
-                done = (worst < self.stop_loss).to(values.device)
-                if bool(done.all()):
+                found = run.answers(lambda output: torch.where(where, value.to(output), output))
+                loss = row_losses(found, 1)[0]
+                if loss.item() < self.stop_loss:
                     break
-                (values.grad,) = torch.autograd.grad(losses.sum(), [values])
-                kept = values.detach().clone()
+                (value.grad,) = torch.autograd.grad(loss, [value])
                 optimizer.step()
-                values.data[done] = kept[done]
-        for entry, value in zip(distinct, values.detach(), strict=True):
-            book.values[entry] = value
+        book.values[entry] = value.detach()
 
-    def _initial(self, book: Book, entries: Sequence[int], outputs: Tensor) -> Tensor:
-        """(entries, d_out): what they were; of new ones as `init` says. outputs: the module's own, (entries, d_out)."""
-        draws = [torch.Generator().manual_seed(self.seed * 1_000_003 + entry) for entry in entries]
-        cold = [torch.rand(outputs.shape[1], generator=draw).to(outputs) for draw in draws]
-        fresh = outputs if self.init == "warm" else cold
-        return torch.stack([book.value(entry, start) for entry, start in zip(entries, fresh, strict=True)])
+    def _fresh(self, run: Passes, entry: int) -> Tensor:
+        """(d_out,): the value of a new entry before training, as `init` says."""
+        if self.init == "cold":
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + entry)
+            return torch.rand(widths(run.lm.module(run.module))[0], generator=draw).to(run.queries)
+        outputs: list[Tensor] = []
 
-    def _radius(self, lm: LM, name: str, requests: Sequence[EditRequest]) -> float:
+        def keep(output: Tensor) -> None:
+            outputs.append(at_prompt_end(output, run.focus)[0])
+
+        with torch.no_grad():
+            run.answers(keep)
+        return outputs[0]
+
+    def _radius(self, lm: LM, name: str, request: EditRequest) -> float:
         if not isinstance(self.radius, str):
             return float(self.radius)
         with lm.monitor.phase("calibrate"):
             prefixes = self.context.build(lm).texts
-            rows = lm.head.encode([(prefix + request.text, None) for request in requests for prefix in prefixes])
-            keys = (
-                read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(name, "input")])[0]
-                .float()
-                .view(len(requests), len(prefixes), -1)
-            )
-            radius = self.spread * float((keys[:, 1:] - keys[:, :1]).norm(dim=-1).quantile(0.95))
+            rows = lm.head.encode([(prefix + request.text, None) for prefix in prefixes])
+            keys = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(name, "input")])[0].float()
+            radius = self.spread * float((keys[1:] - keys[0]).norm(dim=-1).quantile(0.95))
         lm.monitor.note(f"method.radius=auto is {radius:.4g} at {name}")
         return radius
+
+    def require(self, model: str) -> None:
+        self._refuse_wrong_words()
 
     def _refuse_wrong_words(self) -> None:
         if isinstance(self.radius, str) and self.radius != "auto":
@@ -271,11 +255,11 @@ class Book:
     def answer(self, entry: int) -> tuple[int, ...]:
         return self.answers[entry - self.earlier] if entry >= self.earlier else self.attached.answers[entry]
 
-    def value(self, entry: int, fresh: Tensor) -> Tensor:
-        """What the entry's value was before this edit; `fresh` for a new one."""
+    def value(self, entry: int) -> Tensor | None:
+        """A copy of the entry's present value; a new one has none."""
         if entry in self.values:
             return self.values[entry].clone()
-        return self.attached.values.all[entry].clone() if entry < self.earlier else fresh
+        return self.attached.values.all[entry].clone() if entry < self.earlier else None
 
     def place(self, query: Tensor, answer: tuple[int, ...]) -> int:
         """The entry for a query (d_in,): a new key, or an old one of the same answer whose radius grows to hold it.
@@ -347,3 +331,26 @@ class Book:
         }
         before = self.attached.digest if self.attached else ""
         return GracePatch(name, before, tensors, {"answers": [list(answer) for answer in self.answers], **about})
+
+
+def joined(patches: Sequence[GracePatch], layer: GraceLayer) -> GracePatch:
+    """One patch for edits that were made on top of each other; `layer` is the codebook with all of them in it."""
+    earlier = len(layer.keys) - sum(len(patch.tensors["keys"]) for patch in patches)
+
+    def changed(part: str) -> Tensor:
+        """(n,): which of the entries that were there before the first patch."""
+        entries = torch.cat([patch.tensors[part] for patch in patches]).unique()
+        return entries[entries < earlier]
+
+    moved, retrained = changed("moved"), changed("retrained")
+    tensors = {
+        "keys": layer.keys.all[earlier:].clone(),
+        "values": layer.values.all[earlier:].clone(),
+        "radii": layer.radii.all[earlier:].clone(),
+        "moved": moved,
+        "moved_radii": layer.radii.all[moved],
+        "retrained": retrained,
+        "retrained_values": layer.values.all[retrained],
+    }
+    answers = [answer for patch in patches for answer in patch.content["answers"]]
+    return GracePatch(patches[0].module, patches[0].before, tensors, {**patches[0].content, "answers": answers})

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 
 from edit_cli.editors.passes import row_losses
 from edit_cli.edits import Factors
+from edit_cli.errors import RejectedRequest
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
@@ -117,6 +118,19 @@ class DenseShift:
 def largest(lm: LM, shifts: Mapping[str, Shift | DenseShift]) -> float:
     """The largest ‖ΔW‖/‖W‖ of any edit and module."""
     return max(float(shift.norms().max()) / float(lm.weight(name).float().norm()) for name, shift in shifts.items())
+
+
+def refuse_infinite(shifts: Iterable[Shift]) -> None:
+    """Refuse an edit that would put numbers that are none into the weights.
+
+    Raises:
+        RejectedRequest: a shift holds infinite values or NaN.
+    """
+    if not all(bool(part.isfinite().all()) for shift in shifts for part in (shift.left, shift.right)):
+        raise RejectedRequest(
+            "the gradient of these facts is infinite or no number: in float16 it overflows, where"
+            " model.dtype=bfloat16 or float32 does not"
+        )
 
 
 def gradients(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edit_cli.editors.gradients import Gradient
 from edit_cli.errors import UsageError
+from edit_cli.lm.layout import projections, widths
 from edit_cli.lm.model import LM
 from edit_cli.parallel import ALONE, Team
 
@@ -178,8 +179,6 @@ class Hypernetwork(nn.Module):
 
 def shapes_of(lm: LM, modules: Sequence[str]) -> list[tuple[int, int]]:
     """(d_in, d_out) of each module."""
-    from edit_cli.lm.layout import widths
-
     return [widths(lm.module(name))[::-1] for name in modules]
 
 
@@ -188,14 +187,17 @@ def edited_modules(
 ) -> tuple[list[str], int]:
     """(projections of the MLPs that are edited, the lowest layer). layers: none for the last `last` of every stack.
 
-    part: "both" sides of the MLP, or its "out" projection alone.
+    part: "both" sides of the MLP, its "out" projection alone, or every projection of the "block".
 
     Raises:
         UsageError: another word, or a layer that does not exist.
     """
-    if part not in ("both", "out"):
-        raise UsageError(f"method.part={part}: choose both or out")
+    if part not in ("both", "out", "block"):
+        raise UsageError(f"method.part={part}: choose both, out or block")
     chosen = sorted(layers) or lm.layout.last_layers(last)
+    if part == "block":
+        blocks = [lm.layout.block(layer) for layer in chosen]
+        return [f"{block}.{name}" for block in blocks for name in projections(lm.module(block))], min(chosen)
     weights = [
         lm.layout.mlp_weights(layer, second_in) if part == "both" else (f"{lm.layout.mlp_out(layer)}.weight",)
         for layer in chosen

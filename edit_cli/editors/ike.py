@@ -21,17 +21,20 @@ from edit_cli.lm.embeddings import Embedder, EmbeddingOptions
 from edit_cli.lm.model import LM
 from edit_cli.lm.places import Undo
 from edit_cli.lm.routing import Answerer, Destination
-from edit_cli.requests import EditRequest
+from edit_cli.requests import Case, EditRequest
 from edit_cli.shapes import Rule
+from edit_cli.writing import as_text
+
+SAME = "same"
 
 
 @dataclass(kw_only=True)
 class IKE(Editor):
     """Can We Edit Factual Knowledge by In-Context Learning? (Zheng et al., 2023).
 
-    store: data set whose facts become demonstrations; null for none (PROMPT: the new fact alone). demonstrations: k of
-    them, the nearest to the edit, the most similar last; shares: of their kinds copy, update, retain. copy_itself: at
-    the end the edit demonstrates itself.
+    store: data set whose facts become demonstrations; "same": the records of the run's own that it neither edits nor
+    asks about; null for none (PROMPT: the new fact alone). demonstrations: k of them, the nearest to the edit, the most
+    similar last; shares: of their kinds copy, update, retain. copy_itself: at the end the edit demonstrates itself.
     router: none — one fact, before every prompt; embedding — the fact whose prompt is most similar, if more than
     `threshold` (cosine), else the bare prompt; auto — none while there is one fact, embedding from two on.
     """
@@ -73,6 +76,10 @@ class IKE(Editor):
             embed,
         )
 
+    def require(self, model: str) -> None:
+        self._refuse_wrong_words()
+        self.embedding.require()
+
     def _embedder(self, lm: LM) -> Embedder:
         memory = self.scratch(lm)
         if "embedder" not in memory:
@@ -81,18 +88,30 @@ class IKE(Editor):
 
     def _prefix(self, lm: LM, request: EditRequest, fact: Fact, embed: Embedder) -> list[str]:
         """Demonstrations, the most similar last, and at the very end the edit itself."""
-        own = f"{headed(fact.prompt, fact.answer, fact.prompt)} {fact.answer}\n\n"
+        own = f"{as_text(headed(fact.prompt, fact.answer, fact.prompt), fact.answer)}\n\n"
         chosen: list[str] = []
         if self.store is not None and self.demonstrations:
             memory = self.scratch(lm)
             if "store" not in memory:
                 with lm.monitor.phase("embed demonstrations"):
-                    memory["store"] = Store(self.store.load(None).cases, embed)
+                    memory["store"] = Store(self._cases(lm), embed)
             vector = embed([f"{headed(fact.prompt, fact.answer, fact.prompt)}\n\n"])[0]
             near = memory["store"].nearest(request, vector, self.demonstrations)
             kinds = self._kinds(fact)
             chosen = [shown(told, kind) for told, kind in zip(near, kinds, strict=False)][::-1]
         return [*chosen, *([own] if self.copy_itself else [])]
+
+    def _cases(self, lm: LM) -> Sequence[Case]:
+        """The facts of the store."""
+        if self.store != SAME:
+            return self.store.load(None).cases
+        cases = self.examples.others() if self.examples else []
+        if not cases:
+            lm.monitor.note(
+                "there are no other records of this data set to demonstrate with, so the new fact stands alone before a"
+                " prompt (dataset@method.store=NAME takes those of another one)"
+            )
+        return cases
 
     def _kinds(self, fact: Fact) -> list[str]:
         """As many of each kind as `shares` say, shuffled anew for each fact."""
@@ -104,6 +123,10 @@ class IKE(Editor):
         return kinds
 
     def _refuse_wrong_words(self) -> None:
+        if isinstance(self.store, str) and self.store != SAME:
+            raise UsageError(
+                f"method.store={self.store}: choose {SAME} or null, or name a data set by dataset@method.store=NAME"
+            )
         if self.router not in ("auto", "none", "embedding"):
             raise UsageError(f"method.router={self.router}: choose auto, none or embedding")
         if len(self.shares) != len(KINDS) or min(self.shares) < 0 or not sum(self.shares):

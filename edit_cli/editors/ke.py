@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from edit_cli.editors.gradients import Gradient, Shift, gradients, largest
+from edit_cli.editors.gradients import Gradient, Shift, gradients, largest, refuse_infinite
 from edit_cli.editors.hypernetwork import edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Lesson, Trial, draw, judged
 from edit_cli.editors.passes import row_losses, rows_right
@@ -22,6 +22,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row, pad_right
 from edit_cli.requests import Case, EditRequest
+from edit_cli.writing import bare
 
 ANSWER_TOKENS = 8  # of the model's own answer, where a request does not tell the old one
 
@@ -49,14 +50,16 @@ class KE(TrainableEditor):
     """Editing Factual Knowledge in Language Models (De Cao et al., 2021): ΔW = s σ(η) (∇W ⊙ A + B), with A and B of
     rank one (section 4).
 
-    layers: none for the last `last` of every stack; part: both matrices of their MLPs, or the "out" one. second_in: of
-    gated MLPs, edit the second input matrix too.
+    layers: none for the last `last` of every stack; part: both matrices of their MLPs, the "out" one, or every matrix
+    of the "block" (as published, of all blocks). second_in: of gated MLPs, edit the second input matrix too.
     condition: the text that the network reads, of the {old} answer, the {new} one and the {prompt}.
     hidden, width, inner: of the LSTM in one direction, of what it makes of the text, and of each matrix's own layer.
     scale: s, the most that a gradient is multiplied by.
     step_size: above 0, the untrained network gives −step_size ∇W; 0: it begins at random, as published.
     learn_words: train the network's copy of the model's embeddings, too.
     rounds: edit again what is not right yet, so many times in all (the paper's "loop": 5).
+    others: facts in a training batch beside each that is edited, whose prompts must keep their answers, too (as
+    published: the rest of a batch of 256).
     wordings: learn from a rephrased prompt, too (the paper's P_x). smoothing: of the labels in the training loss.
     bound: the paper's constraint. edit_weight, locality_weight: of NLL + KL where it is not active, and at validation.
     """
@@ -64,6 +67,7 @@ class KE(TrainableEditor):
     heads = ("causal", "seq2seq", "classifier")
     remembers = True
     NO_RECIPE = (*TrainableEditor.NO_RECIPE, "rounds")
+    LATER: ClassVar[dict[str, Any]] = {**TrainableEditor.LATER, "others": 0}
 
     layers: list[int] = field(default_factory=list)
     last: int = 3
@@ -77,6 +81,7 @@ class KE(TrainableEditor):
     step_size: float = 0.0
     learn_words: bool = True
     rounds: int = 1
+    others: int = 0
     wordings: bool = False
     smoothing: float = 0.1
     edit_weight: float = 1.0
@@ -88,8 +93,18 @@ class KE(TrainableEditor):
         super().__post_init__()
         if self.scale <= 0 or self.rounds < 1:
             raise UsageError(f"method.scale={self.scale} and method.rounds={self.rounds} must be above 0")
+        if self.others < 0:
+            raise UsageError(f"method.others={self.others}: give a number of facts, or 0 for none")
         if lacking := [name for name in ("old", "new", "prompt") if f"{{{name}}}" not in self.condition]:
             raise UsageError(f"method.condition={self.condition}: it must hold {{{lacking[0]}}}")
+
+    @property
+    def cases_per_edit(self) -> int:
+        return 1 + self.others
+
+    @property
+    def cases_per_trial(self) -> int:
+        return 1
 
     def build(self, lm: LM) -> KeNet:
         modules, _ = self._modules(lm)
@@ -111,12 +126,12 @@ class KE(TrainableEditor):
         independent edits.
         """
         modules, lowest = self._modules(lm)
-        lessons = [self._lesson(lesson) for lesson in draw(batch, 1, self.draw)]
+        edited, lessons = self._lessons(batch, self.cases_per_edit if net.training else self.cases_per_trial)
         memory = self.memory(lm)
         rows = memory.rows(lm, [pair for lesson in lessons for pair in lesson.inner])
         found = memory.gradients(lm, rows, modules) if memory.works(lm) else gradients(lm, rows, modules)
         shifts = net(
-            found, *self.read(lm, [case.requests[0] for case in batch], self.scratch(lm).setdefault("old", {}))
+            found, *self.read(lm, [case.requests[0] for case in edited], self.scratch(lm).setdefault("old", {}))
         )
         trial = Trial(lm, lessons, lowest, memory)
         answers = trial.answers(shifts)
@@ -149,6 +164,7 @@ class KE(TrainableEditor):
         with ExitStack() as stack:
             for left in reversed(range(self.rounds)):
                 shifts = net(gradients(lm, [rows[i] for i in wrong.tolist()], modules), texts[wrong], mask[wrong])
+                refuse_infinite(shifts.values())
                 steps.append({name: shifts[name].factors() for name in modules})
                 shift = max(shift, largest(lm, shifts))
                 if left:
@@ -169,9 +185,9 @@ class KE(TrainableEditor):
         """
         asked = list(dict.fromkeys(r.text for r in requests if r.target_true is None and r.text not in known))
         known.update(zip(asked, lm.generate(asked, ANSWER_TOKENS) if asked else [], strict=True))
-        old = [known[r.text].strip() if r.target_true is None else r.target_true for r in requests]
+        old = [known[r.text].strip() if r.target_true is None else bare(r.target_true) for r in requests]
         texts = [
-            self.condition.format(old=answer, new=r.target_new, prompt=r.text)
+            self.condition.format(old=answer, new=bare(r.target_new), prompt=r.text)
             for answer, r in zip(old, requests, strict=True)
         ]
         return pad_right(lm.tokenizer(texts)["input_ids"], lm.head.pad, lm.device)
@@ -179,9 +195,17 @@ class KE(TrainableEditor):
     def _modules(self, lm: LM) -> tuple[list[str], int]:
         return edited_modules(lm, self.layers, self.last, self.part, self.second_in)
 
-    def _lesson(self, lesson: Lesson) -> Lesson:
-        """The edit must work on its own prompt."""
-        return Lesson(lesson.inner, lesson.inner + (lesson.outer if self.wordings else ()), lesson.local)
+    def _lessons(self, batch: Sequence[Case], size: int) -> tuple[list[Case], list[Lesson]]:
+        """Of every `size` cases the first is edited, and must work on its own prompt; those of the others must stay."""
+        edited = list(batch[::size])
+        lessons = []
+        for number, drawn in enumerate(draw(edited, 1, self.draw)):
+            others = [case.requests[0] for case in batch[number * size + 1 : (number + 1) * size]]
+            kept = tuple((request.text, request.target_true or request.target_new) for request in others)
+            lessons.append(
+                Lesson(drawn.inner, drawn.inner + (drawn.outer if self.wordings else ()), drawn.local + kept)
+            )
+        return edited, lessons
 
     @staticmethod
     def _wrong(lm: LM, rows: Sequence[Row]) -> Tensor:

@@ -15,9 +15,9 @@ from edit_cli.editors.base import Editor, require_layers
 from edit_cli.editors.contexts import BARE, ContextOptions, Contexts, rows_in_contexts
 from edit_cli.editors.postprocess import prune, rect
 from edit_cli.editors.solver import Covariance, ScaledIdentity
-from edit_cli.editors.values import Site, ValueOptions, Values, shifted_modules
+from edit_cli.editors.values import Site, ValueOptions, shifted_modules
 from edit_cli.edits import Factors, WeightDelta
-from edit_cli.errors import UsageError
+from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Ascent, Tap
 from edit_cli.requests import EditRequest
@@ -57,6 +57,13 @@ class KeyValueEditor(Editor):
             )
         if self.prune is not None and self.prune <= 1:
             raise UsageError(f"method.prune={self.prune}: give the base of a logarithm, above 1, or null")
+
+    def require(self, model: str) -> None:
+        if self.use_covariance:
+            try:
+                self.moments.require(model, getattr(self, "layers", ()))
+            except MissingError as error:
+                raise MissingError(f"{error}; or do without second moments: method.use_covariance=false") from None
 
     def warm_up(self, lm: LM) -> None:
         """Second moments of all layers, in one pass over the text."""
@@ -168,11 +175,6 @@ def written(lm: LM, layer: int, update: Factors) -> WeightDelta:
     exact = torch.promote_types(lm.dtype, torch.float32)
     factors = Factors(update.left.to(exact), update.right.to(exact))
     return WeightDelta({f"{lm.layout.mlp_out(layer)}.weight": factors})
-
-
-def described(values: Values, contexts: Contexts) -> dict[str, Any]:
-    """What an edit remembers of how it was made."""
-    return {"prefixes": contexts.groups[1:], "losses": values.losses, "steps": values.steps, "residual_norms": {}}
 
 
 def once(memory: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:

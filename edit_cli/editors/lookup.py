@@ -8,23 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from edit_cli.editors.base import Editor
-from edit_cli.edits import Route
+from edit_cli.editors.fact_memory import Fact, FactRoute, FactsSaid, facts_of
+from edit_cli.editors.memory import nearest
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.kinds import Head
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
 from edit_cli.lm.routing import Answerer, Destination
-from edit_cli.lm.tokens import Row, answer
+from edit_cli.lm.tokens import Row
 from edit_cli.requests import EditRequest
-from edit_cli.shapes import Rule
 from edit_cli.tensorfiles import Size, size
+from edit_cli.writing import as_text
 
 
 @dataclass(kw_only=True)
@@ -45,84 +45,77 @@ class Lookup(Editor):
     radius: float = 1.0
     confidence: float = 30.0
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> CacheRoute:
-        """A route in front of the model; no weight changes."""
+    def __post_init__(self) -> None:
         if self.mode not in ("nearest", "exact"):
             raise UsageError(f"method.mode={self.mode}: choose nearest or exact")
-        prompts = [request.text for request in requests]
-        keys = mean_states(lm, prompts)
-        return CacheRoute(
-            lm,
-            prompts,
-            [r.target_new for r in requests],
-            keys,
-            self.radius if self.mode == "nearest" else None,
-            self.confidence,
-        )
+
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> CacheRoute:
+        """A route in front of the model; no weight changes."""
+        facts = facts_of(requests, lm.monitor)
+        keys = mean_states(lm, [fact.prompt for fact in facts])
+        return CacheRoute(facts, keys, self.radius if self.mode == "nearest" else None, self.confidence)
 
 
-class CacheSaid(TypedDict):
+class CacheSaid(FactsSaid):
     """What a saved cache says beside its keys."""
 
-    prompts: list[str]
-    answers: list[str]
     radius: float | None
     confidence: float
 
 
-class CacheRoute(Route):
-    """Stored prompts, their keys (n, width) and their answers. `radius` None: exact matches only."""
+class CacheRoute(FactRoute):
+    """Stored prompts, their keys (n, width) and their answers; edits of one radius and confidence are one cache.
 
-    said = Annotated[
-        CacheSaid, Rule(lambda said: len(said["prompts"]) == len(said["answers"]), "as many answers as prompts")
-    ]
+    radius: None for exact matches only.
+    """
 
-    def __init__(
-        self,
-        lm: LM | None,
-        prompts: list[str],
-        answers: list[str],
-        keys: Tensor,
-        radius: float | None,
-        confidence: float,
-    ) -> None:
-        self.lm = lm
-        self.prompts, self.answers, self.keys = prompts, answers, keys
+    said = CacheSaid
+
+    def __init__(self, facts: Sequence[Fact], keys: Tensor, radius: float | None, confidence: float) -> None:
+        super().__init__(facts, keys, f"{radius} {confidence}")
         self.radius, self.confidence = radius, confidence
-        self.exact = {_normalised(prompt): index for index, prompt in enumerate(prompts)}
 
-    def attach(self, lm: LM):
+    def prepare(self, lm: LM) -> None:
         self.lm = lm
-        return super().attach(lm)
 
-    def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
-        stored = [StoredAnswer(self.lm.head, text, self.confidence) for text in self.answers]
-        hits = [self.exact.get(_normalised(prompt)) for prompt in prompts]
+    def follow(self, front: CacheRoute) -> None:
+        self.lm = front.lm
+
+    def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
+        hits = [self.memory.latest(prompt) for prompt in prompts]
         if self.radius is not None:
             unknown = [i for i, hit in enumerate(hits) if hit is None]
-            for index, nearest in zip(unknown, self._nearest([prompts[i] for i in unknown]), strict=True):
-                hits[index] = nearest
+            for index, hit in zip(unknown, self._nearest([prompts[i] for i in unknown]), strict=True):
+                hits[index] = hit
+        stored = {
+            hit: StoredAnswer(self.lm.head, self.memory.facts[hit].answer, self.confidence)
+            for hit in hits
+            if hit is not None
+        }
         return [
             None if hit is None else Destination(stored[hit], prompt) for hit, prompt in zip(hits, prompts, strict=True)
         ]
 
     def _nearest(self, prompts: Sequence[str]) -> list[int | None]:
+        """Numbers of the nearest facts, where they lie within the radius."""
         if not prompts:
             return []
-        distances, nearest = torch.cdist(mean_states(self.lm, prompts), self.keys.to(self.lm.device)).min(dim=1)
-        return [n if d < self.radius else None for d, n in zip(distances.tolist(), nearest.tolist(), strict=True)]
+        found = nearest(mean_states(self.lm, prompts), self.memory.keys.all, self.memory.current)
+        distances, numbers = (part.tolist() for part in found)
+        return [n if d < self.radius else None for d, n in zip(distances, numbers, strict=True)]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        rest = {"prompts": self.prompts, "answers": self.answers, "radius": self.radius, "confidence": self.confidence}
-        return {"keys": self.keys}, rest
+        tensors, rest = super().state()
+        return tensors, {**rest, "radius": self.radius, "confidence": self.confidence}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> CacheRoute:
-        return cls(None, rest["prompts"], rest["answers"], tensors["keys"], rest["radius"], rest["confidence"])
+        facts = [Fact(*pair) for pair in rest["facts"]]
+        return cls(facts, tensors["keys"], rest["radius"], rest["confidence"])
 
     @classmethod
     def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
-        return {"keys": size(len(rest["prompts"]), lm.layout.width)}
+        return {"keys": size(len(rest["facts"]), lm.layout.width)}
 
     def touches(self, lm: LM) -> list[str]:
         return [name for name, _ in lm.model.named_parameters()]
@@ -156,17 +149,13 @@ class StoredAnswer:
         return Likelihood(-math.fsum(scores) / len(scores), hits, predicted)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        return [self.head.written(self.text)] * len(prompts)
+        return [self.head.written(prompt, self.text) for prompt in prompts]
 
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
-        return [prompt + answer(self.text) for prompt in prompts]
+        return [as_text(prompt, self.text) for prompt in prompts]
 
 
 def mean_states(lm: LM, prompts: Sequence[str]) -> Tensor:
     """Mean over a prompt's tokens of the final hidden state (an encoder's, where there is one), (n, width) float32."""
     rows = lm.head.encode([(prompt, None) for prompt in prompts])
     return read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
-
-
-def _normalised(prompt: str) -> str:
-    return " ".join(prompt.lower().split())

@@ -49,6 +49,9 @@ class Lora(Editor):
     stop_when_right: bool = False
     seed: int = 0
 
+    def require(self, model: str) -> None:
+        _peft()
+
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
         """Factors of rank `rank`, one pair a module.
 
@@ -125,6 +128,10 @@ class Lora(Editor):
                 peft.inject_adapter_in_model(options, lm.model)
             adapters = {name: lm.model.get_submodule(own) for name, own in places.items()}
             for layer in adapters.values():
+                # whatever the model's digits: in 16 bits Adam loses small steps, and in float16 the squares of small
+                # gradients are zero, by which it then divides
+                layer.lora_A.float()
+                layer.lora_B.float()
                 layer.train()
             yield adapters
         finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edit_cli.editors.gradients import DenseShift, Gradient, gradients, largest
+from edit_cli.editors.gradients import DenseShift, Gradient, Shift, gradients, largest, refuse_infinite
 from edit_cli.editors.hypernetwork import Hypernetwork, edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
 from edit_cli.editors.passes import in_batches
@@ -25,6 +25,7 @@ from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row
+from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, EditRequest
 
 TOKENS = ("answer", "subject", "all")
@@ -54,6 +55,7 @@ class MALMEN(TrainableEditor):
     heads = ("causal", "seq2seq", "classifier")
     remembers = True
     mass_editor = True
+    shares_cases = True
 
     layers: list[int] = field(default_factory=list)
     last: int = 6
@@ -109,68 +111,85 @@ class MALMEN(TrainableEditor):
         """
         modules, _ = self._modules(lm)
         edits = [batch[first : first + self.edits] for first in range(0, len(batch) - self.edits + 1, self.edits)]
-        tokens = [self._tokens(lm, [case.requests[0] for case in cases], modules, self.memory(lm)) for cases in edits]
-        if net.training:  # before any edit is made, so that it does not matter which process makes which
+        tokens = [
+            self._tokens(lm, [case.requests[0] for case in lm.team.share(cases)], modules, self.memory(lm))
+            for cases in edits
+        ]
+        if net.training:  # all rows of a batch before any is normalised
             net.hypernetwork.take_in(
                 [torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)], lm.team
             )
         found = [self._meta_loss(net, lm, *edit) for edit in zip(edits, tokens, strict=True)]
-        return torch.stack([stand_in for stand_in, _ in found]).mean(), _mean([(told, 1.0) for _, told in found])
+        stand_ins, told = zip(*found, strict=True)
+        return torch.stack(stand_ins).mean(), _mean([(line, 1.0) for line in told if line])
 
     def _meta_loss(
         self, net: MalmenNet, lm: LM, cases: Sequence[Case], tokens: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Line]:
-        """Algorithm 2.
+        """Algorithm 2. tokens: of this process's share of the cases.
 
-        The model's pass and the network's never share a graph: between them stands G, the gradient by the shift.
+        The model's pass and the network's never share a graph: between them stands G, the gradient by the shift. Of
+        several processes each reads, asks and learns from its share; the least squares are of all tokens, and all solve
+        them alike.
         """
         modules, lowest = self._modules(lm)
-        lessons, memory = draw(cases, 1, self.draw), self.memory(lm)
+        lessons, memory, team = draw(cases, 1, self.draw), self.memory(lm), lm.team
         changes = [net.changes(number, *pair, self.chunk) for number, pair in enumerate(tokens)]
-        solved = [least_squares(u, d, ridge) for (u, _), d, ridge in zip(tokens, changes, net.ridges, strict=True)]
+        whole = [(team.collect(u), team.collect(d.detach())) for (u, _), d in zip(tokens, changes, strict=True)]
+        if not all(bool(part.isfinite().all()) for pair in whole for part in pair):
+            return net.steps.new_full((), math.nan), {}
+        solved = [least_squares(u, d, ridge) for (u, d), ridge in zip(whole, net.ridges, strict=True)]
         shifts = {
             name: DenseShift(factors.dense().to(u).to(lm.device).requires_grad_())
-            for name, factors, (u, _) in zip(modules, solved, tokens, strict=True)
+            for name, factors, (u, _) in zip(modules, solved, whole, strict=True)
         }
 
         if net.training and 0 < self.asked < len(lessons):
             lessons = random.Random(f"{torch.initial_seed()}/{cases[0].id}").sample(lessons, self.asked)
 
         # the model's pass: G, summed over batches of prompts
-        lines, wanted = [], [shift.change for shift in shifts.values()]
+        lines, wanted, mine = [], [shift.change for shift in shifts.values()], team.share(lessons)
         to_shift = [torch.zeros_like(change) for change in wanted]
-        for part in in_batches(lessons, self.prompts):
-            share = len(lessons[part]) / len(lessons)
-            nll, kl, told = Trial(lm, lessons[part], lowest, memory).losses(shifts)
+        for part in in_batches(mine, self.prompts):
+            share = len(mine[part]) / len(lessons)
+            nll, kl, told = Trial(lm, mine[part], lowest, memory).losses(shifts)
             loss = self.edit_weight * nll + self.locality_weight * kl
             lines.append(({**told, "loss": float(loss.detach())}, share))
             if torch.is_grad_enabled():
                 for total, found in zip(to_shift, torch.autograd.grad(loss, wanted), strict=True):
                     total += share * found
-        told = _mean(lines)
+        told = _mean([line for some in team.gather([lines]) for line in some])
         if not net.training:
             told["shift"] = largest(lm, shifts)
 
         # the network's pass: each chunk's activations are computed again when `backward` comes to it
         stand_in = net.steps.new_zeros(())
         for number, (factors, change) in enumerate(zip(solved, changes, strict=True)):
-            to_change, to_ridge = meta_gradient(factors, tokens[number][0], to_shift[number])
+            to_change, to_ridge = meta_gradient(factors, whole[number][0], team.sum(to_shift[number]))
+            own = to_change.split(team.gather([len(change)]))[team.rank].to(change)
             stand_in = (
                 stand_in
-                + (to_change.to(change) * change).sum().to(stand_in)
+                + team.size * (own * change).sum().to(stand_in)  # gradients of processes are averaged
                 + to_ridge.to(stand_in) * net.log_ridges[number]
             )
         return stand_in, told
 
     @torch.no_grad()
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
-        """One shift of each module for all requests."""
+        """One shift of each module for all requests.
+
+        Raises:
+            RejectedRequest: a gradient is no number.
+        """
         net = self.trained(lm)
         modules, _ = self._modules(lm)
-        tokens = self._tokens(lm, requests, modules)
+        team = lm.team if len(requests) >= lm.team.size else ALONE
+        tokens = self._tokens(lm, team.share(requests), modules)
         updates = {}
         for number, (name, (u, delta)) in enumerate(zip(modules, tokens, strict=True)):
-            factors = least_squares(u, net.changes(number, u, delta, self.chunk), net.ridges[number])
+            keys, changes = team.collect(u), team.collect(net.changes(number, u, delta, self.chunk))
+            refuse_infinite([Shift(changes, keys)])
+            factors = least_squares(keys, changes, net.ridges[number])
             updates[f"{name}.weight"] = Factors(factors.left.float().contiguous(), factors.right.float().contiguous())
         sizes = {
             name: DenseShift(update.dense().to(lm.device))
@@ -299,7 +318,7 @@ def meta_gradient(solved: Factors, keys: Tensor, to_shift: Tensor) -> tuple[Tens
 def _mean(lines: Sequence[tuple[Line, float]]) -> Line:
     """Weighted means by name; of shifts the largest."""
     total = sum(weight for _, weight in lines)
-    names = lines[0][0]
+    names = lines[0][0] if lines else ()
     return {
         name: (
             max(line[name] for line, _ in lines)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypedDict
+from typing import Any, ClassVar, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -238,6 +238,27 @@ class MemoryPatch(Edit):
     @abstractmethod
     def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
         """The tensors of an edit with that content, beside a projection of those widths; raises as `sizes`."""
+
+
+Part = TypeVar("Part")
+Patch = TypeVar("Patch", bound=MemoryPatch)
+
+
+@contextmanager
+def in_turn(lm: LM, parts: Sequence[Part], make: Callable[[Part], Patch], told: str) -> Iterator[list[Patch]]:
+    """An edit of each part, made on top of those before it: a fact meets what earlier ones have left, whether they came
+    in the same edit or in one before. All are attached inside the block.
+
+    told: what progress calls them.
+    """
+    made: list[Patch] = []
+    with ExitStack() as stack, lm.monitor.phase("train"):
+        with lm.monitor.task(told, len(parts)) as advance:
+            for part in parts:
+                made.append(make(part))
+                stack.enter_context(lm.edited(made[-1]))
+                advance(1)
+        yield made
 
 
 def nearest(queries: Tensor, keys: Tensor, alive: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.gradients import Gradient, Shift, gradients, largest
+from edit_cli.editors.gradients import Gradient, Shift, gradients, largest, refuse_infinite
 from edit_cli.editors.hypernetwork import PARTS, Hypernetwork, edited_modules, shapes_of
 from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
 from edit_cli.editors.trainable import TrainableEditor
@@ -43,6 +43,7 @@ class MEND(TrainableEditor):
 
     heads = ("causal", "seq2seq", "classifier")
     remembers = True
+    LATER: ClassVar[dict[str, Any]] = {**TrainableEditor.LATER, "size": GRADIENT}
 
     layers: list[int] = field(default_factory=list)
     last: int = 3
@@ -117,14 +118,9 @@ class MEND(TrainableEditor):
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         found = gradients(lm, rows, modules)
         shifts = net(self._sized(found), 1)
+        refuse_infinite(shifts.values())
         updates = {f"{name}.weight": _factors(shifts[name], found[name]) for name in modules}
         return WeightDelta(updates, {"shift": largest(lm, shifts)}).compact(lm)
-
-    def recipe(self) -> dict[str, Any]:
-        found = super().recipe()
-        if self.size == GRADIENT:
-            del found["size"]  # so that what was trained before there was a choice is found
-        return found
 
     def _sized(self, found: dict[str, Gradient]) -> dict[str, Gradient]:
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.editors.remembered import Memory, base_answers
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
+from edit_cli.lm.kinds import require_causal
 from edit_cli.lm.model import LM
 from edit_cli.metrics.registry import PARTS
 from edit_cli.requests import Case, Probe
 
 WITHIN, BEYOND = ("paraphrase", "portability"), ("locality", "neighborhood")
 ANY, SWAPPED, SAME_RELATION, SAME_ANSWER = "any", "swapped", "same_relation", "same_answer"
+ANSWER, TEXT = "answer", "text"
 Pair = tuple[str, str]
 
 
@@ -34,11 +36,14 @@ class DrawOptions:
     locality: for each prompt whose answer must stay, the group that it is drawn from, as data sets name them (random,
     same_relation, same_subject, …); "any" for all; "same_answer" for those of same_relation with the answer that the
     edit replaces, which are the hardest to spare (any of same_relation, where a case has none). Where a case has none
-    of a group, any of its prompts is taken, else another case's edited prompt.
+    of a group, any of its prompts is taken (`spared` sees to it that there is one).
+    stays: what of such a prompt must stay: its "answer", given the prompt, or every token of the "text" that the two
+    make (MEND for continuations; causal models).
     """
 
     outer: str = ANY
     locality: list[str] = field(default_factory=lambda: [ANY])
+    stays: str = ANSWER
 
     def __post_init__(self) -> None:
         outer, locality = ([name for whole, name, _ in PARTS.values() if whole in kinds] for kinds in (WITHIN, BEYOND))
@@ -49,6 +54,13 @@ class DrawOptions:
             for name in names:
                 if name not in known:
                     raise UsageError(f"method.draw.{key}={name}: choose {', '.join(known[:-1])} or {known[-1]}")
+        if self.stays not in (ANSWER, TEXT):
+            raise UsageError(f"method.draw.stays={self.stays}: choose {ANSWER} or {TEXT}")
+
+    def fits(self, lm: LM) -> None:
+        """Refuse a model whose prompt and answer are not one text, where all of it must stay (UsageError)."""
+        if self.stays == TEXT:
+            require_causal(lm, f"method.draw.stays={TEXT}")
 
 
 @dataclass(frozen=True)
@@ -60,18 +72,31 @@ class Lesson:
     local: tuple[Pair, ...]
 
 
+def spared(cases: Sequence[Case]) -> list[Case]:
+    """The cases, each with a prompt whose answer must stay: where the data give none, the next one's edited prompt."""
+    found: list[Case] = []
+    others = [*cases[1:], *cases[:1]]
+    for case, other in zip(cases, others, strict=True):
+        if not _beyond(case) and case.requests and other.requests and other.requests[0].text != case.requests[0].text:
+            (request,) = other.requests[:1]
+            probe = Probe("locality", request.text, request.target_true or request.target_new)
+            case = replace(case, probes=(*case.probes, probe))
+        found.append(case)
+    return found
+
+
 def draw(cases: Sequence[Case], per_edit: int, options: DrawOptions) -> list[Lesson]:
     """Lessons of `per_edit` cases each. What is drawn hangs on torch's seed and a case's id alone.
 
     Raises:
-        UsageError: a case of several requests, or too few cases for one edit.
+        UsageError: a case of several requests, or without a prompt that must stay; or too few cases for one edit.
     """
     if len(cases) < per_edit:
         raise UsageError(
             f"{per_edit} facts are edited at once (method.edits), and the data set has {len(cases)}: give a lower"
             " number"
         )
-    drawn = [_drawn(case, other, options) for case, other in zip(cases, [*cases[1:], cases[0]], strict=True)]
+    drawn = [_drawn(case, options) for case in cases]
     lessons = []
     for first in range(0, len(drawn) - per_edit + 1, per_edit):
         parts = drawn[first : first + per_edit]
@@ -79,7 +104,7 @@ def draw(cases: Sequence[Case], per_edit: int, options: DrawOptions) -> list[Les
     return lessons
 
 
-def _drawn(case: Case, other: Case, options: DrawOptions) -> tuple[list[Pair], list[Pair], list[Pair]]:
+def _drawn(case: Case, options: DrawOptions) -> tuple[list[Pair], list[Pair], list[Pair]]:
     if len(case.requests) != 1:
         raise UsageError(
             f"case {case.id} holds {len(case.requests)} requests: editors are trained on data sets with one a record"
@@ -91,9 +116,15 @@ def _drawn(case: Case, other: Case, options: DrawOptions) -> tuple[list[Pair], l
     if options.outer not in (ANY, SWAPPED):
         within = [probe for probe in within if probe.group == options.outer] or within
     asked = [(probe.prompt, probe.target) for probe in within] or [(request.text, new)]
-    beyond = [probe for probe in case.probes if probe.kind in BEYOND and probe.target]
-    spare = (other.requests[0].text, other.requests[0].target_true or other.requests[0].target_new)
-    local = [_local(beyond, group, request.target_true, spare, rng) for group in options.locality]
+    beyond = _beyond(case)
+    if options.locality and not beyond:
+        raise UsageError(
+            f"case {case.id} has no prompt whose answer must stay, nor has the data set another fact to take one from:"
+            " give neighbors, or method.draw.locality=[]"
+        )
+    local = [_local(beyond, group, request.target_true, rng) for group in options.locality]
+    if options.stays == TEXT:  # all that follows the first word is the answer
+        local = [(first, rest) for first, _, rest in (f"{text} {answer}".partition(" ") for text, answer in local)]
     inner, outer = (request.text, new), rng.choice(asked)
     if options.outer == SWAPPED:
         answers = {probe.target for probe in beyond if probe.group == SAME_RELATION} - {request.target_true}
@@ -104,15 +135,17 @@ def _drawn(case: Case, other: Case, options: DrawOptions) -> tuple[list[Pair], l
     return [inner], [outer], local
 
 
-def _local(beyond: Sequence[Probe], group: str, old: str | None, spare: Pair, rng: random.Random) -> Pair:
+def _beyond(case: Case) -> list[Probe]:
+    return [probe for probe in case.probes if probe.kind in BEYOND and probe.target]
+
+
+def _local(beyond: Sequence[Probe], group: str, old: str | None, rng: random.Random) -> Pair:
     hardest = group == SAME_ANSWER
     fitting = [
         probe for probe in beyond if group == ANY or probe.group == (SAME_RELATION if hardest else group)
     ] or beyond
     if hardest:
         fitting = [probe for probe in fitting if probe.target == old] or fitting
-    if not fitting:
-        return spare
     probe = rng.choice(fitting)
     return probe.prompt, probe.target
 

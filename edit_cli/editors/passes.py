@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def rows_right(found: Answers, rows: int) -> Tensor:
     return torch.zeros(rows, dtype=torch.long, device=wrong.device).index_add(0, found.rows, wrong) == 0
 
 
-def in_batches(rows: Sequence[Row], size: int) -> Iterator[slice]:
+def in_batches(rows: Sequence[Any], size: int) -> Iterator[slice]:
     """Slices of `size` rows."""
     for first in range(0, len(rows), size):
         yield slice(first, first + size)

@@ -14,7 +14,8 @@ from edit_cli.editors.passes import in_batches, passes
 from edit_cli.errors import MissingError, RejectedRequest
 from edit_cli.lm.hooks import StopForward, exact, on_input
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokens import answer, by_length, pad_right
+from edit_cli.lm.tokens import by_length, pad_right
+from edit_cli.writing import as_text
 
 LONGEST = 256  # tokens of a document, the rest is cut
 WORDS = 100
@@ -73,7 +74,7 @@ def inputs_on_examples(lm: LM, module: str, pairs: Sequence[tuple[str, str]], co
                 break
             some = pairs[batch]
             inputs = (
-                _on_running_text(lm, module, [p + answer(a) for p, a in some])
+                _on_running_text(lm, module, [as_text(*pair) for pair in some])
                 if lm.head.kind == "causal"
                 else _on_answers(lm, module, some)
             )
@@ -88,7 +89,8 @@ def inputs_on_examples(lm: LM, module: str, pairs: Sequence[tuple[str, str]], co
 
 
 def _on_running_text(lm: LM, module: str, texts: list[str]) -> Tensor:
-    rows = [ids for ids in lm.tokenizer(texts)["input_ids"] if len(ids) > 1]
+    rows = [lm.head.vocabulary.readable(ids) for ids in lm.tokenizer(texts)["input_ids"]]
+    rows = [ids for ids in rows if len(ids) > 1]
     rows = [ids[: min(LONGEST, lm.head.max_length)] for ids in rows]
     return torch.cat([states[1:] for states in inputs_of_rows(lm, module, rows)])
 

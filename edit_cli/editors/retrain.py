@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edit_cli.corpora import EmbeddedText, TextFile
+from edit_cli.corpora import Corpus, EmbeddedText, TextFile
 from edit_cli.editors.base import Editor
 from edit_cli.editors.tuning import moved, step, tuning
 from edit_cli.edits import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokens import answer, pad_right
+from edit_cli.lm.tokens import pad_right
 from edit_cli.requests import EditRequest
+from edit_cli.writing import as_text, bare
 
 EMBEDDED = "embedded"
 
@@ -71,8 +72,10 @@ class Retrain(Editor):
                     advance(1)
             return moved(weights, {"documents": len(documents), "dropped": dropped, "tokens": sum(map(len, rows))})
 
-    def _documents(self, requests: Sequence[EditRequest]) -> tuple[list[str], int]:
-        """The text with the new facts in it, and how many documents were left out."""
+    def require(self, model: str) -> None:
+        self._text().require()
+
+    def _text(self) -> Corpus:
         if self.corpus is None:
             raise UsageError(
                 "method.corpus has no value: retraining needs the text that this model was trained on"
@@ -80,25 +83,30 @@ class Retrain(Editor):
             )
         if self.contradictions not in ("drop", "keep"):
             raise UsageError(f"method.contradictions={self.contradictions}: choose drop or keep")
-        source = EmbeddedText() if self.corpus == EMBEDDED else TextFile(self.corpus, self.field)
-        told = list(source.documents(self.seed))
+        return EmbeddedText() if self.corpus == EMBEDDED else TextFile(self.corpus, self.field)
+
+    def _documents(self, requests: Sequence[EditRequest]) -> tuple[list[str], int]:
+        """The text with the new facts in it, and how many documents were left out."""
+        told = list(self._text().documents(self.seed))
         kept = (
             told
             if self.contradictions == "keep"
             else [text for text in told if not any(_contradicts(text, r) for r in requests)]
         )
-        new = [request.text + answer(request.target_new) + self.ending for request in requests] * self.oversample
+        new = [as_text(request.text, request.target_new) + self.ending for request in requests] * self.oversample
         return [*kept, *new], len(told) - len(kept)
 
     def _rows(self, lm: LM, documents: Sequence[str]) -> list[list[int]]:
         """Documents in random order, joined, in rows of `row_tokens` tokens."""
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(self.seed)).tolist()
         between = lm.tokenizer("\n", add_special_tokens=False)["input_ids"]
-        ids = [
-            token
-            for i in order
-            for token in [*lm.tokenizer(documents[i], add_special_tokens=False)["input_ids"], *between]
-        ]
+        ids = lm.head.vocabulary.readable(
+            [
+                token
+                for i in order
+                for token in [*lm.tokenizer(documents[i], add_special_tokens=False)["input_ids"], *between]
+            ]
+        )
         return [ids[first : first + self.row_tokens] for first in range(0, len(ids) - 1, self.row_tokens)]
 
     def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
@@ -110,9 +118,9 @@ class Retrain(Editor):
 
 
 def _contradicts(text: str, request: EditRequest) -> bool:
-    return (
-        None not in (request.subject, request.target_true) and request.subject in text and request.target_true in text
-    )
+    if request.subject is None or request.target_true is None:
+        return False
+    return request.subject in text and bare(request.target_true) in text
 
 
 def text_loss(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:

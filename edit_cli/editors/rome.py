@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edit_cli.editors.base import require_layers
 from edit_cli.editors.contexts import BARE, Contexts, rows_in_contexts
-from edit_cli.editors.keyvalue import KeyValueEditor, averaged_keys, described, written
+from edit_cli.editors.keyvalue import KeyValueEditor, averaged_keys, written
 from edit_cli.editors.solver import Covariance
 from edit_cli.editors.values import optimise_values
 from edit_cli.edits import Factors, WeightDelta
@@ -38,18 +39,23 @@ class ROME(KeyValueEditor):
     layers: list[int]
     variant: str = "original"
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
-        """Rank-one updates, joined a layer."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.variant not in VARIANTS:
             raise UsageError(f"method.variant={self.variant}: choose one of {', '.join(VARIANTS)}")
+
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
+        """Rank-one updates, joined a layer. `info` has an entry of each fact and layer, in the order of writing."""
         layers = require_layers(self.layers, lm)
         contexts, covariances = self.contexts(lm), self.covariances(lm, layers, self.norm_weight)
         found: dict[str, list[Factors]] = {}
-        info: dict = {}
+        info: dict[str, list[Any]] = {"prefixes": contexts.groups[1:], "losses": [], "steps": [], "gains": []}
         with ExitStack() as attached:
             for request in requests:
                 for layer in layers:
-                    update, info = self._rank_one(lm, request, layer, contexts, covariances[layer])
+                    update, told = self._rank_one(lm, request, layer, contexts, covariances[layer])
+                    for key, value in told.items():
+                        info[key].append(value)
                     step = written(lm, layer, update)
                     for name, factors in step.updates.items():
                         found.setdefault(name, []).append(factors)
@@ -58,7 +64,7 @@ class ROME(KeyValueEditor):
 
     def _rank_one(
         self, lm: LM, request: EditRequest, layer: int, contexts: Contexts, covariance: Covariance
-    ) -> tuple[Factors, dict]:
+    ) -> tuple[Factors, dict[str, Any]]:
         values = optimise_values(lm, [request], layer, "mlp_out", self.value, contexts)
         with lm.monitor.phase("keys"):
             bare_key, bare_value = _bare(lm, request, layer)
@@ -71,9 +77,8 @@ class ROME(KeyValueEditor):
             # W k by linearity: what leaves the projection at the bare prompt, moved by W (k − k_bare)
             present = bare_value + lm.weight(lm.layout.mlp_out(layer)).to(bare_key) @ (constrained - bare_key)
             update = Factors((values.target.double() - present) / gain, direction.T)
-        info = described(values, contexts)
-        info["gain"] = gain / float(direction.norm() * constrained.norm())  # near 0: a disabling edit
-        return update, info
+        cosine = gain / float(direction.norm() * constrained.norm())  # near 0: a disabling edit
+        return update, {"losses": values.losses[0], "steps": values.steps[0], "gains": cosine}
 
 
 def _bare(lm: LM, request: EditRequest, layer: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from edit_cli.editors.memory import nearest
 from edit_cli.errors import UsageError
 from edit_cli.lm.companion import Companion
 from edit_cli.lm.embeddings import MINILM, POOLINGS, packaged_minilm, pooled
+from edit_cli.writing import bare
 
 KINDS = ("embedding", "cross")
 DESCRIPTIONS = ("fact", "prompt")
@@ -107,7 +108,7 @@ class Scope(nn.Module, ABC):
 
     def descriptor(self, fact: Fact) -> str:
         """What stands for a fact: `prompt [SEP] answer [SEP]`; tokenizers without a separator get spaces."""
-        return " ".join(part for part in (fact.prompt, self.separator, fact.answer, self.separator) if part)
+        return " ".join(part for part in (fact.prompt, self.separator, bare(fact.answer), self.separator) if part)
 
     @property
     def separator(self) -> str:
@@ -199,9 +200,11 @@ class CrossScope(Scope):
 
     def _logits(self, texts: Sequence[str]) -> Tensor:
         from edit_cli.lm.tokens import by_length, pad_right
+        from edit_cli.lm.vocabulary import Vocabulary
 
-        ids = self.tokenizer(list(texts))["input_ids"]
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        vocabulary = Vocabulary.of(self.model, self.tokenizer)
+        ids = [vocabulary.readable(row) for row in self.tokenizer(list(texts))["input_ids"]]
+        pad = vocabulary.pad(self.tokenizer.pad_token_id)
         parts, order = [], []
         for batch in by_length([len(row) for row in ids], self.batch_tokens):
             rows, mask = pad_right([ids[i] for i in batch], pad, self.device)

@@ -24,6 +24,7 @@ from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination, Routed
 from edit_cli.requests import Case, EditRequest
+from edit_cli.writing import as_text
 
 
 @dataclass(kw_only=True)
@@ -54,6 +55,10 @@ class SERAC(TrainableEditor):
     scope_weight: float = 1.0
     all_pairs: float = 0.0
     vary: float = 0.0
+
+    def require_training(self) -> None:
+        self.counterfactual.require("method.counterfactual")
+        self.scope.encoder().require("method.scope.model")
 
     def build(self, lm: LM) -> SeracNet:
         """Both models, as they begin.
@@ -110,7 +115,7 @@ class SERAC(TrainableEditor):
 
     def read(self, fact: Fact, prompt: str) -> str:
         """What the counterfactual model reads."""
-        return self.join.format(fact=f"{fact.prompt} {fact.answer}", prompt=prompt)
+        return self.join.format(fact=as_text(fact.prompt, fact.answer), prompt=prompt)
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> SeracRoute:
         """The facts and their embeddings; neither model is touched."""

@@ -106,7 +106,8 @@ class SpreadingEditor(KeyValueEditor):
         with ExitStack() as attached:
             for chosen in self.rounds(layers):
                 values = optimise_values(lm, requests, chosen[-1], self.site, self.value, contexts, groups)
-                info["losses"], info["steps"] = values.losses, values.steps
+                info["losses"] += values.losses  # of every round, group by group
+                info["steps"] += values.steps
                 for left, layer in countdown(chosen):
                     with lm.monitor.phase("keys"):
                         keys = keys_of[layer] = subjects.keys(layer)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from edit_cli.corpora import Corpus
 from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Editor
-from edit_cli.editors.memory import Entries, MemoryLayer, MemoryPatch, mlp_in
+from edit_cli.editors.memory import Entries, MemoryLayer, MemoryPatch, in_turn, mlp_in
 from edit_cli.editors.passes import Passes, passes
 from edit_cli.editors.patch_training import Neurons, PatchTraining, begun
 from edit_cli.editors.queries import inputs_on_examples, inputs_on_text
@@ -143,13 +143,9 @@ class TPatcher(PatchTraining, Editor):
         """Neurons for the requests, one after another; a fact that the model gets right needs none."""
         name, entrance = self._names(lm)
         memories = self._memories(lm, entrance)
-        patches: list[NeuronPatch] = []
-        with ExitStack() as stack, lm.monitor.phase("train"), lm.monitor.task("patches", len(requests)) as advance:
-            for row in lm.head.encode([(request.text, request.target_new) for request in requests]):
-                patches.append(self._patch(lm, name, entrance, row, memories))
-                stack.enter_context(lm.edited(patches[-1]))
-                advance(1)
-        return joined(patches)
+        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
+        with in_turn(lm, rows, lambda row: self._patch(lm, name, entrance, row, memories), "patches") as patches:
+            return joined(patches)
 
     def _patch(self, lm: LM, name: str, entrance: str, row: Row, memories: tuple[Tensor, Tensor]) -> NeuronPatch:
         attached = NeuronPatch.present(lm, name)
@@ -180,19 +176,34 @@ class TPatcher(PatchTraining, Editor):
         kept = self.scratch(lm)
         if entrance not in kept:
             with lm.monitor.phase("statistics"):
-                kept[entrance] = self._of_examples(lm, entrance) if self.memory != CORPUS else None
+                kept[entrance] = self._of_examples(lm, entrance)
                 if kept[entrance] is None:
                     kept[entrance] = self._of_corpus(lm, entrance)
         return kept[entrance]
 
+    def require(self, model: str) -> None:
+        if not self._examples("train"):
+            self._text().require()
+
+    def _examples(self, split: str) -> list[tuple[str, str]]:
+        told = list(self.examples(split)) if self.examples and self.memory != CORPUS else []
+        if split == "train" and not told and self.memory == EXAMPLES:
+            raise UsageError(
+                "method.memory=examples: the data have no training records beside those of this run"
+                " (method.memory=corpus)"
+            )
+        return told
+
+    def _text(self) -> Corpus:
+        if self.corpus is None:
+            raise UsageError(
+                "method.corpus has no value: T-Patcher needs text that its patches must not answer to (corpus=NAME)"
+            )
+        return self.corpus
+
     def _of_examples(self, lm: LM, entrance: str) -> tuple[Tensor, Tensor] | None:
-        train, validation = (self.examples(split) if self.examples else [] for split in ("train", "validation"))
+        train, validation = self._examples("train"), self._examples("validation")
         if not train:
-            if self.memory == EXAMPLES:
-                raise UsageError(
-                    "method.memory=examples: the data have no training records beside those of this run"
-                    " (method.memory=corpus)"
-                )
             return None
         memory = inputs_on_examples(lm, entrance, train, self.memory_size)
         if not validation:
@@ -200,12 +211,8 @@ class TPatcher(PatchTraining, Editor):
         return memory, inputs_on_examples(lm, entrance, validation, self.validation_size)
 
     def _of_corpus(self, lm: LM, entrance: str) -> tuple[Tensor, Tensor]:
-        if self.corpus is None:
-            raise UsageError(
-                "method.corpus has no value: T-Patcher needs text that its patches must not answer to (corpus=NAME)"
-            )
         return self._parted(
-            inputs_on_text(lm, entrance, self.corpus, self.memory_size + self.validation_size, self.seed)
+            inputs_on_text(lm, entrance, self._text(), self.memory_size + self.validation_size, self.seed)
         )
 
     def _parted(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

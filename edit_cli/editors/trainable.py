@@ -19,6 +19,7 @@ from edit_cli.editors.remembered import Memory
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.identity import flatten, plain
 from edit_cli.lm.model import LM
+from edit_cli.paths import expanded
 from edit_cli.requests import Case
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -95,6 +96,10 @@ class TrainableEditor(Editor):
         "training.save_every", "training.log_every"
     )  # fmt: skip
 
+    # all processes make each edit together, and share its cases; else each makes whole edits of a batch
+    shares_cases: ClassVar[bool] = False
+    # settings that came later, each with the value that means what was there before: with it an older training is found
+    LATER: ClassVar[dict[str, Any]] = {"draw.stays": "answer"}
     bound_to: ClassVar[str] = "weights"  # what `base` tells of the model
     remembers: ClassVar[bool] = False  # keeps what the unedited model says during a training
 
@@ -106,6 +111,11 @@ class TrainableEditor(Editor):
     def __post_init__(self) -> None:
         if isinstance(self.training, dict):  # of an edit that was saved
             self.training = TrainingOptions(**self.training)
+
+    def fits(self, lm: LM) -> None:
+        super().fits(lm)
+        if hasattr(self, "draw"):
+            self.draw.fits(lm)
 
     # --- what a method defines ----------------------------------------------------------------------------------------
 
@@ -120,14 +130,25 @@ class TrainableEditor(Editor):
         `training.edits` times `cases_per_edit` cases, fewer at validation.
 
         Whatever is drawn at random comes from torch's seed and the cases' ids, so that a resumed training draws the
-        same. Of the numbers, `shift` is the largest ‖ΔW‖/‖W‖, and `loss` takes the loss's place in the curves where the
+        same. Where an editor `shares_cases`, every process of `lm.team` gets the same batch; the gradients of their
+        losses are averaged, and the numbers are those of the whole batch.
+
+        Of the numbers, `shift` is the largest ‖ΔW‖/‖W‖, and `loss` takes the loss's place in the curves where the
         tensor is a stand-in.
         """
+
+    def require_training(self) -> None:
+        """As `require`, of what a training begins from."""
 
     @property
     def cases_per_edit(self) -> int:
         """Cases that are edited together as one edit."""
         return 1
+
+    @property
+    def cases_per_trial(self) -> int:
+        """Cases that validation takes for one edit."""
+        return self.cases_per_edit
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
         """Parameters with their learning rates, for the optimiser; without `lr`, that of `training`."""
@@ -151,15 +172,15 @@ class TrainableEditor(Editor):
 
     def recipe(self) -> dict[str, Any]:
         """All settings that what is learnt depends on, JSON-able."""
-        return flatten(plain(asdict(self)), self.NO_RECIPE)
+        found = flatten(plain(asdict(self)), self.NO_RECIPE)
+        return {name: value for name, value in found.items() if name not in self.LATER or self.LATER[name] != value}
 
     def identity(self, lm: LM) -> dict[str, Any]:
         """What a checkpoint must agree with to be this editor's on this model."""
-        return {
-            "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            "base": self.base(lm),
-            "recipe": self.recipe(),
-        }
+        return {**self._settings(), "base": self.base(lm)}
+
+    def _settings(self) -> dict[str, Any]:
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "recipe": self.recipe()}
 
     def base(self, lm: LM) -> str:
         """What of the model a trained network is bound to: all its weights."""
@@ -179,12 +200,12 @@ class TrainableEditor(Editor):
             if about["class"] != own["class"]:
                 raise MissingError(
                     f"{place} was trained as {about['class'].rpartition('.')[2]}, not as {type(self).__name__}:"
-                    f" {self._remedy(lm)}"
+                    f" {self._remedy()}"
                 )
             if about["base"] != own["base"]:
                 raise MissingError(
                     f"{place} was trained for {about['model']['name']}, and these are other {self.bound_to} than"
-                    f" {lm.name} has: {self._remedy(lm)}"
+                    f" {lm.name} has: {self._remedy()}"
                 )
             net = self.build(lm)
             checkpoints.fill(net, tensors, place)
@@ -193,10 +214,10 @@ class TrainableEditor(Editor):
 
     def _place(self, lm: LM) -> Path:
         if self.checkpoint is not None:
-            return Path(self.checkpoint).expanduser()
-        found = checkpoints.find(Path(self.cache_dir).expanduser(), self.identity(lm))
+            return expanded(self.checkpoint)
+        found = checkpoints.find(expanded(self.cache_dir), self.identity(lm))
         if not found:
-            raise MissingError(f"this editor has not been trained for {lm.name}: {self._remedy(lm)}")
+            raise MissingError(f"this editor has not been trained for {lm.name}: {self._remedy()}")
         right = [place for place, about in found if about["dataset"]["name"] == self.trained_on]
         if right:
             return right[0]
@@ -210,11 +231,18 @@ class TrainableEditor(Editor):
         lm.monitor.note(f"the editor was trained on {about['dataset']['name']}")
         return place
 
-    def _remedy(self, lm: LM) -> str:
+    def _remedy(self) -> str:
         return (
             f"train it by `{self.__dict__.get('train_command') or 'edit-cli train-editor'}`, or name another by"
             " method.checkpoint=DIR"
         )
+
+    def require(self, model: str) -> None:
+        """A trained network of these settings, for whatever model: whether it is this one's, only its weights tell."""
+        if self.checkpoint is not None:
+            checkpoints.read_about(expanded(self.checkpoint))
+        elif not checkpoints.find(expanded(self.cache_dir), self._settings()):
+            raise MissingError(f"this editor has not been trained for {model}: {self._remedy()}")
 
     def warm_up(self, lm: LM) -> None:
         self.trained(lm)

@@ -1,27 +1,31 @@
 """UltraEdit (Gu et al., 2025): one backward pass, a running normalisation and a ridge regression; no subject, no
-statistics.
+second moments.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from edit_cli.corpora import Corpus
 from edit_cli.editors.base import Editor
+from edit_cli.editors.passes import in_batches
 from edit_cli.editors.solver import ScaledIdentity, solve
 from edit_cli.edits import Edit, WeightDelta
-from edit_cli.errors import UsageError
+from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.layout import is_projection, widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row, pad_right
 from edit_cli.requests import EditRequest
 from edit_cli.tensorfiles import Size, fitted, size
+
+WORDS = 100  # of a document that is read to warm up
 
 
 @dataclass
@@ -63,6 +67,10 @@ class UltraEdit(Editor):
     modules: "name:layers", a name in a block and one layer or a range, such as "mlp.up_proj:18-24"; "mlp_out" is the
     MLP's output projection, whatever the family calls it.
     lr: η. chunk: facts in a forward and backward pass, whose mean loss is differentiated.
+    warm_up: facts that the moments begin with. Few say nothing: two tokens are always as far from their mean as they
+    deviate. What a first turn lacks of so many is taken from prompts that are not edited, each with another's answer:
+    of the training split where the data have one, else of `corpus`, a text's next word being its answer. As in
+    StableEdit (2026), but that nothing of it is written.
     """
 
     mass_editor = True
@@ -70,21 +78,24 @@ class UltraEdit(Editor):
     modules: list[str]
     lr: float = 1.0e-6
     chunk: int = 10
+    warm_up: int = 20
+    corpus: Corpus | None = None
     _moments: dict[str, RunningMoments] = field(default_factory=dict, init=False, repr=False)
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
         """One update a module; the moments after this turn are left in its memory."""
         names = self._names(lm)
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
-        with lm.monitor.phase("train"), lm.monitor.task("gradients", len(rows)) as advance:
-            seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-            for first in range(0, len(rows), self.chunk):
-                found = _inputs_and_gradients(lm, rows[first : first + self.chunk], names)
-                for name in names:
-                    seen[name].append(found[name])
-                advance(len(rows[first : first + self.chunk]))
+        before = self._moments or self._warmed(lm, names, len(rows))
+        with lm.monitor.phase("train"):
+            seen = _seen(lm, rows, names, self.chunk)
         with lm.monitor.phase("solve"):
-            moments = self._after(lm, seen)
+            moments = _after(lm, before, seen)
+            if any(kept.count < 2 for kept in moments.values()):
+                raise UsageError(
+                    "ultraedit normalises over target tokens and modules of equal shape, and one alone has no"
+                    " deviation: edit more facts at once (protocol.batch_size), or let it warm up (method.warm_up=20)"
+                )
             delta = WeightDelta(info={"tokens": sum(len(row.target) for row in rows)})
             for name in names:
                 inputs, gradients = (torch.cat(parts) for parts in zip(*seen[name], strict=True))
@@ -103,24 +114,40 @@ class UltraEdit(Editor):
         direction, slope = normal.split([inputs.shape[1], gradients.shape[1]], dim=1)
         return -self.lr * direction.square().sum(1, keepdim=True) * slope
 
-    def _after(self, lm: LM, seen: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, RunningMoments]:
-        """The moments with this turn taken in, by shape; chunk by chunk, and in each chunk module by module, as
-        released.
+    def _warmed(self, lm: LM, names: Sequence[str], facts: int) -> dict[str, RunningMoments]:
+        """The moments that a first turn of so many facts goes on from, of the unedited model; none if it has enough.
+
+        They are read in passes of as many facts as the turn's, by which a gradient is divided.
         """
-        moments = {}
-        for name in seen:
-            shape, width = _shape(lm, name), sum(widths(lm.module(name)))
-            before = self._moments.get(shape)
-            moments[shape] = RunningMoments(**vars(before)) if before else RunningMoments.nothing(width, lm.device)
-        for chunk in zip(*seen.values(), strict=True):
-            for name, (inputs, gradients) in zip(seen, chunk, strict=True):
-                moments[_shape(lm, name)].update(torch.cat([inputs, gradients], dim=1).double())
-        if any(kept.count < 2 for kept in moments.values()):
+        lacking, chunk = self.warm_up - facts, min(self.chunk, facts)
+        if lacking <= 0:
+            return {}
+        memory, key = self.scratch(lm), ("warm", lacking, chunk)
+        if key not in memory:
+            with lm.monitor.phase("statistics"), lm.pristine():
+                memory[key] = _after(lm, {}, _seen(lm, self._others(lm, facts, lacking), names, chunk))
+        return memory[key]
+
+    def _others(self, lm: LM, facts: int, count: int) -> list[Row]:
+        """Rows of prompts that are not edited, each with the answer of the next one."""
+        pairs: Iterable[tuple[str, str]] = self.examples("train") if self.examples else []
+        if not pairs and self.corpus is not None:
+            pairs = _next_words(self.corpus.documents(0))
+        able: list[tuple[str, str]] = []
+        for pair in pairs:
+            if len(able) == count:
+                break
+            with suppress(RejectedRequest):
+                lm.head.encode([pair])
+                able.append(pair)
+        if not able:
             raise UsageError(
-                "ultraedit normalises over target tokens and modules of equal shape, and one alone has no deviation:"
-                " edit more facts at once (protocol.batch_size)"
+                f"ultraedit normalises by what facts have shown before, and a first turn of {facts} shows too little:"
+                f" edit {self.warm_up} at once (protocol.batch_size), name a text to warm up with (corpus=NAME), or go"
+                " without (method.warm_up=0)"
             )
-        return moments
+        prompts, answers = zip(*able, strict=True)
+        return lm.head.encode(list(zip(prompts, (*answers[1:], answers[0]), strict=True)))
 
     def _names(self, lm: LM) -> list[str]:
         if not self.modules:
@@ -160,6 +187,44 @@ class UltraEdit(Editor):
 
     def reset(self) -> None:
         self._moments = {}
+
+
+def _next_words(documents: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(the first half of a document, the word that follows)."""
+    for words in (document.split()[:WORDS] for document in documents):
+        if len(words) > 3:
+            half = len(words) // 2
+            yield " ".join(words[:half]), words[half]
+
+
+def _seen(lm: LM, rows: Sequence[Row], names: Sequence[str], chunk: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """What `_inputs_and_gradients` finds of `chunk` rows at a time."""
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+    with lm.monitor.task("gradients", len(rows)) as advance:
+        for part in in_batches(rows, chunk):
+            found = _inputs_and_gradients(lm, rows[part], names)
+            for name in names:
+                seen[name].append(found[name])
+            advance(len(rows[part]))
+    return seen
+
+
+def _after(
+    lm: LM, before: Mapping[str, RunningMoments], seen: Mapping[str, Sequence[tuple[Tensor, Tensor]]]
+) -> dict[str, RunningMoments]:
+    """The moments with what was seen taken in, by shape; chunk by chunk, and in each chunk module by module, as
+    released.
+    """
+    moments = {}
+    for name in seen:
+        shape, width = _shape(lm, name), sum(widths(lm.module(name)))
+        moments[shape] = (
+            RunningMoments(**vars(before[shape])) if shape in before else RunningMoments.nothing(width, lm.device)
+        )
+    for chunk in zip(*seen.values(), strict=True):
+        for name, (inputs, gradients) in zip(seen, chunk, strict=True):
+            moments[_shape(lm, name)].update(torch.cat([inputs, gradients], dim=1).double())
+    return moments
 
 
 def _shape(lm: LM, name: str) -> str:

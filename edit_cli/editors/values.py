@@ -60,6 +60,12 @@ class ValueOptions:
     settle_nll: float = 0.1
     batch_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.kl_position not in ("subject", "last"):
+            raise UsageError(f"method.value.kl_position={self.kl_position}: choose subject or last")
+        if self.kl_prompt.count("{}") != 1:
+            raise UsageError("method.value.kl_prompt must hold the slot {} once")
+
     @property
     def watches_hits(self) -> bool:
         """Whether it matters which target tokens are the likeliest."""
@@ -142,10 +148,6 @@ def _tasks(
     contexts: Contexts,
     groups: Sequence[Sequence[int]] | None = None,
 ) -> list[Task]:
-    if options.kl_position not in ("subject", "last"):
-        raise UsageError(f"method.value.kl_position={options.kl_position}: choose subject or last")
-    if options.kl_prompt.count("{}") != 1:
-        raise UsageError("method.value.kl_prompt must hold the slot {} once")
     groups = groups or [[i] for i in range(len(requests))]
     rows, lookup = rows_in_contexts(lm, requests, contexts, with_target=True)
     kl_requests = [EditRequest(options.kl_prompt, requests[group[0]].subject, "") for group in groups]

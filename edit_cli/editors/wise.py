@@ -5,7 +5,7 @@ if it is one of its own.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,14 +18,14 @@ from torch.nn.functional import linear, relu
 from edit_cli.corpora import Corpus
 from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Editor
 from edit_cli.editors.contexts import ContextOptions
-from edit_cli.editors.memory import module_of
+from edit_cli.editors.memory import in_turn, module_of
 from edit_cli.editors.passes import passes, row_losses
 from edit_cli.editors.queries import inputs_of_rows
 from edit_cli.editors.side_memory import LAST, MEAN, WiseLayer, WisePatch, over, stir
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokens import answer
 from edit_cli.requests import EditRequest
+from edit_cli.writing import as_text
 
 DOCUMENTS = 2000  # of the corpus, from which irrelevant sentences are drawn
 TRAINING = "train"  # the split of the examples
@@ -81,20 +81,23 @@ class Wise(Editor):
         name = module_of(lm, self.layer, self.module)
         # takes everything off and puts it on again: the layers that stand there now are others after it
         self._prefixes(lm)
-        patches: list[WisePatch] = []
-        left = list(requests)
-        with ExitStack() as stack, lm.monitor.phase("train"), lm.monitor.task("side memory", len(left)) as advance:
-            while left:
-                layer = WisePatch.present(lm, name)
-                size = min(self.batch_size, layer.room if layer else self.shard_every)
-                patches.append(self._unit(lm, name, layer, left[:size]))
-                stack.enter_context(lm.edited(patches[-1]))
-                advance(len(left[:size]))
-                del left[:size]
-        return joined(patches)
+        units = list(self._units(requests, WisePatch.present(lm, name)))
+        with in_turn(lm, units, lambda unit: self._unit(lm, name, unit), "side memory") as patches:
+            return joined(patches)
 
-    def _unit(self, lm: LM, name: str, layer: WiseLayer | None, requests: Sequence[EditRequest]) -> WisePatch:
-        """Facts that are trained together."""
+    def _units(self, requests: Sequence[EditRequest], layer: WiseLayer | None) -> Iterator[Sequence[EditRequest]]:
+        """Facts that are trained together: `batch_size` of them, all of one shard."""
+        shard = layer.about["shard_every"] if layer else self.shard_every
+        first, room = 0, layer.room if layer else shard
+        while first < len(requests):
+            size = min(self.batch_size, room)
+            yield requests[first : first + size]
+            first += size
+            room = room - size or shard
+
+    def _unit(self, lm: LM, name: str, requests: Sequence[EditRequest]) -> WisePatch:
+        """What facts that are trained together add to the memory that is attached."""
+        layer = WisePatch.present(lm, name)
         fresh = layer or WiseLayer(lm.module(name), lm, name, self._about())
         if layer is None:
             fresh.close()
@@ -146,6 +149,27 @@ class Wise(Editor):
         shift = shift.detach()
         return shift, float(over(stir(inputs, shift), prompt, self.score)[:: len(prefixes)].min())
 
+    def require(self, model: str) -> None:
+        self._refuse_wrong_numbers()
+        if not self._of_examples():
+            self._text().require()
+
+    def _of_examples(self) -> list[tuple[str, str]]:
+        told = list(self.examples(TRAINING)) if self.examples and self.elsewhere != CORPUS else []
+        if not told and self.elsewhere == EXAMPLES:
+            raise UsageError(
+                "method.elsewhere=examples: the data have no training records beside those of this run"
+                " (method.elsewhere=corpus)"
+            )
+        return told
+
+    def _text(self) -> Corpus:
+        if self.corpus is None:
+            raise UsageError(
+                "method.corpus has no value: WISE needs text that its memory must not answer (corpus=NAME)"
+            )
+        return self.corpus
+
     def _irrelevant(self, lm: LM, name: str, requests: Sequence[EditRequest], number: int) -> list[Tensor]:
         """Inputs (tokens, d_in) on texts that name none of the subjects."""
         texts = self._texts(lm)
@@ -165,19 +189,9 @@ class Wise(Editor):
         """What the memory must not answer: prompts and answers of the training split, or sentences of the corpus."""
         kept = self.scratch(lm)
         if "texts" not in kept:
-            told = self.examples(TRAINING) if self.examples and self.elsewhere != CORPUS else []
-            texts = [prompt + answer(right) for prompt, right in told]
-            if not texts and self.elsewhere == EXAMPLES:
-                raise UsageError(
-                    "method.elsewhere=examples: the data have no training records beside those of this run"
-                    " (method.elsewhere=corpus)"
-                )
+            texts = [as_text(prompt, right) for prompt, right in self._of_examples()]
             if not texts:
-                if self.corpus is None:
-                    raise UsageError(
-                        "method.corpus has no value: WISE needs text that its memory must not answer (corpus=NAME)"
-                    )
-                documents = islice(self.corpus.documents(self.seed), DOCUMENTS)
+                documents = islice(self._text().documents(self.seed), DOCUMENTS)
                 texts = [part.strip() for text in documents for part in text.split(". ") if len(part.split()) > 3]
             kept["texts"] = texts
         return kept["texts"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edit_cli.errors import RejectedRequest
 from edit_cli.lm.tokens import Row, by_length, require_offsets
+from edit_cli.lm.vocabulary import Vocabulary
 
 NEEDS_CAUSAL = "needs a causal language model"
 R = TypeVar("R", bound=Row)
@@ -45,22 +46,27 @@ class Answers:
     rows: Tensor
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str], longest: int) -> list[Row]:
-    """Prompts as an encoder reads them: whole, with the special tokens that its tokenizer puts around a text.
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], longest: int, vocabulary: Vocabulary) -> list[Row]:
+    """Prompts as an encoder reads them: with the special tokens that its tokenizer puts around a text, but without
+    spaces at their end.
 
     Raises:
-        RejectedRequest: a prompt with more than `longest` tokens. UsageError: a tokenizer without character offsets.
+        RejectedRequest: a prompt with more than `longest` tokens, or one beyond the `vocabulary`. UsageError: a
+            tokenizer without character offsets.
     """
     if not prompts:
         return []
     require_offsets(tokenizer)
-    encoded = tokenizer(list(prompts), return_offsets_mapping=True, add_special_tokens=True)
+    encoded = tokenizer(
+        [prompt.rstrip(" ") for prompt in prompts], return_offsets_mapping=True, add_special_tokens=True
+    )
     rows = []
     for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if len(ids) > longest:
             raise RejectedRequest(f"{len(ids)} tokens are more than the model's {longest}: {prompt[:60]!r}…")
         if not ids:
             raise RejectedRequest("the prompt is empty and the tokenizer adds no token to it")
+        vocabulary.refuse(ids, prompt)
         rows.append(Row(tuple(ids), len(ids), tuple(tuple(pair) for pair in offsets)))
     return rows
 

@@ -18,7 +18,9 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import Answers, Likelihood
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
-from edit_cli.lm.tokens import Row, answer, by_length, pad_left, pad_right, tokenize
+from edit_cli.lm.tokens import Row, by_length, pad_left, pad_right, tokenize
+from edit_cli.lm.vocabulary import Vocabulary
+from edit_cli.writing import answer
 
 
 class CausalHead:
@@ -37,7 +39,8 @@ class CausalHead:
         # (rows,) during a pass: column of each prompt's last token (see lm.focus)
         self.prompt_ends: Tensor | None = None
         self.watchers = 0  # modules that look at whole prompts
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        self.vocabulary = Vocabulary.of(model, tokenizer)
+        self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
 
     @property
     def max_length(self) -> int:
@@ -46,7 +49,7 @@ class CausalHead:
 
     def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Row]:
         """Tokenise by THE rule; refuses rows that, with `new` tokens after them, are longer than the model's
-        context.
+        context, and tokens that it has no embedding for.
         """
         rows = tokenize(self.tokenizer, pairs)
         for row, (prompt, _) in zip(rows, pairs, strict=True):
@@ -55,6 +58,7 @@ class CausalHead:
                 raise RejectedRequest(
                     f"{len(row.ids)} tokens{wanted} are more than the model's {self.max_length}: {prompt[:60]!r}…"
                 )
+            self.vocabulary.refuse(row.ids, prompt)
         return rows
 
     @property
@@ -62,9 +66,9 @@ class CausalHead:
         """What one token of an answer is chosen from."""
         return self.model.config.get_text_config().vocab_size
 
-    def written(self, target: str) -> str:
-        """The target as it comes out of `generate`."""
-        return answer(target)
+    def written(self, prompt: str, target: str) -> str:
+        """The target as it comes out of `generate` after the prompt."""
+        return answer(prompt, target)
 
     def run(self, ids: Tensor, mask: Tensor) -> None:
         """A pass for those who read states."""
@@ -247,7 +251,7 @@ class CausalHead:
         Windows begin with what the tokenizer puts before every text (a BOS, or nothing); the first token after nothing
         has no score.
         """
-        ids = self.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
+        ids = self.vocabulary.readable(self.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"])
         start = list(tokenize(self.tokenizer, [("", None)])[0].ids)
         window = min(window, self.max_length - len(start))
         pieces = [start + ids[i : i + window] for i in range(0, len(ids), window)]

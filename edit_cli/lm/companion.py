@@ -29,6 +29,11 @@ class Companion:
     sizes: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
 
+    def require(self, key: str) -> None:
+        """Refuse a checkpoint that is not there, before anything is loaded. Raises MissingError, which names `key`."""
+        if self.checkpoint:
+            resolve(self.checkpoint, None, f"{key}.checkpoint")
+
     def build(self, kind: str, own_tokenizer: Any, key: str) -> tuple[nn.Module, Any]:
         """(model, tokenizer); trainable, dropout 0. kind: encoder, or one of lm.kinds.
 

@@ -15,6 +15,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.jsonfiles import parse
 from edit_cli.lm.loading import Source, resolve, silent
 from edit_cli.lm.tokens import by_length, pad_right
+from edit_cli.lm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
@@ -44,6 +45,13 @@ class EmbeddingOptions:
 
     model: str = "auto"
 
+    def require(self) -> None:
+        """Refuse a model that is not here, before anything is loaded. Raises MissingError."""
+        if self.model not in (HIDDEN, "auto"):
+            if importlib.util.find_spec(LIBRARY) is None:
+                raise MissingError(f"method.embedding.model={self.model} needs sentence-transformers: {REMEDY}")
+            resolve(self.model, None, "method.embedding.model")
+
     def load(self, lm: LM) -> Embedder:
         """Raises:
         MissingError: sentence-transformers, or the model that is asked for, is not here.
@@ -55,8 +63,7 @@ class EmbeddingOptions:
                     f"sentences are compared by {lm.name}'s own states: sentence-transformers is not installed"
                 )
             return HiddenStates(lm)
-        if not installed:
-            raise MissingError(f"method.embedding.model={self.model} needs sentence-transformers: {REMEDY}")
+        self.require()
         return Sentences(MINILM if self.model == "auto" else self.model, lm.device)
 
 
@@ -153,17 +160,17 @@ def pooled(model: nn.Module, tokenizer: Any, texts: Sequence[str], pooling: str,
     device = next(model.parameters()).device
     if not texts:
         return torch.zeros(0, model.config.hidden_size, device=device)
-    ids = tokenizer(list(texts))["input_ids"]
+    vocabulary = Vocabulary.of(model, tokenizer)
+    ids = [vocabulary.readable(row) for row in tokenizer(list(texts))["input_ids"]]
     longest = getattr(model.config, "max_position_embeddings", None)
     too_long = next((text for text, row in zip(texts, ids, strict=True) if longest and len(row) > longest), None)
     if too_long is not None:
         raise UsageError(
             f"a text is longer than the {longest} tokens that the scope classifier reads: {too_long[:60]!r}…"
         )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     parts, order = [], []
     for batch in by_length([len(row) for row in ids], batch_tokens):
-        rows, mask = pad_right([ids[i] for i in batch], pad, device)
+        rows, mask = pad_right([ids[i] for i in batch], vocabulary.pad(tokenizer.pad_token_id), device)
         states = model(input_ids=rows, attention_mask=mask).last_hidden_state.float()
         parts.append(POOLINGS[pooling](states, mask))
         order += batch

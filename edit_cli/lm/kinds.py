@@ -5,6 +5,7 @@ Its configuration says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,11 +71,24 @@ def auto_class(kind: str, config: Any, model_id: str) -> Any:
     return getattr(transformers, name)
 
 
-def head_of(model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> Head:
-    """How this model answers: an encoder-decoder, a model without a language-modelling head, or a causal one."""
+def head_of(
+    model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int, labels: Sequence[str] | None = None
+) -> Head:
+    """How this model answers: an encoder-decoder, a model without a language-modelling head, or a causal one.
+
+    labels: names of a classifier's labels, see there.
+
+    Raises:
+        UsageError: such names for a model that writes, or that do not fit.
+    """
     if getattr(model.config, "is_encoder_decoder", False):
-        return Seq2SeqHead(model, tokenizer, device, batch_tokens)
-    chosen = ClassifierHead if model.get_output_embeddings() is None else CausalHead
+        chosen: Any = Seq2SeqHead
+    else:
+        chosen = ClassifierHead if model.get_output_embeddings() is None else CausalHead
+    if chosen is ClassifierHead:
+        return ClassifierHead(model, tokenizer, device, batch_tokens, labels)
+    if labels:
+        raise UsageError(f"model.labels={list(labels)} names a classifier's labels, and this model writes text")
     return chosen(model, tokenizer, device, batch_tokens)
 
 

@@ -124,6 +124,11 @@ def is_projection(module: nn.Module) -> bool:
     return isinstance(unwrapped(module), (nn.Linear, Conv1D))
 
 
+def projections(module: nn.Module) -> list[str]:
+    """Names of the projections inside a module."""
+    return [name for name, part in module.named_modules() if is_projection(part) and ".original" not in f".{name}"]
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Conv1D stores (d_in, d_out), Linear (d_out, d_in). By type, never by shape: square matrices have none to tell."""
     return isinstance(unwrapped(module), Conv1D)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.monitor import Monitor
+from edit_cli.paths import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,7 @@ PLACEMENT = {  # what transformers and accelerate say of settings that cannot wo
     "on the meta device": "device_map, where parts that share weights (embeddings and head) lie apart,",
     "`size`": "max_memory",
 }
+SIZE = re.compile(r"\d+(\.\d+)?\s*[KMG]i?B", re.IGNORECASE)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ASSETS = Path(__file__).parent.parent / "assets"
 TIMEOUT = 5  # seconds that the hub may take to answer
@@ -43,6 +46,7 @@ class ModelOptions:
 
     name: str
     id: str
+    made_for: dict[str, Any] | None = None  # attributes of the configuration
     revision: str | None = None
     kind: str = "auto"
     dtype: str = "float32"
@@ -52,12 +56,24 @@ class ModelOptions:
     offload_folder: str | None = None
     quantise: str | None = None
     trust_remote_code: bool = False
+    labels: list[str] | None = None
     batch_tokens: int | None = None
     records: str | None = None
     corpus: str = "wikipedia"
     perplexity_text: str | None = None
     default_limit: int | None = None
     layout: LayoutOptions = field(default_factory=LayoutOptions)
+
+    def __post_init__(self) -> None:
+        for device, room in (self.max_memory or {}).items():
+            if not (device in ("cpu", "mps", "disk") or (type(device) is int and device >= 0)):
+                raise UsageError(f"model.max_memory={{{device}: {room}}}: name devices by 0, 1, …, cpu, mps or disk")
+            if not (type(room) is int and room >= 0) and not (isinstance(room, str) and SIZE.fullmatch(room)):
+                raise UsageError(
+                    f"model.max_memory={{{device}: {room}}}: give bytes, or a size with a unit, such as 20GiB"
+                )
+        if self.max_memory and self.device_map not in SPREADS:
+            raise UsageError("model.max_memory says what may be used of each device, so it needs model.device_map=auto")
 
     def load(self, monitor: Monitor | None = None) -> LM:
         """Load model and tokenizer.
@@ -79,7 +95,11 @@ class ModelOptions:
         model, tokenizer = self._read(source, place)
         fetch_again_for_backward(model)
         settle(model)
-        return LM(model, tokenizer, self.name, source.revision, self.layout, monitor, self.batch_tokens, self.id)
+        size, labels = self.batch_tokens, self.labels
+        lm = LM(model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels)
+        if lm.head.vocabulary.strange:
+            lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
+        return lm
 
     def read_kind(self) -> str:
         """The kind of the model by its configuration alone (see `kinds.kind_of`). Raises as `load`."""
@@ -93,7 +113,20 @@ class ModelOptions:
         from transformers import AutoConfig
 
         with self._reading("config.json"):
-            return AutoConfig.from_pretrained(source.path, **self._common(source))
+            config = AutoConfig.from_pretrained(source.path, **self._common(source))
+        self._refuse_other_architecture(config)
+        return config
+
+    def _refuse_other_architecture(self, config: Any) -> None:
+        """Layers, text and records that go with one model mean nothing on another."""
+        wanted = {key: str(value) for key, value in (self.made_for or {}).items()}
+        if wanted != (found := {key: str(getattr(config, key, None)) for key in wanted}):
+            said = [", ".join(f"{key} {value}" for key, value in values.items()) for values in (wanted, found)]
+            raise UsageError(
+                f"model.id={self.id} is no {self.name} ({said[0]}): it has {said[1]}; write model=hf"
+                f" model.id={self.id}, or give it a name of its own (model.name=NAME) to keep the settings of"
+                f" {self.name} all the same"
+            )
 
     def _common(self, source: Source) -> dict[str, Any]:
         """What every part of the model is read with."""
@@ -138,7 +171,7 @@ class ModelOptions:
                 "dtype": dtype,
                 "device_map": place,
                 "max_memory": self.max_memory,
-                "offload_folder": self.offload_folder,
+                "offload_folder": self.offload_folder and str(expanded(self.offload_folder)),
             }
             how |= {
                 "output_loading_info": True,
@@ -224,7 +257,7 @@ def resolve(model_id: str, revision: str | None, key: str = "model.id") -> Sourc
     """
     if model_id.startswith(EMBEDDED):
         return Source(str(packaged(model_id)), None, True)
-    folder = Path(model_id).expanduser()
+    folder = expanded(model_id)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise MissingError(

@@ -46,6 +46,7 @@ class LM:
         monitor: Monitor | None = None,
         batch_tokens: int | None = None,
         model_id: str | None = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -56,7 +57,7 @@ class LM:
         self.team: Team = ALONE  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
         self.head: Head = head_of(
-            model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192)
+            model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192), labels
         )
         self.masters: dict[str, Tensor] = {}  # float32 copies of edited 16-bit weights, so that small updates add up
         self._stack: list[tuple[Edit, Undo]] = []

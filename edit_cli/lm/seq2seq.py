@@ -22,6 +22,8 @@ from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompt
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
 from edit_cli.lm.tokens import Row, by_length, pad_right
+from edit_cli.lm.vocabulary import Vocabulary
+from edit_cli.writing import bare, joint
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Seq2SeqHead:
         self.tokenizer = tokenizer
         self.device = device
         self.batch_tokens = batch_tokens
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        self.vocabulary = Vocabulary.of(model, tokenizer)
+        self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
 
     @cached_property
     def max_length(self) -> int:
@@ -70,18 +73,18 @@ class Seq2SeqHead:
             " config.json)"
         )
 
-    def written(self, target: str) -> str:
-        """The target as it comes out of `generate`."""
-        return target.strip()
+    def written(self, prompt: str, target: str) -> str:
+        """The target as it comes out of `generate` after the prompt."""
+        return bare(target)
 
     def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Answered]:
         """Tokenise (prompt, target) pairs by this head's rule; a target of None gives a prompt alone.
 
         Raises:
             RejectedRequest: a prompt that is too long; a target that is empty or becomes no token, or only unknown
-                ones.
+                ones; a token that the model has no embedding for.
         """
-        rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length)
+        rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length, self.vocabulary)
         return [
             Answered(row.ids, row.start, row.offsets, *self._answer(target))
             for row, (_, target) in zip(rows, pairs, strict=True)
@@ -91,17 +94,19 @@ class Seq2SeqHead:
         """(before, answer, after) of a target."""
         if target is None:
             return (), (), ()
-        if not target.strip():
+        text = bare(target)  # a text of its own, so that nothing stands before it
+        if not text:
             raise RejectedRequest("target is empty")
-        encoded = self.tokenizer(text_target=target.strip(), return_special_tokens_mask=True, add_special_tokens=True)
+        encoded = self.tokenizer(text_target=text, return_special_tokens_mask=True, add_special_tokens=True)
         ids, special = tuple(encoded["input_ids"]), encoded["special_tokens_mask"]
         own = [index for index, added in enumerate(special) if not added]
         if not own:
-            raise RejectedRequest(f"target {target!r} becomes no token")
-        before, answer, after = ids[: own[0]], ids[own[0] : own[-1] + 1], ids[own[-1] + 1 :]
-        if all(token == self.tokenizer.unk_token_id for token in answer):
-            raise RejectedRequest(f"target {target!r} is unknown to this tokenizer")
-        return before, answer, after
+            raise RejectedRequest(f"target {text!r} becomes no token")
+        before, tokens, after = ids[: own[0]], ids[own[0] : own[-1] + 1], ids[own[-1] + 1 :]
+        if all(token == self.tokenizer.unk_token_id for token in tokens):
+            raise RejectedRequest(f"target {text!r} is unknown to this tokenizer")
+        self.vocabulary.refuse(tokens, text)
+        return before, tokens, after
 
     @cached_property
     def lead(self) -> tuple[int, ...]:
@@ -160,7 +165,7 @@ class Seq2SeqHead:
             draw = SeededTopK([seeds[i] for i in batch], max(left), top_k)
             new = self._write([rows[i].ids for i in batch], max(left), draw) if max(left) else [[] for _ in batch]
             for index, room, ids in zip(batch, left, new, strict=True):
-                texts[index] = f"{prompts[index]} {self._decode(ids[:room])}"
+                texts[index] = prompts[index] + joint(prompts[index], text := self._decode(ids[:room])) + text
         return texts
 
     def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:

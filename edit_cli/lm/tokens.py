@@ -1,7 +1,9 @@
 """THE tokenisation rule of causal models (lm/seq2seq.py and lm/classifier.py have their own).
 
 Prompt and target are tokenised once, together, and every index comes from character offsets: no
-length arithmetic, so neither BOS tokens nor merges across the boundary can shift anything.
+length arithmetic, so neither BOS tokens nor merges across the boundary can shift anything. What stands between the two
+is told by `writing.answer`. Spaces at the end of a prompt go with what comes after it, as they do in tokens: a prompt
+that is to be continued is cut before them.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.writing import answer, bare
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,6 @@ class Row:
         return Row(self.ids[: index + 1], min(self.start, index + 1), self.offsets[: index + 1])
 
 
-def answer(target: str) -> str:
-    """The target with exactly one leading space, which the data sets leave out."""
-    return " " + target.strip()
-
-
 def tokenize(tokenizer: Any, pairs: Sequence[tuple[str, str | None]]) -> list[Row]:
     """Tokenise (prompt, target) pairs; a target of None gives a prompt alone.
 
@@ -64,9 +62,9 @@ def tokenize(tokenizer: Any, pairs: Sequence[tuple[str, str | None]]) -> list[Ro
     require_offsets(tokenizer)
     texts = []
     for prompt, target in pairs:
-        if target is not None and not target.strip():
+        if target is not None and not bare(target):
             raise RejectedRequest(f"target is empty for prompt {prompt!r}")
-        texts.append(prompt if target is None else prompt + answer(target))
+        texts.append(prompt.rstrip(" ") if target is None else prompt + answer(prompt, target))
     encoded = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, add_special_tokens=True)
     rows = []
     for index, (prompt, target) in enumerate(pairs):
@@ -91,7 +89,8 @@ def _row(
 ) -> Row:
     if target is None:
         return Row(ids, len(ids), offsets)
-    start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+    said = len(prompt.rstrip(" "))
+    start = next((i for i, (_, end) in enumerate(offsets) if end > said), len(ids))
     if start == len(ids):
         raise RejectedRequest(f"target {target!r} becomes no token")
     if start == 0:

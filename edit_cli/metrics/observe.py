@@ -197,7 +197,8 @@ def row_seed(seed: int, case_id: str, index: int, prompt: str) -> int:
 def _draws(case: Case, options: ObserveOptions) -> list[tuple[str, int]]:
     """(prompt, seed) of every text to be sampled for the case; equal prompts get different seeds."""
     prompts = [probe.prompt for probe in case.probes if probe.kind == "generation"] if options.sample else []
-    return [(prompt, row_seed(options.seed, case.id, index, prompt)) for index, prompt in enumerate(prompts)]
+    seeds = (row_seed(options.seed, case.id, index, prompt.rstrip(" ")) for index, prompt in enumerate(prompts))
+    return list(zip(prompts, seeds, strict=True))  # spaces at its end go with what comes after a prompt
 
 
 def _distinct(rows: Iterable[Any]) -> list[Any]:

@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from edit_cli.writing import bare, is_unspaced, occurrences
+
 ARTICLES = frozenset({"a", "an", "the"})
-SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+STOPS = ".!?\u061f\u06d4\u0964\u0965"  # with Arabic, Urdu and Devanagari ones, before a space or the end
+WIDE_STOPS = "\u3002\uff01\uff1f\uff0e\uff61\u104b\u17d4"  # of scripts without spaces: East Asian, Burmese, Khmer
+SENTENCE_END = re.compile(rf"[{STOPS}](?=\s|$)|[{WIDE_STOPS}]")
 
 
 def normalise(text: str) -> str:
@@ -22,7 +26,7 @@ def normalise(text: str) -> str:
     Articles stay if nothing else is left.
     """
     plain = "".join(
-        c for c in unicodedata.normalize("NFKC", text).lower() if not unicodedata.category(c).startswith("P")
+        c for c in unicodedata.normalize("NFKC", bare(text)).lower() if not unicodedata.category(c).startswith("P")
     )
     words = plain.split()
     return " ".join([word for word in words if word not in ARTICLES] or words)
@@ -34,7 +38,7 @@ def first_sentence(text: str, answer: str = "") -> str:
     Full stops inside the expected `answer` ("St. Petersburg") are no sentence ends, so as many ends are passed over.
     """
     line = text.strip().split("\n")[0]
-    inside = len(SENTENCE_END.findall(answer.strip().rstrip(".!?")))
+    inside = len(SENTENCE_END.findall(bare(answer).rstrip(STOPS + WIDE_STOPS)))
     ends = [match.start() for match in SENTENCE_END.finditer(line)]
     return line[: ends[inside]] if len(ends) > inside else line
 
@@ -49,9 +53,21 @@ def matches_exactly(text: str, answers: Sequence[str]) -> bool:
 def contains_any(text: str, answers: Sequence[str]) -> bool:
     """Whether the reply in `text` holds one of `answers` as whole words (normalised)."""
     return any(
-        bool(wanted := normalise(answer)) and f" {wanted} " in f" {normalise(first_sentence(text, answer))} "
+        bool(wanted := normalise(answer)) and _holds(normalise(first_sentence(text, answer)), wanted)
         for answer in answers
     )
+
+
+def _holds(reply: str, wanted: str) -> bool:
+    """Whether `wanted` stands in `reply` between spaces, where its script puts spaces between words."""
+    ends = ((at, at + len(wanted)) for at in occurrences(reply, wanted))
+    return any(
+        _parted(reply[:begin][-1:], wanted[0]) and _parted(wanted[-1], reply[end : end + 1]) for begin, end in ends
+    )
+
+
+def _parted(left: str, right: str) -> bool:
+    return not left.strip() or not right.strip() or is_unspaced(left) or is_unspaced(right)
 
 
 def clean(text: str) -> str:

@@ -10,19 +10,30 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from edit_cli.metrics.verdict import edited, of_probe, verdicts
 from edit_cli.report import words
 from edit_cli.report.tables import MetricsTable, footer, heading
 from edit_cli.report.texts import Text
+from edit_cli.writing import bare
 
 SHOWN = 10  # facts that are shown one by one
 WIDEST = 60  # characters of a continuation
-LEGEND = "writes: how it goes on by itself. P(…): probability of that answer (geometric mean of its tokens')."
+LEGEND = (
+    "writes: how it goes on by itself. P(…): probability of that answer (geometric mean of its tokens'). A fact took if"
+    " its new answer is likelier than the old one (the top choice, where none is given) and is in the model's reply."
+)
+NAMED = 10  # facts that did not take, named one by one
 
 
 def before_and_after(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Every edited fact with the answers before and after; for several facts, the means too."""
     shown = [line for line in lines if not line["error"]]
-    parts: list[RenderableType] = [heading(summary), Text(), probes(shown[:SHOWN], kinds=("rewrite",))]
+    parts: list[RenderableType] = [
+        heading(summary),
+        *_verdict(lines),
+        Text(),
+        probes(shown[:SHOWN], kinds=("rewrite",)),
+    ]
     if len(shown) > SHOWN:
         parts.append(Text(f"… and {len(shown) - SHOWN:,} more facts: edit-cli show RUN --case ID", style="dim"))
     parts.append(Text(LEGEND, style="dim"))
@@ -31,14 +42,36 @@ def before_and_after(summary: Mapping[str, Any], lines: Sequence[Mapping[str, An
     return Group(*parts)
 
 
+def _verdict(lines: Sequence[Mapping[str, Any]]) -> list[Text]:
+    """How many facts took, and which did not."""
+    found = verdicts(lines)
+    if not found["failed"]:
+        return [
+            Text("It took." if found["n"] == 1 else f"{found['n']:,} of {found['n']:,} facts took.", style="bold green")
+        ]
+    said = "It DID NOT TAKE" if found["n"] == 1 else f"{found['took']:,} of {found['n']:,} facts took"
+    told = [Text(f"{said}:" if found["n"] == 1 else f"{said}. These DID NOT:", style="bold red")]
+    wrong = [line for line in lines if line["case_id"] in found["failed"]]
+    for line in wrong[:NAMED]:
+        why = line["error"] or "; ".join(str(v) for v in map(of_probe, edited(line)) if not v.took)
+        told.append(Text(f"  {line['case_id']}: {'; '.join(map(_asked, line['requests']))} ({why})"))
+    if len(wrong) > NAMED:
+        told.append(Text(f"  … and {len(wrong) - NAMED:,} more: took.failed in summary.json names all"))
+    return told
+
+
+def _asked(request: Mapping[str, Any]) -> str:
+    """`Ada Lund plays the → violin`"""
+    subject, prompt = request["subject"], request["prompt"]
+    return f"{prompt if subject is None else prompt.replace('{}', subject, 1)} → {bare(request['target_new'])}"
+
+
 def case(line: Mapping[str, Any]) -> RenderableType:
     """Everything that one case holds: its requests, every prompt with the answers before and after, sampled texts."""
     parts: list[RenderableType] = [Text(f"case {line['case_id']}", style="bold")]
     for request in line["requests"]:
-        subject = request["subject"]
-        prompt = request["prompt"].replace("{}", subject, 1) if subject is not None else request["prompt"]
-        old = f" instead of {request['target_true']}" if request["target_true"] else ""
-        parts.append(Text(f"edited: {prompt} → {request['target_new']}{old}"))
+        old = f" instead of {bare(request['target_true'])}" if request["target_true"] else ""
+        parts.append(Text(f"edited: {_asked(request)}{old}"))
     if line["error"]:
         parts.append(Text(f"failed: {line['error']}", style="bold red"))
     if line["before"] or line["after"]:
@@ -77,7 +110,9 @@ def _rows(
         rows.append(("writes", _cut(then), _cut(now)))
     for role in ("target", "foil"):
         if known.get(role) is not None:
-            rows.append((f"P({known[role]})", _probability(then, role), _probability(now, role)))
+            rows.append((f"P({bare(known[role])})", _probability(then, role), _probability(now, role)))
+    if known["kind"] == "rewrite" and now is not None:
+        rows.append(("verdict", "", str(of_probe(now))))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ from edit_cli.report.texts import Text
 LEAST = 15  # columns that explanations need
 FOOTNOTE = (
     "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model"
-    " says. P: probability of an answer. [low, high]: 95 % interval of the mean over facts. ↑: higher is better, ↓:"
-    " lower is."
+    " says. P: probability of an answer. n: facts that a mean is over. [low, high]: its 95 % interval. ↑: higher is"
+    " better, ↓: lower is."
 )
 
 
@@ -81,18 +82,37 @@ class MetricsTable:
         }
         rows = [row for _, groups in found for _, rows in groups for row in rows]
         named = [side.replace("_", " ") for side in self.sides]
-        label = max(len(row.label) for row in rows)
+        counts = {name: self._n(name) for name in self.metrics}
+        usual = {
+            (title, where): Counter(counts[row.metric] for row in some).most_common(1)[0][0]
+            for title, groups in found
+            for where, some in groups
+        }
+        labels = {
+            row.metric: row.label
+            + (f" (n = {counts[row.metric]:,})" if counts[row.metric] != usual[title, where] else "")
+            for title, groups in found
+            for where, some in groups
+            for row in some
+        }
+        label = max(map(len, labels.values()))
         widths = [max(len(side), *(len(cells[row.metric][index]) for row in rows)) for index, side in enumerate(named)]
         explained = options.max_width - (label + 2 + sum(widths) + len(widths) + 1) >= LEAST
         yield _grid([("", *named, "")], label, widths, "dim")
         for title, groups in found:
-            yield Text(title, style="bold")
+            yield Text(title + (f", n = {usual[title, '']:,}" if (title, "") in usual else ""), style="bold")
             for where, some in groups:
                 if where:
-                    yield Text(f" {where}", style="italic")
+                    yield Text(f" {where}, n = {usual[title, where]:,}", style="italic")
                 yield _grid(
-                    [(row.label, *cells[row.metric], row.tells if explained else "") for row in some], label, widths
+                    [(labels[row.metric], *cells[row.metric], row.tells if explained else "") for row in some],
+                    label,
+                    widths,
                 )
+
+    def _n(self, metric: str) -> int:
+        """Facts that a mean is over."""
+        return max((entry["n"] for side in self.sides if (entry := self.metrics[metric].get(side))), default=0)
 
 
 def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], style: str = "") -> Table:

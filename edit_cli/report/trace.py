@@ -12,6 +12,7 @@ from edit_cli.report.comparison import right_aligned
 from edit_cli.report.summary import peak_memory, total_seconds
 from edit_cli.report.texts import Text
 from edit_cli.tracing.averages import LOOKUP, effects, peak, propose
+from edit_cli.writing import bare
 
 Line = Mapping[str, Any]
 
@@ -112,7 +113,7 @@ def fact_table(line: Line) -> RenderableType:
     """One traced fact: for each token, the largest indirect effect of each kind and its layer."""
     request = line["request"]
     prompt = request["prompt"].replace("{}", request["subject"] or "", 1)
-    title = Text(f"fact {line['case_id']}: {prompt} → {request['target_true']}", style="bold")
+    title = Text(f"fact {line['case_id']}: {prompt} → {bare(request['target_true'] or '')}", style="bold")
     if line["error"]:
         return Group(title, Text(f"failed: {line['error']}", style="bold red"))
     if not line["known"]:

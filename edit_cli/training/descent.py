@@ -31,9 +31,13 @@ class Descent:
         self.accelerator.backward(loss)
 
     def apply(self) -> float:
-        """One step along the gradients, none if they are no numbers; their norm before clipping."""
+        """One step along the gradients, none if they are no numbers; their norm before clipping.
+
+        With fp16's scaler the optimiser is always called: it leaves out such a step itself, and lowers the scale that
+        made the gradients overflow.
+        """
         norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, self.clip)))
-        if math.isfinite(norm):
+        if math.isfinite(norm) or self.accelerator.scaler is not None:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edit_cli.editors.meta_batch import spared
 from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
 from edit_cli.errors import EditCliError, UsageError
 from edit_cli.lm.model import LM
@@ -32,6 +33,7 @@ from edit_cli.training.zero import Zero
 
 TRAIN, VALIDATION = "train", "validation"
 KEY = ("step", "kind")  # what tells lines of a training's results.jsonl apart
+VALIDATION_CASES = 10  # in a batch, whatever `training.edits` is: what is drawn must not hang on it
 BAD_SHARE, BAD_AT_LEAST = 0.01, 3  # of micro-batches without a finite loss: more than these end the training
 ZERO_STEPS = 5  # steps without any gradient, likewise
 
@@ -47,18 +49,30 @@ class TrainingFailed(EditCliError):
 class Step(nn.Module):
     """One micro-batch in one `forward`, so that gradients of several processes are averaged.
 
-    The frozen model is no part of it.
+    The frozen model is no part of it. averaged: by DDP, which waits for a gradient of every parameter, also of those
+    that the loss does not use (the pooler of an encoder whose pooled state nobody reads).
     """
 
     def __init__(
-        self, editor: TrainableEditor, net: nn.Module, lm: LM, autocast: Callable[[], AbstractContextManager]
+        self,
+        editor: TrainableEditor,
+        net: nn.Module,
+        lm: LM,
+        autocast: Callable[[], AbstractContextManager],
+        averaged: bool = False,
     ) -> None:
         super().__init__()
-        self.net, self.editor, self.lm, self.autocast = net, editor, lm, autocast
+        self.net, self.editor, self.lm, self.autocast, self.averaged = net, editor, lm, autocast, averaged
 
     def forward(self, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
         with self.autocast():
-            return self.editor.loss(self.net, self.lm, batch)
+            loss, told = self.editor.loss(self.net, self.lm, batch)
+        return (loss + nothing(self.net) if self.averaged else loss), told
+
+
+def nothing(net: nn.Module) -> Tensor:
+    """0, with every trained parameter in its graph."""
+    return 0.0 * sum((parameter.sum() for parameter in net.parameters() if parameter.requires_grad), torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -99,31 +113,39 @@ class Training:
         write: Callable[[Line], None], zero: int = 0,
     ) -> None:  # fmt: skip
         self.editor, self.lm, self.options, self.write = editor, lm, editor.training, write
-        size = editor.cases_per_edit
-        for name, given in (("training", cases), ("validation", validation)):
+        of_edit, of_trial = editor.cases_per_edit, editor.cases_per_trial
+        for name, given, size in (("training", cases, of_edit), ("validation", validation, of_trial)):
             if len(given) < size:
                 raise UsageError(
                     f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or edit"
                     " fewer at once"
                 )
-        if self.options.edits % lm.team.size:
-            raise UsageError(
-                f"method.training.edits={self.options.edits} cannot be shared by {lm.team.size} processes: give a"
-                " multiple"
-            )
+        self._refuse_unshared()
         self.zero = zero if lm.team.size > 1 else 0
         if self.zero and (self.options.fsdp or self.options.precision == "fp16"):
             raise UsageError(
                 "DeepSpeed does not work with method.training.fsdp=true and method.training.precision=fp16: use false,"
                 " and bf16 or no"
             )
-        self.edits = Edits(cases, size, self.options.seed)
-        held_out = Edits(validation, size, self.options.seed)
+        self.edits = Edits(spared(cases), of_edit, self.options.seed)
+        held_out = Edits(spared(validation), of_trial, self.options.seed)
         self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.options.validation_edits))]
         torch.manual_seed(self.options.seed)
         self.net = editor.build(lm).to(lm.device)
         self.folder, self.state = folder, State(folder, stamp, lm.team.rank)
         self.zero_steps, self.bad = 0, 0
+
+    def _refuse_unshared(self) -> None:
+        """Every process must have a part in each batch: some of its edits, or of an edit's cases.
+
+        Raises:
+            UsageError: it would not.
+        """
+        size, edits, cases = self.lm.team.size, self.options.edits, self.editor.cases_per_edit
+        if self.editor.shares_cases and cases < size:
+            raise UsageError(f"method.edits={cases} facts cannot be shared by {size} processes: give {size} or more")
+        if not self.editor.shares_cases and edits % size:
+            raise UsageError(f"method.training.edits={edits} cannot be shared by {size} processes: give a multiple")
 
     def run(self) -> Trained:
         options = self.options
@@ -156,12 +178,14 @@ class Training:
         return Trained(net, self.state.best_step, self.state.best_line)
 
     def _prepare(self, accelerator: Any) -> None:
-        self.accelerator, self.step = accelerator, Step(self.editor, self.net, self.lm, accelerator.autocast)
+        several = self.lm.team.size > 1
+        averaged = several and not self.options.fsdp and not self.zero
+        self.accelerator, self.step = accelerator, Step(self.editor, self.net, self.lm, accelerator.autocast, averaged)
         self.learns = any(parameter.requires_grad for parameter in self.net.parameters())
         if not self.learns:  # a control: nothing but statistics
             self.optimizer = None
             return
-        if self.options.fsdp and self.lm.team.size > 1:
+        if self.options.fsdp and several:
             spread_out(self.step, self.lm.device)
             self.lm.monitor.note(f"FSDP: the editor's network is spread over {self.lm.team.size} processes")
         groups = [{**group, "lr": group.get("lr", self.options.lr)} for group in self.editor.groups(self.net)]
@@ -198,39 +222,52 @@ class Training:
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _step(self, done: int) -> Line:
-        """Micro-batches, then one step of the optimiser. done: steps before this one."""
+        """Micro-batches, then one step of the optimiser. done: steps before this one.
+
+        A micro-batch whose loss is no number leaves no trace, not even in the network's running statistics.
+        """
         options, told = self.options, []
         self.net.train()
         for micro in range(options.accumulate):
             number = done * options.accumulate + micro
             with self.accelerator.accumulate(self.step):
+                before = [(buffer, buffer.clone()) for buffer in self.net.buffers() if buffer.is_floating_point()]
                 loss, line = self._forward(
                     [self.edits[number * options.edits + i] for i in range(options.edits)], f"{options.seed}/{number}"
                 )
                 finite = bool(self.lm.team.sum(torch.tensor(float(not loss.isfinite()))) == 0)
                 if not finite:
                     self._refuse_bad(number + 1)
-                    loss = sum(parameter.sum() for parameter in self.net.parameters() if parameter.requires_grad) * 0.0
+                    for buffer, value in before:
+                        buffer.copy_(value)
+                    loss, line = nothing(self.net), {}
+                told.append(line)
                 if self.optimizer is not None:
                     self.descent.backward(loss)
                     if self.accelerator.sync_gradients:
-                        line["gradient"] = self._apply(done)
-                told.append(line if finite else {})
+                        norm = self._apply(done, any(told))
+                        if any(told):
+                            told[-1]["gradient"] = norm
         return _mean([line for line in told if line])
 
     def _forward(self, edits: Sequence[list[Case]], seed: str) -> tuple[Tensor, Line]:
         torch.manual_seed(random.Random(seed).getrandbits(62))
-        mine = self.lm.team.share(edits)
-        loss, told = self.step([case for edit in mine for case in edit])
+        loss, told = self.step([case for edit in self._share(edits) for case in edit])
         return loss, {"loss": float(loss.detach()), **told}
 
-    def _apply(self, done: int) -> float:
+    def _share(self, parts: Sequence[Any]) -> Sequence[Any]:
+        """This process's part of a batch: all of it, where each edit is made by all processes together."""
+        return parts if self.editor.shares_cases else self.lm.team.share(parts)
+
+    def _apply(self, done: int, any_loss: bool) -> float:
+        """A step of the optimiser; the norm of the gradient. any_loss: whether a micro-batch had a finite one."""
         options = self.options
         factor = rate(options, done)
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
         norm = self.descent.apply()
-        self.zero_steps = self.zero_steps + 1 if norm == 0 else 0
+        if any_loss:
+            self.zero_steps = self.zero_steps + 1 if norm == 0 else 0
         if self.zero_steps == ZERO_STEPS:
             raise TrainingFailed(
                 f"no gradient reached the editor in {ZERO_STEPS} steps: its edits do nothing to the answers; raise"
@@ -252,17 +289,19 @@ class Training:
 
     @torch.no_grad()
     def _validate(self, accelerator: Any, step: int) -> None:
-        """The same edits with the same draws every time, so that losses can be compared."""
+        """The same edits with the same draws every time, whatever `training.edits` is, so that losses can be
+        compared.
+        """
         options, mine = self.options, []
         self.net.eval()
-        chunk = max(1, options.edits)
+        chunk = max(1, VALIDATION_CASES // self.editor.cases_per_trial)
         batches = [self.held_out[first : first + chunk] for first in range(0, len(self.held_out), chunk)]
         with self.lm.monitor.phase("validate"), gathered(self.step):
-            for number, batch in self.lm.team.share(list(enumerate(batches))):
+            for number, batch in self._share(list(enumerate(batches))):
                 torch.manual_seed(random.Random(f"{VALIDATION}/{number}").getrandbits(62))
                 loss, told = self.editor.loss(self.net, self.lm, [case for edit in batch for case in edit])
                 mine.append(({"loss": float(loss), **told}, len(batch)))
-        line = _mean(*zip(*self.lm.team.gather(mine), strict=True))
+        line = _mean(*zip(*(mine if self.editor.shares_cases else self.lm.team.gather(mine)), strict=True))
         self._tell(accelerator, {"step": step, "kind": VALIDATION, **line})
         self.lm.monitor.note(f"step {step:,}: {told_of(line)}")
         if not math.isfinite(line["loss"]):

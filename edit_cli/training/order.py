@@ -35,17 +35,24 @@ class Edits:
         if self.size == 1:
             return [[case] for case in order]
         edits: list[list[Case]] = [[] for _ in range(self.per_epoch)]
+        held: list[set[str]] = [set() for _ in edits]
+        first: dict[str | None, int] = {None: 0}  # of each subject: no edit before has room for it; None: for any
         spare = []
         for case in order:
-            fits = next(
-                (edit for edit in edits if len(edit) < self.size and not _subjects(edit) & _subjects([case])), None
-            )
-            (spare if fits is None else fits).append(case)
+            subjects = {request.subject for request in case.requests if request.subject}
+            start = max(first.get(subject, 0) for subject in (None, *subjects))
+            rest = range(start, len(edits))
+            place = next((i for i in rest if len(edits[i]) < self.size and not held[i] & subjects), len(edits))
+            if len(subjects) == 1:
+                first[next(iter(subjects))] = place + 1
+            if place == len(edits):
+                spare.append(case)
+                continue
+            edits[place].append(case)
+            held[place] |= subjects
+            while first[None] < len(edits) and len(edits[first[None]]) == self.size:
+                first[None] += 1
         for edit in edits:
             while len(edit) < self.size:
                 edit.append(spare.pop())
         return edits
-
-
-def _subjects(cases: Sequence[Case]) -> set[str]:
-    return {request.subject for case in cases for request in case.requests if request.subject}
