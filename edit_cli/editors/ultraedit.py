@@ -93,7 +93,8 @@ class UltraEdit(Editor):
             if any(kept.count < 2 for kept in moments.values()):
                 raise UsageError(
                     "ultraedit normalises over target tokens and modules of equal shape, and one alone has no"
-                    " deviation: edit more facts at once (protocol.batch_size), or let it warm up (method.warm_facts=20)"
+                    " deviation: edit more facts at once (protocol.batch_size), or let it warm up"
+                    " (method.warm_facts=20)"
                 )
             delta = WeightDelta(info={"tokens": sum(len(row.target) for row in rows)})
             for name in names:
@@ -142,8 +143,8 @@ class UltraEdit(Editor):
         if not able:
             raise UsageError(
                 f"ultraedit normalises by what facts have shown before, and a first turn of {facts} shows too little:"
-                f" edit {self.warm_facts} at once (protocol.batch_size), name a text to warm up with (corpus=NAME), or go"
-                " without (method.warm_facts=0)"
+                f" edit {self.warm_facts} at once (protocol.batch_size), name a text to warm up with (corpus=NAME), or"
+                " go without (method.warm_facts=0)"
             )
         prompts, answers = zip(*able, strict=True)
         return lm.head.encode(list(zip(prompts, (*answers[1:], answers[0]), strict=True)))
