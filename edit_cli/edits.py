@@ -62,6 +62,11 @@ class Edit(ABC):
         """Names of the parameters whose values this edit was made for; their hashes are checked when it is loaded."""
         return []
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether it holds no NaN and no infinite number."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.state()[0].values())
+
 
 @dataclass
 class Factors:

@@ -48,6 +48,15 @@ def test_one_fact_is_shown_before_and_after_and_kept(cli):
     assert lm.loglikelihood([("Ada Lund plays the", "violin")])[0].nll == pytest.approx(after, abs=1e-4)
 
 
+def test_an_edit_that_is_no_number_is_not_kept(cli):
+    ended = cli("edit", "method=ft", "method.lr=1.0e30", *FACT, "run_dir=r", quick=True)
+    assert ended.code == 5
+    assert "NaN" in ended.err + ended.out and "method.lr" in ended.err + ended.out
+    assert not edit_dir("r").exists()
+    (line,) = Path("r", "results.jsonl").read_text().splitlines()
+    assert "NaN" in json.loads(line)["error"] and json.loads(line)["after"] is None
+
+
 def test_texts_are_taken_as_they_are(cli):
     fact = (
         'edit.prompt={}\'s motto, "(all: {x=1}, [y])", is',

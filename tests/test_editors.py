@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
 
 import pytest
 import torch
 from embedded import embedded_lm, linear_twin, requests, same_bits, snapshot, world
+from hydra import compose, initialize_config_module
 from learners import quick_editor
 
 from edit_cli import edit_store
 from edit_cli.catalog import names
+from edit_cli.config import target_class
+from edit_cli.editors.base import Editor
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.requests import EditRequest
 
@@ -228,3 +232,11 @@ def test_requests_that_a_method_cannot_work_on_are_rejected_alone(editor):
     editor("ft").check(lm, EditRequest("Paris is in", None, "Peru"))
     with pytest.raises(RejectedRequest, match="target is empty"):
         editor("ft").check(lm, EditRequest("Paris is in", None, "  "))
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_no_setting_hides_a_step_of_the_editor(name):
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        made = target_class(compose("evaluate", [f"method={name}"]).method)
+    hidden = [field.name for field in fields(made) if callable(getattr(Editor, field.name, None))]
+    assert not hidden

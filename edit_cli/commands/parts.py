@@ -169,7 +169,13 @@ def attempt(editor: Editor, lm: LM, cases: Sequence[Case]) -> Attempt:
     began, once = time.perf_counter(), lm.monitor.seconds[STATISTICS]
     try:
         with lm.monitor.phase("edit"):
-            result.edit = editor.edit(lm, result.requests)
+            made = editor.edit(lm, result.requests)
+        if not made.is_finite:
+            raise RejectedRequest(
+                "the edit came out as NaN or infinite and is not kept: give a smaller method.lr, or load the model with"
+                " more digits (model.dtype=float32)"
+            )
+        result.edit = made
     except RejectedRequest as error:
         return Attempt(None, [], rejected | {case.id: str(error) for case in able}, 0.0)
     result.seconds = max(time.perf_counter() - began - (lm.monitor.seconds[STATISTICS] - once), 0.0) / len(able)
