@@ -84,7 +84,6 @@ Manifest = TypedDict(
         "requests": list[Request],
         "state": dict[str, Any],
         "parent": str | None,
-        "finite": NotRequired[bool],
         "state_after": NotRequired[Annotated[str, Rule(_is_state, "the name of a sum beside it")]],
     },
 )
@@ -135,8 +134,6 @@ def save(
         "parent": read_manifest(parent)["id"] if parent else None,
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
-    if not are_finite(tensors):  # a method that went astray: to be told from a file that was tampered with
-        manifest["finite"] = False
     manifest = json.loads(to_json(manifest))  # as it will be read back
     with replacing(directory) as temporary:
         write_tensors(temporary / TENSORS, tensors)
@@ -284,7 +281,7 @@ def _edit(directory: Path, manifest: dict[str, Any], tensors: dict[str, Tensor],
         raise MissingError(f"{directory} does not fit {lm.name}: {error}; {AGAIN}") from None
     wanted = sizes if whole else {name: sizes[name] for name in tensors.keys() & sizes.keys()}
     fitted(tensors, wanted, directory / TENSORS, AGAIN)
-    if manifest.get("finite", True) and not are_finite(tensors):
+    if not are_finite(tensors):
         raise MissingError(f"{directory / TENSORS} is damaged: it has numbers that are not finite; {AGAIN}")
     return cls.from_state({name: tensor.to(lm.device) for name, tensor in tensors.items()}, state)
 

@@ -1,4 +1,4 @@
-"""Text from anywhere, fit to be shown in a terminal.
+"""Text from anywhere, fit to be shown in a terminal or a figure.
 
 Records, runs and edits may hold anything. A terminal obeys control characters: they rename its window, clear it, or
 turn the direction of what follows.
@@ -25,6 +25,11 @@ _ON_ONE_LINE = _ESCAPES | {ord("\n"): "\\n"}
 def visible(text: str) -> str:
     """`text` with control characters as escapes (`\\x1b`) that can be read; tabs and line breaks stay."""
     return text.translate(_ESCAPES)
+
+
+def literal(text: str) -> str:
+    """As `visible`, for figures: there, a dollar sign would begin a formula."""
+    return visible(text).replace("$", r"\$")
 
 
 def one_line(text: str) -> str:

@@ -120,6 +120,15 @@ def test_sentence_models_with_code_of_their_own_are_refused(tmp_path):
             _refuse_code(Source(str(tmp_path), None, True), "x")
 
 
+def test_names_are_no_formulas_in_figures(cli):
+    """A dollar sign begins one for the library that draws, and most texts are none."""
+    few = ("method=ft", "method.steps=1", "limit=1", "protocol.observe.generate=false")
+    for name in ("$\\frac{1", "a$\x1b$b"):
+        ended = cli("evaluate", *few, f"tag={name}", "run_dir=r", "overwrite=true", quick=True)
+        assert ended.code == 0, ended.err
+        assert cli("compare", "r", "--by", "tag", "--x", "tag", "--out", "figure").code == 0
+
+
 HOSTILE = "A\x1b]0;owned\x07B\x1b[2J\x9b31mC\u202eD"
 
 

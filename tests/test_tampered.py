@@ -390,7 +390,7 @@ def load_refused(folder: Path, lm: LM) -> str:
 EDIT = {
     "format": "", "kind": "", "class": "", "method": "object", "base_model": "", "base_model.name": "text",
     "base_model.id": "text", "base_model.revision": "text|null", "base_model.dtype": "absent", "touched": "",
-    "requests": "", "requests.0.prompt": "text", "state": "object", "parent": "text|null", "finite": "flag|absent",
+    "requests": "", "requests.0.prompt": "text", "state": "object", "parent": "text|null", 
     "method.name": "text|absent", "method.made": "absent", "state_after": "absent",
 }  # fmt: skip
 

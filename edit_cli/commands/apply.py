@@ -40,8 +40,6 @@ def run(
             _refuse(path, WHY_NOT.get(manifest["kind"], f"its kind is {manifest['kind']}"))
         if manifest["base_model"].get("quantised"):
             _refuse(path, f"{manifest['base_model']['name']} is quantised, so the edit stands beside its matrices")
-        if not manifest.get("finite", True):
-            _refuse(path, "it has numbers that are not finite, and the model would be good for nothing")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already: name a new folder")
     require_place(out, f"--out {out}")

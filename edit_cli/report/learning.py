@@ -12,6 +12,7 @@ from edit_cli.report import words
 from edit_cli.report.summary import peak_memory, total_seconds
 from edit_cli.report.tables import plain_table
 from edit_cli.report.texts import Text
+from edit_cli.terminal import literal
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
@@ -112,7 +113,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
                     markersize=4,
                 )
         plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
-        plot.set_title(name, fontsize="small")
+        plot.set_title(literal(name), fontsize="small")
         plot.grid(alpha=0.3)
         if name in ("loss", "nll", "kl", "gradient"):
             plot.set_yscale("log")
@@ -121,7 +122,8 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     for plot in axes[max(len(names) - 2, 0) : len(names)]:
         plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
-    figure.suptitle(f"{summary['method']} on {summary['model']}: {summary['dataset']['name']} (dotted: kept)")
+    title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']} (dotted: kept)"
+    figure.suptitle(literal(title))
     figure.supxlabel("optimiser steps", fontsize="small")
     for kind in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{kind}", dpi=150)
