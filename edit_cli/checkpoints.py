@@ -6,21 +6,46 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edit_cli.edit_store import replacing
+from edit_cli.disk import replacing
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import read_json, to_json, write_json
+from edit_cli.shapes import Count, checked
+from edit_cli.tensorfiles import are_finite, read_tensors, write_tensors
 
 FORMAT = 1
+AGAIN = "train the editor again"
 TENSORS, ABOUT = "editor.safetensors", "editor.json"
 WHO = ("class", "base", "recipe")  # what a checkpoint is looked up by
+
+
+class Model(TypedDict):
+    name: str
+
+
+class Data(TypedDict):
+    name: str
+    source: NotRequired[str]
+    cases: NotRequired[Count]
+
+
+About = TypedDict(
+    "About",
+    {
+        "format": int,
+        "class": str,
+        "base": str,
+        "recipe": dict[str, Any],
+        "model": Model,
+        "dataset": Data,
+        "sha256": str,
+    },
+)
 
 
 def save(directory: Path, net: nn.Module, about: dict[str, Any]) -> None:
@@ -43,13 +68,12 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     about = read_about(directory)
     path = directory / TENSORS
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise MissingError(f"{path} cannot be read: {error.strerror}") from None
-    if digest != about["sha256"]:
-        raise MissingError(f"{path} is damaged: train the editor again")
-    return load_file(path), about
+    tensors, _ = read_tensors(path, AGAIN)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != about["sha256"]:
+        raise MissingError(f"{path} was changed after it was saved: {AGAIN}")
+    if not are_finite(tensors):
+        raise MissingError(f"{path} is damaged: it has numbers that are not finite; {AGAIN}")
+    return tensors, about
 
 
 def read_about(directory: Path) -> dict[str, Any]:
@@ -61,10 +85,9 @@ def read_about(directory: Path) -> dict[str, Any]:
     if not (directory / ABOUT).exists():
         raise MissingError(f"{directory} holds no trained editor: {ABOUT} is missing")
     about = read_json(directory / ABOUT)
-    lacking = [key for key in (*WHO, "model", "dataset", "sha256") if key not in about]
-    if about.get("format") != FORMAT or lacking:
-        raise MissingError(f"{directory / ABOUT} is damaged or of another version: train the editor again")
-    return about
+    if about.get("format") != FORMAT:
+        raise MissingError(f"{directory / ABOUT}: format {FORMAT} is what this version reads; {AGAIN}")
+    return checked(about, About, directory / ABOUT, AGAIN)
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
@@ -73,18 +96,27 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
     Raises:
         MissingError: they are those of another network.
     """
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError:
-        own = net.state_dict()
-        differing = sorted(
-            name
-            for name in own.keys() | tensors.keys()
-            if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-        )
+    refuse_others(net, tensors, directory)
+    net.load_state_dict(tensors)
+
+
+def refuse_others(net: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
+    """Raises:
+    MissingError: the tensors are those of another network than `net`; names the first in which they differ.
+    """
+    own = net.state_dict()
+    differing = sorted(
+        name
+        for name in own.keys() | tensors.keys()
+        if name not in own
+        or name not in tensors
+        or own[name].shape != tensors[name].shape
+        or own[name].dtype != tensors[name].dtype
+    )
+    if differing:
         raise MissingError(
             f"{directory} holds another network than these settings describe (it differs in {differing[0]})"
-        ) from None
+        )
 
 
 def find(root: Path, identity: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
@@ -108,13 +140,3 @@ def place(root: Path, identity: dict[str, Any], *names: str) -> Path:
     """
     digest = hashlib.sha256(json.dumps(json.loads(to_json([identity, names])), sort_keys=True).encode()).hexdigest()
     return root / f"{'-'.join(re.sub(r'[^A-Za-z0-9._]+', '_', name) for name in names)}-{digest[:10]}"
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
-    """A safetensors file of copies in host memory, flushed to the disk. about: its metadata."""
-    save_file(
-        {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, path, about
-    )
-    path.chmod(0o644)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

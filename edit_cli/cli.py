@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from edit_cli import help_texts, parallel, streams
+from edit_cli.disk import is_refusal, refusal
 from edit_cli.errors import EditCliError, MissingError
 from edit_cli.paths import expanded
+from edit_cli.terminal import one_line
 
 INTERRUPTED = 130
 HELP = {"help_option_names": ["--help", "-h"]}
@@ -137,13 +139,19 @@ def apply(
     model: Annotated[
         str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")
     ] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="how to spread a model that is too large for one device, such as auto")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code that comes with the model: only if you trust it")
+    ] = False,
 ) -> None:
     """Bake a weight edit into a plain transformers checkpoint."""
 
     def work() -> int:
         from edit_cli.commands import apply
 
-        return apply.run(expanded(edit_dir), expanded(out), model)
+        return apply.run(expanded(edit_dir), expanded(out), model, trust_remote_code, device_map)
 
     _exit(work)
 
@@ -179,6 +187,11 @@ def _exit(work: Callable[[], int]) -> None:
     except EditCliError as error:
         _say(f"error: {error}")
         code = error.exit_code
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        _say(f"error: {refusal(error)}")
+        code = MissingError.exit_code
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on from here")
         code = INTERRUPTED
@@ -187,7 +200,7 @@ def _exit(work: Callable[[], int]) -> None:
 
 def _say(message: str) -> None:
     if not parallel.follows():
-        typer.echo(message, err=True)
+        typer.echo(one_line(message), err=True)
 
 
 def main() -> None:

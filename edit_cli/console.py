@@ -5,24 +5,47 @@ terminal.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
+from edit_cli.jsonfiles import to_json
 from edit_cli.monitor import Advance, Monitor
+from edit_cli.terminal import one_line, visible
 
 QUIET_SECONDS = 5.0  # without a terminal, how often a line of progress is printed at most
+
+
+class SafeConsole(Console):
+    """A console to which texts from anywhere can be printed: no markup is read in them, and control characters are
+    shown, not sent.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Every text passes through here, those in tables, too."""
+        if isinstance(renderable, Text) and (plain := visible(renderable.plain)) != renderable.plain:
+            renderable = renderable.blank_copy(plain)
+        return super().render(renderable, options)
 
 
 class Screen:
     """Both streams. Colours and widths are rich's business: it knows terminals, pipes, NO_COLOR and COLUMNS."""
 
     def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
-        self.out = out or Console(highlight=False)
-        self.err = err or Console(stderr=True, highlight=False)
+        self.out = out or SafeConsole()
+        self.err = err or SafeConsole(stderr=True)
 
     @classmethod
     def of(cls, process: int) -> Screen:
@@ -36,20 +59,23 @@ class Screen:
         self.out.print(what)
 
     def line(self, text: str) -> None:
-        """A line of a result, whole however long it is: paths and JSON are made to be copied."""
-        self.out.print(text, soft_wrap=True, markup=False)
+        """A line of a result, whole however long it is: paths are made to be copied."""
+        self.out.print(Text(one_line(text)), soft_wrap=True)
+
+    def json(self, value: Any) -> None:
+        """A result for programs."""
+        self.out.print(Text(to_json(value, indent=1)), soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self.err.print(text, soft_wrap=True, markup=False)
+        """A line beside the results."""
+        self.err.print(Text(one_line(text)), soft_wrap=True)
+
+    def details(self, text: str) -> None:
+        """Several lines beside the results."""
+        self.err.print(Text(visible(text)), soft_wrap=True)
 
     def error(self, text: str) -> None:
-        self.err.print(f"[bold red]error:[/] {_plain(text)}", soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        self.err.print(Text.assemble(("error:", "bold red"), f" {one_line(text)}"), soft_wrap=True)
 
 
 class ConsoleMonitor(Monitor):

@@ -129,7 +129,7 @@ class TextFile(Corpus):
                 text = json.loads(text)[self.field]
         except UnicodeDecodeError:
             raise MissingError(f"corpus.path={self.path} is no UTF-8 text at byte {start}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise MissingError(f"corpus.path={self.path} holds no JSON at byte {start}: {line[:60]!r}") from None
         except (KeyError, TypeError, IndexError):
             raise UsageError(

@@ -9,29 +9,84 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edit_cli import __version__
+from edit_cli.disk import replacing, telling
 from edit_cli.edits import MEMORY, Edit, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.jsonfiles import read_json, to_json, write_json
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
+from edit_cli.shapes import Count, Rule, Seconds, checked
+from edit_cli.tensorfiles import are_finite, fitted, read_tensors, write_tensors
 
 FORMAT = 1
+AGAIN = "make the edit again"
+STATE = "state-"  # begins the names of sums of a sequence
 TENSORS, REMAINS, MANIFEST, BASE = "edit.safetensors", "remains.safetensors", "edit.json", "base"
 MEANING = ("format", "kind", "class", "touched", "state", "parent")  # what the id covers beside the tensors
+
+
+class Request(TypedDict):
+    prompt: str
+    subject: str | None
+    target_new: str
+    target_true: str | None
+
+
+class BaseModel(TypedDict):
+    """What an edit says of the model that it was made for: names, no settings and no code."""
+
+    name: str
+    id: str
+    revision: str | None
+    dtype: NotRequired[Literal["float32", "bfloat16", "float16", "float64"]]
+    quantised: NotRequired[bool]
+
+
+class Made(TypedDict):
+    """How a step of a sequence went."""
+
+    seconds: Seconds
+    step: NotRequired[Count]
+    fold: NotRequired[Count]
+    rejected: NotRequired[dict[str, str]]
+
+
+class Method(TypedDict):
+    name: NotRequired[str]
+    made: NotRequired[Made]
+    _target_: NotRequired[str]
+
+
+def _is_state(name: str) -> bool:
+    return name.startswith(STATE) and name.removeprefix(STATE).isdigit()
+
+
+Manifest = TypedDict(
+    "Manifest",
+    {
+        "format": int,
+        "id": str,
+        "kind": str,
+        "class": str,
+        "method": Method,
+        "base_model": BaseModel,
+        "touched": dict[str, str],
+        "requests": list[Request],
+        "state": dict[str, Any],
+        "parent": str | None,
+        "state_after": NotRequired[Annotated[str, Rule(_is_state, "the name of a sum beside it")]],
+    },
+)
 
 
 def save(
@@ -65,7 +120,13 @@ def save(
         "kind": edit.kind,
         "class": f"{type(edit).__module__}.{type(edit).__qualname__}",
         "method": method,
-        "base_model": {"name": lm.name, "id": lm.id, "revision": lm.revision},
+        "base_model": {
+            "name": lm.name,
+            "id": lm.id,
+            "revision": lm.revision,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            **({"quantised": True} if lm.is_quantised else {}),
+        },
         "touched": dict(touched) if touched else {name: lm.fingerprint([name]) for name in edit.touches(lm)},
         "requests": [asdict(request) for request in requests],
         "state": rest,
@@ -75,10 +136,7 @@ def save(
     }
     manifest = json.loads(to_json(manifest))  # as it will be read back
     with replacing(directory) as temporary:
-        save_file(
-            {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()},
-            temporary / TENSORS,
-        )
+        write_tensors(temporary / TENSORS, tensors)
         manifest["id"] = _identity(temporary / TENSORS, manifest)
         write_json(temporary / MANIFEST, manifest)
         if parent:
@@ -86,42 +144,31 @@ def save(
     return manifest["id"]
 
 
-@contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """An empty directory that takes the place of `directory` once it has been filled.
-
-    Raises:
-        MissingError: the disk does not take it.
-    """
-    whole = directory.absolute()
-    temporary = whole.with_name(f".{whole.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(temporary, directory)
-    except (OSError, SafetensorError) as error:
-        raise MissingError(f"{directory} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def read_manifest(directory: Path | str) -> dict[str, Any]:
     """edit.json of an edit directory.
 
     Raises:
-        MissingError: no edit there, or one that cannot be read; names the file.
+        MissingError: no edit there, or one that cannot be read; names file and field.
     """
     path = Path(directory) / MANIFEST
     if not path.exists():
         raise MissingError(f"{directory} is no edit directory: {MANIFEST} is missing")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
-        raise MissingError(f"{path}: format {FORMAT} is what this version reads; make the edit again")
-    if lacking := sorted({"id", "base_model", *MEANING} - manifest.keys()):
-        raise MissingError(f"{path} is damaged: {', '.join(lacking)} missing; make the edit again")
-    return manifest
+        raise MissingError(f"{path}: format {FORMAT} is what this version reads; {AGAIN}")
+    return checked(manifest, Manifest, path, AGAIN)
+
+
+def made_of(directory: Path) -> dict[str, Any]:
+    """How the edit of a step was made: {"seconds", …}.
+
+    Raises:
+        MissingError: as `read_manifest`, or it is no step.
+    """
+    method = read_manifest(directory)["method"]
+    if "made" not in method:
+        raise MissingError(f"{directory / MANIFEST} is damaged: method.made is missing; {AGAIN}")
+    return method["made"]
 
 
 def chain(directory: Path | str) -> list[Path]:
@@ -130,13 +177,13 @@ def chain(directory: Path | str) -> list[Path]:
     Raises:
         MissingError: one of them is missing, damaged, or not the one that was there when the next was saved.
     """
-    directory = Path(directory)
-    parent = read_manifest(directory)["parent"]
-    if parent is None:
-        return [directory]
-    if read_manifest(directory / BASE)["id"] != parent:
-        raise MissingError(f"{directory / BASE} is not the edit that {directory} was made on; make the edit again")
-    return [*chain(directory / BASE), directory]
+    found = [Path(directory)]
+    while (parent := read_manifest(found[0])["parent"]) is not None:
+        base = found[0] / BASE
+        if read_manifest(base)["id"] != parent:
+            raise MissingError(f"{base} is not the edit that {found[0]} was made on; {AGAIN}")
+        found.insert(0, base)
+    return found
 
 
 def verify(directory: Path | str) -> None:
@@ -213,9 +260,30 @@ def load(directory: Path | str, lm: LM) -> Edit:
                 f"{directory} was made for other weights ({made_for}): {name} differs in this model ({lm.name}); "
                 "load the same model, revision and model.dtype, and what the edit stands on"
             )
-    return _edit_class(manifest["class"]).from_state(
-        {n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"]
-    )
+    edit = _edit(directory, manifest, tensors, lm)
+    if set(edit.touches(lm)) != manifest["touched"].keys():
+        raise MissingError(f"{directory / MANIFEST} is damaged: touched does not name what the edit changes; {AGAIN}")
+    return edit
+
+
+def _edit(directory: Path, manifest: dict[str, Any], tensors: dict[str, Tensor], lm: LM, whole: bool = True) -> Edit:
+    """The edit that a manifest and tensors describe, once both are known to be what such an edit has on this model.
+
+    whole: none of its tensors may be missing.
+    """
+    cls, path = _edit_class(manifest["class"], directory), directory / MANIFEST
+    if cls.kind != manifest["kind"]:
+        raise MissingError(f"{path} is damaged: kind is {manifest['kind']}, not {cls.kind}; {AGAIN}")
+    state = checked(manifest["state"], cls.said, f"{path}, state,", AGAIN)
+    try:
+        sizes = cls.sizes(lm, tensors.keys(), state)
+    except (AttributeError, UsageError) as error:
+        raise MissingError(f"{directory} does not fit {lm.name}: {error}; {AGAIN}") from None
+    wanted = sizes if whole else {name: sizes[name] for name in tensors.keys() & sizes.keys()}
+    fitted(tensors, wanted, directory / TENSORS, AGAIN)
+    if not are_finite(tensors):
+        raise MissingError(f"{directory / TENSORS} is damaged: it has numbers that are not finite; {AGAIN}")
+    return cls.from_state({name: tensor.to(lm.device) for name, tensor in tensors.items()}, state)
 
 
 def let_go(directory: Path, state_after: str) -> None:
@@ -228,8 +296,9 @@ def let_go(directory: Path, state_after: str) -> None:
     manifest = read_manifest(directory)
     if not manifest.get("state_after"):
         left = _remembered(directory / TENSORS)
-        if left:
-            save_file(left, directory / REMAINS)
+        with telling(directory):
+            if left:
+                write_tensors(directory / REMAINS, left)
         write_json(directory / MANIFEST, {**manifest, "state_after": state_after})
     (directory / TENSORS).unlink(missing_ok=True)
 
@@ -238,30 +307,21 @@ def remains(directory: Path, lm: LM) -> Edit:
     """A saved edit without its weights: what an editor recalls of it (`Editor.recall`)."""
     manifest = read_manifest(directory)
     file = directory / (REMAINS if manifest.get("state_after") else TENSORS)
-    tensors = _remembered(file) if file.exists() else {}
-    return _edit_class(manifest["class"]).from_state(
-        {n: t.to(lm.device) for n, t in tensors.items()}, manifest["state"]
-    )
+    return _edit(directory, manifest, _remembered(file) if file.exists() else {}, lm, whole=False)
 
 
 def _read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of an edit, as they were saved."""
-    try:
-        tensors = load_file(directory / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise MissingError(f"{directory / TENSORS} cannot be read: {error}") from None
-    if _identity(directory / TENSORS, manifest) != manifest.get("id"):
-        raise MissingError(f"{directory} was changed after it was saved: its id does not match; make the edit again")
+    tensors, _ = read_tensors(directory / TENSORS, AGAIN)
+    if _identity(directory / TENSORS, manifest) != manifest["id"]:
+        raise MissingError(f"{directory} was changed after it was saved: its id does not match; {AGAIN}")
     return tensors
 
 
 def _remembered(file: Path) -> dict[str, Tensor]:
     """The tensors of a saved edit that are added to nothing (`WeightDelta.memory`)."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys() if name.endswith(MEMORY)}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise MissingError(f"{file} cannot be read: {error}") from None
+    tensors, _ = read_tensors(file, AGAIN)
+    return {name: tensor for name, tensor in tensors.items() if name.endswith(MEMORY)}
 
 
 def _identity(tensors: Path, manifest: Mapping[str, Any]) -> str:
@@ -271,7 +331,7 @@ def _identity(tensors: Path, manifest: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _edit_class(path: str) -> type[Edit]:
+def _edit_class(path: str, directory: Path) -> type[Edit]:
     """Only Edit classes inside this package are ever looked up: a directory from elsewhere cannot name other code."""
     module, _, name = path.rpartition(".")
     if module == "edit_cli.edits" or module.startswith("edit_cli.editors."):
@@ -281,4 +341,4 @@ def _edit_class(path: str) -> type[Edit]:
             found = None
         if isinstance(found, type) and issubclass(found, Edit) and not inspect.isabstract(found):
             return found
-    raise MissingError(f"edit class {path} is not one that this version of edit-cli knows")
+    raise MissingError(f"{directory}: edit class {path} is not one that this version of edit-cli knows")

@@ -6,16 +6,17 @@ Three kinds are enough.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import exact
-from edit_cli.lm.layout import is_transposed
+from edit_cli.lm.layout import is_transposed, widths
 from edit_cli.lm.places import Undo
+from edit_cli.tensorfiles import Size, size
 
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
@@ -26,9 +27,13 @@ MEMORY = "|memory"  # ends the names of saved tensors that are added to nothing
 
 
 class Edit(ABC):
-    """What an editor made. `attach` returns its own exact undo."""
+    """What an editor made. `attach` returns its own exact undo.
+
+    said: the shape (see `shapes`) of what `state` says beside the tensors.
+    """
 
     kind: ClassVar[str]
+    said: ClassVar[Any] = dict[str, Any]
 
     @abstractmethod
     def attach(self, lm: LM) -> Undo: ...
@@ -40,6 +45,18 @@ class Edit(ABC):
     @classmethod
     @abstractmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Edit: ...
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        """The tensors that `from_state` must be given on this model, by name; unless a class says so, whatever there
+        is.
+
+        names: of the tensors that there are. rest: of the shape `said`.
+
+        Raises:
+            AttributeError, UsageError: the edit is about a part that this model has not.
+        """
+        return {name: Size(None, index=None) for name in names}
 
     def touches(self, lm: LM) -> list[str]:
         """Names of the parameters whose values this edit was made for; their hashes are checked when it is loaded."""
@@ -71,6 +88,16 @@ class Factors:
         return self.rank * (rows + columns) < rows * columns
 
 
+class Info(TypedDict, total=False):
+    """What editors of sequences read again of what they have remembered (`WeightDelta.info`)."""
+
+    facts: list[tuple[str, str]]  # prompts and targets
+
+
+class SaidOfWeights(TypedDict, total=False):
+    info: Info
+
+
 @dataclass
 class WeightDelta(Edit):
     """Changes of weights: `updates[parameter]` is `Factors` in math orientation, or a dense tensor as the parameter is
@@ -81,6 +108,7 @@ class WeightDelta(Edit):
     """
 
     kind: ClassVar[str] = "weights"
+    said: ClassVar[Any] = SaidOfWeights
     updates: dict[str, Factors | Tensor] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
@@ -157,6 +185,20 @@ class WeightDelta(Edit):
             elif part == "left":
                 updates[name] = Factors(tensor, tensors[f"{name}|right"])
         return cls(updates, rest.get("info", {}), memory)
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        wanted: dict[str, Size] = {}
+        for key in names:
+            name, _, part = key.rpartition("|")
+            if part == "memory":  # for the editor to judge, who knows what it left there
+                wanted[key] = Size(None, index=None)
+            elif part == "dense":
+                wanted[key] = size(*lm.place(name).shape)
+            else:
+                d_out, d_in = widths(lm.module(name.rpartition(".")[0]))
+                wanted[f"{name}|left"], wanted[f"{name}|right"] = size(d_out, name), size(name, d_in)
+        return wanted
 
 
 class Restore:
@@ -239,6 +281,10 @@ class WeightState(Edit):
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> WeightState:
         return cls(tensors)
 
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        return {name: size(*lm.place(name).shape) for name in names}
+
 
 class Joined(Edit):
     """Weight edits that come off together (`LM.settle`): a long sequence then keeps one original of each touched
@@ -272,6 +318,10 @@ class Joined(Edit):
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Joined:
+        raise UsageError("edits that were joined are saved one by one, before they are joined")
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
         raise UsageError("edits that were joined are saved one by one, before they are joined")
 
 

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edit_cli.disk import flush, telling
 from edit_cli.errors import MissingError
+
+DEEPEST = 60  # levels of objects and lists in each other
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -36,13 +39,43 @@ def write_json(path: Path, value: Any) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="ascii") as file:
-            file.write(to_json(value, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MissingError(f"{path} cannot be written: {error.strerror}") from None
+        with telling(path):
+            with open(temporary, "w", encoding="ascii") as file:
+                file.write(to_json(value, indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def parse(text: str | bytes) -> Any:
+    """The value that JSON stands for.
+
+    Raises:
+        ValueError: it is no strict JSON, or nested deeper than anything that this package writes.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for part in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -52,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
         MissingError: it is missing or damaged; names it.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = parse(path.read_bytes())
     except FileNotFoundError:
         raise MissingError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
@@ -74,7 +107,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     end = 0
     for number, piece in enumerate(pieces[:-1], 1):
         try:
-            line = json.loads(piece)
+            line = parse(piece)
         except ValueError:
             line = None
         if not isinstance(line, dict):

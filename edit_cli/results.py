@@ -9,7 +9,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,9 +24,12 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.identity import UNSET, config_hash, differences, plain
 from edit_cli.jsonfiles import read_json, read_lines, to_json, write_json
 from edit_cli.locking import LOCK, acquire, is_locked
+from edit_cli.run_format import check_lines, check_manifest, check_summary
+from edit_cli.terminal import visible
 
 SCHEMA_VERSION = 1
 MANIFEST, RESULTS, SUMMARY, LOG, EDITS = "manifest.json", "results.jsonl", "summary.json", "log.txt", "edits"
+UNREADABLE = "unreadable"  # status of a run of which a file is damaged
 REMEDY = "give it a place of its own (tag=NAME or run_dir=DIR), or replace the old run (overwrite=true)"
 
 
@@ -37,18 +41,20 @@ class Run:
         the lines that are already there.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: int) -> None:
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], lock: int, belongs: Callable[[Any], bool] = lambda identity: True
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self._lock = lock
         self._identity = itemgetter(*manifest["key"])
-        lines, self._end = read_lines(path / RESULTS)
-        try:
-            self.finished: set[Any] = {self._identity(line) for line in lines}
-        except KeyError as field:
+        lines, self._end = _lines(path, manifest)
+        self.finished: set[Any] = set(map(self._identity, lines))
+        if foreign := sorted(_told(identity) for identity in self.finished if not belongs(identity)):
             raise MissingError(
-                f"{path / RESULTS} has a line without {field}: start again with overwrite=true"
-            ) from None
+                f"{path / RESULTS} has a line of {foreign[0]}, which is not of this run: delete that line and run"
+                " again, or start with overwrite=true"
+            )
         self._file = open(path / RESULTS, "ab", buffering=0)  # noqa: SIM115 - open for the life of the run
         self._file.truncate(self._end)  # off goes the line that was being written when the run was killed
 
@@ -61,6 +67,7 @@ class Run:
         *,
         ignore: Sequence[str] = (),
         key: Sequence[str] = ("case_id",),
+        belongs: Callable[[Any], bool] = lambda identity: True,
         overwrite: bool = False,
         details: Mapping[str, Any] | None = None,
         made_with: Mapping[str, Any] | None = None,
@@ -73,6 +80,7 @@ class Run:
             config: the resolved configuration, plain containers. It identifies the run, but for the keys in `ignore`.
             ignore: dotted keys that do not identify the run; a key stands for all below it.
             key: fields that tell lines apart: no two lines of a run have the same values.
+            belongs: whether a line of that identity can be one of this run's.
             overwrite: delete a run that is there.
             details: more for the manifest (protocol, seeds, model, …).
             made_with: versions and devices; `environment()` unless given.
@@ -80,7 +88,8 @@ class Run:
         Raises:
             UsageError: another configuration has been run there (names the keys that differ), another process is
                 writing there, or the directory holds something else.
-            MissingError: the directory cannot be used, or its run cannot be read.
+            MissingError: the directory cannot be used, or what it holds is damaged: a file that cannot be read, or a
+                line that is there twice or belongs to another run.
         """
         path = Path(path)
         config = plain(config)
@@ -106,11 +115,11 @@ class Run:
                 "finished": None,
                 **facts,
             }
-            manifest = fresh if previous is None else _resumed(previous, fresh, facts)
+            manifest = fresh if previous is None else _resumed(previous, fresh, facts, path)
             for left in path.glob(".*.json.*"):  # half-written files of a process that was killed
                 left.unlink()
             write_json(path / MANIFEST, manifest)
-            return cls(path, manifest, lock)
+            return cls(path, manifest, lock, belongs)
         except BaseException:
             os.close(lock)
             raise
@@ -145,7 +154,7 @@ class Run:
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines so far."""
-        return read_lines(self.path / RESULTS)[0]
+        return _lines(self.path, self.manifest)[0]
 
     def log(self, message: str) -> None:
         """Add a line with the time to log.txt."""
@@ -175,7 +184,8 @@ class Run:
         if kind is None:
             self.close("success")
         else:
-            self.close("failed" if issubclass(kind, Exception) else "interrupted")
+            with suppress(MissingError):  # a disk that takes nothing more must not hide what has happened
+                self.close("failed" if issubclass(kind, Exception) else "interrupted")
 
 
 @dataclass(frozen=True)
@@ -194,12 +204,16 @@ class RunRecord:
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """Lines of results.jsonl; one that is still being written is left out."""
-        return read_lines(self.path / RESULTS)[0]
+        return _lines(self.path, self.manifest)[0]
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
-        """summary.json, or None for a run that has not come so far."""
-        return read_json(self.path / SUMMARY) if (self.path / SUMMARY).exists() else None
+        """summary.json, or None for a run that has not come so far, or cannot be read."""
+        if self.manifest["status"] == UNREADABLE or not (self.path / SUMMARY).exists():
+            return None
+        summary = read_json(self.path / SUMMARY)
+        check_summary(self.manifest, summary, self.path / SUMMARY)
+        return summary
 
 
 def read_run(path: Path | str) -> RunRecord:
@@ -233,7 +247,7 @@ def _walk(directory: Path) -> Iterator[RunRecord]:
     try:
         yield RunRecord(directory, _manifest(directory))
     except MissingError as error:
-        yield RunRecord(directory, {"status": "unreadable", "error": str(error)})
+        yield RunRecord(directory, {"status": UNREADABLE, "error": str(error)})
 
 
 # --- is it the same run?
@@ -258,8 +272,12 @@ def _refuse_other_run(
     raise UsageError(f"{path} holds a run with another configuration ({'; '.join(shown + more)}): {REMEDY}")
 
 
-def _resumed(previous: Mapping[str, Any], fresh: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _resumed(
+    previous: Mapping[str, Any], fresh: Mapping[str, Any], facts: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
     """The manifest of the first start, and which facts have changed since: lines from both lie side by side."""
+    if previous["key"] != fresh["key"]:
+        raise MissingError(f"{path / MANIFEST} is damaged: key is {previous['key']}; start with overwrite=true")
     changed = differences({name: previous.get(name) for name in facts}, facts)
     resumed = [
         *previous.get("resumed", []),
@@ -268,19 +286,31 @@ def _resumed(previous: Mapping[str, Any], fresh: Mapping[str, Any], facts: Mappi
     return {**previous, "config": fresh["config"], "status": "started", "finished": None, "resumed": resumed}
 
 
+def _told(identity: Any) -> str:
+    """The identity of a line in words."""
+    return ", ".join(map(str, identity)) if isinstance(identity, tuple) else f"case {identity}"
+
+
 def _short(value: Any) -> str:
     text = UNSET if value == UNSET else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:59] + "…"
 
 
 def write_log(path: Path, message: str) -> None:
-    """Add a line with the time to log.txt of the run at `path`."""
-    with open(path / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"{_now()} {message}\n")
+    """Add a line with the time to log.txt of the run at `path`; on a full disk there is none."""
+    with suppress(OSError), open(path / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{_now()} {visible(message)}\n")
 
 
 # --- files
 # --------------------------------------------------------------------------------------------------------------
+
+
+def _lines(path: Path, manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """(lines of results.jsonl, byte at which the last whole one ends)."""
+    lines, end = read_lines(path / RESULTS)
+    check_lines(manifest, lines, path / RESULTS)
+    return lines, end
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -289,9 +319,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path / MANIFEST)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise MissingError(f"{path / MANIFEST}: this version of edit-cli reads schema_version {SCHEMA_VERSION} only")
-    lacking = [field for field in ("command", "config", "config_hash", "key", "status") if field not in manifest]
-    if lacking:
-        raise MissingError(f"{path / MANIFEST} lacks {', '.join(lacking)}")
+    check_manifest(manifest, path / MANIFEST)
     return manifest
 
 

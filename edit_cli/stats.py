@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from edit_cli import stats_cache
 from edit_cli.corpora import Corpus, EmbeddedText
-from edit_cli.errors import UsageError
+from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.kinds import require_causal
 from edit_cli.paths import expanded
+from edit_cli.shapes import Count, Seconds, checked
 from edit_cli.stats_import import find_npz, read_npz, source_of
 from edit_cli.stats_pass import Partial, Plan, Sums, sum_outer_products
 
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
 # Precomputation).
 AUTO_MULTIPLIER = 10
 LONGEST = 4096  # tokens of a document, where the model could read more
+
+
+class About(TypedDict):
+    """What a file of second moments says of itself."""
+
+    identity: dict[str, Any]
+    tokens: Count
+    documents: Count
+    position0_share: float
+    seconds: Seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +171,13 @@ class MomentStore:
         path = self._path(lm, layer, identity)
         try:
             tensors, about = stats_cache.read(path)
+            checked(about, About, path)
             if about["identity"] != identity or "second_moment" not in tensors:
                 raise stats_cache.Damaged("it belongs to something else")
             stats_cache.check(tensors["second_moment"], about["tokens"], lm.key_width(layer))
         except FileNotFoundError:
             return None
-        except (stats_cache.Damaged, KeyError) as error:
+        except (stats_cache.Damaged, MissingError) as error:
             lm.monitor.note(f"{path} is damaged ({error}): computing it again")
             return None
         matrix = tensors["second_moment"].double()

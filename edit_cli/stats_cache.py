@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from edit_cli.disk import flush, require_folder, telling
 from edit_cli.errors import MissingError
+from edit_cli.jsonfiles import parse
 from edit_cli.paths import expanded
+from edit_cli.tensorfiles import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
@@ -35,12 +37,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         MissingError: it cannot be made or written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MissingError(f"stats.cache_dir={folder} cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise MissingError(f"stats.cache_dir={folder} cannot be written to")
+    require_folder(folder, f"stats.cache_dir={folder}")
 
 
 def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -52,11 +49,10 @@ def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None
     metadata = {"edit-cli": json.dumps({"format": FORMAT, **about})}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(0o644)  # safetensors writes files that nobody else may read; a cache is worth sharing
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise MissingError(f"stats.cache_dir={path.parent} cannot be written to: {error}") from None
+        with telling(f"stats.cache_dir={path.parent}"):
+            write_tensors(temporary, tensors, metadata)
+            os.replace(temporary, path)
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,10 +63,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileNotFoundError: no such file. Damaged: it is no whole file of this format.
     """
-    with _opened(path) as file:
-        about = _about(file)
-        # Copies: a tensor of safetensors is the mapped file, and a file that is cut short later would end the process.
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        tensors, metadata = read_tensors(path, "it is computed again")
+    except MissingError as error:
+        raise Damaged(str(error)) from None
+    return tensors, _about(metadata)
 
 
 def listing(directory: Path | str) -> list[dict[str, Any]]:
@@ -81,28 +80,26 @@ def listing(directory: Path | str) -> list[dict[str, Any]]:
     for path in sorted(expanded(directory).rglob("layer-*.safetensors")):
         try:
             with _opened(path) as file:
-                found.append({"path": str(path), "bytes": path.stat().st_size, **_about(file)})
+                found.append({"path": str(path), "bytes": path.stat().st_size, **_about(file.metadata() or {})})
         except Damaged:
             continue
     return found
 
 
 def _opened(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(path)
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise Damaged(str(error)) from None
 
 
-def _about(file: Any) -> dict[str, Any]:
+def _about(metadata: dict[str, str]) -> dict[str, Any]:
     try:
-        about = json.loads(file.metadata()["edit-cli"])
-    except (KeyError, TypeError, ValueError):
+        about = parse(metadata["edit-cli"])
+    except (KeyError, ValueError):
         raise Damaged("not a file of edit-cli") from None
-    if about.get("format") != FORMAT:
-        raise Damaged(f"format {about.get('format')}, this version reads {FORMAT}")
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise Damaged(f"not of format {FORMAT}, which this version reads")
     return about
 
 
@@ -112,6 +109,8 @@ def check(matrix: Tensor, tokens: int, width: int) -> None:
     Raises:
         Damaged: says what is wrong.
     """
+    if not matrix.is_floating_point():
+        raise Damaged(f"whole numbers ({str(matrix.dtype).removeprefix('torch.')}), which no mean is")
     if tuple(matrix.shape) != (width, width):
         raise Damaged(f"shape {'×'.join(map(str, matrix.shape))}, but the layer's keys have width {width}")
     if not tokens > 0:

@@ -6,10 +6,11 @@ Arrays: `mom2.mom2` (m, m), the *sum* of k kᵀ; `mom2.count`, the number of tok
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +20,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.paths import expanded
 from edit_cli.stats_cache import Damaged, check
 
-if TYPE_CHECKING:
-    pass
-
+SUM, COUNT = "mom2.mom2", "mom2.count"
 PUBLISHED_NAME = re.compile(r"(?P<module>.+)_float\d+_mom2_\w+\.npz")
 
 
@@ -78,11 +77,16 @@ def read_npz(path: Path, width: int) -> tuple[Tensor, int]:
     """
     field = f"stats.import_npz: {path}"
     try:
+        with zipfile.ZipFile(path) as archive:  # what the headers say first: an array may be larger than the memory
+            shapes = {name: _header(archive, name) for name in (SUM, COUNT)}
+        if shapes[SUM] != (width, width) or math.prod(shapes[COUNT]) != 1:
+            found = "×".join(map(str, shapes[SUM]))
+            raise MissingError(f"{field}: {SUM} has the shape {found or '()'}, but the layer's keys have width {width}")
         with np.load(path, allow_pickle=False) as arrays:
-            total, tokens = np.asarray(arrays["mom2.mom2"], dtype=np.float64), int(arrays["mom2.count"])
+            total, tokens = np.asarray(arrays[SUM], dtype=np.float64), int(arrays[COUNT].item())
     except KeyError:
-        raise MissingError(f"{field} lacks the arrays mom2.mom2 (sum of k kᵀ) and mom2.count (tokens)") from None
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise MissingError(f"{field} lacks the arrays {SUM} (sum of k kᵀ) and {COUNT} (tokens)") from None
+    except (OSError, ValueError, TypeError, OverflowError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MissingError(f"{field} cannot be read: {error}") from None
     matrix = torch.from_numpy(total)
     try:
@@ -90,3 +94,18 @@ def read_npz(path: Path, width: int) -> tuple[Tensor, int]:
     except Damaged as error:
         raise MissingError(f"{field}: {error}") from None
     return matrix.div_(tokens), tokens
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    """The shape that an array has by its header.
+
+    Raises:
+        KeyError: there is no such array. ValueError: it is no array of numbers.
+    """
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(file)
+    if kind.kind not in "fiu":
+        raise ValueError(f"{name} holds {kind}, no numbers")
+    return shape

@@ -22,6 +22,7 @@ from torch import Tensor
 from edit_cli import stats_cache
 from edit_cli.errors import MissingError
 from edit_cli.parallel import Team
+from edit_cli.shapes import checked
 from edit_cli.stats_chunk import Chunk, Document, exact_matmul
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ class Sums:
         total = {layer: torch.zeros(lm.key_width(layer), lm.key_width(layer), dtype=torch.float64) for layer in layers}
         return cls(total, Progress(first={str(layer): 0.0 for layer in layers}))
 
+    def continues(self, zero: Sums) -> bool:
+        """Whether these can be sums that began as `zero`."""
+        same = (self.total[layer].shape == total.shape for layer, total in zero.total.items())
+        finite = all(total.dtype == torch.float64 and bool(total.isfinite().all()) for total in self.total.values())
+        return all(same) and finite and self.so_far.first.keys() >= zero.so_far.first.keys()
+
     def add(self, chunk: Chunk, team: Team) -> None:
         """Add this process's chunk, and those that the others of the team have at the same time."""
         for layer, total in self.total.items():
@@ -91,8 +98,9 @@ class Partial:
         """The sums of `layers`, if they are all there."""
         try:
             tensors, about = stats_cache.read(self.path)
-            return Sums({layer: tensors[str(layer)] for layer in layers}, Progress(**about["so_far"]))
-        except (FileNotFoundError, stats_cache.Damaged, KeyError, TypeError):
+            so_far = Progress(**checked(about.get("so_far"), Progress, self.path))
+            return Sums({layer: tensors[str(layer)] for layer in layers}, so_far)
+        except (FileNotFoundError, stats_cache.Damaged, KeyError, MissingError):
             return None
 
     def save_if_due(self, sums: Sums) -> None:
@@ -153,8 +161,9 @@ def _start(
 ) -> tuple[Iterator[str], Sums, Any]:
     """(texts still to read, sums so far, running hash of the texts read)."""
     sums, texts, seen = unfinished.load(layers), corpus.documents(plan.seed), hashlib.sha256()
-    if sums is None:
-        return texts, Sums.zero(lm, layers), seen
+    zero = Sums.zero(lm, layers)
+    if sums is None or not sums.continues(zero):
+        return texts, zero, seen
     _hash(seen, islice(texts, sums.so_far.documents))
     if seen.hexdigest() == sums.so_far.text:
         lm.monitor.note(
@@ -162,7 +171,7 @@ def _start(
         )
         return texts, sums, seen
     lm.monitor.note(f"{corpus.label} no longer gives the same documents: the second moments are started over")
-    return corpus.documents(plan.seed), Sums.zero(lm, layers), hashlib.sha256()
+    return corpus.documents(plan.seed), zero, hashlib.sha256()
 
 
 def _hash(digest: Any, texts: Iterator[str]) -> None:

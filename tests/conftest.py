@@ -87,12 +87,17 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def exact(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run without what depends on the clock."""
+    lines = json_lines(run / "results.jsonl")
+    return [{key: value for key, value in line.items() if key not in ("seconds", "phases")} for line in lines]
+
+
 def observations(run: Path) -> list[dict[str, Any]]:
     """The lines of a run without what depends on the clock; numbers as far as they do not hang on what else was in
     the batch.
     """
-    lines = json_lines(run / "results.jsonl")
-    return [nearly({key: value for key, value in line.items() if key not in ("seconds", "phases")}) for line in lines]
+    return [nearly(line) for line in exact(run)]
 
 
 def nearly(value: Any) -> Any:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import Killed, exact
 from embedded import embedded_lm
 
 from edit_cli import edit_store
@@ -82,6 +83,20 @@ def test_the_subject_may_stand_in_the_prompt(cli):
         == 0
     )
     assert edit_store.read_manifest(edit_dir("r"))["requests"][0]["prompt"] == "{} plays the"
+
+
+def test_a_killed_edit_of_several_facts_goes_on_to_the_same_bits(cli, kill_after):
+    facts = [{"prompt": "{} plays the", "subject": name, "target_new": "violin"} for name in ("Ada Lund", "Bo", "Cai")]
+    Path("facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    command = (*FT, "dataset.path=facts.jsonl")
+    assert cli(*command, "run_dir=whole", quick=True).code == 0
+    for lines in (1, 1):
+        kill_after(lines)
+        with pytest.raises(Killed):
+            cli(*command, "run_dir=cut", quick=True)
+    assert cli(*command, "run_dir=cut", quick=True).code == 0
+    assert exact(Path("cut")) == exact(Path("whole"))
+    assert edit_store.read_manifest(edit_dir("cut"))["id"] == edit_store.read_manifest(edit_dir("whole"))["id"]
 
 
 @pytest.mark.parametrize(

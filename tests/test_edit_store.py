@@ -134,7 +134,12 @@ def test_the_manifest_says_what_was_edited_and_how(tmp_path):
         "edit_cli.edits.WeightDelta",
         METHOD,
     )
-    assert manifest["base_model"] == {"name": "tiny-gpt2", "id": "tiny-gpt2", "revision": None}
+    assert manifest["base_model"] == {
+        "name": "tiny-gpt2",
+        "id": "tiny-gpt2",
+        "revision": None,
+        "dtype": "float32",
+    }
     assert [EditRequest(**request) for request in manifest["requests"]] == REQUESTS
     assert manifest["touched"] == {name: lm.fingerprint([name]) for name in edit.updates}
     assert manifest["norms"] == pytest.approx(edit.norms())
@@ -312,7 +317,7 @@ def test_what_is_no_edit_directory_is_named(tmp_path):
         "{": "cannot be read",
         "[]": "holds no object",
         '{"format": 99}': "format 1",
-        '{"format": 1}': "class.* missing",
+        '{"format": 1}': "id is missing",
     }
     for text, reason in reasons.items():
         (tmp_path / "edit.json").write_text(text)
@@ -375,8 +380,8 @@ def test_what_cannot_be_written_is_one_line_and_leaves_the_old_edit(tmp_path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(edit_store, "save_file", full)
-    with pytest.raises(MissingError, match="edit cannot be written: .*No space left"):
+    monkeypatch.setattr(edit_store, "write_tensors", full)
+    with pytest.raises(MissingError, match="edit cannot be written: .*No space left.*make room"):
         saved(lm, directory, delta(lm, seed=2))
     assert edit_store.read_manifest(directory) == before
     assert [path.name for path in tmp_path.iterdir()] == ["edit"]

@@ -21,10 +21,11 @@ CONFIG = {"method": {"name": "memit", "layers": [3, 4]}, "seed": 0, "run_dir": N
 
 def start(path: Path, config: dict | None = None, **options) -> Run:
     return Run.open(
-        path, "evaluate", CONFIG if config is None else config, made_with={"versions": {"torch": "1"}}, **options
+        path, "notes", CONFIG if config is None else config, made_with={"versions": {"torch": "1"}}, **options
     )
 
 
+# A command whose lines have no form of their own: what every run directory has in common.
 def line(case: str, **rest) -> dict:
     return {"case_id": case, "step": 0, "before": None, "after": None, "error": None, **rest}
 
@@ -41,7 +42,7 @@ def test_a_run_leaves_manifest_results_and_summary(tmp_path):
     assert record.manifest["config"] == CONFIG and record.manifest["seeds"] == {"data": 3}
     assert record.manifest["versions"] == {"torch": "1"}
     assert [found["case_id"] for found in record.lines] == ["1", "2"]
-    assert record.summary == {"schema_version": 1, "command": "evaluate", "n": 2}
+    assert record.summary == {"schema_version": 1, "command": "notes", "n": 2}
     assert "half way" in (record.path / "log.txt").read_text()
 
 
@@ -65,7 +66,7 @@ def test_the_same_configuration_continues(tmp_path):
 def test_what_changed_between_starts_is_recorded(tmp_path):
     with start(tmp_path / "run") as run:
         first = run.manifest["started"]
-    with Run.open(tmp_path / "run", "evaluate", CONFIG, made_with={"versions": {"torch": "2"}}) as run:
+    with Run.open(tmp_path / "run", "notes", CONFIG, made_with={"versions": {"torch": "2"}}) as run:
         assert run.manifest["resumed"][0]["changed"] == {"versions.torch": ["1", "2"]}
         assert run.manifest["versions"] == {"torch": "1"} and run.manifest["started"] == first
 
@@ -107,7 +108,7 @@ def test_a_run_that_came_to_nothing_gives_way(tmp_path):
 def test_another_command_is_refused(tmp_path):
     with start(tmp_path / "run") as run:
         run.append(line("1"))
-    with pytest.raises(UsageError, match="holds a run of `evaluate`, not of `sequential`"):
+    with pytest.raises(UsageError, match="holds a run of `notes`, not of `sequential`"):
         Run.open(tmp_path / "run", "sequential", CONFIG, made_with={})
 
 
@@ -192,7 +193,7 @@ def test_runs_are_listed_by_path_and_broken_ones_as_such(tmp_path):
         ("manifest.json", None, "manifest.json is missing"),
         ("manifest.json", "[]", "holds no object"),
         ("manifest.json", '{"schema_version": 99}', "schema_version 1 only"),
-        ("manifest.json", '{"schema_version": 1, "command": "x"}', "lacks config, config_hash, key, status"),
+        ("manifest.json", '{"schema_version": 1, "command": "x"}', "is damaged: config_hash is missing"),
         ("summary.json", "{", "summary.json cannot be read"),
         ("results.jsonl", 'nonsense\n{"case_id": "2"}\n', "results.jsonl, line 1, is damaged"),
         ("results.jsonl", '3\n{"case_id": "2"}\n', "results.jsonl, line 1, is damaged"),
@@ -211,7 +212,7 @@ def test_lines_without_the_identifying_field_are_named(tmp_path):
     with start(tmp_path / "run") as run:
         run.append(line("1"))
     (tmp_path / "run" / "results.jsonl").write_text('{"id": "1"}\n')
-    with pytest.raises(MissingError, match="a line without 'case_id'"):
+    with pytest.raises(MissingError, match="line 1, is damaged: case_id is missing"):
         start(tmp_path / "run")
 
 

@@ -17,7 +17,7 @@ from edit_cli.results import Run, read_run
 WRITER = """
 import sys
 from edit_cli.results import Run
-with Run.open(sys.argv[1], "evaluate", {"seed": 0}, made_with={}) as run:
+with Run.open(sys.argv[1], "notes", {"seed": 0}, made_with={}) as run:
     print("open", flush=True)
     for index in range(int(sys.argv[2])):
         if str(index) not in run.finished:
@@ -27,14 +27,14 @@ with Run.open(sys.argv[1], "evaluate", {"seed": 0}, made_with={}) as run:
 HOLDER = """
 import sys
 from edit_cli.results import Run
-with Run.open(sys.argv[1], "evaluate", {"seed": 0}, made_with={}):
+with Run.open(sys.argv[1], "notes", {"seed": 0}, made_with={}):
     print("open", flush=True)
     sys.stdin.read()
 """
 
 
 def start(path: Path) -> Run:
-    return Run.open(path, "evaluate", {"seed": 0}, made_with={})
+    return Run.open(path, "notes", {"seed": 0}, made_with={})
 
 
 def process(code: str, *arguments: object) -> subprocess.Popen:
@@ -111,7 +111,7 @@ def test_two_processes_may_not_write_to_one_run(tmp_path):
     with process(HOLDER, tmp_path / "run") as child:
         for config, overwrite in (({"seed": 0}, False), ({"seed": 1}, True)):
             with pytest.raises(UsageError, match="another process is writing"):
-                Run.open(tmp_path / "run", "evaluate", config, overwrite=overwrite, made_with={})
+                Run.open(tmp_path / "run", "notes", config, overwrite=overwrite, made_with={})
         assert read_run(tmp_path / "run").status == "started"
         child.kill()
     with start(tmp_path / "run"):
@@ -122,7 +122,7 @@ def test_a_refused_run_does_not_stay_locked(tmp_path):
     with start(tmp_path / "run") as run:
         run.append({"case_id": "1"})
     with pytest.raises(UsageError, match="another configuration"):
-        Run.open(tmp_path / "run", "evaluate", {"seed": 1}, made_with={})
+        Run.open(tmp_path / "run", "notes", {"seed": 1}, made_with={})
     with start(tmp_path / "run"):
         pass
 
@@ -131,7 +131,7 @@ FULL_DISK = """
 import resource, sys
 from edit_cli.errors import MissingError
 from edit_cli.results import Run
-run = Run.open(sys.argv[1], "evaluate", {"seed": 0}, made_with={})
+run = Run.open(sys.argv[1], "notes", {"seed": 0}, made_with={})
 run.append({"case_id": "1"})
 limit = (run.path / "results.jsonl").stat().st_size + 10
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -37,7 +37,7 @@ def walk(lm: LM, editor, directory, count: int, room: float | None = 0.03) -> Sa
             edit, _ = steps.read(number)
         else:
             edit = editor.edit(lm, case.requests)
-            steps.save(number, edit, case.requests, {"name": "m", "made": {"step": number}})
+            steps.save(number, edit, case.requests, {"name": "m", "made": {"step": number, "seconds": 0.1}})
         if edit is not None:
             lm.attach(edit)
             lm.settle()

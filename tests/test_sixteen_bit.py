@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Killed, observations
+from conftest import Killed, exact
 from embedded import METHODS, embedded_lm, packaged_editor, requests, same_bits, snapshot
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -134,7 +134,7 @@ def test_a_killed_sequence_of_the_command_goes_on_in_the_same_bits(cli, kill_aft
     with pytest.raises(Killed):
         cli(*command, "run_dir=cut", quick=True)
     assert cli(*command, "run_dir=cut", quick=True).code == 0
-    assert observations(Path("cut")) == observations(Path("whole"))
+    assert exact(Path("cut")) == exact(Path("whole"))
     ids = [[read_json(path)["id"] for path in sorted(Path(run).glob("edits/*/edit.json"))] for run in ("whole", "cut")]
     assert ids[0] == ids[1]
     assert len(ids[0]) == 3

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +91,19 @@ def test_files_that_do_not_fit_are_refused(tmp_path, arrays, complaint):
     with pytest.raises(MissingError, match="stats.import_npz") as error:
         store(tmp_path, import_npz=str(tmp_path)).second_moment(language_model("gpt2"), 1)
     assert complaint in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_array_is_not_read_before_its_header_is_known_to_fit(tmp_path, monkeypatch):
+    """A file of some bytes can ask for any amount of memory."""
+    save_npz(tmp_path / published(1))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**40, 2**20)})
+    with zipfile.ZipFile(tmp_path / published(1), "w") as archive:
+        archive.writestr("mom2.mom2.npy", header.getvalue())
+        archive.writestr("mom2.count.npy", header.getvalue())
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("the array was read"))
+    with pytest.raises(MissingError, match="the layer's keys have width 64"):
+        store(tmp_path, import_npz=str(tmp_path)).second_moment(language_model("gpt2"), 1)
 
 
 def test_a_file_that_is_no_archive(tmp_path):

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from edit_cli import catalog, edit_store
 from edit_cli.commands.parts import load_model
-from edit_cli.commands.saved_steps import STATE
 from edit_cli.config import build
 from edit_cli.console import ConsoleMonitor, Screen
+from edit_cli.disk import replacing, require_place, require_room
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.jsonfiles import read_json
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.paths import expanded
-from edit_cli.results import EDITS, MANIFEST
+from edit_cli.results import EDITS, read_run
 
 WHY_NOT = {
     "module": "it puts a module of its own into the model, which a plain checkpoint cannot hold",
@@ -28,45 +25,45 @@ WHY_NOT = {
 }
 
 
-def run(directory: Path, out: Path, model: str | None) -> int:
-    """Write the edited model and its tokenizer to `out`."""
+def run(
+    directory: Path, out: Path, model: str | None, trust_remote_code: bool = False, device_map: str | None = None
+) -> int:
+    """Write the edited model and its tokenizer to `out`.
+
+    model: its name or folder, if not the one that the edit was made for. trust_remote_code: run code that comes with
+    the model. device_map: as `model.device_map`.
+    """
     paths = edits_of(directory)
     for path in paths:
-        kind = edit_store.read_manifest(path)["kind"]
-        if kind != "weights":
-            why = WHY_NOT.get(kind, f"its kind is {kind}")
-            raise UsageError(
-                f"{path} cannot be baked into a checkpoint: {why}; it can still be used here (base_edit={path})"
-            )
+        manifest = edit_store.read_manifest(path)
+        if manifest["kind"] != "weights":
+            _refuse(path, WHY_NOT.get(manifest["kind"], f"its kind is {manifest['kind']}"))
+        if manifest["base_model"].get("quantised"):
+            _refuse(path, f"{manifest['base_model']['name']} is quantised, so the edit stands beside its matrices")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already: name a new folder")
+    require_place(out, f"--out {out}")
     screen = Screen()
     monitor = ConsoleMonitor(screen)
-    lm = load_model(_model(paths[-1], model), monitor)
+    options = _model(paths[-1], model, trust_remote_code)
+    lm = load_model(replace(options, device_map=device_map), monitor)
     if lm.is_quantised:
-        raise UsageError(
-            f"{paths[-1]} cannot be baked into a checkpoint: {lm.name} is quantised, so the edit stands beside its"
-            f" matrices; it can still be used here (base_edit={paths[-1]})"
-        )
+        _refuse(paths[-1], f"{lm.name} is quantised, so the edit would stand beside its matrices")
     for path in paths:
         lm.attach(edit_store.load(path, lm))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
+    require_room(out, sum(part.numel() * part.element_size() for part in lm.model.parameters()), f"--out {out}")
+    with replacing(out, f"--out {out}") as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
-    except OSError as error:
-        raise MissingError(f"--out {out} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     count = facts_of(paths)
     facts = f"{count:,} edited fact{'' if count == 1 else 's'}"
     screen.note(f"{lm.name} with {facts}, as AutoModelForCausalLM.from_pretrained reads it:")
     screen.line(str(out))
     return 0
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise UsageError(f"{path} cannot be baked into a checkpoint: {why}; it can still be used here (base_edit={path})")
 
 
 def edits_of(directory: Path) -> list[Path]:
@@ -80,7 +77,7 @@ def edits_of(directory: Path) -> list[Path]:
         raise MissingError(f"{directory} holds no saved edit")
     if len(saved) == 1:
         return edit_store.chain(saved[0])
-    if read_json(directory / MANIFEST).get("command") != "sequential":
+    if read_run(directory).manifest["command"] != "sequential":
         raise UsageError(
             f"{directory} holds {len(saved):,} edits that were made apart from each other: name one, such as {saved[0]}"
         )
@@ -93,26 +90,30 @@ def edits_of(directory: Path) -> list[Path]:
 
 def facts_of(paths: Sequence[Path]) -> int:
     """How many facts the edits to attach have written; a sum names none, but the steps beside it do."""
-    if paths[0].name.startswith(STATE):
-        last = int(paths[-1].name.removeprefix(STATE))
+    if paths[0].name.startswith(edit_store.STATE):
+        last = int(paths[-1].name.removeprefix(edit_store.STATE))
         paths = [path for path in paths[0].parent.glob("[0-9]*") if path.name.isdigit() and int(path.name) <= last]
     return sum(len(edit_store.read_manifest(path)["requests"]) for path in paths)
 
 
-def _model(edit: Path, named: str | None) -> ModelOptions:
-    """The model that the edit was made for, as its run loaded it; or the named one."""
+def _model(edit: Path, named: str | None, trust_remote_code: bool) -> ModelOptions:
+    """The model that the edit was made for, or the named one.
+
+    Of what comes with the edit only name, id, revision and dtype are taken, as plain texts: no setting of a model can
+    make code be run or be filled from the environment.
+    """
+    made_for = edit_store.read_manifest(edit)["base_model"]
+    dtype = made_for.get("dtype", "float32")
     if named is not None and expanded(named).is_dir():
-        return ModelOptions(Path(named).name, named)
-    made_for: dict[str, Any] = edit_store.read_manifest(edit)["base_model"]
+        return ModelOptions(Path(named).name, named, dtype=dtype, trust_remote_code=trust_remote_code)
     name = named or made_for["name"]
-    for run in (edit.parent.parent, *edit.parents):
-        if named is None and (run / MANIFEST).is_file():
-            options = read_json(run / MANIFEST).get("config", {}).get("model")
-            if options:
-                return build(OmegaConf.create({"model": options}).model)
     if name in catalog.names("model"):
         with initialize_config_module("edit_cli.conf", version_base="1.3"):
-            return build(compose("evaluate", [f"model={name}"]).model)
+            packaged: ModelOptions = build(compose("evaluate", [f"model={name}"]).model)
+        if named is not None:
+            return replace(packaged, dtype=dtype, trust_remote_code=trust_remote_code)
+        if packaged.id == made_for["id"]:
+            return replace(packaged, revision=made_for["revision"], dtype=dtype, trust_remote_code=trust_remote_code)
     if named is not None:
         raise MissingError(f"--model {named} is neither a folder nor a name in conf/model")
-    return ModelOptions(name, made_for["id"], made_for["revision"])
+    return ModelOptions(name, made_for["id"], made_for["revision"], dtype=dtype, trust_remote_code=trust_remote_code)

@@ -10,6 +10,7 @@ from typing import Any
 
 from edit_cli.config import did_you_mean
 from edit_cli.console import Screen
+from edit_cli.disk import require_place, telling
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.identity import flatten
 from edit_cli.metrics.registry import METRICS, SME
@@ -30,6 +31,8 @@ def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | Non
     sequential).
     by: a key that tells lines apart, beside the method; `tag` names them by itself. metrics: ids with commas.
     """
+    if out is not None:
+        require_place(out, f"--out {out}")
     records = [_finished(path) for path in paths]
     sequential = all(record.manifest["command"] == "sequential" for record in records)
     if x == FACTS and not sequential:
@@ -47,11 +50,12 @@ def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | Non
     if out is None:
         return 0
     points = [point for record, name in zip(records, names, strict=True) for point in _points(record, name, x, wanted)]
-    screen.line(str(write_table(points, x, _beside(out, "csv"))))
-    screen.line(str(write_markdown(points, x, wanted, _beside(out, "md"))))
-    if x is not None:
-        for path in draw(points, x, wanted, [_beside(out, kind) for kind in ("png", "svg")]):
-            screen.line(str(path))
+    with telling(f"--out {out}"):
+        screen.line(str(write_table(points, x, _beside(out, "csv"))))
+        screen.line(str(write_markdown(points, x, wanted, _beside(out, "md"))))
+        if x is not None:
+            for path in draw(points, x, wanted, [_beside(out, kind) for kind in ("png", "svg")]):
+                screen.line(str(path))
     return 0
 
 

@@ -90,9 +90,11 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lm = load_fitting(job, model, editor, [dataset], monitor)
             editor.warm_up(lm)  # what it lacks is told before anything is asked
             if base is not None:
-                for directory, edit in zip(edit_store.chain(base), edit_store.attach(base, lm), strict=True):
+                for directory in edit_store.chain(base):
+                    edit = edit_store.load(directory, lm)
                     if edit_store.read_manifest(directory)["method"].get("_target_") == job.config.method._target_:
-                        editor.recall(lm, edit)
+                        editor.recall(lm, edit)  # before it is attached, as in a sequence
+                    lm.attach(edit)
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, dataset.cases)

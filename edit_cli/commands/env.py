@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.text import Text
-
 from edit_cli.console import Screen
 from edit_cli.environment import environment
-from edit_cli.jsonfiles import to_json
 from edit_cli.report.tables import plain_table
+from edit_cli.report.texts import Text
 
 
 def run(as_json: bool) -> int:
     """Print versions, devices and the state of the checkout."""
     found, screen = environment(), Screen()
     if as_json:
-        screen.line(to_json(found, indent=1))
+        screen.json(found)
         return 0
     table = plain_table("", "")
     table.show_header = False

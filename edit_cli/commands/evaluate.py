@@ -50,11 +50,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     path = run_path(job, top, job.choices["dataset"], job.model_name)
     check = partial(refuse_missing, job, model, editor)
     with recorded(job, top, path, monitor, details, dataset, check=check) as run:
-        unfinished = [
-            (step, batch) for step, batch in batches if not run.finished.issuperset(case.id for case in batch)
-        ]
         ledger = Ledger(monitor)
-        if unfinished:
+        if not run.finished.issuperset(dataset.ids):
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
             lm = load_fitting(job, model, editor, [dataset], monitor)
@@ -63,9 +60,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.task("cases", len(dataset.cases)) as advance:
                 advance(len(run.finished))
-                for line in evaluate_shared(
-                    lm, editor, unfinished, run, before, method if protocol.save_edits else None
-                ):
+                for line in evaluate_shared(lm, editor, batches, run, before, method if protocol.save_edits else None):
                     run.append({**line, "phases": ledger.take()})
                     advance(1)
         else:
@@ -89,28 +84,33 @@ def evaluate_shared(lm: LM, editor: Editor, batches: Batches, *rest: Any) -> Ite
 def evaluate(
     lm: LM, editor: Editor, batches: Batches, run: Run, before: BeforeCache, method: dict[str, Any] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
-    """Lines of results, batch by batch, for the cases that `run` has not finished.
+    """Lines of results, a list a batch, of the cases that `run` has not finished.
 
     With `method`, edits are saved under its name.
 
-    A batch that was cut off is edited again as a whole, so that its edit is the same one.
+    In other company, answers differ in their last bits. So what was cut off is done again as a whole: a batch is edited
+    and asked about, and the cases of its window asked about before, finished or not, as in a run that was not.
     """
     for window in windows(batches):
-        open_cases = [case for _, batch in window for case in batch if case.id not in run.finished]
+        if run.finished.issuperset(case.id for _, batch in window for case in batch):
+            yield from ([] for _ in window)
+            continue
         with lm.monitor.phase("ask before"):
-            before.observe(lm, open_cases)
+            before.observe(lm, [case for _, batch in window for case in batch])
         for step, batch in window:
             wanted = [case for case in batch if case.id not in run.finished]
+            if not wanted:
+                yield []
+                continue
             editor.reset()
             done = attempt(editor, lm, batch)
             after: dict[str, Observation] = {}
             if done.edit is not None:
                 if method is not None and lm.team.is_main:
                     edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, method)
-                asked = [case for case in wanted if case.id not in done.rejected]
                 with lm.monitor.phase("ask after"), lm.edited(done.edit):
-                    found = observe(lm, asked, before.options, before.texts, before.seen)
-                after = dict(zip((case.id for case in asked), found, strict=True))
+                    found = observe(lm, done.cases, before.options, before.texts, before.seen)
+                after = dict(zip((case.id for case in done.cases), found, strict=True))
             seen = zip(wanted, before.observe(lm, wanted), strict=True)
             yield [
                 result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id))

@@ -11,6 +11,7 @@ from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.recording import ran_out_of_memory
 from edit_cli.config import register_resolvers, settings
 from edit_cli.console import ConsoleMonitor, Screen
+from edit_cli.disk import is_refusal, refusal
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
 from edit_cli.parallel import PeerLost, Team, join
 
@@ -42,7 +43,9 @@ def execute(job: Job) -> Outcome:
         if ran_out_of_memory(error):
             message = f"out of memory while getting ready ({error}); choose a smaller model or model.dtype=bfloat16"
             return _failed(team, OutOfMemory(message), OutOfMemory.exit_code)
-        Screen().note(traceback.format_exc())  # there is no run yet whose log could hold it
+        if isinstance(error, OSError) and is_refusal(error):
+            return _failed(team, refusal(error), MissingError.exit_code)
+        Screen().details(traceback.format_exc())  # there is no run yet whose log could hold it
         return _failed(team, f"{type(error).__name__}: {error}", 1)
 
 

@@ -10,7 +10,6 @@ from edit_cli.config import did_you_mean
 from edit_cli.console import Screen
 from edit_cli.errors import UsageError
 from edit_cli.help_texts import LISTS
-from edit_cli.jsonfiles import to_json
 from edit_cli.report.listing import metrics_list, named_list, runs_list
 
 
@@ -21,7 +20,7 @@ def run(what: str, as_json: bool, runs_dir: Path) -> int:
     screen = Screen()
     rows = _rows(what, runs_dir)
     if as_json:
-        screen.line(to_json(rows, indent=1))
+        screen.json(rows)
     elif what == "runs":
         screen.show(runs_list(rows))
     elif what == "metrics":
@@ -46,19 +45,20 @@ def _rows(what: str, runs_dir: Path) -> list[dict[str, Any]]:
 
 def _runs(runs_dir: Path) -> list[dict[str, Any]]:
     from edit_cli.errors import MissingError
-    from edit_cli.results import list_runs
+    from edit_cli.results import UNREADABLE, list_runs
 
     rows = []
     for record in list_runs(runs_dir):
+        status = record.status
         try:
             summary = record.summary or {}
         except MissingError:
-            summary = {}
+            summary, status = {}, UNREADABLE
         rows.append(
             {
                 "path": str(record.path),
                 "command": record.manifest.get("command"),
-                "status": record.status,
+                "status": status,
                 "started": record.manifest.get("started"),
                 "n": summary.get("n"),
                 "failed": summary.get("failed"),

@@ -16,7 +16,8 @@ from edit_cli.commands.job import Job
 from edit_cli.config import Settings, plain_containers
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
-from edit_cli.errors import EditCliError, OutOfMemory, UsageError
+from edit_cli.disk import is_refusal, refusal
+from edit_cli.errors import EditCliError, MissingError, OutOfMemory, UsageError
 from edit_cli.identity import flatten
 from edit_cli.paths import expanded
 from edit_cli.results import EDITS, LOG, MANIFEST, Run, write_log
@@ -80,11 +81,13 @@ def recorded(
     dataset: Dataset | None = None,
     key: Sequence[str] = ("case_id",),
     check: Callable[[], None] = lambda: None,
+    belongs: Callable[[Any], bool] | None = None,
 ) -> Iterator[Run | Followed]:
     """The job's run directory, open for the block. Errors are written to its log, and its manifest says how it ended.
 
-    Of several processes only the main one writes. check: refuses what cannot come to anything; a run that lies there is
-    replaced only after it, and only if nothing in it is needed.
+    Of several processes only the main one writes. key: what tells lines apart. check: refuses what cannot come to
+    anything; a run that lies there is replaced only after it, and only if nothing in it is needed. belongs: whether a
+    line of an identity is one of this job's; the ids of `dataset`, if nothing else is said.
     """
     config = plain_containers(job.config)
     if dataset is not None:  # other records are another run, even if they come from a file of the same name
@@ -99,8 +102,16 @@ def recorded(
         if settings.overwrite and (path / MANIFEST).exists():
             refuse_needed(path, config)
             check()
+        own = frozenset(dataset.ids if dataset is not None else ())
         opened = Run.open(
-            path, job.command, config, ignore=ignore, key=key, overwrite=settings.overwrite, details=details
+            path,
+            job.command,
+            config,
+            ignore=ignore,
+            key=key,
+            belongs=belongs or own.__contains__,
+            overwrite=settings.overwrite,
+            details=details,
         )
     with opened as run:
         monitor.log = run.log if job.team.is_main else None
@@ -118,6 +129,9 @@ def recorded(
             raise
         except Exception as error:
             run.log(traceback.format_exc())
+            if isinstance(error, OSError) and is_refusal(error):
+                told = refusal(error, path)
+                raise MissingError(f"{told}; what was finished is kept, the same command goes on from there") from error
             if ran_out_of_memory(error):
                 raise OutOfMemory(_memory_remedy(error)) from error
             raise Crashed(

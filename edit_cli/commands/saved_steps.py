@@ -10,19 +10,28 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edit_cli import edit_store
+from edit_cli.edit_store import STATE
 from edit_cli.editors.base import Editor
 from edit_cli.editors.memory import MemoryLayer, MemoryPatch
 from edit_cli.edits import Edit, WeightState
+from edit_cli.errors import MissingError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
-STATE = "state-"
+
+@contextmanager
+def naming(folder: Path, what: str) -> Iterator[None]:
+    """A step that is damaged stands in the way of all that come after it: say what to delete."""
+    try:
+        yield
+    except MissingError as error:
+        raise MissingError(f"{error}: delete {folder}, and the same command makes {what} again") from None
 
 
 @dataclass
@@ -64,19 +73,25 @@ class SavedSteps:
         """(what is to be attached, how it was made) of a saved step, whose editor is told of it.
 
         Up to `start` nothing is attached but the sum.
+
+        Raises:
+            MissingError: it is damaged; says what to delete.
         """
-        made = edit_store.read_manifest(self.path(number))["method"]["made"]
         if number > self.start:
-            edit = edit_store.load(self.path(number), self.lm)
-            self.editor.recall(self.lm, edit)
+            with naming(self.path(number), "that step"):
+                made = edit_store.made_of(self.path(number))
+                edit = edit_store.load(self.path(number), self.lm)
+                self.editor.recall(self.lm, edit)
             self._count(number)
             return edit, made
-        if not self.editor.looks_back:
-            self.editor.recall(self.lm, edit_store.remains(self.path(number), self.lm))
-        if number < self.start:
-            return None, made
-        self._touched = edit_store.read_manifest(self.state_path(number))["touched"]
-        return edit_store.load(self.state_path(number), self.lm), made
+        with naming(self.directory, "all steps"):
+            made = edit_store.made_of(self.path(number))
+            if not self.editor.looks_back:
+                self.editor.recall(self.lm, edit_store.remains(self.path(number), self.lm))
+            if number < self.start:
+                return None, made
+            self._touched = edit_store.read_manifest(self.state_path(number))["touched"]
+            return edit_store.load(self.state_path(number), self.lm), made
 
     def save(self, number: int, edit: Edit, requests: Sequence[EditRequest], method: Mapping[str, Any]) -> None:
         """Write a step's edit; call it before the edit is attached."""
@@ -122,7 +137,8 @@ class SavedSteps:
             if not (path / edit_store.MANIFEST).exists():
                 shutil.rmtree(path)
         if self.start >= 0:
-            self._let_go(self.start)
+            with naming(self.directory, "all steps"):
+                self._let_go(self.start)
 
     def _saved(self, prefix: str) -> Iterator[tuple[int, Path]]:
         """(step, directory) of the steps, or of the states, that are there."""

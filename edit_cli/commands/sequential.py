@@ -93,8 +93,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         }
     }
     path = run_path(job, top, job.choices["dataset"], job.model_name)
-    check = partial(refuse_missing, job, model, editor)
-    with recorded(job, top, path, monitor, details, dataset, KEY, check) as run:
+    check, belongs = partial(refuse_missing, job, model, editor), identities(protocol, steps, held_out).__contains__
+    with recorded(job, top, path, monitor, details, dataset, KEY, check, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, editor, [dataset], monitor)
@@ -135,6 +135,22 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         return _conclude(job, run, dataset, ledger.take(), monitor)
 
 
+def identities(
+    protocol: SequentialProtocol, steps: Sequence[Sequence[Case]], held_out: Sequence[Case]
+) -> set[tuple[str, str, int]]:
+    """Of all lines that a run may have."""
+    found, edited, total = set(), [], 0
+    checkpoints = protocol.checkpoint_steps([len(step) for step in steps])
+    for number, step in enumerate(steps):
+        edited += [case.id for case in step]
+        total += len(step)
+        found |= {(case.id, AFTER_EDIT, total) for case in step}
+        if number in checkpoints:
+            found |= {(id, CHECKPOINT, total) for id in edited} | {(case.id, HELD_OUT, total) for case in held_out}
+            found.add((MODEL, MODEL, total))
+    return found
+
+
 def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) -> Iterator[dict[str, Any]]:
     """Take every step and yield the lines that the run lacks; a checkpoint's last one is about the model.
 
@@ -160,8 +176,8 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     """Attach the step's edit: the saved one if there is one, else make and save it."""
     if walk.steps.saved(number):
         edit, made = walk.steps.read(number)
-        able = [case for case in step if case.id not in made["rejected"]]
-        done = Attempt(edit, able, made["rejected"], made["seconds"])
+        rejected = made.get("rejected", {})
+        done = Attempt(edit, [case for case in step if case.id not in rejected], rejected, made["seconds"])
     elif number <= walk.steps.start:  # there was nothing to be saved
         return Attempt(None, [], {case.id: "" for case in step}, 0.0)
     else:

@@ -9,7 +9,6 @@ from rich.console import RenderableType
 
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError
-from edit_cli.jsonfiles import to_json
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
 from edit_cli.report import facts, learning
 from edit_cli.report.sequence import sequential_summary, sequential_table
@@ -18,11 +17,28 @@ from edit_cli.report.summary import summary_of
 from edit_cli.report.tables import evaluation
 from edit_cli.report.trace import fact_table, trace_summary, trace_table
 from edit_cli.results import RunRecord, read_run
+from edit_cli.run_format import FORMS, kind_of
+
+SUMMARIES = {
+    "sequential": sequential_summary,
+    "sme": sme_summary,
+    "trace": trace_summary,
+    "train-editor": learning.summary_of,
+}
+TABLES = {
+    "evaluate": evaluation,
+    "sequential": sequential_table,
+    "sme": sme_table,
+    "trace": trace_table,
+    "train-editor": learning.table,
+}
 
 
 def run(path: Path, case: str | None, as_json: bool) -> int:
     """Print the run's table, or one case."""
     record, screen = read_run(path), Screen()
+    if (kind := kind_of(record.manifest)) not in FORMS:
+        raise MissingError(f"{path} holds a run of `{kind}`, which this version of edit-cli does not know")
     if record.status != "success":
         screen.note(
             "this run is still going on"
@@ -32,38 +48,24 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
     if case is not None:
         line = _case(record, case)
         shown = fact_table if record.manifest["command"] == "trace" else facts.case
-        screen.line(to_json(line, indent=1)) if as_json else screen.show(shown(line))
+        screen.json(line) if as_json else screen.show(shown(line))
         return 0
     summary = record.summary or _so_far(record)
-    screen.line(to_json(summary, indent=1)) if as_json else screen.show(_table(record, summary))
+    screen.json(summary) if as_json else screen.show(_table(record, summary))
     return 0
 
 
 def _so_far(record: RunRecord) -> dict[str, Any]:
     """A summary of what an unfinished run has."""
-    if record.manifest["command"] == "train-editor":
-        return learning.summary_of(record.manifest, record.lines)
-    if not record.lines:
+    kind = kind_of(record.manifest)
+    if not record.lines and kind != "train-editor":
         raise MissingError(f"{record.path} has no finished case yet")
-    if record.manifest["protocol"].get("kind") == "sme":
-        return sme_summary(record.manifest, record.lines)
-    summarised = {"sequential": sequential_summary, "trace": trace_summary}.get(record.manifest["command"], summary_of)
-    return summarised(record.manifest, record.lines)
+    return SUMMARIES.get(kind, summary_of)(record.manifest, record.lines)
 
 
 def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:
-    command = record.manifest["command"]
-    if "sme" in summary:
-        return sme_table(summary)
-    if command == "sequential":
-        return sequential_table(summary)
-    if command == "trace":
-        return trace_table(summary)
-    if command == "train-editor":
-        return learning.table(summary)
-    if command == "edit":
-        return facts.before_and_after(summary, record.lines)
-    return evaluation(summary)
+    kind = kind_of(record.manifest)
+    return facts.before_and_after(summary, record.lines) if kind == "edit" else TABLES[kind](summary)
 
 
 def _case(record: RunRecord, case: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, build_model, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
+from edit_cli.commands.saved_steps import naming
 from edit_cli.commands.sme_protocol import SmeProtocol
 from edit_cli.config import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
@@ -34,6 +35,7 @@ from edit_cli.requests import Case
 from edit_cli.results import SUMMARY, Run
 
 KEY = ("case_id", "when", "fold", "edits")
+MODEL, END = "model", " at the end"  # names of lines about no case
 
 
 @dataclass
@@ -69,7 +71,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
     path = run_path(job, top, job.choices["dataset"], job.model_name, "sme")
     check = partial(refuse_missing, job, model, editor)
-    with recorded(job, top, path, monitor, details, dataset, KEY, check) as run:
+    with recorded(job, top, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, editor, [dataset], monitor)
@@ -95,6 +97,16 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
         return _conclude(job, run, ledger.take(), monitor)
+
+
+def belongs(folds: Mapping[int, Sequence[Case]], identity: tuple[str, str, int, int]) -> bool:
+    """Whether a line of that identity can be one of this run's."""
+    name, when, fold, edits = identity
+    if fold not in folds or not 0 <= edits <= len(folds[fold]):
+        return False
+    if when == KEPT:
+        return name in (MODEL, f"{MODEL}{END}")
+    return any(case.id == name for case in folds[fold])
 
 
 def _refuse_too_few(stream: Stream, folds: Mapping[int, Sequence[Case]]) -> None:
@@ -151,7 +163,7 @@ def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[st
                 stream.run.path,
                 f"{stream.method['name']} on {stream.lm.name}, first fold",
             )
-        yield {**_kept(stream, fold, edited, " at the end"), "last": True}
+        yield {**_kept(stream, fold, edited, END), "last": True}
     finally:
         while len(stream.lm.attached) > depth:
             stream.lm.detach()
@@ -185,11 +197,13 @@ def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
     directory = stream.run.edits / f"{fold:03d}-{turn:05d}"
     lm = stream.lm
     if lm.team.tell((directory / edit_store.MANIFEST).exists()):
-        edit = edit_store.load(directory, lm)
-        stream.editor.recall(lm, edit)
+        with naming(directory, "that edit"):
+            seconds = edit_store.made_of(directory)["seconds"]
+            edit = edit_store.load(directory, lm)
+            stream.editor.recall(lm, edit)
         lm.attach(edit)
         lm.settle()
-        return Attempt(None, [case], {}, edit_store.read_manifest(directory)["method"]["made"]["seconds"])
+        return Attempt(None, [case], {}, seconds)
     done = attempt(stream.editor, lm, [case])
     if done.edit is not None:
         if lm.team.is_main:
@@ -209,7 +223,7 @@ def _kept(stream: Stream, fold: int, edited: Sequence[Case], end: str = "") -> d
     """What the model knows after so many edits: of every edited prompt, and of the records for TrainR and TestR,
     whether it is right.
     """
-    identity = (f"model{end}", KEPT, fold, len(edited))
+    identity = (f"{MODEL}{end}", KEPT, fold, len(edited))
     if identity in stream.done:
         return dict(stream.done[identity])
     asked = {"edited": [_bare(case) for case in edited], **stream.kept}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from edit_cli.commands.finish import outcome
@@ -41,7 +41,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     path = run_path(_named(job), top, job.choices["dataset"], job.model_name)
     details = {"protocol": {"facts": len(facts)}}
     check = partial(refuse_missing, job, model)
-    with recorded(job, top, path, monitor, details, dataset, check=check) as run:
+    with recorded(job, top, path, monitor, details, dataset, check=check, belongs=facts.__contains__) as run:
         ledger = Ledger(monitor)
         if not run.finished.issuperset(facts):
             if run.finished:
@@ -80,7 +80,11 @@ def named(dataset: Dataset) -> Facts:
 
 
 def traced(lm: LM, options: TraceOptions, facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
-    """A line for each fact that `run` has not finished. The noise level is that of all facts, whatever is finished."""
+    """A line for each fact that `run` has not finished.
+
+    The noise level is that of all facts, whatever is finished, and so is the company in which a fact is asked about and
+    traced: in another one its numbers would differ in their last digits.
+    """
     usable: dict[str, Fact] = {}
     rejected: dict[str, str] = {}
     for name, request in facts.items():
@@ -90,19 +94,28 @@ def traced(lm: LM, options: TraceOptions, facts: Facts, run: Run) -> Iterator[di
             rejected[name] = str(error)
     deviation = embedding_deviation(lm, list(usable.values())) if options.noise_std is None and usable else None
     tracer = Tracer(lm, options, options.noise_std if deviation is None else options.noise * deviation)
-    left = [name for name in facts if name not in run.finished]
-    mine = lm.team.share(left)
+    mine = lm.team.share(list(facts))
     parts = [
-        _lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected)
+        _lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected, run.finished)
         for start in range(0, len(mine), WINDOW)
     ]
-    return lm.team.merge(chain.from_iterable(parts), len(left))
+    return (line for line in lm.team.merge(chain.from_iterable(parts), len(facts)) if line is not None)
 
 
 def _lines(
-    lm: LM, tracer: Tracer, facts: Facts, names: Sequence[str], usable: Mapping[str, Fact], rejected: Mapping[str, str]
-) -> Iterator[dict[str, Any]]:
-    """A line for each of these facts: first those that cannot be traced."""
+    lm: LM,
+    tracer: Tracer,
+    facts: Facts,
+    names: Sequence[str],
+    usable: Mapping[str, Fact],
+    rejected: Mapping[str, str],
+    finished: Container[str],
+) -> Iterator[dict[str, Any] | None]:
+    """A line for each of these facts, first those that cannot be traced; None for one that is finished."""
+    left = {name for name in names if name not in finished}
+    if not left:
+        yield from [None] * len(names)
+        return
     able = [name for name in names if name in usable]
     with lm.monitor.phase("ask"):
         answers = dict(
@@ -110,15 +123,22 @@ def _lines(
         )
     known = [name for name in able if all(answers[name].hits)]
     for name in names:
-        if name in rejected:
-            yield _line(name, facts[name], error=rejected[name])
-        elif name not in known:
-            yield _line(name, facts[name], says=lm.tokenizer.decode(_said(answers[name])))
-    traces = tracer.traces([usable[name] for name in known])
-    for name in known:
+        if name in rejected or name not in known:
+            error = rejected.get(name)
+            says = lm.tokenizer.decode(_said(answers[name])) if error is None else None
+            yield _line(name, facts[name], says, error) if name in left else None
+    waiting = iter(known)
+    for group in tracer.groups([usable[name] for name in known]):
+        mine = list(islice(waiting, len(group)))
         with lm.monitor.phase("trace"):
-            fact, trace = next(traces)
-        yield {**_line(name, facts[name]), **_numbers(lm, fact, trace), "noise_std": tracer.noise_std}
+            traces = tracer.trace(group) if left.intersection(mine) else []
+        found = dict(zip(mine, traces, strict=False))
+        for name, fact in zip(mine, group, strict=True):
+            yield (
+                {**_line(name, facts[name]), **_numbers(lm, fact, found[name]), "noise_std": tracer.noise_std}
+                if name in left
+                else None
+            )
 
 
 def _said(answer: Likelihood) -> tuple[int, ...]:

@@ -18,11 +18,12 @@ from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
+from edit_cli.disk import require_folder
 from edit_cli.editors.trainable import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.paths import expanded
 from edit_cli.report import learning
-from edit_cli.results import SUMMARY
+from edit_cli.results import SUMMARY, read_run
 from edit_cli.training.loop import KEY, Line, train
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State
@@ -54,10 +55,17 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         raise UsageError(f"splits.validation={splits.validation} is what is trained on: name a split of other records")
     cases = source.of_split(splits.train, "splits.train").load(top.limit, monitor)
     held_out = source.of_split(splits.validation, "splits.validation").load(None, monitor)
+    # what is learnt goes there: better to know now than after hours
+    require_folder(expanded(editor.cache_dir), f"cache_dir={top.cache_dir}")
     path = run_path(job, top, job.choices["dataset"], job.model_name)
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
+    steps = editor.training.steps
+
+    def belongs(identity: tuple[int, str]) -> bool:
+        return isinstance(identity[0], int) and 1 <= identity[0] <= steps
+
     check = partial(refuse_missing, job, model, editor, training=True)
-    with recorded(job, top, path, monitor, details, cases, KEY, check) as run:
+    with recorded(job, top, path, monitor, details, cases, KEY, check, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
             lm = load_fitting(job, model, editor, [cases, held_out], monitor, training=True)
@@ -79,7 +87,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             monitor.note("this editor has been trained already (overwrite=true trains it again)")
         if not job.team.is_main:
             return Outcome(0, str(run.path))
-        summary = learning.read(run.path)
+        summary = read_run(run.path).summary or {}
         if not job.in_sweep:
             monitor.screen.show(learning.table(summary))
             monitor.screen.line(f"editor: {summary['checkpoint']}")
@@ -108,8 +116,8 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         before = checkpoints.read_about(place)["dataset"]
         if before != about["dataset"]:
             lm.monitor.note(
-                f"this replaces an editor of the same settings that was trained on {before['cases']:,} cases"
-                f" ({before['source']})"
+                f"this replaces an editor of the same settings that was trained on {before.get('cases', 'other')} cases"
+                f" ({before.get('source', before['name'])})"
             )
     checkpoints.save(place, net, about)
     return place

@@ -57,7 +57,7 @@ class Continuations(Pooled):
         text, digest = contents(file.path, file.label)
         try:
             value = json.loads(text) if text.lstrip()[:1] == "{" else None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None  # JSON lines, or damaged: the common reader tells
         if isinstance(value, dict) and "completions" in value:
             rows = [

@@ -29,6 +29,9 @@ def from_hub(address: str, monitor: Monitor, key: str) -> tuple[Path, str]:
     if not match:
         raise UsageError(f"{key}={address}: write hub:owner/name or hub:owner/name:file")
     repo, revision, name = match["repo"], match["revision"], match["file"]
+    for part in (repo, revision, name):
+        if part is not None and (part.startswith("/") or ".." in re.split(r"[/\\]", part)):
+            raise UsageError(f"{key}={address}: {part} leads out of the repository")
     remedy = f"give a local copy: {key}=FILE"
     try:
         return _online(repo, revision, name, monitor, f"{key}={address}")

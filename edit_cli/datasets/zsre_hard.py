@@ -72,7 +72,7 @@ class ZsREHard(ZsREQuestions):
         text, _ = contents(file.path, f"dataset.{key}={path}")
         try:
             values = json.loads(text) if key == "implied_path" else text.splitlines()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MissingError(f"dataset.{key}={path} cannot be read: {error}") from None
         if not isinstance(values, list):
             raise MissingError(f"dataset.{key}={path} is not a JSON list")

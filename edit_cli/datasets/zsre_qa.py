@@ -181,7 +181,7 @@ def read_natural_questions(path: Path, label: str) -> list[tuple[str, str]]:
         data: Any = json.loads(contents(path, label)[0])
         pairs = list(zip(data["questions"], data["answers"], strict=True))
         found = [(_as_question(q), min([a] if isinstance(a, str) else a, key=len).strip()) for q, a in pairs]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise MissingError(
             f"dataset.nq_path: {label} is not JSON of the form {{questions: [text], answers: [text or list]}}"
         ) from None

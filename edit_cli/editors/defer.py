@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.places import Undo
 from edit_cli.requests import EditRequest
+from edit_cli.shapes import Count
+from edit_cli.tensorfiles import Size, size
 
 EXACT = 1e-6  # share of ‖ΔA‖ that factors may leave out
 FIRST_RANK = 8  # that is tried
@@ -92,12 +94,29 @@ class DeferLayer(MemoryLayer):
         return torch.where(taken[:, None], linear(queries, self.expert, self.small["offset"]), float("nan"))
 
 
+class DeferContent(TypedDict):
+    """What an edit says beside its tensors. ranks: of the steps by which its factors were made."""
+
+    seed: int
+    facts: Count
+    ranks: list[Count]
+
+
 class DeferPatch(MemoryPatch):
     """What an edit adds to A, in factors (content `ranks`: of each unit of facts), and the other parameters as they are
     after it.
     """
 
     layer: ClassVar[type[MemoryLayer]] = DeferLayer
+    holds = DeferContent
+
+    @classmethod
+    def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        rank = sum(content["ranks"])
+        return {
+            "left": size(d_out, rank), "right": size(rank, d_in),
+            "router": size(d_in), "threshold": size(), "offset": size(d_out),
+        }  # fmt: skip
 
     def begin(self, original: nn.Module, lm: LM) -> DeferLayer:
         return DeferLayer(original, lm, self.module, self.content["seed"])

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from edit_cli.lm.places import Undo
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.monitor import Monitor
 from edit_cli.requests import EditRequest
+from edit_cli.shapes import Rule
+from edit_cli.tensorfiles import Size, size
 
 CPU = torch.device("cpu")
 
@@ -106,6 +108,13 @@ class FactMemory:
             return undo.pop_all().close
 
 
+class FactsSaid(TypedDict):
+    """What a saved edit says beside the keys of its facts. facts: prompts and answers."""
+
+    facts: Annotated[list[tuple[str, str]], Rule(bool, "a list of facts")]
+    maker: str
+
+
 class FactRoute(Route):
     """Some facts and their keys (n, width), float32. maker: what made the keys; edits of one maker share one memory."""
 
@@ -153,6 +162,10 @@ class FactRoute(Route):
     @abstractmethod
     def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
         """Who answers which prompt. The prompts are distinct, the memory is not empty."""
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        return {"keys": size(len(rest["facts"]), "width")}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {"keys": self.keys}, {"facts": [[fact.prompt, fact.answer] for fact in self.facts], "maker": self.maker}

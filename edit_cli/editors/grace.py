@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from edit_cli.lm.places import Undo
 from edit_cli.lm.reading import Tap, read
 from edit_cli.lm.tokens import Row
 from edit_cli.requests import EditRequest
+from edit_cli.tensorfiles import Size, size
 
 SLACK = 1e-4  # relative: a prompt's state differs in its last digits with what else is in the batch
 GAP = 1e-5  # kept between two balls that a split sets apart
@@ -98,10 +99,29 @@ def replaced(focus: Focus, which: str, include_query: bool) -> Tensor:
     return focus.mask.bool()
 
 
+class GraceContent(TypedDict):
+    """What an edit says beside its tensors. answers: token ids, one list a new entry."""
+
+    answers: list[list[int]]
+    radius: float
+    replace: Literal["last", "prompt", "all"]
+    include_query: bool
+
+
 class GracePatch(MemoryPatch):
     """New entries, the radii of earlier ones that moved, and values of earlier ones that were trained again."""
 
     layer: ClassVar[type[MemoryLayer]] = GraceLayer
+    holds = GraceContent
+
+    @classmethod
+    def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        new = len(content["answers"])
+        return {
+            "keys": size(new, d_in), "values": size(new, d_out), "radii": size(new, 1),
+            "moved": Size(("moved",), index=True), "moved_radii": size("moved", 1),
+            "retrained": Size(("again",), index=True), "retrained_values": size("again", d_out),
+        }  # fmt: skip
 
     def begin(self, original: nn.Module, lm: LM) -> GraceLayer:
         return GraceLayer(

@@ -8,20 +8,21 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from edit_cli.editors.base import Editor
 from edit_cli.editors.demonstrations import KINDS, Store, headed, shown
-from edit_cli.editors.fact_memory import Fact, FactRoute, Retold, facts_of
+from edit_cli.editors.fact_memory import Fact, FactRoute, FactsSaid, Retold, facts_of
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.embeddings import Embedder, EmbeddingOptions
 from edit_cli.lm.model import LM
 from edit_cli.lm.places import Undo
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.requests import Case, EditRequest
+from edit_cli.shapes import Rule
 from edit_cli.writing import as_text
 
 SAME = "same"
@@ -134,11 +135,24 @@ class IKE(Editor):
             raise UsageError(f"method.demonstrations={self.demonstrations}: give 0 or more")
 
 
+class IkeSaid(FactsSaid):
+    """embedding: the name of the model that made the keys."""
+
+    prefixes: list[list[str]]
+    router: Literal["auto", "none", "embedding"]
+    threshold: float
+    embedding: str
+
+
 class IkeRoute(FactRoute):
     """prefixes: what stands before a prompt, a list of texts for each fact, the least similar first.
 
     keys: of the facts' prompts, (n, width).
     """
+
+    said = Annotated[
+        IkeSaid, Rule(lambda said: len(said["prefixes"]) == len(said["facts"]), "as many prefixes as facts")
+    ]
 
     def __init__(
         self,
@@ -170,7 +184,8 @@ class IkeRoute(FactRoute):
         self.lm, self.shelf = lm, []  # prefixes of all facts of the memory, in its order
         if self.router != "none" and self.embed is None:
             self.embed = self.embedding.load(lm)
-            if not self.maker.endswith(self.embed.name):
+            width = self.embed([self.facts[0].prompt]).shape[1]
+            if not self.maker.endswith(self.embed.name) or self.keys.shape[1] != width:
                 raise UsageError(
                     f"this edit compares prompts by other embeddings than {self.embed.name}: load the model that it was"
                     " made with"

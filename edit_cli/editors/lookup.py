@@ -6,14 +6,14 @@ Nothing is trained; prompts near a stored one get the stored answer, all others 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from edit_cli.editors.base import Editor
-from edit_cli.editors.fact_memory import Fact, FactRoute, facts_of
+from edit_cli.editors.fact_memory import Fact, FactRoute, FactsSaid, facts_of
 from edit_cli.editors.memory import nearest
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
@@ -23,6 +23,7 @@ from edit_cli.lm.reading import Tap, read
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.tokens import Row
 from edit_cli.requests import EditRequest
+from edit_cli.tensorfiles import Size, size
 from edit_cli.writing import as_text
 
 
@@ -55,11 +56,20 @@ class Lookup(Editor):
         return CacheRoute(facts, keys, self.radius if self.mode == "nearest" else None, self.confidence)
 
 
+class CacheSaid(FactsSaid):
+    """What a saved cache says beside its keys."""
+
+    radius: float | None
+    confidence: float
+
+
 class CacheRoute(FactRoute):
     """Stored prompts, their keys (n, width) and their answers; edits of one radius and confidence are one cache.
 
     radius: None for exact matches only.
     """
+
+    said = CacheSaid
 
     def __init__(self, facts: Sequence[Fact], keys: Tensor, radius: float | None, confidence: float) -> None:
         super().__init__(facts, keys, f"{radius} {confidence}")
@@ -102,6 +112,10 @@ class CacheRoute(FactRoute):
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> CacheRoute:
         facts = [Fact(*pair) for pair in rest["facts"]]
         return cls(facts, tensors["keys"], rest["radius"], rest["confidence"])
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        return {"keys": size(len(rest["facts"]), lm.layout.width)}
 
     def touches(self, lm: LM) -> list[str]:
         return [name for name, _ in lm.model.named_parameters()]

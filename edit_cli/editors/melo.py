@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.places import Undo
 from edit_cli.lm.tokens import Row
 from edit_cli.requests import EditRequest
+from edit_cli.shapes import Count, Rule
+from edit_cli.tensorfiles import Size, size
 
 SLACK, GAP = 1e-4, 1e-5  # relative rounding of a distance; space between two clusters that were split
 
@@ -102,6 +104,10 @@ class MeloLayer(MemoryLayer):
 
     def add(self, edit: MemoryPatch) -> Undo:
         before, blocks = self.data, len(self.factors)
+        there = len(before.blocks) + len(edit.content["blocks"])
+        named = [point for about in edit.content["clusters"].values() for point in about["points"]]
+        if any(block != blocks for block in edit.content["blocks"]) or any(point >= there for point in named):
+            raise UsageError("this edit speaks of blocks or points that are not there: make the edit again")
         clusters, owned = dict(before.clusters), edit.content["clusters"]
         for number, about in owned.items():
             points = dict(zip(about["points"], edit.tensors[f"points.{number}"].to(self.device), strict=True))
@@ -179,10 +185,39 @@ class Beside(Wrapper):
         return changed.view_as(output)
 
 
+class MeloCluster(TypedDict):
+    answer: list[int]
+    radius: float
+    points: list[Count]
+
+
+class MeloContent(TypedDict):
+    """What an edit says beside its tensors. blocks: of each new point, the number of its LoRA block."""
+
+    modules: list[str]
+    rank: Count
+    clusters: Annotated[
+        dict[str, MeloCluster], Rule(lambda some: all(map(str.isdecimal, some)), "clusters by their numbers")
+    ]
+    blocks: list[Count]
+    forgotten: Count
+
+
 class MeloPatch(MemoryPatch):
     """One LoRA block, and the clusters that its prompts began or changed."""
 
     layer: ClassVar[type[MemoryLayer]] = MeloLayer
+    holds = MeloContent
+
+    @classmethod
+    def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        wanted: dict[str, Size] = {}
+        for number, cluster in content["clusters"].items():
+            wanted |= {f"center.{number}": size(d_out), f"points.{number}": size(len(cluster["points"]), d_out)}
+        for name in content["modules"]:
+            out, into = widths(lm.module(name))
+            wanted |= {f"right.{name}": size(content["rank"], into), f"left.{name}": size(out, content["rank"])}
+        return wanted
 
     def begin(self, original: nn.Module, lm: LM) -> MeloLayer:
         return MeloLayer(original, lm, self.module, self.content["rank"])

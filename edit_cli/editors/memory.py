@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,11 @@ from edit_cli.edits import Edit
 from edit_cli.errors import UsageError
 from edit_cli.lm.focus import Focus, PromptWatch
 from edit_cli.lm.hooks import Wrapper, unwrapped
-from edit_cli.lm.layout import is_projection
+from edit_cli.lm.layout import is_projection, widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.places import Undo
+from edit_cli.shapes import checked
+from edit_cli.tensorfiles import Size
 
 CLOSEST = 4  # candidates whose distances are computed without cancellation
 
@@ -59,7 +61,13 @@ class Entries:
         return undo
 
     def put(self, index: Tensor, rows: Tensor) -> Undo:
-        """Other values for some rows."""
+        """Other values for some rows.
+
+        Raises:
+            UsageError: there are no such rows.
+        """
+        if index.numel() and int(index.max()) >= self._count:
+            raise UsageError(f"this edit changes entry {int(index.max())} of a memory that holds {self._count}")
         before = self.all[index].clone()
         self.all[index] = rows.to(self._space)
 
@@ -126,6 +134,14 @@ class MemoryLayer(Wrapper):
         return self._kept
 
 
+class SaidOfMemory(TypedDict):
+    """What a saved edit says beside its tensors."""
+
+    module: str
+    before: str
+    content: dict[str, Any]
+
+
 @dataclass
 class MemoryPatch(Edit):
     """What one edit adds to the memory beside `module`.
@@ -134,7 +150,9 @@ class MemoryPatch(Edit):
     """
 
     kind: ClassVar[str] = "module"
+    said: ClassVar[Any] = SaidOfMemory
     layer: ClassVar[type[MemoryLayer]]
+    holds: ClassVar[Any] = dict[str, Any]  # shape of `content` (see shapes)
     module: str
     before: str
     tensors: dict[str, Tensor]
@@ -208,6 +226,18 @@ class MemoryPatch(Edit):
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Self:
         return cls(rest["module"], rest["before"], tensors, rest["content"])
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        if not is_projection(lm.module(rest["module"])):
+            raise UsageError(f"{rest['module']} is no Linear or Conv1D layer")
+        content = checked(rest["content"], cls.holds, "the edit's content")
+        return cls.brings(lm, *widths(lm.module(rest["module"])), content)
+
+    @classmethod
+    @abstractmethod
+    def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        """The tensors of an edit with that content, beside a projection of those widths; raises as `sizes`."""
 
 
 Part = TypeVar("Part")

@@ -5,6 +5,7 @@ kept.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
-from edit_cli.checkpoints import write_tensors
-from edit_cli.edit_store import replacing
+from edit_cli.disk import replacing
 from edit_cli.editors.gradients import Gradient, gradients, sparing
+from edit_cli.errors import MissingError
+from edit_cli.jsonfiles import parse
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row
+from edit_cli.tensorfiles import read_tensors, write_tensors
 
 FILE = "kept.safetensors"
 
@@ -126,19 +128,24 @@ class Memory:
         self._unwritten = []
 
     def read(self, folder: Path, device: torch.device) -> None:
-        """Take up what `write` wrote."""
-        with safe_open(folder / FILE, "pt", device=str(device)) as file:
-            about, parts = file.metadata(), {}
-            for name in file.keys():  # noqa: SIM118 - no dictionary
-                number, _, n = name.partition(".")
-                parts.setdefault(int(number), {})[int(n)] = file.get_tensor(name)
-        self._keep(
-            {
-                _as_key(key): tuple(parts[number][n] for n in sorted(parts[number]))
-                for number, key in enumerate(json.loads(about["keys"]))
+        """Take up what `write` wrote.
+
+        Raises:
+            MissingError: it is damaged; says what to delete.
+        """
+        remedy = f"delete {folder.parent}, and the training starts over"
+        tensors, about = read_tensors(folder / FILE, remedy)
+        try:
+            keys, beyond = parse(about["keys"]), int(about["beyond"])
+            counts = Counter(name.partition(".")[0] for name in tensors)
+            fresh = {
+                _as_key(key): tuple(tensors[f"{number}.{n}"].to(device) for n in range(counts[str(number)]))
+                for number, key in enumerate(keys)
             }
-        )
-        self.beyond, self._unwritten = int(about["beyond"]), []
+        except (KeyError, TypeError, ValueError):
+            raise MissingError(f"{folder / FILE} is damaged: its parts do not belong together; {remedy}") from None
+        self._keep(fresh)
+        self.beyond, self._unwritten = beyond, []
 
 
 def _as_key(value: Any) -> Any:

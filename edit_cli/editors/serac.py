@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.fact_memory import Fact, FactRoute, Retold, facts_of
+from edit_cli.editors.fact_memory import Fact, FactRoute, FactsSaid, Retold, facts_of
 from edit_cli.editors.lessons import Lesson, Teller
 from edit_cli.editors.scope import TINY, Scope, ScopeOptions
 from edit_cli.editors.trainable import TrainableEditor
@@ -202,8 +202,17 @@ def _apart(first: Lesson, second: Lesson) -> bool:
     return first is not second and first.subject != second.subject and first.fact.asked != second.fact.asked
 
 
+class SeracSaid(FactsSaid):
+    """editor: the settings that the edit was made with."""
+
+    editor: SERAC
+    train_command: str | None
+
+
 class SeracRoute(FactRoute):
     """Facts in front of a model, and who answers what is in their scope. editor: knows where its networks are."""
+
+    said = SeracSaid
 
     def __init__(
         self, facts: Sequence[Fact], keys: Tensor, maker: str, editor: SERAC, net: SeracNet | None = None
@@ -222,6 +231,9 @@ class SeracRoute(FactRoute):
                     f"method.checkpoint={self.editor.checkpoint} holds other networks than this edit was made with:"
                     " make the edit again"
                 )
+            net: Any = self.net
+            if net.scope.keys(self.facts[:1]).shape[1] != self.keys.shape[1]:
+                raise MissingError("the keys of this edit have another width than its networks': make the edit again")
         self.head = self.net.head
 
     def follow(self, front: SeracRoute) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from edit_cli.lm.focus import Focus
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.places import Undo
+from edit_cli.shapes import Count, Rule, at_least
+from edit_cli.tensorfiles import Size, size
 
 MEAN, LAST = "mean", "last"  # tokens of a prompt that its score is taken over
 
@@ -50,8 +52,8 @@ class WiseLayer(MemoryLayer):
     def mask(self, shard: int) -> Tensor:
         """(d_out, d_in) bool: the random subspace that a shard writes to."""
         if self._mask is None or self._mask[0] != shard:
-            draw = torch.Generator().manual_seed(self.about["seed"] * 1_000_003 + shard)
-            self._mask = shard, (torch.rand(self.shape, generator=draw) < self.about["mask_ratio"]).to(self.device)
+            drawn = mask_of(self.about["seed"], shard, self.shape, self.about["mask_ratio"])
+            self._mask = shard, drawn.to(self.device)
         return self._mask[1]
 
     @property
@@ -191,10 +193,66 @@ def ties(shifts: Sequence[Tensor], weights: Sequence[float], density: float) -> 
     return total / share.clamp_min(1e-12)
 
 
+def mask_of(seed: int, shard: int, shape: tuple[int, int], ratio: float) -> Tensor:
+    """(d_out, d_in) bool: the random subspace that a shard writes to."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + shard)) < ratio
+
+
+class WiseAbout(TypedDict):
+    """Settings that the memory goes by."""
+
+    score: Literal["mean", "last"]
+    act_ratio: float
+    mask_ratio: Annotated[float, Rule(lambda share: 0 < share <= 1, "a share above 0, at most 1")]
+    shard_every: Annotated[int, at_least(1)]
+    merge_every: Annotated[int, at_least(1)] | None
+    density: Annotated[float, Rule(lambda share: 0 < share <= 1, "a share above 0, at most 1")]
+    seed: Annotated[int, at_least(0, 2**32)]
+
+
+class WiseUnit(TypedDict):
+    shard: Annotated[int, at_least(0, 2**32)]
+    facts: Count
+    score: float
+
+
+class WiseWhole(TypedDict):
+    edits: Count
+    shards: Annotated[int, at_least(0, 2**32)]
+    merged: bool
+    least: float | None
+    epsilons: list[float]
+
+
+class WiseContent(TypedDict):
+    """What an edit says beside its tensors. whole: of one that stands for all before it."""
+
+    about: WiseAbout
+    units: list[WiseUnit]
+    whole: NotRequired[WiseWhole]
+    stands_for: NotRequired[str]
+
+
 class WisePatch(MemoryPatch):
     """What the shards hold after some facts: their values under the mask, which is drawn again from its seed."""
 
     layer: ClassVar[type[MemoryLayer]] = WiseLayer
+    holds = WiseContent
+
+    @classmethod
+    def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        wanted, about = {}, content["about"]
+
+        def masked(shard: int) -> Size:
+            return size(int(mask_of(about["seed"], shard, (d_out, d_in), about["mask_ratio"]).sum()))
+
+        for unit in content["units"]:
+            wanted[f"values.{unit['shard']}"] = masked(unit["shard"])
+        if (whole := content.get("whole")) is not None:
+            wanted |= {f"finished.{number}": size(d_out, d_in) for number in range(len(whole["epsilons"]))}
+            if whole["least"] is not None:
+                wanted["values"] = masked(whole["shards"])
+        return wanted
 
     def begin(self, original: nn.Module, lm: LM) -> WiseLayer:
         return WiseLayer(original, lm, self.module, self.content["about"])

@@ -24,6 +24,7 @@ from edit_cli.edits import Edit, Factors, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
+from edit_cli.tensorfiles import fitted, size
 
 Groups = list[list[int]]
 
@@ -134,7 +135,10 @@ class SpreadingEditor(KeyValueEditor):
 
     def recall(self, lm: LM, edit: Edit) -> None:
         """Take up the keys that `edit` was made with."""
-        for name, keys in getattr(edit, "memory", {}).items():
+        memory = getattr(edit, "memory", {})
+        known = {f"keys.{layer}": size(lm.key_width(layer), f"facts {layer}") for layer in range(lm.layout.depth)}
+        fitted(memory, {name: known[name] for name in memory.keys() & known.keys()}, "an earlier edit", "make it again")
+        for name, keys in memory.items():
             layer = int(name.removeprefix("keys."))
             new = self.coordinates(lm, layer, keys.double())
             self._past[layer] = torch.cat([self._past[layer], new], dim=1) if layer in self._past else new

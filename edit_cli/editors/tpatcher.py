@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.places import Undo
 from edit_cli.lm.tokens import Row
 from edit_cli.requests import EditRequest
+from edit_cli.shapes import Count
+from edit_cli.tensorfiles import Size, size
 
 SHOWN = 200  # facts in the heat-map
 
@@ -84,10 +86,26 @@ class PatchedLayer(MemoryLayer):
         return queries.to(self.keys.all) @ self.keys.all.T + self.biases.all[:, 0]
 
 
+class NeuronContent(TypedDict):
+    """What an edit says beside its tensors. entrance: the module whose input the neurons read."""
+
+    entrance: str
+    edits: Count
+    made_for: list[tuple[Count, Count]]
+
+
 class NeuronPatch(MemoryPatch):
     """Neurons for the mistakes of one edit or several."""
 
     layer: ClassVar[type[MemoryLayer]] = PatchedLayer
+    holds = NeuronContent
+
+    @classmethod
+    def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        new, width = len(content["made_for"]), widths(lm.module(content["entrance"]))[1]
+        return {
+            "keys": size(new, width), "biases": size(new, 1), "values": size(new, d_out), "seen": size("seen", width),
+        }  # fmt: skip
 
     def begin(self, original: nn.Module, lm: LM) -> PatchedLayer:
         return PatchedLayer(original, lm, self.module, self.content["entrance"])

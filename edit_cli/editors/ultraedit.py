@@ -23,6 +23,7 @@ from edit_cli.lm.layout import is_projection, widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row, pad_right
 from edit_cli.requests import EditRequest
+from edit_cli.tensorfiles import Size, fitted, size
 
 WORDS = 100  # of a document that is read to warm up
 
@@ -174,6 +175,11 @@ class UltraEdit(Editor):
     def recall(self, lm: LM, edit: Edit) -> None:
         """The moments as they were after `edit`."""
         memory = getattr(edit, "memory", {})
+        known: dict[str, Size] = {}
+        for shape in {name.partition(".")[2] for name in memory if re.fullmatch(r"\w+\.\d+x\d+", name)}:
+            width = sum(map(int, shape.split("x")))
+            known |= {f"mean.{shape}": size(width), f"squares.{shape}": size(width), f"count.{shape}": Size((), True)}
+        fitted(memory, known, "an earlier edit", "make it again")
         for name in memory:
             kind, _, shape = name.partition(".")
             if kind == "count":

@@ -55,9 +55,9 @@ class Companion:
         words = resolve_words(self.tokenizer, f"{key}.tokenizer") if self.tokenizer else source and source.path
         with silent():
             try:
-                tokenizer = AutoTokenizer.from_pretrained(words) if words else own_tokenizer
+                tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False) if words else own_tokenizer
                 if source:
-                    config = AutoConfig.from_pretrained(source.path, **self.sizes)
+                    config = AutoConfig.from_pretrained(source.path, **self.sizes, trust_remote_code=False)
                 else:
                     config = AutoConfig.for_model(
                         self.family, **{"vocab_size": len(tokenizer), **special(tokenizer), **self.sizes}
@@ -68,7 +68,7 @@ class Companion:
             auto = AutoModel if kind == "encoder" else auto_class(kind, config, str(self.checkpoint or self.family))
             try:
                 model = (
-                    auto.from_pretrained(source.path, config=config, dtype=torch.float32)
+                    auto.from_pretrained(source.path, config=config, dtype=torch.float32, trust_remote_code=False)
                     if source
                     else auto.from_config(config)
                 )

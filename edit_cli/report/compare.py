@@ -13,6 +13,7 @@ from edit_cli.metrics.registry import METRICS
 from edit_cli.report import words
 from edit_cli.report.comparison import last_side
 from edit_cli.report.curves import scale_perplexity
+from edit_cli.terminal import literal
 
 WIDE = 3  # panels side by side
 FACTS = "facts"  # the x-axis of sequential runs
@@ -41,7 +42,7 @@ def moments(summary: Mapping[str, Any], at: Any, over_facts: bool) -> Iterator[t
 def write_table(points: Sequence[Point], x: str | None, path: Path) -> Path:
     """A line a point: run, x, metric, mean, interval, number of cases."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["run", x or "x", "metric", "mean", "low", "high", "n"])
         for point in points:
@@ -68,7 +69,7 @@ def write_markdown(points: Sequence[Point], x: str | None, metrics: Sequence[str
     lines = [heads, ["---"] * len(heads)]
     for (name, place), row in rows.items():
         lines.append([name, *([place] if x else []), *(row.get(key, "–") for key in (*metrics, *spent))])
-    path.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), "utf-8", "backslashreplace")
     return path
 
 
@@ -102,9 +103,11 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
         if numeric and places[0] > 0 and places[-1] / places[0] >= 30:
             plot.set_xscale("log")
         if not numeric:
-            plot.set_xticks(range(len(places)), places, rotation=30, ha="right")
+            plot.set_xticks(range(len(places)), list(map(literal, places)), rotation=30, ha="right")
         unit = METRICS[metric].unit
-        plot.set(title=METRICS[metric].label, xlabel="facts edited, all in place" if x == FACTS else x, ylabel=unit)
+        plot.set(
+            title=METRICS[metric].label, xlabel="facts edited, all in place" if x == FACTS else literal(x), ylabel=unit
+        )
         if metric == "perplexity":
             scale_perplexity(plot, [p.entry["mean"] for p in points if p.metric == metric])
         if unit == "%":
@@ -123,7 +126,7 @@ def _line(plot: Any, pairs: Sequence[tuple[Any, Mapping[str, Any]]], name: str) 
         marker="o",
         markersize=3,
         linewidth=1.2,
-        label=name,
+        label=literal(name),
     )
     bands = [
         (at, *entry["ci95"])

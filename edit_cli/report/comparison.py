@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
 from edit_cli.metrics.registry import SME
 from edit_cli.report import words
 from edit_cli.report.tables import plain_table
+from edit_cli.report.texts import Text
 
 SHOWN = {
     "efficacy_success": "edited",

@@ -9,6 +9,7 @@ from typing import Any
 
 from edit_cli.report import words
 from edit_cli.report.sequence import curve_series
+from edit_cli.terminal import literal
 
 COURSE, FORGETTING = "curve", "forgetting"
 TINTS = "viridis"
@@ -53,7 +54,9 @@ def _course(summary: Mapping[str, Any]) -> Any:
             plot.legend(loc="best", fontsize="x-small", ncols=2)
         if summary["collapse"]:
             plot.axvline(summary["collapse"]["edits"], color="tab:red", linestyle=":", linewidth=1.2)
-    axes[0].set(ylim=(-2, 102), title=_title(summary) + (" (dotted: collapsed)" if summary["collapse"] else ""))
+    axes[0].set(
+        ylim=(-2, 102), title=literal(_title(summary)) + (" (dotted: collapsed)" if summary["collapse"] else "")
+    )
     axes[-1].set_xlabel("facts edited, all still in place")
     axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     return figure
@@ -76,7 +79,7 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
                 for edits, model in weights
                 if module in model["weights"]
             ]
-            plot.plot(*zip(*points, strict=True), marker=".", label=f"weight of {_short(module)}", linewidth=1)
+            plot.plot(*zip(*points, strict=True), marker=".", label=f"weight of {literal(_short(module))}", linewidth=1)
         if drift:
             plot.plot(
                 *zip(*drift, strict=True), marker=".", color="black", linestyle="--", label="last states", linewidth=1
@@ -149,7 +152,7 @@ def _forgetting(summary: Mapping[str, Any]) -> Any:
     plot.set(
         xlabel="tested after so many facts",
         ylabel="edited as fact",
-        title=f"{summary['method']}: edited facts still the top choice, %",
+        title=f"{literal(summary['method'])}: edited facts still the top choice, %",
     )
     figure.colorbar(image, ax=plot)
     return figure

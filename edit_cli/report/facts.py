@@ -9,11 +9,11 @@ from typing import Any
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from edit_cli.metrics.verdict import edited, of_probe, verdicts
 from edit_cli.report import words
 from edit_cli.report.tables import MetricsTable, footer, heading
+from edit_cli.report.texts import Text
 from edit_cli.writing import bare
 
 SHOWN = 10  # facts that are shown one by one

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edit_cli.report.trace import ROLE_NAMES
+from edit_cli.terminal import literal
 
 NAME = "heatmap"
 TITLES = {"hidden": "restoring a state", "mlp": "restoring MLP outputs", "attn": "restoring attention outputs"}
@@ -33,7 +34,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
         panel.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(image, ax=panel, location="right", label="points" if panel is panels[-1] else None)
     facts = f"{summary['traced']:,} facts of {summary['dataset']['name']}"
-    figure.suptitle(f"{summary['model']}: average indirect effect on P(answer), {facts}")
+    figure.suptitle(literal(f"{summary['model']}: average indirect effect on P(answer), {facts}"))
     for suffix in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{suffix}", dpi=150)
 

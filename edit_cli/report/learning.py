@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
-from edit_cli.jsonfiles import read_json
 from edit_cli.report import words
 from edit_cli.report.summary import peak_memory, total_seconds
 from edit_cli.report.tables import plain_table
-from edit_cli.results import SUMMARY
+from edit_cli.report.texts import Text
+from edit_cli.terminal import literal
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
@@ -46,9 +45,10 @@ def summary_of(
     found: {"step", "metrics"} of the kept network; without it, of the best one so far.
     """
     if found is None:
-        validated = [line for line in lines if line["kind"] == "validation"]
+        validated = [line for line in lines if line["kind"] == "validation" and line["loss"] is not None]
         best = min(validated, key=lambda line: line["loss"], default={"step": 0})
-        found = {"step": best["step"], "metrics": {name: value for name, value in best.items() if name not in APART}}
+        told = {name: value for name, value in best.items() if name not in APART and value is not None}
+        found = {"step": best["step"], "metrics": told}
     series: dict[str, dict[str, list[list[float]]]] = {}
     for line in sorted(lines, key=lambda line: line["step"]):
         for name, value in line.items():
@@ -69,10 +69,6 @@ def summary_of(
         "seeds": manifest["seeds"],
         "versions": manifest["versions"],
     }
-
-
-def read(path: Path) -> dict[str, Any]:
-    return read_json(path / SUMMARY)
 
 
 def table(summary: Mapping[str, Any]) -> RenderableType:
@@ -117,7 +113,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
                     markersize=4,
                 )
         plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
-        plot.set_title(name, fontsize="small")
+        plot.set_title(literal(name), fontsize="small")
         plot.grid(alpha=0.3)
         if name in ("loss", "nll", "kl", "gradient"):
             plot.set_yscale("log")
@@ -126,7 +122,8 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     for plot in axes[max(len(names) - 2, 0) : len(names)]:
         plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
-    figure.suptitle(f"{summary['method']} on {summary['model']}: {summary['dataset']['name']} (dotted: kept)")
+    title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']} (dotted: kept)"
+    figure.suptitle(literal(title))
     figure.supxlabel("optimiser steps", fontsize="small")
     for kind in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{kind}", dpi=150)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from edit_cli.report import words
 from edit_cli.report.comparison import SHOWN, last_side
 from edit_cli.report.tables import plain_table
+from edit_cli.report.texts import Text
 
 
 def named_list(group: str, rows: Sequence[dict[str, Any]]) -> RenderableType:

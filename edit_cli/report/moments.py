@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
+from edit_cli.report.texts import Text
 
 if TYPE_CHECKING:
     from edit_cli.stats import Moment

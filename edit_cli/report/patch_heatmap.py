@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from edit_cli.terminal import literal
+
 NAME = "patches"
 
 
@@ -41,7 +43,7 @@ def draw(
         image = panel.imshow(part, aspect="auto", cmap="RdBu_r", norm=norm, origin="lower", interpolation="nearest")
         panel.set(xlabel=what)
     panels[0].set(ylabel="added neuron, in order")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(literal(title), fontsize="medium")
     figure.colorbar(
         image,
         ax=panels,

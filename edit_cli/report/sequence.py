@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_collapse, retention_matrix
 from edit_cli.report import words
 from edit_cli.report.comparison import SHOWN, legend, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
 from edit_cli.report.tables import MetricsTable, footer, heading
+from edit_cli.report.texts import Text
 
 # what is told of held-out records: the first that there is
 UNTOUCHED = ("neighborhood_success", "locality_token_accuracy")

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from edit_cli.metrics.registry import SME
 from edit_cli.metrics.sme import BEFORE, RATES, TURN, sme_rates
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.texts import Text
+from edit_cli.terminal import literal
 
 NAME = "sme"
 TELLS = {
@@ -116,6 +117,6 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
         plot.legend(fontsize="small")
     plot.grid(alpha=0.3)
     title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}"
-    plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)", title=title)
+    plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)", title=literal(title))
     for kind in ("png", "svg"):
         figure.savefig(directory / f"{NAME}.{kind}", dpi=150)

@@ -10,9 +10,9 @@ from typing import Any
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
-from rich.text import Text
 
 from edit_cli.report import words
+from edit_cli.report.texts import Text
 
 LEAST = 15  # columns that explanations need
 FOOTNOTE = (

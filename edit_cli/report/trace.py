@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.texts import Text
 from edit_cli.tracing.averages import LOOKUP, effects, peak, propose
 from edit_cli.writing import bare
 

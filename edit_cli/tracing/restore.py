@@ -90,19 +90,25 @@ class Tracer:
         return window_at(layer, 1 if kind == "hidden" else self.options.window, self.lm.layout.depth)
 
     def traces(self, facts: Sequence[Fact]) -> Iterator[tuple[Fact, Trace]]:
-        """One trace a fact, in order."""
+        """Each fact with its trace, in order."""
+        for group in self.groups(facts):
+            yield from zip(group, self.trace(group), strict=True)
+
+    def groups(self, facts: Sequence[Fact]) -> Iterator[list[Fact]]:
+        """The facts in groups that share passes. In another company, a fact's numbers differ in their last digits."""
         group: list[Fact] = []
         for fact in facts:
             rows = sum(len(other.traced) for other in [*group, fact]) * self.options.copies
             if group and rows * max(len(other.ids) for other in [*group, fact]) > self.options.batch_tokens:
-                yield from zip(group, self._trace(group), strict=True)
+                yield group
                 group = []
             group.append(fact)
         if group:
-            yield from zip(group, self._trace(group), strict=True)
+            yield group
 
     @torch.no_grad()
-    def _trace(self, facts: Sequence[Fact]) -> list[Trace]:
+    def trace(self, facts: Sequence[Fact]) -> list[Trace]:
+        """The traces of one group, in order."""
         high, clean = self._clean(facts)
         noise = [self._noise(fact) for fact in facts]
         rows = [

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edit_cli.checkpoints import write_tensors
-from edit_cli.edit_store import replacing
+from edit_cli.checkpoints import refuse_others
+from edit_cli.disk import replacing
 from edit_cli.editors.remembered import Memory
 from edit_cli.errors import MissingError
 from edit_cli.jsonfiles import read_json, write_json
+from edit_cli.shapes import Count, checked
+from edit_cli.tensorfiles import read_tensors, write_tensors
 from edit_cli.training.sharding import load_whole, spread_like, whole, whole_state
 
 FOLDER, ABOUT = "state", "state.json"
 NETWORK, OPTIMISER, BEST = "network.safetensors", "optimiser.safetensors", "best.safetensors"
+
+
+class About(TypedDict):
+    stamp: str
+    step: Count
+    optimiser: dict[str, float | bool | str | None]
+    bad: Count
+    best_step: Count
+    best_line: dict[str, Any]
+    scaler: dict[str, float | None] | None
 
 
 class State:
@@ -36,12 +47,8 @@ class State:
             return 0
         steps = []
         for path in self.folder.glob("step-*"):
-            try:
-                own = read_json(path / ABOUT)["stamp"] == self.stamp
-            except (MissingError, KeyError):
-                own = False
-            if own:
-                steps.append(int(path.name.rpartition("-")[2]))
+            if self._read(path)["stamp"] == self.stamp:
+                steps.append(_number(path))
             else:
                 shutil.rmtree(path)
         if not steps:
@@ -57,7 +64,7 @@ class State:
     def load_memory(self, step: int, memory: Memory | None, device: torch.device) -> None:
         """Take up what this process remembered after `step` steps."""
         for path in sorted(self.folder.glob(f"memory-{self.rank}-*")):
-            if int(path.name.rpartition("-")[2]) > step:
+            if _number(path) > step:
                 shutil.rmtree(path)
             elif memory is not None:
                 memory.read(path, device)
@@ -93,16 +100,29 @@ class State:
             if other != path:
                 shutil.rmtree(other)
 
+    def _read(self, path: Path) -> dict[str, Any]:
+        return checked(read_json(path / ABOUT), About, path / ABOUT, _remedy(path))
+
     def load(self, step: int, net: nn.Module, optimizer: Any, scaler: Any = None) -> None:
-        """Put network and optimiser where they were after `step` steps."""
+        """Put network and optimiser where they were after `step` steps.
+
+        Raises:
+            MissingError: what was saved is damaged; says what to delete.
+        """
         path = self.folder / f"step-{step:08d}"
-        about = read_json(path / ABOUT)
-        load_whole(net, load_file(path / NETWORK))
+        about = self._read(path)
+        network, _ = read_tensors(path / NETWORK, _remedy(path))
+        refuse_others(net, network, path)
+        load_whole(net, network)
         self.bad, self.best_step, self.best_line = about["bad"], about["best_step"], about["best_line"]
-        self.best = load_file(path / BEST) if (path / BEST).exists() else None
+        self.best = read_tensors(path / BEST, _remedy(path))[0] if (path / BEST).exists() else None
+        if self.best is not None:
+            refuse_others(net, self.best, path)
         if optimizer is not None:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            state = _nested(load_file(path / OPTIMISER), about["optimiser"])
+            tensors, _ = read_tensors(path / OPTIMISER, _remedy(path))
+            _refuse_unfit(tensors, about["optimiser"], parameters, path)
+            state = _nested(tensors, about["optimiser"])
             for number, values in state.items():
                 values |= {
                     name: spread_like(value, parameters[number])
@@ -117,6 +137,37 @@ class State:
         """Remove what was saved: the training is finished."""
         if self.is_main:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _number(path: Path) -> int:
+    """Of the step that a folder is named after.
+
+    Raises:
+        MissingError: it is named after none.
+    """
+    number = path.name.rpartition("-")[2]
+    if not number.isdecimal():
+        raise MissingError(f"{path} is nothing that a training left there: {_remedy(path)}")
+    return int(number)
+
+
+def _remedy(path: Path) -> str:
+    return f"delete {path}, and the training starts over"
+
+
+def _refuse_unfit(tensors: dict[str, Tensor], rest: dict[str, Any], parameters: list[Tensor], path: Path) -> None:
+    """What an optimiser keeps has the size of its parameter, or is a single number.
+
+    Raises:
+        MissingError: it is something else.
+    """
+    for name in (*tensors, *rest):
+        number = name.partition(".")[0]
+        fits = number.isdecimal() and int(number) < len(parameters)
+        if fits and name in tensors:
+            fits = tensors[name].shape in ((), parameters[int(number)].shape) and tensors[name].is_floating_point()
+        if not fits:
+            raise MissingError(f"{path / OPTIMISER} is damaged: {name} fits none of the network; {_remedy(path)}")
 
 
 def _flat(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:

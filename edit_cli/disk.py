@@ -1,0 +1,121 @@
+"""Writing that a crash leaves whole, and that says what is wrong where it cannot be done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from edit_cli.errors import MissingError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a disk or its rights are what stands in the way, and no fault of the program."""
+    return isinstance(error, OSError) and error.errno in (*FULL, *BARRED)
+
+
+def refusal(error: OSError, what: object = None) -> MissingError:
+    """What to say of it. what: what was at work, if the error does not name it."""
+    return MissingError(f"{error.filename or what} cannot be used: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    full = getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in reason
+    return f"{reason}; make room" if full else reason
+
+
+@contextmanager
+def telling(what: object) -> Iterator[None]:
+    """Whatever keeps the block from writing is told in a line. what: what is written, or the setting that names it.
+
+    Raises:
+        MissingError: the disk does not take it.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise MissingError(f"{what} cannot be written: {_reason(error)}") from None
+
+
+def require_folder(folder: Path, what: object) -> None:
+    """Make the folder and try it, before hours of work go into what is to be written there.
+
+    what: the setting that names it.
+
+    Raises:
+        MissingError: it cannot be made, or no file in it.
+    """
+    with telling(what):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def require_place(path: Path, what: object) -> None:
+    """As `require_folder`, of the folder in which `path` is going to be made, as far as it is there; makes none."""
+    with telling(what), tempfile.TemporaryFile(dir=_present(path)):
+        pass
+
+
+def require_room(path: Path, size: int, what: object) -> None:
+    """Raises:
+    MissingError: the disk on which `path` is going to be made has fewer bytes to spare than `size`.
+    """
+    with telling(what):
+        free = shutil.disk_usage(_present(path)).free
+    if free < size:
+        raise MissingError(
+            f"{what} cannot be written: it takes {size / 1e9:,.1f} GB, and {free / 1e9:,.1f} are free; make room"
+        )
+
+
+def _present(path: Path) -> Path:
+    """The nearest thing above `path` that is there."""
+    return next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+
+
+@contextmanager
+def replacing(directory: Path, what: object = None) -> Iterator[Path]:
+    """An empty directory that takes the place of `directory` once it has been filled and is on the disk, file by file.
+
+    what: the setting that names it; the directory itself, if there is none.
+
+    Raises:
+        MissingError: the disk does not take it.
+    """
+    whole = directory.absolute()
+    temporary, former = (whole.with_name(f".{whole.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    try:
+        with telling(what or directory):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for part in [*temporary.rglob("*"), temporary]:
+                flush(part)
+            if whole.exists():
+                os.rename(whole, former)
+            os.replace(temporary, whole)
+            flush(whole.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """See to it that a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(*([] if path.is_file() else [OSError])):  # some file systems know no such thing of folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
