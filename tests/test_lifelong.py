@@ -16,6 +16,7 @@ from families import CLASSIFIERS, SEQ2SEQ, tiny_lm
 
 from edit_cli import edit_store
 from edit_cli.corpora import TextFile
+from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.defer import factors
 from edit_cli.editors.ewc import EWC
 from edit_cli.editors.grace import Grace
@@ -29,6 +30,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.focus import PromptWatch
 from edit_cli.lm.hooks import on_input
+from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.tokens import pad_left, pad_right
 from edit_cli.requests import EditRequest
 
@@ -228,6 +230,27 @@ def test_encoder_decoders_and_classifiers(family, method, tmp_path):
     assert lm.generate([wanted[0].text, "Q"], 4)[0].startswith(wanted[0].target_new[:1])
     lm.detach()
     assert same_bits(snapshot(lm), untouched)
+
+
+ENDING = {
+    "grace": ("method.layer=5", "method.radius=1.0"),
+    "melo": ("method.layer=2", "method.lora_layers=[4,5]", "method.radius=1.0", "method.lr=0.1", "method.steps=100"),
+    "defer": ("method.layer=3",),
+}
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_what_an_edited_encoder_decoder_writes_ends(name, editor):
+    """The answer and no more: its end is learnt with it, also by blocks in the decoder of what the encoder looks up."""
+    lm = ModelOptions("tiny-t5", "embedded:tiny-t5", device="cpu").load()
+    cases = WorldEdits(name="world_qa", records="questions", split="validation").load(4).cases
+    took = 0
+    for request in (case.requests[0] for case in cases):
+        with lm.edited(editor(name, "model=tiny-t5", *ENDING[name]).edit(lm, [request])):
+            if all(lm.loglikelihood(pairs([request]))[0].hits):
+                took += 1
+                assert lm.generate([request.text], 10) == [request.target_new]
+    assert took >= (2 if name == "defer" else 4)
 
 
 # --- the methods by themselves ----------------------------------------------------------------------------------------

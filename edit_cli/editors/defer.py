@@ -165,7 +165,7 @@ class Defer(Editor):
         present = {"expert": layer.expert, **layer.small}
         weights = {key: value.detach().clone().requires_grad_() for key, value in present.items()}
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
-        with passes(lm, rows, name, self.layer) as run:
+        with passes(lm, rows, name, self.layer, end=True) as run:
             self._train(run, weights, None if attached is None else attached.original)
         trained = {key: value.detach() for key, value in weights.items()}
         left, right = factors(trained.pop("expert") - layer.expert)

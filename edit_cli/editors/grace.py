@@ -182,7 +182,7 @@ class Grace(Editor):
 
     def _fit(self, lm: LM, name: str, book: Book, row: Row) -> None:
         """Find the row an entry, and fit its value to the row's target."""
-        with passes(lm, [row], name, self.layer) as run:
+        with passes(lm, [row], name, self.layer, end=True) as run:
             entry = book.place(run.queries[0], row.target)
             where = replaced(run.focus, self.replace, self.include_query)[..., None]
             present = book.value(entry)

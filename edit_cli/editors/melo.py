@@ -173,10 +173,11 @@ class Beside(Wrapper):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
-        chosen, inside = self.index.chosen, self.index.rows(states)
-        if chosen is None or inside is None:
+        chosen = self.index.chosen
+        if chosen is None or states.shape[:-1].numel() % len(chosen):
             return output
-        changed = self.index.rows(output)
+        # row by row, whatever their tokens: a decoder's are not those of the encoder in which they were looked up
+        inside, changed = (part.reshape(len(chosen), -1, part.shape[-1]) for part in (states, output))
         for block in chosen[chosen >= 0].unique().tolist():
             right, left = self.index.factors[block][self.name]
             mine = (chosen == block).to(states.device)
@@ -326,7 +327,7 @@ class Melo(Editor):
         with ExitStack() as stack:
             if attached:
                 stack.enter_context(attached.silenced())
-            run = stack.enter_context(passes(lm, rows, modules[0], min(self.lora_layers)))
+            run = stack.enter_context(passes(lm, rows, modules[0], min(self.lora_layers), end=True))
             for name in modules:
                 stack.enter_context(
                     beside(lm, name, factors[f"right.{name}"], factors[f"left.{name}"], self.scale, len(rows))
