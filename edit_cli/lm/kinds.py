@@ -70,12 +70,16 @@ def auto_class(kind: str, config: Any, model_id: str) -> Any:
     return getattr(transformers, name)
 
 
-def head_of(model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> Head:
-    """How this model answers: an encoder-decoder, a model without a language-modelling head, or a causal one."""
+def head_of(model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int, replies: bool = False) -> Head:
+    """How this model answers: an encoder-decoder, a model without a language-modelling head, or a causal one.
+
+    replies: whether a causal one ends after an answer; the other kinds always do.
+    """
     if getattr(model.config, "is_encoder_decoder", False):
         return Seq2SeqHead(model, tokenizer, device, batch_tokens)
-    chosen = ClassifierHead if model.get_output_embeddings() is None else CausalHead
-    return chosen(model, tokenizer, device, batch_tokens)
+    if model.get_output_embeddings() is None:
+        return ClassifierHead(model, tokenizer, device, batch_tokens)
+    return CausalHead(model, tokenizer, device, batch_tokens, replies)
 
 
 def require_causal(lm: Any, what: str) -> None:
