@@ -4,11 +4,11 @@
     python benchmarks/serac_wordings.py --seeds 0 --sizes 75 method.scope.trained_blocks=null method.scope.head=null
 
 For every seed the editor is trained on the world's training split without the held-out wordings, and facts of the test
-split are stored, in other wordings. Asked is for their answers (ES: every target token is the likeliest), as stored, in
-wordings of the training and in held-out ones; and for what lies next to them: how many of these prompts are routed to a
-fact. Other facts about the same subject count unless they are stored as well. `invented` puts made-up names in the
-subjects' place, which no pretrained encoder has met, and asks the same of them. Other arguments are settings of
-`train-editor`. Prints a table and writes OUT.json.
+split are stored, in other wordings. Asked is for their answers (ES: every target token is the likeliest; "writes": its
+own reply is the answer), as stored, in wordings of the training and in held-out ones; and for what lies next to them:
+how many of these prompts are routed to a fact. Other facts about the same subject count unless they are stored as well.
+`invented` puts made-up names in the subjects' place, which no pretrained encoder has met, and asks the same of them.
+Other arguments are settings of `train-editor`. Prints a table and writes OUT.json.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ from edit_cli.datasets.world import FOLDER, WorldEdits
 from edit_cli.editors.lessons import Teller
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
+from edit_cli.metrics.text import matches_exactly
 from edit_cli.requests import Case, Probe
 from edit_cli.training.loop import train
 
 HELD_OUT = 3  # wordings of a relation
+REPLY = 8  # tokens
 SINGLES, FACTS = 100, 250  # facts that are measured, one at a time and in larger memories
 Row = dict[str, Any]
 
@@ -127,6 +129,10 @@ def measure(lm: LM, editor: Any, cases: Sequence[Case], size: int, wordings: Wor
                 inside, lm.loglikelihood([(probe.prompt, probe.target) for probe in inside]), strict=True
             ):
                 shares.setdefault(probe.group or "edited", []).append(all(score.hits))
+            for probe, text in zip(inside, lm.generate([probe.prompt for probe in inside], REPLY), strict=True):
+                shares.setdefault(f"{probe.group or 'edited'}, writes", []).append(
+                    matches_exactly(text, [probe.target or ""])
+                )
             for probe, to in zip(beside, edit.destinations(lm.head, [probe.prompt for probe in beside]), strict=True):
                 shares.setdefault(str(probe.group), []).append(to is not None)
     return {name: 100.0 * sum(some) / len(some) for name, some in shares.items()}
@@ -176,7 +182,8 @@ def main() -> None:
     given, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
     register_resolvers()
-    columns = ["edited", "seen", "unseen", "random", "same_relation", "same_subject", "hard"]
+    asked = ["edited", "seen", "unseen"]
+    columns = [*asked, *(f"{name}, writes" for name in asked), "random", "same_relation", "same_subject", "hard"]
     table = Table(*("seed", "stored", "training s", *columns))
     lines = []
     for seed in given.seeds:
@@ -190,7 +197,7 @@ def main() -> None:
             )
             print(json.dumps(line), flush=True)
             given.out.write_text(json.dumps(lines, indent=1))
-    Console(width=140).print(table)
+    Console(width=200).print(table)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ CHECKPOINTS="${CHECKPOINTS:-[100,200,400,600,800,1100]}"
 
 measure() {  # what the line is called, settings
   name="$1"; shift
-  edit-cli sequential "$@" limit="$LIMIT" protocol.batch_size="$STEP" "protocol.checkpoints=$CHECKPOINTS" protocol.sample=200 tag="$name" \
-    protocol.observe.generate=false run_dir="$OUT/$name" > /dev/null
+  edit-cli sequential protocol.observe.max_new_tokens=8 "$@" limit="$LIMIT" protocol.batch_size="$STEP" "protocol.checkpoints=$CHECKPOINTS" protocol.sample=200 tag="$name" \
+    run_dir="$OUT/$name" > /dev/null
 }
 # shellcheck disable=SC2086  # settings are split at spaces
 measure memit method=memit ${MEMIT:-} "$@"
@@ -26,4 +26,4 @@ measure memit-keeps-keys method=memit method.past_keys=write ${KEEPING:-} "$@"
 # shellcheck disable=SC2086
 measure alphaedit method=alphaedit ${ALPHAEDIT:-} "$@"
 edit-cli compare "$OUT"/*/ --by tag --out "$OUT/alphaedit_vs_memit" \
-  --metrics efficacy_success,paraphrase_success,neighborhood_success,neighborhood_accuracy,perplexity
+  --metrics efficacy_success,paraphrase_success,neighborhood_success,neighborhood_accuracy,efficacy_generated_exact,paraphrase_generated_exact,neighborhood_generated_unchanged,perplexity

@@ -21,8 +21,8 @@ EPSILON="${EPSILON:-0.1}"
 measure() {  # what the line is called, layers, settings
   name="$1-${2//[^0-9]/}"; layers="$2"; shift 2
   for size in $SIZES; do
-    edit-cli evaluate "$@" "method.layers=$layers" tag="$name" protocol.batch_size="$size" limit="$(( size > FACTS ? size : FACTS ))" \
-      run_dir="$OUT/$name/$size" protocol.observe.sample=false protocol.observe.generate=false > /dev/null
+    edit-cli evaluate protocol.observe.max_new_tokens=8 "$@" "method.layers=$layers" tag="$name" protocol.batch_size="$size" limit="$(( size > FACTS ? size : FACTS ))" \
+      run_dir="$OUT/$name/$size" protocol.observe.sample=false > /dev/null
   done
 }
 for layers in $LAYERS; do
@@ -30,4 +30,4 @@ for layers in $LAYERS; do
   measure emmet "$layers" method=emmet method.covariance_weight=1 method.epsilon="$EPSILON" "$@"
 done
 edit-cli compare "$OUT"/*/*/ --x protocol.batch_size --by tag --out "$OUT/emmet_vs_memit" \
-  --metrics efficacy_success,paraphrase_success,neighborhood_success,efficacy_accuracy,neighborhood_accuracy
+  --metrics efficacy_success,paraphrase_success,neighborhood_success,efficacy_accuracy,neighborhood_accuracy,efficacy_generated_exact,paraphrase_generated_exact,neighborhood_generated_unchanged

@@ -9,8 +9,8 @@ set -euo pipefail
 
 OUT="${1:-runs/family_table}"
 shift $(( $# > 0 ))
-COMMON=(protocol.observe.sample=false protocol.observe.generate=false "$@")
-METRICS=efficacy_success,paraphrase_success,neighborhood_accuracy
+COMMON=(protocol.observe.sample=false protocol.observe.max_new_tokens=8 "$@")
+METRICS=efficacy_success,paraphrase_success,neighborhood_accuracy,efficacy_generated_exact,paraphrase_generated_exact,neighborhood_generated_unchanged
 
 row() {  # what the line is called, settings
   name="$1"; shift

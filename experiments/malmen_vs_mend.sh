@@ -38,7 +38,7 @@ evaluated() {  # NAME SIZE SETTING…
   local name=$1 size=$2
   shift 2
   echo "== $name, $size facts at once"
-  edit-cli evaluate "${common[@]}" dataset.one_a_subject=true protocol.observe.generate=false protocol.observe.sample=false limit="$FACTS" \
+  edit-cli evaluate "${common[@]}" dataset.one_a_subject=true protocol.observe.max_new_tokens=8 protocol.observe.sample=false limit="$FACTS" \
     protocol.batch_size="$size" tag="$name" run_dir="$RUNS/$size/$name" "$@" > /dev/null
 }
 
@@ -65,4 +65,4 @@ for size in $SIZES; do
   done
 done
 edit-cli compare $(for size in $SIZES; do printf '%s ' "$RUNS/$size"/*/; done) --x protocol.batch_size --by tag --out "$folder/malmen_vs_mend" \
-  --metrics es_edit,paraphrase_seen_accuracy,paraphrase_unseen_accuracy,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown
+  --metrics es_edit,paraphrase_seen_accuracy,paraphrase_unseen_accuracy,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown,efficacy_generated_exact,paraphrase_generated_exact,locality_generated_unchanged

@@ -42,8 +42,8 @@ for name in $METHODS; do
       edit-cli train-editor "${own[@]}" dataset=world run_dir="$OUT/training/$training" "$@" > /dev/null
     fi
     edit-cli evaluate "${own[@]}" dataset=world protocol.batch_size="$size" limit="$(( size > FACTS ? size : FACTS ))" \
-      tag="$name" run_dir="$OUT/$name/$size" protocol.observe.sample=false protocol.observe.generate=false "$@" > /dev/null
+      tag="$name" run_dir="$OUT/$name/$size" protocol.observe.sample=false protocol.observe.max_new_tokens=8 "$@" > /dev/null
   done
 done
 edit-cli compare $(for name in $METHODS; do printf '%s ' "$OUT/$name"/*/; done) --x protocol.batch_size --by tag --out "$OUT/serac_case_study" \
-  --metrics es_outer,es_edit,locality_random_drawdown,locality_same_relation_drawdown,locality_same_relation_disagreement
+  --metrics es_outer,es_edit,paraphrase_generated_exact,efficacy_generated_exact,locality_generated_unchanged,locality_random_drawdown,locality_same_relation_drawdown,locality_same_relation_disagreement

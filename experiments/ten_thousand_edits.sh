@@ -18,18 +18,18 @@ shift $(( $# < 3 ? $# : 3 ))
 SIZES="${SIZES:-10 100 1000 10000}"
 STEP="${STEP:-1000}"
 COMMON=(model=tiny-gpt2 model.name=fact-model "model.id=$MODEL" model.records=null model.perplexity_text=null "dataset.path=$RECORDS"
-        corpus=file "corpus.path=$MODEL/corpus.txt" stats.tokens=400000 protocol.observe.sample=false protocol.observe.generate=false "$@")
-FOUR=efficacy_success,efficacy_accuracy,paraphrase_success,neighborhood_success,neighborhood_accuracy
+        corpus=file "corpus.path=$MODEL/corpus.txt" stats.tokens=400000 protocol.observe.sample=false protocol.observe.max_new_tokens=8 "$@")
+METRICS=efficacy_success,efficacy_accuracy,paraphrase_success,neighborhood_success,neighborhood_accuracy,efficacy_generated_exact,paraphrase_generated_exact,neighborhood_generated_unchanged
 
 for method in ${METHODS:-memit emmet}; do
   for size in $SIZES; do
     edit-cli evaluate method="$method" protocol.batch_size=all limit="$size" run_dir="$OUT/at_once/$method-$size" "${COMMON[@]}" > /dev/null
   done
 done
-edit-cli compare "$OUT"/at_once/*/ --x protocol.batch_size --metrics "$FOUR" --out "$OUT/at_once"
+edit-cli compare "$OUT"/at_once/*/ --x protocol.batch_size --metrics "$METRICS" --out "$OUT/at_once"
 
 if [[ "$STEP" -gt 0 ]]; then
   edit-cli sequential method=memit method.past_keys=write limit="${SIZES##* }" protocol.batch_size="$STEP" run_dir="$OUT/in_steps/memit" \
     protocol.holdout=0 "${COMMON[@]}" > /dev/null
-  edit-cli compare "$OUT"/in_steps/*/ --metrics "$FOUR" --out "$OUT/in_steps"
+  edit-cli compare "$OUT"/in_steps/*/ --metrics "$METRICS" --out "$OUT/in_steps"
 fi

@@ -15,11 +15,11 @@ LIMIT="${LIMIT:-100}"
 TASKS="${TASKS:-statements texts opinions questions hard claims}"
 TUNED="$(dirname "$0")/../conf/tuned"
 LEARN="ke enn mend mend-identity malmen serac"
-FACTS=es_edit,paraphrase_seen_accuracy,paraphrase_unseen_accuracy,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown
-QUESTIONS=es_edit,es_outer,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown
-HARD=es_edit,es_outer,portability_implied_token_accuracy,portability_true_false_success,locality_hard_drawdown,locality_disagreement
-TEXTS=es_edit,paraphrase_token_accuracy,perplexity_drawdown,locality_kl,locality_disagreement
-OPINIONS=convsent_es,convsent_sentiment,convsent_topic,locality_disagreement
+FACTS=es_edit,paraphrase_seen_accuracy,paraphrase_unseen_accuracy,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown,efficacy_generated_exact,paraphrase_generated_exact,locality_generated_unchanged
+QUESTIONS=es_edit,es_outer,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown,efficacy_generated_exact,paraphrase_generated_exact,locality_generated_unchanged
+HARD=es_edit,es_outer,portability_implied_token_accuracy,portability_true_false_success,locality_hard_drawdown,locality_disagreement,efficacy_generated_exact,paraphrase_generated_exact,locality_generated_unchanged
+TEXTS=es_edit,paraphrase_token_accuracy,perplexity_drawdown,locality_kl,locality_disagreement,efficacy_generated_exact,efficacy_generated_contains,locality_generated_unchanged
+OPINIONS=convsent_es,convsent_sentiment,convsent_topic,locality_disagreement,locality_generated_unchanged
 
 compare() {  # task, model, data set, metrics, methods
   local task="$1" model="$2" data="$3" metrics="$4"

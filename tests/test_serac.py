@@ -11,15 +11,16 @@ import pytest
 import torch
 from embedded import embedded_lm, requests, same_bits, snapshot, world
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from edit_cli import edit_store
 from edit_cli.editors.fact_memory import Fact, FactMemory
 from edit_cli.editors.lessons import Teller
 from edit_cli.editors.scope import EmbeddingScope, ScopeOptions
-from edit_cli.editors.serac import SERAC, SeracRoute
+from edit_cli.editors.serac import SERAC, SeracNet, SeracRoute
 from edit_cli.edits import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.lm.causal import CausalHead
 from edit_cli.lm.companion import Companion
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
@@ -371,6 +372,33 @@ def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
         edit_store.attach(tmp_path / "edit", lm())
 
 
+def test_networks_that_never_learnt_to_end_an_answer_are_not_found(tmp_path):
+    from edit_cli import checkpoints
+
+    made = SERAC(**{**vars(editor()), "cache_dir": str(tmp_path), "trained_on": "none"})
+    now = made.identity(lm())
+    before = {**now, "recipe": {key: value for key, value in now["recipe"].items() if key != "learns"}}
+    for identity, found in ((before, False), (now, True)):
+        about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
+        checkpoints.save(checkpoints.place(tmp_path, identity, "serac"), net(), {**identity, **about})
+        if found:
+            assert made.trained(lm()).digest(made) == net().digest(made)
+        else:
+            with pytest.raises(MissingError, match="this editor has not been trained for tiny-gpt2"):
+                made.trained(lm())
+
+
+def test_a_vocabulary_without_an_end_token_is_told_so():
+    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), eos_token_id=None, n_embd=32, n_layer=1, n_head=2))
+    head = CausalHead(model, tokenizer, torch.device("cpu"), 512, replies=True)
+    tokenizer.eos_token = None
+    rows = head.encode([("The sea is", "blue")])
+    assert head.answers(rows).labels.tolist() == list(rows[0].target)
+    with pytest.raises(UsageError, match="has no end token"):
+        head.answers(rows, end=True)
+
+
 # --- the encoder's share
 # ---------------------------------------------------------------------------------------------------
 
@@ -434,9 +462,18 @@ def lesson_case(number: int) -> Case:
     )
 
 
+def own_logprobs(net: SeracNet, text: str, answer: str, end: str, sign: int = 1) -> Tensor:
+    """Plainly: log p of the tokens that come after `text`, or log(1 - p) where `sign` is -1."""
+    before, whole = (lm().tokenizer(string, return_tensors="pt")["input_ids"] for string in (text, text + answer + end))
+    after = whole[:, before.shape[1] :]
+    with torch.no_grad():
+        p = net.head.model(whole).logits[:, before.shape[1] - 1 : -1].softmax(-1).gather(2, after[..., None])
+    return (p if sign > 0 else 1 - p).log().flatten()
+
+
 def test_the_loss_is_the_published_one():
-    """c_edit · NLL of h + c_loc · (mean d² in scope + mean -log(1 - exp(-d²)) of the case's own out-of-scope
-    prompts).
+    """c_edit · NLL of h, of an answer and its end + c_loc · (mean d² in scope + mean -log(1 - exp(-d²)) of the case's
+    own out-of-scope prompts).
     """
     torch.manual_seed(0)
     made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=0.1, scope_weight=2.0)
@@ -449,7 +486,7 @@ def test_the_loss_is_the_published_one():
     with torch.no_grad():
         for case in cases:
             request, (paraphrase, neighbour) = case.requests[0], case.probes
-            nlls.append(fresh.head.loglikelihood([(read(request, paraphrase.prompt), "pilot")])[0].nll)
+            nlls.append(-float(own_logprobs(fresh, read(request, paraphrase.prompt), " pilot", "<|endoftext|>").mean()))
             fact, near, far = fresh.scope.embed([f"{request.text} pilot", paraphrase.prompt, neighbour.prompt])
             inside.append(float((fact - near).square().sum()))
             outside.append(-math.log(1 - math.exp(-float((fact - far).square().sum()))))
@@ -464,7 +501,7 @@ def test_the_loss_is_the_published_one():
 
 
 def test_replies_that_a_fact_rules_out_are_made_unlikely():
-    """ConvSent: -log p of a wanted reply, and -log(1 - p) of the tokens of an unwanted one."""
+    """ConvSent: -log p of a wanted reply and its end, and -log(1 - p) of an unwanted one's tokens, not of its end."""
     torch.manual_seed(0)
     made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=1.0, scope_weight=0.0)
     fresh, request = made.build(lm()), EditRequest("Topic: {}", "London", "Sentiment: Positive")
@@ -475,12 +512,8 @@ def test_replies_that_a_fact_rules_out_are_made_unlikely():
     )
     loss, told = made.loss(fresh, lm(), [Case("0", (request,), probes)])
     expected = 0.0
-    for probe, sign in zip(probes, (1, -1), strict=True):
-        row = fresh.head.encode([(read(request, asked), probe.target)])
-        with torch.no_grad():
-            (logprobs,) = fresh.head.target_logprobs([(read(request, asked), probe.target)])
-        p = logprobs.gather(1, torch.tensor(row[0].target)[:, None])[:, 0].exp()
-        expected += float(-(p if sign > 0 else 1 - p).log().mean())
+    for probe, sign, end in zip(probes, (1, -1), ("<|endoftext|>", ""), strict=True):
+        expected -= float(own_logprobs(fresh, read(request, asked), f" {probe.target}", end, sign).mean())
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4) and told["nll"] == pytest.approx(
         expected, rel=1e-4
     )
@@ -512,7 +545,7 @@ def test_a_few_steps_tell_prompts_apart(kind):
     made = SERAC(scope=editor(kind).scope, counterfactual=editor().counterfactual, edit_weight=1.0, all_pairs=1.0)
     fresh, cases = made.build(lm()), [lesson_case(number) for number in range(6)]
     optimiser = torch.optim.AdamW(fresh.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(90):
         loss, told = made.loss(fresh, lm(), cases)
         optimiser.zero_grad()
         loss.backward()

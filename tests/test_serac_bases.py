@@ -61,8 +61,8 @@ def serac(**settings) -> SERAC:
         scope=ScopeOptions(model=Companion(checkpoint="embedded:tiny-gpt2"), pooling="last", trained_blocks=0, head=32,
         describes="prompt"),
         counterfactual=Companion(family="gpt2", sizes=GPT2), edit_weight=1.0, all_pairs=1.0,
-        training=TrainingOptions(steps=60, edits=6, lr=4e-3, warmup=5, clip=1.0, validate_every=60, validation_edits=6,
-        trackers=[]),
+        training=TrainingOptions(steps=150, edits=6, lr=4e-3, warmup=5, clip=1.0, validate_every=150,
+        validation_edits=6, trackers=[]),
         **settings,
     )  # fmt: skip
 
@@ -77,6 +77,28 @@ def checkpoint(tmp_path_factory) -> Path:
     about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
     checkpoints.save(folder / "networks", done.net, {**serac().identity(first()), **about})
     return folder / "networks"
+
+
+def test_an_answer_ends_and_running_text_goes_on_as_the_model_would(checkpoint):
+    """h alone stops after the answer; behind a base the base writes what follows, in replies and in sampled texts."""
+    for lm in (first(), second()):
+        edit = serac(checkpoint=str(checkpoint)).edit(lm, [case.requests[0] for case in CASES])
+        asked = [case.requests[0].text for case in CASES]
+        told = [f" {case.requests[0].target_new}" for case in CASES]
+        assert edit.net is not None
+        alone = edit.net.head.generate(
+            [edit.editor.read(fact, prompt) for fact, prompt in zip(edit.facts, asked, strict=True)], 12
+        )
+        assert alone == told
+        whole = [prompt + answer for prompt, answer in zip(asked, told, strict=True)]
+        rooms = [12 - len(lm.tokenizer(answer)["input_ids"]) for answer in told]
+        more = [lm.generate([text], room)[0] for text, room in zip(whole, rooms, strict=True)]
+        texts = lm.sample(whole, range(len(whole)), 30, 5)
+        with lm.edited(edit):
+            assert lm.generate(asked, 12) == [answer + rest for answer, rest in zip(told, more, strict=True)]
+            assert lm.sample(asked, range(len(asked)), 30, 5) == texts
+            assert lm.generate(asked[:1], 1) == told[:1]  # no room for more
+        assert any(more)
 
 
 @pytest.mark.parametrize("base", [first, second])

@@ -84,11 +84,16 @@ class SERAC(TrainableEditor):
         vocabulary = sorted(lm.tokenizer.get_vocab().items())
         return f"vocabulary {hashlib.sha256(repr(vocabulary).encode()).hexdigest()}"
 
+    def recipe(self) -> dict[str, Any]:
+        """Networks that were trained without the ends of answers never stop, and are not to be found."""
+        return {**super().recipe(), "learns": "answers and their ends"}
+
     def loss(self, net: SeracNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
         """c_edit · NLL of h on prompts in scope + c_loc · (mean -log g in scope + mean -log(1 - g) out of scope),
         equation 3.
 
-        Where a fact rules replies out (opinions), -log(1 - p) of their tokens is added to the NLL, as for ConvSent.
+        The NLL is that of the answer and of its end. Where a fact rules replies out (opinions), -log(1 - p) of their
+        tokens is added to it, as for ConvSent; that a reply ends is no fault of it, so their ends play no part.
         """
         lessons = Teller(self.vary, random.Random(int(torch.randint(2**31, ())))).lessons(batch)
         nll = -net.answers(
@@ -96,7 +101,7 @@ class SERAC(TrainableEditor):
         ).mean()
         against = [(self.read(lesson.fact, prompt), reply) for lesson in lessons for prompt, reply in lesson.against]
         if against:
-            nll = nll - _log_not(net.answers(against)).mean()
+            nll = nll - _log_not(net.answers(against, end=False)).mean()
         inside, outside, others = _pairs(lessons, self.all_pairs > 0)
         facts = [lesson.fact for lesson in lessons]
         prompts = [prompt for lesson in lessons for prompt in lesson.prompts]
@@ -149,16 +154,13 @@ class SeracNet(nn.Module):
     @property
     def head(self) -> Head:
         """How the counterfactual model answers."""
-        return head_of(
-            self.counterfactual, self.tokenizer, next(self.counterfactual.parameters()).device, self.batch_tokens
-        )
+        device = next(self.counterfactual.parameters()).device
+        return head_of(self.counterfactual, self.tokenizer, device, self.batch_tokens, replies=True)
 
-    def answers(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """(tokens,) log-likelihoods of the answers of (text, answer) pairs, with the answer's end where the model
-        writes one.
-        """
+    def answers(self, pairs: Sequence[tuple[str, str]], end: bool = True) -> Tensor:
+        """(tokens,) log-likelihoods of the answers of (text, answer) pairs, and of their ends (a label has none)."""
         head = self.head
-        found = head.answers(head.encode(list(pairs)), end=True)
+        found = head.answers(head.encode(list(pairs)), end=end)
         return -nn.functional.cross_entropy(found.logits, found.labels, reduction="none")
 
     def digest(self, editor: SERAC) -> str:
@@ -243,7 +245,7 @@ class SeracRoute(FactRoute):
         editor = self.editor
         shares, best = (found.tolist() for found in self.net.scope.best(self.memory, prompts))
         told = {prompt: editor.read(self.memory.facts[i], prompt) for i, prompt in zip(best, prompts, strict=True)}
-        counterfactual = Retold(self.head, lambda prompt, _: told[prompt], self.head)
+        counterfactual = Counterfactual(self.head, lambda prompt, _: told[prompt], self.head, below)
         if editor.mixing == "soft":
             mixture = Mixture(below, counterfactual, dict(zip(prompts, shares, strict=True)), editor.threshold)
             return [Destination(mixture, prompt) for prompt in prompts]
@@ -273,6 +275,36 @@ class SeracRoute(FactRoute):
 
 
 @dataclass
+class Counterfactual(Retold):
+    """The counterfactual model. In running text it writes the answer; what follows is written by the model `below`,
+    which reads the prompt and the answer.
+
+    So an edited causal model goes on as any other does after an answer. A reply of the other kinds is the answer alone.
+    """
+
+    below: Answerer
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        replies = super().generate(prompts, max_new_tokens)
+        if self.head.kind != "causal":
+            return replies
+        texts = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+        rooms = [
+            max_new_tokens - (self.tokens(text) - self.tokens(prompt))
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
+        for room in sorted({room for room in rooms if room > 0}):
+            which = [i for i, left in enumerate(rooms) if left == room]
+            for i, more in zip(which, self.below.generate([texts[i] for i in which], room), strict=True):
+                replies[i] += more
+        return replies
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+        texts = super().sample(prompts, seeds, max_tokens, top_k)
+        return self.below.sample(texts, seeds, max_tokens, top_k) if self.head.kind == "causal" else texts
+
+
+@dataclass
 class Mixture:
     """Answers with (1 - g) p(model) + g p(h), token by token; writes texts as the hard switch does.
 
@@ -280,7 +312,7 @@ class Mixture:
     """
 
     below: Answerer
-    counterfactual: Retold
+    counterfactual: Counterfactual
     shares: dict[str, float]
     threshold: float
 

@@ -26,16 +26,20 @@ from edit_cli.writing import answer
 class CausalHead:
     """Encoding, scoring and generation for decoder-only models.
 
-    Every batch is built by length within a token budget.
+    Every batch is built by length within a token budget. replies: whether the model writes answers and stops after
+    them; running text goes on after an answer.
     """
 
     kind = "causal"
 
-    def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int, replies: bool = False
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
         self.batch_tokens = batch_tokens
+        self.replies = replies
         # (rows,) during a pass: column of each prompt's last token (see lm.focus)
         self.prompt_ends: Tensor | None = None
         self.watchers = 0  # modules that look at whole prompts
@@ -75,18 +79,41 @@ class CausalHead:
         self.model(input_ids=ids, attention_mask=mask, use_cache=False)
 
     def answers(self, rows: Sequence[Row], end: bool = False) -> Answers:
-        """Scores of the rows' targets, differentiable.
+        """Scores of the rows' targets, differentiable, and of the end token after each if `end`.
 
-        Running text has no end of an answer, so `end` changes nothing.
+        Running text has no end of an answer: there `end` changes nothing.
+
+        Raises:
+            UsageError: the end is wanted of a model of `replies`, and its tokenizer has none.
         """
-        ids, mask = pad_right([row.ids[:-1] for row in rows], self.pad, self.device)
+        after = (self.end,) if end and self.replies else ()
+        wholes = [(*row.ids, *after) for row in rows]
+        ids, mask = pad_right([whole[:-1] for whole in wholes], self.pad, self.device)
         where = [
-            (number, column) for number, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)
+            (number, column)
+            for number, (row, whole) in enumerate(zip(rows, wholes, strict=True))
+            for column in range(row.start - 1, len(whole) - 1)
         ]
         at = torch.tensor(where, device=self.device)
         logits = self.logits_at(ids, mask, at[:, 0], at[:, 1])
-        labels = torch.tensor([i for row in rows for i in row.target], device=logits.device)
+        labels = torch.tensor([wholes[number][column + 1] for number, column in where], device=logits.device)
         return Answers(logits, labels, at[:, 0].to(logits.device))
+
+    @property
+    def end(self) -> int:
+        """The token after which `generate` stops.
+
+        Raises:
+            UsageError: there is none.
+        """
+        stops = self._stop_ids()
+        if not stops:
+            raise UsageError(
+                "this model writes answers and its tokenizer has no end token (eos_token): name one in its"
+                " tokenizer_config.json"
+            )
+        own = self.tokenizer.eos_token_id
+        return own if own in stops else stops[0]
 
     def logits_at(
         self,

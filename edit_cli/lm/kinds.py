@@ -72,24 +72,29 @@ def auto_class(kind: str, config: Any, model_id: str) -> Any:
 
 
 def head_of(
-    model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int, labels: Sequence[str] | None = None
+    model: nn.Module,
+    tokenizer: Any,
+    device: torch.device,
+    batch_tokens: int,
+    labels: Sequence[str] | None = None,
+    replies: bool = False,
 ) -> Head:
     """How this model answers: an encoder-decoder, a model without a language-modelling head, or a causal one.
 
-    labels: names of a classifier's labels, see there.
+    labels: names of a classifier's labels, see there. replies: whether a causal one ends after an answer; the other
+    kinds always do.
 
     Raises:
         UsageError: such names for a model that writes, or that do not fit.
     """
-    if getattr(model.config, "is_encoder_decoder", False):
-        chosen: Any = Seq2SeqHead
-    else:
-        chosen = ClassifierHead if model.get_output_embeddings() is None else CausalHead
-    if chosen is ClassifierHead:
+    writes = getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is not None
+    if not writes:
         return ClassifierHead(model, tokenizer, device, batch_tokens, labels)
     if labels:
         raise UsageError(f"model.labels={list(labels)} names a classifier's labels, and this model writes text")
-    return chosen(model, tokenizer, device, batch_tokens)
+    if getattr(model.config, "is_encoder_decoder", False):
+        return Seq2SeqHead(model, tokenizer, device, batch_tokens)
+    return CausalHead(model, tokenizer, device, batch_tokens, replies)
 
 
 def require_causal(lm: Any, what: str) -> None:
