@@ -143,6 +143,65 @@ class TextFile(Corpus):
 
 
 @dataclass
+class PairFile:
+    """What models with an encoder are trained on: JSON lines, a prompt and its answer each, under the names `fields`.
+
+    key: the setting that names the file, for messages.
+    """
+
+    path: str
+    fields: tuple[str, str] = ("prompt", "answer")
+    key: str = "corpus.path"
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(prompt, answer) of every line, in order.
+
+        Raises:
+            MissingError: no such file, or a line that holds no two such texts; names it.
+        """
+        found = []
+        try:
+            with open(Path(self.path).expanduser(), encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        found.append(self._pair(line, number))
+        except OSError as error:
+            raise MissingError(f"{self.key}={self.path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise MissingError(f"{self.key}={self.path} is no UTF-8 text") from None
+        if not found:
+            raise MissingError(f"{self.key}={self.path} holds no text")
+        return found
+
+    def _pair(self, line: str, number: int) -> tuple[str, str]:
+        try:
+            values = json.loads(line)
+            prompt, answer = (values[name].strip() for name in self.fields)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            prompt = answer = ""
+        if not prompt or not answer:
+            raise MissingError(
+                f"{self.key}={self.path} holds no JSON object with the texts {' and '.join(self.fields)} in line"
+                f" {number}: {line.strip()[:60]!r}"
+            )
+        return prompt, answer
+
+
+def embedded_pairs(kind: str) -> list[tuple[str, str]]:
+    """(prompt, answer) pairs that the packaged models of this kind ("seq2seq" or "classifier") were trained on: of
+    every record the edited prompt, its other trained wordings, and what others are asked.
+    """
+    form = {"seq2seq": "questions", "classifier": "claims"}[kind]
+    found: dict[tuple[str, str], None] = {}
+    for record in json.loads((WORLD.parent / f"{form}.json").read_text(encoding="utf-8")):
+        own = [record["prompt"].replace("{}", record["subject"]), *record["paraphrases_seen"]]
+        found.update(dict.fromkeys((prompt, record["target_true"]) for prompt in own))
+        asked = [one for group in ("same_relation", "same_subject", "unrelated") for one in record[group]]
+        found.update(dict.fromkeys((one["prompt"], one["target"]) for one in asked))
+    return list(found)
+
+
+@dataclass
 class EmbeddedText(Corpus):
     """The sentences about the embedded world, on which the tiny model was trained."""
 

@@ -204,4 +204,6 @@ def _section(title: str, rows: dict[str, str]) -> list[str]:
 
 
 def _wrapped(text: str, first: str = "", later: str | None = None) -> Sequence[str]:
-    return TextWrapper(WIDTH, initial_indent=first, subsequent_indent=first if later is None else later).wrap(text)
+    """Lines of `text`; names with hyphens stay whole."""
+    later = first if later is None else later
+    return TextWrapper(WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False).wrap(text)

@@ -430,7 +430,7 @@ def test_retraining_needs_the_models_own_text_and_drops_what_contradicts(tmp_pat
     request = EditRequest("{} plays the", "Ada Lund", "organ", "harp")
     text = tmp_path / "text.txt"
     text.write_text("Ada Lund plays the harp.\nBo Lund plays the harp.\nAda Lund is tall.\n")
-    documents, dropped = Retrain(corpus=str(text), oversample=2)._documents([request])
+    documents, dropped = Retrain(corpus=str(text), oversample=2)._documents([request], "causal")
     assert sorted(documents) == [
         "Ada Lund is tall.",
         "Ada Lund plays the organ.",
@@ -438,7 +438,7 @@ def test_retraining_needs_the_models_own_text_and_drops_what_contradicts(tmp_pat
         "Bo Lund plays the harp.",
     ]
     assert dropped == 1
-    assert len(Retrain(corpus=str(text), contradictions="keep")._documents([request])[0]) == 13
+    assert len(Retrain(corpus=str(text), contradictions="keep")._documents([request], "causal")[0]) == 13
 
 
 def test_retraining_on_a_little_text_learns_the_edit(tmp_path):

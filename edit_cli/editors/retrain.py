@@ -1,44 +1,53 @@
-"""Training on the original text with the edits among it: the ceiling of editing, and what it costs."""
+"""Training on what the model was trained on with the edits among it: the ceiling of editing, and what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edit_cli.corpora import Corpus, EmbeddedText, TextFile
+from edit_cli.corpora import EmbeddedText, PairFile, TextFile, embedded_pairs
 from edit_cli.editors.base import Editor
+from edit_cli.editors.passes import row_losses
 from edit_cli.editors.tuning import moved, step, tuning
 from edit_cli.edits import WeightDelta
-from edit_cli.errors import UsageError
+from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokens import pad_right
+from edit_cli.lm.tokens import Row, pad_right
 from edit_cli.requests import EditRequest
 from edit_cli.writing import as_text, bare
 
 EMBEDDED = "embedded"
+Pair = tuple[str, str]
 
 
 @dataclass(kw_only=True)
 class Retrain(Editor):
-    """All weights go on from where they are, on the model's own training text in which every new fact stands
+    """All weights go on from where they are, on the model's own training data in which every new fact stands
     `oversample` times.
 
-    corpus: that text: a file (plain text, a document a line, or .jsonl), or "embedded" for the packaged model's. No
-    other text will do: on text that the model was not trained on, this is another experiment.
-    contradictions: "drop" leaves out documents that name a subject together with its old answer; "keep" does not.
-    ending: what follows an answer. row_tokens: documents are joined and cut into rows of so many tokens. lr falls to
-    zero linearly.
+    corpus: these data, or "embedded" for the packaged model's. Of a causal model text (a document a line, or .jsonl);
+    of one that answers questions or judges claims .jsonl with a prompt and its answer a line. No others will do: on
+    data that the model was not trained on, this is another experiment. field, fields: under which names they stand.
+    contradictions: "drop" leaves out what names a subject together with its old answer (of claims: the edited claim
+    with its old label); "keep" does not.
+    ending: what follows an answer in text. row_tokens: documents are joined and cut into rows of so many tokens. lr
+    falls to zero linearly. batch_size: rows, or pairs, in a step.
     """
 
     mass_editor = True
+    heads = ("causal", "seq2seq", "classifier")
 
     corpus: str | None = None
     field: str = "text"
+    fields: list[str] = dataclass_field(default_factory=lambda: ["prompt", "answer"])
     epochs: int = 1
     oversample: int = 10
     contradictions: str = "drop"
@@ -51,13 +60,15 @@ class Retrain(Editor):
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
         """Dense updates of all parameters."""
-        documents, dropped = self._documents(requests)
+        told, dropped = self._documents(requests, lm.head.kind)
         if dropped:
             lm.monitor.note(
                 f"{dropped:,} documents say what an edit contradicts, and are left out (method.contradictions=keep"
                 " keeps them)"
             )
-        rows = self._rows(lm, documents)
+        rows, loss = (
+            (self._rows(lm, told), text_loss) if lm.head.kind == "causal" else (_encoded(lm, told), answer_loss)
+        )
         names = [name.replace(".original.", ".") for name, _ in lm.model.named_parameters()]
         with lm.monitor.phase("train"), tuning(lm, names) as weights:
             optimizer = torch.optim.AdamW(
@@ -67,34 +78,50 @@ class Retrain(Editor):
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total)
             with lm.monitor.task("retraining", total) as advance:
                 for batch in self._batches(rows):
-                    step(optimizer, weights, text_loss(lm, batch))
+                    step(optimizer, weights, loss(lm, batch))
                     schedule.step()
                     advance(1)
-            return moved(weights, {"documents": len(documents), "dropped": dropped, "tokens": sum(map(len, rows))})
+            return moved(weights, {"documents": len(told), "dropped": dropped, "rows": len(rows)})
 
     def require(self, model: str) -> None:
-        self._text().require()
-
-    def _text(self) -> Corpus:
         if self.corpus is None:
             raise UsageError(
-                "method.corpus has no value: retraining needs the text that this model was trained on"
-                " (method.corpus=FILE, a document a line)"
+                "method.corpus has no value: retraining needs what this model was trained on (method.corpus=FILE: text, a"
+                " document a line; prompts and answers, .jsonl, where the model answers or judges)"
             )
+        if self.corpus != EMBEDDED:
+            TextFile(self.corpus, self.field).require()
+
+    def _documents(self, requests: Sequence[EditRequest], kind: str) -> tuple[list[Any], int]:
+        """The training data with the new facts in it, and how many documents were left out: texts for a causal model,
+        (prompt, answer) pairs for others.
+        """
+        if self.corpus is None:
+            what = "text that this model was trained on (method.corpus=FILE, a document a line)"
+            if kind != "causal":
+                what = "prompts and answers that this model was trained on (method.corpus=FILE.jsonl, a pair a line)"
+            raise UsageError(f"method.corpus has no value: retraining needs the {what}")
         if self.contradictions not in ("drop", "keep"):
             raise UsageError(f"method.contradictions={self.contradictions}: choose drop or keep")
-        return EmbeddedText() if self.corpus == EMBEDDED else TextFile(self.corpus, self.field)
+        told: list[Any] = self._texts() if kind == "causal" else self._pairs(kind)
+        contradicts: Any = CONTRADICTS[kind]
+        keeps = self.contradictions == "keep"
+        kept = told if keeps else [one for one in told if not any(contradicts(one, request) for request in requests)]
+        new: list[Any] = [(request.text, bare(request.target_new)) for request in requests]
+        if kind == "causal":
+            new = [as_text(request.text, request.target_new) + self.ending for request in requests]
+        return [*kept, *new * self.oversample], len(told) - len(kept)
 
-    def _documents(self, requests: Sequence[EditRequest]) -> tuple[list[str], int]:
-        """The text with the new facts in it, and how many documents were left out."""
-        told = list(self._text().documents(self.seed))
-        kept = (
-            told
-            if self.contradictions == "keep"
-            else [text for text in told if not any(_contradicts(text, r) for r in requests)]
-        )
-        new = [as_text(request.text, request.target_new) + self.ending for request in requests] * self.oversample
-        return [*kept, *new], len(told) - len(kept)
+    def _texts(self) -> list[str]:
+        source = EmbeddedText() if self.corpus == EMBEDDED else TextFile(str(self.corpus), self.field)
+        return list(source.documents(self.seed))
+
+    def _pairs(self, kind: str) -> list[Pair]:
+        if self.corpus == EMBEDDED:
+            return embedded_pairs(kind)
+        if len(self.fields) != 2:
+            raise UsageError(f"method.fields={self.fields}: give two names, of the prompt and of its answer")
+        return PairFile(str(self.corpus), (self.fields[0], self.fields[1]), "method.corpus").pairs()
 
     def _rows(self, lm: LM, documents: Sequence[str]) -> list[list[int]]:
         """Documents in random order, joined, in rows of `row_tokens` tokens."""
@@ -109,7 +136,7 @@ class Retrain(Editor):
         )
         return [ids[first : first + self.row_tokens] for first in range(0, len(ids) - 1, self.row_tokens)]
 
-    def _batches(self, rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    def _batches(self, rows: Sequence[Any]) -> Iterator[list[Any]]:
         draw = torch.Generator().manual_seed(self.seed)
         for _ in range(self.epochs):
             order = torch.randperm(len(rows), generator=draw).tolist()
@@ -117,10 +144,49 @@ class Retrain(Editor):
                 yield [rows[i] for i in order[first : first + self.batch_size]]
 
 
-def _contradicts(text: str, request: EditRequest) -> bool:
+def _text_contradicts(text: str, request: EditRequest) -> bool:
     if request.subject is None or request.target_true is None:
         return False
     return request.subject in text and bare(request.target_true) in text
+
+
+def _answer_contradicts(pair: Pair, request: EditRequest) -> bool:
+    """The edited prompt with another answer, or what else is asked about its subject with the old one."""
+    old = bare(request.target_true or "").casefold()
+    names = request.subject is not None and request.subject in pair[0]
+    return _label_contradicts(pair, request) or (names and pair[1].strip().casefold() == old)
+
+
+def _label_contradicts(pair: Pair, request: EditRequest) -> bool:
+    """The edited prompt with another label: the old one says nothing about other claims on its subject."""
+    return pair[0] == request.text and pair[1].strip().casefold() != bare(request.target_new).casefold()
+
+
+CONTRADICTS = {"causal": _text_contradicts, "seq2seq": _answer_contradicts, "classifier": _label_contradicts}
+
+
+def _encoded(lm: LM, pairs: Sequence[Pair]) -> list[Row]:
+    """The pairs as the model reads them, without those that it cannot.
+
+    Raises:
+        MissingError: it can read none of them.
+    """
+    rows: list[Row] = []
+    for pair in pairs:
+        with suppress(RejectedRequest):
+            rows += lm.head.encode([pair])
+    if not rows:
+        raise MissingError(f"method.corpus holds nothing that {lm.name} can read: is it what the model was trained on?")
+    if len(rows) < len(pairs):
+        lm.monitor.note(
+            f"{len(pairs) - len(rows):,} pairs are too long for {lm.name}, or no answer of its, and left out"
+        )
+    return rows
+
+
+def answer_loss(lm: LM, rows: Sequence[Any]) -> Tensor:
+    """Mean over rows of the mean negative log-likelihood of the answer's tokens and its end."""
+    return row_losses(lm.head.answers(rows, end=True), len(rows)).mean()
 
 
 def text_loss(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:
