@@ -86,8 +86,8 @@ class Retrain(Editor):
     def require(self, model: str) -> None:
         if self.corpus is None:
             raise UsageError(
-                "method.corpus has no value: retraining needs what this model was trained on (method.corpus=FILE: text, a"
-                " document a line; prompts and answers, .jsonl, where the model answers or judges)"
+                "method.corpus has no value: retraining needs what this model was trained on (method.corpus=FILE: text,"
+                " a document a line; prompts and answers, .jsonl, where the model answers or judges)"
             )
         if self.corpus != EMBEDDED:
             TextFile(self.corpus, self.field).require()
