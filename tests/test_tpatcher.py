@@ -5,21 +5,29 @@ what patches say of facts.
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
+from omegaconf import OmegaConf
+from transformers import GPT2Config
 
+from edit_cli.corpora import EmbeddedText
+from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.memory import mlp_in
 from edit_cli.editors.patch_training import Neurons, begun, top_exp
 from edit_cli.editors.queries import inputs_on_examples, inputs_on_text
-from edit_cli.editors.tpatcher import NeuronPatch, PatchedLayer, TPatcher, patch_activations
+from edit_cli.editors.tpatcher import NeuronPatch, PatchedLayer, TPatcher, edit_loss, patch_activations
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.requests import EditRequest
 
+CONF = Path(__file__).parent.parent / "conf" / "tuned" / "tpatcher"
 SMALL = ("method.memory_size=2000", "method.validation_size=500", "method.top_memory=200")
 
 
@@ -66,6 +74,54 @@ def test_losses_by_hand():
     whole = float(editor.memory_losses(added, queries, [memory]))
     assert whole == pytest.approx(float(editor.memory_losses(added, queries, [memory[:2], memory[2:]])), rel=1e-12)
     assert whole == pytest.approx(expected, rel=1e-12)
+
+
+def test_pooled_losses_by_hand():
+    """The authors' code: of a fact that stands 8 times in a batch the 1,000 (here 24) largest terms of all neurons."""
+    added, queries = neurons()
+    memory = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    editor = TPatcher(beta=-3.0, gamma=2.0, pooled=True, top_activation=1, top_memory=3)
+    said, own = added.activations(memory), added.own(queries)
+    below = [math.exp(value + 3) for row in said.tolist() for value in row for _ in range(8)]
+    apart = [math.exp(v - own[p].item() + 2) for row in said.tolist() for p, v in enumerate(row) for _ in range(8)]
+    expected = sum(sum(sorted(terms, reverse=True)[:24]) / 24 for terms in (below, apart))
+    assert float(editor.memory_losses(added, queries, [memory])) == pytest.approx(expected, rel=1e-12)
+    repeated = sorted((math.exp(-value) for value in own.tolist() for _ in range(8)), reverse=True)[:5]
+    assert float(editor.activation_loss(added, queries)) == pytest.approx(sum(repeated) / 5, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["causal", "classifier"])
+def test_a_smoothed_edit_loss_by_hand(kind):
+    """Of texts the label keeps 1 − ε and the others share ε; of a label ε of the entropy is taken off."""
+    logits = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]], dtype=torch.float64)
+    labels, nothing = torch.tensor([0, 2]), torch.zeros(1, 3, dtype=torch.float64)
+    lm = SimpleNamespace(head=SimpleNamespace(kind=kind), model=SimpleNamespace(config=GPT2Config()))
+    run = SimpleNamespace(lm=lm, answers=lambda change: Answers(change(logits), labels, torch.tensor([0, 0])))
+    silent = Neurons(nothing, nothing[:, :1], nothing, nothing)
+    loss, right = edit_loss(run, torch.zeros(2, 3, dtype=torch.float64), 0.1, silent)
+    logp = logits.log_softmax(-1)
+    if kind == "causal":
+        weights = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]], dtype=torch.float64)
+        expected = -(weights * logp).sum(-1).mean()
+    else:
+        expected = -logp[[0, 1], labels].mean() - 0.1 * -(logp.exp() * logp).sum(-1).mean()
+    torch.testing.assert_close(loss, expected)
+    assert right()
+
+
+@pytest.mark.parametrize("model", ["tiny-bert", "tiny-t5"])
+def test_the_authors_settings_mend_a_mistake(model, tmp_path):
+    """Those of their models, on the small ones."""
+    data, task = ("claims", "bert-base-uncased") if model == "tiny-bert" else ("questions", "bart-base")
+    lm = ModelOptions(name=model, id=f"embedded:{model}", device="cpu").load()
+    settings = OmegaConf.load(CONF / f"{task}.yaml")
+    chosen = {key: value for key, value in settings.items() if key not in ("layer", "memory")}
+    small = {"corpus": EmbeddedText(), "memory_size": 300, "validation_size": 100}
+    (request,) = WorldEdits(name="world", records=data, split="validation").load(1).cases[0].requests
+    asked = [(request.text, request.target_new)]
+    assert not all(lm.loglikelihood(asked)[0].hits)
+    with lm.edited(TPatcher(**chosen, **small).edit(lm, [request])):
+        assert all(lm.loglikelihood(asked)[0].hits)
 
 
 def test_a_patch_starts_with_a_pre_activation_of_exactly_one():

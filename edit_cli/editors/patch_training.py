@@ -23,6 +23,7 @@ class PatchTraining:
     gamma: float = 3.0
     top_activation: int = 5
     top_memory: int = 1000
+    pooled: bool = False
     lr: float = 1.0e-2
     weight_decay: float = 1.0e-2
     clip: float = 5.0
@@ -70,13 +71,18 @@ class PatchTraining:
 
         memory: parts (·, d_in).
 
-        Both average the same terms, the largest exp(M k + b), but for a factor: exp(−β), and exp(γ − own).
+        Of one neuron both average the same terms, the largest exp(M k + b), but for a factor: exp(−β), and
+        exp(γ − own).
         """
         said = (
             torch.cat([neurons.keys @ part.T for part in memory], dim=1)
             if len(memory) > 1
             else neurons.keys @ memory[0].T
         )
+        if self.pooled:
+            said = said + neurons.biases
+            margins = said - self.beta, said - neurons.own(queries)[:, None] + self.gamma
+            return sum(top_exp(terms.reshape(1, -1), self.top_memory) for terms in margins).squeeze()
         loudest = top_exp(said + neurons.biases, self.top_memory)
         return (
             loudest

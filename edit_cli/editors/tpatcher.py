@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 
 from edit_cli.corpora import Corpus
@@ -118,7 +119,9 @@ class TPatcher(PatchTraining, Editor):
     layer: the patched feed-forward layer; null: the last one. patches: at most so many neurons a fact, one for each
     wrong token.
     activation_weight: a. memory_weight: m. beta, gamma: margins of the memory losses. top_activation, top_memory: how
-    many of the largest terms a loss averages. value_scale: a of v = w ⊙ a at the start.
+    many of the largest terms a loss averages: of each neuron, or of all neurons of a fact together (`pooled`).
+    smoothing: ε of l_e: of the labels of texts; of a classifier's it is the share of its entropy that is taken off.
+    value_scale: a of v = w ⊙ a at the start.
     memory: whose feed-forward inputs a patch must not answer to: "examples" of the training split, "corpus", or "auto":
     examples where the data have such a split. `memory_size` tokens while training, and `validation_size` others
     (examples: of the validation split) by which it is told when to stop.
@@ -128,6 +131,7 @@ class TPatcher(PatchTraining, Editor):
 
     layer: int | None = None
     patches: int = 5
+    smoothing: float = 0.0
     value_scale: float = 10.0
     memory: str = AUTO
     corpus: Corpus | None = None
@@ -138,6 +142,8 @@ class TPatcher(PatchTraining, Editor):
     def __post_init__(self) -> None:
         if self.memory not in (AUTO, EXAMPLES, CORPUS):
             raise UsageError(f"method.memory={self.memory}: choose {AUTO}, {EXAMPLES} or {CORPUS}")
+        if not 0 <= self.smoothing < 1:
+            raise UsageError(f"method.smoothing={self.smoothing}: give a share from 0 up and below 1")
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> NeuronPatch:
         """Neurons for the requests, one after another; a fact that the model gets right needs none."""
@@ -164,7 +170,10 @@ class TPatcher(PatchTraining, Editor):
                 seen = [attached.seen.all] if attached and len(attached.seen) else []
                 stack.enter_context(run.replayed())
                 self.train(
-                    neurons, queries[wrong], *([memory, *seen] for memory in memories), partial(edit_loss, run, inputs)
+                    neurons,
+                    queries[wrong],
+                    *([memory, *seen] for memory in memories),
+                    partial(edit_loss, run, inputs, self.smoothing),
                 )
         tensors = {"keys": neurons.keys, "biases": neurons.biases, "values": neurons.values, "seen": queries}
         content = {"entrance": entrance, "edits": 1, "made_for": [[0, int(place)] for place in wrong]}
@@ -249,11 +258,17 @@ class TPatcher(PatchTraining, Editor):
         return lm.layout.mlp_out(self._layer(lm)), mlp_in(lm, self._layer(lm))
 
 
-def edit_loss(run: Passes, inputs: Tensor, neurons: Neurons) -> tuple[Tensor, Callable[[], bool]]:
-    """Mean negative log-likelihood of the target's tokens, and a question whether all are the likeliest."""
+def edit_loss(run: Passes, inputs: Tensor, smoothing: float, neurons: Neurons) -> tuple[Tensor, Callable[[], bool]]:
+    """Mean negative log-likelihood of the target's tokens, smoothed, and a question whether all are the likeliest."""
     added = activation(run.lm.model)(neurons.activations(inputs)) @ neurons.values
     found = run.answers(lambda output: output + added.to(output))
-    return cross_entropy(found.logits, found.labels), lambda: bool((found.logits.argmax(-1) == found.labels).all())
+    if run.lm.head.kind == "classifier":
+        entropy = Categorical(logits=found.logits).entropy().mean() if smoothing else 0.0
+        loss = cross_entropy(found.logits, found.labels) - smoothing * entropy
+    else:
+        classes = found.logits.shape[-1]  # the label keeps 1 − ε, the others share ε
+        loss = cross_entropy(found.logits, found.labels, label_smoothing=smoothing * classes / (classes - 1))
+    return loss, lambda: bool((found.logits.argmax(-1) == found.labels).all())
 
 
 def joined(patches: Sequence[NeuronPatch]) -> NeuronPatch:
