@@ -219,7 +219,9 @@ def test_launchers_that_want_more_than_a_training_is_made_for_are_refused(variab
 def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
     lm, editor = (
         SimpleNamespace(team=Team(0, 2)),
-        SimpleNamespace(training=TrainingOptions(edits=2, **setting), cases_per_edit=1, shares_cases=False),
+        SimpleNamespace(
+            training=TrainingOptions(edits=2, **setting), cases_per_edit=1, cases_per_trial=1, shares_cases=False
+        ),
     )
     with pytest.raises(UsageError, match="DeepSpeed does not work with"):
         Training(editor, lm, [None], [None], Path("odd"), "stamp", print, 2)
@@ -234,6 +236,6 @@ def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
 )
 def test_a_batch_that_cannot_be_shared_is_refused(shares_cases, told):
     lm, options = SimpleNamespace(team=Team(0, 2)), TrainingOptions(edits=3)
-    editor = SimpleNamespace(training=options, cases_per_edit=1, shares_cases=shares_cases)
+    editor = SimpleNamespace(training=options, cases_per_edit=1, cases_per_trial=1, shares_cases=shares_cases)
     with pytest.raises(UsageError, match=told):
         Training(editor, lm, [None], [None], Path("odd"), "stamp", print)
