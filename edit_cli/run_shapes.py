@@ -311,11 +311,11 @@ Traced = Annotated[TracedLine, Rule(_rows_alike, "a line with a role and scores 
 
 
 class CurveLine(TypedDict):
-    """A point of a training's curves."""
+    """A point of a training's curves. loss: not there where no batch had one."""
 
     step: Count
     kind: Literal["train", "validation"]
-    loss: float | None
+    loss: NotRequired[float | None]
 
 
 def _of_numbers(line: Any) -> bool:

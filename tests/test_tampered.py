@@ -229,7 +229,7 @@ LINES = {
     "sme": {"when": "", "fold": ""},
     "traced": {"request": "", "known": "flag", "error": "text|null", "tokens": "", "roles": "",
                "high": "number|negative", "scores": "", "noise_std": "number|negative", "scores.mlp.0": ""},
-    "trained": {"step": "", "kind": "", "loss": "null|number|negative"},
+    "trained": {"step": "", "kind": "", "loss": "null|number|negative|absent"},
 }  # fmt: skip
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from embedded import same_bits
+from safetensors.torch import save_file
 from torch import nn
 
 from edit_cli.editors.meta_batch import DrawOptions, draw, spared
 from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
-from edit_cli.errors import UsageError
+from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, EditRequest, Probe
@@ -116,6 +119,55 @@ def test_a_killed_training_goes_on_to_the_same_curve(tmp_path, options, at):
     )
     assert bool(notes and "goes on at step" in notes[0]) == (at > 4)
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pkl"))
+
+
+def stopped(folder: Path) -> Path:
+    """The state of a training that was killed after its tenth step."""
+
+    def kill(line):
+        if (line["step"], line["kind"]) == (10, TRAIN):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(fit(), folder, write=kill)
+    (state,) = (folder / "state").glob("step-*")
+    return state
+
+
+def test_half_of_a_state_counts_for_nothing(tmp_path):
+    """A process may be killed while it removes one."""
+    whole, _ = run(fit(), tmp_path / "whole")
+    state = stopped(tmp_path / "broken")
+    (state.parent / "step-00000004").mkdir()
+    shutil.copy(state / "network.safetensors", state.parent / "step-00000004")
+    notes: list[str] = []
+    done, _ = run(fit(), tmp_path / "broken", notes)
+    assert "goes on at step 8" in notes[0] and same_bits(done.net.state_dict(), whole.net.state_dict())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state, about: about.update(bad=None),
+        lambda state, about: about.update(optimiser=[]),
+        lambda state, about: about.pop("best_line"),
+        lambda state, about: about["optimiser"].update({"99.x": 1}),
+        lambda state, about: (state / "network.safetensors").write_bytes(b"x"),
+        lambda state, about: (state / "optimiser.safetensors").unlink(),
+        lambda state, about: save_file({"other": torch.ones(1)}, state / "network.safetensors"),
+        lambda state, about: save_file({"0.exp_avg": torch.ones(7)}, state / "optimiser.safetensors"),
+        lambda state, about: save_file({"x.y": torch.ones(())}, state / "optimiser.safetensors"),
+    ],
+)
+def test_a_damaged_state_names_what_to_delete(tmp_path, damage):
+    state = stopped(tmp_path)
+    about = json.loads((state / "state.json").read_text())
+    damage(state, about)
+    (state / "state.json").write_text(json.dumps(about))
+    with pytest.raises(MissingError, match=f"{state}"):
+        run(fit(), tmp_path)
+    shutil.rmtree(state)
+    run(fit(), tmp_path)
 
 
 def test_a_state_of_another_training_is_not_taken_up(tmp_path):

@@ -45,7 +45,7 @@ def summary_of(
     found: {"step", "metrics"} of the kept network; without it, of the best one so far.
     """
     if found is None:
-        validated = [line for line in lines if line["kind"] == "validation" and line["loss"] is not None]
+        validated = [line for line in lines if line["kind"] == "validation" and line.get("loss") is not None]
         best = min(validated, key=lambda line: line["loss"], default={"step": 0})
         told = {name: value for name, value in best.items() if name not in APART and value is not None}
         found = {"step": best["step"], "metrics": told}

@@ -47,10 +47,10 @@ class State:
             return 0
         steps = []
         for path in self.folder.glob("step-*"):
-            if self._read(path)["stamp"] == self.stamp:
+            if (path / ABOUT).exists() and self._read(path)["stamp"] == self.stamp:
                 steps.append(_number(path))
             else:
-                shutil.rmtree(path)
+                _remove(path)
         if not steps:
             for path in self.folder.glob("memory-*"):
                 shutil.rmtree(path)
@@ -98,7 +98,7 @@ class State:
             write_json(temporary / ABOUT, about)
         for other in self.folder.glob("step-*"):
             if other != path:
-                shutil.rmtree(other)
+                _remove(other)
 
     def _read(self, path: Path) -> dict[str, Any]:
         return checked(read_json(path / ABOUT), About, path / ABOUT, _remedy(path))
@@ -137,6 +137,12 @@ class State:
         """Remove what was saved: the training is finished."""
         if self.is_main:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Delete a state, first of all what makes it one: half of it counts for nothing."""
+    (path / ABOUT).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _number(path: Path) -> int:
