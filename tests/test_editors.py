@@ -14,6 +14,7 @@ from learners import quick_editor
 
 from edit_cli import edit_store
 from edit_cli.catalog import names
+from edit_cli.editors.base import Editor
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.requests import EditRequest
 
@@ -79,6 +80,13 @@ def awkward() -> list[EditRequest]:
     known = EditRequest(wording.replace(fact.subject or "", "{}"), fact.subject, fact.target_true or "")
     (other,) = requests(1, start=1)
     return [fact, known, EditRequest(fact.prompt, fact.subject, other.target_new), other]
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_no_setting_hides_a_step_that_commands_take(name, editor):
+    made = editor(name)
+    steps = [step for step in vars(Editor) if callable(getattr(Editor, step)) and not step.startswith("_")]
+    assert "warm_up" in steps and all(callable(getattr(made, step)) for step in steps)
 
 
 def test_every_method_says_what_batches_mean_to_it():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 from edit_cli.edits import Edit
@@ -15,8 +15,12 @@ from edit_cli.requests import EditRequest
 
 # what methods remember, or spare: examples, text, or whichever there is
 AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"
-# a split: (prompt, right answer) of what a run neither edits nor asks about
-Examples = Callable[[str], Sequence[tuple[str, str]]]
+
+
+class Examples(Protocol):
+    """(prompt, right answer) of what a run neither edits nor asks about."""
+
+    def __call__(self, split: str) -> Sequence[tuple[str, str]]: ...
 
 
 class Editor(ABC):
