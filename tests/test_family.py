@@ -203,7 +203,7 @@ def test_alphaedit_reports_its_null_spaces(editor, lm):
 def test_ultraedit_is_a_ridge_regression_on_normalised_gradients(lm):
     """Against autograd of the plain model, without probes."""
     wanted = [EditRequest(request.text, None, request.target_new) for request in requests(5)]
-    config = ["method.modules=[mlp_out:4,mlp.c_fc:5]", "method.lr=1e-3", "method.chunk=5", "method.warm_facts=0"]
+    config = ["method.modules=[mlp_out:4,mlp.c_fc:5]", "method.lr=1e-3", "method.chunk=5", "method.begin_with=0"]
     register_resolvers()
     with initialize_config_module("edit_cli.conf", version_base="1.3"):
         edit = build(compose("evaluate", ["method=ultraedit", *config]).method).edit(lm, wanted)
@@ -247,7 +247,7 @@ def test_ultraedit_needs_no_subject_but_more_than_one_token(editor, lm):
     with lm.edited(ultraedit.edit(lm, wanted)):
         assert hits(lm, wanted) >= 3
     with pytest.raises(UsageError, match="protocol.batch_size"):
-        editor("ultraedit", "method.modules=[mlp_out:4]", "method.warm_facts=0").edit(lm, wanted[:1])
+        editor("ultraedit", "method.modules=[mlp_out:4]", "method.begin_with=0").edit(lm, wanted[:1])
 
 
 def test_ultraedit_writes_a_single_fact_once_its_moments_have_seen_others(editor, lm):
@@ -257,7 +257,7 @@ def test_ultraedit_writes_a_single_fact_once_its_moments_have_seen_others(editor
 
     def examples(split: str) -> list[tuple[str, str]]:
         asked.append(split)
-        return [(request.text, request.target_true) for request in told]
+        return [(request.text, request.target_true or "") for request in told]
 
     untouched = snapshot(lm)
     for source in (None, examples):
@@ -274,14 +274,14 @@ def test_ultraedit_writes_a_single_fact_once_its_moments_have_seen_others(editor
                     assert sum(all(score.hits) for score in lm.loglikelihood(others[:19])) <= 1
         assert took == len(wanted)
     assert set(asked) == {"train"}
-    cold = editor("ultraedit", "method.warm_facts=0")
+    cold = editor("ultraedit", "method.begin_with=0")
     with lm.edited(cold.edit(lm, wanted[:1])):
         assert hits(lm, wanted[:1]) == 0
 
 
 def test_ultraedit_begins_with_what_it_sees_only_where_a_first_turn_lacks_facts(editor, lm):
     wanted = requests(24)
-    first, second = editor("ultraedit"), editor("ultraedit", "method.warm_facts=0")
+    first, second = editor("ultraedit"), editor("ultraedit", "method.begin_with=0")
     # enough facts: as published, and a later turn goes on from them however few it has
     assert same_bits(first.edit(lm, wanted[:20]).state()[0], second.edit(lm, wanted[:20]).state()[0])
     assert same_bits(first.edit(lm, wanted[20:21]).state()[0], second.edit(lm, wanted[20:21]).state()[0])
@@ -301,7 +301,7 @@ def test_ultraedit_says_what_a_few_facts_need(editor, lm):
     made.corpus = None
     with pytest.raises(UsageError) as caught:
         made.edit(lm, requests(1))
-    assert all(part in str(caught.value) for part in ("protocol.batch_size", "corpus=NAME", "method.warm_facts=0"))
+    assert all(part in str(caught.value) for part in ("protocol.batch_size", "corpus=NAME", "method.begin_with=0"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from edit_cli.editors.alphaedit import AlphaEdit
 from edit_cli.editors.blue import BLUE
 from edit_cli.editors.contexts import BARE, ContextOptions
 from edit_cli.editors.emmet import EMMET
-from edit_cli.editors.keyvalue import KeyValueEditor, Subjects
+from edit_cli.editors.keyvalue import Subjects
 from edit_cli.editors.memit import MEMIT
 from edit_cli.editors.memit_merge import MEMITMerge
 from edit_cli.editors.pmet import PMET
@@ -138,11 +138,11 @@ def test_alphaedit_wants_statistics_and_a_positive_ridge(lm, moment):
         AlphaEdit(layers=[0], l2=0.0, moments=Given(moment)).prepare(lm, [0], 1)
 
 
-def members() -> dict[str, KeyValueEditor]:
+def members() -> dict[str, Any]:
     """The family without statistics of text, on two layers; half of AlphaEdit's directions are free."""
     plain: dict[str, Any] = {"layers": [1, 2], "context": ContextOptions(prefixes=["The city"])}
     soft = plain | {"use_covariance": False, "covariance_weight": 1e-3}
-    half = Given(torch.linspace(0, 1, 512, dtype=torch.float64).diag())
+    half: Any = Given(torch.linspace(0, 1, 512, dtype=torch.float64).diag())
     return {
         "memit": MEMIT(**soft),
         "memit-merge": MEMITMerge(**soft),
@@ -158,7 +158,7 @@ def members() -> dict[str, KeyValueEditor]:
 def test_what_is_written_carries_states_to_their_targets(name, lm, monkeypatch):
     """Targets that are simply there, a random step away from the states: they are met, not mirrored."""
     editor, wanted = members()[name], requests(1 if name == "rome" else 3)
-    site = "mlp_out" if name == "rome" else editor.site
+    site: Any = "mlp_out" if name == "rome" else editor.site
     aimed: list[tuple[Tensor, Tensor]] = []
 
     def states() -> Tensor:

@@ -96,7 +96,7 @@ def test_a_smoothed_edit_loss_by_hand(kind):
     logits = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]], dtype=torch.float64)
     labels, nothing = torch.tensor([0, 2]), torch.zeros(1, 3, dtype=torch.float64)
     lm = SimpleNamespace(head=SimpleNamespace(kind=kind), model=SimpleNamespace(config=GPT2Config()))
-    run = SimpleNamespace(lm=lm, answers=lambda change: Answers(change(logits), labels, torch.tensor([0, 0])))
+    run: Any = SimpleNamespace(lm=lm, answers=lambda change: Answers(change(logits), labels, torch.tensor([0, 0])))
     silent = Neurons(nothing, nothing[:, :1], nothing, nothing)
     loss, right = edit_loss(run, torch.zeros(2, 3, dtype=torch.float64), 0.1, silent)
     logp = logits.log_softmax(-1)
@@ -115,8 +115,8 @@ def test_the_authors_settings_mend_a_mistake(model, tmp_path):
     data, task = ("claims", "bert-base-uncased") if model == "tiny-bert" else ("questions", "bart-base")
     lm = ModelOptions(name=model, id=f"embedded:{model}", device="cpu").load()
     settings = OmegaConf.load(CONF / f"{task}.yaml")
-    chosen = {key: value for key, value in settings.items() if key not in ("layer", "memory")}
-    small = {"corpus": EmbeddedText(), "memory_size": 300, "validation_size": 100}
+    chosen = {str(key): value for key, value in settings.items() if key not in ("layer", "memory")}
+    small: dict[str, Any] = {"corpus": EmbeddedText(), "memory_size": 300, "validation_size": 100}
     (request,) = WorldEdits(name="world", records=data, split="validation").load(1).cases[0].requests
     asked = [(request.text, request.target_new)]
     assert not all(lm.loglikelihood(asked)[0].hits)

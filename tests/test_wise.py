@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 
 from edit_cli.editors.side_memory import Side, WiseLayer, WisePatch, over, route, ties
+from edit_cli.editors.wise import hinge
 from edit_cli.errors import UsageError
 from edit_cli.lm.focus import Focus
 
@@ -136,6 +139,50 @@ def test_shards_are_finished_and_merged_and_come_back(wise):
     assert same_bits(snapshot(lm), untouched)
 
 
+def test_merged_groups_stay_apart_and_are_retrieved(wise):
+    """Two facts a group: a third is at work while two merged ones stand beside it; taken off, they come back."""
+    lm, wanted, name = embedded_lm(), requests(5), embedded_lm().layout.mlp_out(4)
+    shards = ("method.layer=4", "method.shard_every=1", "method.density=0.5")
+    apart, grouped = (wise(*shards, f"method.merge_every={every}", "method.retrieve=true") for every in ("null", 2))
+    with lm.edited(apart.edit(lm, wanted[:2])):
+        first = WisePatch.present(lm, name).finished
+    for request in wanted:
+        lm.attach(grouped.edit(lm, [request]))
+        if len(lm.attached) == 2:
+            (merged,) = WisePatch.present(lm, name).finished
+            torch.testing.assert_close(merged.shift, ties([side.shift for side in first], [0.5, 0.5], 0.5))
+            assert merged.epsilon == min(side.epsilon for side in first)
+    layer = WisePatch.present(lm, name)
+    assert len(layer.memories) == 3 and torch.equal(layer.finished[0].shift, merged.shift)
+    assert all(all(score.hits) for score in lm.loglikelihood([(r.text, r.target_new) for r in wanted[-1:]]))
+    last: Any = lm.attached[-1]
+    whole = last.whole(lm)
+    answers = lm.loglikelihood([(r.text, r.target_new) for r in wanted])
+    for _ in range(3):
+        lm.detach()
+    assert len(layer.memories) == 1 and torch.equal(layer.finished[0].shift, merged.shift)
+    for _ in range(2):
+        lm.detach()
+    with lm.edited(whole):
+        assert lm.loglikelihood([(r.text, r.target_new) for r in wanted]) == answers
+
+
+def test_a_routing_term_is_averaged_over_all_rows_or_over_those_that_violate_it():
+    terms = torch.tensor([3.0, -1.0, 1.0, 0.0])
+    assert (float(hinge(terms, "all")), float(hinge(terms, "violated"))) == (1.0, 2.0)
+    assert float(hinge(-terms.abs(), "violated")) == 0.0
+
+
+def test_the_released_average_lets_no_satisfied_row_dilute_the_others(wise):
+    lm, wanted = embedded_lm(), requests(1)
+    found = []
+    for averaged in ("all", "violated"):
+        with lm.edited(wise(f"method.averaged={averaged}", "method.steps=15").edit(lm, wanted)):
+            found.append(WisePatch.present(lm, lm.layout.mlp_out(5)).shift.clone())
+            assert all(lm.loglikelihood([(wanted[0].text, wanted[0].target_new)])[0].hits)
+    assert not torch.equal(*found)
+
+
 def test_several_facts_of_one_edit_are_the_same_as_one_after_another(wise):
     lm, wanted, name = embedded_lm(), requests(5), embedded_lm().layout.mlp_out(4)
     overrides = ("method.layer=4", "method.shard_every=2", "method.merge_every=4")
@@ -164,6 +211,7 @@ def test_generation_keeps_to_the_memory_that_its_prompt_was_routed_to(wise):
     [
         ("method.mask_ratio=0.0", "method.mask_ratio=0.0"),
         ("method.score=first", "choose mean or last"),
+        ("method.averaged=some", "choose all or violated"),
         ("method.elsewhere=web", "choose auto"),
         ("method.merge_every=700", "a multiple of"),
         ("method.corpus=null", "method.corpus has no value"),

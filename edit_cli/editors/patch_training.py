@@ -82,7 +82,7 @@ class PatchTraining:
         if self.pooled:
             said = said + neurons.biases
             margins = said - self.beta, said - neurons.own(queries)[:, None] + self.gamma
-            return sum(top_exp(terms.reshape(1, -1), self.top_memory) for terms in margins).squeeze()
+            return torch.cat([top_exp(terms.reshape(1, -1), self.top_memory) for terms in margins]).sum()
         loudest = top_exp(said + neurons.biases, self.top_memory)
         return (
             loudest

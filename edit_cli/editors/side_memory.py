@@ -118,7 +118,7 @@ class WiseLayer(MemoryLayer):
             self.finished = [*self.finished, Side(self.shift, self.least)]
             self.shift, self.least, self.shards = None, float("inf"), self.shards + 1
             if self.about["merge_every"] and self.edits % self.about["merge_every"] == 0:
-                self.finished, self.merged = [self._merge()], True
+                self._merge()
 
         def undo() -> None:
             self.edits, self.shards, self.least, self.finished, self.merged, self.shift = before
@@ -127,12 +127,18 @@ class WiseLayer(MemoryLayer):
 
         return undo
 
-    def _merge(self) -> Side:
-        """All finished memories in one; what was merged before counts 0.6."""
-        new = len(self.finished) - self.merged
-        weights = ([0.6] if self.merged else []) + [(0.4 if self.merged else 1.0) / new] * new
-        shift = ties([side.shift for side in self.finished], weights, self.about["density"])
-        return Side(shift, min(side.epsilon for side in self.finished))
+    def _merge(self) -> None:
+        """The finished memories in one, what was merged before counting 0.6; or only the new ones, each group apart."""
+        if self.about["retrieve"]:
+            size = self.about["merge_every"] // self.about["shard_every"]
+            apart, new, weights = self.finished[:-size], self.finished[-size:], [1.0 / size] * size
+        else:
+            count = len(self.finished) - self.merged
+            apart, new = [], self.finished
+            weights = ([0.6] if self.merged else []) + [(0.4 if self.merged else 1.0) / count] * count
+            self.merged = True
+        shift = ties([side.shift for side in new], weights, self.about["density"])
+        self.finished = [*apart, Side(shift, min(side.epsilon for side in new))]
 
     @property
     def memories(self) -> list[Side]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class UltraEdit(Editor):
     modules: "name:layers", a name in a block and one layer or a range, such as "mlp.up_proj:18-24"; "mlp_out" is the
     MLP's output projection, whatever the family calls it.
     lr: η. chunk: facts in a forward and backward pass, whose mean loss is differentiated.
-    warm_facts: facts that the moments begin with. Few say nothing: two tokens are always as far from their mean as they
+    begin_with: facts that the moments begin with. Few say nothing: two tokens are always as far from their mean as they
     deviate. What a first turn lacks of so many is taken from prompts that are not edited, each with another's answer:
     of the training split where the data have one, else of `corpus`, a text's next word being its answer. As in
     StableEdit (2026), but that nothing of it is written.
@@ -78,7 +79,7 @@ class UltraEdit(Editor):
     modules: list[str]
     lr: float = 1.0e-6
     chunk: int = 10
-    warm_facts: int = 20
+    begin_with: int = 20
     corpus: Corpus | None = None
     _moments: dict[str, RunningMoments] = field(default_factory=dict, init=False, repr=False)
 
@@ -94,8 +95,7 @@ class UltraEdit(Editor):
             if any(kept.count < 2 for kept in moments.values()):
                 raise UsageError(
                     "ultraedit normalises over target tokens and modules of equal shape, and one alone has no"
-                    " deviation: edit more facts at once (protocol.batch_size), or let it warm up"
-                    " (method.warm_facts=20)"
+                    " deviation: edit more facts at once (protocol.batch_size) or read others (method.begin_with=20)"
                 )
             delta = WeightDelta(info={"tokens": sum(len(row.target) for row in rows)})
             for name in names:
@@ -120,7 +120,7 @@ class UltraEdit(Editor):
 
         They are read in passes of as many facts as the turn's, by which a gradient is divided.
         """
-        lacking, chunk = self.warm_facts - facts, min(self.chunk, facts)
+        lacking, chunk = self.begin_with - facts, min(self.chunk, facts)
         if lacking <= 0:
             return {}
         memory, key = self.scratch(lm), ("warm", lacking, chunk)
@@ -129,7 +129,7 @@ class UltraEdit(Editor):
                 memory[key] = _after(lm, {}, _seen(lm, self._others(lm, facts, lacking), names, chunk))
         return memory[key]
 
-    def _others(self, lm: LM, facts: int, count: int) -> list[Row]:
+    def _others(self, lm: LM, facts: int, count: int) -> list[Any]:
         """Rows of prompts that are not edited, each with the answer of the next one."""
         pairs: Iterable[tuple[str, str]] = self.examples("train") if self.examples else []
         if not pairs and self.corpus is not None:
@@ -144,8 +144,8 @@ class UltraEdit(Editor):
         if not able:
             raise UsageError(
                 f"ultraedit normalises by what facts have shown before, and a first turn of {facts} shows too little:"
-                f" edit {self.warm_facts} at once (protocol.batch_size), name a text to warm up with (corpus=NAME), or"
-                " go without (method.warm_facts=0)"
+                f" edit {self.begin_with} at once (protocol.batch_size), name a text to begin with (corpus=NAME), or"
+                " begin with nothing (method.begin_with=0)"
             )
         prompts, answers = zip(*able, strict=True)
         return lm.head.encode(list(zip(prompts, (*answers[1:], answers[0]), strict=True)))

@@ -29,6 +29,7 @@ from edit_cli.writing import as_text
 
 DOCUMENTS = 2000  # of the corpus, from which irrelevant sentences are drawn
 TRAINING = "train"  # the split of the examples
+ALL, VIOLATED = "all", "violated"  # rows over which a term of the routing loss is averaged
 
 
 @dataclass(kw_only=True)
@@ -37,12 +38,14 @@ class Wise(Editor):
 
     layer, module: the value matrix. alpha, beta, gamma: margins of the routing loss
     max(0, Δ(x_i) − α) + max(0, β − Δ(x_e)) + max(0, γ − (Δ(x_e) − Δ(x_i))), x_i being texts that name none of the
-    subjects: `irrelevant` a fact. elsewhere: where they come from: "examples" of the training split, as published;
+    subjects: `irrelevant` a fact; averaged: over "all" rows, or, as released, over those that "violated" their margin.
+    elsewhere: where they come from: "examples" of the training split, as published;
     sentences of `corpus`; or "auto": examples where the data have such a split.
     score: of a prompt: "mean" over its tokens, or that of its "last" one. act_ratio: share of ε above which a memory
     answers.
-    mask_ratio: ρ. shard_every: facts a shard holds. merge_every: facts after which all shards are merged; null keeps
-    them apart and asks the one that is stirred most (WISE-Retrieve). density: kept by TIES. lr, steps, weight_decay:
+    mask_ratio: ρ. shard_every: facts a shard holds. merge_every: facts after which all shards are merged, what was
+    merged before among them; with `retrieve` the new ones only, so that merged groups stay apart, and the one that is
+    stirred most answers (WISE-Retrieve); null keeps every shard apart. density: kept by TIES. lr, steps, weight_decay:
     SGD under the mask, every entry within `bound` of the original. It stops once the loss is below `stop_loss` and has
     moved by `stop_change` at most.
     """
@@ -52,11 +55,13 @@ class Wise(Editor):
     alpha: float = 5.0
     beta: float = 20.0
     gamma: float = 10.0
+    averaged: str = ALL
     score: str = MEAN
     act_ratio: float = 0.88
     mask_ratio: float = 0.2
     shard_every: int = 500
     merge_every: int | None = 1000
+    retrieve: bool = False
     density: float = 0.53
     lr: float = 1.0
     steps: int = 70
@@ -133,11 +138,8 @@ class Wise(Editor):
                 near = torch.stack(
                     [stir(x, shift)[-1] if self.score == LAST else stir(x, shift).mean() for x in elsewhere]
                 )
-                routing = (
-                    relu(near - self.alpha).mean()
-                    + relu(self.beta - far).mean()
-                    + relu(self.gamma - (far[:, None] - near)).mean()
-                )
+                margins = near - self.alpha, self.beta - far, self.gamma - (far[:, None] - near)
+                routing = torch.stack([hinge(margin, self.averaged) for margin in margins]).sum()
                 loss = losses.mean() + routing.to(losses)
                 if loss.item() <= self.stop_loss and abs(last - loss.item()) <= self.stop_change:
                     break
@@ -203,12 +205,14 @@ class Wise(Editor):
         return kept["prefixes"]
 
     def _about(self) -> dict[str, Any]:
-        names = ("score", "act_ratio", "mask_ratio", "shard_every", "merge_every", "density", "seed")
+        names = ("score", "act_ratio", "mask_ratio", "shard_every", "merge_every", "retrieve", "density", "seed")
         return {name: getattr(self, name) for name in names}
 
     def _refuse_wrong_numbers(self) -> None:
         if self.score not in (MEAN, LAST):
             raise UsageError(f"method.score={self.score}: choose mean or last")
+        if self.averaged not in (ALL, VIOLATED):
+            raise UsageError(f"method.averaged={self.averaged}: choose {ALL} or {VIOLATED}")
         if self.elsewhere not in (AUTO, EXAMPLES, CORPUS):
             raise UsageError(f"method.elsewhere={self.elsewhere}: choose auto, examples or corpus")
         if not 0 < self.mask_ratio <= 1 or not 0 < self.density <= 1:
@@ -220,6 +224,12 @@ class Wise(Editor):
                 f"method.merge_every={self.merge_every}: give a multiple of method.shard_every={self.shard_every}, or"
                 " null"
             )
+
+
+def hinge(terms: Tensor, averaged: str) -> Tensor:
+    """max(0, ·) of the terms: its mean over all of them, or over those above 0, which is 0 where there are none."""
+    lost = relu(terms)
+    return lost.mean() if averaged == ALL else lost.sum() / (terms > 0).sum().clamp_min(1)
 
 
 def joined(patches: Sequence[WisePatch]) -> WisePatch:
