@@ -53,3 +53,22 @@ def test_data_without_the_split_offer_nothing(source, tmp_path, monkeypatch):
     )
     (tmp_path / "one.jsonl").write_text(row, encoding="utf-8")
     assert OtherRecords(source, [])("train") == []
+
+
+def test_other_records_are_of_the_training_split_else_of_the_rest_of_the_file(tmp_path):
+    asked = replace(QUESTIONS, split="test").load(20).cases
+    train = replace(QUESTIONS, split="train").load(None).cases
+    taken = {probe.prompt for case in asked for probe in case.probes} | {case.requests[0].text for case in asked}
+    expected = [case.id for case in train if case.requests[0].text not in taken]
+    assert [case.id for case in OtherRecords(QUESTIONS, asked).others()] == expected
+    edited = replace(QUESTIONS, split="train").load(300).cases
+    others = OtherRecords(replace(QUESTIONS, split="train", offset=5), edited).others()
+    assert others and not {case.id for case in edited} & {case.id for case in others}
+    row = (
+        '{"id": %d, "split": "test", "prompt": "Where is {}?", "subject": "%s", "target_true": "a",'
+        ' "alternatives": ["b"]}'
+    )
+    (tmp_path / "test.jsonl").write_text("\n".join(row % (i, name) for i, name in enumerate(("Rome", "Oslo"))))
+    alone = replace(QUESTIONS, path=str(tmp_path / "test.jsonl"), split="test")
+    (rest,) = OtherRecords(alone, alone.load(1).cases).others()
+    assert rest.requests[0].subject == "Oslo" and OtherRecords(alone, alone.load(None).cases).others() == []

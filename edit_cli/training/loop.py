@@ -117,8 +117,8 @@ class Training:
         for name, given, size in (("training", cases, of_edit), ("validation", validation, of_trial)):
             if len(given) < size:
                 raise UsageError(
-                    f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or edit"
-                    " fewer at once"
+                    f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or"
+                    " lower what makes up an edit (method.edits, or method.others)"
                 )
         self._refuse_unshared()
         self.zero = zero if lm.team.size > 1 else 0
