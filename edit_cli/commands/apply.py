@@ -21,6 +21,7 @@ from edit_cli.jsonfiles import read_json
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.paths import expanded
 from edit_cli.results import EDITS, MANIFEST
+from edit_cli.wording import many
 
 WHY_NOT = {
     "module": "it puts a module of its own into the model, which a plain checkpoint cannot hold",
@@ -42,7 +43,8 @@ def run(directory: Path, out: Path, model: str | None) -> int:
         raise UsageError(f"--out {out} is there already: name a new folder")
     screen = Screen()
     monitor = ConsoleMonitor(screen)
-    lm = load_model(_model(paths[-1], model), monitor)
+    with monitor.working():
+        lm = load_model(_model(paths[-1], model), monitor)
     if lm.is_quantised:
         raise UsageError(
             f"{paths[-1]} cannot be baked into a checkpoint: {lm.name} is quantised, so the edit stands beside its"
@@ -62,8 +64,7 @@ def run(directory: Path, out: Path, model: str | None) -> int:
         raise MissingError(f"--out {out} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    count = facts_of(paths)
-    facts = f"{count:,} edited fact{'' if count == 1 else 's'}"
+    facts = many(facts_of(paths), "edited fact")
     screen.note(f"{lm.name} with {facts}, as AutoModelForCausalLM.from_pretrained reads it:")
     screen.line(str(out))
     return 0

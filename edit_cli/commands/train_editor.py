@@ -27,6 +27,7 @@ from edit_cli.training.loop import KEY, Line, train
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State
 from edit_cli.training.zero import stage_of_launcher
+from edit_cli.wording import many
 
 
 @dataclass
@@ -108,7 +109,7 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         before = checkpoints.read_about(place)["dataset"]
         if before != about["dataset"]:
             lm.monitor.note(
-                f"this replaces an editor of the same settings that was trained on {before['cases']:,} cases"
+                f"this replaces an editor of the same settings that was trained on {many(before['cases'], 'case')}"
                 f" ({before['source']})"
             )
     checkpoints.save(place, net, about)

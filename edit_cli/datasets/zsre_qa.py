@@ -21,6 +21,7 @@ from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.metrics.text import normalise
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe, slot_prompt
+from edit_cli.wording import many
 
 KILT = ("id", "input", "output", "subject", "prediction", "alternatives", "rephrases", "filtered_rephrases", "meta")
 FLAT = ("subject", "src", "pred", "rephrase", "alt", "answers", "loc", "loc_ans", "cond", "ans")
@@ -139,8 +140,8 @@ class ZsREQuestions(Pooled):
             kept = [probe for probe in case.probes if probe.group != "random"] if own else case.probes
             found.append(replace(case, probes=(*kept, *own)))
         if without:
-            some = f"{without:,} of {len(found):,} records"
-            monitor.note(f"{self.name}: {some} have no Natural Questions item; other records stand in for it")
+            some = f"{without:,} of {many(len(found), 'record')}"
+            monitor.note(f"{self.name}: no Natural Questions item in {some}; other records stand in for it")
         return found
 
     def _from_natural_questions(self, row: Row) -> list[Probe]:

@@ -27,6 +27,7 @@ from edit_cli.lm.places import Undo
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.monitor import Monitor
 from edit_cli.requests import EditRequest
+from edit_cli.wording import many
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def facts_of(requests: Sequence[EditRequest], monitor: Monitor) -> list[Fact]:
         replaced = len(distinct) - len(latest)
         again = len(requests) - len(distinct)
         monitor.note(
-            f"{len(requests)} edits are {len(latest)} facts: {again} say again what another says, and {replaced} are"
-            " replaced by a later answer to the same prompt"
+            f"{len(requests)} edits are {many(len(latest), 'fact')}: {many(again, 'says', 'say')} again what another"
+            f" says, and {many(replaced, 'is', 'are')} replaced by a later answer to the same prompt"
         )
     return list(latest.values())
 

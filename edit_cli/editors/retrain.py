@@ -18,6 +18,7 @@ from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import answer, pad_right
 from edit_cli.requests import EditRequest
+from edit_cli.wording import many
 
 EMBEDDED = "embedded"
 
@@ -53,8 +54,8 @@ class Retrain(Editor):
         documents, dropped = self._documents(requests)
         if dropped:
             lm.monitor.note(
-                f"{dropped:,} documents say what an edit contradicts, and are left out (method.contradictions=keep"
-                " keeps them)"
+                f"{many(dropped, 'document says', 'documents say')} what an edit contradicts, and is left out"
+                " (method.contradictions=keep keeps it)"
             )
         rows = self._rows(lm, documents)
         names = [name.replace(".original.", ".") for name, _ in lm.model.named_parameters()]

@@ -6,7 +6,7 @@ The prompt is tokenised as any text, with the special tokens around it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact
-from edit_cli.lm.tokens import Row, by_length, pad_right
+from edit_cli.lm.tokens import Row, by_length, pad_right, told
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class ClassifierHead:
         self.tokenizer = tokenizer
         self.device = device
         self.batch_tokens = batch_tokens
+        self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     @property
@@ -100,18 +101,18 @@ class ClassifierHead:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """One `Likelihood` a (text, label) pair, in order; a label counts as one token."""
-        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens)
+        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
 
     def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
         """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
-        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens)
+        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """The likeliest label's name."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         names = [""] * len(rows)
-        for batch in by_length([len(row.ids) for row in rows], self.batch_tokens):
+        for batch in told(by_length([len(row.ids) for row in rows], self.batch_tokens), self.done):
             ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
             for index, best in zip(
                 batch, self.model(input_ids=ids, attention_mask=mask).logits.argmax(-1).tolist(), strict=True
