@@ -4,14 +4,28 @@ terminal.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.text import Text
 
@@ -19,7 +33,11 @@ from edit_cli.jsonfiles import to_json
 from edit_cli.monitor import Advance, Monitor
 from edit_cli.terminal import one_line, visible
 
-QUIET_SECONDS = 5.0  # without a terminal, how often a line of progress is printed at most
+STARTING, WORKING = "loading libraries", "working"
+# Without a terminal, a line of progress after so many seconds; later after a twentieth of the time so far, at most:
+FIRST, LONGEST = 2.0, 30.0
+WHOLE = 10_000  # columns, none of which is wrapped
+TICK = 0.5  # seconds between looks at the clock
 
 
 class SafeConsole(Console):
@@ -41,11 +59,15 @@ class SafeConsole(Console):
 
 
 class Screen:
-    """Both streams. Colours and widths are rich's business: it knows terminals, pipes, NO_COLOR and COLUMNS."""
+    """Both streams. Colours and widths are rich's business: it knows terminals, NO_COLOR and COLUMNS. Where results go
+    into a file or a pipe, rows are as long as they are: ids and paths are to be found and copied there.
+    """
 
     def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
-        self.out = out or SafeConsole()
+        fits = sys.stdout is None or sys.stdout.isatty() or "COLUMNS" in os.environ
+        self.out = out or SafeConsole(width=None if fits else WHOLE)
         self.err = err or SafeConsole(stderr=True)
+        self.live: Live | None = None  # what is drawn below the last line, while there is something to wait for
 
     @classmethod
     def of(cls, process: int) -> Screen:
@@ -56,14 +78,17 @@ class Screen:
 
     def show(self, what: RenderableType) -> None:
         """A result."""
+        self.rest()
         self.out.print(what)
 
     def line(self, text: str) -> None:
         """A line of a result, whole however long it is: paths are made to be copied."""
+        self.rest()
         self.out.print(Text(one_line(text)), soft_wrap=True)
 
     def json(self, value: Any) -> None:
         """A result for programs."""
+        self.rest()
         self.out.print(Text(to_json(value, indent=1)), soft_wrap=True)
 
     def note(self, text: str) -> None:
@@ -75,74 +100,136 @@ class Screen:
         self.err.print(Text(visible(text)), soft_wrap=True)
 
     def error(self, text: str) -> None:
+        self.rest()
         self.err.print(Text.assemble(("error:", "bold red"), f" {one_line(text)}"), soft_wrap=True)
+
+    def rest(self) -> None:
+        """Wipe what is drawn live."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+
+@dataclass
+class Task:
+    """Progress of one job. bar: its row in a terminal."""
+
+    description: str
+    total: int | None
+    began: float
+    done: int = 0
+    bar: TaskID | None = None
+
+    def told(self, now: float) -> str:
+        """`scoring 40 of 960, 12 s left`"""
+        # the first of a batch comes late and says nothing of the rest
+        enough = self.total is not None and max(2, self.total / 50) <= self.done < self.total
+        left = f", {duration((now - self.began) / self.done * (self.total - self.done))} left" if enough else ""
+        if not (self.done or self.total):
+            return self.description
+        return f"{self.description} {self.done:,}{f' of {self.total:,}' if self.total else ''}{left}"
 
 
 class ConsoleMonitor(Monitor):
-    """Draws progress. `log` gets every note too."""
+    """Draws what is being done, and how far it has come: live in a terminal, elsewhere in a line now and then. `log`
+    gets every note too.
+    """
 
     def __init__(self, screen: Screen, log: Callable[[str], None] | None = None) -> None:
         super().__init__()
         self.screen = screen
         self.log = log
-        self._live: Progress | None = None
-        self._depth = 0
-        self._printed = 0.0
+        self._tasks: list[Task] = []
+        self._doing = [(STARTING, time.monotonic())]  # what is done within what, and since when
+        self._began = self._told = time.monotonic()
+        self._at_work = False
+        self._header = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bars = Progress(*columns, expand=True)
+        self._row = self._header.add_task(STARTING, total=None)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """From here to the end of the block, nobody is left to wonder whether anything happens."""
+        ended = threading.Event()
+        ticker = threading.Thread(target=self._watch, args=(ended,), daemon=True)
+        ticker.start()
+        self._at_work = True
+        self._draw()
+        try:
+            yield
+        finally:
+            self._at_work = False
+            ended.set()
+            ticker.join()
+            self.screen.rest()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with super().phase(name):
+            self._doing.append((name, time.monotonic()))
+            self._head()
+            try:
+                yield
+            finally:
+                self._doing.pop()
+                self._doing[0] = (WORKING, time.monotonic())
+                self._head()
 
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
-        self._depth += 1
+        task = Task(description, total, time.monotonic(), bar=self._bars.add_task(description, total=total))
+        self._tasks.append(task)
+        self._draw()
+
+        def advance(steps: int) -> None:
+            task.done += steps
+            self._bars.advance(task.bar, steps)
+            self.tick()
+
         try:
-            if self.screen.err.is_terminal:
-                with self._bar(description, total) as advance:
-                    yield advance
-            else:
-                yield self._lines(description, total)
+            yield advance
         finally:
-            self._depth -= 1
-            if self._depth == 0 and self._live is not None:
-                self._live.stop()
-                self._live = None
+            self._tasks.remove(task)
+            self._bars.remove_task(task.bar)
 
     def note(self, message: str) -> None:
+        self._told = time.monotonic()
         self.screen.note(message)
         if self.log is not None:
             self.log(message)
 
-    @contextmanager
-    def _bar(self, description: str, total: int | None) -> Iterator[Advance]:
-        if self._live is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
+    def tick(self) -> None:
+        """Without a terminal: tell how far it has come, if nothing has been told for a while."""
+        now = time.monotonic()
+        if self.screen.err.is_terminal or now - self._told < min(max(FIRST, (now - self._began) / 20), LONGEST):
+            return
+        self._told = now
+        name, since = self._doing[-1]
+        tasks = [task.told(now) for task in list(self._tasks)]
+        self.screen.note(" | ".join([name if tasks else f"{name}, {duration(now - since)}", *tasks]))
+
+    def _watch(self, ended: threading.Event) -> None:
+        while not ended.wait(TICK):
+            self.tick()
+
+    def _head(self) -> None:
+        name, _ = self._doing[-1]
+        self._header.reset(self._row, description=name)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._at_work and self.screen.live is None and self.screen.err.is_terminal and not self.screen.err.quiet:
+            shown = Group(self._header, self._bars)
+            self.screen.live = Live(
+                shown, console=self.screen.err, transient=True, refresh_per_second=4, redirect_stdout=False
             )
-            self._live = Progress(*columns, console=self.screen.err, transient=True, expand=True)
-            self._live.start()
-        live = self._live
-        task: TaskID = live.add_task(description, total=total)
-        try:
-            yield lambda steps: live.advance(task, steps)
-        finally:
-            live.remove_task(task)
-
-    def _lines(self, description: str, total: int | None) -> Advance:
-        began, done = time.monotonic(), 0
-
-        def advance(steps: int) -> None:
-            nonlocal done
-            done += steps
-            now = time.monotonic()
-            if now - max(self._printed, began) < QUIET_SECONDS:
-                return
-            self._printed = now
-            # the first of a batch comes late and says nothing of the rest
-            enough = total is not None and max(2, total / 50) <= done < total
-            left = f", {duration((now - began) / done * (total - done))} left" if enough else ""
-            self.screen.note(f"{description}: {done:,}{f' of {total:,}' if total else ''}{left}")
-
-        return advance
+            self.screen.live.start()
 
 
 def duration(seconds: float) -> str:

@@ -45,5 +45,12 @@ class Monitor:
         """Progress of one job: yields `advance(steps)`. `total` may be unknown (None)."""
         yield lambda steps: None
 
+    def counted(self, description: str, total: int) -> Iterator[int]:
+        """0, 1, … total − 1, as a task of so many steps: for loops that may end early."""
+        with self.task(description, total) as advance:
+            for number in range(total):
+                yield number
+                advance(1)
+
     def note(self, message: str) -> None:
         """Something the user should know, said once and at once."""

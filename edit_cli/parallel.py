@@ -105,7 +105,7 @@ def join() -> Team:
     """The team for which this process was started (by `processes=N`, torchrun or accelerate launch), connected; else
     ALONE.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         return ALONE
     import torch
     from accelerate import PartialState
@@ -114,6 +114,11 @@ def join() -> Team:
     with patch_environment(accelerate_use_deepspeed="false"):  # it joins those that are connected already
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Team(state.process_index, state.num_processes)
+
+
+def alone() -> bool:
+    """Whether this process was started as the only one of its run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def follows() -> bool:

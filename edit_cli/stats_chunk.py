@@ -43,8 +43,8 @@ class Chunk:
         self.first: dict[int, Tensor] = {}  # Σ ‖k‖² at position 0, by layer
         self.tokens = 0
 
-    def read(self, documents: Sequence[Document], advance: Callable[[int], None]) -> None:
-        """Add all documents; `advance` is told the tokens counted, batch by batch.
+    def read(self, documents: Sequence[Document], advance: Callable[[int, int], None]) -> None:
+        """Add all documents; `advance` is told the tokens counted and the documents read, batch by batch.
 
         Raises:
             UsageError: keys are not finite in the model's dtype. OutOfMemory: a batch does not fit the device.
@@ -54,7 +54,7 @@ class Chunk:
             for batch in by_length([len(document.ids) for document in documents], self.batch_tokens):
                 tokens = self._add([documents[i] for i in batch])
                 self.tokens += tokens
-                advance(tokens)
+                advance(tokens, len(batch))
         except torch.OutOfMemoryError:
             raise OutOfMemory(
                 f"stats.batch_tokens={self.batch_tokens} does not fit {self.lm.device}: lower it"

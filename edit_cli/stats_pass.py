@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from edit_cli import stats_cache
 from edit_cli.errors import MissingError
+from edit_cli.monitor import Advance
 from edit_cli.parallel import Team
 from edit_cli.shapes import checked
 from edit_cli.stats_chunk import Chunk, Document, exact_matmul
+from edit_cli.wording import many
 
 if TYPE_CHECKING:
     from edit_cli.corpora import Corpus
@@ -138,13 +141,11 @@ def sum_outer_products(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan
         while chunks := list(islice(stream, lm.team.size)):
             chunk = Chunk(lm, layers, plan.batch_tokens)
             for documents in lm.team.share(chunks):  # one, or none at the very end
-                chunk.read(documents, (lambda tokens: advance(tokens * len(chunks))) if unit == "tokens" else _ignore)
+                chunk.read(documents, partial(_advance, advance, unit, len(chunks)))
             sums.add(chunk, lm.team)
             documents = list(chain.from_iterable(chunks))
             _hash(seen, (document.text for document in documents))
             so_far.documents, so_far.text = so_far.documents + len(documents), seen.hexdigest()
-            if unit == "documents":
-                advance(len(documents))
             now = time.perf_counter()
             so_far.seconds, begin = so_far.seconds + now - begin, now
             if lm.team.is_main:
@@ -152,7 +153,8 @@ def sum_outer_products(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan
     if not so_far.tokens:
         raise MissingError(f"corpus {corpus.label} gave no token: nothing to compute second moments from")
     if so_far.documents < (plan.documents or math.inf) and so_far.tokens < (plan.tokens or math.inf):
-        lm.monitor.note(f"{corpus.label} was read whole: {so_far.documents:,} documents, {so_far.tokens:,} tokens")
+        read = f"{many(so_far.documents, 'document')}, {many(so_far.tokens, 'token')}"
+        lm.monitor.note(f"{corpus.label} was read whole: {read}")
     return sums
 
 
@@ -167,7 +169,8 @@ def _start(
     _hash(seen, islice(texts, sums.so_far.documents))
     if seen.hexdigest() == sums.so_far.text:
         lm.monitor.note(
-            f"continuing the second moments after {sums.so_far.documents:,} documents ({sums.so_far.tokens:,} tokens)"
+            f"continuing the second moments after {many(sums.so_far.documents, 'document')}"
+            f" ({many(sums.so_far.tokens, 'token')})"
         )
         return texts, sums, seen
     lm.monitor.note(f"{corpus.label} no longer gives the same documents: the second moments are started over")
@@ -186,8 +189,9 @@ def _goal(corpus: Corpus, plan: Plan) -> tuple[str, int | None]:
     return "documents", min((n for n in (plan.documents, corpus.size()) if n), default=None)
 
 
-def _ignore(_: int) -> None:
-    pass
+def _advance(advance: Advance, unit: str, processes: int, tokens: int, documents: int) -> None:
+    """The others read as much meanwhile."""
+    advance((tokens if unit == "tokens" else documents) * processes)
 
 
 def _chunks(lm: LM, texts: Iterator[str], plan: Plan, so_far: Progress) -> Iterator[list[Document]]:

@@ -34,6 +34,7 @@ FLOORS = [
         "bounds",
         "paths",
         "streams",
+        "wording",
         "__init__",
     },
     {"lm", "edits", "edit_store", "checkpoints", "tensorfiles"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ def screen(terminal: bool = False) -> Screen:
     )
 
 
+def written(monitor: ConsoleMonitor) -> str:
+    return monitor.screen.err.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_results_and_the_rest_go_different_ways():
     here = screen()
     here.line("result " + "x" * 200)
@@ -35,7 +40,7 @@ def test_notes_are_logged_too():
     monitor = ConsoleMonitor(screen(), logged.append)
     monitor.note("said once")
     assert logged == ["said once"]
-    assert monitor.screen.err.file.getvalue() == "said once\n"
+    assert written(monitor) == "said once\n"
 
 
 HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b1md\u202ee\ud800\rf"
@@ -103,45 +108,82 @@ def clock(monkeypatch):
     return moved
 
 
-def test_without_a_terminal_progress_is_a_line_every_few_seconds(clock):
+def test_without_a_terminal_progress_is_a_line_now_and_then(clock):
     monitor = ConsoleMonitor(screen())
-    with monitor.task("cases", 100) as advance:
-        for _ in range(50):
+    with monitor.phase("ask before"), monitor.task("cases", 100) as advance:
+        for _ in range(20):
             clock.now += 0.5
             advance(1)
-    lines = monitor.screen.err.file.getvalue().splitlines()
-    assert lines == [f"cases: {n} of 100, {round(25 / 50 * (100 - n))} s left" for n in (10, 20, 30, 40, 50)]
+    left = [round(0.5 * (100 - n)) for n in (4, 8, 12, 16, 20)]
+    expected = [f"ask before | cases {n} of 100, {s} s left" for n, s in zip((4, 8, 12, 16, 20), left, strict=True)]
+    assert written(monitor).splitlines() == expected
 
 
-def test_short_tasks_say_nothing_without_a_terminal(clock):
+def test_lines_become_rarer_in_long_runs(clock):
     monitor = ConsoleMonitor(screen())
-    for _ in range(100):
-        with monitor.task("short", 1) as advance:
+    with monitor.task("facts", None) as advance:
+        for _ in range(10 * 3600):
             clock.now += 1
             advance(1)
-    assert monitor.screen.err.file.getvalue() == ""
+    assert len(written(monitor).splitlines()) < 10 * 3600 / 25
+    assert written(monitor).splitlines()[0] == "loading libraries | facts 2"
 
 
-def test_tasks_of_unknown_length_count(clock):
+def test_what_takes_long_is_named_though_it_tells_nothing_of_itself(clock):
     monitor = ConsoleMonitor(screen())
-    with monitor.task("documents", None) as advance:
-        clock.now += 6
-        advance(1234)
-    assert monitor.screen.err.file.getvalue() == "documents: 1,234\n"
+    clock.now += 3
+    monitor.tick()
+    with monitor.phase("load model"):
+        clock.now += 1
+        monitor.tick()  # too soon
+        clock.now += 1
+        monitor.tick()
+    clock.now += 2
+    monitor.tick()
+    assert written(monitor).splitlines() == ["loading libraries, 3 s", "load model, 2 s", "working, 2 s"]
+
+
+def test_the_whole_and_its_part_are_told_together(clock):
+    monitor = ConsoleMonitor(screen())
+    with monitor.task("cases", 100), monitor.task("scoring", 900) as inner:
+        clock.now += 3
+        inner(90)
+    assert written(monitor) == "loading libraries | cases 0 of 100 | scoring 90 of 900, 27 s left\n"
+
+
+def test_somebody_looks_at_the_clock_while_nothing_is_told(monkeypatch):
+    monkeypatch.setattr(console, "FIRST", 0.0)
+    monkeypatch.setattr(console, "TICK", 0.001)
+    monitor = ConsoleMonitor(screen())
+    with monitor.working(), monitor.phase("load model"):
+        deadline = time.monotonic() + 10
+        while "load model" not in written(monitor) and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert "load model, 0 s" in written(monitor)
+    told = written(monitor)
+    time.sleep(0.01)
+    assert written(monitor) == told  # nobody any more
 
 
 def test_in_a_terminal_nested_tasks_are_drawn_and_leave_nothing_behind():
     monitor = ConsoleMonitor(screen(terminal=True))
-    with monitor.task("cases", 2) as outer, monitor.task("scoring", 5) as inner:
-        inner(5)
-        outer(1)
-        drawn = monitor._live
-        assert [(task.description, task.completed) for task in drawn.tasks] == [("cases", 1), ("scoring", 5)]
-    assert monitor._live is None
-    assert not drawn.tasks
-    with pytest.raises(KeyboardInterrupt), monitor.task("cases", 2):
+    with monitor.working():
+        assert monitor.screen.live is not None
+        with monitor.phase("ask"), monitor.task("cases", 2) as outer, monitor.task("scoring", 5) as inner:
+            inner(5)
+            outer(1)
+            assert [(task.description, task.completed) for task in monitor._bars.tasks] == [
+                ("cases", 1),
+                ("scoring", 5),
+            ]
+            assert [task.description for task in monitor._header.tasks] == ["ask"]
+        assert not monitor._bars.tasks
+        monitor.screen.line("a result")
+        assert monitor.screen.live is None  # nothing is drawn over it
+    assert monitor.screen.out.file.getvalue() == "a result\n"
+    with pytest.raises(KeyboardInterrupt), monitor.working(), monitor.task("cases", 2):
         raise KeyboardInterrupt
-    assert monitor._live is None
+    assert monitor.screen.live is None
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.4, "0 s"), (59, "59 s"), (61, "0:01:01"), (3723, "1:02:03")])

@@ -171,7 +171,7 @@ def test_the_embedded_world_is_read_by_split_and_brings_its_reference_texts() ->
     assert (dataset.ids, dataset.split, dataset.total) == (("9", "8"), "test", 2)
     assert dataset.source == "embedded world, split test"
     assert [case.references for case in dataset.cases] == [("Jan is Dutch.", "M too."), ()]
-    assert any("1 of 2 records have no reference texts" in note for note in notes.notes)
+    assert any("no reference texts for 1 of 2 records" in note for note in notes.notes)
     assert CounterFact("counterfact", records="world", split="tune").load().ids == ("7",)
     assert CounterFact("counterfact", records="world", split="all").load().ids == ("7", "9", "8")
     with pytest.raises(UsageError, match="split=train.*test, tune"):

@@ -40,7 +40,7 @@ def test_trace_writes_a_run_and_goes_on_where_it_stopped(tmp_path, monkeypatch, 
     arguments = ["trace", "dataset=facts", f"dataset.path={facts}", f"run_dir={tmp_path / 'run'}", *SMALL]
     code, out, err = edit_cli(monkeypatch, capsys, *arguments)
     assert code == 5 and "case 3 failed: names no expected answer" in err  # traced, but not all
-    assert "Causal trace of tiny-gpt2: 2 facts" in out and "1 of 4 facts are left out" in out
+    assert "Causal trace of tiny-gpt2: 2 facts" in out and "1 of 4 facts left out" in out
     run = tmp_path / "run"
     lines = [json.loads(text) for text in (run / "results.jsonl").read_text().splitlines()]
     by_id = {line["case_id"]: line for line in lines}

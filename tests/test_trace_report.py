@@ -115,7 +115,7 @@ def test_summary_counts_every_fact_and_names_layers():
         "method.layers=[0,1]",
         "method.layers=[1]",
         "UNFINISHED: 6 of 7",
-        "1 of 7 facts are left out",
+        "1 of 7 facts left out",
         "41.5 [",
     ):
         assert told in text

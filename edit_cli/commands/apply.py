@@ -18,6 +18,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.paths import expanded
 from edit_cli.results import EDITS, read_run
+from edit_cli.wording import many
 
 WHY_NOT = {
     "module": "it puts a module of its own into the model, which a plain checkpoint cannot hold",
@@ -46,7 +47,8 @@ def run(
     screen = Screen()
     monitor = ConsoleMonitor(screen)
     options = _model(paths[-1], model, trust_remote_code)
-    lm = load_model(replace(options, device_map=device_map), monitor)
+    with monitor.working():
+        lm = load_model(replace(options, device_map=device_map), monitor)
     if lm.is_quantised:
         _refuse(paths[-1], f"{lm.name} is quantised, so the edit would stand beside its matrices")
     for path in paths:
@@ -55,8 +57,7 @@ def run(
     with replacing(out, f"--out {out}") as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
-    count = facts_of(paths)
-    facts = f"{count:,} edited fact{'' if count == 1 else 's'}"
+    facts = many(facts_of(paths), "edited fact")
     screen.note(f"{lm.name} with {facts}, as AutoModelForCausalLM.from_pretrained reads it:")
     screen.line(str(out))
     return 0

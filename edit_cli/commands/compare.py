@@ -17,6 +17,7 @@ from edit_cli.metrics.registry import METRICS, SME
 from edit_cli.report.compare import FACTS, Point, cost, draw, moments, write_markdown, write_table
 from edit_cli.report.comparison import Comparison, shown_metrics
 from edit_cli.results import RunRecord, read_run
+from edit_cli.wording import many
 
 COMPARED = ("evaluate", "sequential")
 TAG = "tag"
@@ -54,9 +55,22 @@ def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | Non
         screen.line(str(write_table(points, x, _beside(out, "csv"))))
         screen.line(str(write_markdown(points, x, wanted, _beside(out, "md"))))
         if x is not None:
-            for path in draw(points, x, wanted, [_beside(out, kind) for kind in ("png", "svg")]):
+            for path in draw(points, x, wanted, [_beside(out, kind) for kind in ("png", "svg")], _about(records)):
                 screen.line(str(path))
     return 0
+
+
+def _about(records: Sequence[RunRecord]) -> str:
+    """`tiny-gpt2: counterfact, n = 100 facts`, of all runs."""
+
+    def among(values: Sequence[Any]) -> str:
+        return ", ".join(map(str, dict.fromkeys(values)))
+
+    models = among([record.manifest["model"] for record in records])
+    data = among([record.summary["dataset"]["name"] for record in records if record.summary])
+    n = sorted({record.summary["n"] for record in records if record.summary})
+    facts = many(n[0], "fact") if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} facts"
+    return f"{models}: {data}, n = {facts}; bands: 95 %"
 
 
 def _beside(out: Path, kind: str) -> Path:

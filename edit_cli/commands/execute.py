@@ -13,7 +13,7 @@ from edit_cli.config import register_resolvers, settings
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.disk import is_refusal, refusal
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
-from edit_cli.parallel import PeerLost, Team, join
+from edit_cli.parallel import ALONE, PeerLost, Team, alone, follows, join
 
 
 def execute(job: Job) -> Outcome:
@@ -25,14 +25,19 @@ def execute(job: Job) -> Outcome:
         PeerLost: this is one of several processes, and another one has ended.
     """
     register_resolvers()
-    team = join()
+    team = ALONE
     try:
         size = settings(job.config).processes
-        if team.size == 1 and size > 1:
+        if size > 1 and alone():
             return crew.run(job, size, execute)
-        if size not in (1, team.size):
-            raise UsageError(f"processes={size}, but this is one of {team.size} processes already: leave processes out")
-        return _command(replace(job, team=team))
+        monitor = ConsoleMonitor(Screen.of(int(follows())))
+        with monitor.working():
+            team = join()
+            if size not in (1, team.size):
+                raise UsageError(
+                    f"processes={size}, but this is one of {team.size} processes already: leave processes out"
+                )
+            return _command(replace(job, team=team), monitor)
     except PeerLost:
         raise
     except EditCliError as error:
@@ -49,12 +54,11 @@ def execute(job: Job) -> Outcome:
         return _failed(team, f"{type(error).__name__}: {error}", 1)
 
 
-def _command(job: Job) -> Outcome:
-    screen = Screen.of(job.team.rank)
+def _command(job: Job, monitor: ConsoleMonitor) -> Outcome:
     if job.in_sweep:
-        screen.note(f"--- {title(job)}")
+        monitor.screen.note(f"--- {title(job)}")
     command = importlib.import_module(f"edit_cli.commands.{job.command.replace('-', '_')}")
-    return command.run(job, ConsoleMonitor(screen))
+    return command.run(job, monitor)
 
 
 def title(job: Job) -> str:

@@ -112,7 +112,8 @@ def load_fitting(
     Raises:
         UsageError: it is of a kind that does not, or lacks a layer. Others as `refuse_missing` and `ModelOptions.load`.
     """
-    refuse_missing(job, options, editor, training)
+    with monitor.phase("load model"):
+        refuse_missing(job, options, editor, training)
     lm = load_model(options, monitor)
     lm.team = job.team
     editor.fits(lm)

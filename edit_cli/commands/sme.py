@@ -33,6 +33,7 @@ from edit_cli.metrics.sme import KEPT, TURN, solved
 from edit_cli.report import sme as report
 from edit_cli.requests import Case
 from edit_cli.results import SUMMARY, Run
+from edit_cli.wording import many
 
 KEY = ("case_id", "when", "fold", "edits")
 MODEL, END = "model", " at the end"  # names of lines about no case
@@ -125,8 +126,8 @@ def _refuse_too_few(stream: Stream, folds: Mapping[int, Sequence[Case]]) -> None
         )
     if lacking:
         raise UsageError(
-            f"protocol.folds={stream.protocol.folds}: {total} mistakes are too few for so many folds (fold {lacking[0]}"
-            " has none): lower it, or raise limit"
+            f"protocol.folds={stream.protocol.folds}: {many(total, 'mistake is', 'mistakes are')} too few for so many"
+            f" folds (fold {lacking[0]} has none): lower it, or raise limit"
         )
 
 

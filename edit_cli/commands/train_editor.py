@@ -28,6 +28,7 @@ from edit_cli.training.loop import KEY, Line, train
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State
 from edit_cli.training.zero import stage_of_launcher
+from edit_cli.wording import many
 
 
 @dataclass
@@ -116,7 +117,8 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         before = checkpoints.read_about(place)["dataset"]
         if before != about["dataset"]:
             lm.monitor.note(
-                f"this replaces an editor of the same settings that was trained on {before.get('cases', 'other')} cases"
+                f"this replaces an editor of the same settings that was trained on"
+                f" {many(before['cases'], 'case') if 'cases' in before else 'other cases'}"
                 f" ({before.get('source', before['name'])})"
             )
     checkpoints.save(place, net, about)

@@ -19,6 +19,7 @@ from edit_cli.datasets.rows import Dropped, Fault, Row
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, with_join
+from edit_cli.wording import many
 from edit_cli.writing import JOINS, bare
 
 Chosen = tuple[Row, Case]
@@ -184,6 +185,10 @@ class Source(ABC):
             raise UsageError(f"limit={limit}: give a number of records above 0, or null for all of them")
         self.check()
         monitor = monitor or Monitor()
+        with monitor.task("reading data", None):
+            return self._load(limit, monitor)
+
+    def _load(self, limit: int | None, monitor: Monitor) -> Dataset:
         file = self.locate(monitor)
         content = self.read(file)
         if file.sha256 not in (None, content.sha256):
@@ -265,7 +270,7 @@ class Source(ABC):
         reasons = Counter(f"{drop.field} {drop.reason}".strip() for drop in dropped).most_common()
         counts = "; ".join(f"{reason} ({times})" for reason, times in reasons[:10])
         monitor.note(
-            f"{self.name}: dropped {len(dropped):,} of {len(rows):,} records:"
+            f"{self.name}: dropped {len(dropped):,} of {many(len(rows), 'record')}:"
             f" {counts}{'; …' if len(reasons) > 10 else ''}"
         )
         for drop in dropped[:REPORTED]:
@@ -300,11 +305,11 @@ def _tell_repeated(name: str, cases: Sequence[Case], monitor: Monitor) -> None:
                 (again if request.target_new in known else other).append(case.id)
             known.add(request.target_new)
     for ids, what in (
-        (again, "ask again for an edit of an earlier record"),
-        (other, "ask for another answer to the prompt of an earlier record"),
+        (again, "again for an edit of an earlier record"),
+        (other, "for another answer to the prompt of an earlier record"),
     ):
         if ids:
             monitor.note(
-                f"{name}: {len(ids):,} of {len(cases):,} records {what} (id"
+                f"{name}: {len(ids):,} of {len(cases):,} records {'asks' if len(ids) == 1 else 'ask'} {what} (id"
                 f" {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
             )

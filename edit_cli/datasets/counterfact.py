@@ -16,6 +16,7 @@ from edit_cli.datasets.snippets import Key, texts_of
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
+from edit_cli.wording import many
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
@@ -81,7 +82,7 @@ class CounterFact(Source):
         cases = [replace(case, references=texts.get(key, ())) for key, (_, case) in zip(keys, chosen, strict=True)]
         if without := sum(not case.references for case in cases):
             monitor.note(
-                f"{self.name}: {without:,} of {len(cases):,} records have no reference texts in {snippets.label}"
+                f"{self.name}: no reference texts for {without:,} of {many(len(cases), 'record')} in {snippets.label}"
             )
         return cases
 

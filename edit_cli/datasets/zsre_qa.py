@@ -23,6 +23,7 @@ from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.metrics.text import normalise
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe, slot_prompt
+from edit_cli.wording import many
 from edit_cli.writing import joined
 
 KILT = ("id", "input", "output", "subject", "prediction", "alternatives", "rephrases", "filtered_rephrases", "meta")
@@ -144,8 +145,8 @@ class ZsREQuestions(Pooled):
 
     def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
         if self.unrelated == "nq" and self.locality and (without := sum(not self.brought(row) for row, _ in chosen)):
-            some = f"{without:,} of {len(chosen):,} records"
-            monitor.note(f"{self.name}: {some} have no Natural Questions item; other records stand in for it")
+            some = f"{without:,} of {many(len(chosen), 'record')}"
+            monitor.note(f"{self.name}: no Natural Questions item in {some}; other records stand in for it")
         return super().complete(chosen, pool, file, monitor)
 
     def brought(self, row: Row) -> list[Probe]:

@@ -45,7 +45,7 @@ class ContextOptions:
         if self.prefixes is not None:
             groups = [[f"{prefix}. " for prefix in self.prefixes]]
         else:
-            with lm.pristine():
+            with lm.monitor.phase("prefixes"), lm.pristine():
                 groups = [self._sample(lm, length, number) for number, length in enumerate(self.lengths)]
         return Contexts([[""], *(group for group in groups if group)], self.weighting)
 

@@ -176,7 +176,7 @@ class Defer(Editor):
         queries, count = run.queries.to(weights["expert"]), len(run.rows)
         plain = None if original is None else original(run.inputs.to(run.lm.dtype)).detach()  # whatever is said now
         optimizer = torch.optim.Adam(list(weights.values()), lr=self.lr)
-        for _ in range(self.steps):
+        for _ in run.lm.monitor.counted("expert", self.steps):
             gate = torch.sigmoid(queries @ weights["router"] + weights["threshold"])[:, None, None]
             said = linear(queries, weights["expert"], weights["offset"])[:, None]
 

@@ -48,7 +48,7 @@ class EWC(Editor):
         rows = lm.head.encode(facts)
         with lm.monitor.phase("train"), tuning(lm, self._names(lm)) as weights:
             optimizer = torch.optim.Adam([weight.tuned for weight in weights], lr=self.lr)
-            for _ in range(self.steps):
+            for _ in lm.monitor.counted("fine-tuning", self.steps):
                 found = lm.head.answers(rows, end=True)
                 if bool(rows_right(found, len(rows)).all()):
                     break

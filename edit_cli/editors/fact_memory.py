@@ -29,6 +29,7 @@ from edit_cli.monitor import Monitor
 from edit_cli.requests import EditRequest
 from edit_cli.shapes import Rule
 from edit_cli.tensorfiles import Size, size
+from edit_cli.wording import many
 
 CPU = torch.device("cpu")
 
@@ -62,8 +63,8 @@ def facts_of(requests: Sequence[EditRequest], monitor: Monitor) -> list[Fact]:
         replaced = len(distinct) - len(latest)
         again = len(requests) - len(distinct)
         monitor.note(
-            f"{len(requests)} edits are {len(latest)} facts: {again} say again what another says, and {replaced} are"
-            " replaced by a later answer to the same prompt"
+            f"{len(requests)} edits are {many(len(latest), 'fact')}: {many(again, 'says', 'say')} again what another"
+            f" says, and {many(replaced, 'is', 'are')} replaced by a later answer to the same prompt"
         )
     return list(latest.values())
 

@@ -332,7 +332,7 @@ class Melo(Editor):
                 stack.enter_context(
                     beside(lm, name, factors[f"right.{name}"], factors[f"left.{name}"], self.scale, len(rows))
                 )
-            for _ in range(self.steps):
+            for _ in lm.monitor.counted("blocks", self.steps):
                 losses = row_losses(run.answers(lambda output: None), len(rows))
                 if losses.max().item() < self.stop_loss:
                     break

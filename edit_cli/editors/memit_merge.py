@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edit_cli.editors.spreading import Groups, SoftSpreadingEditor
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
+from edit_cli.wording import many
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,8 @@ class MEMITMerge(SoftSpreadingEditor):
         if merged:
             largest = max(merged, key=len)
             lm.monitor.note(
-                f"{len(requests)} facts are about {len(groups)} subjects: {len(merged)} values stand for several facts"
-                f" each, such as for {len(largest)} about {requests[largest[0]].subject!r}"
+                f"{len(requests)} facts are about {many(len(groups), 'subject')}:"
+                f" {many(len(merged), 'value stands', 'values stand')} for several facts each, such as for"
+                f" {len(largest)} about {requests[largest[0]].subject!r}"
             )
         return groups

@@ -22,6 +22,7 @@ from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokens import Row, pad_right
 from edit_cli.requests import EditRequest
+from edit_cli.wording import many
 from edit_cli.writing import as_text, bare
 
 EMBEDDED = "embedded"
@@ -63,8 +64,8 @@ class Retrain(Editor):
         told, dropped = self._documents(requests, lm.head.kind)
         if dropped:
             lm.monitor.note(
-                f"{dropped:,} documents say what an edit contradicts, and are left out (method.contradictions=keep"
-                " keeps them)"
+                f"{many(dropped, 'document says', 'documents say')} what an edit contradicts, and is left out"
+                " (method.contradictions=keep keeps it)"
             )
         rows, loss = (
             (self._rows(lm, told), text_loss) if lm.head.kind == "causal" else (_encoded(lm, told), answer_loss)

@@ -25,6 +25,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 from edit_cli.tensorfiles import fitted, size
+from edit_cli.wording import many
 
 Groups = list[list[int]]
 
@@ -172,6 +173,7 @@ def note_similar(lm: LM, requests: Sequence[EditRequest], keys: Tensor) -> None:
     if pairs:
         first, second = (requests[i] for i in pairs[0])
         lm.monitor.note(
-            f"{len(pairs)} pairs of facts have the same key, so only a mean of their values can be written, "
-            f"such as {first.text!r} and {second.text!r} (method=memit-merge optimises one value for both)"
+            f"{many(len(pairs), 'pair of facts has', 'pairs of facts have')} the same key, so only a mean of their"
+            f" values can be written, such as {first.text!r} and {second.text!r} (method=memit-merge optimises one for"
+            " both)"
         )

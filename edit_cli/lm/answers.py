@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import RejectedRequest
-from edit_cli.lm.tokens import Row, by_length, require_offsets
+from edit_cli.lm.tokens import Row, by_length, require_offsets, told
 from edit_cli.lm.vocabulary import Vocabulary
 
 NEEDS_CAUSAL = "needs a causal language model"
@@ -72,10 +72,12 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], longest: int, vocabul
 
 
 @torch.no_grad()
-def likelihoods(rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int) -> list[Likelihood]:
-    """One `Likelihood` a row, in order; batches by length, at most `budget` tokens each."""
+def likelihoods(
+    rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int, done: Callable[[int], None]
+) -> list[Likelihood]:
+    """One `Likelihood` a row, in order; batches by length, at most `budget` tokens each. done: hears of them."""
     scores: list[Likelihood | None] = [None] * len(rows)
-    for batch in by_length([len(row.ids) + len(row.target) for row in rows], budget):
+    for batch in told(by_length([len(row.ids) + len(row.target) for row in rows], budget), done):
         found = answers([rows[i] for i in batch])
         losses = (found.logits.logsumexp(-1) - found.logits.gather(1, found.labels[:, None])[:, 0]).cpu().tolist()
         best, position = found.logits.argmax(-1).cpu().tolist(), 0
@@ -89,12 +91,14 @@ def likelihoods(rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], bu
 
 
 @torch.no_grad()
-def logprobs(rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int) -> list[Tensor | None]:
+def logprobs(
+    rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int, done: Callable[[int], None]
+) -> list[Tensor | None]:
     """Log-probabilities (target tokens, classes), float32, of what could stand at each target token; one tensor a
     row, in order.
     """
     found: list[Tensor | None] = [None] * len(rows)
-    for batch in by_length([len(row.ids) + len(row.target) for row in rows], budget):
+    for batch in told(by_length([len(row.ids) + len(row.target) for row in rows], budget), done):
         scores = answers([rows[i] for i in batch]).logits.float().log_softmax(-1)
         for index, part in zip(batch, scores.split([len(rows[i].target) for i in batch]), strict=True):
             found[index] = part

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import Answers, Likelihood
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
-from edit_cli.lm.tokens import Row, by_length, pad_left, pad_right, tokenize
+from edit_cli.lm.tokens import Row, by_length, pad_left, pad_right, tokenize, told
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import answer
 
@@ -40,6 +40,7 @@ class CausalHead:
         self.device = device
         self.batch_tokens = batch_tokens
         self.replies = replies
+        self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
         # (rows,) during a pass: column of each prompt's last token (see lm.focus)
         self.prompt_ends: Tensor | None = None
         self.watchers = 0  # modules that look at whole prompts
@@ -191,7 +192,8 @@ class CausalHead:
             sharing.setdefault((row.ids[:-1], row.start), []).append(index)
         inputs, groups = [ids for ids, _ in sharing], list(sharing.values())
         scores: list[Likelihood | None] = [None] * len(encoded)
-        for batch in by_length([len(ids) for ids in inputs], self.batch_tokens):
+        batches = by_length([len(ids) for ids in inputs], self.batch_tokens)
+        for batch in told(batches, self.done, lambda batch: sum(len(groups[i]) for i in batch)):
             ids, mask = pad_right([inputs[i] for i in batch], self.pad, self.device)
             asked = [(place, index) for place, i in enumerate(batch) for index in groups[i]]
             where = [
@@ -225,7 +227,7 @@ class CausalHead:
         """
         encoded = self.encode(list(pairs))
         found: list[Tensor | None] = [None] * len(encoded)
-        for batch in by_length([len(row.ids) for row in encoded], self.batch_tokens):
+        for batch in told(by_length([len(row.ids) for row in encoded], self.batch_tokens), self.done):
             rows = [encoded[i] for i in batch]
             ids, mask = pad_right([row.ids[:-1] for row in rows], self.pad, self.device)
             where = [
@@ -242,7 +244,7 @@ class CausalHead:
         """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
         encoded = self.encode([(prompt, None) for prompt in prompts], new=max_new_tokens)
         texts = [""] * len(encoded)
-        for batch in self._to_continue(encoded, [len(row.ids) + max_new_tokens for row in encoded]):
+        for batch in told(self._to_continue(encoded, [len(row.ids) + max_new_tokens for row in encoded]), self.done):
             new = self._continue([encoded[i].ids for i in batch], max_new_tokens, stop_at_newline=True)
             for index, ids in zip(batch, new, strict=True):
                 texts[index] = self._continuation(encoded[index].ids, ids).split("\n")[0]
@@ -261,7 +263,7 @@ class CausalHead:
             )
         encoded = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(encoded)
-        for batch in self._to_continue(encoded, [max(max_tokens, len(row.ids)) for row in encoded]):
+        for batch in told(self._to_continue(encoded, [max(max_tokens, len(row.ids)) for row in encoded]), self.done):
             rows = [encoded[i].ids for i in batch]
             steps = max(max_tokens - min(map(len, rows)), 0)
             draw = SeededTopK([seeds[i] for i in batch], steps, top_k)

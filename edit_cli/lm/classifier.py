@@ -7,7 +7,7 @@ apart: the second one has the probability σ(z), which is the softmax over (0, z
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact
-from edit_cli.lm.tokens import Row, by_length, pad_right
+from edit_cli.lm.tokens import Row, by_length, pad_right, told
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import bare
 
@@ -73,6 +73,7 @@ class ClassifierHead:
         self.batch_tokens = batch_tokens
         self.vocabulary = Vocabulary.of(model, tokenizer)
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id)
+        self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
 
     @property
     def classes(self) -> int:
@@ -125,18 +126,18 @@ class ClassifierHead:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """One `Likelihood` a (text, label) pair, in order; a label counts as one token."""
-        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens)
+        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
 
     def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
         """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
-        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens)
+        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """The likeliest label's name."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         names = [""] * len(rows)
-        for batch in by_length([len(row.ids) for row in rows], self.batch_tokens):
+        for batch in told(by_length([len(row.ids) for row in rows], self.batch_tokens), self.done):
             ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
             for index, best in zip(batch, self._logits(ids, mask).argmax(-1).tolist(), strict=True):
                 names[index] = self.labels[best]

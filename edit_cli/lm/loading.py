@@ -15,6 +15,7 @@ from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.monitor import Monitor
 from edit_cli.paths import expanded
+from edit_cli.wording import many
 
 if TYPE_CHECKING:
     import torch
@@ -190,7 +191,8 @@ class ModelOptions:
         ):
             if names:
                 raise MissingError(
-                    f"model.id={self.id}: {len(names)} weights are {problem} in its files, such as {min(names)}"
+                    f"model.id={self.id}: {many(len(names), 'weight is', 'weights are')} {problem} in its files, such"
+                    f" as {min(names)}"
                 )
         return model, tokenizer
 

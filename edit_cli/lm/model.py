@@ -96,6 +96,15 @@ class LM:
         """
         return self.head.token_nlls(texts, window)
 
+    @contextmanager
+    def telling(self, done: Callable[[int], None]) -> Iterator[None]:
+        """Inside the block `done` hears how many rows of a question have been answered, batch by batch."""
+        before, self.head.done = self.head.done, done
+        try:
+            yield
+        finally:
+            self.head.done = before
+
     # --- edits ------------------------------------------------------------------------------------------------------
 
     @property

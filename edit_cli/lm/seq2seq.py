@@ -9,7 +9,7 @@ answer ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
-from edit_cli.lm.tokens import Row, by_length, pad_right
+from edit_cli.lm.tokens import Row, by_length, pad_right, told
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import bare, joint
 
@@ -52,6 +52,7 @@ class Seq2SeqHead:
         self.batch_tokens = batch_tokens
         self.vocabulary = Vocabulary.of(model, tokenizer)
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
 
     @cached_property
     def max_length(self) -> int:
@@ -140,17 +141,17 @@ class Seq2SeqHead:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """One `Likelihood` a (prompt, target) pair, in order."""
-        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens)
+        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
 
     def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
         """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
-        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens)
+        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy answers, up to the end token, a line break or `max_new_tokens`."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(rows)
-        for batch in by_length([len(row.ids) + max_new_tokens for row in rows], self.batch_tokens):
+        for batch in told(by_length([len(row.ids) + max_new_tokens for row in rows], self.batch_tokens), self.done):
             new = self._write([rows[i].ids for i in batch], max_new_tokens)
             for index, ids in zip(batch, new, strict=True):
                 texts[index] = self._decode(ids).split("\n")[0]
@@ -160,7 +161,7 @@ class Seq2SeqHead:
         """Prompt and sampled answer, `max_tokens` in all, from the `top_k` likeliest tokens; one seed a row."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(rows)
-        for batch in by_length([max(max_tokens, len(row.ids)) for row in rows], self.batch_tokens):
+        for batch in told(by_length([max(max_tokens, len(row.ids)) for row in rows], self.batch_tokens), self.done):
             left = [max(max_tokens - len(rows[i].ids), 0) for i in batch]
             draw = SeededTopK([seeds[i] for i in batch], max(left), top_k)
             new = self._write([rows[i].ids for i in batch], max(left), draw) if max(left) else [[] for _ in batch]

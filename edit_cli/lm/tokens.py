@@ -8,7 +8,7 @@ that is to be continued is cut before them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,13 @@ def _pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, le
         ids[index, columns] = torch.tensor(row, dtype=torch.long)
         mask[index, columns] = 1
     return ids.to(device), mask.to(device)
+
+
+def told(batches: Iterable[Any], done: Callable[[int], None], size: Callable[[Any], int] = len) -> Iterator[Any]:
+    """The batches one after another; `done` hears how many rows each had, once it has been worked on."""
+    for batch in batches:
+        yield batch
+        done(size(batch))
 
 
 def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:

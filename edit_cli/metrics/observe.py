@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.metrics import watching
-from edit_cli.monitor import Advance, Monitor
+from edit_cli.monitor import Monitor
 from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, Probe
 
@@ -119,14 +120,11 @@ def _observed(
     prompts = _distinct(probe.prompt for case in cases for probe in case.probes if options.continues(probe))
     draws = _distinct(draw for case in cases for draw in _draws(case, options))
 
-    monitor = getattr(lm, "monitor", None) or Monitor()
-    likelihoods = _ask(monitor, "scoring", lm.loglikelihood, rows, SCORING_CHUNK)
-    tops = _tops(lm, monitor, cases, options, before)
-    continuations = _ask(
-        monitor, "generating", lambda some: lm.generate(some, options.max_new_tokens), prompts, TEXT_CHUNK
-    )
+    likelihoods = _ask(lm, "scoring", lm.loglikelihood, rows, SCORING_CHUNK)
+    tops = _tops(lm, cases, options, before)
+    continuations = _ask(lm, "generating", lambda some: lm.generate(some, options.max_new_tokens), prompts, TEXT_CHUNK)
     sampled = _ask(
-        monitor,
+        lm,
         "sampling",
         lambda some: lm.sample([p for p, _ in some], [s for _, s in some], options.sample_tokens, options.sample_top_k),
         draws,
@@ -137,7 +135,7 @@ def _observed(
 
 
 def _tops(
-    lm: Observed, monitor: Monitor, cases: Sequence[Case], options: ObserveOptions, before: Mapping[str, Observation]
+    lm: Observed, cases: Sequence[Case], options: ObserveOptions, before: Mapping[str, Observation]
 ) -> dict[tuple[str, str], watching.Top]:
     """{(prompt, target): its distributions in short}, of the answers that must stay; a row that is rejected has
     none.
@@ -161,7 +159,7 @@ def _tops(
             for row, logprobs in zip(rows, ask(rows), strict=True)
         ]
 
-    seen = _ask(monitor, "comparing", watch, wanted, watching.CHUNK)
+    seen = _ask(lm, "comparing", watch, wanted, watching.CHUNK)
     return {row: top for row, top in seen.items() if isinstance(top, dict)}
 
 
@@ -206,32 +204,42 @@ def _distinct(rows: Iterable[Any]) -> list[Any]:
 
 
 def _ask(
-    monitor: Monitor, task: str, ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any], chunk: int
+    lm: Observed, task: str, ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any], chunk: int
 ) -> dict[Any, Any | RejectedRequest]:
     """{row: answer}. A row that is rejected gets its error as the answer."""
     if not rows:
         return {}
     answers: list[Any] = []
+    monitor = getattr(lm, "monitor", None) or Monitor()
+    telling = getattr(lm, "telling", None) or (lambda done: nullcontext())
+    heard = 0
     with monitor.task(task, len(rows)) as advance:
-        for start in range(0, len(rows), chunk):
-            answers += _isolating(ask, rows[start : start + chunk], advance)
+
+        def hear(count: int) -> None:
+            nonlocal heard
+            count = max(min(count, len(rows) - heard), 0)  # whoever answers may ask himself something in between
+            heard += count
+            advance(count)
+
+        with telling(hear):
+            for start in range(0, len(rows), chunk):
+                answers += _isolating(ask, rows[start : start + chunk])
+                hear(len(answers) - heard)
     return dict(zip(rows, answers, strict=True))
 
 
-def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any], advance: Advance) -> list[Any]:
+def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> list[Any]:
     """Ask about all rows at once; if one is rejected, halve until it stands alone.
 
     (Rejection comes before any computing.)
     """
     try:
-        answers = list(ask(rows))
+        return list(ask(rows))
     except RejectedRequest as error:
         if len(rows) > 1:
             middle = len(rows) // 2
-            return _isolating(ask, rows[:middle], advance) + _isolating(ask, rows[middle:], advance)
-        answers = [error]
-    advance(len(rows))
-    return answers
+            return _isolating(ask, rows[:middle]) + _isolating(ask, rows[middle:])
+        return [error]
 
 
 def _observation(

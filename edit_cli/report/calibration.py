@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.texts import Text
+from edit_cli.wording import many
 
 if TYPE_CHECKING:
     from edit_cli.editors.calibration import Separation
@@ -42,7 +43,7 @@ def calibration_table(model: str, facts: int, found: Sequence[Separation]) -> Re
             f"{100 * (place.reworded <= place.radius).float().mean():.0f} %",
             f"{100 * (place.others <= 2 * place.radius).float().mean():.0f} %",
         )
-    title = Text(f"How far {model} keeps other wordings and other subjects from {facts:,} facts", style="bold")
+    title = Text(f"How far {model} keeps other wordings and other subjects from {many(facts, 'fact')}", style="bold")
     return Group(title, Text(), table, Text(NOTE, style="dim"))
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edit_cli.metrics.registry import METRICS
-from edit_cli.report import words
+from edit_cli.report import figures, words
 from edit_cli.report.comparison import last_side
-from edit_cli.report.curves import scale_perplexity
+from edit_cli.report.curves import line, scale_perplexity
 from edit_cli.terminal import literal
 
 WIDE = 3  # panels side by side
@@ -78,13 +78,11 @@ def _heading(metric: str) -> str:
     return f"{found.label}, {found.unit}" if found.unit else found.label
 
 
-def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequence[Path]) -> Sequence[Path]:
+def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequence[Path], title: str) -> Sequence[Path]:
     """The figure, in each of the `paths`: a panel a metric, a line a method, 95 % bands."""
-    from matplotlib.figure import Figure
-
     columns = min(len(metrics), 2 if len(metrics) == 4 else WIDE)
     rows = math.ceil(len(metrics) / columns)
-    figure = Figure(figsize=(3.4 * columns + 0.6, 3.2 * rows), layout="constrained")
+    figure = figures.new(3.4 * columns + 0.6, 3.2 * rows + 0.3, title)
     plots = figure.subplots(rows, columns, squeeze=False).ravel()
     for empty in plots[len(metrics) :]:
         empty.remove()
@@ -94,14 +92,16 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
     numeric = len(numbers) == len(points)
     places = sorted({point.x for point in points}) if numeric else list(dict.fromkeys(str(point.x) for point in points))
     for plot, metric in zip(plots, metrics, strict=True):
-        for name in lines:
+        for number, name in enumerate(lines):
             mine = [p for p in points if p.line == name and p.metric == metric and p.entry["mean"] is not None]
             pairs = sorted(
                 ((p.x if numeric else places.index(str(p.x)), p.entry) for p in mine), key=lambda pair: pair[0]
             )
-            _line(plot, pairs, name)
+            line(plot, pairs, name, number, len(lines))
         if numeric and places[0] > 0 and places[-1] / places[0] >= 30:
             plot.set_xscale("log")
+        elif numeric and all(isinstance(place, int) for place in places):
+            plot.xaxis.get_major_locator().set_params(integer=True)
         if not numeric:
             plot.set_xticks(range(len(places)), list(map(literal, places)), rotation=30, ha="right")
         unit = METRICS[metric].unit
@@ -113,25 +113,7 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
         if unit == "%":
             plot.set_ylim(-2, 102)
         plot.grid(alpha=0.3)
-    plots[0].legend(fontsize="x-small")
+    plots[0].legend(fontsize="x-small", handlelength=3)
     for path in paths:
         figure.savefig(path, dpi=150)
     return paths
-
-
-def _line(plot: Any, pairs: Sequence[tuple[Any, Mapping[str, Any]]], name: str) -> None:
-    (drawn,) = plot.plot(
-        [at for at, _ in pairs],
-        [entry["mean"] for _, entry in pairs],
-        marker="o",
-        markersize=3,
-        linewidth=1.2,
-        label=literal(name),
-    )
-    bands = [
-        (at, *entry["ci95"])
-        for at, entry in pairs
-        if entry["ci95"] and all(end is not None and math.isfinite(end) for end in entry["ci95"])
-    ]
-    if bands:
-        plot.fill_between(*zip(*bands, strict=True), alpha=0.12, color=drawn.get_color(), linewidth=0)

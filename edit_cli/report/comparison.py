@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
 from edit_cli.metrics.registry import SME
 from edit_cli.report import words
-from edit_cli.report.tables import plain_table
+from edit_cli.report.tables import plain_table, prose
 from edit_cli.report.texts import Text
 
 SHOWN = {
@@ -64,13 +64,13 @@ TELLS = {
 }
 
 
-def legend(metrics: Collection[str], *others: str) -> Text:
+def legend(metrics: Collection[str], *others: str) -> RenderableType:
     """What the columns of a table mean: those of `metrics`, and others by their headings."""
     named = [*((SHOWN | LOST)[metric] for metric in metrics), *others]
     rated = "; ".join(f"{name}, {RATED[name]}" for name in named if name in RATED)
     measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
     told = [f"{measure} in % on: {rated}"] if rated else []
-    return Text(". ".join([*told, *(f"{name}: {TELLS[name]}" for name in named if name in TELLS)]) + ".", style="dim")
+    return prose(". ".join([*told, *(f"{name}: {TELLS[name]}" for name in named if name in TELLS)]) + ".")
 
 
 def shown_metrics(measured: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edit_cli.report import words
+from edit_cli.report import figures, words
 from edit_cli.report.sequence import curve_series
 from edit_cli.terminal import literal
 
@@ -20,18 +20,11 @@ Panel = tuple[str, float, Callable[[Any], None]]  # label of the y-axis, height,
 
 def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """Write the figures that the summary has data for; their names without suffix."""
-    figures = {COURSE: _course(summary), FORGETTING: _forgetting(summary)}
-    for name, figure in figures.items():
+    drawn = {COURSE: _course(summary), FORGETTING: _forgetting(summary)}
+    for name, figure in drawn.items():
         if figure is not None:
-            for kind in ("png", "svg"):
-                figure.savefig(directory / f"{name}.{kind}", dpi=150)
-    return [name for name, figure in figures.items() if figure is not None]
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    return (
-        f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}, {words.batches(summary['protocol'])}"
-    )
+            figures.save(figure, directory, name)
+    return [name for name, figure in drawn.items() if figure is not None]
 
 
 def _course(summary: Mapping[str, Any]) -> Any:
@@ -39,10 +32,10 @@ def _course(summary: Mapping[str, Any]) -> Any:
 
     All over the number of facts.
     """
-    from matplotlib.figure import Figure
-
     panels = [panel for panel in _panels(summary) if panel is not None]
-    figure = Figure(figsize=(7, 1.5 + sum(height for _, height, _ in panels)), layout="constrained")
+    title = f"{figures.about(summary)}, {words.batches(summary['protocol'])}"
+    title += " (dotted: collapsed)" if summary["collapse"] else ""
+    figure = figures.new(7, 1.7 + sum(height for _, height, _ in panels), title)
     axes = figure.subplots(
         len(panels), 1, sharex=True, squeeze=False, height_ratios=[height for _, height, _ in panels]
     )[:, 0]
@@ -54,9 +47,7 @@ def _course(summary: Mapping[str, Any]) -> Any:
             plot.legend(loc="best", fontsize="x-small", ncols=2)
         if summary["collapse"]:
             plot.axvline(summary["collapse"]["edits"], color="tab:red", linestyle=":", linewidth=1.2)
-    axes[0].set(
-        ylim=(-2, 102), title=literal(_title(summary)) + (" (dotted: collapsed)" if summary["collapse"] else "")
-    )
+    axes[0].set(ylim=(-2, 102))
     axes[-1].set_xlabel("facts edited, all still in place")
     axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     return figure
@@ -69,8 +60,9 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
     drift = [(row["edits"], 100 * row["model"]["drift"]) for row in rows if row["model"].get("drift") is not None]
 
     def shares(plot: Any) -> None:
-        for name, points in curve_series(summary).items():
-            _line(plot, points, name)
+        series = curve_series(summary)
+        for number, (name, points) in enumerate(series.items()):
+            line(plot, points, name, number, len(series))
 
     def norms(plot: Any) -> None:
         for module in weights[-1][1]["weights"] if weights else ():
@@ -86,7 +78,7 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
             )
 
     def fluency(plot: Any) -> None:
-        _line(plot, perplexity, "edited")
+        line(plot, perplexity, "edited")
         start = summary["metrics"].get("perplexity", {}).get("before", {}).get("mean")
         if start:
             plot.axhline(start, color="gray", linestyle=":", linewidth=1.2, label="unedited")
@@ -133,10 +125,10 @@ def _forgetting(summary: Mapping[str, Any]) -> Any:
     found = summary["retention"]
     if not found or len(found["tested"]) < 2 or len(found["edited"]) < 2:
         return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(
-        figsize=(1.6 + 0.55 * len(found["tested"]), 1.8 + 0.42 * len(found["edited"])), layout="constrained"
+    figure = figures.new(
+        max(1.6 + 0.55 * len(found["tested"]), 4.5),
+        2.2 + 0.42 * len(found["edited"]),
+        f"{figures.about(summary)}: edited facts that are still the top choice, %",
     )
     plot = figure.subplots()
     cells = [[float("nan") if value is None else value for value in row] for row in found["values"]]
@@ -149,12 +141,8 @@ def _forgetting(summary: Mapping[str, Any]) -> Any:
                 )
     plot.set_xticks(range(len(found["tested"])), [f"{edits:,}" for edits in found["tested"]], rotation=45, ha="right")
     plot.set_yticks(range(len(found["edited"])), [_span(first, last) for first, last in found["edited"]])
-    plot.set(
-        xlabel="tested after so many facts",
-        ylabel="edited as fact",
-        title=f"{literal(summary['method'])}: edited facts still the top choice, %",
-    )
-    figure.colorbar(image, ax=plot)
+    plot.set(xlabel="tested after so many facts", ylabel="edited as fact")
+    figure.colorbar(image, ax=plot, label="%")
     return figure
 
 
@@ -162,10 +150,15 @@ def _span(first: int, last: int) -> str:
     return f"{first:,}" if first == last else f"{first:,}–{last:,}"
 
 
-def _line(plot: Any, points: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> None:
-    finite = [(count, entry) for count, entry in points if entry["mean"] is not None]
-    counts = [count for count, _ in finite]
-    (line,) = plot.plot(counts, [entry["mean"] for _, entry in finite], marker="o", markersize=3, label=name)
-    bands = [(count, *entry["ci95"]) for count, entry in finite if entry["ci95"] and None not in entry["ci95"]]
+def line(
+    plot: Any, points: Sequence[tuple[Any, Mapping[str, Any]]], name: str, number: int = 0, count: int = 1
+) -> None:
+    """The number-th of `count` lines of means with bands, of (place, entry of a summary); means that are not finite
+    are left out.
+    """
+    finite = [(place, entry) for place, entry in points if entry["mean"] is not None]
+    places, means = [place for place, _ in finite], [entry["mean"] for _, entry in finite]
+    (drawn,) = plot.plot(places, means, label=literal(name), **figures.style(number, count))
+    bands = [(place, *entry["ci95"]) for place, entry in finite if entry["ci95"] and None not in entry["ci95"]]
     if bands:
-        plot.fill_between(*zip(*bands, strict=True), alpha=0.12, color=line.get_color(), linewidth=0)
+        plot.fill_between(*zip(*bands, strict=True), alpha=0.12, color=drawn.get_color(), linewidth=0)

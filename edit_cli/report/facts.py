@@ -12,7 +12,7 @@ from rich.table import Table
 
 from edit_cli.metrics.verdict import edited, of_probe, verdicts
 from edit_cli.report import words
-from edit_cli.report.tables import MetricsTable, footer, heading
+from edit_cli.report.tables import MetricsTable, footer, heading, prose
 from edit_cli.report.texts import Text
 from edit_cli.writing import bare
 
@@ -36,7 +36,7 @@ def before_and_after(summary: Mapping[str, Any], lines: Sequence[Mapping[str, An
     ]
     if len(shown) > SHOWN:
         parts.append(Text(f"… and {len(shown) - SHOWN:,} more facts: edit-cli show RUN --case ID", style="dim"))
-    parts.append(Text(LEGEND, style="dim"))
+    parts.append(prose(LEGEND))
     if len(shown) > 1:
         parts += [Text(), MetricsTable(summary["metrics"]), Text(), *footer(summary)]
     return Group(*parts)
@@ -75,7 +75,7 @@ def case(line: Mapping[str, Any]) -> RenderableType:
     if line["error"]:
         parts.append(Text(f"failed: {line['error']}", style="bold red"))
     if line["before"] or line["after"]:
-        parts += [Text(), probes([line]), Text(LEGEND, style="dim")]
+        parts += [Text(), probes([line]), prose(LEGEND)]
     for side in ("before", "after"):
         for text in (line.get(side) or {}).get("texts") or []:
             parts += [Text(), Text(f"text {side}", style="bold"), Text(text)]

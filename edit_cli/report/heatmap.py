@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from edit_cli.report import figures
 from edit_cli.report.trace import ROLE_NAMES
-from edit_cli.terminal import literal
+from edit_cli.wording import many
 
 NAME = "heatmap"
 TITLES = {"hidden": "restoring a state", "mlp": "restoring MLP outputs", "attn": "restoring attention outputs"}
@@ -18,10 +19,10 @@ COLOURS = {"hidden": "Purples", "mlp": "Greens", "attn": "Reds"}
 
 def draw(summary: Mapping[str, Any], directory: Path) -> None:
     """Write heatmap.png and heatmap.svg: a panel a kind of state, rows are token roles and columns layers."""
-    from matplotlib.figure import Figure
-
     indirect = summary["trace"]["indirect_effect"]
-    figure = Figure(figsize=(1.5 + 3.6 * len(indirect), 2.9), layout="constrained")
+    facts = f"{many(summary['traced'], 'fact')} of {summary['dataset']['name']}"
+    title = f"{summary['model']}: average indirect effect on P(answer), {facts}"
+    figure = figures.new(1.5 + 3.6 * len(indirect), 3.0, title)
     panels = figure.subplots(1, len(indirect), sharey=True, squeeze=False)[0]
     for panel, (kind, roles) in zip(panels, indirect.items(), strict=True):
         shown = [role for role in ROLE_NAMES if role in roles]
@@ -32,11 +33,8 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
         panel.set_yticks(range(len(shown)), [ROLE_NAMES[role] for role in shown])
         panel.set(title=TITLES[kind], xlabel=_axis(kind, summary["protocol"]["window"]))
         panel.xaxis.get_major_locator().set_params(integer=True)
-        figure.colorbar(image, ax=panel, location="right", label="points" if panel is panels[-1] else None)
-    facts = f"{summary['traced']:,} facts of {summary['dataset']['name']}"
-    figure.suptitle(literal(f"{summary['model']}: average indirect effect on P(answer), {facts}"))
-    for suffix in ("png", "svg"):
-        figure.savefig(directory / f"{NAME}.{suffix}", dpi=150)
+        figure.colorbar(image, ax=panel, location="right", label="points")
+    figures.save(figure, directory, NAME)
 
 
 def _axis(kind: str, window: int) -> str:

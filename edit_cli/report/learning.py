@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from edit_cli.report import words
+from edit_cli.report import figures, words
 from edit_cli.report.summary import peak_memory, total_seconds
 from edit_cli.report.tables import plain_table
 from edit_cli.report.texts import Text
 from edit_cli.terminal import literal
+from edit_cli.wording import many
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
@@ -75,7 +76,7 @@ def table(summary: Mapping[str, Any]) -> RenderableType:
     """The kept network on validation edits."""
     title = (
         f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']},"
-        f" {summary['protocol']['cases']:,} cases"
+        f" {many(summary['protocol']['cases'], 'case')}"
     )
     found = summary["best"]["metrics"]
     rows = plain_table("on validation edits", "", "", right=(1,))
@@ -95,11 +96,12 @@ def table(summary: Mapping[str, Any]) -> RenderableType:
 
 def draw(summary: Mapping[str, Any], directory: Path) -> None:
     """One panel a number, training and validation in each."""
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(name for kind in summary["series"].values() for name in kind))
     rows = -(-len(names) // 2)
-    figure = Figure(figsize=(9, 1 + 1.8 * rows), layout="constrained")
+    data = f"{summary['dataset']['name']}, {many(summary['protocol']['cases'], 'case')}"
+    validated = f"validated on {summary['protocol']['validation']:,} more"
+    title = f"{summary['method']} on {summary['model']}: {data}, {validated} (dotted: kept)"
+    figure = figures.new(9, 1 + 1.8 * rows, title)
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
     for plot, name in zip(axes, names, strict=False):
         for kind, (colour, marker) in KINDS.items():
@@ -122,8 +124,5 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     for plot in axes[max(len(names) - 2, 0) : len(names)]:
         plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
-    title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']} (dotted: kept)"
-    figure.suptitle(literal(title))
     figure.supxlabel("optimiser steps", fontsize="small")
-    for kind in ("png", "svg"):
-        figure.savefig(directory / f"{NAME}.{kind}", dpi=150)
+    figures.save(figure, directory, NAME)

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
+from edit_cli.report.tables import prose
 from edit_cli.report.texts import Text
 
 if TYPE_CHECKING:
@@ -38,5 +39,5 @@ def moments_table(model: str, corpus: str, moments: Sequence[Moment]) -> Rendera
         Text(f"Second moments of the keys of {model}, from {corpus}", style="bold"),
         Text(),
         table,
-        Text(NOTE, style="dim"),
+        prose(NOTE),
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from edit_cli.terminal import literal
+from edit_cli.report import figures
+from edit_cli.wording import many
 
 NAME = "patches"
 
@@ -29,13 +30,13 @@ def draw(
     rows: (number of the fact, place in its answer). Returns `clarity` of what is drawn.
     """
     from matplotlib.colors import TwoSlopeNorm
-    from matplotlib.figure import Figure
 
     values, beyond = np.asarray(matrix, dtype=float), np.asarray(others, dtype=float)
     every = np.concatenate([values.ravel(), beyond.ravel()])
     # what lets a neuron speak is narrow beside what keeps it silent
     norm = TwoSlopeNorm(0.0, min(every.min(), -1e-3), max(every.max(), 1e-3))
-    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    facts = len({fact for fact, _ in rows})
+    figure = figures.new(8.4, 4.4, f"{title}, {many(values.shape[0], 'neuron')} of {many(facts, 'fact')}")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, part, what in zip(
         panels, (values, beyond), ("edited fact, in order", "input of other records or text"), strict=True
@@ -43,7 +44,6 @@ def draw(
         image = panel.imshow(part, aspect="auto", cmap="RdBu_r", norm=norm, origin="lower", interpolation="nearest")
         panel.set(xlabel=what)
     panels[0].set(ylabel="added neuron, in order")
-    figure.suptitle(literal(title), fontsize="medium")
     figure.colorbar(
         image,
         ax=panels,
@@ -51,8 +51,7 @@ def draw(
         ticks=[norm.vmin, norm.vmin / 2, 0.0, norm.vmax / 2, norm.vmax],
         format="%.1f",
     )
-    for suffix in ("png", "svg"):
-        figure.savefig(directory / f"{NAME}.{suffix}", dpi=150)
+    figures.save(figure, directory, NAME)
     np.savez_compressed(
         directory / f"{NAME}.npz", activations=values, others=beyond, neurons=np.array(neurons), rows=np.array(rows)
     )

@@ -12,8 +12,9 @@ from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_c
 from edit_cli.report import words
 from edit_cli.report.comparison import SHOWN, legend, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
-from edit_cli.report.tables import MetricsTable, footer, heading
+from edit_cli.report.tables import MetricsTable, footer, heading, prose
 from edit_cli.report.texts import Text
+from edit_cli.wording import many
 
 # what is told of held-out records: the first that there is
 UNTOUCHED = ("neighborhood_success", "locality_token_accuracy")
@@ -82,7 +83,7 @@ def sequential_table(summary: Mapping[str, Any]) -> RenderableType:
             checkpoints(summary),
             Text(),
         ]
-    return Group(*parts, *footer(summary), Text(NOTE, style="dim"))
+    return Group(*parts, *footer(summary), prose(NOTE))
 
 
 NOTE = "after edit: each fact right after its own step; at end: all facts with all edits in place."
@@ -96,7 +97,7 @@ def collapse_line(summary: Mapping[str, Any]) -> str:
         if summary["stopped"]
         else "the run went on (protocol.stop_on_collapse=true would have ended it)"
     )
-    return f"COLLAPSED by {found['edits']:,} facts: {found['reason']}; {end}"
+    return f"COLLAPSED by {many(found['edits'], 'fact')}: {found['reason']}; {end}"
 
 
 def checkpoints(summary: Mapping[str, Any]) -> RenderableType:

@@ -10,11 +10,11 @@ from rich.console import Group, RenderableType
 
 from edit_cli.metrics.registry import SME
 from edit_cli.metrics.sme import BEFORE, RATES, TURN, sme_rates
-from edit_cli.report import words
+from edit_cli.report import figures, words
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.summary import peak_memory, total_seconds
 from edit_cli.report.texts import Text
-from edit_cli.terminal import literal
+from edit_cli.wording import many
 
 NAME = "sme"
 TELLS = {
@@ -70,8 +70,8 @@ def sme_table(summary: Mapping[str, Any]) -> RenderableType:
     """The rates over folds, and each fold's own."""
     found, dataset, protocol = summary["sme"], summary["dataset"], summary["protocol"]
     head = (
-        f"{summary['method']} on {summary['model']}: {summary['edits']:,} mistakes of {summary['n']:,} examples edited,"
-        " one at a time"
+        f"{summary['method']} on {summary['model']}: {many(summary['edits'], 'mistake')} of"
+        f" {many(summary['n'], 'example')} edited, one at a time"
     )
     wanted = "answer to be written" if protocol["answers"] == "written" else "true answer"
     data = f"Data: {dataset['name']} ({dataset['source']}); right is the {wanted}"
@@ -100,23 +100,21 @@ def _number(value: float | None) -> str:
 
 def draw(summary: Mapping[str, Any], directory: Path) -> None:
     """sme.png and sme.svg: the five rates over the number of edits, mean over folds with bands of one deviation."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    folds = many(len(summary["sme"]["folds"]), "fold")
+    title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}"
+    figure = figures.new(6.4, 4.2, f"{title}, {many(summary['n'], 'example')} in {folds}")
     plot = figure.subplots()
-    for name in RATES:
+    for number, name in enumerate(RATES):
         points = [(row["edits"], row[name]) for row in summary["sme"]["course"] if name in row]
         if not points:
             continue
         counts, means = [edits for edits, _ in points], [entry["mean"] for _, entry in points]
-        (line,) = plot.plot(counts, means, marker="o", markersize=3, label=name)
+        (line,) = plot.plot(counts, means, label=name, **figures.style(number, len(RATES)))
         deviations = [entry["std"] or 0.0 for _, entry in points]
         low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
         plot.fill_between(counts, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
     if plot.lines:
         plot.legend(fontsize="small")
     plot.grid(alpha=0.3)
-    title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}"
-    plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)", title=literal(title))
-    for kind in ("png", "svg"):
-        figure.savefig(directory / f"{NAME}.{kind}", dpi=150)
+    plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)")
+    figures.save(figure, directory, NAME)

@@ -9,17 +9,25 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.constrain import Constrain
 from rich.table import Table
 
 from edit_cli.report import words
 from edit_cli.report.texts import Text
+from edit_cli.wording import many
 
+PROSE = 100  # columns of a note
 LEAST = 15  # columns that explanations need
 FOOTNOTE = (
     "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model"
     " says. P: probability of an answer. n: facts that a mean is over. [low, high]: its 95 % interval. ↑: higher is"
     " better, ↓: lower is."
 )
+
+
+def prose(text: str) -> RenderableType:
+    """A note in sentences, in lines that can be read however wide the screen is."""
+    return Constrain(Text(text, style="dim"), PROSE)
 
 
 def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
@@ -40,8 +48,8 @@ def evaluation(summary: Mapping[str, Any]) -> RenderableType:
 def heading(summary: Mapping[str, Any]) -> Text:
     """Method, model, number of facts, records, protocol."""
     protocol, dataset = summary["protocol"], summary["dataset"]
-    facts = (
-        "1 fact edited" if summary["edits"] == 1 else f"{summary['edits']:,} facts edited, {words.batches(protocol)}"
+    facts = f"{many(summary['edits'], 'fact')} edited" + (
+        "" if summary["edits"] == 1 else f", {words.batches(protocol)}"
     )
     lines = [
         (f"{summary['method']} on {summary['model']}: {facts}", "bold"),
@@ -54,7 +62,7 @@ def heading(summary: Mapping[str, Any]) -> Text:
         lines.append((f"UNFINISHED: {summary['n']:,} of {dataset['records_selected']:,} cases so far", "bold yellow"))
     if summary["failed"]:
         lines.append(
-            (f"{summary['failed']:,} of {summary['n']:,} cases FAILED and are left out of the means", "bold red")
+            (f"{summary['failed']:,} of {many(summary['n'], 'case')} FAILED, left out of the means", "bold red")
         )
     text = Text()
     for index, (line, style) in enumerate(lines):
@@ -82,33 +90,31 @@ class MetricsTable:
         }
         rows = [row for _, groups in found for _, rows in groups for row in rows]
         named = [side.replace("_", " ") for side in self.sides]
-        counts = {name: self._n(name) for name in self.metrics}
-        usual = {
-            (title, where): Counter(counts[row.metric] for row in some).most_common(1)[0][0]
-            for title, groups in found
-            for where, some in groups
-        }
-        labels = {
-            row.metric: row.label
-            + (f" (n = {counts[row.metric]:,})" if counts[row.metric] != usual[title, where] else "")
-            for title, groups in found
-            for where, some in groups
-            for row in some
-        }
-        label = max(map(len, labels.values()))
+        told = [(title, [(where, some, *self._counted(some)) for where, some in groups]) for title, groups in found]
+        label = max(len(name) for _, groups in told for *_, labels in groups for name in labels)
         widths = [max(len(side), *(len(cells[row.metric][index]) for row in rows)) for index, side in enumerate(named)]
         explained = options.max_width - (label + 2 + sum(widths) + len(widths) + 1) >= LEAST
         yield _grid([("", *named, "")], label, widths, "dim")
-        for title, groups in found:
-            yield Text(title + (f", n = {usual[title, '']:,}" if (title, "") in usual else ""), style="bold")
-            for where, some in groups:
+        for title, groups in told:
+            yield Text(title + "".join(n for where, _, n, _ in groups if not where), style="bold")
+            for where, some, n, labels in groups:
                 if where:
-                    yield Text(f" {where}, n = {usual[title, where]:,}", style="italic")
+                    yield Text(f" {where}{n}", style="italic")
                 yield _grid(
-                    [(labels[row.metric], *cells[row.metric], row.tells if explained else "") for row in some],
+                    [
+                        (name, *cells[row.metric], row.tells if explained else "")
+                        for row, name in zip(some, labels, strict=True)
+                    ],
                     label,
                     widths,
                 )
+
+    def _counted(self, rows: Sequence[words.Row]) -> tuple[str, list[str]]:
+        """(how many facts the means of these rows are over, their labels): a row of another number says so."""
+        counts = {row.metric: self._n(row.metric) for row in rows if row.metric != "perplexity"}  # of one model
+        usual = Counter(counts.values()).most_common(1)[0][0] if counts else None
+        others = {metric: f" (n = {n:,})" for metric, n in counts.items() if n != usual}
+        return "" if usual is None else f", n = {usual:,}", [row.label + others.get(row.metric, "") for row in rows]
 
     def _n(self, metric: str) -> int:
         """Facts that a mean is over."""
@@ -131,4 +137,4 @@ def footer(summary: Mapping[str, Any]) -> list[RenderableType]:
     """What it cost, and how to read the numbers."""
     each, spent = words.seconds(summary["seconds_per_edit"]), words.phases(summary["seconds"])
     by = f" by {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
-    return [Text(f"Time per edit {each}{by}, statistics not counted. Seconds: {spent}."), Text(FOOTNOTE, style="dim")]
+    return [prose(f"Time per edit {each}{by}, statistics not counted. Seconds: {spent}."), prose(FOOTNOTE)]

@@ -10,8 +10,10 @@ from rich.console import Group, RenderableType
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.tables import prose
 from edit_cli.report.texts import Text
 from edit_cli.tracing.averages import LOOKUP, effects, peak, propose
+from edit_cli.wording import many
 from edit_cli.writing import bare
 
 Line = Mapping[str, Any]
@@ -95,7 +97,7 @@ def trace_table(summary: Mapping[str, Any]) -> RenderableType:
         ),
         Text(),
         _layers(indirect),
-        Text(FOOTNOTE, style="dim"),
+        prose(FOOTNOTE),
         Text(),
     ]
     for kind, best in summary["peaks"].items():
@@ -134,21 +136,21 @@ def fact_table(line: Line) -> RenderableType:
 
 def _heading(summary: Mapping[str, Any]) -> Text:
     protocol, dataset = summary["protocol"], summary["dataset"]
-    text = Text(f"Causal trace of {summary['model']}: {summary['traced']:,} facts", style="bold")
+    text = Text(f"Causal trace of {summary['model']}: {many(summary['traced'], 'fact')}", style="bold")
     text.append(f"\nData: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", style="not bold")
     if summary["not_known"]:
         left_out = (
-            f"{summary['not_known']:,} of {summary['facts']:,} facts are left out: the model's first choice is another"
-            " answer"
+            f"{summary['not_known']:,} of {many(summary['facts'], 'fact')} left out: the model's first choice is"
+            " another answer"
         )
         text.append(f"\n{left_out}", style="not bold")
     if summary["traced"]:
         level = f"{protocol['noise_std']:.4g}"
         text.append(f"\nNoise: standard deviation {level}, {protocol['copies']} corrupted copies", style="not bold")
     if summary["n"] < summary["facts"]:
-        text.append(f"\nUNFINISHED: {summary['n']:,} of {summary['facts']:,} facts so far", style="bold yellow")
+        text.append(f"\nUNFINISHED: {summary['n']:,} of {many(summary['facts'], 'fact')} so far", style="bold yellow")
     if summary["failed"]:
-        text.append(f"\n{summary['failed']:,} of {summary['n']:,} facts could not be traced", style="bold red")
+        text.append(f"\n{summary['failed']:,} of {many(summary['n'], 'fact')} could not be traced", style="bold red")
     return text
 
 
@@ -192,5 +194,5 @@ def _proposal(summary: Mapping[str, Any]) -> list[RenderableType]:
         Text("Layers to edit, by the MLP effect at the last subject token:", style="bold"),
         Text(f"  method.layers=[{layers}]    (methods that spread an edit: memit, emmet)"),
         Text(f"  method.layers=[{proposal['layer']}]    (methods that write to one layer: rome)"),
-        Text(CAVEAT, style="dim"),
+        prose(CAVEAT),
     ]

@@ -30,6 +30,7 @@ from edit_cli.training.order import Edits
 from edit_cli.training.sharding import gathered, is_spread, spread_out
 from edit_cli.training.state import State
 from edit_cli.training.zero import Zero
+from edit_cli.wording import many
 
 TRAIN, VALIDATION = "train", "validation"
 KEY = ("step", "kind")  # what tells lines of a training's results.jsonl apart
@@ -167,7 +168,7 @@ class Training:
                     advance(1)
             if self._is_stale(done):
                 self.lm.monitor.note(
-                    f"stopped at step {done:,}: no better validation loss for {options.patience:,} steps"
+                    f"stopped at step {done:,}: no better validation loss for {many(options.patience, 'step')}"
                 )
             self._save(done)
             self.lm.team.gather([done])  # nobody is writing any more

@@ -1,0 +1,48 @@
+"""What all figures share: a title that fits, lines that can be told apart even where they are equal, and two files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from edit_cli.terminal import literal
+from edit_cli.wording import many
+
+LETTER = 0.085  # inches that a letter of a title takes, with something to spare
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+MARKERS = "osD^vP*X"
+
+
+def new(width: float, height: float, title: str) -> Any:
+    """A figure of so many inches, the title in as many lines as it takes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(literal(fill(title, max(int(width / LETTER), 20))), fontsize="medium")
+    return figure
+
+
+def style(number: int, count: int) -> dict[str, Any]:
+    """How the number-th of `count` lines is drawn: thinner than those below it and dashed in another way, so that they
+    are seen beside it where their values are the same.
+    """
+    above = number / (count - 1) if count > 1 else 1.0
+    return {
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linewidth": 2.8 - 1.6 * above,
+        "markersize": 5.5 - 2.5 * above,
+    }
+
+
+def save(figure: Any, directory: Path, name: str) -> None:
+    """NAME.png and NAME.svg."""
+    for kind in ("png", "svg"):
+        figure.savefig(directory / f"{name}.{kind}", dpi=150)
+
+
+def about(summary: Mapping[str, Any]) -> str:
+    """`memit on tiny-gpt2: counterfact, 200 facts`"""
+    return f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}, {many(summary['n'], 'fact')}"

@@ -1,0 +1,104 @@
+"""What a reader must find in every figure: a whole title with model and number of facts, and every line."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from edit_cli.report import compare, curves, figures, heatmap, learning, patch_heatmap, sme
+from edit_cli.report.compare import Point
+
+ENTRY = {"mean": 90.0, "ci95": [80.0, 95.0], "n": 16}
+ABOUT = {
+    "method": "memit-merge",
+    "model": "a-model-with-a-long-name-7b",
+    "dataset": {"name": "multi_counterfact"},
+    "n": 16,
+}
+SEQUENCE: dict[str, Any] = {
+    **ABOUT,
+    "protocol": {"batch_size": 2, "batches": 8},
+    "metrics": {},
+    "collapse": None,
+    "cost": [(2, 0.1), (4, 0.1)],
+    "checkpoints": [
+        {"edits": n, "metrics": {"efficacy_success": ENTRY}, "model": {}, "first": {}, "held_out": {}} for n in (2, 4)
+    ],
+    "retention": {"tested": [2, 4], "edited": [(1, 2), (3, 4)], "values": [[100.0, 50.0], [None, 100.0]]},
+}
+TRACE = {
+    **ABOUT,
+    "traced": 16,
+    "protocol": {"window": 2},
+    "trace": {"indirect_effect": {"mlp": {"last": {"mean": [1.0, 2.0, 30.0]}, "first": {"mean": [0.0, 0.0, 1.0]}}}},
+}
+TRAINING = {
+    **ABOUT,
+    "protocol": {"cases": 16, "validation": 5},
+    "best": {"step": 2},
+    "series": {"train": {"loss": [[1, 2.0], [2, 1.0]]}, "validation": {"loss": [[2, 1.5]]}},
+}
+RATES = {"edits": 2, "SR": {"mean": 1.0, "std": 0.0}, "ER": {"mean": 1.0, "std": 0.0}}
+SME = {**ABOUT, "sme": {"folds": [{}], "course": [RATES, {**RATES, "edits": 4}]}}
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Any]:
+    """The figures that are drawn."""
+    found: list[Any] = []
+    real = figures.new
+
+    def new(*arguments: Any) -> Any:
+        found.append(real(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(figures, "new", new)
+    return found
+
+
+def draw_all(folder: Path) -> None:
+    curves.draw(SEQUENCE, folder)
+    heatmap.draw(TRACE, folder)
+    learning.draw(TRAINING, folder)
+    sme.draw(SME, folder)
+    title = "tpatcher on a-model-with-a-long-name-7b: multi_counterfact"
+    patch_heatmap.draw([[1.0, -2.0], [-3.0, 1.0]], [[-1.0], [-2.0]], [(0, 0), (1, 0)], [(0, 0), (1, 0)], folder, title)
+    points = [Point("memit", n, "efficacy_success", ENTRY) for n in (1, 2)]
+    compare.draw(points, "facts", ["efficacy_success"], [folder / "c.png"], "a-model-with-a-long-name-7b, n = 16 facts")
+
+
+def test_every_title_is_whole_and_names_model_and_number(drawn, tmp_path):
+    draw_all(tmp_path)
+    assert len(drawn) == 7
+    for figure in drawn:
+        title = figure._suptitle
+        said = title.get_text().replace("\n", " ")
+        assert "a-model-with-a-long-name-7b" in said.replace("- ", "-")
+        assert any(number in said for number in ("16 facts", "16 cases", "16 examples", "2 facts"))
+        box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+
+
+def test_a_colour_bar_says_what_it_counts(drawn, tmp_path):
+    draw_all(tmp_path)
+    labels = {axes.get_ylabel() for figure in drawn for axes in figure.axes if axes.get_label() == "<colorbar>"}
+    assert labels == {"%", "points", "pre-activation"}
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_equal_lines_are_seen_beside_each_other(count):
+    """The one above is thinner, and leaves gaps where the one below is whole."""
+    styles = [figures.style(number, count) for number in range(count)]
+    widths = [style["linewidth"] for style in styles]
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) == count
+    assert all(a["linestyle"] != b["linestyle"] for a, b in pairwise(styles))
+    assert all(a["marker"] != b["marker"] for a, b in pairwise(styles))
+
+
+def test_a_line_alone_is_plain():
+    assert figures.style(0, 1)["linewidth"] < figures.style(0, 2)["linewidth"]
