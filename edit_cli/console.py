@@ -183,20 +183,21 @@ class ConsoleMonitor(Monitor):
 
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
-        task = Task(description, total, time.monotonic(), bar=self._bars.add_task(description, total=total))
+        bar = self._bars.add_task(description, total=total)
+        task = Task(description, total, time.monotonic(), bar=bar)
         self._tasks.append(task)
         self._draw()
 
         def advance(steps: int) -> None:
             task.done += steps
-            self._bars.advance(task.bar, steps)
+            self._bars.advance(bar, steps)
             self.tick()
 
         try:
             yield advance
         finally:
             self._tasks.remove(task)
-            self._bars.remove_task(task.bar)
+            self._bars.remove_task(bar)
 
     def note(self, message: str) -> None:
         self._told = time.monotonic()
