@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from common import LAYERS, clocked, facts, random_model
 
-from edit_cli.corpora import EmbeddedText
-from edit_cli.editors.memit import MEMIT
+from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.lm.loading import ModelOptions
-from edit_cli.stats import MomentStore
+from edit_cli.statistics.corpora import EmbeddedText
+from edit_cli.statistics.moments import MomentStore
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
 
-from edit_cli import edit_store
-from edit_cli.config import build, register_resolvers
+from edit_cli.config.build import build, register_resolvers
 from edit_cli.datasets.world import WorldEdits
+from edit_cli.edits import store as edit_store
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor

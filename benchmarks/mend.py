@@ -33,12 +33,12 @@ from rich.table import Table
 from torch import Tensor
 
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.gradients import gradients
-from edit_cli.editors.mend import MEND
-from edit_cli.editors.meta_batch import DrawOptions, draw
+from edit_cli.editors.meta.episodes import DrawOptions, draw
+from edit_cli.editors.meta.factored_gradients import gradients
+from edit_cli.editors.meta.mend import MEND
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokens import pad_right
+from edit_cli.lm.tokenization import pad_right
 
 LOCALITY = ["random", "random", "same_relation"]
 WHOLE, EPOCHS = 0, 8

@@ -13,16 +13,16 @@ import torch
 from common import LAYERS, clocked, random_model
 from oracle import plain_value
 
-from edit_cli.corpora import EmbeddedText
-from edit_cli.editors.contexts import BARE, ContextOptions, rows_in_contexts
-from edit_cli.editors.keyvalue import Subjects
-from edit_cli.editors.solver import Covariance, solve
-from edit_cli.editors.values import ValueOptions, optimise_values
+from edit_cli.editors.locate.base import Subjects
+from edit_cli.editors.locate.context_prefixes import BARE, ContextOptions, rows_in_contexts
+from edit_cli.editors.locate.solver import Covariance, solve
+from edit_cli.editors.locate.value_optimization import ValueOptions, optimise_values
 from edit_cli.lm.hooks import on_input, on_output
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokens import pad_right
+from edit_cli.lm.tokenization import pad_right
 from edit_cli.requests import Case, EditRequest
-from edit_cli.stats import MomentStore
+from edit_cli.statistics.corpora import EmbeddedText
+from edit_cli.statistics.moments import MomentStore
 
 
 @dataclass(frozen=True)

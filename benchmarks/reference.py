@@ -35,15 +35,15 @@ import torch
 from common import LAYERS, clocked, facts, random_model
 from torch import Tensor
 
-from edit_cli.corpora import EmbeddedText
-from edit_cli.editors.contexts import ContextOptions
-from edit_cli.editors.memit import MEMIT
-from edit_cli.editors.values import optimise_values
+from edit_cli.distributed import ALONE, join
+from edit_cli.editors.locate.context_prefixes import ContextOptions
+from edit_cli.editors.locate.memit import MEMIT
+from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.parallel import ALONE, join
 from edit_cli.requests import EditRequest
-from edit_cli.stats import MomentStore
+from edit_cli.statistics.corpora import EmbeddedText
+from edit_cli.statistics.moments import MomentStore
 
 WEIGHT = 200.0
 

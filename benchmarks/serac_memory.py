@@ -28,8 +28,8 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.table import Table
 
-from edit_cli.config import build, register_resolvers
-from edit_cli.editors.serac import SeracRoute
+from edit_cli.config.build import build, register_resolvers
+from edit_cli.editors.retrieval.serac import SeracRoute
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest

@@ -32,9 +32,9 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.table import Table
 
-from edit_cli.config import build, register_resolvers
+from edit_cli.config.build import build, register_resolvers
 from edit_cli.datasets.world import FOLDER, WorldEdits
-from edit_cli.editors.lessons import Teller
+from edit_cli.editors.retrieval.scope_examples import Teller
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.metrics.text import matches_exactly

@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from edit_cli.jsonfiles import to_json
+from edit_cli.files.json_files import to_json
 from edit_cli.monitor import Advance, Monitor
 from edit_cli.terminal import one_line, visible
 

@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from edit_cli import edit_store
 from edit_cli.lm.loading import ModelOptions
-from edit_cli.results import read_run
+from edit_cli.runs.run import read_run
 
 logging.set_verbosity_error()
 run = read_run(sys.argv[1])

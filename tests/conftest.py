@@ -48,7 +48,7 @@ def invoke(cache_dir: Path, *arguments: str, quick: bool = False) -> Ended:
     """Run `edit-cli ARGUMENTS` in the present folder. quick: with settings that make runs small."""
     from typer.testing import CliRunner
 
-    from edit_cli.cli import app
+    from edit_cli.cli.main import app
 
     small = (*QUICK, f"cache_dir={cache_dir}", "stats.documents=40") if quick else ()
     result = CliRunner().invoke(app, [*arguments, *small], prog_name="edit-cli")
@@ -116,7 +116,7 @@ class Killed(BaseException):
 @pytest.fixture
 def kill_after(monkeypatch) -> Callable[[int], None]:
     """Make the process end right after the n-th line of results has been written from now on."""
-    from edit_cli.results import Run
+    from edit_cli.runs.run import Run
 
     real = Run.append
 

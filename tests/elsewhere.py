@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 
-from edit_cli import edit_store
+from edit_cli.edits import store as edit_store
 from edit_cli.lm.loading import ModelOptions
 
 

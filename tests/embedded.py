@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from torch import nn
 
-from edit_cli.config import build, register_resolvers
+from edit_cli.config.build import build, register_resolvers
 from edit_cli.datasets.counterfact import CounterFact
 from edit_cli.editors.base import Editor
 from edit_cli.lm.layout import is_transposed

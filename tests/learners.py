@@ -9,14 +9,14 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_module
 
-from edit_cli import checkpoints
-from edit_cli.config import build, register_resolvers
-from edit_cli.corpora import WORLD
+from edit_cli.config.build import build, register_resolvers
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.base import Editor
-from edit_cli.editors.trainable import TrainableEditor
+from edit_cli.editors.meta import checkpoints
+from edit_cli.editors.meta.base import TrainableEditor
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
+from edit_cli.statistics.corpora import WORLD
 from edit_cli.training.loop import train
 
 FEW_LINES = "\n".join(WORLD.read_text(encoding="utf-8").splitlines()[:60])

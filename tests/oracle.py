@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edit_cli.editors.contexts import Contexts
-from edit_cli.editors.values import Site, ValueOptions, shifted_modules
+from edit_cli.editors.locate.context_prefixes import Contexts
+from edit_cli.editors.locate.value_optimization import Site, ValueOptions, shifted_modules
 from edit_cli.lm.hooks import on_input, on_output
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.model import LM

@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from edit_cli.corpora import TextFile
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
-from edit_cli.stats import MomentStore
+from edit_cli.statistics.corpora import TextFile
+from edit_cli.statistics.moments import MomentStore
 
 WORDS = (
     "the old ship of a small town went down in cold rain and no one who had seen it told what they knew about its"

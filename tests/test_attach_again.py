@@ -16,8 +16,8 @@ import pytest
 from embedded import requests, same_bits, snapshot
 from learners import quick_editor
 
-from edit_cli import edit_store
-from edit_cli.catalog import names
+from edit_cli.config.catalog import names
+from edit_cli.edits import store as edit_store
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edit_cli.bounds import fault
+from edit_cli.config.bounds import fault
 
 WRONG = [
     ("steps", 0, "a whole number from 1 up"),

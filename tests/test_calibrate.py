@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edit_cli.editors.calibration import Separation
+from edit_cli.editors.memory.calibration import Separation
 
 
 def test_the_chance_and_the_radius_by_hand():

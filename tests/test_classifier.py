@@ -11,11 +11,11 @@ import torch
 from embedded import same_bits, snapshot
 from families import CLASSIFIERS, CONTEXT, DEPTH, LABELS, WIDTH, tiny, tiny_lm
 
-from edit_cli import edit_store
-from edit_cli.editors.ft import FT
-from edit_cli.editors.lookup import Lookup
-from edit_cli.editors.memit import MEMIT
-from edit_cli.editors.rome import ROME
+from edit_cli.editors.finetune.ft import FT
+from edit_cli.editors.locate.memit import MEMIT
+from edit_cli.editors.locate.rome import ROME
+from edit_cli.editors.retrieval.lookup import Lookup
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edit_cli import catalog, help_texts
+from edit_cli.cli import help as help_texts
+from edit_cli.config import catalog
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,7 +60,7 @@ def test_without_a_command_help_is_shown_and_the_exit_code_says_bad_usage(cli):
 def test_help_imports_nothing_heavy(arguments):
     heavy = ("torch", "transformers", "hydra", "omegaconf", "numpy", "rich", "datasets")
     code = (
-        "import sys\nfrom edit_cli.cli import app\n"
+        "import sys\nfrom edit_cli.cli.main import app\n"
         f"try:\n    app({arguments!r}, prog_name='edit-cli')\nexcept SystemExit:\n    pass\n"
         f"sys.stderr.write(' '.join(sorted(set({heavy!r}) & set(sys.modules))))"
     )
@@ -73,8 +74,8 @@ def test_examples_compose_and_build(example):
     """Every example in help and in the heads of configurations is a command that works as far as no file is read."""
     import hydra
 
-    from edit_cli.arguments import regroup
-    from edit_cli.config import build, register_resolvers
+    from edit_cli.config.build import build, register_resolvers
+    from edit_cli.config.overrides import regroup
 
     words = shlex.split(example)
     command, arguments = words[1], regroup(words[2:])
@@ -202,14 +203,14 @@ def test_cfg_job_prints_the_resolved_settings_and_runs_nothing(cli):
     assert ended.code == 0
     assert "limit: 7" in ended.out
     assert "cache_dir: /c/stats" in ended.out
-    assert "edit_cli.editors.rome.ROME" in ended.out
+    assert "edit_cli.editors.locate.rome.ROME" in ended.out
     assert "${" not in ended.out
     assert not list(Path.cwd().iterdir())
 
 
 def test_a_model_brings_its_corpus_unless_another_is_chosen(cli):
-    assert "edit_cli.corpora.EmbeddedText" in cli("evaluate", "--cfg", "job").out
-    assert "edit_cli.corpora.EmbeddedText" not in cli("evaluate", "corpus=wikitext", "--cfg", "job").out
+    assert "edit_cli.statistics.corpora.EmbeddedText" in cli("evaluate", "--cfg", "job").out
+    assert "edit_cli.statistics.corpora.EmbeddedText" not in cli("evaluate", "corpus=wikitext", "--cfg", "job").out
     assert "wikimedia/wikipedia" in cli("evaluate", "model=gpt2-xl", "--cfg", "job").out
 
 
@@ -254,7 +255,7 @@ def test_completion_answers_the_shell():
         "COMP_CWORD": "4",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "edit_cli.cli"], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "edit_cli.cli.main"], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["rome"]
 

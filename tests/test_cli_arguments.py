@@ -10,12 +10,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from edit_cli import arguments, catalog
-from edit_cli.arguments import override_key, quoted, regroup, unquoted
 from edit_cli.commands.calibrate import Places
 from edit_cli.commands.edit import EditCommand, EditOptions
 from edit_cli.commands.protocol import EvaluateProtocol
-from edit_cli.config import Settings, target_class
+from edit_cli.config import catalog
+from edit_cli.config import overrides as arguments
+from edit_cli.config.build import Settings, target_class
+from edit_cli.config.overrides import override_key, quoted, regroup, unquoted
 from edit_cli.errors import UsageError
 from edit_cli.tracing.restore import TraceOptions
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Killed, exact
 from embedded import embedded_lm
 
-from edit_cli import edit_store
+from edit_cli.edits import store as edit_store
 from edit_cli.writing import bare, joined
 
 FACT = ("edit.prompt={} plays the", "edit.subject=Ada Lund", "edit.target=violin")

@@ -157,7 +157,7 @@ def test_a_case_that_cannot_be_edited_fails_alone(cli):
 
 
 def test_errors_end_with_their_own_exit_codes(cli, monkeypatch):
-    from edit_cli.editors.ft import FT as Editor
+    from edit_cli.editors.finetune.ft import FT as Editor
 
     def fail_with(error: BaseException):
         def edit(self, lm, requests):
@@ -184,7 +184,7 @@ def test_errors_end_with_their_own_exit_codes(cli, monkeypatch):
 def test_saved_edits_are_the_ones_that_were_asked_about(cli):
     from embedded import embedded_lm
 
-    from edit_cli import edit_store
+    from edit_cli.edits import store as edit_store
 
     assert cli("evaluate", *FT, "limit=2", "protocol.save_edits=true", quick=True).code == 0
     lines, lm = json_lines(RUN / "results.jsonl"), embedded_lm()

@@ -9,8 +9,8 @@ import pytest
 from conftest import Killed, exact, json_lines
 from embedded import embedded_lm, world
 
-from edit_cli import edit_store
 from edit_cli.commands.protocol import SequentialProtocol
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.report.sequence import sequential_summary
 

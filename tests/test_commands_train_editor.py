@@ -73,7 +73,7 @@ def test_trained_editors_are_found_and_missing_ones_named(cli, tmp_path):
 
 
 def test_a_killed_training_is_resumed(cli, tmp_path, monkeypatch):
-    from edit_cli.results import Run
+    from edit_cli.runs.run import Run
 
     whole = train(cli, tmp_path / "first", "run_dir=whole", "method.training.trackers=[]")
     assert whole.code == 0

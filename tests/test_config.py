@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from edit_cli.config import Settings, build, plain_containers, settings
-from edit_cli.editors.ft import FT
-from edit_cli.editors.memit import MEMIT
+from edit_cli.config.build import Settings, build, plain_containers, settings
+from edit_cli.editors.finetune.ft import FT
+from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.errors import UsageError
 
 MEMIT_NODE = {
-    "_target_": "edit_cli.editors.memit.MEMIT",
+    "_target_": "edit_cli.editors.locate.memit.MEMIT",
     "layers": [1, 2],
     "covariance_weight": 3,
     "value": {"steps": 5, "lr": "5e-1"},
     "moments": "${stats}",
 }
 STATS = {
-    "_target_": "edit_cli.stats.MomentStore",
-    "corpus": {"_target_": "edit_cli.corpora.EmbeddedText"},
+    "_target_": "edit_cli.statistics.moments.MomentStore",
+    "corpus": {"_target_": "edit_cli.statistics.corpora.EmbeddedText"},
     "documents": 7,
 }
 
@@ -39,7 +39,7 @@ def test_nested_parts_are_built_and_numbers_converted():
 
 
 def test_fields_that_are_left_out_keep_their_defaults():
-    assert build(config({"_target_": "edit_cli.editors.ft.FT", "layers": [0]}).method) == FT(layers=[0])
+    assert build(config({"_target_": "edit_cli.editors.finetune.ft.FT", "layers": [0]}).method) == FT(layers=[0])
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_fields_that_are_left_out_keep_their_defaults():
         ({"covariance_weight": "${nothing}"}, "method.covariance_weight"),
         ({"use_covariance": "perhaps"}, "true or false"),
         ({"_target_": "os.system"}, "only classes inside edit_cli"),
-        ({"_target_": "edit_cli.editors.memit.Nothing"}, "there is no such class"),
+        ({"_target_": "edit_cli.editors.locate.memit.Nothing"}, "there is no such class"),
         ({"_target_": "edit_cli.nowhere.Nothing"}, "there is no such class"),
-        ({"_target_": "edit_cli.config.build"}, "there is no such class"),
+        ({"_target_": "edit_cli.config.build.build"}, "there is no such class"),
     ],
 )
 def test_what_cannot_be_built_is_named(change, told):
@@ -75,7 +75,7 @@ def test_keys_behind_an_interpolation_are_named_where_they_stand():
 
 def test_a_field_without_value_or_default_is_named():
     with pytest.raises(UsageError, match=r"method\.layers has no value"):
-        build(config({"_target_": "edit_cli.editors.ft.FT"}).method)
+        build(config({"_target_": "edit_cli.editors.finetune.ft.FT"}).method)
 
 
 def test_settings_are_typed_and_the_rest_is_left_alone():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from edit_cli import corpora
-from edit_cli.corpora import EmbeddedText, HubText, TextFile
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.statistics import corpora
+from edit_cli.statistics.corpora import EmbeddedText, HubText, TextFile
 
 LINES = [f"document {i}: café" for i in range(30)]
 
@@ -168,7 +168,7 @@ def test_a_connection_that_breaks_midway(monkeypatch):
 def test_every_yaml_fits_its_class(name, values):
     node = OmegaConf.load(Path(__file__).parent.parent / "conf" / "corpus" / f"{name}.yaml")
     module, _, cls = node.pop("_target_").rpartition(".")
-    assert module == "edit_cli.corpora"
+    assert module == "edit_cli.statistics.corpora"
     built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(getattr(corpora, cls)), node, values))
     assert isinstance(built, corpora.Corpus)
 

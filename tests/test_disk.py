@@ -13,11 +13,12 @@ import torch
 from conftest import exact
 from safetensors import SafetensorError
 
-from edit_cli import disk, edit_store
-from edit_cli.disk import replacing, require_folder, require_place, require_room
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError
-from edit_cli.jsonfiles import read_json, write_json
-from edit_cli.tensorfiles import write_tensors
+from edit_cli.files import disk
+from edit_cli.files.disk import replacing, require_folder, require_place, require_room
+from edit_cli.files.json_files import read_json, write_json
+from edit_cli.files.tensors import write_tensors
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FT = ("method=ft", "method.steps=2", "protocol.observe.generate=false")
@@ -155,14 +156,14 @@ def test_a_disk_that_fills_up_during_a_run(cli, monkeypatch):
         )
         one_line(cli(*command, quick=True), "r/x.png cannot be used: No space left on device; make room", "goes on")
     with monkeypatch.context() as patch:
-        patch.setattr("edit_cli.results.write_json", fails(MissingError("r/summary.json cannot be written: x")))
+        patch.setattr("edit_cli.runs.run.write_json", fails(MissingError("r/summary.json cannot be written: x")))
         one_line(cli(*command, quick=True), "r/summary.json cannot be written")
     assert cli(*command, quick=True).code == 0
 
 
 def test_a_disk_that_takes_no_log(cli, monkeypatch):
     """The log cannot say what has happened, but the screen does."""
-    import edit_cli.results as results
+    import edit_cli.runs.run as results
 
     real = open
 

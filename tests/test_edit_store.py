@@ -15,10 +15,10 @@ from families import tiny, tiny_lm
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from edit_cli import edit_store
-from edit_cli.editors.fact_memory import Fact
-from edit_cli.editors.lookup import CacheRoute
-from edit_cli.edits import Factors, WeightDelta
+from edit_cli.editors.retrieval.base import Fact
+from edit_cli.editors.retrieval.lookup import CacheRoute
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
@@ -79,7 +79,7 @@ import sys
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from edit_cli import edit_store
+from edit_cli.edits import store as edit_store
 from edit_cli.lm.model import LM
 
 model, edit, out = sys.argv[1:]
@@ -131,7 +131,7 @@ def test_the_manifest_says_what_was_edited_and_how(tmp_path):
     assert manifest["id"] == identity
     assert (manifest["kind"], manifest["class"], manifest["method"]) == (
         "weights",
-        "edit_cli.edits.WeightDelta",
+        "edit_cli.edits.edit.WeightDelta",
         METHOD,
     )
     assert manifest["base_model"] == {
@@ -242,7 +242,7 @@ def test_changed_tensors_are_refused(tmp_path):
     [
         {"state": {"info": {"losses": []}}},
         {"touched": {}},
-        {"class": "edit_cli.editors.lookup.CacheRoute"},
+        {"class": "edit_cli.editors.retrieval.lookup.CacheRoute"},
         {"kind": "route"},
         {"id": "0" * 64},
     ],
@@ -269,12 +269,12 @@ def forged(directory: Path, path: str) -> None:
         "os.system",
         "test_edit_store.Planted",
         "edit_cli.lm.model.LM",
-        "edit_cli.editors.lookup.Lookup",
-        "edit_cli.edits.Edit",
-        "edit_cli.edits.ModulePatch",
-        "edit_cli.edits.nothing",
+        "edit_cli.editors.retrieval.lookup.Lookup",
+        "edit_cli.edits.edit.Edit",
+        "edit_cli.edits.edit.ModulePatch",
+        "edit_cli.edits.edit.nothing",
         "edit_cli.editors.nothing.Edit",
-        "edit_cli.editors.lookup.CacheRoute.state",
+        "edit_cli.editors.retrieval.lookup.CacheRoute.state",
         "edit_cli.editors.../evil.Planted",
         "WeightDelta",
         "",

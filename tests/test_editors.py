@@ -12,9 +12,9 @@ import torch
 from embedded import embedded_lm, linear_twin, requests, same_bits, snapshot, world
 from learners import quick_editor
 
-from edit_cli import edit_store
-from edit_cli.catalog import names
+from edit_cli.config.catalog import names
 from edit_cli.editors.base import Editor
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.requests import EditRequest
 

@@ -13,7 +13,7 @@ import torch
 from families import tiny, tiny_lm
 from torch import Tensor, nn
 
-from edit_cli.edits import Edit, Factors, ModulePatch, Route, WeightDelta
+from edit_cli.edits.edit import Edit, Factors, ModulePatch, Route, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.causal import Likelihood
 from edit_cli.lm.hooks import Wrapper

@@ -12,12 +12,12 @@ from families import tiny_lm
 from learners import brief, keep_trained, statements
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from edit_cli import edit_store
-from edit_cli.editors.enn import ENN, Descent
-from edit_cli.editors.gradients import Shift
-from edit_cli.editors.meta_batch import DrawOptions, draw
-from edit_cli.editors.trainable import TrainingOptions
-from edit_cli.editors.tuning import lent
+from edit_cli.editors.finetune.base import lent
+from edit_cli.editors.meta.base import TrainingOptions
+from edit_cli.editors.meta.enn import ENN, Descent
+from edit_cli.editors.meta.episodes import DrawOptions, draw
+from edit_cli.editors.meta.factored_gradients import Shift
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe

@@ -13,10 +13,10 @@ from families import tiny_lm
 from hydra import compose, initialize_config_module
 from oracle import plain_value
 
-from edit_cli import edit_store
-from edit_cli.config import build, register_resolvers
-from edit_cli.editors.contexts import ContextOptions
-from edit_cli.editors.values import ValueOptions, optimise_values
+from edit_cli.config.build import build, register_resolvers
+from edit_cli.editors.locate.context_prefixes import ContextOptions
+from edit_cli.editors.locate.value_optimization import ValueOptions, optimise_values
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.lm.layout import attention_out
 from edit_cli.requests import EditRequest

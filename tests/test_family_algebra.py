@@ -12,21 +12,21 @@ import torch
 from embedded import embedded_lm, linear_twin, requests
 from torch import Tensor
 
-from edit_cli.editors import rome, spreading
-from edit_cli.editors.alphaedit import AlphaEdit
-from edit_cli.editors.blue import BLUE
-from edit_cli.editors.contexts import BARE, ContextOptions
-from edit_cli.editors.emmet import EMMET
-from edit_cli.editors.keyvalue import Subjects
-from edit_cli.editors.memit import MEMIT
-from edit_cli.editors.memit_merge import MEMITMerge
-from edit_cli.editors.pmet import PMET
-from edit_cli.editors.postprocess import damped_factors, largest_relative, prune, rect, spectral_norm
-from edit_cli.editors.rome import ROME
-from edit_cli.editors.solver import Covariance, solve
-from edit_cli.editors.ultraedit import RunningMoments
-from edit_cli.editors.values import Values
-from edit_cli.edits import Factors, WeightDelta
+from edit_cli.editors.locate import rome, spreading
+from edit_cli.editors.locate.alphaedit import AlphaEdit
+from edit_cli.editors.locate.base import Subjects
+from edit_cli.editors.locate.blue import BLUE
+from edit_cli.editors.locate.context_prefixes import BARE, ContextOptions
+from edit_cli.editors.locate.emmet import EMMET
+from edit_cli.editors.locate.memit import MEMIT
+from edit_cli.editors.locate.memit_merge import MEMITMerge
+from edit_cli.editors.locate.pmet import PMET
+from edit_cli.editors.locate.regularizers import damped_factors, largest_relative, prune, rect, spectral_norm
+from edit_cli.editors.locate.rome import ROME
+from edit_cli.editors.locate.solver import Covariance, solve
+from edit_cli.editors.locate.ultraedit import RunningMoments
+from edit_cli.editors.locate.value_optimization import Values
+from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import UsageError
 
 D, M = 12, 40

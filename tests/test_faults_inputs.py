@@ -15,8 +15,8 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from edit_cli import catalog
-from edit_cli.config import register_resolvers
+from edit_cli.config import catalog
+from edit_cli.config.build import register_resolvers
 
 pytestmark = pytest.mark.faults
 

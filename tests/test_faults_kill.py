@@ -127,7 +127,7 @@ def work(arguments: tuple[str, ...], folder: str) -> None:
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.argv = ["edit-cli", *arguments]
-    from edit_cli.cli import main
+    from edit_cli.cli.main import main
 
     try:
         main()
@@ -146,8 +146,8 @@ def forks() -> Any:
             "transformers.models.bert",
             "hydra",
             "datasets",
-            "edit_cli.cli",
-            "edit_cli.launch",
+            "edit_cli.cli.main",
+            "edit_cli.cli.hydra_launch",
             "edit_cli.commands.evaluate",
             "edit_cli.commands.sequential",
             "edit_cli.commands.train_editor",

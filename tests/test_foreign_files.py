@@ -12,8 +12,8 @@ import pytest
 import torch
 from embedded import embedded_lm
 
-from edit_cli import edit_store
-from edit_cli.edits import WeightDelta
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.embeddings import _refuse_code
 from edit_cli.lm.loading import Source

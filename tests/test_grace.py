@@ -10,11 +10,11 @@ from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot
 from families import tiny_lm
 from torch import nn
 
-from edit_cli import edit_store
-from edit_cli.editors.grace import GAP, Book, GraceLayer, GracePatch, replaced
-from edit_cli.editors.memory import module_of, nearest
+from edit_cli.editors.memory.base import module_of, nearest
+from edit_cli.editors.memory.grace import GAP, Book, GraceLayer, GracePatch, replaced
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.lm.focus import Focus
+from edit_cli.lm.prompt_position import Focus
 from edit_cli.requests import EditRequest
 
 

@@ -10,11 +10,11 @@ import pytest
 from embedded import same_bits, snapshot
 from hydra import compose, initialize_config_module
 
-from edit_cli import edit_store
-from edit_cli.catalog import names
-from edit_cli.config import build, register_resolvers
+from edit_cli.config.build import build, register_resolvers
+from edit_cli.config.catalog import names
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.base import Editor
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edit_cli.editors.gradients import Gradient
-from edit_cli.editors.hypernetwork import Hypernetwork, Normaliser
+from edit_cli.distributed import ALONE
+from edit_cli.editors.meta.factored_gradients import Gradient
+from edit_cli.editors.meta.hypernetwork import Hypernetwork, Normaliser
 from edit_cli.errors import UsageError
-from edit_cli.parallel import ALONE
 
 
 def test_a_fresh_network_gives_back_normalised_factors_and_can_learn():

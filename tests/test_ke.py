@@ -11,11 +11,11 @@ from embedded import embedded_lm, linear_twin, same_bits, snapshot
 from families import tiny_lm
 from learners import brief, keep_trained, statements
 
-from edit_cli.editors.gradients import gradients
-from edit_cli.editors.ke import KE, BoundOptions, climbing
-from edit_cli.editors.meta_batch import DrawOptions, draw
+from edit_cli.editors.meta.base import TrainingOptions
+from edit_cli.editors.meta.episodes import DrawOptions, draw
+from edit_cli.editors.meta.factored_gradients import gradients
+from edit_cli.editors.meta.ke import KE, BoundOptions, climbing
 from edit_cli.editors.passes import row_losses
-from edit_cli.editors.trainable import TrainingOptions
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe

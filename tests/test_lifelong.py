@@ -14,25 +14,25 @@ import torch
 from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 from families import CLASSIFIERS, SEQ2SEQ, tiny_lm
 
-from edit_cli import edit_store
-from edit_cli.corpora import TextFile
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.defer import factors
-from edit_cli.editors.ewc import EWC
-from edit_cli.editors.grace import Grace
-from edit_cli.editors.melo import Database
-from edit_cli.editors.memory import Entries, mlp_in
+from edit_cli.editors.finetune.ewc import EWC
+from edit_cli.editors.finetune.replay import Replay
+from edit_cli.editors.finetune.retrain import Retrain
+from edit_cli.editors.memory.base import Entries, mlp_in
+from edit_cli.editors.memory.defer import factors
+from edit_cli.editors.memory.grace import Grace
+from edit_cli.editors.memory.melo import Database
+from edit_cli.editors.memory.tpatcher import TPatcher
 from edit_cli.editors.passes import passes, row_losses, rows_right
-from edit_cli.editors.replay import Replay
-from edit_cli.editors.retrain import Retrain
-from edit_cli.editors.tpatcher import TPatcher
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
-from edit_cli.lm.focus import PromptWatch
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.loading import ModelOptions
-from edit_cli.lm.tokens import pad_left, pad_right
+from edit_cli.lm.prompt_position import PromptWatch
+from edit_cli.lm.tokenization import pad_left, pad_right
 from edit_cli.requests import EditRequest
+from edit_cli.statistics.corpora import TextFile
 
 LIFELONG = ("grace", "tpatcher", "wise", "melo", "defer")
 QUICK = {

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edit_cli.errors import UsageError
+from edit_cli.lm.fast.suffix_pass import Resumption, Span
 from edit_cli.lm.hooks import hidden_of, on_output
 from edit_cli.lm.layout import LayoutOptions, discover
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
-from edit_cli.lm.resume import Resumption, Span
 
 GPT2 = ("transformer.h", "mlp.c_proj", "transformer.ln_f", INNER)
 NEOX = ("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", INNER)

@@ -9,7 +9,7 @@ import torch
 from families import tokenizer
 
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.tokens import by_length, pad_left, pad_right, tokenize
+from edit_cli.lm.tokenization import by_length, pad_left, pad_right, tokenize
 from edit_cli.writing import JOINER, answer, joined
 
 TOKENIZERS = {

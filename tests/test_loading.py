@@ -18,7 +18,7 @@ from families import DEPTH, quiet, tiny
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from edit_cli.config import register_resolvers
+from edit_cli.config.build import register_resolvers
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.lm import loading
 from edit_cli.lm.layout import LayoutOptions

@@ -6,8 +6,8 @@ import pytest
 import torch
 from embedded import embedded_lm, requests, world
 
-from edit_cli import edit_store
-from edit_cli.editors.lookup import Lookup, mean_states
+from edit_cli.editors.retrieval.lookup import Lookup, mean_states
+from edit_cli.edits import store as edit_store
 from edit_cli.requests import EditRequest
 
 

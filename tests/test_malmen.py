@@ -13,11 +13,11 @@ import torch
 from embedded import embedded_lm, linear_twin, same_bits, snapshot
 from learners import brief, keep_trained, statements
 
-from edit_cli.editors.gradients import DenseShift, gradients, shifted
-from edit_cli.editors.malmen import MALMEN, MalmenNet, least_squares, meta_gradient
-from edit_cli.editors.meta_batch import DrawOptions, draw
-from edit_cli.editors.trainable import TrainingOptions
-from edit_cli.edits import WeightDelta
+from edit_cli.editors.meta.base import TrainingOptions
+from edit_cli.editors.meta.episodes import DrawOptions, draw
+from edit_cli.editors.meta.factored_gradients import DenseShift, gradients, shifted
+from edit_cli.editors.meta.malmen import MALMEN, MalmenNet, least_squares, meta_gradient
+from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.training.loop import train

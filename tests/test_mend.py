@@ -10,10 +10,10 @@ import torch
 from embedded import embedded_lm, linear_twin, same_bits, snapshot
 from learners import brief, keep_trained, statements
 
-from edit_cli import checkpoints
-from edit_cli.editors.gradients import Shift, gradients, shifted
-from edit_cli.editors.mend import MEND
-from edit_cli.editors.meta_batch import DrawOptions, Trial, draw
+from edit_cli.editors.meta import checkpoints
+from edit_cli.editors.meta.episodes import DrawOptions, Trial, draw
+from edit_cli.editors.meta.factored_gradients import Shift, gradients, shifted
+from edit_cli.editors.meta.mend import MEND
 from edit_cli.editors.passes import row_losses
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM

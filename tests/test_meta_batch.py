@@ -10,10 +10,10 @@ from embedded import embedded_lm
 from families import tiny_lm
 from learners import statements
 
-from edit_cli.editors.gradients import DenseShift
-from edit_cli.editors.mend import MEND
-from edit_cli.editors.meta_batch import DrawOptions, Trial, draw, judged
-from edit_cli.edits import WeightDelta
+from edit_cli.editors.meta.episodes import DrawOptions, Trial, draw, judged
+from edit_cli.editors.meta.factored_gradients import DenseShift
+from edit_cli.editors.meta.mend import MEND
+from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
 

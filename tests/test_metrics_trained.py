@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from edit_cli.metrics.locality_distribution import ENOUGH, ROUNDING, divergence, likeliest, watch
 from edit_cli.metrics.observe import BeforeCache, ObserveOptions, observe
 from edit_cli.metrics.published import squeezed
 from edit_cli.metrics.registry import METRICS, PARTS, PUBLISHED
 from edit_cli.metrics.scores import probe_values
 from edit_cli.metrics.summarise import case_values, summarise
-from edit_cli.metrics.watching import ENOUGH, ROUNDING, divergence, likeliest, watch
 from edit_cli.requests import PROBE_GROUPS, Case, Probe
 
 

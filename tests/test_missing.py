@@ -82,7 +82,9 @@ def test_statistics_that_are_there_need_no_text(cli, cache_dir, monkeypatch):
     monkeypatch.undo()
     fact = ("edit.prompt={} plays the", "edit.subject=Ada", "edit.target=violin")
     assert cli("edit", "method=rome", "method.layers=[0]", *fact, "run_dir=a", quick=True).code == 0
-    monkeypatch.setattr("edit_cli.corpora.TextFile.require", lambda self: pytest.fail("the text was asked for"))
+    monkeypatch.setattr(
+        "edit_cli.statistics.corpora.TextFile.require", lambda self: pytest.fail("the text was asked for")
+    )
     assert cli("edit", "method=rome", "method.layers=[0]", *fact, "run_dir=b", quick=True).code == 0
 
 

@@ -11,8 +11,8 @@ from embedded import embedded_lm
 from families import tiny
 from omegaconf import OmegaConf
 
-from edit_cli import catalog
-from edit_cli.config import register_resolvers
+from edit_cli.config import catalog
+from edit_cli.config.build import register_resolvers
 
 FACT = ("edit.prompt={} plays the", "edit.subject=Ada Lund", "edit.target=violin")
 FT = ("edit", "method=ft", "method.steps=1", "method.layers=[1]", *FACT)

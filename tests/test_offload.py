@@ -16,12 +16,12 @@ from embedded import METHODS, answers, embedded_lm, packaged_editor, requests, s
 from families import tiny
 from torch import Tensor
 
-from edit_cli import edit_store
-from edit_cli.edits import WeightDelta
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.lm.offload import fetch_again_for_backward, offloading_hook
+from edit_cli.lm.weights.offload import fetch_again_for_backward, offloading_hook
 from edit_cli.requests import EditRequest
 
 PARTS = [

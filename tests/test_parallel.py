@@ -17,7 +17,7 @@ import torch
 from conftest import QUICK, json_lines, nearly, observations
 from safetensors.torch import load_file
 
-from edit_cli.parallel import ALONE, Team, _alone
+from edit_cli.distributed import ALONE, Team, _alone
 
 MEMIT = ("method=memit", "method.value.steps=6")
 

@@ -7,11 +7,11 @@ import torch
 from embedded import embedded_lm, world
 from oracle import plain_successes, plain_update, plain_value
 
-from edit_cli.corpora import EmbeddedText
-from edit_cli.editors.memit import MEMIT
-from edit_cli.editors.values import optimise_values
-from edit_cli.edits import WeightDelta
-from edit_cli.stats import MomentStore
+from edit_cli.editors.locate.memit import MEMIT
+from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.edits.edit import WeightDelta
+from edit_cli.statistics.corpora import EmbeddedText
+from edit_cli.statistics.moments import MomentStore
 
 LAYERS, WEIGHT = [0, 1, 2, 3], 200.0
 

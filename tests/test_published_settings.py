@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from torch import nn
 
 import edit_cli
-from edit_cli.config import build, register_resolvers
+from edit_cli.config.build import build, register_resolvers
 from edit_cli.lm.model import LM
 
 # as deep as the published models, and as thin as can be

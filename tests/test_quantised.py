@@ -13,14 +13,14 @@ from embedded import METHODS, answers, embedded_lm, packaged_editor, requests
 from families import tiny
 from torch import nn
 
-from edit_cli import edit_store
-from edit_cli.edits import Factors, WeightDelta
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.lm import quantised
 from edit_cli.lm.hooks import unwrapped
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.loading import ModelOptions, packaged
 from edit_cli.lm.model import LM
+from edit_cli.lm.weights import quantized as quantised
 
 KINDS = [("4bit", "float32"), ("4bit", "bfloat16"), ("8bit", "float32"), ("8bit", "bfloat16")]
 kinds = pytest.mark.parametrize("bits, dtype", KINDS)

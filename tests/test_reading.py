@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import tiny_lm
 
-from edit_cli.edits import Factors, WeightDelta
+from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.reading import Ascent, Tap, read
 

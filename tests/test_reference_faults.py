@@ -14,9 +14,9 @@ import pytest
 import torch
 from families import tiny_lm
 
-from edit_cli.editors.contexts import ContextOptions
-from edit_cli.editors.ft import FT
-from edit_cli.editors.values import ValueOptions, optimise_values
+from edit_cli.editors.finetune.ft import FT
+from edit_cli.editors.locate.context_prefixes import ContextOptions
+from edit_cli.editors.locate.value_optimization import ValueOptions, optimise_values
 from edit_cli.requests import EditRequest
 
 REQUESTS = [

@@ -10,9 +10,9 @@ from families import CLASSIFIERS, DENSE, LABELS, SEQ2SEQ, tiny_lm
 from torch import nn
 
 from edit_cli.editors.passes import passes
+from edit_cli.lm.fast.repeated_pass import recorded
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import attention_out
-from edit_cli.lm.replay import recorded
 
 PAIRS = [("Ada Lund lives in", "Oslo, and"), ("The capital of", "France")]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from edit_cli import environment as env
+from edit_cli.config.identity import config_hash, differences, flatten
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.identity import config_hash, differences, flatten
-from edit_cli.results import Run, list_runs, read_run
+from edit_cli.runs import environment as env
+from edit_cli.runs.run import Run, list_runs, read_run
 
 CONFIG = {"method": {"name": "memit", "layers": [3, 4]}, "seed": 0, "run_dir": None}
 
@@ -264,7 +264,7 @@ def test_git_state(tmp_path):
 
 def test_reading_runs_imports_nothing_heavy():
     code = (
-        "import sys, edit_cli.results; print([m for m in ('torch', 'transformers', 'scipy', 'numpy') if m in"
+        "import sys, edit_cli.runs.run; print([m for m in ('torch', 'transformers', 'scipy', 'numpy') if m in"
         " sys.modules])"
     )
     assert (

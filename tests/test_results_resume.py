@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.results import Run, read_run
+from edit_cli.runs.run import Run, read_run
 
 WRITER = """
 import sys
-from edit_cli.results import Run
+from edit_cli.runs.run import Run
 with Run.open(sys.argv[1], "notes", {"seed": 0}, made_with={}) as run:
     print("open", flush=True)
     for index in range(int(sys.argv[2])):
@@ -26,7 +26,7 @@ with Run.open(sys.argv[1], "notes", {"seed": 0}, made_with={}) as run:
 """
 HOLDER = """
 import sys
-from edit_cli.results import Run
+from edit_cli.runs.run import Run
 with Run.open(sys.argv[1], "notes", {"seed": 0}, made_with={}):
     print("open", flush=True)
     sys.stdin.read()
@@ -130,7 +130,7 @@ def test_a_refused_run_does_not_stay_locked(tmp_path):
 FULL_DISK = """
 import resource, sys
 from edit_cli.errors import MissingError
-from edit_cli.results import Run
+from edit_cli.runs.run import Run
 run = Run.open(sys.argv[1], "notes", {"seed": 0}, made_with={})
 run.append({"case_id": "1"})
 limit = (run.path / "results.jsonl").stat().st_size + 10

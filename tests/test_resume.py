@@ -6,10 +6,10 @@ import pytest
 import torch
 from families import DENSE, tiny_lm
 
-from edit_cli.lm.heads import common_lengths
+from edit_cli.lm.fast.prefix_cache import common_lengths
+from edit_cli.lm.fast.suffix_pass import Resumption, Span
+from edit_cli.lm.fast.token_pruning import only_tokens, token_modules
 from edit_cli.lm.hooks import on_input, on_output
-from edit_cli.lm.resume import Resumption, Span
-from edit_cli.lm.thinning import only_tokens, token_modules
 
 TEXTS = [
     "The city of Anna Bo is",

@@ -10,13 +10,13 @@ from embedded import same_bits, snapshot
 from families import CLASSIFIERS, SEQ2SEQ, tiny, tiny_lm
 from rows import Writer
 
-from edit_cli import edit_store
-from edit_cli.corpora import PairFile, embedded_pairs
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.retrain import Retrain
+from edit_cli.editors.finetune.retrain import Retrain
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
+from edit_cli.statistics.corpora import PairFile, embedded_pairs
 
 CLAIMS = ["Rome is in Italy.", "Oslo is in Norway.", "Ada Lund lives in Oslo.", "Ada Lund was born in Rome."]
 QUESTIONS = ["Where is Rome?", "Where is Oslo?", "Where does Ada Lund live?", "Where was Ada Lund born?"]

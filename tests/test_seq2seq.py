@@ -12,9 +12,9 @@ from embedded import same_bits, snapshot
 from families import CONTEXT, DECODER, ENCODER, SEQ2SEQ, WIDTH, tiny, tiny_lm, tokenizer
 from transformers import T5ForConditionalGeneration
 
-from edit_cli import edit_store
-from edit_cli.editors.ft import FT
-from edit_cli.editors.lookup import Lookup
+from edit_cli.editors.finetune.ft import FT
+from edit_cli.editors.retrieval.lookup import Lookup
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.layout import LayoutOptions, discover
 from edit_cli.lm.loading import ModelOptions

@@ -13,15 +13,15 @@ from embedded import embedded_lm, requests, same_bits, snapshot, world
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from edit_cli import edit_store
-from edit_cli.editors.fact_memory import Fact, FactMemory
-from edit_cli.editors.lessons import Teller
-from edit_cli.editors.scope import EmbeddingScope, ScopeOptions
-from edit_cli.editors.serac import SERAC, SeracNet, SeracRoute
-from edit_cli.edits import Factors, WeightDelta
+from edit_cli.editors.retrieval.base import Fact, FactMemory
+from edit_cli.editors.retrieval.scope_classifier import EmbeddingScope, ScopeOptions
+from edit_cli.editors.retrieval.scope_examples import Teller
+from edit_cli.editors.retrieval.serac import SERAC, SeracNet, SeracRoute
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.lm.auxiliary_model import Companion
 from edit_cli.lm.causal import CausalHead
-from edit_cli.lm.companion import Companion
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
 
@@ -338,7 +338,7 @@ def test_other_words_are_refused_for_the_counterfactual_model_and_welcome_for_th
 @pytest.fixture
 def checkpoint(tmp_path):
     """net() as `edit-cli train-editor` would leave it."""
-    from edit_cli import checkpoints
+    from edit_cli.editors.meta import checkpoints
 
     about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
     checkpoints.save(tmp_path / "networks", net(), {**editor().identity(lm()), **about})
@@ -361,7 +361,7 @@ def test_saved_it_answers_the_same_from_the_disk_alone(checkpoint, tmp_path):
 
 
 def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
-    from edit_cli import checkpoints
+    from edit_cli.editors.meta import checkpoints
 
     made = SERAC(**{**vars(editor()), "checkpoint": str(checkpoint)})
     edit_store.save(made.edit(lm(), requests(1)), tmp_path / "edit", lm(), requests(1), {"name": "serac"})
@@ -373,7 +373,7 @@ def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
 
 
 def test_networks_that_never_learnt_to_end_an_answer_are_not_found(tmp_path):
-    from edit_cli import checkpoints
+    from edit_cli.editors.meta import checkpoints
 
     made = SERAC(**{**vars(editor()), "cache_dir": str(tmp_path), "trained_on": "none"})
     now = made.identity(lm())

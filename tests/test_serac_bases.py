@@ -10,13 +10,14 @@ import torch
 from embedded import embedded_lm, same_bits, snapshot
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from edit_cli import checkpoints, edit_store
-from edit_cli.edit_store import read_manifest
-from edit_cli.editors.scope import ScopeOptions
-from edit_cli.editors.serac import SERAC
-from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.editors.meta import checkpoints
+from edit_cli.editors.meta.base import TrainingOptions
+from edit_cli.editors.retrieval.scope_classifier import ScopeOptions
+from edit_cli.editors.retrieval.serac import SERAC
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.store import read_manifest
 from edit_cli.errors import MissingError
-from edit_cli.lm.companion import Companion
+from edit_cli.lm.auxiliary_model import Companion
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
 from edit_cli.training.loop import train

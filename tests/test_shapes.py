@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import pytest
 
 from edit_cli.errors import MissingError
-from edit_cli.jsonfiles import parse
-from edit_cli.shapes import Count, Rule, at_least, checked
+from edit_cli.files.json_files import parse
+from edit_cli.files.shapes import Count, Rule, at_least, checked
 
 
 class Part(TypedDict):

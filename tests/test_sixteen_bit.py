@@ -13,11 +13,11 @@ from embedded import METHODS, embedded_lm, packaged_editor, requests, same_bits,
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from edit_cli import edit_store
-from edit_cli.editors.keyvalue import Subjects
-from edit_cli.editors.values import optimise_values
-from edit_cli.edits import Factors, WeightDelta
-from edit_cli.jsonfiles import read_json
+from edit_cli.editors.locate.base import Subjects
+from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import Factors, WeightDelta
+from edit_cli.files.json_files import read_json
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edit_cli.editors.solver import Covariance, safe_cholesky, similar_keys, solve
+from edit_cli.editors.locate.solver import Covariance, safe_cholesky, similar_keys, solve
 from edit_cli.errors import UsageError
 
 WIDTH, OUT = 40, 12

@@ -8,9 +8,9 @@ import torch
 from omegaconf import OmegaConf
 from stats_helpers import corpus_file, language_model, store, texts
 
-from edit_cli.edits import Factors, WeightDelta
+from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.stats import MomentStore
+from edit_cli.statistics.moments import MomentStore
 
 FAMILIES = ["gpt2", "llama"]
 

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from stats_helpers import Recorder, corpus_file, language_model, store, texts
 from tokenizers.normalizers import Lowercase
 
-from edit_cli import stats_cache, stats_pass
-from edit_cli.stats_cache import Damaged, check, listing
+from edit_cli.statistics import collect as stats_pass
+from edit_cli.statistics import files as stats_cache
+from edit_cli.statistics.files import Damaged, check, listing
 
 
 def refuse_to_run(lm) -> None:

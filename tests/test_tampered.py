@@ -23,26 +23,27 @@ from embedded import embedded_lm
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edit_cli import checkpoints, edit_store
 from edit_cli.commands import apply as apply_command
-from edit_cli.editors.defer import DeferPatch
-from edit_cli.editors.fact_memory import Fact
-from edit_cli.editors.grace import GracePatch
-from edit_cli.editors.ike import IkeRoute
-from edit_cli.editors.lookup import CacheRoute
-from edit_cli.editors.melo import MeloPatch
-from edit_cli.editors.memory import MemoryPatch
-from edit_cli.editors.side_memory import WisePatch, mask_of
-from edit_cli.editors.spreading import SpreadingEditor
-from edit_cli.editors.tpatcher import NeuronPatch
-from edit_cli.editors.ultraedit import UltraEdit
-from edit_cli.edits import Edit, Factors, WeightDelta, WeightState
+from edit_cli.editors.locate.spreading import SpreadingEditor
+from edit_cli.editors.locate.ultraedit import UltraEdit
+from edit_cli.editors.memory.base import MemoryPatch
+from edit_cli.editors.memory.defer import DeferPatch
+from edit_cli.editors.memory.grace import GracePatch
+from edit_cli.editors.memory.melo import MeloPatch
+from edit_cli.editors.memory.side_memory import WisePatch, mask_of
+from edit_cli.editors.memory.tpatcher import NeuronPatch
+from edit_cli.editors.meta import checkpoints
+from edit_cli.editors.retrieval.base import Fact
+from edit_cli.editors.retrieval.ike import IkeRoute
+from edit_cli.editors.retrieval.lookup import CacheRoute
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import Edit, Factors, WeightDelta, WeightState
 from edit_cli.errors import EditCliError, MissingError
 from edit_cli.lm.embeddings import EmbeddingOptions
 from edit_cli.lm.model import LM
 from edit_cli.report.learning import summary_of
 from edit_cli.requests import EditRequest
-from edit_cli.results import Run
+from edit_cli.runs.run import Run
 
 DEEP = 200_000
 ABSENT = object()
@@ -360,7 +361,7 @@ def made(kind: str) -> Edit:
 
 
 KINDS = ("factors", "dense", "state", "grace", "tpatcher", "melo", "defer", "wise", "lookup", "ike")
-METHOD = {"name": "m", "_target_": "edit_cli.editors.ft.FT"}
+METHOD = {"name": "m", "_target_": "edit_cli.editors.finetune.ft.FT"}
 
 
 def saved(kind: str, lm: LM, folder: Path) -> Path:

@@ -15,17 +15,17 @@ from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot
 from omegaconf import OmegaConf
 from transformers import GPT2Config
 
-from edit_cli.corpora import EmbeddedText
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.memory import mlp_in
-from edit_cli.editors.patch_training import Neurons, begun, top_exp
-from edit_cli.editors.queries import inputs_on_examples, inputs_on_text
-from edit_cli.editors.tpatcher import NeuronPatch, PatchedLayer, TPatcher, edit_loss, patch_activations
+from edit_cli.editors.memory.activations import inputs_on_examples, inputs_on_text
+from edit_cli.editors.memory.base import mlp_in
+from edit_cli.editors.memory.patch_training import Neurons, begun, top_exp
+from edit_cli.editors.memory.tpatcher import NeuronPatch, PatchedLayer, TPatcher, edit_loss, patch_activations
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.requests import EditRequest
+from edit_cli.statistics.corpora import EmbeddedText
 
 CONF = Path(__file__).parent.parent / "conf" / "tuned" / "tpatcher"
 SMALL = ("method.memory_size=2000", "method.validation_size=500", "method.top_memory=200")

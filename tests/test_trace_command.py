@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from edit_cli import cli, help_texts
+from edit_cli.cli import help as help_texts
+from edit_cli.cli import main as cli
 
 SMALL = ["protocol.kinds=[mlp]", "protocol.copies=2"]
 

@@ -11,9 +11,9 @@ from embedded import embedded_lm, world
 from families import tiny_lm
 
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.fast.suffix_pass import Resumption
 from edit_cli.lm.hooks import hidden_of, with_hidden
 from edit_cli.lm.model import LM
-from edit_cli.lm.resume import Resumption
 from edit_cli.requests import EditRequest
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
 from edit_cli.tracing.restore import KINDS, Trace, TraceOptions, Tracer

@@ -15,11 +15,11 @@ from embedded import same_bits
 from safetensors.torch import save_file
 from torch import nn
 
-from edit_cli.editors.meta_batch import DrawOptions, draw, spared
-from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
+from edit_cli.distributed import ALONE
+from edit_cli.editors.meta.base import TrainableEditor, TrainingOptions
+from edit_cli.editors.meta.episodes import DrawOptions, draw, spared
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
-from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, EditRequest, Probe
 from edit_cli.training.loop import TRAIN, VALIDATION, TrainingFailed, rate, train
 from edit_cli.training.order import Edits

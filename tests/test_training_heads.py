@@ -11,14 +11,14 @@ import pytest
 import torch
 from embedded import same_bits, snapshot
 
-from edit_cli import edit_store
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.gradients import gradients
-from edit_cli.editors.hypernetwork import edited_modules
-from edit_cli.editors.mend import MEND
-from edit_cli.editors.meta_batch import DrawOptions
+from edit_cli.editors.meta.base import TrainingOptions
+from edit_cli.editors.meta.episodes import DrawOptions
+from edit_cli.editors.meta.factored_gradients import gradients
+from edit_cli.editors.meta.hypernetwork import edited_modules
+from edit_cli.editors.meta.mend import MEND
 from edit_cli.editors.passes import row_losses
-from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.edits import store as edit_store
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.training.loop import VALIDATION, train

@@ -19,15 +19,15 @@ from torch import nn
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
 
-from edit_cli.editors import malmen, mend
-from edit_cli.editors.gradients import Gradient
-from edit_cli.editors.hypernetwork import Normaliser
-from edit_cli.editors.malmen import MALMEN
-from edit_cli.editors.mend import MEND
-from edit_cli.editors.meta_batch import DrawOptions
-from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.distributed import Team
+from edit_cli.editors.meta import malmen, mend
+from edit_cli.editors.meta.base import TrainingOptions
+from edit_cli.editors.meta.episodes import DrawOptions
+from edit_cli.editors.meta.factored_gradients import Gradient
+from edit_cli.editors.meta.hypernetwork import Normaliser
+from edit_cli.editors.meta.malmen import MALMEN
+from edit_cli.editors.meta.mend import MEND
 from edit_cli.errors import RejectedRequest
-from edit_cli.parallel import Team
 from edit_cli.training.descent import Descent
 from edit_cli.training.loop import Step, train
 

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import edit_cli
-from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.distributed import Team
+from edit_cli.editors.meta.base import TrainingOptions
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.parallel import Team
 from edit_cli.training.loop import Training
 from edit_cli.training.state import State
 from edit_cli.training.zero import Zero, stage_of_launcher

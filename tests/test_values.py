@@ -8,10 +8,10 @@ from embedded import embedded_lm, world
 from families import tiny_lm
 from oracle import plain_value
 
-from edit_cli.editors.contexts import ContextOptions, rows_in_contexts
-from edit_cli.editors.values import ValueOptions, _Search, _tasks, optimise_values
+from edit_cli.editors.locate.context_prefixes import ContextOptions, rows_in_contexts
+from edit_cli.editors.locate.value_optimization import ValueOptions, _Search, _tasks, optimise_values
 from edit_cli.errors import OutOfMemory, UsageError
-from edit_cli.lm.resume import Resumption, Span
+from edit_cli.lm.fast.suffix_pass import Resumption, Span
 from edit_cli.requests import EditRequest
 
 REQUESTS = [

@@ -8,10 +8,10 @@ import pytest
 import torch
 from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 
-from edit_cli.editors.side_memory import Side, WiseLayer, WisePatch, over, route, ties
-from edit_cli.editors.wise import hinge
+from edit_cli.editors.memory.side_memory import Side, WiseLayer, WisePatch, over, route, ties
+from edit_cli.editors.memory.wise import hinge
 from edit_cli.errors import UsageError
-from edit_cli.lm.focus import Focus
+from edit_cli.lm.prompt_position import Focus
 
 QUICK = ("method.steps=30", "method.context.per_start=1")
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from edit_cli.lm.model import LM
-from edit_cli.lm.offload import fetch_again_for_backward, offloading_hook
+from edit_cli.lm.weights.offload import fetch_again_for_backward, offloading_hook
 
 TWIN = "twin:0"
 INDEXING = {"aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"}

@@ -9,15 +9,16 @@ from typing import NoReturn
 
 from hydra import compose, initialize_config_module
 
-from edit_cli import catalog, edit_store
 from edit_cli.commands.parts import load_model
-from edit_cli.config import build
+from edit_cli.config import catalog
+from edit_cli.config.build import build
 from edit_cli.console import ConsoleMonitor, Screen
-from edit_cli.disk import replacing, require_place, require_room
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.files.disk import replacing, require_place, require_room
+from edit_cli.files.paths import expanded
 from edit_cli.lm.loading import ModelOptions
-from edit_cli.paths import expanded
-from edit_cli.results import EDITS, read_run
+from edit_cli.runs.run import EDITS, read_run
 from edit_cli.wording import many
 
 WHY_NOT = {

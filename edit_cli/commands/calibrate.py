@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import build_model, load_model, refuse_missing
-from edit_cli.config import build, settings
+from edit_cli.config.build import build, settings
 from edit_cli.console import ConsoleMonitor
-from edit_cli.editors.calibration import separation
+from edit_cli.editors.memory.calibration import separation
 from edit_cli.errors import UsageError
 from edit_cli.report.calibration import calibration_table, overrides
 from edit_cli.requests import Case

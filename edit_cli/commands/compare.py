@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edit_cli.config import did_you_mean
+from edit_cli.config.build import did_you_mean
+from edit_cli.config.identity import flatten
 from edit_cli.console import Screen
-from edit_cli.disk import require_place, telling
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.identity import flatten
+from edit_cli.files.disk import require_place, telling
 from edit_cli.metrics.registry import METRICS, SME
 from edit_cli.report.compare import FACTS, Point, cost, draw, moments, write_markdown, write_table
 from edit_cli.report.comparison import Comparison, shown_metrics
-from edit_cli.results import RunRecord, read_run
+from edit_cli.runs.run import RunRecord, read_run
 from edit_cli.wording import many
 
 COMPARED = ("evaluate", "sequential")

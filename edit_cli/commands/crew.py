@@ -27,8 +27,8 @@ from omegaconf import OmegaConf
 from edit_cli import streams
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.console import Screen
+from edit_cli.distributed import PeerLost
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.parallel import PeerLost
 
 Execute = Callable[[Job], Outcome]
 GRACE = 20.0  # seconds in which the others may notice by themselves that one has ended, and put their results in order

@@ -9,7 +9,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from edit_cli import edit_store
 from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import SOME_FAILED, outcome
@@ -25,19 +24,20 @@ from edit_cli.commands.parts import (
 )
 from edit_cli.commands.protocol import Protocol
 from edit_cli.commands.recording import recorded, run_path, slug
-from edit_cli.config import Settings, build, plain_containers, settings
+from edit_cli.config.build import Settings, build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.facts import requested
 from edit_cli.datasets.rows import Fault, Row
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
+from edit_cli.files.paths import expanded
 from edit_cli.metrics.observe import BeforeCache, observe
 from edit_cli.metrics.verdict import verdicts
-from edit_cli.paths import expanded
 from edit_cli.report.facts import before_and_after
 from edit_cli.report.summary import summary_of
 from edit_cli.requests import Case, Probe, with_join
-from edit_cli.results import Run
+from edit_cli.runs.run import Run
 from edit_cli.writing import bare
 
 INLINE = "inline"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from edit_cli.console import Screen
-from edit_cli.environment import environment
 from edit_cli.report.tables import plain_table
 from edit_cli.report.texts import Text
+from edit_cli.runs.environment import environment
 
 
 def run(as_json: bool) -> int:

@@ -7,7 +7,6 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from edit_cli import edit_store
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
@@ -22,14 +21,15 @@ from edit_cli.commands.parts import (
 )
 from edit_cli.commands.protocol import EvaluateProtocol
 from edit_cli.commands.recording import recorded, run_path
-from edit_cli.config import build, plain_containers, settings
+from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
+from edit_cli.distributed import ALONE
 from edit_cli.editors.base import Editor
+from edit_cli.edits import store as edit_store
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
-from edit_cli.parallel import ALONE
 from edit_cli.requests import Case
-from edit_cli.results import Run
+from edit_cli.runs.run import Run
 
 WINDOW = 100  # cases that are asked about in one go before they are edited
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from edit_cli.commands import crew
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.recording import ran_out_of_memory
-from edit_cli.config import register_resolvers, settings
+from edit_cli.config.build import register_resolvers, settings
 from edit_cli.console import ConsoleMonitor, Screen
-from edit_cli.disk import is_refusal, refusal
+from edit_cli.distributed import ALONE, PeerLost, Team, alone, follows, join
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
-from edit_cli.parallel import ALONE, PeerLost, Team, alone, follows, join
+from edit_cli.files.disk import is_refusal, refusal
 
 
 def execute(job: Job) -> Outcome:

@@ -9,7 +9,7 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.report.summary import summary_of
 from edit_cli.report.tables import evaluation
-from edit_cli.results import Run
+from edit_cli.runs.run import Run
 
 SOME_FAILED = 5
 NAMED = 5  # failed cases that are named one by one

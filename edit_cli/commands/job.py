@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from edit_cli.parallel import ALONE, Team
+from edit_cli.distributed import ALONE, Team
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edit_cli import catalog
-from edit_cli.config import did_you_mean
+from edit_cli.config import catalog
+from edit_cli.config.build import did_you_mean
 from edit_cli.console import Screen
 from edit_cli.errors import UsageError
-from edit_cli.help_texts import LISTS
 from edit_cli.report.listing import metrics_list, named_list, runs_list
 
 
 def run(what: str, as_json: bool, runs_dir: Path) -> int:
     """Print one list."""
-    if what not in LISTS:
-        raise UsageError(f"ls {what}: there is no such list{did_you_mean(what, LISTS)}")
+    if what not in catalog.LISTS:
+        raise UsageError(f"ls {what}: there is no such list{did_you_mean(what, catalog.LISTS)}")
     screen = Screen()
     rows = _rows(what, runs_dir)
     if as_json:
@@ -45,7 +44,7 @@ def _rows(what: str, runs_dir: Path) -> list[dict[str, Any]]:
 
 def _runs(runs_dir: Path) -> list[dict[str, Any]]:
     from edit_cli.errors import MissingError
-    from edit_cli.results import UNREADABLE, list_runs
+    from edit_cli.runs.run import UNREADABLE, list_runs
 
     rows = []
     for record in list_runs(runs_dir):

@@ -7,24 +7,23 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
+from edit_cli import assets
 from edit_cli.commands.job import Job
 from edit_cli.commands.training_command import training_command
-from edit_cli.config import build, target_class
+from edit_cli.config.build import build, target_class
 from edit_cli.datasets import Dataset
 from edit_cli.editors.base import Editor
-from edit_cli.editors.trainable import TrainableEditor
-from edit_cli.edits import Edit
+from edit_cli.editors.meta.base import TrainableEditor
+from edit_cli.edits.edit import Edit
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.files.paths import expanded
 from edit_cli.lm.kinds import KINDS
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
-from edit_cli.paths import expanded
 from edit_cli.requests import Case, EditRequest
 
-ASSETS = Path(__file__).parent.parent / "assets"
 STATISTICS = "statistics"  # phase that is paid once a model, not once an edit
 
 
@@ -131,7 +130,7 @@ def perplexity_texts(options: ModelOptions) -> list[str]:
     name = options.perplexity_text
     if name is None:
         return []
-    path = ASSETS / name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else expanded(name)
+    path = assets.FOLDER / name.removeprefix(EMBEDDED) if name.startswith(EMBEDDED) else expanded(name)
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import build_model, load_model, refuse_missing
-from edit_cli.config import build, settings
+from edit_cli.config.build import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.errors import UsageError
 from edit_cli.report.moments import moments_table
-from edit_cli.stats import MomentStore
+from edit_cli.statistics.moments import MomentStore
 
 
 @dataclass

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from edit_cli.commands.job import Job
-from edit_cli.config import Settings, plain_containers
+from edit_cli.config.build import Settings, plain_containers
+from edit_cli.config.identity import flatten
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
-from edit_cli.disk import is_refusal, refusal
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, UsageError
-from edit_cli.identity import flatten
-from edit_cli.paths import expanded
-from edit_cli.results import EDITS, LOG, MANIFEST, Run, write_log
+from edit_cli.files.disk import is_refusal, refusal
+from edit_cli.files.paths import expanded
+from edit_cli.runs.run import EDITS, LOG, MANIFEST, Run, write_log
 
 PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edit_cli import edit_store
-from edit_cli.edit_store import STATE
 from edit_cli.editors.base import Editor
-from edit_cli.editors.memory import MemoryLayer, MemoryPatch
-from edit_cli.edits import Edit, WeightState
+from edit_cli.editors.memory.base import MemoryLayer, MemoryPatch
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import Edit, WeightState
+from edit_cli.edits.store import STATE
 from edit_cli.errors import MissingError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest

@@ -33,20 +33,20 @@ from edit_cli.commands.protocol import SequentialProtocol
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.saved_steps import SavedSteps
 from edit_cli.commands.sme_protocol import SmeProtocol
-from edit_cli.config import build, plain_containers, settings
+from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Editor
 from edit_cli.errors import UsageError
-from edit_cli.lm.health import Health
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, observe
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT, MODEL, checkpoint_rows, first_collapse
+from edit_cli.metrics.weight_drift import Health
 from edit_cli.monitor import Monitor
 from edit_cli.report import curves
 from edit_cli.report.sequence import sequential_summary, sequential_table, told
 from edit_cli.requests import Case
-from edit_cli.results import SUMMARY, Run
+from edit_cli.runs.run import SUMMARY, Run
 
 KEY = ("case_id", "when", "edits")
 COLLAPSED = 6  # exit code of a run that was stopped because it was destroying its model

@@ -16,8 +16,8 @@ from edit_cli.report.sme import sme_summary, sme_table
 from edit_cli.report.summary import summary_of
 from edit_cli.report.tables import evaluation
 from edit_cli.report.trace import fact_table, trace_summary, trace_table
-from edit_cli.results import RunRecord, read_run
-from edit_cli.run_format import FORMS, kind_of
+from edit_cli.runs.format import FORMS, kind_of
+from edit_cli.runs.run import RunRecord, read_run
 
 SUMMARIES = {
     "sequential": sequential_summary,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from edit_cli import edit_store
 from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
@@ -23,16 +22,17 @@ from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, buil
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.saved_steps import naming
 from edit_cli.commands.sme_protocol import SmeProtocol
-from edit_cli.config import build, plain_containers, settings
+from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.base import Editor
+from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import Observation, observe
 from edit_cli.metrics.sme import KEPT, TURN, solved
 from edit_cli.report import sme as report
 from edit_cli.requests import Case
-from edit_cli.results import SUMMARY, Run
+from edit_cli.runs.run import SUMMARY, Run
 from edit_cli.wording import many
 
 KEY = ("case_id", "when", "fold", "edits")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edit_cli import catalog
-from edit_cli.arguments import unquoted
 from edit_cli.commands.job import Outcome
+from edit_cli.config import catalog
+from edit_cli.config.overrides import unquoted
 from edit_cli.console import Screen
-from edit_cli.parallel import follows
+from edit_cli.distributed import follows
 from edit_cli.report.comparison import Comparison
-from edit_cli.results import SUMMARY, read_run
+from edit_cli.runs.run import SUMMARY, read_run
 
 
 def conclude(outcomes: Sequence[Outcome], is_sweep: bool) -> int:

@@ -12,7 +12,7 @@ from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Ledger, build_model, load_model, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
-from edit_cli.config import build, settings
+from edit_cli.config.build import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import RejectedRequest, UsageError
@@ -22,7 +22,7 @@ from edit_cli.lm.model import LM
 from edit_cli.report import heatmap
 from edit_cli.report.trace import trace_summary, trace_table
 from edit_cli.requests import EditRequest
-from edit_cli.results import Run
+from edit_cli.runs.run import Run
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
 from edit_cli.tracing.restore import Trace, TraceOptions, Tracer
 

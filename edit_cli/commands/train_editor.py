@@ -10,20 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edit_cli import checkpoints
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Ledger, build_editor, build_model, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
-from edit_cli.config import build, settings
+from edit_cli.config.build import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
-from edit_cli.disk import require_folder
-from edit_cli.editors.trainable import TrainableEditor
+from edit_cli.editors.meta import checkpoints
+from edit_cli.editors.meta.base import TrainableEditor
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.paths import expanded
+from edit_cli.files.disk import require_folder
+from edit_cli.files.paths import expanded
 from edit_cli.report import learning
-from edit_cli.results import SUMMARY, read_run
+from edit_cli.runs.run import SUMMARY, read_run
 from edit_cli.training.loop import KEY, Line, train
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State

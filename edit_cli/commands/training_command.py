@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from edit_cli import catalog
 from edit_cli.commands.job import Job
-from edit_cli.config import build
+from edit_cli.config import catalog
+from edit_cli.config.build import build
+from edit_cli.config.identity import flatten
 from edit_cli.errors import UsageError
-from edit_cli.identity import flatten
 
 ANYWHERE = ("checkpoint", "trained_on", "cache_dir", "defaults", "_target_")
 EMBEDDED, OTHERS = "world", "zsre_qa"  # data sets to train on, where the job's own has no splits

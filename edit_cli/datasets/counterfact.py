@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from edit_cli import assets
 from edit_cli.datasets.base import Chosen, Source
 from edit_cli.datasets.files import File, Remote, download, locate
 from edit_cli.datasets.rows import Fault, Row
@@ -18,7 +19,6 @@ from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 from edit_cli.wording import many
 
-ASSETS = Path(__file__).parent.parent / "assets"
 PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 FULL = ("case_id", "pararel_idx", "requested_rewrite", *PROMPTS)
 FLAT = (
@@ -65,7 +65,7 @@ class CounterFact(Source):
             raise UsageError(
                 f"dataset.records={self.records}: give world or null; a file of your own goes to dataset.path"
             )
-        file = ASSETS / self.records / name
+        file = assets.FOLDER / self.records / name
         if not file.is_file():
             raise MissingError(f"dataset.records={self.records}: this installation holds no {name} of that name")
         return file

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.files.paths import expanded
 from edit_cli.monitor import Monitor
-from edit_cli.paths import expanded
 
 TIMEOUT = 10  # seconds until a host must have answered, and between two packets
 CHUNK = 1 << 20  # bytes

@@ -18,8 +18,8 @@ from typing import Any
 
 from edit_cli.datasets.files import File
 from edit_cli.errors import MissingError
+from edit_cli.files.paths import expanded
 from edit_cli.monitor import Monitor
-from edit_cli.paths import expanded
 
 Key = tuple[str, str]  # relation id, target id
 INDEX_ABOVE = 1 << 25  # bytes

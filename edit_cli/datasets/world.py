@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
+from edit_cli import assets
 from edit_cli.datasets.base import Chosen, Source
 from edit_cli.datasets.files import File
 from edit_cli.datasets.rows import Fault, Row, phrase, prompt
@@ -14,7 +14,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 
-FOLDER = Path(__file__).parent.parent / "assets" / "world"
+FOLDER = assets.FOLDER / "world"
 PARAPHRASES = {"paraphrases_seen": "seen", "paraphrases": "unseen"}  # field: group
 LOCALITY = {"unrelated": "random", "same_relation": "same_relation", "same_subject": "same_subject"}
 CLAIMS, LABELS = "claims", ("SUPPORTS", "REFUTES")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
-from edit_cli.edits import Edit
+from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.lm.kinds import NAMES
 from edit_cli.lm.model import LM

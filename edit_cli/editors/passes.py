@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from edit_cli.lm.answers import Answers
-from edit_cli.lm.focus import Focus, PromptWatch
-from edit_cli.lm.heads import close
+from edit_cli.lm.fast.prefix_cache import close
+from edit_cli.lm.fast.repeated_pass import recorded
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.model import LM
-from edit_cli.lm.replay import recorded
-from edit_cli.lm.tokens import Row
+from edit_cli.lm.prompt_position import Focus, PromptWatch
+from edit_cli.lm.tokenization import Row
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import RejectedRequest
-from edit_cli.lm.tokens import Row, by_length, require_offsets, told
+from edit_cli.lm.tokenization import Row, by_length, require_offsets, told
 from edit_cli.lm.vocabulary import Vocabulary
 
 NEEDS_CAUSAL = "needs a causal language model"

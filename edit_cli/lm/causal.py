@@ -18,7 +18,7 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import Answers, Likelihood
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
-from edit_cli.lm.tokens import Row, by_length, pad_left, pad_right, tokenize, told
+from edit_cli.lm.tokenization import Row, by_length, pad_left, pad_right, tokenize, told
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import answer
 

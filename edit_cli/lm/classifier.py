@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact
-from edit_cli.lm.tokens import Row, by_length, pad_right, told
+from edit_cli.lm.tokenization import Row, by_length, pad_right, told
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import bare
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.jsonfiles import parse
+from edit_cli.files.json_files import parse
 from edit_cli.lm.loading import Source, resolve, silent
-from edit_cli.lm.tokens import by_length, pad_right
+from edit_cli.lm.tokenization import by_length, pad_right
 from edit_cli.lm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

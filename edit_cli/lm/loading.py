@@ -11,10 +11,11 @@ from logging import ERROR, getLogger
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from edit_cli import assets
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
+from edit_cli.files.paths import expanded
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.monitor import Monitor
-from edit_cli.paths import expanded
 from edit_cli.wording import many
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ PLACEMENT = {  # what transformers and accelerate say of settings that cannot wo
 }
 SIZE = re.compile(r"\d+(\.\d+)?\s*[KMG]i?B", re.IGNORECASE)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-ASSETS = Path(__file__).parent.parent / "assets"
 TIMEOUT = 5  # seconds that the hub may take to answer
 REMEDY = "give a local folder instead: {key}=/path/to/folder (written by save_pretrained)"
 
@@ -86,8 +86,8 @@ class ModelOptions:
                 fit the device.
         """
         from edit_cli.lm.model import LM
-        from edit_cli.lm.offload import fetch_again_for_backward
-        from edit_cli.lm.quantised import settle
+        from edit_cli.lm.weights.offload import fetch_again_for_backward
+        from edit_cli.lm.weights.quantized import settle
 
         if self.dtype not in DTYPES:
             raise UsageError(f"model.dtype={self.dtype}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
@@ -158,7 +158,7 @@ class ModelOptions:
         from transformers import AutoTokenizer
 
         from edit_cli.lm.kinds import auto_class, kind_of
-        from edit_cli.lm.quantised import how_to_load
+        from edit_cli.lm.weights.quantized import how_to_load
 
         common = self._common(source)
         with silent():
@@ -232,9 +232,9 @@ def packaged(path: str) -> Path:
         MissingError: there is no such asset, or the path leaves the assets.
     """
     name = PurePosixPath(path.removeprefix(EMBEDDED))
-    if name.is_absolute() or ".." in name.parts or not name.parts or not (ASSETS / name).exists():
+    if name.is_absolute() or ".." in name.parts or not name.parts or not (assets.FOLDER / name).exists():
         raise MissingError(f"{EMBEDDED}{name} names nothing that comes with edit-cli")
-    return ASSETS / name
+    return assets.FOLDER / name
 
 
 def _has(model: Any, name: str) -> bool:

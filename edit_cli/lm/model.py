@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.edits import Joined, Restore
+from edit_cli.distributed import ALONE, Team
+from edit_cli.edits.edit import Joined, Restore
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
 from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
-from edit_cli.lm.offload import execution_device
-from edit_cli.lm.places import Place, Undo, place_of
 from edit_cli.lm.routing import Answerer, Routed
+from edit_cli.lm.weights.access import Place, Undo, place_of
+from edit_cli.lm.weights.offload import execution_device
 from edit_cli.monitor import Monitor
-from edit_cli.parallel import ALONE, Team
 
 if TYPE_CHECKING:
-    from edit_cli.edits import Edit
+    from edit_cli.edits.edit import Edit
 
 
 BATCH_TOKENS = {"cpu": 2048}  # what still fits a processor's caches; elsewhere more at once is faster
@@ -240,7 +240,7 @@ class LM:
 
     @cached_property
     def _takes_shortcuts(self) -> bool:
-        from edit_cli.lm.heads import shortcuts_work
+        from edit_cli.lm.fast.prefix_cache import shortcuts_work
 
         return shortcuts_work(self)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from edit_cli.errors import UsageError
-from edit_cli.lm.heads import Heads, common_lengths
+from edit_cli.lm.fast.prefix_cache import Heads, common_lengths
+from edit_cli.lm.fast.token_pruning import spare
 from edit_cli.lm.hooks import StopForward, exact, on_input, on_output
-from edit_cli.lm.thinning import spare
-from edit_cli.lm.tokens import Row, by_length, pad_right
+from edit_cli.lm.tokenization import Row, by_length, pad_right
 
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM

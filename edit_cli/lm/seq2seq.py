@@ -21,7 +21,7 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
-from edit_cli.lm.tokens import Row, by_length, pad_right, told
+from edit_cli.lm.tokenization import Row, by_length, pad_right, told
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import bare, joint
 

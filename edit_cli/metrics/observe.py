@@ -10,10 +10,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edit_cli.distributed import ALONE
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.metrics import watching
+from edit_cli.metrics import locality_distribution as watching
 from edit_cli.monitor import Monitor
-from edit_cli.parallel import ALONE
 from edit_cli.requests import Case, Probe
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edit_cli.metrics.locality_distribution import divergence
 from edit_cli.metrics.registry import METRICS
 from edit_cli.metrics.text import EntropyMeter, contains_any, first_sentence, matches_exactly
-from edit_cli.metrics.watching import divergence
 
 Side = Literal["before", "after"]
 ProbeResult = Mapping[str, Any]

@@ -12,7 +12,7 @@ from edit_cli.report.texts import Text
 from edit_cli.wording import many
 
 if TYPE_CHECKING:
-    from edit_cli.editors.calibration import Separation
+    from edit_cli.editors.memory.calibration import Separation
 
 NOTE = (
     "Distances between states at the last token of prompts. reworded: a fact in other words, half and 95 % of them"

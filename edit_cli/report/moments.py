@@ -13,7 +13,7 @@ from edit_cli.report.tables import prose
 from edit_cli.report.texts import Text
 
 if TYPE_CHECKING:
-    from edit_cli.stats import Moment
+    from edit_cli.statistics.moments import Moment
 
 NOTE = (
     "condition: how nearly singular the matrix is, the larger the worse. first token: share of its trace that comes"

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import UsageError
+from edit_cli.lm.fast.suffix_pass import Resumption, Span
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import MIXERS, attention_out
 from edit_cli.lm.model import LM
-from edit_cli.lm.resume import Resumption, Span
-from edit_cli.lm.tokens import pad_right
+from edit_cli.lm.tokenization import pad_right
 from edit_cli.tracing.facts import Fact, window_at
 
 KINDS = ("hidden", "mlp", "attn")

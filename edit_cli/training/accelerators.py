@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edit_cli.editors.trainable import TrainingOptions
+from edit_cli.editors.meta.base import TrainingOptions
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.meta_batch import spared
-from edit_cli.editors.trainable import TrainableEditor, TrainingOptions
+from edit_cli.editors.meta.base import TrainableEditor, TrainingOptions
+from edit_cli.editors.meta.episodes import spared
 from edit_cli.errors import EditCliError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case

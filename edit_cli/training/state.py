@@ -9,13 +9,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from edit_cli.checkpoints import refuse_others
-from edit_cli.disk import replacing
-from edit_cli.editors.remembered import Memory
+from edit_cli.editors.meta.base_model_cache import Memory
+from edit_cli.editors.meta.checkpoints import refuse_others
 from edit_cli.errors import MissingError
-from edit_cli.jsonfiles import read_json, write_json
-from edit_cli.shapes import Count, checked
-from edit_cli.tensorfiles import read_tensors, write_tensors
+from edit_cli.files.disk import replacing
+from edit_cli.files.json_files import read_json, write_json
+from edit_cli.files.shapes import Count, checked
+from edit_cli.files.tensors import read_tensors, write_tensors
 from edit_cli.training.sharding import load_whole, spread_like, whole, whole_state
 
 FOLDER, ABOUT = "state", "state.json"

@@ -1,0 +1,5 @@
+"""The embedded world and models."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent

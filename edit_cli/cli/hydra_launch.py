@@ -1,0 +1,268 @@
+"""Hands a command's arguments to Hydra, runs its jobs, and turns whatever goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from edit_cli import streams
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.config import catalog
+from edit_cli.config.build import did_you_mean, register_resolvers
+from edit_cli.config.overrides import override_key, regroup, unquoted
+from edit_cli.errors import UsageError
+from edit_cli.files.paths import expanded
+
+NOT_IN_TAG = ("method", "model", "dataset", "tag", "run_dir", "runs_dir", "hydra")
+
+
+Execute = Callable[[Job], Outcome]
+
+
+def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[list[Outcome], bool]:
+    """Compose and run `command`.
+
+    (outcomes in order of their jobs, whether it was a sweep); none where Hydra only printed.
+
+    Raises:
+        UsageError: the arguments or the configuration they name make no sense.
+    """
+    import hydra
+
+    argv = regroup(arguments)
+    _refuse_hidden(argv)
+    register_resolvers()
+    overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
+    diary = _Diary(expanded(_given(overrides, "runs_dir", "runs")) / ".sweep")
+    _refuse_unread(command, overrides)
+    keys = _swept(overrides)
+    argv = [_late(argument, keys) if argument in overrides else argument for argument in argv]
+
+    def job(config: DictConfig) -> None:  # in a worker process, if the launcher makes some
+        if os.getpid() != diary.process:
+            streams.settle()
+        register_resolvers()
+        settings = HydraConfig.get()
+        in_sweep = settings.mode == RunMode.MULTIRUN
+        choices = {
+            group: choice for group, choice in settings.runtime.choices.items() if not group.startswith("hydra/")
+        }
+        varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
+        tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
+        outcome = execute(Job(command, config, choices, tag, in_sweep))
+        number = settings.job.num if in_sweep else 0
+        diary.add(Outcome(outcome.exit_code, outcome.run_dir, number, varied, outcome.error))
+
+    own, sys.argv = sys.argv, [f"edit-cli {command}", *argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who say what they mean
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://edit_cli.conf", config_name=command)(job)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error, command, overrides) from None
+    finally:
+        sys.argv = own
+        outcomes = diary.close()
+    return outcomes, any(flag in argv for flag in ("-m", "--multirun"))
+
+
+def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageError:
+    """What Hydra or OmegaConf complain about, in terms of what was typed."""
+    text = str(error)
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if isinstance(error, MissingConfigException):
+        return UsageError(_missing_option(text, first))
+    if isinstance(error, OverrideParseException):
+        wrong = next((override for override in overrides if not _parses(override)), None)
+        named = f"cannot read {wrong}" if wrong else f"cannot read the settings ({first})"
+        return UsageError(
+            f"{named}: quote texts with special characters, such as 'key=\"a, b\"', and close every bracket"
+        )
+    if found := re.search(r"Ambiguous value for argument '(.+?)'", text):
+        return UsageError(
+            f"{found[1]} gives several values: add -m to run them one after another, or write a list: key=[a,b]"
+        )
+    if found := re.match(r"Could not override '(.+?)'", first):
+        return UsageError(_unknown_key(found[1].partition("@")[0], command, overrides))
+    if found := re.match(r"Could not append to config\. An item is already at '(.+?)'", first):
+        return UsageError(f"+{found[1]}: that setting exists already; write {found[1]}=VALUE without the +")
+    if found := re.match(r"Could not delete from config\. '(.+?)' does not exist", first):
+        return UsageError(_unknown_key(found[1], command, overrides))
+    return UsageError(first)
+
+
+def _missing_option(text: str, first: str) -> str:
+    found = re.search(r"Could not find '([^/']+)/([^']*)'", text)
+    if not found:
+        return first
+    group, option = found[1], found[2]
+    listed = re.search(r"Available options in '.*?':\n((?:\t.+\n?)+?)(?:Config search path|$)", text)
+    known = listed[1].split() if listed else catalog.names(group)
+    return f"{group}={option}: there is no such {group}{did_you_mean(option, known)}"
+
+
+def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
+    """Names beside it come first, then all, so that `lmit` is `limit` and `layers` is `method.layers`."""
+    known = _known_keys(command, overrides)
+    parent, _, name = key.rpartition(".")
+    if 1 <= len(owners := _options_with(parent, name)) <= 3:
+        return f"unknown key {key} here; it belongs to {' and '.join(f'{parent}={owner}' for owner in owners)}"
+    beside = [name for name in known if name.rpartition(".")[0] == parent]
+    for names in (beside, known, [name for name in known if name.rpartition(".")[2] == key]):
+        if "did you mean" in (near := did_you_mean(key, names)):
+            return f"unknown key {key}{near}"
+    return f"unknown key {key}{did_you_mean(key, beside or [name for name in known if '.' not in name])}"
+
+
+def _options_with(group: str, key: str) -> list[str]:
+    """Options of a group (`method`, `protocol`, …) whose own file has that key."""
+    files = sorted((catalog.conf_dir() / group).glob("*.yaml")) if group and "." not in group else []
+    return [file.stem for file in files if key in OmegaConf.load(file).keys()]  # noqa: SIM118 - `in` denies a key that waits for its value
+
+
+def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
+    """Keys of the command with the chosen options (the first of several), and the groups: enough to guess what a
+    misspelt one was.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    chosen = [
+        text.partition(",")[0] for text in overrides if override_key(text) in (*catalog.GROUPS.values(), "protocol")
+    ]
+    for choices in (chosen, []):
+        GlobalHydra.instance().clear()
+        try:
+            with hydra.initialize_config_module("edit_cli.conf", version_base="1.3"):
+                return _flat(hydra.compose(command, choices))
+        except (HydraException, OmegaConfBaseException):
+            continue  # an option of the user's own, or one that does not exist
+    return list(catalog.GROUPS.values())
+
+
+def _flat(config: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in config:
+        node = config._get_node(key)
+        keys.append(f"{prefix}{key}")
+        if (
+            isinstance(node, DictConfig)
+            and not node._is_interpolation()
+            and not node._is_missing()
+            and not node._is_none()
+        ):
+            keys += _flat(node, f"{prefix}{key}.")
+    return [key for key in keys if not key.endswith("_target_")]
+
+
+def _parses(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _swept(overrides: Sequence[str]) -> set[str]:
+    """Keys that get several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    try:
+        parsed = parser.parse_overrides(list(overrides))
+    except HydraException:
+        return set()  # Hydra will say so
+    return {override_key(override.input_line) for override in parsed if override.is_sweep_override()}
+
+
+def _late(override: str, swept: set[str]) -> str:
+    """Hydra first composes a sweep without what is swept, where a key of another method is unknown: as one of one
+    choice, it waits.
+    """
+    key = override_key(override)
+    if key in swept or "." not in key or key.partition(".")[0] not in swept or override.startswith("~"):
+        return override
+    name, _, value = override.partition("=")
+    return f"{name}=choice({value})"
+
+
+def _tag(given: str | None, varied: Sequence[str]) -> str | None:
+    """The user's tag and what a sweep varies, apart from what the run directory is named by anyway."""
+    parts = [given] if given else []
+    for text in varied:
+        key = override_key(text)
+        if key.partition(".")[0] not in NOT_IN_TAG or ("." in key and not key.startswith("hydra.")):
+            value = unquoted(text.partition("=")[2]).strip("[]'\"")
+            parts.append(f"{key.rpartition('.')[2]}={value}")
+    return re.sub(r"[^\w.=,+-]+", "_", ",".join(parts)) or None
+
+
+def _refuse_hidden(argv: Sequence[str]) -> None:
+    """Hydra reads packaged files before a user's: one of the same name would silently not be read."""
+    for flag, folder in itertools.pairwise(argv):
+        if flag not in ("--config-dir", "-cd"):
+            continue
+        if not Path(folder).is_dir():
+            raise UsageError(f"--config-dir {folder}: no such folder")
+        for file in sorted(Path(folder).rglob("*.yaml")):
+            name = file.relative_to(folder)
+            if (catalog.conf_dir() / name).is_file():
+                raise UsageError(
+                    f"{file} has the name of a packaged file ({name}), which comes first: give yours another name"
+                )
+
+
+def _refuse_unread(command: str, overrides: Sequence[str]) -> None:
+    """Hydra adds whatever `+KEY=VALUE` names; what stands at the top under another name than ours, nothing reads."""
+    known = catalog.top_keys(command)
+    for override in overrides:
+        if (
+            override.startswith("+")
+            and (key := override_key(override)).partition(".")[0].partition("/")[0] not in known
+        ):
+            raise UsageError(_unknown_key(key, command, overrides))
+
+
+def _given(overrides: Sequence[str], key: str, default: str) -> str:
+    given = (override.partition("=")[2] for override in reversed(overrides) if override_key(override) == key)
+    return unquoted(next(given, default))
+
+
+class _Diary:
+    """How the jobs ended.
+
+    Hydra drops what a sweep's jobs return; those in other processes leave a line in a file that all can see.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.process = os.getpid()
+        self.path = folder / f"outcomes-{self.process}.jsonl"
+        self.outcomes: list[Outcome] = []
+
+    def add(self, outcome: Outcome) -> None:
+        if os.getpid() == self.process:
+            self.outcomes.append(outcome)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(outcome)) + "\n")
+
+    def close(self) -> list[Outcome]:
+        if self.path.exists():
+            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+            self.outcomes += [Outcome(**{**line, "overrides": tuple(line["overrides"])}) for line in lines]
+            self.path.unlink()
+        return sorted(self.outcomes, key=lambda outcome: outcome.number)

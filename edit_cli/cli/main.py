@@ -1,0 +1,221 @@
+"""The command line. Nothing heavy is imported before a command runs, so --help and completion answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edit_cli import distributed as parallel
+from edit_cli import streams
+from edit_cli.cli import help as help_texts
+from edit_cli.config import catalog
+from edit_cli.errors import EditCliError, MissingError
+from edit_cli.files.disk import is_refusal, refusal
+from edit_cli.files.paths import expanded
+from edit_cli.terminal import one_line
+
+INTERRUPTED = 130
+HELP = {"help_option_names": ["--help", "-h"]}
+PASS_ON = {"ignore_unknown_options": True, "help_option_names": []}  # Hydra's flags stand among the overrides
+
+app = typer.Typer(
+    context_settings={"help_option_names": []},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=False,
+)
+
+
+def _complete(context: typer.Context, incomplete: str) -> list[str]:
+    return help_texts.complete(
+        context.info_name or "", [*(context.params.get("overrides") or ()), *context.args], incomplete
+    )
+
+
+Json = Annotated[bool, typer.Option("--json", help="machine-readable")]
+Overrides = Annotated[list[str] | None, typer.Argument(autocompletion=_complete, metavar="[KEY=VALUE]...")]
+Wanted = Annotated[bool, typer.Option("--help", "-h", is_eager=True)]
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context, wants_help: Wanted = False, version: Annotated[bool, typer.Option("--version")] = False
+) -> None:
+    if version:
+        from edit_cli import __version__
+
+        typer.echo(f"edit-cli {__version__}")
+        raise typer.Exit
+    if wants_help or context.invoked_subcommand is None:
+        typer.echo(help_texts.overview())
+        raise typer.Exit(0 if wants_help else 2)
+
+
+def _configured(name: str) -> None:
+    """Register a command whose settings Hydra composes."""
+
+    def command(overrides: Overrides = None, wants_help: Wanted = False) -> None:
+        if wants_help:
+            typer.echo(help_texts.command(name))
+            raise typer.Exit
+        _exit(lambda: _launch(name, overrides or []))
+
+    app.command(name, context_settings=PASS_ON, add_help_option=False, help=help_texts.COMMANDS[name])(command)
+
+
+for _name in help_texts.CONFIGURED:
+    _configured(_name)
+
+
+@app.command("ls", context_settings=HELP)
+def ls(
+    what: Annotated[
+        str,
+        typer.Argument(help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(catalog.LISTS)),
+    ],
+    as_json: Json = False,
+    runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
+) -> None:
+    """List methods, models, datasets, metrics or runs."""
+
+    def work() -> int:
+        from edit_cli.commands import ls
+
+        return ls.run(what, as_json, expanded(runs_dir))
+
+    _exit(work)
+
+
+@app.command("show", context_settings=HELP)
+def show(
+    run: Annotated[Path, typer.Argument(help="directory of a run")],
+    case: Annotated[str | None, typer.Option(help="show what the model said before and after, for this case")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a run: its table, or one case."""
+
+    def work() -> int:
+        from edit_cli.commands import show
+
+        return show.run(expanded(run), case, as_json)
+
+    _exit(work)
+
+
+@app.command("compare", context_settings=HELP)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="directories of runs of evaluate, or of sequential")],
+    x: Annotated[
+        str | None,
+        typer.Option(help="setting on the x-axis, such as protocol.batch_size; facts: checkpoints of sequential runs"),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="metrics with commas between them; `edit-cli ls metrics` lists them")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="setting that tells lines apart, beside the method; tag: each run's own tag is its name"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="write OUT.csv, OUT.md, OUT.png and OUT.svg")] = None,
+) -> None:
+    """Put several runs side by side: a table, a CSV file and a figure."""
+
+    def work() -> int:
+        from edit_cli.commands import compare
+
+        return compare.run([expanded(run) for run in runs], x, metrics, by, out and expanded(out))
+
+    _exit(work)
+
+
+@app.command("apply", context_settings=HELP)
+def apply(
+    edit_dir: Annotated[Path, typer.Argument(help="directory of an edit, or of a run with saved edits")],
+    out: Annotated[Path, typer.Option(help="folder for the edited model; must not exist or be empty")],
+    model: Annotated[
+        str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")
+    ] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="how to spread a model that is too large for one device, such as auto")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code that comes with the model: only if you trust it")
+    ] = False,
+) -> None:
+    """Bake a weight edit into a plain transformers checkpoint."""
+
+    def work() -> int:
+        from edit_cli.commands import apply
+
+        return apply.run(expanded(edit_dir), expanded(out), model, trust_remote_code, device_map)
+
+    _exit(work)
+
+
+@app.command("env", context_settings=HELP)
+def env(as_json: Json = False) -> None:
+    """Show versions and devices, as every run stores them."""
+
+    def work() -> int:
+        from edit_cli.commands import env
+
+        return env.run(as_json)
+
+    _exit(work)
+
+
+def _launch(name: str, overrides: list[str]) -> int:
+    from edit_cli.config.overrides import regroup
+
+    regroup(overrides)  # mistakes that can be seen without Hydra are answered without it
+    from edit_cli.cli.hydra_launch import launch
+    from edit_cli.commands.execute import execute
+    from edit_cli.commands.sweep import conclude
+
+    outcomes, is_sweep = launch(name, overrides, execute)
+    return conclude(outcomes, is_sweep)
+
+
+def _exit(work: Callable[[], int]) -> None:
+    """Leave with the exit code that `work` returns or that its error stands for."""
+    try:
+        code = work()
+    except EditCliError as error:
+        _say(f"error: {error}")
+        code = error.exit_code
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        _say(f"error: {refusal(error)}")
+        code = MissingError.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on from here")
+        code = INTERRUPTED
+    raise typer.Exit(code)
+
+
+def _say(message: str) -> None:
+    if not parallel.follows():
+        typer.echo(one_line(message), err=True)
+
+
+def main() -> None:
+    # Threads that wait by spinning slow each other down more than tenfold as soon as anything else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    streams.settle()
+    try:
+        app(prog_name="edit-cli")
+    except SystemExit as end:
+        if not end.code and (lost := streams.trouble()) is not None:
+            _say(f"error: standard output could not be written: {lost.strerror}; what was made is kept")
+            raise SystemExit(MissingError.exit_code) from None
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""From configuration to typed objects.
+
+Values live in YAML; names and types in dataclasses, whose fields are the YAML's keys.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass
+from difflib import get_close_matches
+from pathlib import Path, PurePath
+from types import NoneType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from edit_cli.config import bounds, catalog
+from edit_cli.errors import UsageError
+
+
+@dataclass
+class Settings:
+    """What stands at the top of every command's configuration."""
+
+    limit: int | None = None
+    seed: int = 0
+    tag: str | None = None
+    runs_dir: str = "runs"
+    run_dir: str | None = None
+    overwrite: bool = False
+    processes: int = 1
+    cache_dir: str = "~/.cache/edit-cli"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit={self.limit}: give a number of records from 1 up, or null for all of them")
+        if self.processes < 1:
+            raise UsageError(f"processes={self.processes}: give a number of processes from 1 up")
+
+
+def register_resolvers() -> None:
+    """`${corpus_config:NAME}`: the packaged corpus of that name. Models name theirs, and a defaults list cannot look
+    there. `${last_part:ID}`: what a folder or a hub id is called.
+    """
+
+    def corpus_config(name: str) -> DictConfig:
+        if name not in catalog.names("corpus"):
+            raise ValueError(f"model.corpus={name} names no packaged corpus: choose one by corpus=NAME")
+        return OmegaConf.load(catalog.conf_dir() / "corpus" / f"{name}.yaml")
+
+    def last_part(model_id: str) -> str:
+        return PurePath(model_id).name.removeprefix("embedded:") or Path(model_id).resolve().name
+
+    OmegaConf.register_new_resolver("corpus_config", corpus_config, replace=True)
+    OmegaConf.register_new_resolver("last_part", last_part, replace=True)
+
+
+def settings(config: DictConfig) -> Settings:
+    """The typed top of a command's configuration."""
+    return build(config, Settings, partly=True)
+
+
+def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -> Any:
+    """The object that a node of the configuration describes; parts with a `_target_` of their own are built first.
+
+    kind: the dataclass to make where the node names none. Only classes of this package are ever made. partly: the node
+    holds more than the object's fields.
+
+    Raises:
+        UsageError: an unknown key, a value of the wrong type, or one that is missing; names the key in full.
+    """
+    cls = target_class(node) if node.get("_target_") is not None else kind
+    if cls is None:
+        raise UsageError(
+            f"{_path(node)} names no _target_: choose one of the packaged options, or add the line to your file"
+        )
+    hints = get_type_hints(cls)
+    known = {field.name: field for field in fields(cls) if field.init}
+    parts: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for key in node:
+        if key == "_target_":
+            continue
+        path = _path(node, key)
+        if key not in known:
+            if partly:
+                continue
+            raise UsageError(f"unknown key {path}{did_you_mean(str(key), known)}")
+        value = _value(node, key, path)
+        part = _dataclass_of(hints[key])
+        if isinstance(value, DictConfig) and ("_target_" in value or part):
+            parts[key] = build(value, part)
+        elif part and value is not None:
+            raise UsageError(f"{path}={value}: this is a group of settings, not one value")
+        else:
+            plain[key] = value
+    made = parts | _typed(cls, {key: hints[key] for key in plain}, plain, node)
+    lacking = [
+        name
+        for name, field in known.items()
+        if name not in made and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if lacking:
+        raise UsageError(f"{_path(node, lacking[0])} has no value: give {_path(node, lacking[0])}=VALUE")
+    built = cls(**made)  # what a class itself refuses, it explains better
+    for key in plain:
+        if wrong := bounds.fault(str(key), made[key]):
+            raise UsageError(f"{_path(node, key)}={made[key]}: {wrong}")
+    return built
+
+
+def target_class(node: DictConfig) -> type:
+    """The dataclass that a node names by `_target_`. Raises UsageError if there is no such class in this package."""
+    target, path = str(node.get("_target_")), _path(node)
+    module, _, name = target.rpartition(".")
+    if not module.startswith("edit_cli."):
+        raise UsageError(f"{path}._target_={target}: only classes inside edit_cli can be named")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("edit_cli."):
+            raise
+        cls = None
+    except AttributeError:
+        cls = None
+    if not (isinstance(cls, type) and is_dataclass(cls)):
+        raise UsageError(f"{path}._target_={target}: there is no such class of settings in this version")
+    return cls
+
+
+def plain_containers(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts and lists; values that nothing needed stay `???`."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except InterpolationResolutionError as error:
+        raise UsageError(_interpolation(error)) from None
+
+
+def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any], choices: str = "there are") -> str:
+    """The end of a message about an unknown name: what it may have meant, else all there is."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; {choices}: {', '.join(map(str, known))}"
+
+
+def _value(node: DictConfig, key: str, path: str) -> Any:
+    try:
+        if OmegaConf.is_missing(node, key):
+            raise UsageError(_missing(path, node))
+        return node[key]
+    except InterpolationResolutionError as error:
+        raise UsageError(_interpolation(error)) from None
+
+
+def _missing(path: str, node: DictConfig) -> str:
+    """What a value of `???` means to a user; methods get theirs from the published settings of a model."""
+    remedy = f"give {path}=VALUE"
+    if path.startswith("method."):
+        return f"{path} has no value, because nothing is published for this method on this model: {remedy}"
+    return f"{path} has no value: {remedy}"
+
+
+def _typed(cls: type, hints: dict[str, Any], values: dict[str, Any], node: DictConfig) -> dict[str, Any]:
+    """Values converted to their fields' types (`3` to 3.0 where a float is wanted), or refused by name."""
+    typed = {}
+    for key, value in values.items():
+        if isinstance(value, str) and str in (get_args(hints[key]) or (hints[key],)):
+            typed[key] = value  # as it is: OmegaConf would look for interpolations in it once more
+            continue
+        leaf = make_dataclass(cls.__name__, [(key, hints[key])])
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(leaf), {key: value})
+            typed[key] = getattr(OmegaConf.to_object(merged), key)
+        except OmegaConfBaseException as error:
+            shown = OmegaConf.to_container(value) if isinstance(value, (DictConfig, ListConfig)) else value
+            raise UsageError(f"{_path(node, key)}={shown}: {_wanted(hints[key], error)}") from None
+    return typed
+
+
+def _wanted(hint: Any, error: OmegaConfBaseException) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    options = get_args(hint) if _is_union(hint) else (hint,)
+    told = []
+    for option in options:
+        if get_origin(option) in (list, tuple):
+            inner = words.get(get_args(option)[0], "values")
+            told.append(f"a list of {inner.removeprefix('a ')}s, such as [{'1, 2' if 'number' in inner else 'a, b'}]")
+        else:
+            told.append(words.get(option, str(error).splitlines()[0]))
+    return f"give {' or '.join(told)}"
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass that a field holds, be it optional or not."""
+    for option in get_args(hint) if _is_union(hint) else (hint,):
+        if isinstance(option, type) and is_dataclass(option):
+            return option
+    return None
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) is Union or type(hint).__name__ == "UnionType"
+
+
+def _path(node: DictConfig, key: Any = None) -> str:
+    """The key's full name, as it is written on the command line."""
+    return str(node._get_full_key(key)) or "the configuration"
+
+
+def _interpolation(error: InterpolationResolutionError) -> str:
+    first = str(error).splitlines()[0]
+    if found := re.search(r"Missing mandatory value: (\S+)", first):
+        return f"{found[1]} has no value: give {found[1]}=VALUE"
+    cause = re.sub(r"^\w+ raised while resolving interpolation: ", "", first)
+    return f"{error.full_key}: {cause}" if error.full_key else cause

@@ -1,0 +1,1 @@
+"""Fine-tuning and what holds it back: FT, EWC, replay, retraining, LoRA."""

@@ -1,0 +1,1 @@
+"""Locate-then-edit methods: ROME, MEMIT, EMMET and their kin."""

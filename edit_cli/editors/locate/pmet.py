@@ -1,0 +1,27 @@
+"""Precise Model Editing in a Transformer (Li et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from edit_cli.editors.locate.spreading import SoftSpreadingEditor
+from edit_cli.editors.locate.value_optimization import Site
+
+
+@dataclass(kw_only=True)
+class PMET(SoftSpreadingEditor):
+    """The states that leave the attention and the MLP are optimised together, and only the MLP's is written.
+
+    Targets live at the output of the last layer's MLP projection, not of its block; the attention's shift takes up what
+    is none of the MLP's knowledge and is dropped.
+    """
+
+    site: ClassVar[Site] = "branches"
+
+    def share(self, residual: Tensor, left: int) -> Tensor:
+        """Divided by the square root of the layers left: lower layers write more than an equal share."""
+        return residual / math.sqrt(left)

@@ -1,0 +1,154 @@
+"""Some edits of a value optimisation at work: their rows, with the constant part computed, and what is scored on
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edit_cli.lm.fast.prefix_cache import close
+from edit_cli.lm.fast.suffix_pass import Resumption, Span
+from edit_cli.lm.hooks import on_output
+from edit_cli.lm.model import LM
+
+if TYPE_CHECKING:
+    from edit_cli.editors.locate.value_optimization import ValueOptions
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of one edit, its contexts and last the KL row, with the target ids of each context."""
+
+    spans: list[Span]
+    targets: list[tuple[int, ...]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are run anew at every step."""
+        return sum(len(span.ids) - span.start for span in self.spans)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Loss (n,) of every edit, with its graph; its KL term; whether every target token was the likeliest (if that
+    matters).
+    """
+
+    loss: Tensor
+    kl_term: Tensor
+    hit: Tensor
+
+
+@dataclass
+class Batch:
+    """Edits at work (numbers in the search), and which logits of their rows belong to what.
+
+    modules: to whose outputs shifts are added; None is the last frozen block.
+    """
+
+    edits: list[int]
+    tasks: list[Task]
+    passes: Resumption
+    modules: list[str | None]
+
+    @classmethod
+    def of(
+        cls, lm: LM, edits: list[int], tasks: list[Task], frozen: int, modules: list[str | None], shortcuts: bool
+    ) -> Batch:
+        """shortcuts: earlier tokens are kept as a cached prefix, common beginnings run once, and MLPs see only
+        tokens that matter.
+        """
+        lean_from = frozen + (1 if modules == [None] else 2)
+        spans = [span for task in tasks for span in task.spans]
+        return cls(edits, tasks, Resumption(lm, spans, frozen, shortcuts, lean_from if shortcuts else None), modules)
+
+    def __post_init__(self) -> None:
+        device = self.passes.ids.device
+        labels, share, label_owner, label_at, kl_at, position = [], [], [], [], [], 0
+        for number, task in enumerate(self.tasks):
+            for target in task.targets:
+                labels += target
+                share += [1.0 / len(target) / len(task.targets)] * len(target)
+                label_owner += [number] * len(target)
+                label_at += range(position, position + len(target))
+                position += len(target)
+            kl_at.append(position)
+            position += 1
+        self.labels, self.label_owner, self.label_at, self.kl_at = (
+            torch.tensor(values, device=device) for values in (labels, label_owner, label_at, kl_at)
+        )
+        self.share = torch.tensor(share, dtype=self.passes.base.dtype, device=device)
+        self.owner = torch.tensor([n for n, task in enumerate(self.tasks) for _ in task.spans], device=device)
+        self.reference = self.passes.base[self.kl_at].log_softmax(-1)
+
+    @property
+    def tokens(self) -> int:
+        return sum(task.tokens for task in self.tasks)
+
+    def select(self, keep: list[int]) -> Batch:
+        """Only the edits at these places."""
+        rows = torch.isin(self.owner, torch.tensor(keep, device=self.owner.device)).nonzero()[:, 0]
+        return Batch(
+            [self.edits[i] for i in keep], [self.tasks[i] for i in keep], self.passes.select(rows), self.modules
+        )
+
+    def join(self, other: Batch) -> Batch:
+        return Batch(self.edits + other.edits, self.tasks + other.tasks, self.passes.join(other.passes), self.modules)
+
+    def takes_shortcuts(self) -> bool:
+        """Whether logits are those of whole rows, unchanged ones and, where a state is turned round at the start,
+        changed ones.
+        """
+
+        def turned(states: Tensor, rows: Tensor, columns: Tensor, place: int) -> Tensor:
+            at = (rows.to(states.device), columns.to(states.device))
+            return states.index_put(at, states[at].flip(-1))
+
+        with torch.no_grad():
+            if not self.passes.agrees(self._logits(lambda states, rows, columns, place: states)):
+                return False
+            with self.passes.projecting_all():
+                expected = self._logits(turned)
+            return close(self.passes.lm, self._logits(turned), expected)
+
+    def _logits(self, change: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Tensor:
+        """Logits after `change(states, rows, columns, place)` of what leaves each of `modules` at the rows' starts."""
+        at = self.passes.at
+        rows = torch.arange(len(at), device=at.device)
+        with ExitStack() as stack:
+            for place, name in enumerate(self.modules[1:], start=1):
+                listen = on_output(
+                    self.passes.lm.module(name), lambda hidden, place=place: change(hidden, rows, at, place), len(rows)
+                )
+                stack.enter_context(listen)
+            return self.passes.logits(partial(change, place=0), self.modules[0])
+
+    def scores(self, shift: Tensor, nll_factor: Tensor, initial_norm: Tensor, options: ValueOptions) -> Scores:
+        """Of every edit, for its shift (n, modules, d); its NLL counts `nll_factor` (n,) times; initial_norm: ‖v_0‖
+        (n, modules).
+        """
+
+        def add(states: Tensor, rows: Tensor, columns: Tensor, place: int) -> Tensor:
+            moved = states.clone()
+            moved[rows.to(states.device), columns.to(states.device)] += shift[self.owner, place].to(states)
+            return moved
+
+        logits = self._logits(add)
+        labelled = logits[self.label_at]
+        losses = torch.nn.functional.cross_entropy(labelled, self.labels, reduction="none") * self.share
+        nll = torch.zeros_like(shift[:, 0, 0]).index_add(0, self.label_owner, losses)
+        kl = logits[self.kl_at].log_softmax(-1)
+        kl_term = options.kl_factor * (kl.exp() * (kl - self.reference)).sum(-1)
+        decay = (shift.norm(dim=-1) / initial_norm**2).sum(-1)
+        hit = torch.zeros_like(nll, dtype=torch.bool)
+        if options.watches_hits:
+            missed = (labelled.argmax(-1) != self.labels).to(nll)
+            hit = torch.zeros_like(nll).index_add(0, self.label_owner, missed) == 0
+        return Scores(nll_factor * nll + kl_term + options.weight_decay * decay, kl_term.detach(), hit)

@@ -1,0 +1,284 @@
+"""Value optimisation, shared by the locate-then-edit family and batched over edits.
+
+For each edit i a shift δ_i is added to what leaves `site` at the subject's last token, and made to minimise
+
+    L_i = mean over contexts of NLL(target)  +  kl · KL(P_δ ‖ P_0) at "{subject} is a"  +  decay · ‖δ_i‖ / ‖v_0‖²
+
+Losses of different edits share nothing, so their sum optimises each one alone: Adam is element-wise with a step count
+an edit, clamping is per row, and an edit that is done leaves the batch (masking its gradient would let momentum move it
+on) while one from the queue takes its place.
+
+An edit is one fact, or several about one subject that share a shift (`groups`): then L_i is the mean over all of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edit_cli.editors.locate.context_prefixes import BARE, Contexts, rows_in_contexts
+from edit_cli.editors.locate.value_batch import Batch, Task
+from edit_cli.errors import OutOfMemory, UsageError
+from edit_cli.lm.fast.suffix_pass import Span
+from edit_cli.lm.layout import attention_out
+from edit_cli.lm.model import LM
+from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.tokenization import Row
+from edit_cli.requests import EditRequest
+
+Site = Literal["block", "mlp_out", "branches"]
+
+
+@dataclass
+class ValueOptions:
+    """Settings of the optimisation (locate-then-edit, sections 7, 9, 11 and 14).
+
+    steps: forward passes; one update fewer. stop_loss: an edit below it is done (tested before the update).
+    clamp_norm_factor: ‖δ‖ ≤ factor · ‖v_0‖. kl_position: "subject" as released, "last" as the paper words it.
+    mpes: ENCORE's early stop: an edit is done after so many passes in which every target token was the likeliest, in
+    every context. settle_kl, settle_nll: PMET's: while every target token is the likeliest, NLL counts `settle_nll`
+    times from the next pass on, and the edit is done if its KL term is at most `settle_kl`.
+    batch_tokens: tokens a step, null for a default by device; halved when memory runs out. Changes speed and memory
+    only.
+    """
+
+    steps: int = 20
+    lr: float = 0.5
+    weight_decay: float = 0.5
+    clamp_norm_factor: float = 0.75
+    kl_factor: float = 0.0625
+    kl_prompt: str = "{} is a"
+    kl_position: str = "subject"
+    stop_loss: float = 0.05
+    mpes: int | None = None
+    settle_kl: float | None = None
+    settle_nll: float = 0.1
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl_position not in ("subject", "last"):
+            raise UsageError(f"method.value.kl_position={self.kl_position}: choose subject or last")
+        if self.kl_prompt.count("{}") != 1:
+            raise UsageError("method.value.kl_prompt must hold the slot {} once")
+
+    @property
+    def watches_hits(self) -> bool:
+        """Whether it matters which target tokens are the likeliest."""
+        return self.mpes is not None or self.settle_kl is not None
+
+
+@dataclass
+class Values:
+    """Targets v_0 + δ and where they started, (d, n) float32; final loss and number of forward passes of each edit."""
+
+    target: Tensor
+    initial: Tensor
+    losses: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+
+def shifted_modules(lm: LM, layer: int, site: Site) -> list[str]:
+    """Modules to whose outputs a shift is added: the block (MEMIT), the MLP's projection (ROME), or this and the
+    attention's (PMET).
+    """
+    if site == "block":
+        return [lm.layout.block(layer)]
+    mlp_out = lm.layout.mlp_out(layer)
+    return [mlp_out] if site == "mlp_out" else [mlp_out, attention_out(lm.model, lm.layout, layer)]
+
+
+def optimise_values(
+    lm: LM,
+    requests: Sequence[EditRequest],
+    layer: int,
+    site: Site,
+    options: ValueOptions,
+    contexts: Contexts,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> Values:
+    """Target states at `site` of `layer`, one a group of requests (null: one a request), that of the first of
+    `shifted_modules`.
+
+    groups: indices of requests that share one target; a group's first request is where it starts from.
+
+    Raises:
+        OutOfMemory: a single edit does not fit.
+    """
+    groups = groups or [[i] for i in range(len(requests))]
+    with lm.monitor.phase("value"):
+        tasks = _tasks(lm, requests, options, contexts, groups)
+        rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
+        mine = lm.team.share(list(zip(tasks, rows, positions, strict=True)))
+        found = lm.team.gather(_search(lm, mine, layer, site, options))
+        target, initial, losses, steps = zip(*found, strict=True)
+        return Values(
+            *(torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial)), list(losses), list(steps)
+        )
+
+
+def _search(
+    lm: LM, parts: Sequence[tuple[Task, Row, int]], layer: int, site: Site, options: ValueOptions
+) -> list[tuple[Tensor, Tensor, float, int]]:
+    """(target, initial, loss, steps) of each part, which is an edit's task and its bare prompt with the position of
+    its subject.
+    """
+    if not parts:
+        return []
+    tasks, rows, positions = zip(*parts, strict=True)
+    modules = shifted_modules(lm, layer, site)
+    initial = torch.stack(read(lm, rows, positions, [Tap(module, "output") for module in modules]), dim=1)
+    frozen, places = (layer, [None]) if site == "block" else (layer - 1, modules)
+    search = _Search(lm, tasks, frozen, places, options, initial)
+    with lm.monitor.task("optimising values", len(tasks)) as advance:
+        while search.unfinished:
+            advance(search.step())
+    target = initial + search.shift
+    return list(zip(target[:, 0].cpu(), initial[:, 0].cpu(), search.losses, search.steps, strict=True))
+
+
+def _tasks(
+    lm: LM,
+    requests: Sequence[EditRequest],
+    options: ValueOptions,
+    contexts: Contexts,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> list[Task]:
+    groups = groups or [[i] for i in range(len(requests))]
+    rows, lookup = rows_in_contexts(lm, requests, contexts, with_target=True)
+    kl_requests = [EditRequest(options.kl_prompt, requests[group[0]].subject, "") for group in groups]
+    kl_rows, kl_lookup = rows_in_contexts(lm, kl_requests, BARE, with_target=False)
+    each, tasks = len(contexts.texts), []
+    for group, kl_row, kl_at in zip(groups, kl_rows, kl_lookup, strict=True):
+        mine = [index for request in group for index in range(request * each, (request + 1) * each)]
+        spans = [Span(rows[i].ids[:-1], lookup[i], tuple(range(rows[i].start - 1, len(rows[i].ids) - 1))) for i in mine]
+        kl_wanted = kl_at if options.kl_position == "subject" else len(kl_row.ids) - 1
+        spans.append(Span(kl_row.ids[: kl_wanted + 1], kl_at, (kl_wanted,)))
+        tasks.append(Task(spans, [rows[i].target for i in mine]))
+    return tasks
+
+
+class _Search:
+    """Adam over all edits. `batch` holds those at work, `waiting` is the queue, alike in length beside each other.
+
+    shift, momentum, variance: (edits, modules, width).
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        tasks: Sequence[Task],
+        frozen: int,
+        modules: list[str | None],
+        options: ValueOptions,
+        initial: Tensor,
+    ) -> None:
+        self.lm, self.tasks, self.options = lm, tasks, options
+        self.frozen, self.modules = frozen, modules
+        self.initial_norm = initial.norm(dim=-1)
+        self.shift = torch.zeros_like(initial)
+        self.momentum, self.variance = torch.zeros_like(initial), torch.zeros_like(initial)
+        self.nll_factor = torch.ones_like(initial[:, 0, 0])
+        self.losses, self.steps, self.hits = [0.0] * len(tasks), [0] * len(tasks), [0] * len(tasks)
+        self.budget = options.batch_tokens or (16384 if lm.device.type == "cuda" else 512)
+        self.waiting = deque(sorted(range(len(tasks)), key=lambda i: (tasks[i].tokens, i)))
+        self.batch: Batch | None = None
+        self.shortcuts: bool | None = None  # not known until tried
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self.waiting or self.batch)
+
+    def step(self) -> int:
+        """One forward and backward pass over the batch; the number of edits that are done with it."""
+        try:
+            self._fill()
+            edits = self.batch.edits
+            shift = self.shift[edits].requires_grad_()
+            scores = self.batch.scores(shift, self.nll_factor[edits], self.initial_norm[edits], self.options)
+            losses, terms, hits = scores.loss.tolist(), scores.kl_term.tolist(), scores.hit.tolist()
+            going = [row for row, edit in enumerate(edits) if self._goes_on(edit, losses[row], terms[row], hits[row])]
+            gradient = torch.autograd.grad(scores.loss.sum(), shift)[0][going] if going else None
+        except torch.OutOfMemoryError:
+            self._halve()
+            return 0
+        for edit, loss, hit in zip(edits, losses, hits, strict=True):
+            self.losses[edit] = loss
+            self.steps[edit] += 1
+            self.hits[edit] += hit
+        if self.options.settle_kl is not None:
+            self.nll_factor[edits] = torch.where(scores.hit, self.options.settle_nll, 1.0).to(self.nll_factor)
+        if going:
+            self._update([edits[row] for row in going], gradient)
+        if len(going) < len(edits):
+            self.batch = self.batch.select(going) if going else None
+        return len(edits) - len(going)
+
+    def _goes_on(self, edit: int, loss: float, kl_term: float, hit: bool) -> bool:
+        options = self.options
+        if loss < options.stop_loss or self.steps[edit] + 1 >= options.steps:
+            return False
+        if options.mpes is not None and self.hits[edit] + hit >= options.mpes:
+            return False
+        return not (hit and options.settle_kl is not None and kl_term <= options.settle_kl)
+
+    def _fill(self) -> None:
+        """Let edits from the queue take free places, once half of the batch is free."""
+        held = self.batch.tokens if self.batch else 0
+        if not self.waiting or held > self.budget // 2:
+            return
+        edits: list[int] = []
+        while self.waiting and (not (held or edits) or held + self.tasks[self.waiting[0]].tokens <= self.budget):
+            edits.append(self.waiting.popleft())
+            held += self.tasks[edits[-1]].tokens
+        if edits:
+            try:
+                fresh = self._build(edits)
+            except torch.OutOfMemoryError:
+                self.waiting.extendleft(reversed(edits))
+                raise
+            self.batch = self.batch.join(fresh) if self.batch else fresh
+
+    def _build(self, edits: list[int]) -> Batch:
+        if self.shortcuts is None:
+            batch = self._batch(edits, True)
+            self.shortcuts = batch.takes_shortcuts()
+            if self.shortcuts:
+                return batch
+            self.lm.monitor.note(
+                f"{self.lm.name} does not take a cached prefix as it is: whole rows are run (slower, the same values)"
+            )
+        return self._batch(edits, self.shortcuts)
+
+    def _batch(self, edits: list[int], shortcuts: bool) -> Batch:
+        return Batch.of(self.lm, edits, [self.tasks[i] for i in edits], self.frozen, self.modules, shortcuts)
+
+    def _halve(self) -> None:
+        """Go on with half of the batch after running out of memory; a step that was not finished is made again."""
+        edits = self.batch.edits if self.batch else []
+        if len(edits) == 1 or (not edits and self.budget <= 1):
+            remedy = "take fewer or shorter prefixes (method.context) or a smaller model.dtype"
+            raise OutOfMemory(f"one edit alone does not fit into memory: {remedy}")
+        self.budget = max(self.budget // 2, 1)
+        if edits:
+            half = len(edits) // 2
+            self.waiting.extendleft(reversed(edits[half:]))
+            self.batch = self.batch.select(list(range(half)))
+        torch.cuda.empty_cache()
+
+    def _update(self, edits: list[int], gradient: Tensor) -> None:
+        """Adam with its default betas and an own step count for every edit, then the clamp."""
+        count = torch.tensor([self.steps[i] for i in edits], dtype=gradient.dtype, device=gradient.device)[
+            :, None, None
+        ]
+        momentum = 0.9 * self.momentum[edits] + 0.1 * gradient
+        variance = 0.999 * self.variance[edits] + 0.001 * gradient.square()
+        scale = (variance / (1 - 0.999**count)).sqrt() + 1e-8
+        shift = self.shift[edits] - self.options.lr * momentum / (1 - 0.9**count) / scale
+        limit = self.options.clamp_norm_factor * self.initial_norm[edits]
+        self.shift[edits] = shift * (limit / shift.norm(dim=-1).clamp_min(1e-30)).clamp(max=1.0)[..., None]
+        self.momentum[edits], self.variance[edits] = momentum, variance

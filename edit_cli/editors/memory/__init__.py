@@ -1,0 +1,1 @@
+"""Memories beside one module: GRACE, DEFER, MELO, WISE, T-Patcher."""

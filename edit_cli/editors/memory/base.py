@@ -1,0 +1,309 @@
+"""What methods with a memory share: a layer that grows with every edit, and edits that hold only what they add to it.
+
+The memory belongs to the model, not to the editor: the next edit of a sequence finds it where the earlier ones were
+attached. So nothing has to be recalled, a thousand attached edits are one layer, and taking one off puts its entries
+back as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypedDict, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.edits.edit import Edit
+from edit_cli.errors import UsageError
+from edit_cli.files.shapes import checked
+from edit_cli.files.tensors import Size
+from edit_cli.lm.hooks import Wrapper, unwrapped
+from edit_cli.lm.layout import is_projection, widths
+from edit_cli.lm.model import LM
+from edit_cli.lm.prompt_position import Focus, PromptWatch
+from edit_cli.lm.weights.access import Undo
+
+CLOSEST = 4  # candidates whose distances are computed without cancellation
+
+
+class Entries:
+    """Rows (n, width) that grow; appending costs what is appended, on average."""
+
+    def __init__(self, width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._space = torch.empty(16, width, device=device, dtype=dtype)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def all(self) -> Tensor:
+        """(n, width), a view."""
+        return self._space[: self._count]
+
+    def append(self, rows: Tensor) -> Undo:
+        before, after = self._count, self._count + len(rows)
+        if after > len(self._space):
+            wider = self._space.new_empty(max(after, 2 * len(self._space)), self._space.shape[1])
+            wider[:before] = self.all
+            self._space = wider
+        self._space[before:after] = rows.to(self._space)
+        self._count = after
+
+        def undo() -> None:
+            self._count = before
+
+        return undo
+
+    def put(self, index: Tensor, rows: Tensor) -> Undo:
+        """Other values for some rows.
+
+        Raises:
+            UsageError: there are no such rows.
+        """
+        if index.numel() and int(index.max()) >= self._count:
+            raise UsageError(f"this edit changes entry {int(index.max())} of a memory that holds {self._count}")
+        before = self.all[index].clone()
+        self.all[index] = rows.to(self._space)
+
+        def undo() -> None:
+            self.all[index] = before
+
+        return undo
+
+
+class MemoryLayer(Wrapper):
+    """Stands in a projection's place, beside it what attached edits remember.
+
+    digest: of all that was added, in order.
+    """
+
+    def __init__(self, original: nn.Module, lm: LM, module: str) -> None:
+        super().__init__(original)
+        self.digest = ""
+        self.watch = PromptWatch(lm, module)
+        self._kept: Tensor | None = None
+
+    def close(self) -> None:
+        """It has been taken out again."""
+        self.watch.close()
+
+    @abstractmethod
+    def add(self, edit: MemoryPatch) -> Undo:
+        """Take in what an edit brings. A memory that has been taken apart again is bit for bit what it was."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the memory as one edit (`whole`); 0 where that is no smaller than the edits that made it."""
+        return 0
+
+    def whole(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, content) of an edit that brings all of it to an empty memory; asked for only where `bytes` says
+        that it pays.
+        """
+        raise NotImplementedError
+
+    def rows(self, states: Tensor) -> Tensor | None:
+        """(rows, tokens, width), also from families that flatten it; None where a pass shows only some of the
+        tokens.
+        """
+        focus = self.watch.focus
+        if focus is None or states.shape[:-1].numel() != focus.mask.numel():
+            return None
+        return states.reshape(*focus.mask.shape, states.shape[-1])
+
+    def decided(self, focus: Focus, decide: Callable[[], Tensor]) -> Tensor:
+        """(rows, …) what `decide` says once a prompt is complete, (rows,) of −1 before.
+
+        It holds for all that follows in cached passes.
+        """
+        at = focus.ends - focus.first
+        here = at >= 0
+        if bool(here.all()):
+            self._kept = decide()
+        elif self._kept is None or len(self._kept) != len(at):
+            return torch.full_like(at, -1)
+        elif bool(here.any()):
+            new = decide()
+            self._kept = torch.where(here.view(-1, *[1] * (new.dim() - 1)), new, self._kept)
+        return self._kept
+
+
+class SaidOfMemory(TypedDict):
+    """What a saved edit says beside its tensors."""
+
+    module: str
+    before: str
+    content: dict[str, Any]
+
+
+@dataclass
+class MemoryPatch(Edit):
+    """What one edit adds to the memory beside `module`.
+
+    before: digest of the memory that it was made on. tensors, content: what the method says; content is JSON-able.
+    """
+
+    kind: ClassVar[str] = "module"
+    said: ClassVar[Any] = SaidOfMemory
+    layer: ClassVar[type[MemoryLayer]]
+    holds: ClassVar[Any] = dict[str, Any]  # shape of `content` (see shapes)
+    module: str
+    before: str
+    tensors: dict[str, Tensor]
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Of the memory with this edit in it."""
+        digest = hashlib.sha256(self.before.encode())
+        digest.update(json.dumps([self.module, self.content], sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            value = self.tensors[name].detach().contiguous().cpu()
+            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(value.view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def attach(self, lm: LM) -> Undo:
+        """Grow the memory that is there, or begin one.
+
+        Raises:
+            UsageError: it was made on top of other edits than those that are attached.
+        """
+        with ExitStack() as undo:
+            layer = self.present(lm, self.module)
+            if (layer.digest if layer else "") != self.before:
+                raise UsageError(
+                    f"this edit was made on {'other' if self.before and layer else 'earlier' if self.before else 'no'}"
+                    " edits of its kind than are attached: attach those that it was made on, in their order, and no"
+                    " others"
+                )
+            if layer is None:
+                layer = self._install(lm, undo)
+            undo.callback(setattr, layer, "digest", layer.digest)
+            undo.callback(layer.add(self))
+            layer.digest = self.content.get("stands_for") or self.digest
+            return undo.pop_all().close
+
+    def _install(self, lm: LM, undo: ExitStack) -> MemoryLayer:
+        parent, _, child = self.module.rpartition(".")
+        original = lm.module(self.module)
+        layer = self.begin(original, lm)
+        undo.callback(layer.close)
+        setattr(lm.module(parent), child, layer)
+        undo.callback(setattr, lm.module(parent), child, original)
+        return layer
+
+    def begin(self, original: nn.Module, lm: LM) -> MemoryLayer:
+        """An empty memory beside `original`."""
+        return self.layer(original, lm, self.module)
+
+    def whole(self, lm: LM) -> Self:
+        """One edit in the place of this one, which is attached, and all that it was made on: the next edit does not
+        tell the difference.
+        """
+        layer = self.present(lm, self.module)
+        tensors, content = layer.whole()
+        return type(self)(self.module, "", tensors, {**content, "stands_for": layer.digest})
+
+    @classmethod
+    def present(cls, lm: LM, module: str) -> Any:
+        """The memory of this kind that stands in `module`'s place, if there is one."""
+        found = lm.module(module)
+        return found if isinstance(found, cls.layer) else None
+
+    def touches(self, lm: LM) -> list[str]:
+        return [f"{self.module}.{name}" for name, _ in unwrapped(lm.module(self.module)).named_parameters()]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.tensors, {"module": self.module, "before": self.before, "content": self.content}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Self:
+        return cls(rest["module"], rest["before"], tensors, rest["content"])
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        if not is_projection(lm.module(rest["module"])):
+            raise UsageError(f"{rest['module']} is no Linear or Conv1D layer")
+        content = checked(rest["content"], cls.holds, "the edit's content")
+        return cls.brings(lm, *widths(lm.module(rest["module"])), content)
+
+    @classmethod
+    @abstractmethod
+    def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        """The tensors of an edit with that content, beside a projection of those widths; raises as `sizes`."""
+
+
+Part = TypeVar("Part")
+Patch = TypeVar("Patch", bound=MemoryPatch)
+
+
+@contextmanager
+def in_turn(lm: LM, parts: Sequence[Part], make: Callable[[Part], Patch], told: str) -> Iterator[list[Patch]]:
+    """An edit of each part, made on top of those before it: a fact meets what earlier ones have left, whether they came
+    in the same edit or in one before. All are attached inside the block.
+
+    told: what progress calls them.
+    """
+    made: list[Patch] = []
+    with ExitStack() as stack, lm.monitor.phase("train"):
+        with lm.monitor.task(told, len(parts)) as advance:
+            for part in parts:
+                made.append(make(part))
+                stack.enter_context(lm.edited(made[-1]))
+                advance(1)
+        yield made
+
+
+def nearest(queries: Tensor, keys: Tensor, alive: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(distance, index) of the nearest of `keys` (n, w) for each of `queries` (r, w): Euclidean, float32.
+
+    alive: (n,) which count.
+
+    One matrix product ranks them. Its differences of large squares lose the digits of small distances, so those of the
+    closest are computed again.
+    """
+    keys, queries = keys.float(), queries.float()
+    ranked = keys.square().sum(1) - 2 * queries @ keys.T
+    if alive is not None:
+        ranked = ranked.masked_fill(~alive, float("inf"))
+    candidates = ranked.topk(min(CLOSEST, len(keys)), dim=1, largest=False).indices
+    distances = (queries[:, None] - keys[candidates]).norm(dim=-1)
+    if alive is not None:
+        distances = distances.masked_fill(~alive[candidates], float("inf"))
+    smallest, place = distances.min(1)
+    return smallest, candidates.gather(1, place[:, None])[:, 0]
+
+
+def mlp_in(lm: LM, layer: int) -> str:
+    """The first projection of a layer's MLP; a gated one's gate, or up projection, whichever comes first."""
+    return lm.layout.mlp_weights(layer)[0].removesuffix(".weight")
+
+
+def module_of(lm: LM, layer: int, part: str, key: str = "method.module") -> str:
+    """A projection of a layer: "mlp_in" and "mlp_out" in any family, else its name in the block.
+
+    key: the setting that names it.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if part in ("mlp_in", "mlp_out"):
+        return mlp_in(lm, layer) if part == "mlp_in" else lm.layout.mlp_out(layer)
+    name = f"{lm.layout.block(layer)}.{part}"
+    try:
+        fits = is_projection(lm.module(name))
+    except AttributeError:
+        fits = False
+    if not fits:
+        raise UsageError(
+            f"{key}: {part} names no Linear or Conv1D layer of block {layer} of {lm.name}: choose mlp_in, mlp_out or a"
+            " name in the block"
+        )
+    return name

@@ -1,0 +1,236 @@
+"""DEFER (baseline of Hartvigsen et al., 2023, after SERAC): a trained router says whether a trained linear expert
+answers for a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from edit_cli.editors.base import Editor
+from edit_cli.editors.memory.base import MemoryLayer, MemoryPatch, in_turn, module_of
+from edit_cli.editors.passes import at_prompt_end, in_batches, passes, row_losses, rows_right
+from edit_cli.errors import UsageError
+from edit_cli.files.shapes import Count
+from edit_cli.files.tensors import Size, size
+from edit_cli.lm.layout import widths
+from edit_cli.lm.model import LM
+from edit_cli.lm.weights.access import Undo
+from edit_cli.requests import EditRequest
+
+EXACT = 1e-6  # share of ‖ΔA‖ that factors may leave out
+FIRST_RANK = 8  # that is tried
+PARTS = ("router", "threshold", "offset")  # w (d_in,), b (), c (d_out,)
+
+
+class DeferLayer(MemoryLayer):
+    """g = σ(w·q + b) and o = A q + c, q being the input at the prompt's last token; where g ≥ ½, o is the output at
+    every token.
+
+    A is the sum of what the edits added to it: it is put together when it is needed.
+    """
+
+    def __init__(self, original: nn.Module, lm: LM, module: str, seed: int) -> None:
+        super().__init__(original, lm, module)
+        d_out, d_in = widths(original)
+        draw, bound = torch.Generator().manual_seed(seed), d_in**-0.5  # as a fresh nn.Linear
+        shapes = {"expert": (d_out, d_in), "router": (d_in,), "threshold": (), "offset": (d_out,)}
+        start = {
+            name: ((torch.rand(shape, generator=draw) * 2 - 1) * bound).to(lm.device) for name, shape in shapes.items()
+        }
+        self.start, self.small = start.pop("expert"), start
+        self.steps: list[tuple[Tensor, Tensor]] = []
+        self._expert: Tensor | None = self.start
+        self.edits = 0
+
+    @property
+    def expert(self) -> Tensor:
+        """A (d_out, d_in)."""
+        if self._expert is None:
+            self._expert = self.start.clone()
+            for left, right in self.steps:
+                self._expert += left @ right
+        return self._expert
+
+    def add(self, edit: MemoryPatch) -> Undo:
+        before, edits, steps = self.small, self.edits, len(self.steps)
+        ranks = edit.content["ranks"]
+        lefts, rights = edit.tensors["left"].split(ranks, dim=1), edit.tensors["right"].split(ranks)
+        for pair in zip(lefts, rights, strict=True):  # one after another, as they were made: sums hang on it
+            left, right = (part.to(self.start, copy=True, memory_format=torch.contiguous_format) for part in pair)
+            self._expert = self.expert + left @ right
+            self.steps.append((left, right))
+        self.small = {name: edit.tensors[name].to(self.start) for name in PARTS}
+        self.edits += edit.content["facts"]
+
+        def undo() -> None:
+            del self.steps[steps:]
+            self._expert, self.small, self.edits = None, before, edits
+
+        return undo
+
+    def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output = self.original(states, *args, **kwargs)
+        inside, outside = self.rows(states), self.rows(output)
+        if inside is None or not self.steps:
+            return output
+        answer = self.decided(self.watch.focus, lambda: self._answers(at_prompt_end(inside, self.watch.focus)))
+        if answer.dim() == 1:  # the prompt is not complete yet
+            return output
+        mine = ~answer.isnan().any(1)
+        if not bool(mine.any()):
+            return output
+        return torch.where(mine[:, None, None], answer[:, None].to(output), outside).view_as(output)
+
+    def _answers(self, queries: Tensor) -> Tensor:
+        """(rows, d_out): o where the router takes the prompt, NaN where it defers."""
+        queries = queries.to(self.start)
+        taken = queries @ self.small["router"] + self.small["threshold"] >= 0
+        return torch.where(taken[:, None], linear(queries, self.expert, self.small["offset"]), float("nan"))
+
+
+class DeferContent(TypedDict):
+    """What an edit says beside its tensors. ranks: of the steps by which its factors were made."""
+
+    seed: int
+    facts: Count
+    ranks: list[Count]
+
+
+class DeferPatch(MemoryPatch):
+    """What an edit adds to A, in factors (content `ranks`: of each unit of facts), and the other parameters as they are
+    after it.
+    """
+
+    layer: ClassVar[type[MemoryLayer]] = DeferLayer
+    holds = DeferContent
+
+    @classmethod
+    def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
+        rank = sum(content["ranks"])
+        return {
+            "left": size(d_out, rank), "right": size(rank, d_in),
+            "router": size(d_in), "threshold": size(), "offset": size(d_out),
+        }  # fmt: skip
+
+    def begin(self, original: nn.Module, lm: LM) -> DeferLayer:
+        return DeferLayer(original, lm, self.module, self.content["seed"])
+
+
+@dataclass(kw_only=True)
+class Defer(Editor):
+    """Router and expert are trained together: the layer gives g·o + (1 − g)·layer(x) while they are.
+
+    layer, module: whose input is read and whose output is replaced. batch_size: facts that are trained together; the
+    next ones go on from there. lr, steps: Adam. It stops once every target token is the likeliest and the loss is below
+    `stop_loss`.
+    """
+
+    heads = ("causal", "seq2seq", "classifier")
+
+    layer: int
+    module: str = "mlp_in"
+    lr: float = 0.1
+    steps: int = 100
+    stop_loss: float = 0.05
+    batch_size: int = 1
+    seed: int = 0
+
+    @property
+    def layers(self) -> list[int]:
+        return [self.layer]
+
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> DeferPatch:
+        """The router and the expert, trained on from where earlier facts left them, `batch_size` facts at a time."""
+        if self.lr <= 0:
+            raise UsageError(f"method.lr={self.lr}: give a number above 0")
+        if self.batch_size < 1:
+            raise UsageError(f"method.batch_size={self.batch_size}: give a whole number from 1 up")
+        name = module_of(lm, self.layer, self.module)
+        units = [requests[part] for part in in_batches(requests, self.batch_size)]
+        with in_turn(lm, units, lambda unit: self._unit(lm, name, unit), "router and expert") as patches:
+            return joined(patches)
+
+    def _unit(self, lm: LM, name: str, requests: Sequence[EditRequest]) -> DeferPatch:
+        """What facts that are trained together add to the layer that is attached."""
+        attached = DeferPatch.present(lm, name)
+        layer = attached or DeferLayer(lm.module(name), lm, name, self.seed)
+        if attached is None:
+            layer.close()
+        present = {"expert": layer.expert, **layer.small}
+        weights = {key: value.detach().clone().requires_grad_() for key, value in present.items()}
+        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
+        with passes(lm, rows, name, self.layer, end=True) as run:
+            self._train(run, weights, None if attached is None else attached.original)
+        trained = {key: value.detach() for key, value in weights.items()}
+        left, right = factors(trained.pop("expert") - layer.expert)
+        content = {"seed": self.seed, "facts": len(requests), "ranks": [len(right)]}
+        return DeferPatch(name, attached.digest if attached else "", {**trained, "left": left, "right": right}, content)
+
+    def _train(self, run: Any, weights: dict[str, Tensor], original: nn.Module | None) -> None:
+        queries, count = run.queries.to(weights["expert"]), len(run.rows)
+        plain = None if original is None else original(run.inputs.to(run.lm.dtype)).detach()  # whatever is said now
+        optimizer = torch.optim.Adam(list(weights.values()), lr=self.lr)
+        for _ in run.lm.monitor.counted("expert", self.steps):
+            gate = torch.sigmoid(queries @ weights["router"] + weights["threshold"])[:, None, None]
+            said = linear(queries, weights["expert"], weights["offset"])[:, None]
+
+            def mix(output: Tensor, gate: Tensor = gate, said: Tensor = said) -> Tensor:
+                return (gate * said).to(output) + (1 - gate).to(output) * (output if plain is None else plain)
+
+            found = run.answers(mix)
+            losses = row_losses(found, count)
+            if (
+                bool(rows_right(found, count).all())
+                and losses.max().item() < self.stop_loss
+                and bool((gate >= 0.5).all())
+            ):
+                break
+            gradients = torch.autograd.grad(losses.mean(), list(weights.values()))
+            for weight, gradient in zip(weights.values(), gradients, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+
+
+def joined(patches: Sequence[DeferPatch]) -> DeferPatch:
+    """One patch for edits that were made on top of each other."""
+    last, contents = patches[-1].tensors, [patch.content for patch in patches]
+    tensors = {
+        **{name: last[name] for name in PARTS},
+        "left": torch.cat([patch.tensors["left"] for patch in patches], dim=1),
+        "right": torch.cat([patch.tensors["right"] for patch in patches]),
+    }
+    content = {
+        **contents[0],
+        "facts": sum(content["facts"] for content in contents),
+        "ranks": [rank for content in contents for rank in content["ranks"]],
+    }
+    return DeferPatch(patches[0].module, patches[0].before, tensors, content)
+
+
+def factors(change: Tensor) -> tuple[Tensor, Tensor]:
+    """(d_out, r) and (r, d_in) whose product is `change` but for a share of `EXACT`.
+
+    One fact's change has rank one, or nearly.
+
+    A basis of random combinations of its columns is tried and widened until it holds (Halko et al., 2011): products, no
+    decomposition of the whole matrix while its rank is low.
+    """
+    draw, size = torch.Generator().manual_seed(0), FIRST_RANK
+    basis = torch.eye(change.shape[0], dtype=change.dtype, device=change.device)
+    while size < min(change.shape) // 2:
+        mixed = change @ torch.randn(change.shape[1], size, generator=draw).to(change)
+        found, _ = torch.linalg.qr(change @ (change.T @ torch.linalg.qr(mixed)[0]))
+        if float((change - found @ (found.T @ change)).norm()) <= EXACT * float(change.norm()):
+            basis = found
+            break
+        size *= 4
+    left, values, right = torch.linalg.svd(basis.T @ change, full_matrices=False)
+    left_out = values.flip(0).square().cumsum(0).flip(0).sqrt()
+    rank = max(int((left_out > EXACT * values.norm()).sum()), 1)
+    return basis @ left[:, :rank] * values[:rank], right[:rank].contiguous()

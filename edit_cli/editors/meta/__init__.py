@@ -1,0 +1,1 @@
+"""Trained editors: MEND, MALMEN, KE, ENN, and what they share."""

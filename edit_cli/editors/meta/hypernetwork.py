@@ -1,0 +1,205 @@
+"""Networks that make a better update of the factors of a gradient: what MEND and MALMEN share (section 3.2 of the
+first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.distributed import ALONE, Team
+from edit_cli.editors.meta.factored_gradients import Gradient
+from edit_cli.errors import UsageError
+from edit_cli.lm.layout import projections, widths
+from edit_cli.lm.model import LM
+
+PARTS = ("both", "inputs", "outputs", "smaller")
+CHUNK = 4096  # rows that are looked at together in float64
+
+
+class Normaliser(nn.Module):
+    """Running mean and deviation of every feature, over all rows that went through it in training; saved with the
+    network.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        # of the distances from the mean, summed
+        self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
+
+    @torch.no_grad()
+    def take_in(self, rows: Tensor, team: Team) -> None:
+        """Rows (n, width) of every process (parallel form of Welford's sums)."""
+        sums = sum(_sums(part.to(self.mean)) for part in rows.split(CHUNK))
+        n, total, squared = team.sum(sums).split([1, rows.shape[1], rows.shape[1]])
+        mean = total / n
+        away, both = mean - self.mean, self.count + n
+        self.squares += (squared - n * mean.square()).clamp_min(0) + away.square() * self.count * n / both
+        self.mean += away * n / both
+        self.count += n[0]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.count == 0:
+            raise UsageError("this editor has seen no gradients yet: train it first")
+        deviation = (self.squares / (self.count - 1).clamp_min(1)).sqrt()
+        return (rows - self.mean.to(rows)) / (deviation.to(rows) + 1e-7)
+
+
+def _sums(rows: Tensor) -> Tensor:
+    return torch.cat([rows.new_full((1,), len(rows)), rows.sum(0), rows.square().sum(0)])
+
+
+class LowRankLayer(nn.Module):
+    """z + max(0, s ⊙ (U V z + b) + o), with a scale s and an offset o for each of `modules`; the identity at first (U =
+    0).
+
+    outside: s ⊙ max(0, U V z + b) + o instead, as in MALMEN. spread: standard deviation of V. xavier: no identity, for
+    ablations.
+    """
+
+    def __init__(
+        self, width: int, rank: int, modules: int, spread: float, outside: bool = False, xavier: bool = False
+    ) -> None:
+        super().__init__()
+        rank = min(rank, width)
+        self.down = nn.Parameter(torch.randn(rank, width) * spread)
+        self.up = nn.Parameter(torch.zeros(width, rank))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(modules, width))
+        self.offset = nn.Parameter(torch.zeros(modules, width))
+        self.outside, self.residual = outside, not xavier
+        if xavier:
+            nn.init.xavier_uniform_(self.up, gain=nn.init.calculate_gain("relu"))
+            nn.init.xavier_uniform_(self.down)
+
+    def forward(self, z: Tensor, which: Tensor) -> Tensor:
+        """z (n, width), which (n,) the module of each row."""
+        inner = z @ self.down.T @ self.up.T + self.bias
+        scale, offset = self.scale[which], self.offset[which]
+        # clamp and not relu: at 0, where everything starts, its gradient is 1
+        inner = scale * inner.clamp(min=0) + offset if self.outside else (scale * inner + offset).clamp(min=0)
+        return inner + z if self.residual else inner
+
+
+class Transform(nn.Module):
+    """What becomes of gradient factors [u; δ] of one shape: normalised, then two low-rank layers on all of it or on
+    a part.
+    """
+
+    def __init__(
+        self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: str, normalise: bool, **layer: bool
+    ) -> None:
+        super().__init__()
+        if part == "smaller":
+            part = "inputs" if d_in <= d_out else "outputs"
+        self.cut = {"both": slice(0, d_in + d_out), "inputs": slice(0, d_in), "outputs": slice(d_in, d_in + d_out)}[
+            part
+        ]
+        width = self.cut.stop - self.cut.start
+        self.normaliser = Normaliser(d_in + d_out) if normalise else None
+        self.layers = nn.ModuleList(LowRankLayer(width, rank, modules, spread, **layer) for _ in range(2))
+
+    def take_in(self, rows: Tensor, team: Team) -> None:
+        if self.normaliser is not None:
+            self.normaliser.take_in(rows, team)
+
+    def forward(self, rows: Tensor, which: Tensor) -> Tensor:
+        rows = rows if self.normaliser is None else self.normaliser(rows)
+        z = rows[:, self.cut]
+        for layer in self.layers:
+            z = layer(z, which)
+        return torch.cat([rows[:, : self.cut.start], z, rows[:, self.cut.stop :]], -1)
+
+
+class Hypernetwork(nn.Module):
+    """One `Transform` for all modules of a shape, or (shared false) for each.
+
+    shapes: (d_in, d_out) of each module, in their order.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, int]], rank: int, spread: float, shared: bool = True, part: str = "both",
+        normalise: bool = True,
+        outside: bool = False, xavier: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.shapes, self.members = list(shapes), {}
+        for number, (d_in, d_out) in enumerate(shapes):
+            self.members.setdefault(f"{d_in}x{d_out}" if shared else f"{number}_{d_in}x{d_out}", []).append(number)
+        self.transforms = nn.ModuleDict(
+            {
+                key: Transform(
+                    *shapes[members[0]], len(members), rank, spread, part, normalise, outside=outside, xavier=xavier
+                )
+                for key, members in self.members.items()
+            }
+        )
+
+    def take_in(self, rows: Sequence[Tensor], team: Team = ALONE) -> None:
+        """Train the statistics alone, on the factors [u; δ] (n, d_in + d_out) of each module."""
+        for key, members in self.members.items():
+            self.transforms[key].take_in(torch.cat([rows[number] for number in members]), team)
+
+    def improved(self, number: int, rows: Tensor) -> Tensor:
+        """[ũ; δ̃] of factors [u; δ] (n, d_in + d_out) of one module."""
+        key, members = next((key, members) for key, members in self.members.items() if number in members)
+        return self.transforms[key](rows, torch.full((len(rows),), members.index(number), device=rows.device))
+
+    def forward(self, gradients: Sequence[Gradient], team: Team = ALONE) -> list[tuple[Tensor, Tensor]]:
+        """(ũ, δ̃) of each module, as (rows, tokens, d_in) and (rows, tokens, d_out), zero where the gradient is.
+
+        Trains its statistics.
+        """
+        found: list[tuple[Tensor, Tensor]] = [None] * len(gradients)  # type: ignore[list-item]
+        for key, members in self.members.items():
+            transform, d_in = self.transforms[key], self.shapes[members[0]][0]
+            kept = [gradients[number].kept for number in members]
+            rows = [
+                torch.cat([gradients[n].inputs[k], gradients[n].outputs[k]], -1)
+                for n, k in zip(members, kept, strict=True)
+            ]
+            device = transform.layers[0].bias.device
+            together = torch.cat([part.to(device) for part in rows])
+            which = torch.repeat_interleave(
+                torch.arange(len(members), device=device), torch.tensor([len(part) for part in rows], device=device)
+            )
+            if self.training:
+                transform.take_in(together, team)
+            parts = transform(together, which).split([len(part) for part in rows])
+            for number, mask, part in zip(members, kept, parts, strict=True):
+                whole = part.new_zeros(*mask.shape, part.shape[-1])
+                whole[mask.to(device)] = part
+                found[number] = whole[..., :d_in], whole[..., d_in:]
+        return found
+
+
+def shapes_of(lm: LM, modules: Sequence[str]) -> list[tuple[int, int]]:
+    """(d_in, d_out) of each module."""
+    return [widths(lm.module(name))[::-1] for name in modules]
+
+
+def edited_modules(
+    lm: LM, layers: Sequence[int], last: int, part: str = "both", second_in: bool = True
+) -> tuple[list[str], int]:
+    """(projections of the MLPs that are edited, the lowest layer). layers: none for the last `last` of every stack.
+
+    part: "both" sides of the MLP, its "out" projection alone, or every projection of the "block".
+
+    Raises:
+        UsageError: another word, or a layer that does not exist.
+    """
+    if part not in ("both", "out", "block"):
+        raise UsageError(f"method.part={part}: choose both, out or block")
+    chosen = sorted(layers) or lm.layout.last_layers(last)
+    if part == "block":
+        blocks = [lm.layout.block(layer) for layer in chosen]
+        return [f"{block}.{name}" for block in blocks for name in projections(lm.module(block))], min(chosen)
+    weights = [
+        lm.layout.mlp_weights(layer, second_in) if part == "both" else (f"{lm.layout.mlp_out(layer)}.weight",)
+        for layer in chosen
+    ]
+    return [name.removesuffix(".weight") for names in weights for name in names], min(chosen)

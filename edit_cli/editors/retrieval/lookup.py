@@ -1,0 +1,161 @@
+"""LU: a manual cache.
+
+Nothing is trained; prompts near a stored one get the stored answer, all others the model's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from edit_cli.editors.base import Editor
+from edit_cli.editors.memory.base import nearest
+from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, facts_of
+from edit_cli.errors import UsageError
+from edit_cli.files.tensors import Size, size
+from edit_cli.lm.answers import Likelihood
+from edit_cli.lm.kinds import Head
+from edit_cli.lm.model import LM
+from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.routing import Answerer, Destination
+from edit_cli.lm.tokenization import Row
+from edit_cli.requests import EditRequest
+from edit_cli.writing import as_text
+
+
+@dataclass(kw_only=True)
+class Lookup(Editor):
+    """Manual cache (the LU baseline of Mitchell et al., 2022).
+
+    mode: "nearest" — the key is the mean final hidden state over the prompt's tokens, and the nearest stored key within
+    `radius` (Euclidean) answers; "exact" — the prompt's words alone, apart from case and spacing.
+    radius: must be tuned for each model; too small loses rephrasings, too large answers for everything.
+    confidence: logit of a stored token, all others 0 (MEND's suite uses 1, which ranks the token first but leaves its
+    probability near uniform).
+    """
+
+    mass_editor = True
+    heads = ("causal", "seq2seq", "classifier")
+
+    mode: str = "nearest"
+    radius: float = 1.0
+    confidence: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("nearest", "exact"):
+            raise UsageError(f"method.mode={self.mode}: choose nearest or exact")
+
+    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> CacheRoute:
+        """A route in front of the model; no weight changes."""
+        facts = facts_of(requests, lm.monitor)
+        keys = mean_states(lm, [fact.prompt for fact in facts])
+        return CacheRoute(facts, keys, self.radius if self.mode == "nearest" else None, self.confidence)
+
+
+class CacheSaid(FactsSaid):
+    """What a saved cache says beside its keys."""
+
+    radius: float | None
+    confidence: float
+
+
+class CacheRoute(FactRoute):
+    """Stored prompts, their keys (n, width) and their answers; edits of one radius and confidence are one cache.
+
+    radius: None for exact matches only.
+    """
+
+    said = CacheSaid
+
+    def __init__(self, facts: Sequence[Fact], keys: Tensor, radius: float | None, confidence: float) -> None:
+        super().__init__(facts, keys, f"{radius} {confidence}")
+        self.radius, self.confidence = radius, confidence
+
+    def prepare(self, lm: LM) -> None:
+        self.lm = lm
+
+    def follow(self, front: CacheRoute) -> None:
+        self.lm = front.lm
+
+    def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
+        hits = [self.memory.latest(prompt) for prompt in prompts]
+        if self.radius is not None:
+            unknown = [i for i, hit in enumerate(hits) if hit is None]
+            for index, hit in zip(unknown, self._nearest([prompts[i] for i in unknown]), strict=True):
+                hits[index] = hit
+        stored = {
+            hit: StoredAnswer(self.lm.head, self.memory.facts[hit].answer, self.confidence)
+            for hit in hits
+            if hit is not None
+        }
+        return [
+            None if hit is None else Destination(stored[hit], prompt) for hit, prompt in zip(hits, prompts, strict=True)
+        ]
+
+    def _nearest(self, prompts: Sequence[str]) -> list[int | None]:
+        """Numbers of the nearest facts, where they lie within the radius."""
+        if not prompts:
+            return []
+        found = nearest(mean_states(self.lm, prompts), self.memory.keys.all, self.memory.current)
+        distances, numbers = (part.tolist() for part in found)
+        return [n if d < self.radius else None for d, n in zip(distances, numbers, strict=True)]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, rest = super().state()
+        return tensors, {**rest, "radius": self.radius, "confidence": self.confidence}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> CacheRoute:
+        facts = [Fact(*pair) for pair in rest["facts"]]
+        return cls(facts, tensors["keys"], rest["radius"], rest["confidence"])
+
+    @classmethod
+    def sizes(cls, lm: LM, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
+        return {"keys": size(len(rest["facts"]), lm.layout.width)}
+
+    def touches(self, lm: LM) -> list[str]:
+        return [name for name, _ in lm.model.named_parameters()]
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """Answers every prompt with one text: at position j the logit of its j-th token is `confidence`, all others are
+    0.
+    """
+
+    head: Head
+    text: str
+    confidence: float
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        classes = self.head.classes
+        stored = self.head.encode([(prompt, self.text) for prompt, _ in pairs])
+        return [
+            self._score(row, mine.target, classes)
+            for row, mine in zip(self.head.encode(list(pairs)), stored, strict=True)
+        ]
+
+    def _score(self, row: Row, mine: tuple[int, ...], classes: int) -> Likelihood:
+        hits = tuple(j < len(mine) and token == mine[j] for j, token in enumerate(row.target))
+        likely = -math.log1p((classes - 1) * math.exp(-self.confidence))
+        unlikely = likely - self.confidence
+        after = -math.log(classes)  # past its end the stored answer says nothing
+        scores = [after if j >= len(mine) else likely if hit else unlikely for j, hit in enumerate(hits)]
+        predicted = tuple(mine[j] if j < len(mine) else -1 for j in range(len(row.target)))
+        return Likelihood(-math.fsum(scores) / len(scores), hits, predicted)
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        return [self.head.written(prompt, self.text) for prompt in prompts]
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+        return [as_text(prompt, self.text) for prompt in prompts]
+
+
+def mean_states(lm: LM, prompts: Sequence[str]) -> Tensor:
+    """Mean over a prompt's tokens of the final hidden state (an encoder's, where there is one), (n, width) float32."""
+    rows = lm.head.encode([(prompt, None) for prompt in prompts])
+    return read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]

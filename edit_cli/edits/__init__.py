@@ -1,0 +1,1 @@
+"""Edits as values: what they are, and how they lie on disk."""

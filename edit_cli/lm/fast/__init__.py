@@ -1,0 +1,1 @@
+"""Forward passes that are spared what does not change."""

@@ -1,0 +1,1 @@
+"""Where a weight is, and how another value takes its place."""

@@ -1,0 +1,1 @@
+"""Run directories, and what makes a run the same run."""

@@ -1,0 +1,361 @@
+"""Run directories: a manifest, one appended line a case, a summary.
+
+A run that was killed at any moment can be continued.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from operator import itemgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from edit_cli.config.identity import UNSET, config_hash, differences, plain
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.files.json_files import read_json, read_lines, to_json, write_json
+from edit_cli.files.lock import LOCK, acquire, is_locked
+from edit_cli.runs.environment import environment
+from edit_cli.runs.format import check_lines, check_manifest, check_summary
+from edit_cli.terminal import visible
+
+SCHEMA_VERSION = 1
+MANIFEST, RESULTS, SUMMARY, LOG, EDITS = "manifest.json", "results.jsonl", "summary.json", "log.txt", "edits"
+UNREADABLE = "unreadable"  # status of a run of which a file is damaged
+REMEDY = "give it a place of its own (tag=NAME or run_dir=DIR), or replace the old run (overwrite=true)"
+
+
+class Run:
+    """A run directory that this process writes to. Use it as a context manager: how the block ends becomes the status.
+
+    Attributes:
+        path: the directory. manifest: the content of manifest.json. finished: the identities (by default case ids) of
+        the lines that are already there.
+    """
+
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], lock: int, belongs: Callable[[Any], bool] = lambda identity: True
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock = lock
+        self._identity = itemgetter(*manifest["key"])
+        lines, self._end = _lines(path, manifest)
+        self.finished: set[Any] = set(map(self._identity, lines))
+        if foreign := sorted(_told(identity) for identity in self.finished if not belongs(identity)):
+            raise MissingError(
+                f"{path / RESULTS} has a line of {foreign[0]}, which is not of this run: delete that line and run"
+                " again, or start with overwrite=true"
+            )
+        self._file = open(path / RESULTS, "ab", buffering=0)  # noqa: SIM115 - open for the life of the run
+        self._file.truncate(self._end)  # off goes the line that was being written when the run was killed
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        command: str,
+        config: Mapping[str, Any],
+        *,
+        ignore: Sequence[str] = (),
+        key: Sequence[str] = ("case_id",),
+        belongs: Callable[[Any], bool] = lambda identity: True,
+        overwrite: bool = False,
+        details: Mapping[str, Any] | None = None,
+        made_with: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Start a run at `path`, or continue the one that is there.
+
+        Args:
+            path: the run directory.
+            command: the command whose run it is.
+            config: the resolved configuration, plain containers. It identifies the run, but for the keys in `ignore`.
+            ignore: dotted keys that do not identify the run; a key stands for all below it.
+            key: fields that tell lines apart: no two lines of a run have the same values.
+            belongs: whether a line of that identity can be one of this run's.
+            overwrite: delete a run that is there.
+            details: more for the manifest (protocol, seeds, model, …).
+            made_with: versions and devices; `environment()` unless given.
+
+        Raises:
+            UsageError: another configuration has been run there (names the keys that differ), another process is
+                writing there, or the directory holds something else.
+            MissingError: the directory cannot be used, or what it holds is damaged: a file that cannot be read, or a
+                line that is there twice or belongs to another run.
+        """
+        path = Path(path)
+        config = plain(config)
+        digest = config_hash(config, ignore)
+        lock = _locked(path)
+        try:
+            if overwrite and (path / MANIFEST).exists():
+                _clear(path)
+            previous = _manifest(path) if (path / MANIFEST).exists() else None
+            if previous is not None and (previous["command"], previous["config_hash"]) != (command, digest):
+                if _has_results(path):
+                    _refuse_other_run(path, previous, command, config, ignore)
+                previous = None  # a mistyped command that came to nothing is in nobody's way
+            facts = plain({**(environment() if made_with is None else made_with), **(details or {})})
+            fresh = {
+                "schema_version": SCHEMA_VERSION,
+                "command": command,
+                "config": config,
+                "config_hash": digest,
+                "key": list(key),
+                "status": "started",
+                "started": _now(),
+                "finished": None,
+                **facts,
+            }
+            manifest = fresh if previous is None else _resumed(previous, fresh, facts, path)
+            for left in path.glob(".*.json.*"):  # half-written files of a process that was killed
+                left.unlink()
+            write_json(path / MANIFEST, manifest)
+            return cls(path, manifest, lock, belongs)
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @property
+    def edits(self) -> Path:
+        """Where edit directories go."""
+        return self.path / EDITS
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a line to results.jsonl; it is on disk when this returns. Numbers that are not finite become null.
+
+        Raises:
+            ValueError: a line of this identity is there already.
+            MissingError: the disk does not take it.
+        """
+        identity = self._identity(line)
+        if identity in self.finished:
+            raise ValueError(f"{self.path / RESULTS} already has a line for {identity!r}")
+        data = to_json(line).encode() + b"\n"
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(self._end)
+            raise MissingError(
+                f"{self.path / RESULTS} cannot be written: {error.strerror}; make room and run again"
+            ) from None
+        self._end += len(data)
+        self.finished.add(identity)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        return _lines(self.path, self.manifest)[0]
+
+    def log(self, message: str) -> None:
+        """Add a line with the time to log.txt."""
+        write_log(self.path, message)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace summary.json."""
+        write_json(
+            self.path / SUMMARY, {"schema_version": SCHEMA_VERSION, "command": self.manifest["command"], **summary}
+        )
+
+    def close(self, status: str) -> None:
+        """Record how the run ended (success, failed or interrupted) and let other processes in."""
+        self.manifest |= {"status": status, "finished": _now()}
+        try:
+            write_json(self.path / MANIFEST, self.manifest)
+        finally:
+            self._file.close()
+            os.close(self._lock)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close("success")
+        else:
+            with suppress(MissingError):  # a disk that takes nothing more must not hide what has happened
+                self.close("failed" if issubclass(kind, Exception) else "interrupted")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it lies on disk. A status of "unreadable" comes with an "error" that says what is missing."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def status(self) -> str:
+        """started (a process is writing to it), success, failed, interrupted or unreadable."""
+        recorded = self.manifest["status"]
+        return "interrupted" if recorded == "started" and not is_locked(self.path) else recorded
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """Lines of results.jsonl; one that is still being written is left out."""
+        return _lines(self.path, self.manifest)[0]
+
+    @cached_property
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, or None for a run that has not come so far, or cannot be read."""
+        if self.manifest["status"] == UNREADABLE or not (self.path / SUMMARY).exists():
+            return None
+        summary = read_json(self.path / SUMMARY)
+        check_summary(self.manifest, summary, self.path / SUMMARY)
+        return summary
+
+
+def read_run(path: Path | str) -> RunRecord:
+    """The run at `path`.
+
+    Raises:
+        MissingError: there is no run, or a part of it cannot be read; names the file.
+    """
+    record = RunRecord(Path(path), _manifest(Path(path)))
+    _ = record.lines, record.summary  # what cannot be read is told now, not in the middle of a report
+    return record
+
+
+def list_runs(root: Path | str) -> list[RunRecord]:
+    """All runs below `root`, by path. Those that cannot be read are listed as such.
+
+    Raises:
+        MissingError: `root` is no directory.
+    """
+    if not Path(root).is_dir():
+        raise MissingError(f"{root} is no directory: no run has been made there")
+    return list(_walk(Path(root)))
+
+
+def _walk(directory: Path) -> Iterator[RunRecord]:
+    if not (directory / MANIFEST).exists():
+        for part in sorted(directory.iterdir()):
+            if part.is_dir() and not part.is_symlink():
+                yield from _walk(part)
+        return
+    try:
+        yield RunRecord(directory, _manifest(directory))
+    except MissingError as error:
+        yield RunRecord(directory, {"status": UNREADABLE, "error": str(error)})
+
+
+# --- is it the same run?
+# --------------------------------------------------------------------------------------------------
+
+
+def _has_results(path: Path) -> bool:
+    """Whether a run has left anything but its manifest and its log."""
+    return any(
+        part.name not in (MANIFEST, LOCK, LOG) and (part.is_dir() or part.stat().st_size) for part in path.iterdir()
+    )
+
+
+def _refuse_other_run(
+    path: Path, previous: Mapping[str, Any], command: str, config: Mapping[str, Any], ignore: Sequence[str]
+) -> NoReturn:
+    if previous["command"] != command:
+        raise UsageError(f"{path} holds a run of `{previous['command']}`, not of `{command}`: {REMEDY}")
+    changed = differences(previous["config"], config, ignore)
+    shown = [f"{name} was {_short(was)} and is {_short(now)}" for name, (was, now) in list(changed.items())[:8]]
+    more = [f"{len(changed) - 8} more"] if len(changed) > 8 else []
+    raise UsageError(f"{path} holds a run with another configuration ({'; '.join(shown + more)}): {REMEDY}")
+
+
+def _resumed(
+    previous: Mapping[str, Any], fresh: Mapping[str, Any], facts: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+    """The manifest of the first start, and which facts have changed since: lines from both lie side by side."""
+    if previous["key"] != fresh["key"]:
+        raise MissingError(f"{path / MANIFEST} is damaged: key is {previous['key']}; start with overwrite=true")
+    changed = differences({name: previous.get(name) for name in facts}, facts)
+    resumed = [
+        *previous.get("resumed", []),
+        {"at": fresh["started"], "changed": {name: list(pair) for name, pair in changed.items()}},
+    ]
+    return {**previous, "config": fresh["config"], "status": "started", "finished": None, "resumed": resumed}
+
+
+def _told(identity: Any) -> str:
+    """The identity of a line in words."""
+    return ", ".join(map(str, identity)) if isinstance(identity, tuple) else f"case {identity}"
+
+
+def _short(value: Any) -> str:
+    text = UNSET if value == UNSET else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def write_log(path: Path, message: str) -> None:
+    """Add a line with the time to log.txt of the run at `path`; on a full disk there is none."""
+    with suppress(OSError), open(path / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{_now()} {visible(message)}\n")
+
+
+# --- files
+# --------------------------------------------------------------------------------------------------------------
+
+
+def _lines(path: Path, manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """(lines of results.jsonl, byte at which the last whole one ends)."""
+    lines, end = read_lines(path / RESULTS)
+    check_lines(manifest, lines, path / RESULTS)
+    return lines, end
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).exists():
+        raise MissingError(f"{path} holds no run: {MANIFEST} is missing")
+    manifest = read_json(path / MANIFEST)
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise MissingError(f"{path / MANIFEST}: this version of edit-cli reads schema_version {SCHEMA_VERSION} only")
+    check_manifest(manifest, path / MANIFEST)
+    return manifest
+
+
+def _locked(path: Path) -> int:
+    """Create the directory, see that it is free for a run or holds one, and lock it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(
+            part.name
+            for part in path.iterdir()
+            if part.name not in (LOCK, LOG) and not part.name.startswith(f".{MANIFEST}")
+        )
+        if foreign and not (path / MANIFEST).exists():
+            raise UsageError(
+                f"{path} is not empty and holds no run (it has {foreign[0]}): name another directory by run_dir=DIR"
+            )
+        lock = acquire(path)
+    except OSError as error:
+        raise MissingError(f"{path} cannot be used as a run directory: {error.strerror}") from None
+    if lock is None:
+        raise UsageError(
+            f"another process is writing to {path}: wait for it, or name another place (tag=NAME or run_dir=DIR)"
+        )
+    return lock
+
+
+def _clear(path: Path) -> None:
+    """Delete a run's own files, and nothing else that may lie there.
+
+    The manifest last: until then it is a run without results.
+    """
+    for name in (RESULTS, SUMMARY, LOG):
+        (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / EDITS, ignore_errors=True)
+    (path / MANIFEST).unlink()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Second moments of keys, and the text that they come from."""

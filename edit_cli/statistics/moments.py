@@ -1,0 +1,268 @@
+"""Second moments C = E[k kᵀ] of a layer's keys, from a file if there is one, else from a pass over a corpus.
+
+They are always those of the unedited model, whatever is attached to it, and are stored under a key of everything that
+they depend on: weights, architecture, tokenizer, text and how it was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.files.paths import expanded
+from edit_cli.files.shapes import Count, Seconds, checked
+from edit_cli.lm.kinds import require_causal
+from edit_cli.statistics import files as stats_cache
+from edit_cli.statistics.collect import Partial, Plan, Sums, sum_outer_products
+from edit_cli.statistics.corpora import Corpus, EmbeddedText
+from edit_cli.statistics.import_npz import find_npz, read_npz, source_of
+
+if TYPE_CHECKING:
+    from edit_cli.lm.model import LM
+
+# Tokens a key dimension that keep at least 95 % of the overall score (Efficient Knowledge Editing via Minimal
+# Precomputation).
+AUTO_MULTIPLIER = 10
+LONGEST = 4096  # tokens of a document, where the model could read more
+
+
+class About(TypedDict):
+    """What a file of second moments says of itself."""
+
+    identity: dict[str, Any]
+    tokens: Count
+    documents: Count
+    position0_share: float
+    seconds: Seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """The second moment of one layer's keys.
+
+    `matrix`: (m, m) float64 in host memory, the mean over `tokens` tokens, symmetric.
+
+    cached: it was there already. seconds: how long the pass took that made it (for all its layers). position0_share:
+    the part of trace(C) that comes from the first token of each document, whose activations are massive in some models;
+    None if imported.
+    """
+
+    layer: int
+    matrix: Tensor
+    tokens: int
+    documents: int | None
+    path: Path
+    cached: bool
+    seconds: float
+    position0_share: float | None
+
+    def condition(self) -> float:
+        """Estimate of the condition number, never too large (m³/3 operations); infinite if singular."""
+        return stats_cache.condition_estimate(self.matrix)
+
+
+@dataclass
+class MomentStore:
+    """Where second moments come from; fields are the keys of the `stats` node.
+
+    Reading stops after `documents` documents or `tokens` tokens, whichever comes first; the published ones are over
+    100,000 documents. tokens=auto: ten times the key width.
+    """
+
+    corpus: Corpus | None = None  # null: the embedded text
+    documents: int | None = 100_000
+    tokens: int | str | None = None
+    max_length: int | None = None  # tokens of a document, the rest is cut; null: what the model can read, at most 4096
+    include_bos: bool = True  # whether the key of a leading BOS token counts, as in the published statistics
+    seed: int = 1  # order of the documents
+    batch_tokens: int = 8192  # tokens in one forward pass, padding included
+    dtype: str = "float64"  # of the stored matrix; float32 halves the files and rounds
+    cache_dir: str = "~/.cache/edit-cli/stats"
+    import_npz: str | None = None
+
+    def __post_init__(self) -> None:
+        self.corpus = self.corpus or EmbeddedText()
+        # editors ask for the same matrix at every edit
+        self._loaded: WeakKeyDictionary[LM, dict[int, Moment]] = WeakKeyDictionary()
+        if isinstance(self.tokens, str) and self.tokens != "auto":
+            raise UsageError(f"stats.tokens={self.tokens}: give a number, auto or null")
+        for name in ("documents", "tokens", "max_length", "batch_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise UsageError(f"stats.{name}={value}: must be at least 1")
+        if self.dtype not in ("float64", "float32"):
+            raise UsageError(f"stats.dtype={self.dtype}: choose float64 or float32; less ruins what is solved with it")
+
+    def require(self, model: str, layers: Sequence[int]) -> None:
+        """Refuse a model of this name if its second moments are neither there nor can be computed. Whether those that
+        are there are of the same weights, only the loaded model tells.
+
+        Raises:
+            MissingError: neither a file nor a text.
+        """
+        if self.import_npz:
+            for layer in layers:
+                source_of(self.import_npz, layer)
+        elif self.corpus is not None and not all(
+            any(expanded(self.cache_dir).glob(self._name(model, layer, "*"))) for layer in layers
+        ):
+            self.corpus.require()
+
+    def second_moment(self, lm: LM, layer: int) -> Moment:
+        """The second moment of one layer; computed and stored if it is not there yet.
+
+        Raises:
+            UsageError: no such layer, or settings that cannot work. MissingError: the corpus or the file to import
+                cannot be read.
+        """
+        return self.collect(lm, [layer])[0]
+
+    def collect(self, lm: LM, layers: Sequence[int]) -> list[Moment]:
+        """Second moments of `layers`, in that order; those that are missing are all computed in one pass over the
+        text.
+        """
+        require_causal(lm, "a second moment of keys")
+        known = self._loaded.setdefault(lm, {})
+        missing = [layer for layer in dict.fromkeys(layers) if layer not in known]
+        if missing:
+            with lm.monitor.phase("statistics"), lm.pristine():
+                known.update(self._import(lm, missing) if self.import_npz else self._load_or_compute(lm, missing))
+        return [known[layer] for layer in layers]
+
+    # --- from files -------------------------------------------------------------------------------------------------
+
+    def _import(self, lm: LM, layers: Sequence[int]) -> dict[int, Moment]:
+        moments: dict[int, Moment] = {}
+        used = {moment.path: layer for layer, moment in self._loaded[lm].items()}
+        for layer in layers:
+            path = find_npz(self.import_npz, lm.layout.mlp_out(layer), layer)
+            if path in used:
+                both = f"layers {used[path]} and {layer}"
+                raise UsageError(
+                    f"stats.import_npz={self.import_npz} cannot serve {both}: write {{layer}} for the number"
+                )
+            used[path] = layer
+            matrix, tokens = read_npz(path, lm.key_width(layer))
+            lm.monitor.note(
+                f"second moment of layer {layer} from {path} ({tokens:,} tokens); that it is this model's is taken on"
+                " trust"
+            )
+            moments[layer] = Moment(layer, _symmetric(matrix), tokens, None, path, True, 0.0, None)
+        return moments
+
+    def _load_or_compute(self, lm: LM, layers: Sequence[int]) -> dict[int, Moment]:
+        identities = self._identities(lm, layers)
+        found = {layer: moment for layer in layers if (moment := self._load(lm, layer, identities[layer], cached=True))}
+        missing = {layer: identities[layer] for layer in sorted(layers) if layer not in found}
+        missing = lm.team.tell(missing)  # the main process may be done with a file before another one looks for it
+        if missing:
+            self._compute(lm, missing)
+            found |= {layer: self._load(lm, layer, identity, cached=False) for layer, identity in missing.items()}
+        return found
+
+    def _load(self, lm: LM, layer: int, identity: dict[str, Any], cached: bool) -> Moment | None:
+        path = self._path(lm, layer, identity)
+        try:
+            tensors, about = stats_cache.read(path)
+            checked(about, About, path)
+            if about["identity"] != identity or "second_moment" not in tensors:
+                raise stats_cache.Damaged("it belongs to something else")
+            stats_cache.check(tensors["second_moment"], about["tokens"], lm.key_width(layer))
+        except FileNotFoundError:
+            return None
+        except (stats_cache.Damaged, MissingError) as error:
+            lm.monitor.note(f"{path} is damaged ({error}): computing it again")
+            return None
+        matrix = tensors["second_moment"].double()
+        return Moment(
+            layer, matrix, about["tokens"], about["documents"], path, cached, about["seconds"], about["position0_share"]
+        )
+
+    # --- from text --------------------------------------------------------------------------------------------------
+
+    def _compute(self, lm: LM, identities: dict[int, dict[str, Any]]) -> None:
+        """One pass for all layers in `identities`; each is stored."""
+        stats_cache.make_folder(self._directory(lm))
+        layers, plan = list(identities), self.plan(lm)
+        limits = [f"{n:,} {unit}" for n, unit in ((plan.documents, "documents"), (plan.tokens, "tokens")) if n]
+        what = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} of {lm.name}"
+        lm.monitor.note(
+            f"no second moments of {what} yet: computing them from {self.corpus.label},"
+            f" {' or '.join(limits) or 'all of it'}"
+        )
+        unfinished = Partial(self._directory(lm) / f"partial_{self._key(self._common(lm))}.safetensors")
+        sums = sum_outer_products(lm, layers, self.corpus, plan, unfinished)
+        if lm.team.is_main:
+            for layer, identity in identities.items():
+                self._store(lm, layer, identity, sums)
+            unfinished.remove()
+        lm.team.tell(None)  # the files are there
+
+    def _store(self, lm: LM, layer: int, identity: dict[str, Any], sums: Sums) -> None:
+        so_far = sums.so_far
+        mean = _symmetric(sums.total.pop(layer).div_(so_far.tokens))
+        if so_far.tokens < len(mean):
+            lm.monitor.note(
+                f"layer {layer}: {so_far.tokens:,} tokens are fewer than the {len(mean):,} dimensions of a key, so the"
+                " second moment is singular; give more text (stats.tokens=auto, another corpus)"
+            )
+        about = {
+            "identity": identity,
+            "model": lm.name,
+            "revision": lm.revision,
+            "layer": layer,
+            "corpus": self.corpus.label,
+            "tokens": so_far.tokens,
+            "documents": so_far.documents,
+            "documents_sha256": so_far.text,
+            "position0_share": so_far.first[str(layer)] / (so_far.tokens * mean.trace().item() or 1.0),
+            "seconds": so_far.seconds,
+        }
+        stats_cache.write(
+            self._path(lm, layer, identity), {"second_moment": mean.to(getattr(torch, self.dtype))}, about
+        )
+
+    # --- names ------------------------------------------------------------------------------------------------------
+
+    def plan(self, lm: LM) -> Plan:
+        """The settings with `auto` and null filled in for this model."""
+        tokens = (
+            AUTO_MULTIPLIER * max(map(lm.key_width, range(lm.layout.depth))) if self.tokens == "auto" else self.tokens
+        )
+        length = min(self.max_length or LONGEST, lm.head.max_length)
+        return Plan(self.documents, tokens, length, self.include_bos, self.seed, self.batch_tokens)
+
+    def _common(self, lm: LM) -> dict[str, Any]:
+        """All that the numbers of any layer depend on. `batch_tokens` only moves rounding errors."""
+        settings = asdict(self.plan(lm))
+        settings.pop("batch_tokens")
+        return {"model": stats_cache.model_identity(lm), "corpus": self.corpus.identity(), **settings}
+
+    def _identities(self, lm: LM, layers: Sequence[int]) -> dict[int, dict[str, Any]]:
+        common = {**self._common(lm), "stored_as": self.dtype}
+        return {layer: {**common, "module": lm.layout.mlp_out(layer)} for layer in layers}
+
+    def _directory(self, lm: LM) -> Path:
+        return expanded(self.cache_dir) / stats_cache.slug(lm.name)
+
+    def _path(self, lm: LM, layer: int, identity: dict[str, Any]) -> Path:
+        return expanded(self.cache_dir) / self._name(lm.name, layer, self._key(identity))
+
+    def _name(self, model: str, layer: int, key: str) -> str:
+        """Of a file in the cache."""
+        return f"{stats_cache.slug(model)}/layer-{layer:02d}_{stats_cache.slug(self.corpus.label)}_{key}.safetensors"
+
+    @staticmethod
+    def _key(identity: dict[str, Any]) -> str:
+        return stats_cache.digest_of(identity)[:16]
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.T).div_(2)
