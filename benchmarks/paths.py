@@ -14,9 +14,10 @@ from common import LAYERS, clocked, random_model
 from oracle import plain_value
 
 from edit_cli.editors.locate.base import Subjects
-from edit_cli.editors.locate.context_prefixes import BARE, ContextOptions, rows_in_contexts
+from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, sample_contexts
 from edit_cli.editors.locate.solver import Covariance, solve
-from edit_cli.editors.locate.value_optimization import ValueOptions, optimise_values
+from edit_cli.editors.locate.value_batch import ValueConfig
+from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.lm.hooks import on_input, on_output
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import pad_right
@@ -44,7 +45,7 @@ class Ratio:
 
 def value_optimisation(lm: LM, requests: list[EditRequest], sample: int = 5) -> Ratio:
     """Whole rows, one at a time, and the whole model at every step, against the batched search."""
-    contexts, options, some = ContextOptions().build(lm), ValueOptions(stop_loss=0.0), requests[:sample]
+    contexts, options, some = sample_contexts(lm, ContextConfig()), ValueConfig(stop_loss=0.0), requests[:sample]
     optimise_values(lm, some, LAYERS[-1], "block", options, contexts)
     _, (plain, _) = clocked(
         lambda: [plain_value(lm, request, LAYERS[-1], "block", options, contexts) for request in some]
@@ -59,7 +60,7 @@ def plain_keys(lm: LM, requests: list[EditRequest], layer: int) -> torch.Tensor:
     """Keys (m, n) of a layer: whole prompts, one row at a time, through the whole model; states of the bare prompts
     likewise.
     """
-    contexts, found = ContextOptions().build(lm), []
+    contexts, found = sample_contexts(lm, ContextConfig()), []
     for which, listen, module in (
         (contexts, on_input, lm.layout.mlp_out(layer)),
         (BARE, on_output, lm.layout.block(LAYERS[-1])),
@@ -76,7 +77,7 @@ def plain_keys(lm: LM, requests: list[EditRequest], layer: int) -> torch.Tensor:
 
 def keys_and_states(lm: LM, requests: list[EditRequest], sample: int = 10) -> Ratio:
     """What MEMIT reads before each layer is written, for all layers."""
-    contexts, some = ContextOptions().build(lm), requests[:sample]
+    contexts, some = sample_contexts(lm, ContextConfig()), requests[:sample]
 
     def fast() -> list[torch.Tensor]:
         subjects = Subjects(lm, requests, contexts)

@@ -36,7 +36,7 @@ from common import LAYERS, clocked, facts, random_model
 from torch import Tensor
 
 from edit_cli.distributed import ALONE, join
-from edit_cli.editors.locate.context_prefixes import ContextOptions
+from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
 from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.lm.loading import ModelOptions
@@ -159,12 +159,12 @@ def main() -> None:
     team = join()
     lm, requests = load(options.model), facts(options.edits)
     lm.team = team
-    prefixes = ContextOptions().build(lm).groups[1]
+    prefixes = sample_contexts(lm, ContextConfig()).groups[1]
     # the editor adds ". " to given prefixes, and sampled ones end with it
     editor = MEMIT(
         layers=LAYERS, covariance_weight=WEIGHT, moments=MomentStore(corpus=EmbeddedText(),
         cache_dir=str(options.cache)),
-        context=ContextOptions(prefixes=[prefix.removesuffix(". ") for prefix in prefixes]),
+        context=ContextConfig(prefixes=[prefix.removesuffix(". ") for prefix in prefixes]),
     )  # fmt: skip
     gc.freeze()  # as the commands do
     editor.covariances(lm, LAYERS)

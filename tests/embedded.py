@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from hydra import compose, initialize_config_module
 from torch import nn
 
-from edit_cli.config.build import build, register_resolvers
+from edit_cli.config.build import method_of, register_resolvers
 from edit_cli.datasets.counterfact import CounterFact
-from edit_cli.editors.base import Editor
+from edit_cli.editors.base import Context, Editor, Examples, Method
+from edit_cli.edits.edit import Edit
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -39,12 +43,59 @@ def embedded_lm() -> LM:
     return ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load()
 
 
-def packaged_editor(cache_dir: Path, name: str, *overrides: str) -> Editor:
+class Prepared:
+    """A method with its settings, begun on each model that it is asked to edit. `reset` ends what was begun; what is
+    computed once a model stays.
+    """
+
+    def __init__(self, method: Method, examples: Examples | None = None) -> None:
+        self.method, self.config = method, method.config
+        self.examples = examples
+        self._contexts: WeakKeyDictionary[LM, Context] = WeakKeyDictionary()
+        self._begun: WeakKeyDictionary[LM, Editor[Any]] = WeakKeyDictionary()
+
+    def context(self, lm: LM) -> Context:
+        context = self._contexts.setdefault(lm, Context())
+        context.examples = self.examples
+        return context
+
+    def on(self, lm: LM) -> Any:
+        """The editor at work on that model."""
+        context = self.context(lm)
+        if lm not in self._begun:
+            self._begun[lm] = self.method.begin(lm, context)
+        return self._begun[lm]
+
+    def edit(self, lm: LM, wanted: Sequence[EditRequest]) -> Any:
+        return self.on(lm).edit(wanted)
+
+    def check(self, lm: LM, request: EditRequest) -> None:
+        self.on(lm).check(request)
+
+    def warm_up(self, lm: LM) -> None:
+        self.on(lm).warm_up()
+
+    def recall(self, lm: LM, edit: Edit) -> None:
+        self.on(lm).recall(edit)
+
+    def figures(self, lm: LM, wanted: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
+        return self.on(lm).figures(wanted)
+
+    def reset(self) -> None:
+        self._begun.clear()
+
+
+def prepared(editor: type[Editor[Any]], **settings: Any) -> Prepared:
+    """The method of that editor with these settings."""
+    return Prepared(Method(editor, editor.Config(**settings)))
+
+
+def packaged_editor(cache_dir: Path, name: str, *overrides: str) -> Prepared:
     """As the command line would build it for the embedded model, with few tokens of statistics, kept in `cache_dir`."""
     register_resolvers()
     with initialize_config_module("edit_cli.conf", version_base="1.3"):
         config = compose("evaluate", [f"method={name}", f"cache_dir={cache_dir}", "stats.tokens=6000", *overrides])
-    return build(config.method)
+    return Prepared(method_of(config.method))
 
 
 def linear_twin() -> LM:

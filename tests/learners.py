@@ -7,13 +7,14 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from embedded import Prepared
 from hydra import compose, initialize_config_module
 
-from edit_cli.config.build import build, register_resolvers
+from edit_cli.config.build import method_of, register_resolvers
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.base import Editor
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base import TrainableEditor
+from edit_cli.editors.old import OldMethod
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 from edit_cli.statistics.corpora import WORLD
@@ -69,7 +70,7 @@ def keep_trained(editor: TrainableEditor, lm: LM, folder: Path) -> None:
         checkpoints.save(place, done.net, about)
 
 
-def quick_editor(folder: Path, name: str, models: Iterable[LM], *overrides: str) -> Editor:
+def quick_editor(folder: Path, name: str, models: Iterable[LM], *overrides: str) -> Prepared:
     """As the command line would build it for the embedded model; a trained one is trained on each of `models`.
 
     folder: of statistics and checkpoints.
@@ -81,9 +82,10 @@ def quick_editor(folder: Path, name: str, models: Iterable[LM], *overrides: str)
     if "corpus" in config.method and config.method.corpus == "FEW":
         (folder / "few.txt").write_text(FEW_LINES, encoding="utf-8")
         config.method.corpus = str(folder / "few.txt")
-    made = build(config.method)
-    if isinstance(made, TrainableEditor):
-        made = brief(made, folder)
+    method = method_of(config.method)
+    if isinstance(method.config, TrainableEditor):
+        made = brief(method.config, folder)
         for lm in models:
             keep_trained(made, lm, folder)
-    return made
+        return Prepared(OldMethod(made))
+    return Prepared(method)

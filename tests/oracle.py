@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from edit_cli.editors.locate.context_prefixes import Contexts
-from edit_cli.editors.locate.value_optimization import Site, ValueOptions, shifted_modules
+from edit_cli.editors.locate.value_batch import ValueConfig
+from edit_cli.editors.locate.value_optimization import Site, shifted_modules
 from edit_cli.lm.hooks import on_input, on_output
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.model import LM
@@ -24,7 +25,7 @@ def plain_value(
     request: EditRequest | Sequence[EditRequest],
     layer: int,
     site: Site,
-    options: ValueOptions,
+    options: ValueConfig,
     contexts: Contexts,
 ) -> tuple[Tensor, int, float]:
     """(target state (d,), forward passes, final loss). One row at a time, no padding, no truncation, torch's own Adam.

@@ -34,8 +34,8 @@ def test_nested_parts_are_built_and_numbers_converted():
     assert editor.layers == [1, 2]
     assert isinstance(editor.layers, list)
     assert isinstance(editor.covariance_weight, float)
-    assert (editor.value.steps, editor.value.lr) == (5, 0.5)
-    assert editor.moments.documents == 7
+    assert (editor.config.value.steps, editor.config.value.lr) == (5, 0.5)
+    assert editor.config.moments.documents == 7
 
 
 def test_fields_that_are_left_out_keep_their_defaults():

@@ -8,14 +8,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from embedded import embedded_lm, requests, same_bits, snapshot, world
+from embedded import Prepared, embedded_lm, requests, same_bits, snapshot, world
 from families import tiny_lm
 from hydra import compose, initialize_config_module
 from oracle import plain_value
 
-from edit_cli.config.build import build, register_resolvers
-from edit_cli.editors.locate.context_prefixes import ContextOptions
-from edit_cli.editors.locate.value_optimization import ValueOptions, optimise_values
+from edit_cli.config.build import method_of, register_resolvers
+from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
+from edit_cli.editors.locate.value_batch import ValueConfig
+from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.lm.layout import attention_out
@@ -23,7 +24,7 @@ from edit_cli.requests import EditRequest
 
 SPREADING = ["memit", "emmet", "pmet", "alphaedit", "blue", "memit-merge"]
 FAMILY = [*SPREADING, "rome", "r-rome"]
-PREFIXES = ContextOptions(prefixes=["The city", "I went to the road and so on", "You"])
+PREFIXES = ContextConfig(prefixes=["The city", "I went to the road and so on", "You"])
 REQUESTS = [
     EditRequest("The mother tongue of {} is", "Anna Bo", "French"),
     EditRequest("{} is a", "Paris", "very big city"),
@@ -38,7 +39,7 @@ def editor(statistics):
         register_resolvers()
         with initialize_config_module("edit_cli.conf", version_base="1.3"):
             config = compose("evaluate", [f"method={name}", f"cache_dir={statistics}", "stats.tokens=6000", *overrides])
-        return build(config.method)
+        return Prepared(method_of(config.method))
 
     return make
 
@@ -64,7 +65,10 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_two_branches_are_optimised_together_as_the_plain_way_does(family):
     lm = tiny_lm(family)
     lm.model.double()
-    contexts, options = PREFIXES.build(lm), ValueOptions(steps=8, clamp_norm_factor=2.0, settle_kl=0.5, batch_tokens=60)
+    contexts, options = (
+        sample_contexts(lm, PREFIXES),
+        ValueConfig(steps=8, clamp_norm_factor=2.0, settle_kl=0.5, batch_tokens=60),
+    )
     found = optimise_values(lm, REQUESTS, 1, "branches", options, contexts)
     alone = optimise_values(lm, REQUESTS, 1, "mlp_out", options, contexts)
     for number, request in enumerate(REQUESTS):
@@ -74,11 +78,11 @@ def test_two_branches_are_optimised_together_as_the_plain_way_does(family):
     assert relative(alone.target, found.target) > 1e-3
 
 
-@pytest.mark.parametrize("options", [ValueOptions(mpes=1), ValueOptions(mpes=3), ValueOptions(settle_kl=0.01)], ids=str)
+@pytest.mark.parametrize("options", [ValueConfig(mpes=1), ValueConfig(mpes=3), ValueConfig(settle_kl=0.01)], ids=str)
 def test_early_stops_are_those_of_the_plain_way(options, lm):
-    wanted, contexts = requests(4), PREFIXES.build(lm)
+    wanted, contexts = requests(4), sample_contexts(lm, PREFIXES)
     found = optimise_values(lm, wanted, 3, "block", options, contexts)
-    whole = optimise_values(lm, wanted, 3, "block", ValueOptions(), contexts)
+    whole = optimise_values(lm, wanted, 3, "block", ValueConfig(), contexts)
     assert found.steps != whole.steps and all(few <= many for few, many in zip(found.steps, whole.steps, strict=True))
     for number, request in enumerate(wanted):
         value, steps, loss = plain_value(lm, request, 3, "block", options, contexts)
@@ -89,7 +93,7 @@ def test_early_stops_are_those_of_the_plain_way(options, lm):
 def test_a_group_shares_one_shift_against_the_mean_loss():
     lm = tiny_lm("llama")
     lm.model.double()
-    contexts, options = PREFIXES.build(lm), ValueOptions(steps=8, clamp_norm_factor=2.0)
+    contexts, options = sample_contexts(lm, PREFIXES), ValueConfig(steps=8, clamp_norm_factor=2.0)
     found = optimise_values(lm, REQUESTS, 1, "block", options, contexts, [[0, 3], [1], [2]])
     for number, members in enumerate([[0, 3], [1], [2]]):
         value, steps, loss = plain_value(lm, [REQUESTS[i] for i in members], 1, "block", options, contexts)
@@ -289,16 +293,15 @@ def test_ultraedit_begins_with_what_it_sees_only_where_a_first_turn_lacks_facts(
     warmed = first.edit(lm, wanted[:1])
     again = editor("ultraedit")
     assert same_bits(again.edit(lm, wanted[:1]).state()[0], warmed.state()[0])
-    names = again._names(lm)
-    plain = editor("ultraedit")._warmed(lm, names, 1)
+    names = again.on(lm)._names()
+    plain = editor("ultraedit").on(lm)._warmed(names, 1)
     with lm.edited(editor("ft").edit(lm, wanted[1:3])):  # it is the unedited model that is read
-        read = editor("ultraedit")._warmed(lm, names, 1)
+        read = editor("ultraedit").on(lm)._warmed(names, 1)
     assert all(torch.equal(read[shape].mean, plain[shape].mean) for shape in plain) and plain
 
 
 def test_ultraedit_says_what_a_few_facts_need(editor, lm):
-    made = editor("ultraedit")
-    made.corpus = None
+    made = editor("ultraedit", "method.corpus=null")
     with pytest.raises(UsageError) as caught:
         made.edit(lm, requests(1))
     assert all(part in str(caught.value) for part in ("protocol.batch_size", "corpus=NAME", "method.begin_with=0"))

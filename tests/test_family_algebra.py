@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from embedded import embedded_lm, linear_twin, requests
+from embedded import embedded_lm, linear_twin, prepared, requests
 from torch import Tensor
 
-from edit_cli.editors.locate import rome, spreading
+from edit_cli.editors.locate import memit, rome
 from edit_cli.editors.locate.alphaedit import AlphaEdit
 from edit_cli.editors.locate.base import Subjects
 from edit_cli.editors.locate.blue import BLUE
-from edit_cli.editors.locate.context_prefixes import BARE, ContextOptions
+from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig
 from edit_cli.editors.locate.emmet import EMMET
 from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.editors.locate.memit_merge import MEMITMerge
@@ -28,15 +27,17 @@ from edit_cli.editors.locate.ultraedit import RunningMoments
 from edit_cli.editors.locate.value_optimization import Values
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import UsageError
+from edit_cli.statistics.moments import MomentStore
 
 D, M = 12, 40
 
 
-@dataclass
-class Given:
+class Given(MomentStore):
     """Second moments that are simply there."""
 
-    matrix: Tensor
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.matrix = matrix
 
     def collect(self, lm, layers):
         pass
@@ -82,75 +83,83 @@ def test_exact_solution_with_past_keys_leaves_their_values_alone(moment):
 
 
 def test_encore_adds_norm_and_past_keys_to_memit(lm, moment):
-    editor = MEMIT(layers=[0], covariance_weight=5.0, norm_weight=2.0, past_keys="write", moments=Given(moment))
+    editor = prepared(
+        MEMIT, layers=[0], covariance_weight=5.0, norm_weight=2.0, past_keys="write", moments=Given(moment)
+    )
     direct = RESIDUAL @ KEYS.T @ torch.linalg.inv(5.0 * moment + 2.0 * EYE + PAST @ PAST.T + KEYS @ KEYS.T)
-    assert relative(editor.solve(lm, 0, RESIDUAL, KEYS, PAST).dense(), direct) < 1e-10
+    assert relative(editor.on(lm).solve(0, RESIDUAL, KEYS, PAST).dense(), direct) < 1e-10
 
 
 def test_emmet_under_the_norm_constraint(lm, moment):
-    soft = EMMET(layers=[0], covariance_weight=50.0, epsilon=0.1, norm_weight=2.0, moments=Given(moment))
+    soft = prepared(EMMET, layers=[0], covariance_weight=50.0, epsilon=0.1, norm_weight=2.0, moments=Given(moment))
     direct = RESIDUAL @ KEYS.T @ torch.linalg.inv(5.0 * moment + 2.0 * EYE + KEYS @ KEYS.T)
-    assert relative(soft.solve(lm, 0, RESIDUAL, KEYS, None).dense(), direct) < 1e-10
-    exact = EMMET(layers=[0], epsilon=0.0, norm_weight=2.0, moments=Given(moment))
+    assert relative(soft.on(lm).solve(0, RESIDUAL, KEYS, None).dense(), direct) < 1e-10
+    exact = prepared(EMMET, layers=[0], epsilon=0.0, norm_weight=2.0, moments=Given(moment))
     inverse = torch.linalg.inv(moment + 2.0 * EYE)
     direct = RESIDUAL @ torch.linalg.inv(KEYS.T @ inverse @ KEYS) @ KEYS.T @ inverse
-    assert relative(exact.solve(lm, 0, RESIDUAL, KEYS, None).dense(), direct) < 1e-8
+    assert relative(exact.on(lm).solve(0, RESIDUAL, KEYS, None).dense(), direct) < 1e-8
 
 
-def test_emmet_solves_a_single_fact_exactly_and_several_softly():
-    editor = EMMET(layers=[0], covariance_weight=4.0, epsilon=0.5)
-    assert (editor.weight(1), editor.weight(2)) == (0.0, 2.0)
+def test_emmet_solves_a_single_fact_exactly_and_several_softly(lm):
+    editor = prepared(EMMET, layers=[0], covariance_weight=4.0, epsilon=0.5)
+    assert (editor.on(lm).weight(1), editor.on(lm).weight(2)) == (0.0, 2.0)
 
 
 @pytest.mark.parametrize("past", [None, PAST])
 def test_alphaedit_equals_the_released_form(past, lm, moment):
     """[P (K Kᵀ + M) + L2 I]⁻¹ P K Rᵀ, which is not symmetric and m × m."""
-    editor = AlphaEdit(layers=[0], l2=10.0, threshold=0.02, moments=Given(moment))
+    editor = prepared(AlphaEdit, layers=[0], l2=10.0, threshold=0.02, moments=Given(moment))
     values, vectors = torch.linalg.eigh(moment)
     projector = vectors[:, values < 0.02] @ vectors[:, values < 0.02].T
     memory = torch.zeros_like(moment) if past is None else past @ past.T
     released = torch.linalg.solve(projector @ (KEYS @ KEYS.T + memory) + 10.0 * EYE, projector @ KEYS @ RESIDUAL.T).T
-    reduced = None if past is None else editor.coordinates(lm, 0, past)
-    found = editor.solve(lm, 0, RESIDUAL, KEYS, reduced).dense()
+    reduced = None if past is None else editor.on(lm).coordinates(0, past)
+    found = editor.on(lm).solve(0, RESIDUAL, KEYS, reduced).dense()
     assert relative(found, released) < 1e-11
     assert float((found @ vectors[:, values >= 0.02]).norm() / found.norm()) < 1e-12  # old keys keep their values
 
 
 def test_alphaedit_threshold_may_be_relative_and_says_how_much_is_free(lm, moment):
     for scale in (1.0, 10.0):
-        free = AlphaEdit(layers=[0], threshold=0.1, relative=True, moments=Given(scale * moment)).nullspace(lm, 0)
+        free = (
+            prepared(AlphaEdit, layers=[0], threshold=0.1, relative=True, moments=Given(scale * moment))
+            .on(lm)
+            .nullspace(0)
+        )
         assert free.shape == (M, int((torch.linalg.eigvalsh(moment) < 0.1 * moment.diagonal().mean()).sum()))
-    absolute = AlphaEdit(layers=[0], threshold=0.02, moments=Given(moment))
-    assert absolute.prepare(lm, [0], 1) == {"nullspace": {"0": [int((torch.linalg.eigvalsh(moment) < 0.02).sum()), M]}}
+    absolute = prepared(AlphaEdit, layers=[0], threshold=0.02, moments=Given(moment))
+    assert absolute.on(lm).prepare([0], 1) == {
+        "nullspace": {"0": [int((torch.linalg.eigvalsh(moment) < 0.02).sum()), M]}
+    }
 
 
 @pytest.mark.parametrize(("threshold", "message"), [(1e-9, "no direction is free"), (1e9, "every direction is free")])
 def test_alphaedit_refuses_a_threshold_that_frees_nothing_or_all(threshold, message, lm, moment):
-    editor = AlphaEdit(layers=[0], threshold=threshold, moments=Given(moment))
+    editor = prepared(AlphaEdit, layers=[0], threshold=threshold, moments=Given(moment))
     with pytest.raises(UsageError, match=f"method.threshold.*{message}.*method.relative=true"):
-        editor.prepare(lm, [0], 1)
+        editor.on(lm).prepare([0], 1)
 
 
 def test_alphaedit_wants_statistics_and_a_positive_ridge(lm, moment):
     with pytest.raises(UsageError, match="method.use_covariance=false"):
-        AlphaEdit(layers=[0], use_covariance=False, moments=Given(moment)).prepare(lm, [0], 1)
+        prepared(AlphaEdit, layers=[0], use_covariance=False, moments=Given(moment)).on(lm).prepare([0], 1)
     with pytest.raises(UsageError, match="method.l2=0"):
-        AlphaEdit(layers=[0], l2=0.0, moments=Given(moment)).prepare(lm, [0], 1)
+        prepared(AlphaEdit, layers=[0], l2=0.0, moments=Given(moment)).on(lm).prepare([0], 1)
 
 
 def members() -> dict[str, Any]:
     """The family without statistics of text, on two layers; half of AlphaEdit's directions are free."""
-    plain: dict[str, Any] = {"layers": [1, 2], "context": ContextOptions(prefixes=["The city"])}
+    plain: dict[str, Any] = {"layers": [1, 2], "context": ContextConfig(prefixes=["The city"])}
     soft = plain | {"use_covariance": False, "covariance_weight": 1e-3}
     half: Any = Given(torch.linspace(0, 1, 512, dtype=torch.float64).diag())
     return {
-        "memit": MEMIT(**soft),
-        "memit-merge": MEMITMerge(**soft),
-        "emmet": EMMET(**soft, epsilon=0.0),
-        "pmet": PMET(**soft),
-        "blue": BLUE(**soft),
-        "alphaedit": AlphaEdit(**plain, l2=1e-3, threshold=0.5, moments=half),
-        "rome": ROME(layers=[2], context=plain["context"], use_covariance=False),
+        "memit": prepared(MEMIT, **soft),
+        "memit-merge": prepared(MEMITMerge, **soft),
+        "emmet": prepared(EMMET, **soft, epsilon=0.0),
+        "pmet": prepared(PMET, **soft),
+        "blue": prepared(BLUE, **soft),
+        "alphaedit": prepared(AlphaEdit, **plain, l2=1e-3, threshold=0.5, moments=half),
+        "rome": prepared(ROME, layers=[2], context=plain["context"], use_covariance=False),
     }
 
 
@@ -158,7 +167,7 @@ def members() -> dict[str, Any]:
 def test_what_is_written_carries_states_to_their_targets(name, lm, monkeypatch):
     """Targets that are simply there, a random step away from the states: they are met, not mirrored."""
     editor, wanted = members()[name], requests(1 if name == "rome" else 3)
-    site: Any = "mlp_out" if name == "rome" else editor.site
+    site: Any = "mlp_out" if name == "rome" else editor.method.editor.site
     aimed: list[tuple[Tensor, Tensor]] = []
 
     def states() -> Tensor:
@@ -170,7 +179,7 @@ def test_what_is_written_carries_states_to_their_targets(name, lm, monkeypatch):
         aimed.append((present + step, step))
         return Values(present + step, present, [0.0] * len(facts), [1] * len(facts))
 
-    monkeypatch.setattr(spreading, "optimise_values", optimise)
+    monkeypatch.setattr(memit, "optimise_values", optimise)
     monkeypatch.setattr(rome, "optimise_values", optimise)
     edit = editor.edit(lm, wanted)
     target, step = aimed[-1]
@@ -178,10 +187,12 @@ def test_what_is_written_carries_states_to_their_targets(name, lm, monkeypatch):
         assert float((states() - target).norm()) < 0.2 * float(step.norm())
 
 
-def test_pmet_shares_by_the_square_root():
-    editor = PMET(layers=[0, 1, 2], covariance_weight=1.0)
-    torch.testing.assert_close(editor.share(RESIDUAL, 3), RESIDUAL / 3**0.5)
-    torch.testing.assert_close(MEMIT(layers=[0], covariance_weight=1.0).share(RESIDUAL, 3), RESIDUAL / 3)
+def test_pmet_shares_by_the_square_root(lm):
+    editor = prepared(PMET, layers=[0, 1, 2], covariance_weight=1.0)
+    torch.testing.assert_close(editor.on(lm).share(RESIDUAL, 3), RESIDUAL / 3**0.5)
+    torch.testing.assert_close(
+        prepared(MEMIT, layers=[0], covariance_weight=1.0).on(lm).share(RESIDUAL, 3), RESIDUAL / 3
+    )
 
 
 def test_thousands_of_facts_on_a_narrow_projection():
@@ -260,7 +271,7 @@ def test_both_find_the_weight_in_its_orientation(make, dense):
 )
 def test_options_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(UsageError, match=f"method.{field}={value}"):
-        MEMIT(layers=[0], covariance_weight=1.0, **{field: value})
+        prepared(MEMIT, layers=[0], covariance_weight=1.0, **{field: value})
 
 
 # --- UltraEdit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from embedded import embedded_lm, world
+from embedded import embedded_lm, prepared, world
 from oracle import plain_successes, plain_update, plain_value
 
 from edit_cli.editors.locate.memit import MEMIT
@@ -19,7 +19,7 @@ LAYERS, WEIGHT = [0, 1, 2, 3], 200.0
 @pytest.fixture
 def editor(tmp_path):
     moments = MomentStore(corpus=EmbeddedText(), tokens=10_000, cache_dir=str(tmp_path))
-    return MEMIT(layers=LAYERS, covariance_weight=WEIGHT, moments=moments)
+    return prepared(MEMIT, layers=LAYERS, covariance_weight=WEIGHT, moments=moments)
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -34,9 +34,10 @@ def stored(lm, edit: WeightDelta) -> dict[str, torch.Tensor]:
 def test_updates_equal_those_of_whole_passes_and_a_dense_solve(editor):
     lm = embedded_lm()
     requests = [case.requests[0] for case in world()[:6]]
-    contexts, moments = editor.contexts(lm), {layer: editor.moments.second_moment(lm, layer).matrix for layer in LAYERS}
+    contexts = editor.on(lm).contexts
+    moments = {layer: editor.config.moments.second_moment(lm, layer).matrix for layer in LAYERS}
     found = stored(lm, editor.edit(lm, requests))
-    targets = optimise_values(lm, requests, LAYERS[-1], "block", editor.value, contexts).target
+    targets = optimise_values(lm, requests, LAYERS[-1], "block", editor.config.value, contexts).target
     expected = plain_update(lm, requests, LAYERS, targets, contexts, moments, WEIGHT)
     assert found.keys() == expected.keys()
     for name, update in expected.items():
@@ -47,11 +48,12 @@ def test_updates_equal_those_of_whole_passes_and_a_dense_solve(editor):
 def test_the_same_records_succeed_as_on_the_plain_path(editor, count):
     lm, cases = embedded_lm(), world()[:count]
     requests = [case.requests[0] for case in cases]
-    contexts, moments = editor.contexts(lm), {layer: editor.moments.second_moment(lm, layer).matrix for layer in LAYERS}
+    contexts = editor.on(lm).contexts
+    moments = {layer: editor.config.moments.second_moment(lm, layer).matrix for layer in LAYERS}
     edit = editor.edit(lm, requests)
-    values = optimise_values(lm, requests, LAYERS[-1], "block", editor.value, contexts).target
+    values = optimise_values(lm, requests, LAYERS[-1], "block", editor.config.value, contexts).target
     plain = torch.stack(
-        [plain_value(lm, request, LAYERS[-1], "block", editor.value, contexts)[0] for request in requests], dim=1
+        [plain_value(lm, request, LAYERS[-1], "block", editor.config.value, contexts)[0] for request in requests], dim=1
     )
     assert float(((values - plain).norm(dim=0) / plain.norm(dim=0)).max()) < 1e-3
     updates = plain_update(lm, requests, LAYERS, plain, contexts, moments, WEIGHT)

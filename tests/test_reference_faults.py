@@ -15,8 +15,9 @@ import torch
 from families import tiny_lm
 
 from edit_cli.editors.finetune.ft import FT
-from edit_cli.editors.locate.context_prefixes import ContextOptions
-from edit_cli.editors.locate.value_optimization import ValueOptions, optimise_values
+from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
+from edit_cli.editors.locate.value_batch import ValueConfig
+from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.requests import EditRequest
 
 REQUESTS = [
@@ -49,27 +50,27 @@ def test_a_target_is_the_same_with_and_without_its_leading_space():
 
 def test_prefixes_come_from_their_own_seed_and_leave_other_random_numbers_alone():
     lm = tiny_lm("gpt2")
-    first = ContextOptions(seed=3).build(lm)
+    first = sample_contexts(lm, ContextConfig(seed=3))
     torch.manual_seed(99), random.seed(99), np.random.seed(99)
     before = torch.get_rng_state()
-    again, other = ContextOptions(seed=3).build(lm), ContextOptions(seed=4).build(lm)
+    again, other = sample_contexts(lm, ContextConfig(seed=3)), sample_contexts(lm, ContextConfig(seed=4))
     assert torch.equal(before, torch.get_rng_state())
     assert first == again != other
 
 
 def test_prefixes_are_those_of_the_unedited_model():
     lm = tiny_lm("gpt2")
-    plain = ContextOptions().build(lm)
+    plain = sample_contexts(lm, ContextConfig())
     with lm.edited(FT(layers=[1], lr=1e-1, steps=5).edit(lm, REQUESTS)):
-        assert ContextOptions().build(lm) == plain
+        assert sample_contexts(lm, ContextConfig()) == plain
 
 
 def test_braces_in_prompts_and_prefixes_are_ordinary_characters():
     lm = tiny_lm("gpt2")
-    contexts = ContextOptions(prefixes=["{0} and {x}"]).build(lm)
+    contexts = sample_contexts(lm, ContextConfig(prefixes=["{0} and {x}"]))
     request = EditRequest("In {b} the {} is", "Paris", "Rome")
     assert request.text == "In {b} the Paris is"
-    found = optimise_values(lm, [request], 1, "block", ValueOptions(steps=2), contexts)
+    found = optimise_values(lm, [request], 1, "block", ValueConfig(steps=2), contexts)
     assert torch.isfinite(found.target).all()
 
 

@@ -218,9 +218,9 @@ def test_values_have_more_digits_than_the_model(dtype, site, statistics):
     found = []
     for kind in (dtype, "float32"):
         lm, editor, wanted = load(kind), packaged_editor(statistics, "memit"), requests(3)
-        values = optimise_values(lm, wanted, 1, site, editor.value, editor.contexts(lm))
+        values = optimise_values(lm, wanted, 1, site, editor.config.value, editor.on(lm).contexts)
         assert values.target.dtype == values.initial.dtype == torch.float32
-        keys = Subjects(lm, wanted, editor.contexts(lm)).keys(1)
+        keys = Subjects(lm, wanted, editor.on(lm).contexts).keys(1)
         assert keys.dtype == torch.float64
         found.append((values, keys))
     (values, keys), (exact, exact_keys) = found

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import Ended, invoke, json_lines
-from embedded import embedded_lm
+from embedded import embedded_lm, prepared
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edit_cli.commands import apply as apply_command
-from edit_cli.editors.locate.spreading import SpreadingEditor
+from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.editors.locate.ultraedit import UltraEdit
 from edit_cli.editors.memory.base import MemoryPatch
 from edit_cli.editors.memory.defer import DeferPatch
@@ -503,25 +503,25 @@ def test_edit_manifests_that_are_none(tmp_path, lm, text):
 
 def test_what_an_editor_remembers(lm, tmp_path):
     """Keys and moments of earlier edits are held against the model when they are taken up."""
-    spreading = SpreadingEditor.recall
-    ultra = UltraEdit(modules=["mlp_out:1"])
+    memit = prepared(MEMIT, layers=[0]).on(lm)
+    ultra = prepared(UltraEdit, modules=["mlp_out:1"]).on(lm)
     name = "640"
-    wrong: list[tuple[Callable[..., None], dict[str, torch.Tensor]]] = [
-        (spreading, {"keys.x": torch.ones(512, 1)}),
-        (spreading, {"keys.99": torch.ones(512, 1)}),
-        (spreading, {"keys.0": torch.ones(3, 1)}),
-        (spreading, {"keys.0": torch.ones(512)}),
-        (spreading, {"keys.0": torch.ones(512, 1, dtype=torch.int8)}),
-        (UltraEdit.recall, {"count.128x512": torch.tensor(3)}),
-        (UltraEdit.recall, {"count.x": torch.tensor(3)}),
-        (UltraEdit.recall, {"count.128x512": torch.tensor(3.5), "mean.128x512": torch.ones(int(name)),
+    wrong: list[tuple[Any, dict[str, torch.Tensor]]] = [
+        (memit, {"keys.x": torch.ones(512, 1)}),
+        (memit, {"keys.99": torch.ones(512, 1)}),
+        (memit, {"keys.0": torch.ones(3, 1)}),
+        (memit, {"keys.0": torch.ones(512)}),
+        (memit, {"keys.0": torch.ones(512, 1, dtype=torch.int8)}),
+        (ultra, {"count.128x512": torch.tensor(3)}),
+        (ultra, {"count.x": torch.tensor(3)}),
+        (ultra, {"count.128x512": torch.tensor(3.5), "mean.128x512": torch.ones(int(name)),
                             "squares.128x512": torch.ones(int(name))}),
-        (UltraEdit.recall, {"count.128x512": torch.tensor(3), "mean.128x512": torch.ones(2),
+        (ultra, {"count.128x512": torch.tensor(3), "mean.128x512": torch.ones(2),
                             "squares.128x512": torch.ones(int(name))}),
     ]  # fmt: skip
-    for recall, memory in wrong:
+    for editor, memory in wrong:
         with pytest.raises(MissingError, match="an earlier edit is damaged"):
-            recall(ultra, lm, WeightDelta({}, {}, memory))
+            editor.recall(WeightDelta({}, {}, memory))
 
 
 def test_edits_that_were_tampered_with_are_no_base(run, lm, monkeypatch):

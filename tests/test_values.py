@@ -8,8 +8,9 @@ from embedded import embedded_lm, world
 from families import tiny_lm
 from oracle import plain_value
 
-from edit_cli.editors.locate.context_prefixes import ContextOptions, rows_in_contexts
-from edit_cli.editors.locate.value_optimization import ValueOptions, _Search, _tasks, optimise_values
+from edit_cli.editors.locate.context_prefixes import ContextConfig, rows_in_contexts, sample_contexts
+from edit_cli.editors.locate.value_batch import ValueConfig
+from edit_cli.editors.locate.value_optimization import _Search, _tasks, optimise_values
 from edit_cli.errors import OutOfMemory, UsageError
 from edit_cli.lm.fast.suffix_pass import Resumption, Span
 from edit_cli.requests import EditRequest
@@ -21,7 +22,7 @@ REQUESTS = [
     EditRequest("In the city of {}, people", "A", "speak"),
     EditRequest("{}'s home is", "Bo", "the road"),
 ]
-PREFIXES = ContextOptions(prefixes=["The city", "I went to the road and so on", "You"])
+PREFIXES = ContextConfig(prefixes=["The city", "I went to the road and so on", "You"])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "bloom", "gemma2", "opt"])
@@ -33,8 +34,8 @@ def test_batched_values_equal_the_plain_ones(family, site, layer):
         lm.model.double()  # a random model amplifies rounding, and the two paths differ in nothing else
     else:  # a gradient of 1e-11 is nothing but rounding in float32, and Adam divides by it
         requests = [request for request in REQUESTS if request.subject != "A"]
-    contexts = PREFIXES.build(lm)
-    options = ValueOptions(steps=12, clamp_norm_factor=2.0, batch_tokens=60)
+    contexts = sample_contexts(lm, PREFIXES)
+    options = ValueConfig(steps=12, clamp_norm_factor=2.0, batch_tokens=60)
     found = optimise_values(lm, requests, layer, site, options, contexts)
     tolerance = 1e-6 if lm.dtype == torch.float64 else 1e-4
     for number, request in enumerate(requests):
@@ -46,7 +47,7 @@ def test_batched_values_equal_the_plain_ones(family, site, layer):
 def test_on_the_embedded_model_each_edit_stops_by_itself_where_the_plain_one_does():
     lm = embedded_lm()
     requests = [case.requests[0] for case in world()[:6]]
-    contexts, options = ContextOptions().build(lm), ValueOptions(batch_tokens=60)
+    contexts, options = sample_contexts(lm, ContextConfig()), ValueConfig(batch_tokens=60)
     found = optimise_values(lm, requests, 3, "block", options, contexts)
     assert len(set(found.steps)) > 2, "the edits should stop at different steps for this test to mean anything"
     for number, request in enumerate(requests):
@@ -58,15 +59,15 @@ def test_on_the_embedded_model_each_edit_stops_by_itself_where_the_plain_one_doe
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 def test_the_size_of_a_batch_changes_nothing(batch_tokens):
     lm = tiny_lm("llama")
-    contexts = PREFIXES.build(lm)
-    expected = optimise_values(lm, REQUESTS, 1, "block", ValueOptions(steps=6), contexts)
-    found = optimise_values(lm, REQUESTS, 1, "block", ValueOptions(steps=6, batch_tokens=batch_tokens), contexts)
+    contexts = sample_contexts(lm, PREFIXES)
+    expected = optimise_values(lm, REQUESTS, 1, "block", ValueConfig(steps=6), contexts)
+    found = optimise_values(lm, REQUESTS, 1, "block", ValueConfig(steps=6, batch_tokens=batch_tokens), contexts)
     torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
 
 
 def test_shift_stays_within_its_clamp():
     lm = tiny_lm("gpt2")
-    found = optimise_values(lm, REQUESTS, 1, "block", ValueOptions(clamp_norm_factor=0.3), PREFIXES.build(lm))
+    found = optimise_values(lm, REQUESTS, 1, "block", ValueConfig(clamp_norm_factor=0.3), sample_contexts(lm, PREFIXES))
     ratio = (found.target - found.initial).norm(dim=0) / found.initial.norm(dim=0)
     assert ratio.max() <= 0.3 * (1 + 1e-5)
     assert ratio.max() > 0.29
@@ -74,7 +75,7 @@ def test_shift_stays_within_its_clamp():
 
 def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkeypatch):
     lm = tiny_lm("gpt2")
-    contexts, options = PREFIXES.build(lm), ValueOptions(steps=6, batch_tokens=10_000)
+    contexts, options = sample_contexts(lm, PREFIXES), ValueConfig(steps=6, batch_tokens=10_000)
     expected = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
     plain, calls = Resumption.logits, []
 
@@ -102,7 +103,7 @@ def test_a_model_that_takes_no_prefix_is_noticed_and_still_right(monkeypatch):
     lm = tiny_lm("gpt2")
     notes: list[str] = []
     monkeypatch.setattr(lm.monitor, "note", notes.append)
-    contexts, options = PREFIXES.build(lm), ValueOptions(steps=5)
+    contexts, options = sample_contexts(lm, PREFIXES), ValueConfig(steps=5)
     expected = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
     monkeypatch.setattr(Resumption, "_cache", lambda self: (self.prefix[-1][0].zero_(), _plain_cache(self))[1])
     found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
@@ -115,7 +116,7 @@ _plain_cache = Resumption._cache
 
 def test_rows_that_leave_and_join_keep_their_logits():
     lm = tiny_lm("gpt2")
-    rows, lookup = rows_in_contexts(lm, REQUESTS, PREFIXES.build(lm), with_target=True)
+    rows, lookup = rows_in_contexts(lm, REQUESTS, sample_contexts(lm, PREFIXES), with_target=True)
     spans = [Span(r.ids[:-1], at, (len(r.ids) - 2,)) for r, at in zip(rows, lookup, strict=True)]
     whole = Resumption(lm, spans, frozen=0)
     same = lambda states, *_: states  # noqa: E731
@@ -128,11 +129,7 @@ def test_rows_that_leave_and_join_keep_their_logits():
     torch.testing.assert_close(both.logits(same), torch.cat([few.base, rest.base]), rtol=1e-4, atol=1e-4)
 
 
-def test_options_are_checked():
-    lm = tiny_lm("gpt2")
-    for options, key in (
-        (ValueOptions(kl_position="end"), "kl_position"),
-        (ValueOptions(kl_prompt="is a"), "kl_prompt"),
-    ):
-        with pytest.raises(UsageError, match=f"method.value.{key}"):
-            _tasks(lm, REQUESTS, options, PREFIXES.build(lm))
+@pytest.mark.parametrize(("key", "value"), [("kl_position", "end"), ("kl_prompt", "is a")])
+def test_options_are_checked(key, value):
+    with pytest.raises(UsageError, match=f"method.value.{key}"):
+        ValueConfig(**{key: value})

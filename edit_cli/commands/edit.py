@@ -16,8 +16,9 @@ from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import (
     Ledger,
     attempt,
-    build_editor,
+    build_method,
     build_model,
+    context_of,
     load_fitting,
     perplexity_texts,
     refuse_missing,
@@ -66,16 +67,16 @@ class EditCommand:
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     protocol = build(job.config.protocol, Protocol)
-    model, editor = build_model(job), build_editor(job)
+    model, method = build_model(job), build_method(job)
     dataset = _facts(job, top, monitor)
     own = build(job.config, EditCommand, partly=True)
     base = None if own.base_edit is None else expanded(own.base_edit)
     path = _path(job, top, dataset, base)
-    if dataset.name != INLINE:
-        editor.examples = OtherRecords(build(job.config.dataset), dataset.cases, top.seed)
+    inline = dataset.name == INLINE
+    context = context_of(job, None if inline else OtherRecords(build(job.config.dataset), dataset.cases, top.seed))
 
     def check() -> None:
-        refuse_missing(job, model, editor)
+        refuse_missing(job, model, method, context)
         if base is not None:
             edit_store.verify(base)
 
@@ -87,23 +88,24 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         saved = run.edits / SAVED
         if not job.team.tell(run.finished.issuperset(dataset.ids) and saved.is_dir()):
             check()
-            lm = load_fitting(job, model, editor, [dataset], monitor)
-            editor.warm_up(lm)  # what it lacks is told before anything is asked
+            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            editor = method.begin(lm, context)
+            editor.warm_up()  # what it lacks is told before anything is asked
             if base is not None:
                 for directory in edit_store.chain(base):
                     edit = edit_store.load(directory, lm)
                     if edit_store.read_manifest(directory)["method"].get("_target_") == job.config.method._target_:
-                        editor.recall(lm, edit)  # before it is attached, as in a sequence
+                        editor.recall(edit)  # before it is attached, as in a sequence
                     lm.attach(edit)
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, dataset.cases)
-            done = attempt(editor, lm, dataset.cases)
+            done = attempt(editor, dataset.cases)
             after = {}
             if done.edit is not None:
-                method = {"name": job.choices["method"], **plain_containers(job.config.method)}
+                about = {"name": job.choices["method"], **plain_containers(job.config.method)}
                 if job.team.is_main:
-                    edit_store.save(done.edit, saved, lm, done.requests, method, base)
+                    edit_store.save(done.edit, saved, lm, done.requests, about, base)
                 with monitor.phase("ask after"), lm.edited(done.edit):
                     found = observe(lm, done.cases, before.options, before.texts, before.seen)
                 after = dict(zip((case.id for case in done.cases), found, strict=True))

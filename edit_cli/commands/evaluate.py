@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -13,8 +13,9 @@ from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import (
     Ledger,
     attempt,
-    build_editor,
+    build_method,
     build_model,
+    context_of,
     load_fitting,
     perplexity_texts,
     refuse_missing,
@@ -34,33 +35,35 @@ from edit_cli.runs.run import Run
 WINDOW = 100  # cases that are asked about in one go before they are edited
 
 Batches = list[tuple[int, list[Case]]]  # (step, cases)
+Begin = Callable[[], Editor[Any]]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
     protocol = build(job.config.protocol, EvaluateProtocol)
-    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
+    model, method, source = build_model(job), build_method(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
-    editor.examples = OtherRecords(source, dataset.cases, top.seed)
-    batches = list(enumerate(protocol.batches(dataset.cases, editor)))
-    size = protocol.size(editor, len(dataset.cases))
+    context = context_of(job, OtherRecords(source, dataset.cases, top.seed))
+    batches = list(enumerate(protocol.batches(dataset.cases, method)))
+    size = protocol.size(method, len(dataset.cases))
     details = {
         "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
     }
     path = run_path(job, top, job.choices["dataset"], job.model_name)
-    check = partial(refuse_missing, job, model, editor)
+    check = partial(refuse_missing, job, model, method, context)
     with recorded(job, top, path, monitor, details, dataset, check=check) as run:
         ledger = Ledger(monitor)
         if not run.finished.issuperset(dataset.ids):
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
-            lm = load_fitting(job, model, editor, [dataset], monitor)
-            editor.warm_up(lm)
-            method = {"name": job.choices["method"], **plain_containers(job.config.method)}
+            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            begin = partial(method.begin, lm, context)
+            begin().warm_up()
+            about = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.task("cases", len(dataset.cases)) as advance:
                 advance(len(run.finished))
-                for line in evaluate_shared(lm, editor, batches, run, before, method if protocol.save_edits else None):
+                for line in evaluate_shared(lm, begin, batches, run, before, about if protocol.save_edits else None):
                     run.append({**line, "phases": ledger.take()})
                     advance(1)
         else:
@@ -68,7 +71,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         return conclude(job, run, dataset, ledger.take(), monitor)
 
 
-def evaluate_shared(lm: LM, editor: Editor, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
+def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
     """Lines of results of all processes (see `evaluate`), in the order of the batches.
 
     Batches know nothing of each other: each process takes its share of them. Fewer batches than processes are edited by
@@ -76,17 +79,17 @@ def evaluate_shared(lm: LM, editor: Editor, batches: Batches, *rest: Any) -> Ite
     """
     together = lm.team
     if len(batches) < together.size:
-        return chain.from_iterable(evaluate(lm, editor, batches, *rest))
+        return chain.from_iterable(evaluate(lm, begin, batches, *rest))
     lm.team = ALONE
-    return chain.from_iterable(together.merge(evaluate(lm, editor, together.share(batches), *rest), len(batches)))
+    return chain.from_iterable(together.merge(evaluate(lm, begin, together.share(batches), *rest), len(batches)))
 
 
 def evaluate(
-    lm: LM, editor: Editor, batches: Batches, run: Run, before: BeforeCache, method: dict[str, Any] | None = None
+    lm: LM, begin: Begin, batches: Batches, run: Run, before: BeforeCache, about: dict[str, Any] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Lines of results, a list a batch, of the cases that `run` has not finished.
 
-    With `method`, edits are saved under its name.
+    begin: makes an editor that remembers nothing. about: what saved edits say of their method; without, none is saved.
 
     In other company, answers differ in their last bits. So what was cut off is done again as a whole: a batch is edited
     and asked about, and the cases of its window asked about before, finished or not, as in a run that was not.
@@ -102,12 +105,11 @@ def evaluate(
             if not wanted:
                 yield []
                 continue
-            editor.reset()
-            done = attempt(editor, lm, batch)
+            done = attempt(begin(), batch)
             after: dict[str, Observation] = {}
             if done.edit is not None:
-                if method is not None and lm.team.is_main:
-                    edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, method)
+                if about is not None and lm.team.is_main:
+                    edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
                 with lm.monitor.phase("ask after"), lm.edited(done.edit):
                     found = observe(lm, done.cases, before.options, before.texts, before.seen)
                 after = dict(zip((case.id for case in done.cases), found, strict=True))

@@ -7,14 +7,17 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from edit_cli import assets
 from edit_cli.commands.job import Job
 from edit_cli.commands.training_command import training_command
-from edit_cli.config.build import build, target_class
+from edit_cli.config.build import build, method_of, target_class
 from edit_cli.datasets import Dataset
-from edit_cli.editors.base import Editor
+from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.editors.meta.base import TrainableEditor
+from edit_cli.editors.old import Editor as OldEditor
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.files.paths import expanded
@@ -27,19 +30,18 @@ from edit_cli.requests import Case, EditRequest
 STATISTICS = "statistics"  # phase that is paid once a model, not once an edit
 
 
-def build_editor(job: Job) -> Editor:
-    """The editor that `method` describes."""
-    node = job.config.method
+def build_method(job: Job) -> Method:
+    """The method that `method` describes."""
     try:
-        editor = build(node)
+        return method_of(job.config.method)
     except UsageError:
         _refuse_kind(job)
         raise
-    if not isinstance(editor, Editor):
-        raise UsageError(f"method._target_={node._target_} is no editor: name a class of edit_cli.editors")
-    if isinstance(editor, TrainableEditor):
-        editor.train_command = training_command(job)
-    return editor
+
+
+def context_of(job: Job, examples: Examples | None = None) -> Context:
+    """What the job hands to its editors."""
+    return Context(examples, partial(training_command, job))
 
 
 def _refuse_kind(job: Job) -> None:
@@ -47,10 +49,10 @@ def _refuse_kind(job: Job) -> None:
     cannot work on.
 
     Raises:
-        UsageError: as `Editor.fits`.
+        UsageError: as `Editor.refuse_kind`.
     """
     cls, options = target_class(job.config.method), build(job.config.model)
-    if issubclass(cls, Editor) and len(cls.heads) < len(KINDS):
+    if issubclass(cls, (Editor, OldEditor)) and len(cls.heads) < len(KINDS):
         with suppress(MissingError):  # without its files, only the settings can be told
             cls.refuse_kind(options.read_kind(), options.name)
 
@@ -65,7 +67,13 @@ def build_model(job: Job) -> ModelOptions:
     return options
 
 
-def refuse_missing(job: Job, options: ModelOptions, editor: Editor | None = None, training: bool = False) -> None:
+def refuse_missing(
+    job: Job,
+    options: ModelOptions,
+    method: Method | None = None,
+    context: Context | None = None,
+    training: bool = False,
+) -> None:
     """Refuse what can be told to be missing or unfit before a model is loaded, which may take long.
 
     Raises:
@@ -76,13 +84,13 @@ def refuse_missing(job: Job, options: ModelOptions, editor: Editor | None = None
     kind = options.read_kind()
     if "observe" in (job.config.get("protocol") or {}):
         perplexity_texts(options)
-    if editor is None:
+    if method is None:
         return
-    editor.refuse_kind(kind, options.name)
-    if training and isinstance(editor, TrainableEditor):
-        editor.require_training()
+    method.editor.refuse_kind(kind, options.name)
+    if training and isinstance(method.editor, TrainableEditor):
+        method.editor.require_training()
     else:
-        editor.require(options.name)
+        method.require(options.name, context or Context())
 
 
 def load_model(options: ModelOptions, monitor: Monitor) -> LM:
@@ -101,7 +109,8 @@ def load_model(options: ModelOptions, monitor: Monitor) -> LM:
 def load_fitting(
     job: Job,
     options: ModelOptions,
-    editor: Editor,
+    method: Method,
+    context: Context,
     datasets: Sequence[Dataset],
     monitor: Monitor,
     training: bool = False,
@@ -112,12 +121,10 @@ def load_fitting(
         UsageError: it is of a kind that does not, or lacks a layer. Others as `refuse_missing` and `ModelOptions.load`.
     """
     with monitor.phase("load model"):
-        refuse_missing(job, options, editor, training)
+        refuse_missing(job, options, method, context, training)
     lm = load_model(options, monitor)
     lm.team = job.team
-    editor.fits(lm)
-    for layer in getattr(editor, "layers", None) or ():
-        lm.layout.block(layer)
+    method.begin(lm, context)  # refuses what it cannot work on
     for dataset in datasets:
         dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
     return lm
@@ -153,13 +160,14 @@ class Attempt:
         return [request for case in self.cases for request in case.requests]
 
 
-def attempt(editor: Editor, lm: LM, cases: Sequence[Case]) -> Attempt:
+def attempt(editor: Editor[Any], cases: Sequence[Case]) -> Attempt:
     """Edit all requests of `cases` at once, leaving out the cases that cannot be worked on."""
+    lm = editor.lm
     rejected: dict[str, str] = {}
     for case in cases:
         try:
             for request in case.requests:
-                editor.check(lm, request)
+                editor.check(request)
         except RejectedRequest as error:
             rejected[case.id] = str(error)
     able = [case for case in cases if case.id not in rejected]
@@ -169,7 +177,7 @@ def attempt(editor: Editor, lm: LM, cases: Sequence[Case]) -> Attempt:
     began, once = time.perf_counter(), lm.monitor.seconds[STATISTICS]
     try:
         with lm.monitor.phase("edit"):
-            made = editor.edit(lm, result.requests)
+            made = editor.edit(result.requests)
         if not made.is_finite:
             raise RejectedRequest(
                 "the edit came out as NaN or infinite and is not kept: give a smaller method.lr, or load the model with"

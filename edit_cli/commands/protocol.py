@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from edit_cli.editors.base import Editor
+from edit_cli.editors.base import Method
 from edit_cli.errors import UsageError
 from edit_cli.metrics.observe import ObserveOptions
 from edit_cli.requests import Case
@@ -32,20 +32,20 @@ class Protocol:
         if (number and self.batch_size < 1) or (not number and self.batch_size not in ("auto", "all")):
             raise UsageError(f"protocol.batch_size={self.batch_size}: give a number from 1 up, all, or auto")
 
-    def size(self, editor: Editor, count: int) -> int:
+    def size(self, method: Method, count: int) -> int:
         """Facts a batch."""
         if self.batch_size == "all":
             return max(count, 1)
         if self.batch_size == "auto":
-            return MASS_BATCH if editor.mass_editor else 1
+            return MASS_BATCH if method.editor.mass_editor else 1
         return int(self.batch_size)
 
-    def batches(self, cases: Sequence[Case], editor: Editor) -> list[list[Case]]:
+    def batches(self, cases: Sequence[Case], method: Method) -> list[list[Case]]:
         """The cases in their order, cut into batches."""
         ordered = list(cases)
         if self.order_seed is not None:
             random.Random(self.order_seed).shuffle(ordered)
-        size = self.size(editor, len(ordered))
+        size = self.size(method, len(ordered))
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 

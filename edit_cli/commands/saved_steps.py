@@ -45,7 +45,7 @@ class SavedSteps:
 
     directory: Path
     lm: LM
-    editor: Editor
+    editor: Editor[Any]
     room: float | None
     start: int = -1
     _since: int = 0  # bytes of the weights that were saved after the latest state
@@ -81,13 +81,13 @@ class SavedSteps:
             with naming(self.path(number), "that step"):
                 made = edit_store.made_of(self.path(number))
                 edit = edit_store.load(self.path(number), self.lm)
-                self.editor.recall(self.lm, edit)
+                self.editor.recall(edit)
             self._count(number)
             return edit, made
         with naming(self.directory, "all steps"):
             made = edit_store.made_of(self.path(number))
             if not self.editor.looks_back:
-                self.editor.recall(self.lm, edit_store.remains(self.path(number), self.lm))
+                self.editor.recall(edit_store.remains(self.path(number), self.lm))
             if number < self.start:
                 return None, made
             self._touched = edit_store.read_manifest(self.state_path(number))["touched"]

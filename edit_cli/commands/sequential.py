@@ -23,8 +23,9 @@ from edit_cli.commands.parts import (
     Attempt,
     Ledger,
     attempt,
-    build_editor,
+    build_method,
     build_model,
+    context_of,
     load_fitting,
     perplexity_texts,
     refuse_missing,
@@ -58,7 +59,7 @@ class Walk:
     """What one pass over the steps needs. `before` knows what the unedited model says, `health` how it was."""
 
     lm: LM
-    editor: Editor
+    editor: Editor[Any]
     run: Run
     before: BeforeCache
     protocol: SequentialProtocol
@@ -77,15 +78,15 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     if not isinstance(protocol, SequentialProtocol):
         raise UsageError("protocol names no protocol of sequences: choose protocol=lifelong or protocol=sme")
     top = settings(job.config)
-    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
+    model, method, source = build_model(job), build_method(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
-    steps = protocol.batches(dataset.cases, editor)
+    steps = protocol.batches(dataset.cases, method)
     protocol.checkpoint_steps([len(step) for step in steps])  # refuses those that are out of reach
     held_out = untouched(source, dataset, protocol.holdout)
-    editor.examples = OtherRecords(source, [*dataset.cases, *held_out], top.seed)
+    context = context_of(job, OtherRecords(source, [*dataset.cases, *held_out], top.seed))
     details = {
         "protocol": {
-            "batch_size": protocol.size(editor, len(dataset.cases)),
+            "batch_size": protocol.size(method, len(dataset.cases)),
             "batches": len(steps),
             "evaluated": "right after each step, and at checkpoints",
             "restored": False,
@@ -93,13 +94,17 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         }
     }
     path = run_path(job, top, job.choices["dataset"], job.model_name)
-    check, belongs = partial(refuse_missing, job, model, editor), identities(protocol, steps, held_out).__contains__
+    check, belongs = (
+        partial(refuse_missing, job, model, method, context),
+        identities(protocol, steps, held_out).__contains__,
+    )
     with recorded(job, top, path, monitor, details, dataset, KEY, check, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
-            lm = load_fitting(job, model, editor, [dataset], monitor)
-            editor.warm_up(lm)
-            method = {"name": job.choices["method"], **plain_containers(job.config.method)}
+            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            editor = method.begin(lm, context)
+            editor.warm_up()
+            about = {"name": job.choices["method"], **plain_containers(job.config.method)}
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, [*dataset.cases, *held_out])
@@ -112,7 +117,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 run,
                 before,
                 protocol,
-                method,
+                about,
                 health,
                 SavedSteps(run.edits, lm, editor, protocol.edits_room),
             )
@@ -129,7 +134,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             if job.team.is_main:
                 rejected = {line["case_id"] for line in run.lines() if line["error"]}
                 edited = [case for step in steps for case in step if case.id not in rejected]
-                draw_own(editor, lm, edited, run.path, f"{method['name']} on {lm.name}: {dataset.name}")
+                draw_own(editor, edited, run.path, f"{about['name']} on {lm.name}: {dataset.name}")
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
         return _conclude(job, run, dataset, ledger.take(), monitor)
@@ -181,7 +186,7 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     elif number <= walk.steps.start:  # there was nothing to be saved
         return Attempt(None, [], {case.id: "" for case in step}, 0.0)
     else:
-        done = attempt(walk.editor, walk.lm, step)
+        done = attempt(walk.editor, step)
         if done.edit is not None:
             made = {"step": number, "seconds": done.seconds, "rejected": done.rejected}
             walk.steps.save(number, done.edit, done.requests, {**walk.method, "made": made})

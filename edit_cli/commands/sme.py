@@ -13,12 +13,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.evaluate import Begin, result_line
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Attempt, Ledger, attempt, build_editor, build_model, load_fitting, refuse_missing
+from edit_cli.commands.parts import (
+    Attempt,
+    Ledger,
+    attempt,
+    build_method,
+    build_model,
+    context_of,
+    load_fitting,
+    refuse_missing,
+)
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.saved_steps import naming
 from edit_cli.commands.sme_protocol import SmeProtocol
@@ -41,13 +50,15 @@ MODEL, END = "model", " at the end"  # names of lines about no case
 
 @dataclass
 class Stream:
-    """What one fold needs. kept: the records of TrainR and TestR.
+    """What the folds need. begin: makes an editor that remembers nothing; editor: that of the present fold. kept: the
+    records of TrainR and TestR.
 
     done: lines of the run that are there, by their identity.
     """
 
     lm: LM
-    editor: Editor
+    begin: Begin
+    editor: Editor[Any]
     run: Run
     protocol: SmeProtocol
     method: dict[str, Any]
@@ -61,27 +72,29 @@ class Stream:
 
 def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     top = settings(job.config)
-    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
+    model, method, source = build_model(job), build_method(job), build(job.config.dataset)
     dataset = source.load(top.limit, monitor)
     folds = {
         number: [protocol.as_edited(case) for case in cases] for number, cases in protocol.cut(dataset.cases).items()
     }
     kept = dict(zip(("train", "test"), protocol.kept(source, dataset), strict=True))
-    editor.examples = OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed)
+    context = context_of(job, OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed))
     counts = {name: len(asked) for name, asked in kept.items()}
     details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
     path = run_path(job, top, job.choices["dataset"], job.model_name, "sme")
-    check = partial(refuse_missing, job, model, editor)
+    check = partial(refuse_missing, job, model, method, context)
     with recorded(job, top, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
-            lm = load_fitting(job, model, editor, [dataset], monitor)
-            editor.warm_up(lm)
+            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            begin = partial(method.begin, lm, context)
+            begin().warm_up()
             lines = job.team.tell(run.lines() if job.team.is_main else None)
             done = {tuple(line[part] for part in KEY): line for line in lines}
             stream = Stream(
                 lm,
-                editor,
+                begin,
+                begin(),
                 run,
                 protocol,
                 {"name": job.choices["method"], **plain_containers(job.config.method)},
@@ -142,7 +155,7 @@ def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[st
         yield from (line for line in stream.done.values() if line["fold"] == fold and line is not last)
         yield dict(last)
         return
-    stream.editor.reset()
+    stream.editor = stream.begin()
     depth = len(stream.lm.attached)
     edited: list[Case] = []
     try:
@@ -159,7 +172,6 @@ def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[st
         if fold == 0 and stream.lm.team.is_main:
             draw_own(
                 stream.editor,
-                stream.lm,
                 edited,
                 stream.run.path,
                 f"{stream.method['name']} on {stream.lm.name}, first fold",
@@ -201,11 +213,11 @@ def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
         with naming(directory, "that edit"):
             seconds = edit_store.made_of(directory)["seconds"]
             edit = edit_store.load(directory, lm)
-            stream.editor.recall(lm, edit)
+            stream.editor.recall(edit)
         lm.attach(edit)
         lm.settle()
         return Attempt(None, [case], {}, seconds)
-    done = attempt(stream.editor, lm, [case])
+    done = attempt(stream.editor, [case])
     if done.edit is not None:
         if lm.team.is_main:
             edit_store.save(

@@ -12,7 +12,7 @@ from typing import Any
 
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, build_editor, build_model, load_fitting, refuse_missing
+from edit_cli.commands.parts import Ledger, build_method, build_model, context_of, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.config.build import build, settings
 from edit_cli.console import ConsoleMonitor
@@ -42,7 +42,8 @@ class Splits:
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     fsdp, zero = wanted_by_launcher(), stage_of_launcher()
     top = settings(job.config)
-    model, editor, source = build_model(job), build_editor(job), build(job.config.dataset)
+    model, method, source = build_model(job), build_method(job), build(job.config.dataset)
+    context, editor = context_of(job), method.editor
     if not isinstance(editor, TrainableEditor):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
     if editor.checkpoint is not None:
@@ -65,11 +66,11 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     def belongs(identity: tuple[int, str]) -> bool:
         return isinstance(identity[0], int) and 1 <= identity[0] <= steps
 
-    check = partial(refuse_missing, job, model, editor, training=True)
+    check = partial(refuse_missing, job, model, method, context, training=True)
     with recorded(job, top, path, monitor, details, cases, KEY, check, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
-            lm = load_fitting(job, model, editor, [cases, held_out], monitor, training=True)
+            lm = load_fitting(job, model, method, context, [cases, held_out], monitor, training=True)
 
             def write(line: Line) -> None:
                 if (line["step"], line["kind"]) not in run.finished:

@@ -17,7 +17,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from edit_cli.config import bounds, catalog
+from edit_cli.config import bounds, catalog, source
+from edit_cli.config.schema import Config, SettingError
 from edit_cli.errors import UsageError
 
 
@@ -54,6 +55,7 @@ def register_resolvers() -> None:
     def last_part(model_id: str) -> str:
         return PurePath(model_id).name.removeprefix("embedded:") or Path(model_id).resolve().name
 
+    source.register()
     OmegaConf.register_new_resolver("corpus_config", corpus_config, replace=True)
     OmegaConf.register_new_resolver("last_part", last_part, replace=True)
 
@@ -77,6 +79,11 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
         raise UsageError(
             f"{_path(node)} names no _target_: choose one of the packaged options, or add the line to your file"
         )
+    return made_of(node, cls, partly)
+
+
+def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
+    """An object of that class, whatever class the node names; else as `build`."""
     hints = get_type_hints(cls)
     known = {field.name: field for field in fields(cls) if field.init}
     parts: dict[str, Any] = {}
@@ -97,7 +104,10 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
             raise UsageError(f"{path}={value}: this is a group of settings, not one value")
         else:
             plain[key] = value
-    made = parts | _typed(cls, {key: hints[key] for key in plain}, plain, node)
+    if issubclass(cls, Config):
+        made = parts | {key: _contained(value) for key, value in plain.items()}
+    else:
+        made = parts | _typed(cls, {key: hints[key] for key in plain}, plain, node)
     lacking = [
         name
         for name, field in known.items()
@@ -105,11 +115,33 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
     ]
     if lacking:
         raise UsageError(f"{_path(node, lacking[0])} has no value: give {_path(node, lacking[0])}=VALUE")
-    built = cls(**made)  # what a class itself refuses, it explains better
+    try:
+        built = cls(**made)  # what a class itself refuses, it explains better
+    except SettingError as error:
+        raise error.at(str(node._get_full_key(None) or "")) from None
     for key in plain:
         if wrong := bounds.fault(str(key), made[key]):
             raise UsageError(f"{_path(node, key)}={made[key]}: {wrong}")
     return built
+
+
+def method_of(node: DictConfig) -> Any:
+    """The method that a node describes, with its settings."""
+    from edit_cli.editors.base import Editor, Method
+    from edit_cli.editors.old import Editor as OldEditor
+    from edit_cli.editors.old import OldMethod
+
+    cls = target_class(node)
+    if issubclass(cls, Editor):
+        return Method(cls, made_of(node, cls.Config))
+    editor = build(node)
+    if not isinstance(editor, OldEditor):
+        raise UsageError(f"method._target_={node._target_} is no editor: name a class of edit_cli.editors")
+    return OldMethod(editor)
+
+
+def _contained(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, (DictConfig, ListConfig)) else value
 
 
 def target_class(node: DictConfig) -> type:
@@ -126,7 +158,7 @@ def target_class(node: DictConfig) -> type:
         cls = None
     except AttributeError:
         cls = None
-    if not (isinstance(cls, type) and is_dataclass(cls)):
+    if not (isinstance(cls, type) and (is_dataclass(cls) or hasattr(cls, "Config"))):
         raise UsageError(f"{path}._target_={target}: there is no such class of settings in this version")
     return cls
 

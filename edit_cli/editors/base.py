@@ -1,12 +1,13 @@
-"""What every editor is: a dataclass of hyper-parameters with one method that turns requests into an Edit."""
+"""What every method is: settings that never change, and an editor that is begun with them on one model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from edit_cli.config.schema import Config
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.lm.kinds import NAMES
@@ -15,6 +16,7 @@ from edit_cli.requests import Case, EditRequest
 
 # what methods remember, or spare: examples, text, or whichever there is
 AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"
+C = TypeVar("C", bound="EditorConfig")
 
 
 class Examples(Protocol):
@@ -27,49 +29,84 @@ class Examples(Protocol):
         """Other records of the run's data set: of its training split, where it has one."""
 
 
-class Editor(ABC):
-    """Base of all editors. Subclasses are dataclasses; their fields are the keys of conf/method/<name>.yaml.
+@dataclass(frozen=True, kw_only=True)
+class EditorConfig(Config):
+    """Settings of a method: its fields are the keys of `method`."""
 
-    mass_editor: the method is meant for many facts at once (sets the default of `protocol.batch_size`).
-    needs_subject: requests without a subject are refused.
-    heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier".
-    looks_back: how many of the latest edits `recall` needs with their weights; 0: what they remember beside those is
-    enough.
-    examples: given by commands, for methods that remember some records; none of a split that the data lack.
+    place = "method"
+
+
+@dataclass
+class Context:
+    """What a command hands to the editors that it begins.
+
+    examples: records that methods may remember; None where a command has none. train_command: tells what would train
+    the editor. kept: what is computed once a model (factorised statistics, sampled prefixes), whichever editor asks
+    first.
     """
 
+    examples: Examples | None = None
+    train_command: Callable[[], str] | None = None
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returned when it was first called for this key."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+
+class Editor(ABC, Generic[C]):
+    """A method at work on one model. What it remembers from edit to edit begins and ends with it.
+
+    Attributes:
+        Config: the class of its settings.
+        mass_editor: the method is meant for many facts at once (sets the default of `protocol.batch_size`).
+        needs_subject: requests without a subject are refused.
+        heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier".
+        looks_back: how many of the latest edits `recall` needs with their weights; 0: what they remember beside those
+            is enough.
+    """
+
+    Config: ClassVar[type[EditorConfig]]
     mass_editor: ClassVar[bool] = False
     needs_subject: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ("causal",)
     looks_back: ClassVar[int] = 0
-    examples: ClassVar[Examples | None] = None
+
+    def __init__(self, config: C, lm: LM, context: Context | None = None) -> None:
+        """Begin on a model.
+
+        Raises:
+            UsageError: it is of a kind that this method cannot work on, or lacks a layer.
+        """
+        self.config, self.lm = config, lm
+        self.context = context or Context()
+        self.refuse_kind(lm.head.kind, lm.name)
+        for layer in getattr(config, "layers", ()):
+            lm.layout.block(layer)
 
     @abstractmethod
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> Edit:
-        """An Edit after which `lm` answers every request. Leaves `lm` bit for bit as it was."""
+    def edit(self, requests: Sequence[EditRequest]) -> Edit:
+        """An Edit after which the model answers every request. Leaves the model bit for bit as it was."""
 
-    def check(self, lm: LM, request: EditRequest) -> None:
+    def check(self, request: EditRequest) -> None:
         """Refuse a request that this method cannot work on, before any work is done.
 
         Raises:
-            RejectedRequest: says why; other requests of the batch are not affected. UsageError: as `fits`.
+            RejectedRequest: says why; other requests of the batch are not affected.
         """
-        self.fits(lm)
-        lm.head.encode([(request.text, request.target_new)])
+        self.lm.head.encode([(request.text, request.target_new)])
         if self.needs_subject:
             _ = request.subject_span
 
-    def fits(self, lm: LM) -> None:
-        """Refuse a model of a kind that this method cannot work on, before it is asked anything.
+    @classmethod
+    def refuse_kind(cls, kind: str, model: str) -> None:
+        """Refuse a model of a kind that this method cannot work on; it need not be loaded.
 
         Raises:
             UsageError: says which kinds it works on.
         """
-        self.refuse_kind(lm.head.kind, lm.name)
-
-    @classmethod
-    def refuse_kind(cls, kind: str, model: str) -> None:
-        """`fits`, of a model that need not be loaded."""
         if kind not in cls.heads:
             able = " or ".join(NAMES[known] for known in cls.heads)
             raise UsageError(
@@ -77,7 +114,8 @@ class Editor(ABC):
                 " or model"
             )
 
-    def require(self, model: str) -> None:
+    @classmethod
+    def require(cls, config: C, model: str, context: Context) -> None:
         """Refuse what this method needs and cannot have (text, a trained network, a library) before the model of that
         name is loaded, which may take long. What only the loaded model can tell is left to `warm_up`.
 
@@ -85,31 +123,37 @@ class Editor(ABC):
             MissingError: says what is missing, and what to do about it. UsageError: settings that leave nothing to do.
         """
 
-    def warm_up(self, lm: LM) -> None:
+    def warm_up(self) -> None:
         """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate
         ways.
         """
 
-    def reset(self) -> None:
-        """Forget what earlier edits left in the editor (most keep nothing)."""
-
-    def recall(self, lm: LM, edit: Edit) -> None:
+    def recall(self, edit: Edit) -> None:
         """Take up what making `edit` left in the editor (most keep nothing): a sequence goes on from saved edits, in
         their order.
         """
 
-    def figures(self, lm: LM, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
+    def figures(self, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
         """{name of a figure: its data} of the attached edits of `requests`, in their order; commands/figures.py
         names who draws it.
         """
         return {}
 
-    def scratch(self, lm: LM) -> dict[Any, Any]:
-        """Things worth computing once a model (factorised statistics, sampled prefixes); gone with the model or the
-        editor.
-        """
-        memory = self.__dict__.setdefault("_scratch", WeakKeyDictionary())
-        return memory.setdefault(lm, {})
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its settings, ready to begin on a model."""
+
+    editor: type[Editor[Any]]
+    config: EditorConfig
+
+    def begin(self, lm: LM, context: Context | None = None) -> Editor[Any]:
+        """An editor that remembers nothing yet. Raises as `Editor`."""
+        return self.editor(self.config, lm, context)
+
+    def require(self, model: str, context: Context) -> None:
+        """See `Editor.require`."""
+        self.editor.require(self.config, model, context)
 
 
 def require_layers(layers: Sequence[int], lm: LM) -> list[int]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from edit_cli.editors.base import Editor, require_layers
 from edit_cli.editors.finetune.base import Tuned, moved, parameters_of, step, tuning
+from edit_cli.editors.old import Editor, require_layers
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import Edit, WeightDelta
 from edit_cli.lm.model import LM

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edit_cli.editors.base import Editor, require_layers
 from edit_cli.editors.finetune.base import Tuned, parameters_of, step, tuning
+from edit_cli.editors.old import Editor, require_layers
 from edit_cli.editors.passes import row_losses
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from edit_cli.editors.base import Editor
 from edit_cli.editors.memory.base import module_of
+from edit_cli.editors.old import Editor
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import UsageError

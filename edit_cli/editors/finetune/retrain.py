@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edit_cli.editors.base import Editor
 from edit_cli.editors.finetune.base import moved, step, tuning
+from edit_cli.editors.old import Editor
 from edit_cli.editors.passes import row_losses
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import MissingError, RejectedRequest, UsageError

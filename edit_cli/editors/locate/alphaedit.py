@@ -4,66 +4,80 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from edit_cli.editors.locate.base import once
+from edit_cli.config.schema import NonNegative
+from edit_cli.editors.base import Context
+from edit_cli.editors.locate.memit import MEMIT, MassConfig
 from edit_cli.editors.locate.solver import ScaledIdentity, solve
-from edit_cli.editors.locate.spreading import SpreadingEditor
 from edit_cli.edits.edit import Factors
 from edit_cli.errors import UsageError
-from edit_cli.lm.model import LM
 
 
-@dataclass(kw_only=True)
-class AlphaEdit(SpreadingEditor):
+@dataclass(frozen=True, kw_only=True)
+class AlphaEditConfig(MassConfig):
+    """Keys of earlier edits are kept as the model has them then (past_keys: post), as published."""
+
+    past_keys: Literal["none", "write", "post"] = "post"
+    """Which keys of earlier edits in a sequence keep their values (see method=memit)."""
+    l2: NonNegative = 10.0
+    """Weight of ‖Δ‖²."""
+    threshold: NonNegative = 2.0e-2
+    """Eigenvalues of the mean second moment below it are free directions (released; the paper says 1e-2). It depends on
+    the scale of activations."""
+    relative: bool = False
+    """Whether the threshold counts in units of the mean eigenvalue."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.use_covariance:
+            raise UsageError("method.use_covariance=false leaves alphaedit nothing to project with: take method=memit")
+        if self.l2 + self.norm_weight <= 0:
+            raise UsageError(f"method.l2={self.l2}: give a positive weight")
+
+
+class AlphaEdit(MEMIT[AlphaEditConfig]):
     """MEMIT's layers and targets; each update is projected to directions in which ordinary text has next to no keys.
 
     With C = U diag(s) Uᵀ and U⊥ the eigenvectors of s below a threshold, P = U⊥ U⊥ᵀ and the released update is
     Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + L2 · I)⁻¹. In the coordinates B = U⊥ᵀ K this is symmetric and smaller:
 
         Δ = R Bᵀ (L2 · I + B_p B_pᵀ + B Bᵀ)⁻¹ U⊥ᵀ
-
-    l2: weight of ‖Δ‖². threshold: on eigenvalues of the mean second moment, so it depends on the scale of activations;
-    relative: it counts in units of their mean instead. Keys of earlier edits are kept (past_keys: post, as published).
     """
 
-    past_keys: str = "post"
-    l2: float = 10.0
-    threshold: float = 2.0e-2
-    relative: bool = False
+    Config = AlphaEditConfig
 
     def weight(self, columns: int) -> float:
         """The ridge in the null space: C is I there."""
-        return self.l2 + self.norm_weight
+        return self.config.l2 + self.config.norm_weight
 
-    def require(self, model: str) -> None:
-        if not self.use_covariance:
-            raise UsageError("method.use_covariance=false leaves alphaedit nothing to project with: take method=memit")
-        self.moments.require(model, self.layers)
+    @classmethod
+    def require(cls, config: AlphaEditConfig, model: str, context: Context) -> None:
+        config.moments.require(model, config.layers)
 
-    def prepare(self, lm: LM, layers: Sequence[int], columns: int) -> dict[str, Any]:
+    def prepare(self, layers: Sequence[int], columns: int) -> dict[str, Any]:
         """Find all null spaces; the edit remembers their [rank, key width]."""
-        if self.weight(columns) <= 0:
-            raise UsageError(f"method.l2={self.l2}: give a positive weight")
-        self.moments.collect(lm, layers)
-        return {"nullspace": {str(layer): list(self.nullspace(lm, layer).shape[::-1]) for layer in layers}}
+        self.config.moments.collect(self.lm, layers)
+        return {"nullspace": {str(layer): list(self.nullspace(layer).shape[::-1]) for layer in layers}}
 
-    def nullspace(self, lm: LM, layer: int) -> Tensor:
+    def nullspace(self, layer: int) -> Tensor:
         """U⊥ (m, r), float64, computed once a model.
 
         Raises:
             UsageError: r = 0 or r = m: nothing could be written, or nothing would be protected.
         """
-        key = ("nullspace", layer, self.threshold, self.relative)
-        return once(self.scratch(lm), key, lambda: self._nullspace(lm, layer))
+        key = ("nullspace", layer, self.config.threshold, self.config.relative)
+        return self.context.once(key, lambda: self._nullspace(layer))
 
-    def _nullspace(self, lm: LM, layer: int) -> Tensor:
-        with lm.monitor.phase("statistics"):
-            values, vectors = torch.linalg.eigh(self.moments.second_moment(lm, layer).matrix.to(lm.device))
-            limit = self.threshold * (float(values.mean()) if self.relative else 1.0)
+    def _nullspace(self, layer: int) -> Tensor:
+        with self.lm.monitor.phase("statistics"):
+            values, vectors = torch.linalg.eigh(
+                self.config.moments.second_moment(self.lm, layer).matrix.to(self.lm.device)
+            )
+            limit = self.config.threshold * (float(values.mean()) if self.config.relative else 1.0)
             found, width = vectors[:, values < limit], len(values)
         if found.shape[1] in (0, width):
             what = (
@@ -71,21 +85,22 @@ class AlphaEdit(SpreadingEditor):
                 if not found.shape[1]
                 else "every direction is free, so nothing would be protected"
             )
+            low, middle, high = (float(value) for value in (values[0], values.median(), values[-1]))
             raise UsageError(
-                f"method.threshold={self.threshold}: in layer {layer} {what}: eigenvalues of its second moment go from"
-                f" {float(values[0]):.2g} to {float(values[-1]):.2g} (median {float(values.median()):.2g}); choose a"
-                " threshold between, or method.relative=true with one near 1"
+                f"method.threshold={self.config.threshold}: in layer {layer} {what}: eigenvalues of its second moment"
+                f" go from {low:.2g} to {high:.2g} (median {middle:.2g}); choose a threshold between, or"
+                " method.relative=true with one near 1"
             )
-        lm.monitor.note(f"layer {layer}: {found.shape[1]:,} of {width:,} key directions are free to be written to")
+        self.lm.monitor.note(f"layer {layer}: {found.shape[1]:,} of {width:,} key directions are free to be written to")
         return found
 
-    def coordinates(self, lm: LM, layer: int, keys: Tensor) -> Tensor:
+    def coordinates(self, layer: int, keys: Tensor) -> Tensor:
         """B = U⊥ᵀ K; (r, n)."""
-        return self.nullspace(lm, layer).T @ keys
+        return self.nullspace(layer).T @ keys
 
-    def solve(self, lm: LM, layer: int, residual: Tensor, keys: Tensor, past: Tensor | None) -> Factors:
+    def solve(self, layer: int, residual: Tensor, keys: Tensor, past: Tensor | None) -> Factors:
         """The update in the null space's coordinates, and back."""
-        free = self.nullspace(lm, layer)
+        free = self.nullspace(layer)
         update = solve(
             residual, free.T @ keys, ScaledIdentity(free.shape[1], free.device), self.weight(keys.shape[1]), past=past
         )

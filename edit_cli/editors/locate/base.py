@@ -4,18 +4,20 @@ finished update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, TypeVar
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
-from edit_cli.editors.base import Editor, require_layers
-from edit_cli.editors.locate.context_prefixes import BARE, ContextOptions, Contexts, rows_in_contexts
+from edit_cli.config.schema import Linked, Natural, NonNegative, Share
+from edit_cli.editors.base import Context, Editor, EditorConfig, require_layers
+from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, Contexts, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.regularizers import prune, rect
 from edit_cli.editors.locate.solver import Covariance, ScaledIdentity
-from edit_cli.editors.locate.value_optimization import Site, ValueOptions, shifted_modules
+from edit_cli.editors.locate.value_optimization import Site, ValueConfig, shifted_modules
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
@@ -26,94 +28,99 @@ from edit_cli.statistics.moments import MomentStore
 CHUNK = 512  # requests whose keys are read at once: bounds memory, 10,000 requests have 60,000 rows
 
 
-@dataclass(kw_only=True)
-class KeyValueEditor(Editor):
-    """An editor that treats an MLP's output projection as a memory of keys and values.
+@dataclass(frozen=True, kw_only=True)
+class LocateConfig(EditorConfig):
+    """Settings that all methods of the family share."""
 
-    value, context: settings of the value optimisation and of the context prefixes. moments: where second moments come
-    from.
-    use_covariance: false takes C = I, as some published configurations do.
-    norm_weight: λ_n, how much the norm of an update costs beside old keys (ENCORE).
-    rect: share of an update's entries that is kept, those that change their weight most, relatively (RECT).
-    prune: base of the logarithm by which large singular values of an update are damped (PRUNE).
-    """
+    layers: list[Natural]
+    """MLP layers that are written to; conf/tuned/METHOD/MODEL.yaml has the published ones."""
+    value: ValueConfig = field(default_factory=ValueConfig)
+    """The optimisation of target values."""
+    context: ContextConfig = field(default_factory=ContextConfig)
+    """Texts put before the prompt, so that an edit does not hang on one wording."""
+    moments: Annotated[MomentStore, Linked("${stats}")] = field(default_factory=MomentStore)
+    """Second moments of the keys; see `edit-cli precompute-stats`."""
+    use_covariance: bool = True
+    """Whether old keys count by their second moment; false takes C = I, as some published configurations do."""
+    norm_weight: NonNegative = 0.0
+    """λ_n: what the norm of an update costs beside old keys (ENCORE's norm constraint)."""
+    rect: Share | None = None
+    """Share of an update's entries that is kept, those that change their weight most relatively (RECT), such as 0.4."""
+    prune: Annotated[float, Gt(1)] | None = None
+    """Base of the logarithm by which large singular values of an update are damped (PRUNE), such as 1.2."""
+
+
+L = TypeVar("L", bound=LocateConfig)
+
+
+class LocateEditor(Editor[L]):
+    """An editor that treats an MLP's output projection as a memory of keys and values."""
 
     needs_subject = True
 
-    value: ValueOptions = field(default_factory=ValueOptions)
-    context: ContextOptions = field(default_factory=ContextOptions)
-    moments: MomentStore = field(default_factory=MomentStore)
-    use_covariance: bool = True
-    norm_weight: float = 0.0
-    rect: float | None = None
-    prune: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.norm_weight < 0:
-            raise UsageError(f"method.norm_weight={self.norm_weight}: give 0 or more")
-        if self.rect is not None and not 0 < self.rect <= 1:
-            raise UsageError(
-                f"method.rect={self.rect}: give the share of entries to keep, above 0 and up to 1, or null"
-            )
-        if self.prune is not None and self.prune <= 1:
-            raise UsageError(f"method.prune={self.prune}: give the base of a logarithm, above 1, or null")
-
-    def require(self, model: str) -> None:
-        if self.use_covariance:
+    @classmethod
+    def require(cls, config: L, model: str, context: Context) -> None:
+        if config.use_covariance:
             try:
-                self.moments.require(model, getattr(self, "layers", ()))
+                config.moments.require(model, config.layers)
             except MissingError as error:
                 raise MissingError(f"{error}; or do without second moments: method.use_covariance=false") from None
 
-    def warm_up(self, lm: LM) -> None:
+    def warm_up(self) -> None:
         """Second moments of all layers, in one pass over the text."""
-        if self.use_covariance:
-            self.moments.collect(lm, require_layers(self.layers, lm))
+        if self.config.use_covariance:
+            self.config.moments.collect(self.lm, self.layers)
 
-    def contexts(self, lm: LM) -> Contexts:
+    @property
+    def layers(self) -> list[int]:
+        """The layers that are written to, lowest first. Raises UsageError if there are none."""
+        return require_layers(self.config.layers, self.lm)
+
+    @property
+    def contexts(self) -> Contexts:
         """The context prefixes for this model, sampled once."""
-        return once(self.scratch(lm), "contexts", lambda: self.context.build(lm))
+        return self.context.once("contexts", lambda: sample_contexts(self.lm, self.config.context))
 
-    def covariances(self, lm: LM, layers: Sequence[int], ridge: float = 0.0) -> dict[int, Covariance]:
+    def covariances(self, layers: Sequence[int], ridge: float = 0.0) -> dict[int, Covariance]:
         """C + ridge · I of the unedited model, all missing layers filled in one pass over the text."""
-        memory = self.scratch(lm)
-        missing = [layer for layer in layers if ("covariance", layer, ridge) not in memory]
-        if missing and self.use_covariance:
-            with lm.monitor.phase("statistics"):
-                self.moments.collect(lm, missing)
-        for layer in missing:
-            memory["covariance", layer, ridge] = self._covariance(lm, layer, ridge)
-        return {layer: memory["covariance", layer, ridge] for layer in layers}
+        missing = [layer for layer in layers if ("covariance", layer, ridge) not in self.context.kept]
+        if missing and self.config.use_covariance:
+            with self.lm.monitor.phase("statistics"):
+                self.config.moments.collect(self.lm, missing)
+        return {
+            layer: self.context.once(("covariance", layer, ridge), lambda layer=layer: self._covariance(layer, ridge))
+            for layer in layers
+        }
 
-    def _covariance(self, lm: LM, layer: int, ridge: float) -> Covariance:
-        if not self.use_covariance:
-            return ScaledIdentity(lm.key_width(layer), lm.device, 1.0 + ridge)
-        matrix = self.moments.second_moment(lm, layer).matrix.to(lm.device)
+    def _covariance(self, layer: int, ridge: float) -> Covariance:
+        if not self.config.use_covariance:
+            return ScaledIdentity(self.lm.key_width(layer), self.lm.device, 1.0 + ridge)
+        matrix = self.config.moments.second_moment(self.lm, layer).matrix.to(self.lm.device)
         return Covariance(
             matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) if ridge else matrix
         )
 
-    def refuse_unwritable(self, lm: LM, layers: Sequence[int]) -> None:
+    def refuse_unwritable(self, layers: Sequence[int]) -> None:
         """Residuals measured on block outputs can be written to the projection only where its output is added as it is.
 
         Raises:
             UsageError: a post-norm block or a scaled residual.
         """
         for layer in layers:
-            if not once(self.scratch(lm), ("additive", layer), lambda layer=layer: lm.writes_are_additive(layer)):
+            if not self.context.once(("additive", layer), lambda layer=layer: self.lm.writes_are_additive(layer)):
                 raise UsageError(
-                    f"layer {layer} of {lm.name} normalises or scales its MLP's output before adding it to the residual"
-                    " stream, so a residual of block outputs cannot be written to the projection; use method=rome,"
-                    " method=ft or method=lookup"
+                    f"layer {layer} of {self.lm.name} normalises or scales its MLP's output before adding it to the"
+                    " residual stream, so a residual of block outputs cannot be written to the projection; use"
+                    " method=rome, method=ft or method=lookup"
                 )
 
-    def finished(self, lm: LM, delta: WeightDelta) -> WeightDelta:
+    def finished(self, delta: WeightDelta) -> WeightDelta:
         """The update as it will be attached: damped, sparsified, each if asked for, and stored in the smaller form."""
-        if self.prune is not None:
-            delta = prune(lm, delta, self.prune)
-        if self.rect is not None:
-            delta = rect(lm, delta, self.rect)
-        return delta.compact(lm)
+        if self.config.prune is not None:
+            delta = prune(self.lm, delta, self.config.prune)
+        if self.config.rect is not None:
+            delta = rect(self.lm, delta, self.config.rect)
+        return delta.compact(self.lm)
 
 
 class Subjects:
@@ -175,10 +182,3 @@ def written(lm: LM, layer: int, update: Factors) -> WeightDelta:
     exact = torch.promote_types(lm.dtype, torch.float32)
     factors = Factors(update.left.to(exact), update.right.to(exact))
     return WeightDelta({f"{lm.layout.mlp_out(layer)}.weight": factors})
-
-
-def once(memory: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """memory[key], made at the first time."""
-    if key not in memory:
-        memory[key] = make()
-    return memory[key]

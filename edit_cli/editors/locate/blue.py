@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from edit_cli.editors.locate.spreading import SoftSpreadingEditor
+from edit_cli.editors.locate.memit import MEMIT, MEMITConfig
 
 
-@dataclass(kw_only=True)
-class BLUE(SoftSpreadingEditor):
+class BLUE(MEMIT[MEMITConfig]):
     """MEMIT whose residual is not distributed, since layers in between hardly contribute.
 
     At the first of `layers`, and then at the last on the model that this leaves: optimise targets at that very layer

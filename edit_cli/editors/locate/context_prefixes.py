@@ -8,53 +8,56 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from edit_cli.errors import UsageError
+from edit_cli.config.schema import Config, Count, Linked
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
 
 
-@dataclass
-class ContextOptions:
-    """How prefixes are sampled (locate-then-edit, context prefixes).
+@dataclass(frozen=True, kw_only=True)
+class ContextConfig(Config):
+    """How prefixes are sampled (locate-then-edit, context prefixes)."""
 
-    starts: words a prefix begins with; "" is the model's beginning-of-text token. lengths: tokens of a prefix, its
-    start included; `per_start` prefixes for each length and start. top_k: sampled from the k likeliest tokens.
-    weighting: "groups" — the bare prompt and each length count alike (MEMIT); "rows" — all contexts count alike (ROME).
-    prefixes: given texts instead of sampled ones, one group; ". " and the prompt follow each, nothing else is changed.
-    """
+    place = "method.context"
 
     starts: list[str] = field(default_factory=lambda: ["The", "Therefore", "Because", "I", "You"])
-    lengths: list[int] = field(default_factory=lambda: [10])
-    per_start: int = 1
-    top_k: int = 5
-    weighting: str = "groups"
-    seed: int = 0
+    """Words that a prefix begins with; "" is the model's beginning-of-text token."""
+    lengths: list[Count] = field(default_factory=lambda: [10])
+    """Tokens of a prefix, its start included."""
+    per_start: Count = 1
+    """Prefixes for each length and start."""
+    top_k: Count = 5
+    """Each token is sampled from so many likeliest ones."""
+    weighting: Literal["groups", "rows"] = "groups"
+    """What counts alike in an averaged key: the bare prompt and each length (groups, MEMIT), or all contexts (rows,
+    ROME)."""
+    seed: Annotated[int, Linked("${seed}")] = 0
+    """Of the sampling."""
     prefixes: list[str] | None = None
+    """Texts to take instead of sampled ones, one group; ". " and the prompt follow each."""
 
-    def __post_init__(self) -> None:
-        if self.weighting not in ("groups", "rows"):
-            raise UsageError(f"method.context.weighting={self.weighting}: choose groups or rows")
 
-    def build(self, lm: LM) -> Contexts:
-        """Sample from the unedited model (or take `prefixes`)."""
-        if self.prefixes is not None:
-            groups = [[f"{prefix}. " for prefix in self.prefixes]]
-        else:
-            with lm.monitor.phase("prefixes"), lm.pristine():
-                groups = [self._sample(lm, length, number) for number, length in enumerate(self.lengths)]
-        return Contexts([[""], *(group for group in groups if group)], self.weighting)
+def sample_contexts(lm: LM, config: ContextConfig) -> Contexts:
+    """Prefixes sampled from the unedited model, or those that are given."""
+    if config.prefixes is not None:
+        groups = [[f"{prefix}. " for prefix in config.prefixes]]
+    else:
+        with lm.monitor.phase("prefixes"), lm.pristine():
+            groups = [_sample(lm, config, length, number) for number, length in enumerate(config.lengths)]
+    return Contexts([[""], *(group for group in groups if group)], config.weighting)
 
-    def _sample(self, lm: LM, length: int, number: int) -> list[str]:
-        beginning = "" if lm.tokenizer("")["input_ids"] else (lm.tokenizer.bos_token or lm.tokenizer.eos_token)
-        starts = [start or beginning for start in self.starts for _ in range(self.per_start)]
-        seeds = [self.seed * 1_000_003 + number * 1009 + i for i in range(len(starts))]
-        texts = lm.head.sample(starts, seeds, length, self.top_k)
-        return [f"{unicodedata.normalize('NFKD', ' '.join(text.split()))}. " for text in texts]
+
+def _sample(lm: LM, config: ContextConfig, length: int, number: int) -> list[str]:
+    beginning = "" if lm.tokenizer("")["input_ids"] else (lm.tokenizer.bos_token or lm.tokenizer.eos_token)
+    starts = [start or beginning for start in config.starts for _ in range(config.per_start)]
+    seeds = [config.seed * 1_000_003 + number * 1009 + i for i in range(len(starts))]
+    texts = lm.head.sample(starts, seeds, length, config.top_k)
+    return [f"{unicodedata.normalize('NFKD', ' '.join(text.split()))}. " for text in texts]
 
 
 @dataclass(frozen=True)

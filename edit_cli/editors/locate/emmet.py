@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edit_cli.editors.locate.spreading import SpreadingEditor
+from edit_cli.config.schema import NonNegative
+from edit_cli.editors.locate.memit import MEMIT, MassConfig
 
 
-@dataclass(kw_only=True)
-class EMMET(SpreadingEditor):
-    """ROME's equality constraint for a whole batch: Δ K = R exactly, at the least change of old values.
-
-    Δ = R (Kᵀ C⁻¹ K + λI)⁻¹ Kᵀ C⁻¹ (eq. 12), at one layer as published, or spread over several.
-
-    covariance_weight, epsilon: the released code scales C by the first and adds the second to Kᵀ C⁻¹ K; together they
-    are MEMIT's λ = covariance_weight · epsilon. epsilon = 0 is the equality proper; a single fact is always solved
-    exactly (as ROME).
+@dataclass(frozen=True, kw_only=True)
+class EMMETConfig(MassConfig):
+    """The released code scales C by the first weight and adds the second to Kᵀ C⁻¹ K; together they are MEMIT's
+    λ = covariance_weight · epsilon. One layer as published, or several.
     """
 
-    covariance_weight: float = 1.0
-    epsilon: float = 0.1
+    covariance_weight: NonNegative = 1.0
+    """Scale of C."""
+    epsilon: NonNegative = 0.1
+    """What is added to Kᵀ C⁻¹ K; 0: the equality proper."""
+
+
+class EMMET(MEMIT[EMMETConfig]):
+    """ROME's equality constraint for a whole batch: Δ K = R exactly, at the least change of old values.
+
+    Δ = R (Kᵀ C⁻¹ K + λI)⁻¹ Kᵀ C⁻¹ (eq. 12), at one layer as published, or spread over several. A single fact is always
+    solved exactly (as ROME).
+    """
+
+    Config = EMMETConfig
 
     def weight(self, columns: int) -> float:
         """λ, and 0 for a single fact."""
-        return self.covariance_weight * self.epsilon if columns > 1 else 0.0
+        return self.config.covariance_weight * self.config.epsilon if columns > 1 else 0.0

@@ -1,15 +1,175 @@
-"""Mass-Editing Memory in a Transformer (Meng et al., 2023)."""
+"""Mass-Editing Memory in a Transformer (Meng et al., 2023).
+
+Algorithm 1 is here: optimise target states, then write a share of what is missing at each layer. Other members of the
+family (EMMET, PMET, AlphaEdit, BLUE, MEMIT-Merge) change one step each: where targets live, how many layers write, how
+a residual is shared, what is solved.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
-from edit_cli.editors.locate.spreading import SoftSpreadingEditor
+import torch
+from torch import Tensor
+
+from edit_cli.config.schema import NonNegative
+from edit_cli.editors.base import Context
+from edit_cli.editors.locate.base import LocateConfig, LocateEditor, Subjects, written
+from edit_cli.editors.locate.solver import similar_keys, solve
+from edit_cli.editors.locate.value_optimization import Site, optimise_values
+from edit_cli.edits.edit import Edit, Factors, WeightDelta
+from edit_cli.files.tensors import fitted, size
+from edit_cli.lm.model import LM
+from edit_cli.requests import EditRequest
+from edit_cli.wording import many
+
+Groups = list[list[int]]
 
 
-@dataclass(kw_only=True)
-class MEMIT(SoftSpreadingEditor):
+@dataclass(frozen=True, kw_only=True)
+class MassConfig(LocateConfig):
+    """Settings of Algorithm 1. The last of the layers is where target states are optimised."""
+
+    past_keys: Literal["none", "write", "post"] = "none"
+    """Which keys of earlier edits in a sequence keep their values: as they were when written (write, ENCORE), or as the
+    model has them once all layers are written (post, AlphaEdit)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MEMITConfig(MassConfig):
+    """Settings of MEMIT's soft constraint."""
+
+    covariance_weight: NonNegative = 15_000.0
+    """λ of eq. 15: how strongly old keys are kept against the new ones. It scales with the model (see
+    docs/methods/memit.md)."""
+
+
+M = TypeVar("M", bound=MassConfig)
+
+
+class MEMIT(LocateEditor[M]):
     """Many facts at once, spread over a range of MLP layers (Algorithm 1).
 
     Δ = R Kᵀ (λC + K Kᵀ)⁻¹ at each layer, lowest first, with R an equal share of what is still missing (eq. 14, 20).
     """
+
+    Config = MEMITConfig
+    mass_editor = True
+    site: ClassVar[Site] = "block"  # where target states live
+
+    def __init__(self, config: M, lm: LM, context: Context | None = None) -> None:
+        super().__init__(config, lm, context)
+        self.past: dict[int, Tensor] = {}  # by layer: coordinates (m, n) of the keys of earlier edits
+
+    # --- the steps in which methods differ --------------------------------------------------------------------------
+
+    def weight(self, columns: int) -> float:
+        """λ, given how many keys, past ones included, are solved for."""
+        return self.config.covariance_weight
+
+    def prepare(self, layers: Sequence[int], columns: int) -> dict[str, Any]:
+        """Compute once a model what `solve` needs; what the edit should remember of it."""
+        self.covariances(layers, self.ridge(columns))
+        return {}
+
+    def rounds(self, layers: list[int]) -> list[list[int]]:
+        """Layers that write towards one set of targets, which live at the last of them; one list a round."""
+        return [layers]
+
+    def groups(self, requests: Sequence[EditRequest]) -> Groups:
+        """Indices of requests that share one key and one target."""
+        return [[i] for i in range(len(requests))]
+
+    def share(self, residual: Tensor, left: int) -> Tensor:
+        """What of the residual one layer writes while `left` layers, itself included, are to write."""
+        return residual / left
+
+    def coordinates(self, layer: int, keys: Tensor) -> Tensor:
+        """Keys (m, n) as `solve` wants past ones."""
+        return keys
+
+    def solve(self, layer: int, residual: Tensor, keys: Tensor, past: Tensor | None) -> Factors:
+        """The update of one layer: Δ = R Kᵀ (λC + λ_n I + K_p K_pᵀ + K Kᵀ)⁻¹."""
+        columns = keys.shape[1] + (0 if past is None else past.shape[1])
+        (covariance,) = self.covariances([layer], self.ridge(columns)).values()
+        return solve(residual, keys, covariance, self.weight(columns), past=past)
+
+    def ridge(self, columns: int) -> float:
+        """λ_n in units of λ, which is how it is added to C; where λ = 0, C itself is the unit."""
+        return self.config.norm_weight / (self.weight(columns) or 1.0)
+
+    # --- the algorithm ----------------------------------------------------------------------------------------------
+
+    def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
+        """One low-rank update a layer."""
+        lm, layers = self.lm, self.layers
+        self.refuse_unwritable(layers)
+        groups, contexts = self.groups(requests), self.contexts
+        info: dict[str, Any] = {
+            "prefixes": contexts.groups[1:],
+            "groups": len(groups),
+            "losses": [],
+            "steps": [],
+            "residual_norms": {},
+        }
+        info |= self.prepare(layers, len(groups) + max((past.shape[1] for past in self.past.values()), default=0))
+        delta, subjects, keys_of = WeightDelta(info=info), Subjects(lm, requests, contexts, groups), {}
+        with ExitStack() as attached:
+            for chosen in self.rounds(layers):
+                values = optimise_values(lm, requests, chosen[-1], self.site, self.config.value, contexts, groups)
+                info["losses"] += values.losses  # of every round, group by group
+                info["steps"] += values.steps
+                for left, layer in countdown(chosen):
+                    with lm.monitor.phase("keys"):
+                        keys = keys_of[layer] = subjects.keys(layer)
+                        residual = values.target - subjects.states(layer, self.site, chosen[-1])
+                    if layer == layers[0]:
+                        note_similar(lm, [requests[group[0]] for group in groups], keys)
+                    with lm.monitor.phase("solve"):
+                        update = self.solve(layer, self.share(residual.double(), left), keys, self.past.get(layer))
+                    with lm.monitor.phase("apply"):
+                        step = written(lm, layer, update)
+                        delta.updates.update(step.updates)
+                        attached.enter_context(lm.edited(step))
+                    info["residual_norms"][str(layer)] = float(residual.norm(dim=0).mean())
+        delta = self.finished(delta)
+        if self.config.past_keys == "post":
+            with lm.monitor.phase("keys"), lm.edited(delta):
+                after = Subjects(lm, requests, contexts, groups)
+                keys_of = {layer: after.keys(layer) for layer in keys_of}
+        if self.config.past_keys != "none":
+            delta.memory = {f"keys.{layer}": keys.float() for layer, keys in keys_of.items()}
+        self.recall(delta)
+        return delta
+
+    # --- sequences --------------------------------------------------------------------------------------------------
+
+    def recall(self, edit: Edit) -> None:
+        """Take up the keys that `edit` was made with."""
+        memory, lm = getattr(edit, "memory", {}), self.lm
+        known = {f"keys.{layer}": size(lm.key_width(layer), f"facts {layer}") for layer in range(lm.layout.depth)}
+        fitted(memory, {name: known[name] for name in memory.keys() & known.keys()}, "an earlier edit", "make it again")
+        for name, keys in memory.items():
+            layer = int(name.removeprefix("keys."))
+            new = self.coordinates(layer, keys.double())
+            self.past[layer] = torch.cat([self.past[layer], new], dim=1) if layer in self.past else new
+
+
+def countdown(layers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(how many layers are left, this one included; layer), lowest layer first."""
+    return zip(range(len(layers), 0, -1), layers, strict=True)
+
+
+def note_similar(lm: LM, requests: Sequence[EditRequest], keys: Tensor) -> None:
+    """Say which facts share a key: only their average can be written."""
+    pairs = similar_keys(keys)
+    if pairs:
+        first, second = (requests[i] for i in pairs[0])
+        lm.monitor.note(
+            f"{many(len(pairs), 'pair of facts has', 'pairs of facts have')} the same key, so only a mean of their"
+            f" values can be written, such as {first.text!r} and {second.text!r} (method=memit-merge optimises one for"
+            " both)"
+        )

@@ -7,13 +7,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from edit_cli.editors.base import Editor
+from edit_cli.config.schema import Count, Linked, Natural, Positive
+from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.locate.solver import ScaledIdentity, solve
 from edit_cli.editors.passes import in_batches
 from edit_cli.edits.edit import Edit, WeightDelta
@@ -58,40 +59,48 @@ class RunningMoments:
         return (rows - self.mean) / (deviation + torch.finfo(torch.float32).eps)
 
 
-@dataclass(kw_only=True)
-class UltraEdit(Editor):
+@dataclass(frozen=True, kw_only=True)
+class UltraEditConfig(EditorConfig):
+    """No subject, no second moments, no training."""
+
+    modules: list[str]
+    """Names in a block with one layer or a range, such as mlp.up_proj:18-24; mlp_out is the MLP's output projection,
+    whatever the family calls it."""
+    lr: Positive = 1.0e-6
+    """η."""
+    chunk: Count = 10
+    """Facts in one forward and backward pass, whose mean loss is differentiated."""
+    begin_with: Natural = 20
+    """Facts that the moments begin with. Few say nothing: two tokens are always as far from their mean as they deviate.
+    What a first turn lacks of so many is taken from prompts that are not edited, each with another's answer, as in
+    StableEdit (2026), but that nothing of it is written."""
+    corpus: Annotated[Corpus | None, Linked("${stats.corpus}")] = None
+    """Where such prompts come from if the data have no training split: a text's next word is its answer."""
+
+
+class UltraEdit(Editor[UltraEditConfig]):
     """ΔWᵀ = (XᵀX + I)⁻¹ Xᵀ V over the target tokens of a turn, with v = −η ‖x̂‖² ĝ.
 
     x: what enters a module where a target token is predicted; g: the loss's gradient at its output; x̂, ĝ: both
     normalised by running moments over all turns so far, shared by modules of equal shape.
-
-    modules: "name:layers", a name in a block and one layer or a range, such as "mlp.up_proj:18-24"; "mlp_out" is the
-    MLP's output projection, whatever the family calls it.
-    lr: η. chunk: facts in a forward and backward pass, whose mean loss is differentiated.
-    begin_with: facts that the moments begin with. Few say nothing: two tokens are always as far from their mean as they
-    deviate. What a first turn lacks of so many is taken from prompts that are not edited, each with another's answer:
-    of the training split where the data have one, else of `corpus`, a text's next word being its answer. As in
-    StableEdit (2026), but that nothing of it is written.
     """
 
+    Config = UltraEditConfig
     mass_editor = True
 
-    modules: list[str]
-    lr: float = 1.0e-6
-    chunk: int = 10
-    begin_with: int = 20
-    corpus: Corpus | None = None
-    _moments: dict[str, RunningMoments] = field(default_factory=dict, init=False, repr=False)
+    def __init__(self, config: UltraEditConfig, lm: LM, context: Context | None = None) -> None:
+        super().__init__(config, lm, context)
+        self.moments: dict[str, RunningMoments] = {}
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
+    def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """One update a module; the moments after this turn are left in its memory."""
-        names = self._names(lm)
-        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
-        before = self._moments or self._warmed(lm, names, len(rows))
-        with lm.monitor.phase("train"):
-            seen = _seen(lm, rows, names, self.chunk)
-        with lm.monitor.phase("solve"):
-            moments = _after(lm, before, seen)
+        names = self._names()
+        rows = self.lm.head.encode([(request.text, request.target_new) for request in requests])
+        before = self.moments or self._warmed(names, len(rows))
+        with self.lm.monitor.phase("train"):
+            seen = _seen(self.lm, rows, names, self.config.chunk)
+        with self.lm.monitor.phase("solve"):
+            moments = _after(self.lm, before, seen)
             if any(kept.count < 2 for kept in moments.values()):
                 raise UsageError(
                     "ultraedit normalises over target tokens and modules of equal shape, and one alone has no"
@@ -100,61 +109,62 @@ class UltraEdit(Editor):
             delta = WeightDelta(info={"tokens": sum(len(row.target) for row in rows)})
             for name in names:
                 inputs, gradients = (torch.cat(parts) for parts in zip(*seen[name], strict=True))
-                values = self._values(inputs, gradients, moments[_shape(lm, name)])
+                values = self._values(inputs, gradients, moments[_shape(self.lm, name)])
                 identity = ScaledIdentity(inputs.shape[1], inputs.device)
                 update = solve(values.T.to(exact(inputs)), inputs.T, identity, 1.0)
                 delta.updates[f"{name}.weight"] = update
         for shape, kept in moments.items():
             delta.memory[f"mean.{shape}"], delta.memory[f"squares.{shape}"] = kept.mean, kept.squares
             delta.memory[f"count.{shape}"] = torch.tensor(kept.count)
-        self._moments = moments
-        return delta.compact(lm)
+        self.moments = moments
+        return delta.compact(self.lm)
 
     def _values(self, inputs: Tensor, gradients: Tensor, moments: RunningMoments) -> Tensor:
         normal = moments.normalised(torch.cat([inputs, gradients], dim=1).double())
         direction, slope = normal.split([inputs.shape[1], gradients.shape[1]], dim=1)
-        return -self.lr * direction.square().sum(1, keepdim=True) * slope
+        return -self.config.lr * direction.square().sum(1, keepdim=True) * slope
 
-    def _warmed(self, lm: LM, names: Sequence[str], facts: int) -> dict[str, RunningMoments]:
+    def _warmed(self, names: Sequence[str], facts: int) -> dict[str, RunningMoments]:
         """The moments that a first turn of so many facts goes on from, of the unedited model; none if it has enough.
 
         They are read in passes of as many facts as the turn's, by which a gradient is divided.
         """
-        lacking, chunk = self.begin_with - facts, min(self.chunk, facts)
+        lacking, chunk = self.config.begin_with - facts, min(self.config.chunk, facts)
         if lacking <= 0:
             return {}
-        memory, key = self.scratch(lm), ("warm", lacking, chunk)
-        if key not in memory:
-            with lm.monitor.phase("statistics"), lm.pristine():
-                memory[key] = _after(lm, {}, _seen(lm, self._others(lm, facts, lacking), names, chunk))
-        return memory[key]
 
-    def _others(self, lm: LM, facts: int, count: int) -> list[Any]:
+        def read() -> dict[str, RunningMoments]:
+            with self.lm.monitor.phase("statistics"), self.lm.pristine():
+                return _after(self.lm, {}, _seen(self.lm, self._others(facts, lacking), names, chunk))
+
+        return self.context.once(("first moments", lacking, chunk), read)
+
+    def _others(self, facts: int, count: int) -> list[Any]:
         """Rows of prompts that are not edited, each with the answer of the next one."""
-        pairs: Iterable[tuple[str, str]] = self.examples("train") if self.examples else []
-        if not pairs and self.corpus is not None:
-            pairs = _next_words(self.corpus.documents(0))
+        pairs: Iterable[tuple[str, str]] = self.context.examples("train") if self.context.examples else []
+        if not pairs and self.config.corpus is not None:
+            pairs = _next_words(self.config.corpus.documents(0))
         able: list[tuple[str, str]] = []
         for pair in pairs:
             if len(able) == count:
                 break
             with suppress(RejectedRequest):
-                lm.head.encode([pair])
+                self.lm.head.encode([pair])
                 able.append(pair)
         if not able:
             raise UsageError(
                 f"ultraedit normalises by what facts have shown before, and a first turn of {facts} shows too little:"
-                f" edit {self.begin_with} at once (protocol.batch_size), name a text to begin with (corpus=NAME), or"
-                " begin with nothing (method.begin_with=0)"
+                f" edit {self.config.begin_with} at once (protocol.batch_size), name a text to begin with"
+                " (corpus=NAME), or begin with nothing (method.begin_with=0)"
             )
         prompts, answers = zip(*able, strict=True)
-        return lm.head.encode(list(zip(prompts, (*answers[1:], answers[0]), strict=True)))
+        return self.lm.head.encode(list(zip(prompts, (*answers[1:], answers[0]), strict=True)))
 
-    def _names(self, lm: LM) -> list[str]:
-        if not self.modules:
+    def _names(self) -> list[str]:
+        if not self.config.modules:
             raise UsageError("method.modules is empty: give names and layers, such as method.modules=[mlp_out:3-5]")
         names = []
-        for entry in self.modules:
+        for entry in self.config.modules:
             match = re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", entry)
             if not match:
                 raise UsageError(
@@ -162,17 +172,19 @@ class UltraEdit(Editor):
                 )
             part, first, last = match.groups()
             for layer in range(int(first), int(last or first) + 1):
-                name = lm.layout.mlp_out(layer) if part == "mlp_out" else f"{lm.layout.block(layer)}.{part}"
+                name = self.lm.layout.mlp_out(layer) if part == "mlp_out" else f"{self.lm.layout.block(layer)}.{part}"
                 try:
-                    fits = is_projection(lm.module(name))
+                    fits = is_projection(self.lm.module(name))
                 except AttributeError:
                     fits = False
                 if not fits:
-                    raise UsageError(f"method.modules: {entry!r} names no Linear or Conv1D layer of {lm.name}: {name}")
+                    raise UsageError(
+                        f"method.modules: {entry!r} names no Linear or Conv1D layer of {self.lm.name}: {name}"
+                    )
                 names.append(name)
         return list(dict.fromkeys(names))
 
-    def recall(self, lm: LM, edit: Edit) -> None:
+    def recall(self, edit: Edit) -> None:
         """The moments as they were after `edit`."""
         memory = getattr(edit, "memory", {})
         known: dict[str, Size] = {}
@@ -183,11 +195,8 @@ class UltraEdit(Editor):
         for name in memory:
             kind, _, shape = name.partition(".")
             if kind == "count":
-                parts = (memory[f"{part}.{shape}"].to(lm.device) for part in ("mean", "squares"))
-                self._moments[shape] = RunningMoments(int(memory[name]), *parts)
-
-    def reset(self) -> None:
-        self._moments = {}
+                parts = (memory[f"{part}.{shape}"].to(self.lm.device) for part in ("mean", "squares"))
+                self.moments[shape] = RunningMoments(int(memory[name]), *parts)
 
 
 def _next_words(documents: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -8,18 +8,60 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from edit_cli.config.schema import Config, Count, NonNegative, Positive
+from edit_cli.errors import UsageError
 from edit_cli.lm.fast.prefix_cache import close
 from edit_cli.lm.fast.suffix_pass import Resumption, Span
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.model import LM
 
-if TYPE_CHECKING:
-    from edit_cli.editors.locate.value_optimization import ValueOptions
+
+@dataclass(frozen=True, kw_only=True)
+class ValueConfig(Config):
+    """Settings of the optimisation (locate-then-edit, sections 7, 9, 11 and 14)."""
+
+    place = "method.value"
+
+    steps: Count = 20
+    """Forward passes; one update fewer."""
+    lr: Positive = 0.5
+    """Learning rate of Adam."""
+    weight_decay: NonNegative = 0.5
+    """Times ‖δ‖ / ‖v_0‖²."""
+    clamp_norm_factor: Positive = 0.75
+    """‖δ‖ stays below this multiple of ‖v_0‖."""
+    kl_factor: NonNegative = 0.0625
+    """Keeps what the model says of `kl_prompt`."""
+    kl_prompt: str = "{} is a"
+    """The prompt about the subject whose answer stays."""
+    kl_position: Literal["subject", "last"] = "subject"
+    """Where its answer is read: at the subject's last token, as released, or at the prompt's, as the paper words it."""
+    stop_loss: NonNegative = 0.05
+    """An edit whose loss is below it is done (tested before the update)."""
+    mpes: Count | None = None
+    """ENCORE's early stop: an edit is done after so many passes in which every target token was the likeliest, in every
+    context."""
+    settle_kl: NonNegative | None = None
+    """PMET's: once every target token is the likeliest, an edit is done if its KL term is at most this."""
+    settle_nll: NonNegative = 0.1
+    """PMET's: how often the NLL then counts, from the next pass on."""
+    batch_tokens: Count | None = None
+    """Tokens a step; null: by device, halved when memory runs out. Changes speed and memory only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kl_prompt.count("{}") != 1:
+            raise UsageError("method.value.kl_prompt must hold the slot {} once")
+
+    @property
+    def watches_hits(self) -> bool:
+        """Whether it matters which target tokens are the likeliest."""
+        return self.mpes is not None or self.settle_kl is not None
 
 
 @dataclass(frozen=True)
@@ -130,7 +172,7 @@ class Batch:
                 stack.enter_context(listen)
             return self.passes.logits(partial(change, place=0), self.modules[0])
 
-    def scores(self, shift: Tensor, nll_factor: Tensor, initial_norm: Tensor, options: ValueOptions) -> Scores:
+    def scores(self, shift: Tensor, nll_factor: Tensor, initial_norm: Tensor, options: ValueConfig) -> Scores:
         """Of every edit, for its shift (n, modules, d); its NLL counts `nll_factor` (n,) times; initial_norm: ‖v_0‖
         (n, modules).
         """

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from edit_cli.editors.locate.context_prefixes import BARE, Contexts, rows_in_contexts
-from edit_cli.editors.locate.value_batch import Batch, Task
-from edit_cli.errors import OutOfMemory, UsageError
+from edit_cli.editors.locate.value_batch import Batch, Task, ValueConfig
+from edit_cli.errors import OutOfMemory
 from edit_cli.lm.fast.suffix_pass import Span
 from edit_cli.lm.layout import attention_out
 from edit_cli.lm.model import LM
@@ -32,44 +32,6 @@ from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
 
 Site = Literal["block", "mlp_out", "branches"]
-
-
-@dataclass
-class ValueOptions:
-    """Settings of the optimisation (locate-then-edit, sections 7, 9, 11 and 14).
-
-    steps: forward passes; one update fewer. stop_loss: an edit below it is done (tested before the update).
-    clamp_norm_factor: ‖δ‖ ≤ factor · ‖v_0‖. kl_position: "subject" as released, "last" as the paper words it.
-    mpes: ENCORE's early stop: an edit is done after so many passes in which every target token was the likeliest, in
-    every context. settle_kl, settle_nll: PMET's: while every target token is the likeliest, NLL counts `settle_nll`
-    times from the next pass on, and the edit is done if its KL term is at most `settle_kl`.
-    batch_tokens: tokens a step, null for a default by device; halved when memory runs out. Changes speed and memory
-    only.
-    """
-
-    steps: int = 20
-    lr: float = 0.5
-    weight_decay: float = 0.5
-    clamp_norm_factor: float = 0.75
-    kl_factor: float = 0.0625
-    kl_prompt: str = "{} is a"
-    kl_position: str = "subject"
-    stop_loss: float = 0.05
-    mpes: int | None = None
-    settle_kl: float | None = None
-    settle_nll: float = 0.1
-    batch_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kl_position not in ("subject", "last"):
-            raise UsageError(f"method.value.kl_position={self.kl_position}: choose subject or last")
-        if self.kl_prompt.count("{}") != 1:
-            raise UsageError("method.value.kl_prompt must hold the slot {} once")
-
-    @property
-    def watches_hits(self) -> bool:
-        """Whether it matters which target tokens are the likeliest."""
-        return self.mpes is not None or self.settle_kl is not None
 
 
 @dataclass
@@ -97,7 +59,7 @@ def optimise_values(
     requests: Sequence[EditRequest],
     layer: int,
     site: Site,
-    options: ValueOptions,
+    options: ValueConfig,
     contexts: Contexts,
     groups: Sequence[Sequence[int]] | None = None,
 ) -> Values:
@@ -122,7 +84,7 @@ def optimise_values(
 
 
 def _search(
-    lm: LM, parts: Sequence[tuple[Task, Row, int]], layer: int, site: Site, options: ValueOptions
+    lm: LM, parts: Sequence[tuple[Task, Row, int]], layer: int, site: Site, options: ValueConfig
 ) -> list[tuple[Tensor, Tensor, float, int]]:
     """(target, initial, loss, steps) of each part, which is an edit's task and its bare prompt with the position of
     its subject.
@@ -144,7 +106,7 @@ def _search(
 def _tasks(
     lm: LM,
     requests: Sequence[EditRequest],
-    options: ValueOptions,
+    options: ValueConfig,
     contexts: Contexts,
     groups: Sequence[Sequence[int]] | None = None,
 ) -> list[Task]:
@@ -174,7 +136,7 @@ class _Search:
         tasks: Sequence[Task],
         frozen: int,
         modules: list[str | None],
-        options: ValueOptions,
+        options: ValueConfig,
         initial: Tensor,
     ) -> None:
         self.lm, self.tasks, self.options = lm, tasks, options

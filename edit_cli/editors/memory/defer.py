@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from edit_cli.editors.base import Editor
 from edit_cli.editors.memory.base import MemoryLayer, MemoryPatch, in_turn, module_of
+from edit_cli.editors.old import Editor
 from edit_cli.editors.passes import at_prompt_end, in_batches, passes, row_losses, rows_right
 from edit_cli.errors import UsageError
 from edit_cli.files.shapes import Count

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.base import Editor
-from edit_cli.editors.locate.context_prefixes import ContextOptions
+from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
 from edit_cli.editors.memory.base import Entries, MemoryLayer, MemoryPatch, in_turn, module_of, nearest
+from edit_cli.editors.old import Editor
 from edit_cli.editors.passes import Passes, at_prompt_end, passes, row_losses
 from edit_cli.errors import UsageError
 from edit_cli.files.tensors import Size, size
@@ -158,7 +158,7 @@ class Grace(Editor):
     only_mistakes: bool = True
     seed: int = 0
     spread: float = 1.8
-    context: ContextOptions = field(default_factory=lambda: ContextOptions(lengths=[5, 10]))
+    context: ContextConfig = field(default_factory=lambda: ContextConfig(lengths=[5, 10]))
 
     @property
     def layers(self) -> list[int]:
@@ -215,7 +215,7 @@ class Grace(Editor):
         if not isinstance(self.radius, str):
             return float(self.radius)
         with lm.monitor.phase("calibrate"):
-            prefixes = self.context.build(lm).texts
+            prefixes = sample_contexts(lm, self.context).texts
             rows = lm.head.encode([(prefix + request.text, None) for prefix in prefixes])
             keys = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(name, "input")])[0].float()
             radius = self.spread * float((keys[1:] - keys[0]).norm(dim=-1).quantile(0.95))

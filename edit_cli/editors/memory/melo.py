@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, TypedDict
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.base import Editor
 from edit_cli.editors.memory.base import MemoryLayer, MemoryPatch, module_of, nearest
+from edit_cli.editors.old import Editor
 from edit_cli.editors.passes import at_prompt_end, passes, row_losses
 from edit_cli.errors import UsageError
 from edit_cli.files.shapes import Count, Rule

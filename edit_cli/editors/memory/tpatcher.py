@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 
-from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Editor
 from edit_cli.editors.memory.activations import inputs_on_examples, inputs_on_text
 from edit_cli.editors.memory.base import Entries, MemoryLayer, MemoryPatch, in_turn, mlp_in
 from edit_cli.editors.memory.patch_training import Neurons, PatchTraining, begun
+from edit_cli.editors.old import AUTO, CORPUS, EXAMPLES, Editor
 from edit_cli.editors.passes import Passes, passes
 from edit_cli.errors import UsageError
 from edit_cli.files.shapes import Count

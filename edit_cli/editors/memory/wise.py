@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, relu
 
-from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Editor
-from edit_cli.editors.locate.context_prefixes import ContextOptions
+from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
 from edit_cli.editors.memory.activations import inputs_of_rows
 from edit_cli.editors.memory.base import in_turn, module_of
 from edit_cli.editors.memory.side_memory import LAST, MEAN, WiseLayer, WisePatch, over, stir
+from edit_cli.editors.old import AUTO, CORPUS, EXAMPLES, Editor
 from edit_cli.editors.passes import passes, row_losses
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
@@ -72,7 +72,7 @@ class Wise(Editor):
     irrelevant: int = 1
     elsewhere: str = AUTO
     corpus: Corpus | None = None
-    context: ContextOptions = field(default_factory=lambda: ContextOptions(per_start=2))
+    context: ContextConfig = field(default_factory=lambda: ContextConfig(per_start=2))
     batch_size: int = 1
     seed: int = 0
 
@@ -201,7 +201,7 @@ class Wise(Editor):
     def _prefixes(self, lm: LM) -> list[str]:
         kept = self.scratch(lm)
         if "prefixes" not in kept:
-            kept["prefixes"] = self.context.build(lm).texts
+            kept["prefixes"] = sample_contexts(lm, self.context).texts
         return kept["prefixes"]
 
     def _about(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from edit_cli.config.identity import flatten, plain
-from edit_cli.editors.base import Editor
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base_model_cache import Memory
+from edit_cli.editors.old import Editor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from edit_cli.editors.base import Editor
+from edit_cli.editors.old import Editor
 from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, Retold, facts_of
 from edit_cli.editors.retrieval.demonstrations import KINDS, Store, headed, shown
 from edit_cli.errors import RejectedRequest, UsageError

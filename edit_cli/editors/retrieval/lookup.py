@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from edit_cli.editors.base import Editor
 from edit_cli.editors.memory.base import nearest
+from edit_cli.editors.old import Editor
 from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, facts_of
 from edit_cli.errors import UsageError
 from edit_cli.files.tensors import Size, size
