@@ -26,13 +26,13 @@ PATHS = set(
     " perplexity_text snippets tokenizer true_false_path".split()
 )
 TEXTS = PATHS | set(
-    "answers averaged blocks condition contradictions describes device dtype elsewhere ending family field final_norm init"
-    " join kind kl_position kl_prompt learn licence memory mixing mlp_out mode module name objective optimiser outer"
-    " part past_keys pooling precision quantise records replace revision router rule schedule score sentiment sha256"
-    " size split stays subset target template test_split train_split trained_on trains transformed unrelated url variant"
-    " weighting".split()
+    "answers averaged blocks condition contradictions describes device dtype elsewhere ending family field"
+    " final_norm init join kind kl_position kl_prompt learn licence memory mixing mlp_out mode module name"
+    " objective optimiser outer part past_keys pooling precision quantise records replace revision router rule"
+    " schedule score sentiment sha256 size split stays subset target template test_split train_split trained_on"
+    " trains transformed unrelated url variant weighting".split()
 )
-TEXT_LISTS = set("ids kinds labels locality lora_modules modules prefixes starts trackers".split())
+TEXT_LISTS = set("fields ids kinds labels locality lora_modules modules prefixes starts trackers".split())
 FUNCTION = re.compile(
     r"(bool|choice|extend_list|float|glob|int|interval|json_str|range|shuffle|sort|str|tag)\(.*\)", re.DOTALL
 )
