@@ -90,8 +90,8 @@ class Task:
     description: str
     total: int | None
     began: float
+    bar: TaskID
     done: int = 0
-    bar: TaskID | None = None
 
     def told(self, now: float) -> str:
         """`scoring 40 of 960, 12 s left`"""
@@ -156,7 +156,7 @@ class ConsoleMonitor(Monitor):
 
     @contextmanager
     def task(self, description: str, total: int | None) -> Iterator[Advance]:
-        task = Task(description, total, time.monotonic(), bar=self._bars.add_task(description, total=total))
+        task = Task(description, total, time.monotonic(), self._bars.add_task(description, total=total))
         self._tasks.append(task)
         self._draw()
 

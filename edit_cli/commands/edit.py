@@ -174,6 +174,8 @@ def _inline(fact: EditOptions) -> Dataset:
         fact.prompt = fact.prompt.replace(subject, "{}", 1)
     if subject is None and "{}" in fact.prompt:
         raise UsageError("edit.subject has no value: it belongs where edit.prompt has {}")
+    if not fact.prompt.strip():
+        raise UsageError("edit.prompt is empty: give the statement up to its answer")
     if not fact.target.strip():
         raise UsageError("edit.target is empty: give the new answer")
     try:
