@@ -11,12 +11,12 @@ import pytest
 FT = ("method=ft", "method.steps=5", "protocol.observe.generate=false")
 
 
-@pytest.fixture(scope="module")
 def csv_rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory, cache_dir) -> Path:
     """Runs of several sizes, one sequential one, and one of another command."""
     from conftest import invoke
