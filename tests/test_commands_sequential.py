@@ -214,7 +214,7 @@ def test_a_run_that_destroys_its_model_can_be_stopped(cli, kill_after):
         cli(*arguments, quick=True)
     ended = cli(*arguments, quick=True)
     assert ended.code == 6
-    assert "COLLAPSED by 1 facts" in ended.words
+    assert "COLLAPSED by 1 fact:" in ended.words
     assert "the run was stopped there" in ended.words
     summary = json.loads(Path("r/summary.json").read_text())
     assert summary["stopped"]
