@@ -138,7 +138,7 @@ class UltraEdit(Editor):
                 able.append(pair)
         if not able:
             raise UsageError(
-                f"ultraedit normalises by what facts have shown, {facts} alone show too little to be written, and these"
+                f"ultraedit normalises by what facts have shown: a first turn of {facts} shows too little, and these"
                 f" data have no training records to begin with: edit {self.begin_with} at once (protocol.batch_size)"
                 " or go without (method.begin_with=0)"
             )
