@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
