@@ -39,9 +39,12 @@ class AlphaEdit(SpreadingEditor):
         """The ridge in the null space: C is I there."""
         return self.l2 + self.norm_weight
 
-    def require(self, model: str) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.use_covariance:
             raise UsageError("method.use_covariance=false leaves alphaedit nothing to project with: take method=memit")
+
+    def require(self, model: str) -> None:
         self.moments.require(model, self.layers)
 
     def prepare(self, lm: LM, layers: Sequence[int], columns: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ second moments.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +25,6 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row, pad_right
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.corpora import Corpus
-
-WORDS = 100  # of a document that is read to warm up
 
 
 @dataclass
@@ -69,9 +67,8 @@ class UltraEdit(Editor):
     MLP's output projection, whatever the family calls it.
     lr: η. chunk: facts in a forward and backward pass, whose mean loss is differentiated.
     begin_with: facts that the moments begin with. Few say nothing: two tokens are always as far from their mean as they
-    deviate. What a first turn lacks of so many is taken from prompts that are not edited, each with another's answer:
-    of the training split where the data have one, else of `corpus`, a text's next word being its answer. As in
-    StableEdit (2026), but that nothing of it is written.
+    deviate. What a first turn lacks of so many is taken from the training split: prompts that the run neither edits nor
+    asks about, each with another's answer. As in StableEdit (2026), but that nothing of it is written.
     """
 
     mass_editor = True
@@ -80,7 +77,6 @@ class UltraEdit(Editor):
     lr: float = 1.0e-6
     chunk: int = 10
     begin_with: int = 20
-    corpus: Corpus | None = None
     _moments: dict[str, RunningMoments] = field(default_factory=dict, init=False, repr=False)
 
     def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
@@ -130,12 +126,13 @@ class UltraEdit(Editor):
         return memory[key]
 
     def _others(self, lm: LM, facts: int, count: int) -> list[Any]:
-        """Rows of prompts that are not edited, each with the answer of the next one."""
-        pairs: Iterable[tuple[str, str]] = self.examples("train") if self.examples else []
-        if not pairs and self.corpus is not None:
-            pairs = _next_words(self.corpus.documents(0))
+        """Rows of prompts that are not edited, each with the answer of the next one.
+
+        Raises:
+            UsageError: there are none.
+        """
         able: list[tuple[str, str]] = []
-        for pair in pairs:
+        for pair in self.examples("train") if self.examples else []:
             if len(able) == count:
                 break
             with suppress(RejectedRequest):
@@ -143,9 +140,9 @@ class UltraEdit(Editor):
                 able.append(pair)
         if not able:
             raise UsageError(
-                f"ultraedit normalises by what facts have shown before, and a first turn of {facts} shows too little:"
-                f" edit {self.begin_with} at once (protocol.batch_size), name a text to begin with (corpus=NAME), or"
-                " begin with nothing (method.begin_with=0)"
+                f"ultraedit normalises by what facts have shown: a first turn of {facts} shows too little, and these"
+                f" data have no training records to begin with: edit {self.begin_with} at once (protocol.batch_size)"
+                " or go without (method.begin_with=0)"
             )
         prompts, answers = zip(*able, strict=True)
         return lm.head.encode(list(zip(prompts, (*answers[1:], answers[0]), strict=True)))
@@ -188,14 +185,6 @@ class UltraEdit(Editor):
 
     def reset(self) -> None:
         self._moments = {}
-
-
-def _next_words(documents: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(the first half of a document, the word that follows)."""
-    for words in (document.split()[:WORDS] for document in documents):
-        if len(words) > 3:
-            half = len(words) // 2
-            yield " ".join(words[:half]), words[half]
 
 
 def _seen(lm: LM, rows: Sequence[Row], names: Sequence[str], chunk: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
