@@ -13,7 +13,7 @@ import pytest
 from conftest import Cli
 from embedded import embedded_lm, requests, same_bits, snapshot
 
-from edit_cli.help_texts import CONFIGURED
+from edit_cli.cli.help import CONFIGURED
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,8 +52,8 @@ def test_every_command_of_the_docs_is_one(page, command):
     """Settings compose, and are built as far as no file is read."""
     import hydra
 
-    from edit_cli.arguments import regroup
-    from edit_cli.config import build, register_resolvers
+    from edit_cli.config.build import build, register_resolvers
+    from edit_cli.config.overrides import regroup
 
     words = words_of(command)
     if words[0] not in CONFIGURED:

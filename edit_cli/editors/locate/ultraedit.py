@@ -24,7 +24,6 @@ from edit_cli.lm.layout import is_projection, widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row, pad_right
 from edit_cli.requests import EditRequest
-from edit_cli.statistics.corpora import Corpus
 
 
 @dataclass
