@@ -117,8 +117,8 @@ class Task:
     description: str
     total: int | None
     began: float
+    bar: TaskID
     done: int = 0
-    bar: TaskID | None = None
 
     def told(self, now: float) -> str:
         """`scoring 40 of 960, 12 s left`"""

@@ -19,10 +19,11 @@ row() {  # what the line is called, settings
   edit-cli evaluate "$@" limit=50 protocol.batch_size=50 run_dir="$OUT/fifty/$name" > /dev/null
   edit-cli sequential "$@" limit=200 protocol.batch_size=20 'protocol.checkpoints=[20,100,200]' run_dir="$OUT/sequence/$name" > /dev/null
 }
-for method in ${METHODS:-rome r-rome memit emmet pmet alphaedit blue memit-merge ultraedit}; do
+for method in ${METHODS:-rome r-rome memit emmet pmet alphaedit blue memit-merge}; do
   row "$method" method="$method"
 done
 if [[ -z "${METHODS:-}" ]]; then
+  row ultraedit method=ultraedit method.begin_with=0   # as published, with nothing to begin with
   row memit-keeps-keys method=memit method.past_keys=write
   row encore method=memit method.past_keys=write method.covariance_weight=50 method.norm_weight=0.1 method.value.mpes=4
   row memit-rect method=memit method.rect=0.4

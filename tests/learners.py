@@ -26,6 +26,7 @@ QUICK = {
     "ike": ("method.demonstrations=4",),
     "wise": ("method.steps=30", "method.context.per_start=1"),
     "lora": ("method.steps=20",),
+    "ultraedit": ("method.begin_with=0",),
     "retrain": ("method.corpus=FEW",),
     "enn": ("method.trains=edited", "method.layers=[4, 5]", "method.steps=2"),
     "malmen": ("method.edits=4", "method.rank=8"),

@@ -245,7 +245,7 @@ def test_ultraedit_is_a_ridge_regression_on_normalised_gradients(lm):
 
 
 def test_ultraedit_needs_no_subject_but_more_than_one_token(editor, lm):
-    ultraedit = editor("ultraedit")
+    ultraedit = editor("ultraedit", "method.begin_with=0")
     wanted = [EditRequest(request.text, None, request.target_new) for request in requests(6)]
     ultraedit.check(lm, wanted[0])
     with lm.edited(ultraedit.edit(lm, wanted)):
@@ -254,57 +254,52 @@ def test_ultraedit_needs_no_subject_but_more_than_one_token(editor, lm):
         editor("ultraedit", "method.modules=[mlp_out:4]", "method.begin_with=0").edit(lm, wanted[:1])
 
 
+def records(split: str) -> list[tuple[str, str]]:
+    assert split == "train"
+    return [(case.requests[0].text, case.requests[0].target_true or "") for case in world("test")[:40]]
+
+
 def test_ultraedit_writes_a_single_fact_once_its_moments_have_seen_others(editor, lm):
-    """Records of the training split are read, and nothing of them is written; without any, text is."""
-    wanted, told = requests(2), [case.requests[0] for case in world("test")[:40]]
-    asked = []
-
-    def examples(split: str) -> list[tuple[str, str]]:
-        asked.append(split)
-        return [(request.text, request.target_true or "") for request in told]
-
-    untouched = snapshot(lm)
-    for source in (None, examples):
-        took = 0
-        for request in wanted:
-            made = editor("ultraedit")
-            made.examples = source
-            edit = made.edit(lm, [request])
-            assert same_bits(snapshot(lm), untouched)
-            with lm.edited(edit):
-                took += hits(lm, [request])
-                if source:  # what it was warmed up with, it has not learnt
-                    others = [(first.text, second.target_true) for first, second in pairwise(told)]
-                    assert sum(all(score.hits) for score in lm.loglikelihood(others[:19])) <= 1
-        assert took == len(wanted)
-    assert set(asked) == {"train"}
-    cold = editor("ultraedit", "method.begin_with=0")
-    with lm.edited(cold.edit(lm, wanted[:1])):
-        assert hits(lm, wanted[:1]) == 0
+    """Records of the training split are read, each with the answer of the next, and nothing of them is written."""
+    untouched, told = snapshot(lm), records("train")
+    for request in requests(2):
+        made = editor("ultraedit")
+        made.examples = records
+        edit = made.edit(lm, [request])
+        assert same_bits(snapshot(lm), untouched)
+        with lm.edited(edit):
+            assert hits(lm, [request]) == 1
+            others = [(first[0], second[1]) for first, second in pairwise(told)]
+            assert sum(all(score.hits) for score in lm.loglikelihood(others[:19])) <= 1
+    with lm.edited(editor("ultraedit", "method.begin_with=0").edit(lm, requests(1))):
+        assert hits(lm, requests(1)) == 0  # as published
 
 
-def test_ultraedit_begins_with_what_it_sees_only_where_a_first_turn_lacks_facts(editor, lm):
+def test_ultraedit_begins_with_others_only_where_a_first_turn_lacks_facts(editor, lm):
     wanted = requests(24)
-    first, second = editor("ultraedit"), editor("ultraedit", "method.begin_with=0")
+
+    def begun():
+        made = editor("ultraedit")
+        made.examples = records
+        return made
+
+    first, second = begun(), editor("ultraedit", "method.begin_with=0")
     # enough facts: as published, and a later turn goes on from them however few it has
     assert same_bits(first.edit(lm, wanted[:20]).state()[0], second.edit(lm, wanted[:20]).state()[0])
     assert same_bits(first.edit(lm, wanted[20:21]).state()[0], second.edit(lm, wanted[20:21]).state()[0])
     first.reset()
-    warmed = first.edit(lm, wanted[:1])
-    again = editor("ultraedit")
-    assert same_bits(again.edit(lm, wanted[:1]).state()[0], warmed.state()[0])
-    names = again.on(lm)._names()
-    plain = editor("ultraedit").on(lm)._warmed(names, 1)
+    assert same_bits(first.edit(lm, wanted[:1]).state()[0], begun().edit(lm, wanted[:1]).state()[0])
+    names = first.on(lm)._names()
+    plain = begun().on(lm)._warmed(names, 1)
     with lm.edited(editor("ft").edit(lm, wanted[1:3])):  # it is the unedited model that is read
-        read = editor("ultraedit").on(lm)._warmed(names, 1)
-    assert all(torch.equal(read[shape].mean, plain[shape].mean) for shape in plain) and plain
+        read = begun().on(lm)._warmed(names, 1)
+    assert plain and all(torch.equal(read[shape].mean, plain[shape].mean) for shape in plain)
 
 
 def test_ultraedit_says_what_a_few_facts_need(editor, lm):
-    made = editor("ultraedit", "method.corpus=null")
     with pytest.raises(UsageError) as caught:
-        made.edit(lm, requests(1))
-    assert all(part in str(caught.value) for part in ("protocol.batch_size", "corpus=NAME", "method.begin_with=0"))
+        editor("ultraedit").edit(lm, requests(1))
+    assert all(part in str(caught.value) for part in ("edit 20 at once", "protocol.batch_size", "method.begin_with=0"))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +350,7 @@ SEQUENCES = {
     "alphaedit": [],
     "memit": ["method.past_keys=write"],
     "emmet": ["method.past_keys=post"],
-    "ultraedit": [],
+    "ultraedit": ["method.begin_with=0"],
     "rome": [],
 }
 
@@ -385,7 +380,7 @@ def test_a_resumed_sequence_is_the_uninterrupted_one_bit_for_bit(name, editor, t
 
 @pytest.mark.parametrize("name", ["alphaedit", "ultraedit"])
 def test_what_earlier_edits_left_matters_and_reset_forgets_it(name, editor, lm):
-    keeping = editor(name)
+    keeping = editor(name, *SEQUENCES[name])
     first = keeping.edit(lm, requests(2)).state()[0]
     drifted = keeping.edit(lm, requests(2)).state()[0]
     keeping.reset()

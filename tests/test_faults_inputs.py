@@ -33,7 +33,8 @@ def composed(*overrides: str) -> DictConfig:
 
 def leaves(node: Any, prefix: str) -> list[tuple[str, Any]]:
     """(key, value) of every setting below a node that holds a plain value."""
-    found = []
+    found: list[tuple[str, Any]] = []
+    plain: Any = OmegaConf.to_container(node)
     for key in node:
         child = node._get_node(key)
         if key == "_target_" or child is None or child._is_interpolation() or child._is_missing():
@@ -41,7 +42,7 @@ def leaves(node: Any, prefix: str) -> list[tuple[str, Any]]:
         if isinstance(child, DictConfig):
             found += [] if child._is_none() else leaves(child, f"{prefix}.{key}")
         else:
-            found.append((f"{prefix}.{key}", OmegaConf.to_container(node)[key]))
+            found.append((f"{prefix}.{key}", plain[key]))
     return found
 
 

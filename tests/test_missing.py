@@ -51,8 +51,8 @@ LACKING = [
 
 
 @pytest.fixture(autouse=True)
-def no_hub(monkeypatch):
-    """The hub is not to be reached, and no model may be loaded."""
+def barred():
+    """The hub is not to be reached, and no model may be loaded, until it is undone."""
     from huggingface_hub import HfApi
 
     def unreachable(*_, **__):
@@ -61,8 +61,10 @@ def no_hub(monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr(HfApi, "dataset_info", unreachable)
-    monkeypatch.setattr(ModelOptions, "load", loaded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HfApi, "dataset_info", unreachable)
+        patch.setattr(ModelOptions, "load", loaded)
+        yield patch
 
 
 @pytest.mark.parametrize(("command", "told"), LACKING, ids=[command for command, _ in LACKING])
@@ -78,8 +80,8 @@ def test_what_is_missing_is_told_before_the_model_is_loaded(cli, command, told):
     assert not list(Path.cwd().rglob("edits/*"))
 
 
-def test_statistics_that_are_there_need_no_text(cli, cache_dir, monkeypatch):
-    monkeypatch.undo()
+def test_statistics_that_are_there_need_no_text(cli, barred, monkeypatch):
+    barred.undo()
     fact = ("edit.prompt={} plays the", "edit.subject=Ada", "edit.target=violin")
     assert cli("edit", "method=rome", "method.layers=[0]", *fact, "run_dir=a", quick=True).code == 0
     monkeypatch.setattr(
@@ -88,8 +90,8 @@ def test_statistics_that_are_there_need_no_text(cli, cache_dir, monkeypatch):
     assert cli("edit", "method=rome", "method.layers=[0]", *fact, "run_dir=b", quick=True).code == 0
 
 
-def test_a_finished_run_lacks_nothing(cli, monkeypatch):
-    monkeypatch.undo()
+def test_a_finished_run_lacks_nothing(cli, barred, monkeypatch):
+    barred.undo()
     run = ("evaluate", "method=ft", "method.steps=1", "limit=1", "run_dir=r")
     assert cli(*run, quick=True).code == 0
     monkeypatch.setattr(ModelOptions, "read_kind", lambda self: pytest.fail("the model was asked for"))

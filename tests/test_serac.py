@@ -6,6 +6,7 @@ import math
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -532,7 +533,8 @@ def test_all_pairs_are_those_with_the_prompts_of_other_subjects():
         for _i, case in enumerate(cases):
             for _j, other in enumerate(cases):
                 if case.requests != other.requests:
-                    fact, *far = fresh.scope.embed(
+                    scope: Any = fresh.scope
+                    fact, *far = scope.embed(
                         [f"{case.requests[0].text} pilot", *(probe.prompt for probe in other.probes)]
                     )
                     terms += [-math.log(1 - math.exp(-float((fact - x).square().sum()))) for x in far]

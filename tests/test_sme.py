@@ -293,7 +293,7 @@ def test_too_few_mistakes_for_the_folds_are_told():
     stream = SimpleNamespace(lm=SimpleNamespace(name="a model"), protocol=SmeProtocol(folds=2))
     stream.ask = lambda cases, phase: [seen(case != "wrong") for case in cases]
     with pytest.raises(
-        UsageError, match=r"protocol.folds=2: 1 mistakes are too few for so many folds \(fold 1 has none\)"
+        UsageError, match=r"protocol.folds=2: 1 mistake is too few for so many folds \(fold 1 has none\)"
     ):
         sme._refuse_too_few(stream, {0: ["wrong", "right"], 1: ["right"]})
     sme._refuse_too_few(stream, {0: ["wrong"], 1: ["right", "wrong"]})

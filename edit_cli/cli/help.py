@@ -35,7 +35,7 @@ EXAMPLES = {
     ),
     "sequential": (
         "edit-cli sequential method=rome dataset=counterfact protocol.batch_size=1",
-        "edit-cli sequential method=memit limit=200 protocol.batch_size=20 protocol.checkpoints=[20,100,200]",
+        "edit-cli sequential method=memit limit=200 protocol.batch_size=20 'protocol.checkpoints=[20,100,200]'",
     ),
     "trace": (
         "edit-cli trace dataset=counterfact limit=50",
@@ -47,11 +47,11 @@ EXAMPLES = {
     ),
     "calibrate": (
         "edit-cli calibrate dataset=counterfact dataset.split=tune",
-        "edit-cli calibrate model=gpt2-xl limit=200 layers=[30,35,40]",
+        "edit-cli calibrate model=gpt2-xl limit=200 'layers=[30,35,40]'",
     ),
     "precompute-stats": (
         "edit-cli precompute-stats method=memit model=gpt2-xl corpus=wikipedia",
-        "edit-cli precompute-stats model=gpt-j-6b layers=[3,4,5] stats.documents=20000",
+        "edit-cli precompute-stats model=gpt-j-6b 'layers=[3,4,5]' stats.documents=20000",
     ),
 }
 SETTINGS = {

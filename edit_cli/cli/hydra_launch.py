@@ -46,7 +46,7 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
     register_resolvers()
     overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
     diary = _Diary(expanded(_given(overrides, "runs_dir", "runs")) / ".sweep")
-    _refuse_unread(command, overrides)
+    _refuse_unread(command, argv)
     keys = _swept(overrides)
     argv = [_late(argument, keys) if argument in overrides else argument for argument in argv]
 
@@ -89,6 +89,9 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageEr
         return UsageError(
             f"{named}: quote texts with special characters, such as 'key=\"a, b\"', and close every bracket"
         )
+    if first.startswith("Config group override must be a string"):
+        wrong = next((override for override in overrides if _is_no_option(override)), "an override")
+        return UsageError(f"{wrong} names no option: groups take names, such as method=memit")
     if found := re.search(r"Ambiguous value for argument '(.+?)'", text):
         return UsageError(
             f"{found[1]} gives several values: add -m to run them one after another, or write a list: key=[a,b]"
@@ -176,6 +179,16 @@ def _parses(override: str) -> bool:
     return True
 
 
+def _is_no_option(override: str) -> bool:
+    """Whether it gives a group, or a package of one, something that is no name."""
+    key, _, value = override.lstrip("+").partition("=")
+    return (
+        "." not in key
+        and ("@" in key or key in (*catalog.GROUPS.values(), "protocol"))
+        and not re.match("[A-Za-z]", value.removeprefix("null"))
+    )
+
+
 def _swept(overrides: Sequence[str]) -> set[str]:
     """Keys that get several values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -225,15 +238,16 @@ def _refuse_hidden(argv: Sequence[str]) -> None:
                 )
 
 
-def _refuse_unread(command: str, overrides: Sequence[str]) -> None:
-    """Hydra adds whatever `+KEY=VALUE` names; what stands at the top under another name than ours, nothing reads."""
-    known = catalog.top_keys(command)
-    for override in overrides:
-        if (
-            override.startswith("+")
-            and (key := override_key(override)).partition(".")[0].partition("/")[0] not in known
-        ):
-            raise UsageError(_unknown_key(key, command, overrides))
+def _refuse_unread(command: str, argv: Sequence[str]) -> None:
+    """Hydra adds whatever `+KEY=VALUE` names, and takes away what `~KEY` does; what stands at the top under another
+    name than ours, nothing reads, and without a group no command knows what to do.
+    """
+    for override in (argument for argument in argv if argument.startswith(("+", "~"))):
+        key = override_key(override)
+        if override.startswith("~") and key in (*catalog.GROUPS.values(), "protocol"):
+            raise UsageError(f"~{key}: `{command}` cannot do without; choose another one by {key}=NAME")
+        if override.startswith("+") and re.split(r"[./]", key)[0] not in catalog.top_keys(command):
+            raise UsageError(_unknown_key(key, command, [argument for argument in argv if "=" in argument]))
 
 
 def _given(overrides: Sequence[str], key: str, default: str) -> str:

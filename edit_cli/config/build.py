@@ -60,8 +60,18 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("last_part", last_part, replace=True)
 
 
+GROUPS = ("method", "model", "dataset", "protocol", "stats", "edit", "splits")
+
+
 def settings(config: DictConfig) -> Settings:
-    """The typed top of a command's configuration."""
+    """The typed top of a command's configuration.
+
+    Raises:
+        UsageError: a setting of the wrong type, or one value in the place of a group.
+    """
+    for group in GROUPS:
+        if group in config and not isinstance(value := _value(config, group, group), DictConfig):
+            raise UsageError(f"{group}={value}: this is a group of settings, not one value")
     return build(config, Settings, partly=True)
 
 
@@ -100,7 +110,7 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
         part = _dataclass_of(hints[key])
         if isinstance(value, DictConfig) and ("_target_" in value or part):
             parts[key] = build(value, part)
-        elif part and value is not None:
+        elif part and not (value is None and NoneType in get_args(hints[key])):
             raise UsageError(f"{path}={value}: this is a group of settings, not one value")
         else:
             plain[key] = value
@@ -217,7 +227,9 @@ def _wanted(hint: Any, error: OmegaConfBaseException) -> str:
     options = get_args(hint) if _is_union(hint) else (hint,)
     told = []
     for option in options:
-        if get_origin(option) in (list, tuple):
+        if get_origin(option) is dict:
+            told.append("settings in braces, such as {a: 1, b: 2}")
+        elif get_origin(option) in (list, tuple):
             inner = words.get(get_args(option)[0], "values")
             told.append(f"a list of {inner.removeprefix('a ')}s, such as [{'1, 2' if 'number' in inner else 'a, b'}]")
         else:

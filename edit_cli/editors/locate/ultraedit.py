@@ -5,15 +5,15 @@ second moments.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from edit_cli.config.schema import Count, Linked, Natural, Positive
+from edit_cli.config.schema import Count, Natural, Positive
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.locate.solver import ScaledIdentity, solve
 from edit_cli.editors.passes import in_batches
@@ -25,9 +25,6 @@ from edit_cli.lm.layout import is_projection, widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row, pad_right
 from edit_cli.requests import EditRequest
-from edit_cli.statistics.corpora import Corpus
-
-WORDS = 100  # of a document that is read to warm up
 
 
 @dataclass
@@ -72,10 +69,8 @@ class UltraEditConfig(EditorConfig):
     """Facts in one forward and backward pass, whose mean loss is differentiated."""
     begin_with: Natural = 20
     """Facts that the moments begin with. Few say nothing: two tokens are always as far from their mean as they deviate.
-    What a first turn lacks of so many is taken from prompts that are not edited, each with another's answer, as in
-    StableEdit (2026), but that nothing of it is written."""
-    corpus: Annotated[Corpus | None, Linked("${stats.corpus}")] = None
-    """Where such prompts come from if the data have no training split: a text's next word is its answer."""
+    What a first turn lacks of so many is taken from the training split: prompts that the run neither edits nor asks
+    about, each with another's answer. As in StableEdit (2026), but that nothing of it is written."""
 
 
 class UltraEdit(Editor[UltraEditConfig]):
@@ -133,19 +128,14 @@ class UltraEdit(Editor[UltraEditConfig]):
         if lacking <= 0:
             return {}
 
-        def read() -> dict[str, RunningMoments]:
-            with self.lm.monitor.phase("statistics"), self.lm.pristine():
-                return _after(self.lm, {}, _seen(self.lm, self._others(facts, lacking), names, chunk))
-
-        return self.context.once(("first moments", lacking, chunk), read)
-
     def _others(self, facts: int, count: int) -> list[Any]:
-        """Rows of prompts that are not edited, each with the answer of the next one."""
-        pairs: Iterable[tuple[str, str]] = self.context.examples("train") if self.context.examples else []
-        if not pairs and self.config.corpus is not None:
-            pairs = _next_words(self.config.corpus.documents(0))
+        """Rows of prompts that are not edited, each with the answer of the next one.
+
+        Raises:
+            UsageError: there are none.
+        """
         able: list[tuple[str, str]] = []
-        for pair in pairs:
+        for pair in self.context.examples("train") if self.context.examples else []:
             if len(able) == count:
                 break
             with suppress(RejectedRequest):
@@ -153,9 +143,9 @@ class UltraEdit(Editor[UltraEditConfig]):
                 able.append(pair)
         if not able:
             raise UsageError(
-                f"ultraedit normalises by what facts have shown before, and a first turn of {facts} shows too little:"
-                f" edit {self.config.begin_with} at once (protocol.batch_size), name a text to begin with"
-                " (corpus=NAME), or begin with nothing (method.begin_with=0)"
+                f"ultraedit normalises by what facts have shown: a first turn of {facts} shows too little, and these"
+                f" data have no training records to begin with: edit {self.config.begin_with} at once"
+                " (protocol.batch_size) or go without (method.begin_with=0)"
             )
         prompts, answers = zip(*able, strict=True)
         return self.lm.head.encode(list(zip(prompts, (*answers[1:], answers[0]), strict=True)))
@@ -197,14 +187,6 @@ class UltraEdit(Editor[UltraEditConfig]):
             if kind == "count":
                 parts = (memory[f"{part}.{shape}"].to(self.lm.device) for part in ("mean", "squares"))
                 self.moments[shape] = RunningMoments(int(memory[name]), *parts)
-
-
-def _next_words(documents: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(the first half of a document, the word that follows)."""
-    for words in (document.split()[:WORDS] for document in documents):
-        if len(words) > 3:
-            half = len(words) // 2
-            yield " ".join(words[:half]), words[half]
 
 
 def _seen(lm: LM, rows: Sequence[Row], names: Sequence[str], chunk: int) -> dict[str, list[tuple[Tensor, Tensor]]]:

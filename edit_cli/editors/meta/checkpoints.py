@@ -70,7 +70,7 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = directory / TENSORS
     tensors, _ = read_tensors(path, AGAIN)
     if hashlib.sha256(path.read_bytes()).hexdigest() != about["sha256"]:
-        raise MissingError(f"{path} was changed after it was saved: {AGAIN}")
+        raise MissingError(f"{path} is damaged: it was changed after it was saved; {AGAIN}")
     if not are_finite(tensors):
         raise MissingError(f"{path} is damaged: it has numbers that are not finite; {AGAIN}")
     return tensors, about

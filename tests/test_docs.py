@@ -1,0 +1,162 @@
+"""What README and docs show can be pasted: commands compose, those of the embedded model run, code is complete."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from embedded import embedded_lm, requests, same_bits, snapshot
+
+from edit_cli.cli.help import CONFIGURED
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SMALL = ("limit=3", "model.device=cpu")
+ASKED = (*SMALL, "protocol.observe.sample=false", "protocol.observe.max_new_tokens=3", "stats.documents=40")
+LIMITS = {"sequential": ("protocol.holdout=0",), "trace": ("protocol.copies=2",)}
+TRAINED = (
+    "method.training.steps=4",
+    "method.training.validate_every=2",
+    "method.training.validation_edits=4",
+    "method.rank=8",
+)
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page, a command that goes on in the next line as one line."""
+    parts = re.split(r"^```(.*)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    fenced = zip(parts[1::4], parts[2::4], strict=True)  # prose, language, block, (nothing), prose, …
+    return [re.sub(r"\\\n\s*", "", block) for told, block in fenced if told == language]
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line for block in blocks(page) for line in block.splitlines()]
+    return [line for line in lines if line.startswith("edit-cli ")]
+
+
+def words_of(command: str) -> list[str]:
+    return shlex.split(command, comments=True)[1:]
+
+
+EVERY = [(page.name, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "command"), EVERY, ids=[f"{page}: {command}" for page, command in EVERY])
+def test_every_command_of_the_docs_is_one(page, command):
+    """Settings compose, and are built as far as no file is read."""
+    import hydra
+
+    from edit_cli.config.build import build, register_resolvers
+    from edit_cli.config.overrides import regroup
+
+    words = words_of(command)
+    if words[0] not in CONFIGURED:
+        assert words[0] in ("show", "apply", "compare", "ls", "env")
+        return
+    arguments = regroup(words[1:])
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    if "-m" in arguments:
+        overrides = [re.sub(r"^([\w.]+=[^,\[]+),.*", r"\1", word) for word in overrides]
+    if "model=MODEL" in overrides:  # to be filled in
+        overrides[overrides.index("model=MODEL")] = "model=bert-base-uncased"
+    register_resolvers()
+    with hydra.initialize_config_module("edit_cli.conf", version_base="1.3"):
+        config = hydra.compose(words[0], overrides)
+    for group in ("model", "method", "dataset", "stats"):
+        inline = group == "dataset" and words[0] == "edit" and config.edit.prompt is not None
+        if group in config and not inline:
+            build(config[group])
+
+
+def run(cli: Cli, line: str, cache: Path) -> None:
+    """A line of a block, as the shell would run it, with few facts."""
+    if not line.startswith("edit-cli "):
+        subprocess.run(["bash", "-c", line], check=True)
+        return
+    words = words_of(line)
+    more: tuple[str, ...] = ()
+    if words[0] == "train-editor":
+        more = (*SMALL[1:], "limit=20", *TRAINED)
+    elif words[0] in CONFIGURED:
+        more = (*(SMALL if words[0] == "trace" else ASKED), *LIMITS.get(words[0], ()))
+        more += TRAINED if "method=mend" in words else ()
+        more = tuple(word for word in more if words[0] != "edit" or not word.startswith("limit"))
+    ended = cli(*words, *more, *((f"cache_dir={cache}",) if words[0] in CONFIGURED else ()))
+    if "method=serac" in words:  # the page says that it names the training that is missing
+        assert (ended.code, "edit-cli train-editor method=serac" in ended.err) == (3, True)
+        return
+    assert ended.code == 0, f"{line}: {ended.err}"
+
+
+def section(page: Path, heading: str) -> list[str]:
+    """Lines of the first block under a heading."""
+    text = page.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
+    return re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0].splitlines()
+
+
+def test_facts_of_ones_own_as_the_readme_has_them(cli, cache_dir):
+    for line in section(ROOT / "README.md", "Your own facts"):
+        run(cli, line, cache_dir)
+    assert Path("first/edits/0000/edit.json").exists()  # the second edit has left it alone
+    (code,) = blocks(ROOT / "README.md", "python")
+    said: list[str] = []
+    exec(code, {"print": lambda texts: said.extend(texts)})
+    assert said[0].strip().startswith("Paris")
+
+
+@pytest.mark.slow
+def test_the_readmes_comparisons_run(cli, cache_dir):
+    run(cli, "edit-cli evaluate method=memit dataset=counterfact", cache_dir)  # what `make demo` runs
+    for line in section(ROOT / "README.md", "Comparing"):
+        shorter = "limit=40 protocol.folds=2" if "protocol=sme" in line else "limit=3"
+        words = words_of(line)
+        if words[0] != "sequential":
+            run(cli, line, cache_dir)
+            continue
+        few = (
+            shorter.split()
+            + ["protocol.observe.max_new_tokens=3", "method.memory_size=200"][: 2 if "sme" in line else 1]
+        )
+        ended = cli(*words, *few, f"cache_dir={cache_dir}", "model.device=cpu")
+        assert ended.code == 0, f"{line}: {ended.err}"
+
+
+@pytest.mark.slow
+def test_the_readmes_training_runs(cli, cache_dir):
+    for line in section(ROOT / "README.md", "Editors that learn first"):
+        run(cli, line, cache_dir)
+
+
+def test_tracing_as_its_page_has_it(cli, cache_dir):
+    for line in commands(ROOT / "docs" / "tracing.md"):
+        if not re.search(r"\bmodel=(gpt2-xl|hf)\b", line):
+            run(cli, line, cache_dir)
+
+
+def test_the_example_of_a_method_is_whole(cli, cache_dir, monkeypatch):
+    """Pasted into its files, it is listed, runs, and keeps what the page says that the tests check."""
+    page = ROOT / "docs" / "adding-a-method.md"
+    (code,), (settings, tuned) = blocks(page, "python"), blocks(page, "yaml")
+    module = types.ModuleType("edit_cli.editors.nudge")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, "nudge.py", "exec"), vars(module))
+    for name, text in (("method/nudge.yaml", settings), ("tuned/nudge/tiny-gpt2.yaml", tuned)):
+        Path("mine", name).parent.mkdir(parents=True)
+        Path("mine", name).write_text(text)
+    ended = cli("evaluate", "method=nudge", "--config-dir", "mine", "limit=2", quick=True)
+    assert ended.code == 0, ended.err
+    assert "nudge on tiny-gpt2: 2 facts edited, one at a time" in ended.out
+    lm, wanted = embedded_lm(), requests(2)
+    before, pairs = snapshot(lm), [(request.text, request.target_new) for request in wanted]
+    start = [score.nll for score in lm.loglikelihood(pairs)]
+    edit = module.Nudge(layer=3).edit(lm, wanted)
+    assert same_bits(before, snapshot(lm))
+    with lm.edited(edit):
+        assert all(now.nll < then for now, then in zip(lm.loglikelihood(pairs), start, strict=True))
+    assert same_bits(before, snapshot(lm))
