@@ -10,7 +10,7 @@ from oracle import plain_value
 
 from edit_cli.editors.locate.context_prefixes import ContextConfig, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.value_batch import ValueConfig
-from edit_cli.editors.locate.value_optimization import _Search, _tasks, optimise_values
+from edit_cli.editors.locate.value_optimization import _Search, optimise_values
 from edit_cli.errors import OutOfMemory, UsageError
 from edit_cli.lm.fast.suffix_pass import Resumption, Span
 from edit_cli.requests import EditRequest
