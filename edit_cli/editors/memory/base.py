@@ -293,7 +293,7 @@ class MemoryConfig(EditorConfig):
 
 C = TypeVar("C", bound=EditorConfig)
 Part = TypeVar("Part")
-Patch = TypeVar("Patch", bound=MemoryPatch)
+P = TypeVar("P", bound=MemoryPatch)
 
 
 class MemoryEditor(Editor[C]):
@@ -304,7 +304,7 @@ class MemoryEditor(Editor[C]):
         layer, module: the number of the layer, and the projection's name.
     """
 
-    heads = ("causal", "seq2seq", "classifier")
+    heads: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "classifier")
     Patch: ClassVar[type[MemoryPatch]]
 
     def __init__(self, config: C, lm: LM, context: Context | None = None) -> None:
@@ -324,13 +324,13 @@ class MemoryEditor(Editor[C]):
             layer.close()
         return layer
 
-    def in_turn(self, parts: Sequence[Part], make: Callable[[Part], Patch], label: str) -> Patch:
+    def in_turn(self, parts: Sequence[Part], make: Callable[[Part], P], label: str) -> P:
         """One edit of all parts, each made on top of those before it: a fact meets what earlier ones have left, whether
         they came in the same edit or in one before.
 
         label: what progress calls them.
         """
-        made: list[Patch] = []
+        made: list[P] = []
         with ExitStack() as stack, self.lm.monitor.phase("train"):
             with self.lm.monitor.task(label, len(parts)) as advance:
                 for part in parts:

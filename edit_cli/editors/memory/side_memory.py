@@ -92,9 +92,7 @@ class WiseLayer(MemoryLayer):
     def add(self, edit: MemoryPatch) -> Undo:
         if "whole" in edit.content:  # the memory is empty, and goes with this edit
             self._become(edit.content["whole"], edit.tensors)
-        undo: list[Undo] = []
-        for unit in edit.content["units"]:
-            undo.append(self._take(unit, edit.tensors.get(f"values.{unit['shard']}")))
+        undo = [self._take(unit, edit.tensors[f"values.{unit['shard']}"]) for unit in edit.content["units"]]
 
         def take_back() -> None:
             for step in reversed(undo):
@@ -107,22 +105,21 @@ class WiseLayer(MemoryLayer):
         merged.
         """
         before = (self.edits, self.shards, self.least, self.finished, self.merged, self.shift)
-        shift, mask = self.shift, self.mask(unit["shard"])
-        earlier = None if shift is None else shift[mask]
-        if shift is None:
-            self.shift = torch.zeros(self.shape, device=self.device)
-        self.shift[mask] = values.to(self.shift)
+        fresh, mask = self.shift is None, self.mask(unit["shard"])
+        self.shift = shift = torch.zeros(self.shape, device=self.device) if self.shift is None else self.shift
+        earlier = shift[mask]
+        shift[mask] = values.to(shift)
         self.edits += unit["facts"]
         self.least = min(self.least, unit["score"])
         if self.edits % self.about["shard_every"] == 0:
-            self.finished = [*self.finished, SideMemory(self.shift, self.least)]
+            self.finished = [*self.finished, SideMemory(shift, self.least)]
             self.shift, self.least, self.shards = None, float("inf"), self.shards + 1
             if self.about["merge_every"] and self.edits % self.about["merge_every"] == 0:
                 self._merge()
 
         def undo() -> None:
             self.edits, self.shards, self.least, self.finished, self.merged, self.shift = before
-            if shift is not None:
+            if not fresh:
                 shift[self.mask(unit["shard"])] = earlier
 
         return undo
@@ -266,7 +263,8 @@ class WisePatch(MemoryPatch):
     @classmethod
     def concatenate(cls, patches: Sequence[Self], layer: WiseLayer) -> Self:
         """As any edit's, with one unit a shard."""
-        joined, units = super().concatenate(patches, layer), []
+        joined = super().concatenate(patches, layer)
+        units: list[dict[str, Any]] = []
         for unit in joined.content["units"]:
             if units and units[-1]["shard"] == unit["shard"]:
                 earlier = units.pop()

@@ -166,8 +166,8 @@ class WISE(MemoryEditor[WISEConfig]):
                     step = config.lr * (gradient + config.weight_decay * (original + shift)) * mask
                     shift = (shift - step).clamp(-config.bound, config.bound)
         shift = shift.detach()
-        scores = pooled_score(activation_score(inputs, shift), prompt, config.score)
-        return shift, float(scores[:: len(prefixes)].min())
+        own = pooled_score(activation_score(inputs, shift), prompt, config.score)
+        return shift, float(own[:: len(prefixes)].min())
 
     def _irrelevant(self, requests: Sequence[EditRequest], number: int) -> list[Tensor]:
         """Inputs (tokens, d_in) on texts that name none of the subjects.
