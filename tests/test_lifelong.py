@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_what_an_edit_stores_does_not_grow_with_the_sequence(editor):
 def test_the_prompts_end_is_found_under_either_padding_and_from_a_cache():
     lm = embedded_lm()
     rows = lm.head.encode([("The mother tongue of Tallo is", "French and"), ("Fans of", "romance")])
-    watch = PromptWatch(lm, lm.layout.mlp_out(2))
+    watch: Any = PromptWatch(lm, lm.layout.mlp_out(2))
     lm.head.answers(rows)
     assert watch.focus.ends.tolist() == [rows[0].start - 1, rows[1].start - 1] and watch.focus.first == 0
     prompts = [row.ids[: row.start] for row in rows]

@@ -94,6 +94,7 @@ def passes(lm: LM, rows: Sequence[Row], module: str, layer: int, end: bool = Fal
                     on_output(lm.module(lm.layout.block(layer - 1)), lambda states: below.append(states.detach()))
                 )
             run.base = lm.head.answers(rows, end)
+        assert run.watch.focus is not None  # a pass has gone by
         run.focus = run.watch.focus
         if below:
             stack.enter_context(lm.skipping(layer - 1, below[0]))

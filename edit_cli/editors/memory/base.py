@@ -112,6 +112,12 @@ class MemoryLayer(Wrapper):
         """
         raise NotImplementedError
 
+    @property
+    def focus(self) -> Focus:
+        """Of the pass that is going on."""
+        assert self.watch.focus is not None
+        return self.watch.focus
+
     def rows(self, states: Tensor) -> Tensor | None:
         """(rows, tokens, width), also from families that flatten it; None where a pass shows only some of the
         tokens.

@@ -75,16 +75,17 @@ class DeferLayer(MemoryLayer):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
-        inside, outside = self.rows(states), self.rows(output)
+        inside = self.rows(states)
         if inside is None or not self.steps:
             return output
-        answer = self.decided(self.watch.focus, lambda: self._answers(at_prompt_end(inside, self.watch.focus)))
+        answer = self.decided(self.focus, lambda: self._answers(at_prompt_end(inside, self.focus)))
         if answer.dim() == 1:  # the prompt is not complete yet
             return output
         mine = ~answer.isnan().any(1)
         if not bool(mine.any()):
             return output
-        return torch.where(mine[:, None, None], answer[:, None].to(output), outside).view_as(output)
+        plain = output.view(*inside.shape[:2], -1)
+        return torch.where(mine[:, None, None], answer[:, None].to(output), plain).view_as(output)
 
     def _answers(self, queries: Tensor) -> Tensor:
         """(rows, d_out): o where the router takes the prompt, NaN where it defers."""

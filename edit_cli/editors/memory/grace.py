@@ -79,15 +79,16 @@ class GraceLayer(MemoryLayer):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
-        inside, outside = self.rows(states), self.rows(output)
+        inside = self.rows(states)
         if inside is None or not len(self.keys):
             return output
-        chosen = self.decided(self.watch.focus, lambda: self.lookup(at_prompt_end(inside, self.watch.focus)))
-        where = replaced(self.watch.focus, self.replace, self.include_query) & (chosen >= 0)[:, None]
+        chosen = self.decided(self.focus, lambda: self.lookup(at_prompt_end(inside, self.focus)))
+        where = replaced(self.focus, self.replace, self.include_query) & (chosen >= 0)[:, None]
         if not bool(where.any()):
             return output
         values = self.values.all[chosen.clamp_min(0)].to(output)
-        return torch.where(where[..., None].to(output.device), values[:, None], outside).view_as(output)
+        plain = output.view(*inside.shape[:2], -1)
+        return torch.where(where[..., None].to(output.device), values[:, None], plain).view_as(output)
 
     def lookup(self, queries: Tensor) -> Tensor:
         """(r,) index of the nearest key where the query (r, d_in) lies within its radius, else −1."""

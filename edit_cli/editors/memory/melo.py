@@ -140,11 +140,11 @@ class MeloLayer(MemoryLayer):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
-        outside, focus = self.rows(output), self.watch.focus
+        outside = self.rows(output)
         self.chosen = (
             None
             if outside is None or self.silent
-            else self.decided(focus, lambda: self.lookup(at_prompt_end(outside, focus)))
+            else self.decided(self.focus, lambda: self.lookup(at_prompt_end(outside, self.focus)))
         )
         return output
 

@@ -148,8 +148,8 @@ class WiseLayer(MemoryLayer):
             return output
         memories = self.memories
         chosen = self.decided(
-            self.watch.focus,
-            lambda: route(inside, self.watch.focus, memories, self.about["act_ratio"], self.about["score"]),
+            self.focus,
+            lambda: route(inside, self.focus, memories, self.about["act_ratio"], self.about["score"]),
         )
         answered = output.view(*inside.shape[:2], -1)
         for number in chosen[chosen >= 0].unique().tolist():
