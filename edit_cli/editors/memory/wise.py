@@ -55,7 +55,7 @@ class WISEConfig(MemoryConfig):
     """Facts that a shard holds."""
     merge_every: Count | None = 1000
     """Facts after which all shards are merged, what was merged before among them; null keeps them apart, and the one
-    that is activated most answers."""
+    with the highest score answers."""
     retrieve: bool = False
     """Whether only new shards are merged, so that merged groups stay apart, too (WISE-Retrieve)."""
     density: Share = 0.53
