@@ -25,11 +25,11 @@ class Places(Config):
     """Where keys are read."""
 
     layers: Annotated[list[Natural], Len(1)] | None = None
-    """Layers, or null for all."""
+    """Layers in which keys are read, or null for all."""
     modules: Annotated[list[str], Len(1)] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
-    """Their projections."""
+    """Projections at which keys are read."""
     side: Side = "input"
-    """On which side of a projection: GRACE's keys are inputs, MELO's are outputs."""
+    """Side of a projection on which keys are read: GRACE's are inputs, MELO's are outputs."""
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:

@@ -285,11 +285,11 @@ class MemoryConfig(EditorConfig):
     """Settings of a memory beside one projection."""
 
     layer: Natural
-    """Layer with the projection; late ones tell facts apart (see `edit-cli calibrate`)."""
+    """Layer that the memory stands in; late ones tell facts apart (see `edit-cli calibrate`)."""
     module: str = "mlp_in"
-    """The projection: mlp_in, mlp_out or its name in the block, such as mlp.c_fc."""
+    """Projection that the memory stands beside: mlp_in, mlp_out or its name in the block, such as mlp.c_fc."""
     seed: Annotated[Natural, Linked("${seed}")] = 0
-    """Of what is drawn."""
+    """Seed of everything that is drawn."""
 
     @property
     def layers(self) -> list[int]:

@@ -64,7 +64,7 @@ def separation(
     Raises:
         UsageError: the layer has no module of that name.
     """
-    tap = Tap(module_of(lm, layer, part), side)
+    tap = Tap(module_of(lm, layer, part, "modules"), side)
 
     def keys(prompts: Sequence[str]) -> Tensor:
         rows = lm.head.encode([(prompt, None) for prompt in prompts])

@@ -129,7 +129,7 @@ class DEFERConfig(MemoryConfig):
     lr: Positive = 0.1
     """Learning rate of Adam on router and expert; 7e-5 for models of 7 B parameters."""
     steps: Count = 100
-    """At most so many."""
+    """Most training steps."""
     stop_loss: NonNegative = 0.05
     """Loss below which training stops, once every target token is the likeliest."""
     batch_size: Count = 1

@@ -156,13 +156,13 @@ class GRACEConfig(MemoryConfig):
     """Tokens whose output is replaced: the last one of the prompt, those before it (prompt), or all, the answer's
     included."""
     include_query: bool = False
-    """Whether replace=prompt replaces the output of the last token, too."""
+    """Whether replace=prompt also replaces the output of the last token."""
     init: Literal["cold", "warm"] = "cold"
-    """A value before training: uniform in [0, 1) (cold), or the present output (warm)."""
+    """What a value is before training: uniform in [0, 1) (cold), or the present output (warm)."""
     lr: Positive = 1.0
     """Learning rate of Adam on a value."""
     steps: Count = 100
-    """At most so many."""
+    """Most training steps of a value."""
     stop_loss: NonNegative = 0.05
     """Loss below which a value is trained no further."""
     only_mistakes: bool = True
@@ -170,7 +170,7 @@ class GRACEConfig(MemoryConfig):
     spread: Positive = 1.8
     """radius=auto is so many times the distance (95 % of cases) by which sampled texts before a prompt move its key."""
     context: ContextConfig = field(default_factory=lambda: ContextConfig(lengths=[5, 10]))
-    """Those texts."""
+    """Texts by which radius=auto is measured."""
 
 
 class GRACE(MemoryEditor[GRACEConfig]):

@@ -246,25 +246,25 @@ class MELOConfig(MemoryConfig):
     """Layer and module are those of the index, whose output at the prompt's last token is the key."""
 
     module: str = "mlp_out"
-    """The index: mlp_in, mlp_out or a projection's name in the block."""
+    """Projection that is the index: mlp_in, mlp_out or its name in the block."""
     lora_layers: Annotated[list[Natural], Len(1)]
     """Layers in which LoRA blocks stand, above the index."""
     lora_modules: Annotated[list[str], Len(1)] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
-    """Projections beside which they stand, named as the index is."""
+    """Projections that LoRA blocks stand beside, named as the index is."""
     rank: Count = 2
-    """Of an edit's block."""
+    """Rank of a block."""
     scale: Positive = 1.0
-    """Of a block's product."""
+    """Factor of a block's product."""
     radius: Positive = 1.0
     """ε of a new cluster; it fits one layer of one model only (see `edit-cli calibrate`)."""
     lr: Positive = 1.0e-2
     """Learning rate of Adam."""
     steps: Count = 50
-    """At most so many."""
+    """Most training steps."""
     decay_every: Count = 20
     """Steps after which the learning rate is halved, again and again."""
     stop_loss: NonNegative = 0.02
-    """Training stops once every loss is below."""
+    """Loss below which training stops, once every fact's is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

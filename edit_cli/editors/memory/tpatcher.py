@@ -186,42 +186,43 @@ class TPatcherConfig(EditorConfig):
     patches: Count = 5
     """Neurons a fact at most, one for each wrong token."""
     activation_weight: NonNegative = 1.0
-    """a."""
+    """a: weight of the activation loss."""
     memory_weight: NonNegative = 10.0
-    """m."""
+    """m: weight of the memory losses."""
     beta: float = -3.0
-    """Below it a neuron's pre-activation stays on negatives,"""
+    """β: margin below which a neuron's pre-activation stays on negatives."""
     gamma: float = 3.0
-    """and by so much below that on its own mistake."""
+    """γ: by how much it stays below the pre-activation on its own mistake."""
     top_activation: Count = 5
-    """How many of the largest terms l_a averages,"""
+    """How many of its largest terms l_a averages."""
     top_memory: Count = 1000
-    """and how many l_m1 and l_m2."""
+    """How many of their largest terms l_m1 and l_m2 average."""
     pooled: bool = False
-    """Whether these are the largest of all neurons of a fact together, as released, or of each neuron."""
+    """Whether the largest terms are those of all neurons of a fact together, as released, or of each neuron."""
     smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """ε of the labels in l_e; of a classifier's it is the share of its entropy that is taken off (released: 0.1)."""
+    """ε by which the labels of l_e are smoothed; a classifier's is the share of its entropy that is taken off (released:
+    0.1)."""
     value_scale: Positive = 10.0
     """a of v = w ⊙ a before training."""
     lr: Positive = 1.0e-2
     """Learning rate of Adam."""
     weight_decay: NonNegative = 1.0e-2
-    """Of Adam."""
+    """Weight decay of Adam."""
     clip: Annotated[float, AllowInfNan(True), Gt(0)] = 5.0
     """Largest norm of the gradient."""
     steps: Count = 2000
-    """At most; training stops once the fact is right and the memory losses on validation text no longer fall."""
+    """Most training steps; it stops once the fact is right and the memory losses on validation text no longer fall."""
     negatives: Literal["auto", "examples", "corpus"] = "auto"
     """What patches must not answer to: examples of the training split, a corpus, or examples where the data have such a
     split (auto)."""
     corpus: Annotated[Corpus | None, Linked("${stats.corpus}")] = None
-    """The text of negatives=corpus."""
+    """Text that negatives=corpus takes."""
     memory_size: Count = 40_000
-    """Negatives while training: tokens, or a classifier's examples."""
+    """Negatives while training: so many tokens, or examples of a classifier."""
     validation_size: Count = 10_000
-    """Others that tell when to stop, from the validation split where there is one."""
+    """Further negatives that tell when to stop, from the validation split where there is one."""
     seed: Annotated[Natural, Linked("${seed}")] = 0
-    """Of what is drawn."""
+    """Seed of everything that is drawn."""
 
     @property
     def layers(self) -> list[int]:

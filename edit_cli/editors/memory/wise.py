@@ -33,20 +33,22 @@ Averaged = Literal["all", "violated"]
 
 @dataclass(frozen=True, kw_only=True)
 class WISEConfig(MemoryConfig):
-    """The projection is the value matrix; x_e is a fact, x_i a text that does not name its subject."""
+    """The projection is the value matrix. The routing loss is max(0, Δ(x_i) − α) + max(0, β − Δ(x_e)) + max(0, γ −
+    (Δ(x_e) − Δ(x_i))), x_e being a fact and x_i a text that does not name its subject.
+    """
 
     module: str = "mlp_out"
-    """The projection: mlp_in, mlp_out or its name in the block."""
+    """Value matrix that the memory stands beside: mlp_in, mlp_out or its name in the block."""
     alpha: float = 5.0
-    """Margin of max(0, Δ(x_i) − α): irrelevant texts activate the memory less."""
+    """α: activation score below which irrelevant texts stay."""
     beta: float = 20.0
-    """Margin of max(0, β − Δ(x_e)): its own facts activate it more."""
+    """β: activation score above which the memory's own facts come."""
     gamma: float = 10.0
-    """Margin of max(0, γ − (Δ(x_e) − Δ(x_i))): and by γ more than irrelevant texts."""
+    """γ: by how much they score above irrelevant texts."""
     averaged: Averaged = "all"
-    """Rows over which each of these is averaged: all, or, as released, those that violate their margin."""
+    """Rows over which a term of the routing loss is averaged: all, or, as released, those that violate its margin."""
     score: Score = "mean"
-    """A prompt's activation score: the mean over its tokens, as published, or that of its last one."""
+    """Activation score of a prompt: the mean over its tokens, as published, or that of its last one."""
     act_ratio: NonNegative = 0.88
     """A memory answers prompts that score above so many times the least of its own facts."""
     mask_ratio: Share = 0.2
@@ -63,22 +65,22 @@ class WISEConfig(MemoryConfig):
     lr: Positive = 1.0
     """Learning rate of SGD."""
     steps: Count = 70
-    """At most so many."""
+    """Most training steps."""
     weight_decay: NonNegative = 1.0e-5
-    """Of the side memory's matrix."""
+    """Weight decay of the side memory's matrix."""
     bound: Positive = 1.0
-    """Every entry stays so near the original's."""
+    """Distance within which every entry stays of the original's."""
     stop_loss: NonNegative = 0.02
-    """Training stops once the loss is not above it,"""
+    """Loss at which training stops, once it also hardly changes."""
     stop_change: NonNegative = 1.0e-4
-    """and has moved by no more than this."""
+    """Change of the loss at which training stops."""
     irrelevant: Count = 1
-    """Texts a fact that must not activate the memory."""
+    """Irrelevant texts for each fact."""
     elsewhere: Literal["auto", "examples", "corpus"] = "auto"
-    """Where they come from: examples of the training split, as published; sentences of the corpus; or examples where
-    the data have such a split (auto)."""
+    """Where irrelevant texts come from: examples of the training split, as published; sentences of the corpus; or
+    examples where the data have such a split (auto)."""
     corpus: Annotated[Corpus | None, Linked("${stats.corpus}")] = None
-    """The text of elsewhere=corpus."""
+    """Text that elsewhere=corpus takes."""
     context: ContextConfig = field(default_factory=lambda: ContextConfig(per_start=2))
     """Texts put before the prompt while it is trained."""
     batch_size: Count = 1
