@@ -200,8 +200,8 @@ class TPatcherConfig(EditorConfig):
     pooled: bool = False
     """Whether the largest terms are those of all neurons of a fact together, as released, or of each neuron."""
     smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """ε by which the labels of l_e are smoothed; a classifier's is the share of its entropy that is taken off (released:
-    0.1)."""
+    """ε by which the labels of l_e are smoothed; a classifier's is the share of its entropy that is taken off
+    (released: 0.1)."""
     value_scale: Positive = 10.0
     """a of v = w ⊙ a before training."""
     lr: Positive = 1.0e-2
