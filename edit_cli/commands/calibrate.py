@@ -5,31 +5,34 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
-
-from annotated_types import Len
 
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import build_model, load_model, refuse_missing
 from edit_cli.config.build import build, settings
-from edit_cli.config.schema import Config, Natural
 from edit_cli.console import ConsoleMonitor
-from edit_cli.editors.memory.calibration import Side, separation
+from edit_cli.editors.memory.calibration import separation
 from edit_cli.errors import UsageError
 from edit_cli.report.calibration import calibration_table, overrides
 from edit_cli.requests import Case
 
+SIDES = ("input", "output")
 
-@dataclass(frozen=True, kw_only=True)
-class Places(Config):
-    """Where keys are read."""
 
-    layers: Annotated[list[Natural], Len(1)] | None = None
-    """Layers in which keys are read, or null for all."""
-    modules: Annotated[list[str], Len(1)] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
-    """Projections at which keys are read."""
-    side: Side = "input"
-    """Side of a projection on which keys are read: GRACE's are inputs, MELO's are outputs."""
+@dataclass
+class Places:
+    """Where keys are read: modules of layers (null: all layers), and on which side of them."""
+
+    layers: list[int] | None = None
+    modules: list[str] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
+    side: str = "input"
+
+    def __post_init__(self) -> None:
+        if not self.modules:
+            raise UsageError("modules=[]: give a list of names, such as [mlp_in,mlp_out]")
+        if self.layers is not None and not self.layers:
+            raise UsageError("layers=[]: give a list of whole numbers, such as [3,4], or null for all")
+        if self.side not in SIDES:
+            raise UsageError(f"side={self.side}: choose input or output")
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:

@@ -115,7 +115,6 @@ class MemoryLayer(Wrapper):
     @property
     def focus(self) -> Focus:
         """Of the pass that is going on."""
-        assert self.watch.focus is not None
         return self.watch.focus
 
     def rows(self, states: Tensor) -> Tensor | None:
