@@ -146,7 +146,7 @@ def test_a_language_model_is_no_classifier_unless_it_was_trained_to_be(tmp_path)
     model, words = tiny("gpt2")
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    with pytest.raises(MissingError, match="1 weights are missing in its files, such as score.weight"):
+    with pytest.raises(MissingError, match="1 weight is missing in its files, such as score.weight"):
         ModelOptions(name="copy", id=str(tmp_path), device="cpu", kind="classifier").load()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from embedded import embedded_lm, requests, same_bits, snapshot, world
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from edit_cli import assets
 from edit_cli.editors.retrieval.base import Fact, FactMemory
 from edit_cli.editors.retrieval.scope_classifier import EmbeddingScope, ScopeOptions
 from edit_cli.editors.retrieval.scope_examples import Teller
@@ -223,7 +223,7 @@ def test_repetitions_are_one_fact_and_the_latest_answer_to_a_prompt_wins(monkeyp
         (second.text, second.target_new),
     ]
     assert notes == [
-        "5 edits are 2 facts: 2 say again what another says, and 1 are replaced by a later answer to the same prompt"
+        "5 edits are 2 facts: 2 say again what another says, and 1 is replaced by a later answer to the same prompt"
     ]
     lm().attach(route([first, second]))
     lm().attach(late := route([other]))
@@ -325,7 +325,7 @@ def test_networks_trained_beside_one_model_serve_another_with_the_same_words():
 
 
 def test_other_words_are_refused_for_the_counterfactual_model_and_welcome_for_the_classifier(tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(assets.FOLDER / "tiny-gpt2")
     tokenizer.add_tokens(["<another>"])
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -390,7 +390,7 @@ def test_networks_that_never_learnt_to_end_an_answer_are_not_found(tmp_path):
 
 
 def test_a_vocabulary_without_an_end_token_is_told_so():
-    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(assets.FOLDER / "tiny-gpt2")
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), eos_token_id=None, n_embd=32, n_layer=1, n_head=2))
     head = CausalHead(model, tokenizer, torch.device("cpu"), 512, replies=True)
     tokenizer.eos_token = None

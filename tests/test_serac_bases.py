@@ -10,6 +10,7 @@ import torch
 from embedded import embedded_lm, same_bits, snapshot
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from edit_cli import assets
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base import TrainingOptions
 from edit_cli.editors.retrieval.scope_classifier import ScopeOptions
@@ -144,7 +145,7 @@ def test_soft_mixing_is_no_switch_and_says_so_in_its_numbers(checkpoint):
 
 
 def test_other_words_and_missing_networks_are_one_clear_line(checkpoint, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(assets.FOLDER / "tiny-gpt2")
     tokenizer.add_tokens(["<another>"])
     torch.manual_seed(1)
     other = LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,

@@ -214,11 +214,14 @@ class LM:
 
     @cached_property
     def _base_fingerprint(self) -> str:
-        tied = getattr(self.model, "all_tied_weights_keys", {})  # off the device they are two parameters
         with self.pristine():
-            return self.fingerprint(
-                list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
-            )
+            return self.fingerprint(self.weight_names)
+
+    @property
+    def weight_names(self) -> list[str]:
+        """Names of all weights, tied ones once, wherever they are (off the device, tied ones are two parameters)."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        return list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
 
     # --- what only a forward pass tells -------------------------------------------------------------------------------
 
