@@ -59,7 +59,7 @@ def other_lm() -> LM:
 
 
 @cache
-def config(kind: str = "embedding", **settings) -> SERACConfig:
+def config(kind: Any = "embedding", **settings: Any) -> SERACConfig:
     """Networks at random that tell every prompt apart: a small scale would put all in scope, a large one none but
     the facts themselves.
     """
@@ -387,9 +387,10 @@ def test_networks_that_learnt_by_other_settings_are_not_found(tmp_path):
     from edit_cli.editors.meta import checkpoints
 
     made = serac(cache_dir=str(tmp_path), trained_on="none", threshold=0.2, mixing="soft")
-    for settings, found in (({"all_pairs": 1.0}, False), ({}, True)):
-        about = {**serac(**settings).identity(), "model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
-        checkpoints.save(checkpoints.place(tmp_path, serac(**settings).identity(), "serac"), net(), about)
+    for weight, found in ((1.0, False), (0.0, True)):
+        identity = serac(all_pairs=weight).identity()
+        about = {**identity, "model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
+        checkpoints.save(checkpoints.place(tmp_path, identity, "serac"), net(), about)
         if found:
             assert made.trained().digest(made.config) == net().digest(made.config)
         else:
@@ -449,7 +450,8 @@ def test_of_an_encoder_decoder_the_encoder_reads():
 
 def test_a_fact_that_is_described_by_its_prompt_is_found_by_it_whatever_the_answer():
     torch.manual_seed(0)
-    for describes, same in (("prompt", True), ("fact", False)):
+    options: tuple[tuple[Any, bool], ...] = (("prompt", True), ("fact", False))
+    for describes, same in options:
         options = ScopeConfig(
             model=AuxiliaryModelConfig(family="bert", sizes=BERT), pooling="mean", head=8, describes=describes
         )

@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -215,7 +216,7 @@ def test_launchers_that_want_more_than_a_training_is_made_for_are_refused(variab
     assert ended.err.count("error") == 1 and not Path("refused/run").exists()
 
 
-def stand_in(training: TrainingConfig, shares_cases: bool) -> SimpleNamespace:
+def stand_in(training: TrainingConfig, shares_cases: bool) -> Any:
     """Of an editor in one of two processes, what a training looks at before it begins."""
     return SimpleNamespace(
         lm=SimpleNamespace(team=Team(0, 2)),

@@ -76,7 +76,7 @@ def _packaged(method: str, model: str) -> dict[str, Any]:
         catalog.conf_dir() / "tuned" / method / f"{model}.yaml",
     ]
     merged = OmegaConf.merge(*(OmegaConf.load(part) for part in parts if part.is_file()), DictConfig({}))
-    found = _flat(with_defaults(merged))
+    found = _flat(with_defaults(merged))  # type: ignore[arg-type]
     return {key: value for key, value in found.items() if key not in ANYWHERE}
 
 

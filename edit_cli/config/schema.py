@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -27,7 +27,6 @@ Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]
 
-C = TypeVar("C", bound="Config")
 UNSET = "???"  # a value that has to be given, as configuration files write it
 
 
@@ -255,11 +254,10 @@ def defaults(cls: type, instance: Any = None) -> dict[str, Any]:
     return found
 
 
-def restored(cls: type[C], values: dict[str, Any]) -> C:
+def restored(cls: type, values: dict[str, Any]) -> Any:
     """The settings that `dataclasses.asdict` made plain, groups inside them included. Raises as `Config`."""
-    parts = {name: part_of(hints(cls)[name]) for name, value in values.items() if isinstance(value, dict)}
-    groups = {name: restored(part, values[name]) for name, part in parts.items() if part is not None}
-    return cls(**{**values, **groups})
+    groups = {name: part_of(hints(cls)[name]) for name, value in values.items() if isinstance(value, dict)}
+    return cls(**values | {name: restored(part, values[name]) for name, part in groups.items() if part is not None})
 
 
 def linked(hint: Any) -> str | None:

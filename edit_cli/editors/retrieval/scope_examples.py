@@ -65,7 +65,7 @@ class ScopeExampleSampler:
         fact = Fact(request.text, request.target_new)
         within = [self.rng.choice(asked)]
         unwanted = [
-            (probe.prompt, probe.target)
+            (probe.prompt, probe.target or "")
             for probe in case.probes
             if probe.kind == "opinion" and probe.group == "unwanted"
         ]

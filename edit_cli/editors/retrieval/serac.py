@@ -292,7 +292,7 @@ class SeracRoute(FactRoute):
         MissingError: settings that no editor has.
         """
         try:
-            config = restored(SERACConfig, rest["editor"])
+            config: SERACConfig = restored(SERACConfig, rest["editor"])
         except SettingError as error:
             raise MissingError(f"this edit is damaged: {error}; make it again") from None
         facts = [Fact(*pair) for pair in rest["facts"]]
