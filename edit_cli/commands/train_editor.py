@@ -116,7 +116,7 @@ def _keep(editor: TrainableEditor[Any, Any], net: Any, data: Dataset, found: dic
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
     folder = expanded(editor.config.cache_dir)
-    place = checkpoints.place(folder, identity, identity["method"].lower(), data.name, lm.name)
+    place = checkpoints.place(folder, identity, type(editor).__name__.lower(), data.name, lm.name)
     place.parent.mkdir(parents=True, exist_ok=True)
     with suppress(MissingError):  # there is none, or a damaged one
         before = checkpoints.read_about(place)["dataset"]

@@ -173,7 +173,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
     @classmethod
     def kind(cls, config: T) -> dict[str, Any]:
         """What a checkpoint must agree with to be this method's with these settings, on whatever model."""
-        return {"method": cls.__name__, "recipe": flatten(plain(recipe(config)))}
+        return {"type": cls.__name__, "recipe": flatten(plain(recipe(config)))}
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be this editor's on this model."""
@@ -195,7 +195,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
         folder = self._folder()
         tensors, about = checkpoints.load(folder)
         own = self.identity()
-        if about["method"] != own["method"]:
+        if about["type"] != own["type"]:
             raise MissingError(
                 f"{folder} was trained as {about['method']}, not as {own['method']}: {_remedy(self.context)}"
             )

@@ -21,7 +21,7 @@ from edit_cli.files.tensors import are_finite, read_tensors, write_tensors
 FORMAT = 1
 AGAIN = "train the editor again"
 TENSORS, ABOUT = "editor.safetensors", "editor.json"
-WHO = ("method", "base", "recipe")  # what a checkpoint is looked up by
+WHO = ("type", "base", "recipe")  # what a checkpoint is looked up by
 
 
 class Model(TypedDict):
@@ -35,10 +35,10 @@ class Data(TypedDict):
 
 
 class About(TypedDict):
-    """method: name of the editor's class. base: what of the model it is bound to."""
+    """type: name of the method. base: what of the model it is bound to."""
 
     format: int
-    method: str
+    type: str
     base: str
     recipe: dict[str, Any]
     model: Model
@@ -47,7 +47,7 @@ class About(TypedDict):
 
 
 def save(directory: Path, net: nn.Module, about: dict[str, Any]) -> None:
-    """Write a trained network and what is to be known about it: method, base, recipe, model, dataset, metrics.
+    """Write a trained network and what is to be known about it: type, base, recipe, model, dataset, metrics.
 
     Raises:
         MissingError: it cannot be written.
@@ -118,7 +118,7 @@ def refuse_others(net: nn.Module, tensors: dict[str, Tensor], directory: Path) -
 
 
 def find(root: Path, identity: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """Checkpoints below `root` that agree with all that `identity` tells of method, base and recipe, by path."""
+    """Checkpoints below `root` that agree with all that `identity` tells of type, base and recipe, by path."""
     wanted = json.loads(to_json(identity))
     found = []
     for file in sorted(root.glob(f"*/{ABOUT}")):

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from edit_cli.config.schema import Count, Natural, NonNegative, Positive
 from edit_cli.distributed import ALONE
-from edit_cli.editors.base import Context
 from edit_cli.editors.locate.solver import ScaledIdentity, solve
 from edit_cli.editors.meta.base import GradientEditor, Logs, StepConfig, StepSizes, TrainingConfig
 from edit_cli.editors.meta.base_model_cache import BaseModelCache
@@ -26,7 +25,6 @@ from edit_cli.editors.meta.hypernetwork import Hypernetwork
 from edit_cli.editors.passes import in_batches
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import UsageError
-from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import Case, EditRequest
 
@@ -81,16 +79,13 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
     mass_editor = True
     shares_cases = True
 
-    def __init__(self, config: MALMENConfig, lm: LM, context: Context | None = None) -> None:
-        super().__init__(config, lm, context)
-        if config.tokens == "subject" and lm.head.kind != "causal":
-            raise UsageError(f"method.tokens=subject: {lm.name} is no causal model; choose answer or all")
-
     @property
     def cases_per_edit(self) -> int:
         return self.config.edits
 
     def build(self) -> MalmenNet:
+        if self.config.tokens == "subject" and self.lm.head.kind != "causal":
+            raise UsageError(f"method.tokens=subject: {self.lm.name} is no causal model; choose answer or all")
         return MalmenNet(self.shapes, self.config)
 
     def groups(self, net: MalmenNet) -> list[dict[str, Any]]:

@@ -34,9 +34,7 @@ class ScopeConfig(Config):
 
     kind: Literal["embedding", "cross"] = "embedding"
     """Two texts and the distance of their embeddings, or both texts in one, read by a classifier."""
-    model: AuxiliaryModelConfig = field(
-        default_factory=lambda: AuxiliaryModelConfig(checkpoint="distilbert-base-cased")
-    )
+    model: AuxiliaryModelConfig = field(default_factory=AuxiliaryModelConfig)
     """The encoder."""
     trained_blocks: Natural | None = None
     """Topmost blocks of the encoder that are trained; null: all of it; 0: nothing, only the head is."""

@@ -36,7 +36,7 @@ class SERACConfig(TrainableConfig):
 
     scope: ScopeConfig = field(default_factory=ScopeConfig)
     """The classifier g."""
-    counterfactual: AuxiliaryModelConfig = field(default_factory=lambda: AuxiliaryModelConfig(checkpoint="t5-small"))
+    counterfactual: AuxiliaryModelConfig = field(default_factory=AuxiliaryModelConfig)
     """The model h, of the edited model's kind and vocabulary."""
     join: str = "{fact} {prompt}"
     """What h reads: {fact} is prompt and new answer."""
