@@ -96,11 +96,11 @@ def _pattern(wordings: Any) -> re.Pattern[str]:
 def invented(cases: Sequence[Case], seed: int) -> list[Case]:
     """The same cases about made-up subjects; a case's hard prompt asks its question of a near namesake."""
     sampler, names = ScopeExampleSampler(1.0, random.Random(seed)), {}
-    subjects = [case.requests[0].subject for case in cases]
+    subjects = [case.requests[0].subject or "" for case in cases]
     told = []
     for case in cases:
         (request,) = case.requests
-        name = names.setdefault(request.subject, sampler.invented(request.subject, subjects))
+        name = names.setdefault(request.subject, sampler.invented(request.subject or "", subjects))
         probes = [replace(probe, prompt=probe.prompt.replace(request.subject, name)) for probe in case.probes]
         near = request.text.replace(request.subject, sampler.namesake(name, subjects))
         probes.append(Probe("locality", near, request.target_new, group="hard"))

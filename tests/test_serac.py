@@ -450,8 +450,8 @@ def test_of_an_encoder_decoder_the_encoder_reads():
 
 def test_a_fact_that_is_described_by_its_prompt_is_found_by_it_whatever_the_answer():
     torch.manual_seed(0)
-    options: tuple[tuple[Any, bool], ...] = (("prompt", True), ("fact", False))
-    for describes, same in options:
+    cases: tuple[tuple[Any, bool], ...] = (("prompt", True), ("fact", False))
+    for describes, same in cases:
         options = ScopeConfig(
             model=AuxiliaryModelConfig(family="bert", sizes=BERT), pooling="mean", head=8, describes=describes
         )

@@ -98,7 +98,8 @@ class TrainableConfig(EditorConfig):
 
 def recipe(config: Any) -> dict[str, Any]:
     """Settings that what is learnt depends on, as a checkpoint keeps them: all but those marked `NotInRecipe`."""
-    marked = {name for name, hint in hints(type(config)).items() if NotInRecipe in getattr(hint, "__metadata__", ())}
+    cls: Any = type(config)
+    marked = {name for name, hint in hints(cls).items() if NotInRecipe in getattr(hint, "__metadata__", ())}
     own = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in marked}
     return {name: recipe(value) if is_dataclass(value) else value for name, value in own.items()}
 
