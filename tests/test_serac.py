@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -380,6 +381,16 @@ def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
     checkpoints.save(checkpoint, serac().build(), {**serac().identity(), **about})
     with pytest.raises(MissingError, match="holds other networks than this edit was made with"):
         edit_store.attach(tmp_path / "edit", lm())
+
+
+def test_an_edit_takes_its_settings_along_and_wrong_ones_are_damage():
+    edit = route(requests(1), threshold=0.3)
+    tensors, rest = edit.state()
+    rest = json.loads(json.dumps(rest))
+    assert SeracRoute.from_state(tensors, rest).config == edit.config
+    rest["editor"]["threshold"] = 2.0
+    with pytest.raises(MissingError, match=r"this edit is damaged: method.threshold=2.0: give a number above 0"):
+        SeracRoute.from_state(tensors, rest)
 
 
 def test_networks_that_learnt_by_other_settings_are_not_found(tmp_path):
