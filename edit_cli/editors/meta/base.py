@@ -198,7 +198,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
         own = self.identity()
         if about["type"] != own["type"]:
             raise MissingError(
-                f"{folder} was trained as {about['method']}, not as {own['method']}: {_remedy(self.context)}"
+                f"{folder} was trained as {about['type']}, not as {own['type']}: {_remedy(self.context)}"
             )
         if about["base"] != own["base"]:
             raise MissingError(
