@@ -87,8 +87,8 @@ def refuse_missing(
     if method is None:
         return
     method.editor.refuse_kind(kind, options.name)
-    if training and isinstance(method.editor, TrainableEditor):
-        method.editor.require_training()
+    if training and issubclass(method.editor, TrainableEditor):
+        method.editor.require_training(method.config)
     else:
         method.require(options.name, context or Context())
 

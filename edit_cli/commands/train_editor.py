@@ -5,7 +5,7 @@ find it.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from edit_cli.config.build import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.editors.meta import checkpoints
-from edit_cli.editors.meta.base import TrainableEditor
+from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.disk import require_folder
 from edit_cli.files.paths import expanded
@@ -43,25 +43,27 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     fsdp, zero = wanted_by_launcher(), stage_of_launcher()
     top = settings(job.config)
     model, method, source = build_model(job), build_method(job), build(job.config.dataset)
-    context, editor = context_of(job), method.editor
-    if not isinstance(editor, TrainableEditor):
+    context, config = context_of(job), method.config
+    if not isinstance(config, TrainableConfig):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
-    if editor.checkpoint is not None:
+    if config.checkpoint is not None:
         raise UsageError(
             "method.checkpoint names a trained editor; leave it out to train one (run_dir=DIR and cache_dir=DIR say"
             " where it goes)"
         )
-    editor.training.fsdp |= fsdp
+    if fsdp:
+        config = replace(config, training=replace(config.training, fsdp=True))
+        method = replace(method, config=config)
     splits = build(job.config.splits, Splits)
     if splits.train == splits.validation:
         raise UsageError(f"splits.validation={splits.validation} is what is trained on: name a split of other records")
     cases = source.of_split(splits.train, "splits.train").load(top.limit, monitor)
     held_out = source.of_split(splits.validation, "splits.validation").load(None, monitor)
     # what is learnt goes there: better to know now than after hours
-    require_folder(expanded(editor.cache_dir), f"cache_dir={top.cache_dir}")
+    require_folder(expanded(config.cache_dir), f"cache_dir={top.cache_dir}")
     path = run_path(job, top, job.choices["dataset"], job.model_name)
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
-    steps = editor.training.steps
+    steps = config.training.steps
 
     def belongs(identity: tuple[int, str]) -> bool:
         return isinstance(identity[0], int) and 1 <= identity[0] <= steps
@@ -71,16 +73,17 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
             lm = load_fitting(job, model, method, context, [cases, held_out], monitor, training=True)
+            editor: Any = method.begin(lm, context)
 
             def write(line: Line) -> None:
                 if (line["step"], line["kind"]) not in run.finished:
                     run.append(line)
 
             stamp = f"{run.manifest['started']} {run.manifest['config_hash']}"
-            done = train(editor, lm, cases.cases, held_out.cases, run.path, stamp, write, zero)
+            done = train(editor, cases.cases, held_out.cases, run.path, stamp, write, zero)
             if job.team.is_main:
                 found = {"step": done.step, "metrics": done.best}
-                place = _keep(editor, lm, done.net, cases, found, top.seed)
+                place = _keep(editor, done.net, cases, found, top.seed)
                 summary = learning.summary_of(run.manifest, run.lines(), found, str(place), ledger.take())
                 learning.draw(summary, run.path)
                 run.write_summary(summary)
@@ -97,13 +100,13 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         return outcome(run, [], monitor)
 
 
-def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict[str, Any], seed: int) -> Path:
+def _keep(editor: TrainableEditor[Any, Any], net: Any, data: Dataset, found: dict[str, Any], seed: int) -> Path:
     """Write the checkpoint to the cache."""
     import torch
 
     from edit_cli import __version__
 
-    identity = editor.identity(lm)
+    lm, identity = editor.lm, editor.identity()
     about = {
         **identity,
         "model": {"name": lm.name, "id": lm.id, "revision": lm.revision},
@@ -112,7 +115,8 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         "seed": seed,
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
-    place = checkpoints.place(expanded(editor.cache_dir), identity, type(editor).__name__.lower(), data.name, lm.name)
+    folder = expanded(editor.config.cache_dir)
+    place = checkpoints.place(folder, identity, type(editor).__name__.lower(), data.name, lm.name)
     place.parent.mkdir(parents=True, exist_ok=True)
     with suppress(MissingError):  # there is none, or a damaged one
         before = checkpoints.read_about(place)["dataset"]

@@ -13,6 +13,7 @@ from edit_cli.commands.job import Job
 from edit_cli.config import catalog
 from edit_cli.config.build import build
 from edit_cli.config.identity import flatten
+from edit_cli.config.source import with_defaults
 from edit_cli.errors import UsageError
 
 ANYWHERE = ("checkpoint", "trained_on", "cache_dir", "defaults", "_target_")
@@ -75,7 +76,7 @@ def _packaged(method: str, model: str) -> dict[str, Any]:
         catalog.conf_dir() / "tuned" / method / f"{model}.yaml",
     ]
     merged = OmegaConf.merge(*(OmegaConf.load(part) for part in parts if part.is_file()), DictConfig({}))
-    found = _flat(merged)
+    found = _flat(with_defaults(merged))  # type: ignore[arg-type]
     return {key: value for key, value in found.items() if key not in ANYWHERE}
 
 
