@@ -146,7 +146,7 @@ def test_a_language_model_is_no_classifier_unless_it_was_trained_to_be(tmp_path)
     model, words = tiny("gpt2")
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    with pytest.raises(MissingError, match="1 weights are missing in its files, such as score.weight"):
+    with pytest.raises(MissingError, match="1 weight is missing in its files, such as score.weight"):
         ModelOptions(name="copy", id=str(tmp_path), device="cpu", kind="classifier").load()
 
 
@@ -221,7 +221,7 @@ def test_labels_are_named_once_each():
 @pytest.mark.parametrize("family", ["bert", "t5"])
 @pytest.mark.parametrize("method", [ROME, MEMIT])
 def test_methods_for_causal_models_say_so(family, method):
-    editor = method(layers=[0], **({} if method is ROME else {"covariance_weight": 1.0}))
+    editor = prepared(method, layers=[0])
     kind = "a sequence classifier" if family == "bert" else "an encoder-decoder model"
     with pytest.raises(
         UsageError, match=f"{method.__name__} works on a causal language model, and tiny-{family} is {kind}"

@@ -84,7 +84,7 @@ def awkward() -> list[EditRequest]:
 
 @pytest.mark.parametrize("name", names("method"))
 def test_no_setting_hides_a_step_that_commands_take(name, editor):
-    made = editor(name)
+    made = editor(name).method.editor
     steps = [step for step in vars(Editor) if callable(getattr(Editor, step)) and not step.startswith("_")]
     assert "warm_up" in steps and all(callable(getattr(made, step)) for step in steps)
 
@@ -218,7 +218,7 @@ def test_facts_about_one_subject_are_reported(editor, monkeypatch):
         ("rome", "method.variant=q", "method.variant=q: choose one of"),
         ("ft", "method.part=head", "method.part=head: choose"),
         ("ft", "method.objective=x", "method.objective=x: choose"),
-        ("ft-l", "method.norm_constraint=-1.0", "method.norm_constraint=-1.0: give a positive"),
+        ("ft-l", "method.norm_constraint=-1.0", "method.norm_constraint=-1.0: give a number above 0"),
         ("lookup", "method.mode=x", "method.mode=x: choose"),
         ("memit", "method.context.weighting=x", "method.context.weighting=x: choose"),
     ],
