@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edit_cli.distributed import ALONE, Team
-from edit_cli.edits.edit import Joined, Restore
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
+from edit_cli.lm.edit import Edit, Joined, Restore
+from edit_cli.lm.fast.prefix_cache import shortcuts_work
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
 from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
@@ -22,10 +23,6 @@ from edit_cli.lm.routing import Answerer, Routed
 from edit_cli.lm.weights.access import Place, Undo, place_of
 from edit_cli.lm.weights.offload import execution_device
 from edit_cli.monitor import Monitor
-
-if TYPE_CHECKING:
-    from edit_cli.edits.edit import Edit
-
 
 BATCH_TOKENS = {"cpu": 2048}  # what still fits a processor's caches; elsewhere more at once is faster
 
@@ -240,8 +237,6 @@ class LM:
 
     @cached_property
     def _takes_shortcuts(self) -> bool:
-        from edit_cli.lm.fast.prefix_cache import shortcuts_work
-
         return shortcuts_work(self)
 
     def skipping(self, layer: int, states: Tensor) -> Any:

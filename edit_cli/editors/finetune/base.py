@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ from edit_cli.edits.edit import WeightDelta
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokenization import Row
 from edit_cli.lm.weights.access import Place
 
-Batches = Sequence[Sequence[Row]]
+Batches = Sequence[Sequence[Any]]  # of rows, as a head encodes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class FinetuneEditor(Editor[F]):
         """The tuned parameters. Raises UsageError if there are none."""
         return parameters_of(self.lm, require_layers(self.config.layers, self.lm), self.config.part)
 
-    def answers(self, rows: Sequence[Row]) -> Answers:
+    def answers(self, rows: Sequence[Any]) -> Answers:
         """Scores of what the rows should be answered with."""
         return self.lm.head.answers(rows, end=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokenization import Row, pad_right
+from edit_cli.lm.tokenization import pad_right
 from edit_cli.requests import EditRequest
 
 
@@ -68,7 +68,7 @@ class FT(FinetuneEditor[FTConfig]):
             return weight.tuned
         return torch.maximum(torch.minimum(weight.tuned, weight.start + bound), weight.start - bound)
 
-    def answers(self, rows: Sequence[Row]) -> Answers:
+    def answers(self, rows: Sequence[Any]) -> Answers:
         """By `objective`: every target token after those before it, or as if it were the first."""
         if self.config.objective == "target":
             return super().answers(rows)

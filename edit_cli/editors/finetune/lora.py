@@ -77,7 +77,7 @@ class Lora(Editor[LoraConfig]):
         """
         lm, config, names = self.lm, self.config, self._names()
         _refuse_offloaded(lm, names)
-        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
+        rows: list[Any] = lm.head.encode([(request.text, request.target_new) for request in requests])
         batches = [rows[part] for part in in_batches(rows, config.batch_size)]
         device = [lm.device] if lm.device.type == "cuda" else []
         with lm.monitor.phase("train"), torch.random.fork_rng(device), self._adapters(names) as adapters:

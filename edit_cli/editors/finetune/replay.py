@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -14,7 +14,6 @@ from edit_cli.editors.finetune.base import FinetuneConfig, FinetuneEditor, Tuned
 from edit_cli.editors.passes import in_batches, row_losses
 from edit_cli.edits.edit import Edit, WeightDelta
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
 
 
@@ -57,7 +56,7 @@ class Replay(FinetuneEditor[ReplayConfig]):
                 self.replay(lm.head.encode(self.past), weights)
             return moved(weights, {"facts": [list(fact) for fact in new], "replayed": due})
 
-    def replay(self, rows: Sequence[Row], weights: Sequence[Tuned]) -> None:
+    def replay(self, rows: Sequence[Any], weights: Sequence[Tuned]) -> None:
         """Some passes over all facts."""
         config = self.config
         optimizer = torch.optim.Adam([weight.tuned for weight in weights], lr=config.lr)
