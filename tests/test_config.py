@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from edit_cli.config.build import Settings, build, method_of, plain_containers, settings
-from edit_cli.editors.base import Method
+from edit_cli.config.build import Settings, build, plain_containers, settings
 from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.errors import UsageError
@@ -40,8 +39,7 @@ def test_nested_parts_are_built_and_numbers_converted():
 
 
 def test_fields_that_are_left_out_keep_their_defaults():
-    made = method_of(config({"_target_": "edit_cli.editors.finetune.ft.FT", "layers": [0]}).method)
-    assert made == Method(FT, FT.Config(layers=[0]))
+    assert build(config({"_target_": "edit_cli.editors.finetune.ft.FT", "layers": [0]}).method) == FT(layers=[0])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +75,7 @@ def test_keys_behind_an_interpolation_are_named_where_they_stand():
 
 def test_a_field_without_value_or_default_is_named():
     with pytest.raises(UsageError, match=r"method\.layers has no value"):
-        method_of(config({"_target_": "edit_cli.editors.finetune.ft.FT"}).method)
+        build(config({"_target_": "edit_cli.editors.finetune.ft.FT"}).method)
 
 
 def test_settings_are_typed_and_the_rest_is_left_alone():

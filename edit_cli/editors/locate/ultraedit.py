@@ -132,7 +132,7 @@ class UltraEdit(Editor[UltraEditConfig]):
             with self.lm.monitor.phase("statistics"), self.lm.pristine():
                 return _after(self.lm, {}, _seen(self.lm, self._others(facts, lacking), names, chunk))
 
-        return self.context.once(("moments", tuple(names), lacking, chunk), read)
+        return self.context.once(("first moments", lacking, chunk), read)
 
     def _others(self, facts: int, count: int) -> list[Any]:
         """Rows of prompts that are not edited, each with the answer of the next one.
