@@ -44,6 +44,7 @@ class LM:
         batch_tokens: int | None = None,
         model_id: str | None = None,
         labels: Sequence[str] | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -51,7 +52,7 @@ class LM:
         self.id = model_id or name  # where it was loaded from
         self.revision = revision
         self.monitor = monitor or Monitor()
-        self.team: Team = ALONE  # processes that hold a copy of this model and share its work
+        self.team = team  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
         self.head: Head = head_of(
             model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192), labels
