@@ -17,7 +17,8 @@ PACKAGE = ROOT / "edit_cli"
 FLOORS = [
     {"errors", "wording", "__init__"},
     {"assets", "config", "distributed", "files", "monitor", "requests", "terminal", "writing"},
-    {"lm", "edits"},
+    {"lm"},
+    {"edits"},
     {"runs", "statistics", "metrics", "datasets"},
     {"editors", "tracing", "training"},
     {"report", "console", "streams"},
