@@ -191,8 +191,8 @@ def test_saved_it_answers_the_same_in_a_new_process(tmp_path):
         here = nlls(wanted)
     code = (
         "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli.edits"
-        " import store as edit_store\nlm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\nprint(json.dumps([score.nll for score in"
-        " lm.loglikelihood([tuple(pair) for pair in json.loads(sys.argv[3])])]))"
+        " import store as edit_store\nlm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\nprint(json.dumps("
+        "[score.nll for score in lm.loglikelihood([tuple(pair) for pair in json.loads(sys.argv[3])])]))"
     )
     command = [
         sys.executable,
