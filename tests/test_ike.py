@@ -63,7 +63,7 @@ def nlls(wanted: list[EditRequest]) -> list[float]:
 
 
 def test_the_published_recipe_shows_4_copies_12_updates_16_retains_and_the_most_similar_last():
-    editor = prepared(IKE, store=Cases([case(number) for number in range(40)]), demonstrations=32, **PLAIN)
+    editor: Any = prepared(IKE, store=Cases([case(number) for number in range(40)]), demonstrations=32, **PLAIN)
     request = EditRequest("{} works as a", "Some Body", "new99")
     (texts,) = editor.edit(lm(), [request]).prefixes
     assert (
@@ -229,7 +229,7 @@ def test_demonstrations_come_from_the_same_data_set(tmp_path, monkeypatch):
 
 
 def test_another_data_set_can_be_the_store(tmp_path):
-    editor = packaged_editor(tmp_path, "ike", "dataset@method.store=world", "method.store.split=train")
+    editor: Any = packaged_editor(tmp_path, "ike", "dataset@method.store=world", "method.store.split=train")
     subjects = {case.requests[0].subject for case in editor.config.store.load(None).cases}
     assert len(subjects) > 100 and not subjects & {case.requests[0].subject for case in world("test")}
     without = packaged_editor(tmp_path, "ike", "method.store=null", "method.copy_itself=false").edit(lm(), requests(1))

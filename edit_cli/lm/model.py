@@ -234,7 +234,7 @@ class LM:
 
         Not while a module looks at whole prompts (see lm.focus).
         """
-        return not getattr(self.head, "watchers", 0) and self._takes_shortcuts
+        return not self.head.watchers and self._takes_shortcuts
 
     @cached_property
     def _takes_shortcuts(self) -> bool:

@@ -50,7 +50,8 @@ class PromptWatch:
     """
 
     def __init__(self, lm: LM, module: str) -> None:
-        self.head, self.focus = lm.head, None
+        self.head = lm.head
+        self.focus: Focus = None  # type: ignore[assignment]  # there is none before the first pass
         stack = next(
             (stack for stack in lm.layout.stacks if module.startswith(f"{stack.blocks}.")), lm.layout.stacks[0]
         )
@@ -62,7 +63,7 @@ class PromptWatch:
         elif not paired and stack.name == "encoder":
             self.fixed = 0
         self.handle = root.register_forward_pre_hook(self._see, with_kwargs=True)
-        self.head.watchers = getattr(self.head, "watchers", 0) + 1
+        self.head.watchers += 1
 
     def close(self) -> None:
         self.handle.remove()
