@@ -196,6 +196,12 @@ class LM:
         """Input width of the layer's MLP output projection."""
         return widths(self.module(self.layout.mlp_out(layer)))[1]
 
+    @property
+    def weight_names(self) -> list[str]:
+        """Names of all parameters, of tied ones (which are two off the device) a single one."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        return list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
+
     def fingerprint(self, names: Sequence[str] | None = None) -> str:
         """sha256 over parameters in their present state; without `names`, over all of the unedited model (computed
         once).
@@ -212,11 +218,8 @@ class LM:
 
     @cached_property
     def _base_fingerprint(self) -> str:
-        tied = getattr(self.model, "all_tied_weights_keys", {})  # off the device they are two parameters
         with self.pristine():
-            return self.fingerprint(
-                list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
-            )
+            return self.fingerprint(self.weight_names)
 
     # --- what only a forward pass tells -------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ class CacheRoute(FactRoute):
         return {"keys": size(len(rest["facts"]), lm.layout.width)}
 
     def touches(self, lm: LM) -> list[str]:
-        return [name for name, _ in lm.model.named_parameters()]
+        return lm.weight_names
 
 
 @dataclass(frozen=True)
