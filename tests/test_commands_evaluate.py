@@ -160,7 +160,7 @@ def test_errors_end_with_their_own_exit_codes(cli, monkeypatch):
     from edit_cli.editors.finetune.ft import FT as Editor
 
     def fail_with(error: BaseException):
-        def edit(self, lm, requests):
+        def edit(self, requests):
             raise error
 
         monkeypatch.setattr(Editor, "edit", edit)

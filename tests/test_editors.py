@@ -215,10 +215,10 @@ def test_facts_about_one_subject_are_reported(editor, monkeypatch):
     [
         ("memit", "method.layers=[]", "method.layers is empty"),
         ("memit", "method.layers=[9]", "layer 9 does not exist"),
-        ("rome", "method.variant=q", "method.variant=q: choose one of"),
+        ("rome", "method.variant=q", "method.variant=q: choose"),
         ("ft", "method.part=head", "method.part=head: choose"),
         ("ft", "method.objective=x", "method.objective=x: choose"),
-        ("ft-l", "method.norm_constraint=-1.0", "method.norm_constraint=-1.0: give a positive"),
+        ("ft-l", "method.norm_constraint=-1.0", "method.norm_constraint=-1.0: give a number above 0"),
         ("lookup", "method.mode=x", "method.mode=x: choose"),
         ("memit", "method.context.weighting=x", "method.context.weighting=x: choose"),
     ],

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from embedded import same_bits, snapshot
+from embedded import prepared, same_bits, snapshot
 from families import CONTEXT, DECODER, ENCODER, SEQ2SEQ, WIDTH, tiny, tiny_lm, tokenizer
 from transformers import T5ForConditionalGeneration
 
@@ -186,7 +186,7 @@ def test_an_edit_is_written_in_either_stack_and_comes_off_exactly(family, layer,
     requests = [EditRequest(prompt, None, target) for prompt, target in (PAIRS[0], PAIRS[3])]
     pairs = [(request.text, request.target_new) for request in requests]
     before, untouched = lm.loglikelihood(pairs), snapshot(lm)
-    edit = FT(layers=[layer], lr=1e-1, steps=100).edit(lm, requests)
+    edit = prepared(FT, layers=[layer], lr=1e-1, steps=100).edit(lm, requests)
     assert same_bits(snapshot(lm), untouched)
     assert list(edit.updates) == [f"{lm.layout.mlp_out(layer)}.weight"]
     edit_store.save(edit, tmp_path / "edit", lm, requests, {"name": "ft"})
@@ -205,7 +205,7 @@ def test_an_edit_is_written_in_either_stack_and_comes_off_exactly(family, layer,
 
 def test_a_stored_answer_is_looked_up():
     lm = tiny_lm("t5")
-    route = Lookup(mode="nearest", radius=1e-3).edit(lm, [EditRequest(PAIRS[0][0], None, "Rome")])
+    route = prepared(Lookup, mode="nearest", radius=1e-3).edit(lm, [EditRequest(PAIRS[0][0], None, "Rome")])
     with lm.edited(route):
         assert lm.generate([PAIRS[0][0], PAIRS[1][0]], 4) == ["Rome", shared("t5").generate([PAIRS[1][0]], 4)[0]]
         assert lm.loglikelihood([(PAIRS[0][0], "Rome")])[0].nll < 1e-6
@@ -232,7 +232,7 @@ def test_what_cannot_be_asked_is_refused():
     with pytest.raises(UsageError, match="model.perplexity_text=null"):
         lm.token_nlls(["Paris"], 8)
     with pytest.raises(UsageError, match="needs a causal language model"):
-        FT(layers=[0], objective="prompt_last").edit(lm, [EditRequest("Who?", None, "Rome")])
+        prepared(FT, layers=[0], objective="prompt_last").edit(lm, [EditRequest("Who?", None, "Rome")])
     model, words = tiny("t5", decoder_start_token_id=None)
     model.generation_config.decoder_start_token_id = None
     assert isinstance(model, T5ForConditionalGeneration)

@@ -15,6 +15,7 @@ from edit_cli.commands.job import Job
 from edit_cli.commands.training_command import training_command
 from edit_cli.config.build import build, method_of, target_class
 from edit_cli.datasets import Dataset
+from edit_cli.distributed import ALONE, Team
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.editors.meta.base import TrainableEditor
 from edit_cli.editors.old import Editor as OldEditor
@@ -93,14 +94,14 @@ def refuse_missing(
         method.require(options.name, context or Context())
 
 
-def load_model(options: ModelOptions, monitor: Monitor) -> LM:
+def load_model(options: ModelOptions, monitor: Monitor, team: Team = ALONE) -> LM:
     """The model, without the chatter of the libraries that load it."""
     with monitor.phase("load model"):
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        lm = options.load(monitor)
+        lm = options.load(monitor, team)
     # libraries and model stay to the end: each collection would look through all of their objects (4 % of a mass edit)
     gc.freeze()
     return lm
@@ -122,8 +123,7 @@ def load_fitting(
     """
     with monitor.phase("load model"):
         refuse_missing(job, options, method, context, training)
-    lm = load_model(options, monitor)
-    lm.team = job.team
+    lm = load_model(options, monitor, job.team)
     method.begin(lm, context)  # refuses what it cannot work on
     for dataset in datasets:
         dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)

@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edit_cli.distributed import ALONE, Team
-from edit_cli.edits.edit import Joined, Restore
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
+from edit_cli.lm.edit import Edit, Joined, Restore
+from edit_cli.lm.fast.prefix_cache import shortcuts_work
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
 from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
@@ -22,10 +23,6 @@ from edit_cli.lm.routing import Answerer, Routed
 from edit_cli.lm.weights.access import Place, Undo, place_of
 from edit_cli.lm.weights.offload import execution_device
 from edit_cli.monitor import Monitor
-
-if TYPE_CHECKING:
-    from edit_cli.edits.edit import Edit
-
 
 BATCH_TOKENS = {"cpu": 2048}  # what still fits a processor's caches; elsewhere more at once is faster
 
@@ -47,6 +44,7 @@ class LM:
         batch_tokens: int | None = None,
         model_id: str | None = None,
         labels: Sequence[str] | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -54,7 +52,7 @@ class LM:
         self.id = model_id or name  # where it was loaded from
         self.revision = revision
         self.monitor = monitor or Monitor()
-        self.team: Team = ALONE  # processes that hold a copy of this model and share its work
+        self.team = team  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
         self.head: Head = head_of(
             model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192), labels
@@ -198,6 +196,12 @@ class LM:
         """Input width of the layer's MLP output projection."""
         return widths(self.module(self.layout.mlp_out(layer)))[1]
 
+    @property
+    def weight_names(self) -> list[str]:
+        """Names of all parameters, of tied ones (which are two off the device) a single one."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        return list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
+
     def fingerprint(self, names: Sequence[str] | None = None) -> str:
         """sha256 over parameters in their present state; without `names`, over all of the unedited model (computed
         once).
@@ -217,12 +221,6 @@ class LM:
         with self.pristine():
             return self.fingerprint(self.weight_names)
 
-    @property
-    def weight_names(self) -> list[str]:
-        """Names of all weights, tied ones once, wherever they are (off the device, tied ones are two parameters)."""
-        tied = getattr(self.model, "all_tied_weights_keys", {})
-        return list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
-
     # --- what only a forward pass tells -------------------------------------------------------------------------------
 
     @cached_property
@@ -239,12 +237,10 @@ class LM:
 
         Not while a module looks at whole prompts (see lm.focus).
         """
-        return not getattr(self.head, "watchers", 0) and self._takes_shortcuts
+        return not self.head.watchers and self._takes_shortcuts
 
     @cached_property
     def _takes_shortcuts(self) -> bool:
-        from edit_cli.lm.fast.prefix_cache import shortcuts_work
-
         return shortcuts_work(self)
 
     def skipping(self, layer: int, states: Tensor) -> Any:

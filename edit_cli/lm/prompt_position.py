@@ -63,7 +63,7 @@ class PromptWatch:
         elif not paired and stack.name == "encoder":
             self.fixed = 0
         self.handle = root.register_forward_pre_hook(self._see, with_kwargs=True)
-        self.head.watchers = getattr(self.head, "watchers", 0) + 1
+        self.head.watchers += 1
 
     def close(self) -> None:
         self.handle.remove()

@@ -7,18 +7,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from edit_cli.lm.fast.token_pruning import spare_unread
+from edit_cli.lm.fast.token_pruning import Model, spare_unread
 from edit_cli.lm.hooks import StopForward
 from edit_cli.lm.tokenization import pad_right
-
-if TYPE_CHECKING:
-    from edit_cli.lm.model import LM
 
 LEAST_SAVING = 0.1  # share of all tokens below which a pass more does not pay
 
@@ -53,7 +49,7 @@ def common_lengths(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) -> li
 class Heads:
     """Heads of rows. lengths: tokens of each row's head, 0 for rows that have none. width: those of the longest one."""
 
-    def __init__(self, lm: LM, rows: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> None:
+    def __init__(self, lm: Model, rows: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> None:
         self.lm, self.lengths, self.width = lm, list(lengths), max(lengths, default=0)
         heads = [ids[:length] for ids, length in zip(rows, lengths, strict=True)]
         distinct = list(dict.fromkeys(head for head in heads if head))
@@ -101,7 +97,7 @@ def take_columns(part: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shortcuts_work(lm: LM) -> bool:
+def shortcuts_work(lm: Model) -> bool:
     """Whether this model gives the same logits when rows go on from shared heads and MLPs see only tokens that
     matter.
     """
@@ -133,7 +129,7 @@ def shortcuts_work(lm: LM) -> bool:
     return close(lm, lean, plain)
 
 
-def close(lm: LM, found: Tensor, expected: Tensor) -> bool:
+def close(lm: Model, found: Tensor, expected: Tensor) -> bool:
     """Whether logits agree within what the model's dtype allows."""
     tolerance = 5e-2 if lm.dtype in (torch.float16, torch.bfloat16) else 1e-3
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1.0))

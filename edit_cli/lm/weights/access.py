@@ -219,7 +219,7 @@ class Quantised(Place):
         )
         self._place(before.requires_grad_(True))
         try:
-            yield self._beside.delta
+            yield before
         finally:
             self._place(before.detach())
 
