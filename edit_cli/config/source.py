@@ -15,7 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from edit_cli.config import catalog
-from edit_cli.config.schema import Config, defaults
+from edit_cli.config.schema import UNSET, Config, defaults
 
 TARGET = "_target_"
 
@@ -58,7 +58,13 @@ def with_defaults(config: DictConfig) -> DictConfig:
             config._set_item_impl(key, with_defaults(child))
     node = config._get_node(TARGET)
     cls = settings_of(node._value()) if node is not None else None
-    return config if cls is None else OmegaConf.merge(OmegaConf.create(defaults(cls)), config)
+    if cls is None:
+        return config
+    merged = OmegaConf.merge(OmegaConf.create(defaults(cls)), config)
+    for key in config:
+        if OmegaConf.is_missing(config, key):  # merging would leave the default
+            merged._set_item_impl(key, UNSET)
+    return merged
 
 
 def settings_of(target: Any) -> type | None:
