@@ -90,9 +90,9 @@ class SequentialProtocol(Protocol):
     holdout: Natural = 50
     """Records that are never edited, whose neighbourhood prompts must keep their answers."""
     collapse_below: NonNegative = 60.0
-    """A model is destroyed if the mean of efficacy, paraphrase and neighbourhood success is below so many %,"""
+    """A model is destroyed if the mean of efficacy, paraphrase and neighbourhood success is below so many %."""
     collapse_perplexity: Limit = 2.0
-    """or if its perplexity is so many times that of the unedited one."""
+    """A model is destroyed if its perplexity is so many times that of the unedited one; inf: whatever it is."""
     stop_on_collapse: bool = False
     """End the run at the checkpoint that finds the model destroyed (exit code 6); its results are kept."""
     edits_room: Count | None = 8

@@ -19,7 +19,7 @@ class Settings(Config):
     """What all commands share."""
 
     limit: Annotated[Count | None, Linked("${model.default_limit}")] = None
-    """How many records are used at most; null: all of them."""
+    """Records to use at most; null: all of them."""
     seed: Seed = 0
     """Of everything that is drawn at random while editing."""
     tag: str | None = None
@@ -27,7 +27,7 @@ class Settings(Config):
     runs_dir: FilePath = "runs"
     """Runs lie at RUNS_DIR/COMMAND/DATASET/MODEL/METHOD[-TAG]."""
     run_dir: FilePath | None = None
-    """Or the run lies exactly here."""
+    """Where the run lies instead, exactly."""
     overwrite: bool = False
     """Replace the run that lies there instead of continuing it."""
     processes: Count = 1

@@ -12,7 +12,7 @@ import math
 import textwrap
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -294,7 +294,10 @@ class Key:
     @property
     def written(self) -> str:
         """`name=default`, as it is typed; where there is no default, `name=VALUE`."""
-        return f"{self.name}={'VALUE' if self.default == UNSET else shown(self.default)}"
+        value = "VALUE" if self.default == UNSET else self.default
+        if isinstance(value, list):
+            value = f"[{', '.join(shown(part) or repr(part) for part in value)}]"
+        return f"{self.name}={shown(value)}"
 
     @property
     def told(self) -> str:
@@ -315,20 +318,19 @@ def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, hint
 
 
-def keys(cls: type, prefix: str = "", instance: Any = None) -> Iterator[Key]:
-    """Every setting of a class, groups inside it included. instance: whose values stand in for the class's defaults."""
+def keys(cls: type, prefix: str = "", values: Mapping[str, Any] | None = None) -> Iterator[Key]:
+    """Every setting of a class, groups inside it included. values: what stands in for the class's defaults."""
     sentences = documented(cls)
+    values = defaults(cls) if values is None else values
     for field in fields(cls):
         if not field.init:
             continue
-        value = default_of(field) if instance is None else getattr(instance, field.name)
         hint, name = hints(cls)[field.name], f"{prefix}{field.name}"
-        if (link := linked(hint)) is not None:
-            yield Key(name, link, describe(hint), sentences.get(field.name, ""))
-        elif is_dataclass(value) and not isinstance(value, type):
-            yield from keys(type(value), f"{name}.", value)
+        value, part = values.get(field.name, UNSET), part_of(hint)
+        if isinstance(value, Mapping) and part is not None and is_dataclass(part):
+            yield from keys(part, f"{name}.", {**defaults(part), **value})
         else:
-            yield Key(name, UNSET if value is MISSING else value, describe(hint), sentences.get(field.name, ""))
+            yield Key(name, value, describe(hint), sentences.get(field.name, ""))
 
 
 def defaults(cls: type, instance: Any = None) -> dict[str, Any]:

@@ -82,9 +82,9 @@ class MomentStore(Config):
     )
     """The text: corpus=NAME, else the one that goes with the model."""
     documents: Count | None = 100_000
-    """Stop after so many documents, as the published ones did,"""
+    """Stop after so many documents; null: after all."""
     tokens: Count | Literal["auto"] | None = None
-    """or after so many tokens; auto: ten times the width of a key."""
+    """Stop after so many tokens; auto: ten times the width of a key."""
     max_length: Count | None = None
     """Tokens of a document, the rest is cut; null: what the model can read, at most 4096."""
     include_bos: bool = True

@@ -25,7 +25,7 @@ class TraceOptions(Config):
     noise: Positive = 3.0
     """Standard deviation of the noise, in those of the embeddings of all subjects' tokens."""
     noise_std: Positive | None = None
-    """Or its standard deviation outright."""
+    """Standard deviation of the noise outright, instead of `noise`."""
     noise_seed: Seed = 1
     """Of the noise."""
     copies: Count = 10
