@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any
 
@@ -60,9 +60,7 @@ def plain(node: DictConfig, name: str) -> Any:
 
 
 def listed(value: Any) -> Any:
-    return (
-        "???" if repr(value).startswith("<dataclasses._MISSING") else list(value) if isinstance(value, tuple) else value
-    )
+    return "???" if value is MISSING else list(value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

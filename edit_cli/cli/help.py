@@ -105,8 +105,8 @@ def command(name: str, overrides: Sequence[str] = ()) -> str:
             title = f"Settings of {prefix.rstrip('.')}" if prefix else "Settings"
             lines += settings(title, keys(catalog.class_at(target), prefix))
     lines += wrapped(
-        "${KEY} is the value of another setting. `edit-cli show-config KIND/NAME` lists the settings of a method, a data"
-        " set, …, `edit-cli show-config stats` those of second moments."
+        "${KEY} is the value of another setting. `edit-cli show-config KIND/NAME` lists the settings of a method, a"
+        " data set, …, `edit-cli show-config stats` those of second moments."
     )
     lines += ["", *_section("Options", FLAGS)]
     return "\n".join(lines).rstrip()
