@@ -218,6 +218,37 @@ def test_cfg_job_prints_the_resolved_settings_and_runs_nothing(cli):
     assert not list(Path.cwd().iterdir())
 
 
+def test_show_config_tells_default_purpose_and_bounds_of_every_setting(cli):
+    ended = cli("show-config", "rome")
+    assert ended.code == 0
+    assert "method.variant=original" in ended.out
+    rows = {row["name"]: row for row in json.loads(cli("show-config", "dataset/fever", "--json").out)}
+    assert (rows["dataset.flips"]["default"], rows["dataset.flips"]["takes"]) == (1.0, "a number from 0 to 1")
+    assert rows["dataset.published.url"]["default"].startswith("http")
+    assert all(row["sentence"] for row in rows.values())
+    assert "method.layers=[13, 14, 15, 16, 17]" in cli("show-config", "memit", "model=gpt2-xl").out
+    for what in ("stats", "protocol/sme", "model/tiny-gpt2", "corpus/file"):
+        assert f"{what.partition('/')[0]}." in cli("show-config", what).out
+    for wrong, told in (("fevr", "there is no such method"), ("datasets/x", "did you mean dataset?")):
+        ended = cli("show-config", wrong)
+        assert (ended.code, told in ended.err) == (2, True)
+
+
+def test_help_lists_the_settings_of_chosen_options(cli):
+    assert "method.covariance_weight" not in cli("evaluate", "--help").out
+    assert "method.covariance_weight=15000.0" in cli("evaluate", "method=memit", "--help").out
+    assert "protocol.folds=3" in cli("sequential", "protocol=sme", "--help").out
+    assert "protocol.save_edits=false" in cli("evaluate", "-h").out
+
+
+def test_options_of_ones_own_bring_the_defaults_of_their_class(cli, tmp_path):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    file = tmp_path / "mine" / "method" / "gentle.yaml"
+    file.write_text("_target_: edit_cli.editors.locate.memit.MEMIT\nlayers: [1]\n")
+    ended = cli("evaluate", "method=gentle", "method.covariance_weight=5", "--config-dir", "mine", "--cfg", "job")
+    assert (ended.code, "covariance_weight: 5" in ended.out, "past_keys: none" in ended.out) == (0, True, True)
+
+
 def test_a_model_brings_its_corpus_unless_another_is_chosen(cli):
     assert "edit_cli.statistics.corpora.EmbeddedText" in cli("evaluate", "--cfg", "job").out
     assert "edit_cli.statistics.corpora.EmbeddedText" not in cli("evaluate", "corpus=wikitext", "--cfg", "job").out
