@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -33,7 +35,7 @@ def config(method: dict) -> OmegaConf:
 def test_nested_parts_are_built_and_numbers_converted():
     method = method_of(config(MEMIT_NODE).method)
     assert method.editor is MEMIT
-    found = method.config
+    found: Any = method.config
     assert found.layers == [1, 2]
     assert isinstance(found.layers, list)
     assert isinstance(found.covariance_weight, float)

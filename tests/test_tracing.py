@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def plain(
 def plain_trace(lm: LM, fact: Fact, tracer: Tracer) -> Trace:
     options = tracer.options
     high, low = plain(lm, fact, [], None, tracer.noise_std, options.copies, options.noise_seed)
-    scores = {}
+    scores: dict[str, Any] = {}
     for kind, names in tracer.modules.items():
         size = 1 if kind == "hidden" else options.window
         rows = []
@@ -128,7 +129,7 @@ def test_embedded_model_agrees_with_the_plain_path(known):
 
 def test_what_is_batched_together_does_not_matter(known):
     lm, facts = known
-    options = {"kinds": ["hidden", "mlp"], "window": 2, "copies": 2}
+    options: dict[str, Any] = {"kinds": ["hidden", "mlp"], "window": 2, "copies": 2}
     together, apart = (
         list(Tracer(lm, TraceOptions(**options, batch_tokens=size), 0.2).traces(facts[:4])) for size in (4000, 60)
     )
@@ -207,6 +208,7 @@ def test_subject_tokens_are_those_that_hold_its_characters():
 
 
 def test_options_are_checked():
-    for name, value in (("kinds", ["mlp", "mpl"]), ("window", 0), ("noise", 0.0), ("noise_std", math.inf)):
+    wrong: dict[str, Any] = {"kinds": ["mlp", "mpl"], "window": 0, "noise": 0.0, "noise_std": math.inf}
+    for name, value in wrong.items():
         with pytest.raises(UsageError, match=f"protocol.{name}="):
             TraceOptions(**{name: value})

@@ -59,7 +59,7 @@ class ModelOptions(Config):
     """Of the weights; 16 bits halve the memory, and edits still add up in float32."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps."""
-    device_map: str | dict[str, str | int] | None = None
+    device_map: str | dict[str, Any] | None = None
     """auto spreads a model over all devices, host memory and disk; or a device, or {module: device, module: disk}."""
     max_memory: dict[str | int, str | int] | None = None
     """What auto may use of each device, such as {0: 20GiB, cpu: 60GiB}; null: all that is free."""
