@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path, PurePath
+from typing import Any
 
 from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.examples import OtherRecords
-from edit_cli.commands.finish import SOME_FAILED, outcome
+from edit_cli.commands.finish import SOME_FAILED, conclude
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Ledger, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.commands.recording import recorded, run_path, slug
@@ -25,7 +26,6 @@ from edit_cli.metrics.verdict import verdicts
 from edit_cli.report.facts import before_and_after
 from edit_cli.report.summary import summary_of
 from edit_cli.requests import Case, Probe, with_join
-from edit_cli.runs.run import Run
 from edit_cli.writing import bare
 
 INLINE = "inline"
@@ -79,26 +79,22 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                     run.append({**line, "phases": ledger.take()})
         else:
             monitor.note("this edit is there already (overwrite=true makes it again)")
-        return _conclude(job, run, saved, ledger, monitor)
 
+        def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
+            place = {"edit": str(saved.relative_to(run.path)), "took": verdicts(lines)}
+            return {**summary_of(run.manifest, lines, seconds=ledger.take()), **place}
 
-def _conclude(job: Job, run: Run, saved: Path, ledger: Ledger, monitor: ConsoleMonitor) -> Outcome:
-    if not job.team.is_main:
-        return Outcome(0, str(run.path))
-    lines = run.lines()
-    summary = {
-        **summary_of(run.manifest, lines, seconds=ledger.take()),
-        "edit": str(saved.relative_to(run.path)),
-        "took": verdicts(lines),
-    }
-    run.write_summary(summary)
-    if not job.in_sweep:
-        monitor.screen.show(before_and_after(summary, lines))
-        if saved.is_dir():
+        ended = conclude(
+            job,
+            run,
+            monitor,
+            summarise,
+            before_and_after,
+            code=lambda summary: SOME_FAILED if top.must_take and summary["took"]["failed"] else 0,
+        )
+        if saved.is_dir() and job.team.is_main and not job.in_sweep:
             monitor.screen.line(f"edit: {saved}")
-    ended = outcome(run, [line for line in lines if line["error"]], monitor)
-    strict = job.config.settings.must_take
-    return replace(ended, exit_code=SOME_FAILED) if strict and summary["took"]["failed"] else ended
+        return ended
 
 
 def _path(job: Job, dataset: Dataset, base: Path | None) -> Path:

@@ -18,6 +18,8 @@ from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
+from edit_cli.report.summary import summary_of
+from edit_cli.report.tables import evaluation
 from edit_cli.requests import Case
 from edit_cli.runs.run import Run
 
@@ -55,7 +57,13 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                     advance(1)
         else:
             monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
-        return conclude(job, run, dataset, ledger.take(), monitor)
+        return conclude(
+            job,
+            run,
+            monitor,
+            lambda lines: summary_of(run.manifest, lines, dataset.references, ledger.take()),
+            lambda summary, _: evaluation(summary),
+        )
 
 
 def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ uninterrupted run.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from edit_cli.commands import sme
 from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
-from edit_cli.commands.finish import outcome
+from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import (
     Attempt,
@@ -133,7 +133,15 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 draw_own(editor, edited, run.path, f"{about['name']} on {lm.name}: {dataset.name}")
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
-        return _conclude(job, run, dataset, ledger.take(), monitor)
+        return conclude(
+            job,
+            run,
+            monitor,
+            lambda lines: sequential_summary(run.manifest, lines, dataset.references, ledger.take()),
+            lambda summary, _: sequential_table(summary),
+            curves.draw,
+            lambda summary: COLLAPSED if summary["stopped"] else 0,
+        )
 
 
 def identities(
@@ -273,20 +281,3 @@ def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
         if probes:
             cases.append(Case(f"untouched {case.id}", (), probes))
     return cases
-
-
-def _conclude(job: Job, run: Run, dataset: Dataset, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
-    if not job.team.is_main:
-        return Outcome(0, str(run.path))
-    references = {case.id: case.references for case in dataset.cases if case.references}
-    lines = run.lines()
-    with monitor.phase("score"):
-        summary = sequential_summary(run.manifest, lines, references, seconds)
-    run.write_summary(summary)
-    drawn = curves.draw(summary, run.path)
-    if not job.in_sweep:
-        monitor.screen.show(sequential_table(summary))
-        for name in drawn:
-            monitor.screen.line(f"figure: {run.path / name}.png")
-    ended = outcome(run, [line for line in lines if line["error"]], monitor)
-    return replace(ended, exit_code=COLLAPSED) if summary["stopped"] else ended

@@ -16,7 +16,7 @@ from typing import Any
 from edit_cli.commands.evaluate import Begin, result_line
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
-from edit_cli.commands.finish import outcome
+from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Attempt, Ledger, attempt, context_of, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
@@ -99,7 +99,14 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
                         advance(line["when"] == TURN)
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
-        return _conclude(job, run, ledger.take(), monitor)
+        return conclude(
+            job,
+            run,
+            monitor,
+            lambda lines: report.sme_summary(run.manifest, lines, ledger.take()),
+            lambda summary, _: report.sme_table(summary),
+            report.draw,
+        )
 
 
 def belongs(folds: Mapping[int, Sequence[Case]], identity: tuple[str, str, int, int]) -> bool:
@@ -237,17 +244,3 @@ def _kept(stream: Stream, fold: int, edited: Sequence[Case], end: str = "") -> d
 
 def _bare(case: Case) -> Case:
     return Case(case.id, (), tuple(probe for probe in case.probes if probe.kind == "rewrite"))
-
-
-def _conclude(job: Job, run: Run, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
-    if not job.team.is_main:
-        return Outcome(0, str(run.path))
-    lines = run.lines()
-    with monitor.phase("score"):
-        summary = report.sme_summary(run.manifest, lines, seconds)
-    report.draw(summary, run.path)
-    run.write_summary(summary)
-    if not job.in_sweep:
-        monitor.screen.show(report.sme_table(summary))
-        monitor.screen.line(f"figure: {run.path / report.NAME}.png")
-    return outcome(run, [line for line in lines if line["error"]], monitor)

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from edit_cli.commands.finish import outcome
+from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import Ledger, load_model, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
@@ -54,7 +54,15 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                     advance(1)
         else:
             monitor.note("all facts are there already, so nothing is traced again (overwrite=true would)")
-        return _conclude(job, run, ledger.take(), monitor)
+        return conclude(
+            job,
+            run,
+            monitor,
+            lambda lines: trace_summary(run.manifest, lines, ledger.take()),
+            lambda summary, _: trace_table(summary),
+            lambda summary, folder: heatmap.draw(summary, folder) if summary["traced"] else (),
+            in_sweeps=True,  # traces cannot be told in a line
+        )
 
 
 def named(dataset: Dataset) -> Facts:
@@ -159,18 +167,3 @@ def _numbers(lm: LM, fact: Fact, trace: Trace) -> dict[str, Any]:
         "low": round(trace.low, DIGITS),
         "scores": {kind: scores.astype(float).round(DIGITS).tolist() for kind, scores in trace.scores.items()},
     }
-
-
-def _conclude(job: Job, run: Run, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
-    if not job.team.is_main:
-        return Outcome(0, str(run.path))
-    lines = run.lines()
-    with monitor.phase("average"):
-        summary = trace_summary(run.manifest, lines, seconds)
-    run.write_summary(summary)
-    if summary["traced"]:
-        heatmap.draw(summary, run.path)
-    monitor.screen.show(trace_table(summary))  # in sweeps too: traces cannot be told in a line
-    if summary["traced"]:
-        monitor.screen.line(f"figure: {run.path / heatmap.NAME}.png")
-    return outcome(run, [line for line in lines if line["error"]], monitor)

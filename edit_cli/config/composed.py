@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from edit_cli.config import catalog
-from edit_cli.config.build import build, plain_containers, settings, target_class
+from edit_cli.config.build import build, plain_containers, register_resolvers, settings, target_class
 from edit_cli.config.identity import flatten
 from edit_cli.config.source import TARGET, with_defaults
 
@@ -68,6 +69,13 @@ class Composed:
         packaged = _flat(_packaged(group, self.choices[group], self.choices.get("model", "")))
         own = _flat(self.node[group])
         return {key: value for key, value in own.items() if key in packaged and packaged[key] != value}
+
+
+def packaged_option(group: str, option: str) -> Any:
+    """The typed object of a packaged option, as `evaluate` composes it."""
+    register_resolvers()
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        return build(compose("evaluate", [f"{group}={option}"])[group])
 
 
 def _packaged(group: str, option: str, model: str) -> DictConfig:

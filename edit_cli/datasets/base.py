@@ -79,6 +79,11 @@ class Dataset:
     def ids(self) -> tuple[str, ...]:
         return tuple(case.id for case in self.cases)
 
+    @property
+    def references(self) -> dict[str, Any]:
+        """{case id: reference texts} of the cases that have some."""
+        return {case.id: case.references for case in self.cases if case.references}
+
     def describe(self) -> dict[str, Any]:
         """What a run stores about its data (JSON-able). `ids_sha256` is over the selected ids, one a line, in order."""
         return {
