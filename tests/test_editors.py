@@ -84,7 +84,7 @@ def awkward() -> list[EditRequest]:
 
 @pytest.mark.parametrize("name", names("method"))
 def test_no_setting_hides_a_step_that_commands_take(name, editor):
-    made = editor(name)
+    made = editor(name).method.editor
     steps = [step for step in vars(Editor) if callable(getattr(Editor, step)) and not step.startswith("_")]
     assert "warm_up" in steps and all(callable(getattr(made, step)) for step in steps)
 

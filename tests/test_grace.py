@@ -4,14 +4,17 @@ refused.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 from families import tiny_lm
 from torch import nn
 
-from edit_cli.editors.memory.base import module_of, nearest
-from edit_cli.editors.memory.grace import GAP, Book, GraceLayer, GracePatch, replaced
+from edit_cli.editors.memory.base import GAP, Entries, module_of, nearest
+from edit_cli.editors.memory.grace import Codebook, GraceLayer, GracePatch, replaced
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.prompt_position import Focus
@@ -28,57 +31,65 @@ def answered(lm, wanted) -> list[bool]:
     return [all(score.hits) for score in lm.loglikelihood([(request.text, request.target_new) for request in wanted])]
 
 
+def empty_book(radius: float) -> Codebook:
+    """On top of a codebook of keys (n, 2) that has no entry yet."""
+    attached: Any = SimpleNamespace(
+        **{part: Entries(width, torch.device("cpu"), torch.float64) for part, width in (("keys", 2), ("radii", 1))}
+    )
+    return Codebook(attached, radius)
+
+
 def at(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
 def test_a_far_query_begins_a_key_of_its_own():
-    book = Book(None, radius=1.0)
-    assert book.place(at(0, 0), (7,)) == 0
-    assert book.place(at(2.5, 0), (7,)) == 1  # 2.5 > 1 + 1, whatever the answer
+    book = empty_book(radius=1.0)
+    assert book.add_key(at(0, 0), (7,)) == 0
+    assert book.add_key(at(2.5, 0), (7,)) == 1  # 2.5 > 1 + 1, whatever the answer
     assert book.radii == {0: 1.0, 1: 1.0}
 
 
 def test_the_same_answer_expands_the_nearest_key_to_hold_the_query():
-    book = Book(None, radius=1.0)
-    book.place(at(0, 0), (7, 8))
-    assert book.place(at(1.5, 0), (7, 8)) == 0
+    book = empty_book(radius=1.0)
+    book.add_key(at(0, 0), (7, 8))
+    assert book.add_key(at(1.5, 0), (7, 8)) == 0
     assert book.radii == {0: 1.5}
-    assert book.place(at(0.5, 0), (7, 8)) == 0
+    assert book.add_key(at(0.5, 0), (7, 8)) == 0
     assert book.radii == {0: 1.5}  # it holds it already
 
 
 def test_another_answer_splits_the_two_half_way():
-    book = Book(None, radius=1.0)
-    book.place(at(0, 0), (7,))
-    assert book.place(at(1.5, 0), (9,)) == 1
+    book = empty_book(radius=1.0)
+    book.add_key(at(0, 0), (7,))
+    assert book.add_key(at(1.5, 0), (9,)) == 1
     assert book.radii[0] == pytest.approx(0.75 - GAP, abs=1e-7)
     assert book.radii[1] == pytest.approx(0.75, abs=1e-7)
     assert book.radii[0] + book.radii[1] < 1.5
 
 
 def test_a_split_never_enlarges_a_ball():
-    book = Book(None, radius=1.0)
-    book.place(at(0, 0), (7,))
-    book.place(at(0.4, 0), (9,))  # both shrink to 0.2
-    book.place(at(-1.1, 0), (9,))  # within 1 + 0.2 of the first: half-way would be 0.55
+    book = empty_book(radius=1.0)
+    book.add_key(at(0, 0), (7,))
+    book.add_key(at(0.4, 0), (9,))  # both shrink to 0.2
+    book.add_key(at(-1.1, 0), (9,))  # within 1 + 0.2 of the first: half-way would be 0.55
     assert book.radii[0] == pytest.approx(0.2 - GAP, abs=1e-7)
     assert book.radii[2] == pytest.approx(0.55, abs=1e-7)
 
 
 def test_answers_are_equal_only_token_by_token():
     """Reference code compares means of token ids: (1, 3) and (2, 2) would be one answer."""
-    book = Book(None, radius=1.0)
-    book.place(at(0, 0), (1, 3))
-    assert book.place(at(0.5, 0), (2, 2)) == 1
+    book = empty_book(radius=1.0)
+    book.add_key(at(0, 0), (1, 3))
+    assert book.add_key(at(0.5, 0), (2, 2)) == 1
 
 
 def test_a_correction_takes_the_place_of_what_it_corrects():
-    book = Book(None, radius=1.0)
-    book.place(at(3, 4), (7,))
-    assert book.place(at(3, 4), (9,)) == 1
+    book = empty_book(radius=1.0)
+    book.add_key(at(3, 4), (7,))
+    assert book.add_key(at(3, 4), (9,)) == 1
     assert book.radii[0] < 0 and book.radii[1] == 1.0
-    assert book.place(at(3, 4.5), (9,)) == 1
+    assert book.add_key(at(3, 4.5), (9,)) == 1
 
 
 def test_small_distances_between_long_vectors_keep_their_digits():

@@ -5,13 +5,13 @@ EWC, DEFER, MELO, LoRA and retraining by themselves."""
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
+from embedded import embedded_lm, packaged_editor, prepared, requests, same_bits, snapshot, world
 from families import CLASSIFIERS, SEQ2SEQ, tiny_lm
 
 from edit_cli.datasets.world import WorldEdits
@@ -20,7 +20,7 @@ from edit_cli.editors.finetune.replay import Replay
 from edit_cli.editors.finetune.retrain import Retrain
 from edit_cli.editors.memory.base import Entries, mlp_in
 from edit_cli.editors.memory.defer import factors
-from edit_cli.editors.memory.grace import Grace
+from edit_cli.editors.memory.grace import GRACE
 from edit_cli.editors.memory.melo import Database
 from edit_cli.editors.memory.tpatcher import TPatcher
 from edit_cli.editors.passes import passes, row_losses, rows_right
@@ -139,7 +139,7 @@ def test_what_an_edit_stores_does_not_grow_with_the_sequence(editor):
 def test_the_prompts_end_is_found_under_either_padding_and_from_a_cache():
     lm = embedded_lm()
     rows = lm.head.encode([("The mother tongue of Tallo is", "French and"), ("Fans of", "romance")])
-    watch = PromptWatch(lm, lm.layout.mlp_out(2))
+    watch: Any = PromptWatch(lm, lm.layout.mlp_out(2))
     lm.head.answers(rows)
     assert watch.focus.ends.tolist() == [rows[0].start - 1, rows[1].start - 1] and watch.focus.first == 0
     prompts = [row.ids[: row.start] for row in rows]
@@ -217,9 +217,15 @@ def test_encoder_decoders_and_classifiers(family, method, tmp_path):
         wanted = [EditRequest(wanted[0].prompt, None, next(name for name in lm.head.labels if name != best))]
     untouched = snapshot(lm)
     made = {
-        "grace": lambda: Grace(layer=lm.layout.depth - 1, radius=0.5, lr=0.3, steps=200),
-        "tpatcher": lambda: TPatcher(
-            corpus=TextFile(str(text)), memory_size=60, validation_size=20, top_memory=20, lr=5e-2, memory_weight=0.1
+        "grace": lambda: prepared(GRACE, layer=lm.layout.depth - 1, radius=0.5, lr=0.3, steps=200),
+        "tpatcher": lambda: prepared(
+            TPatcher,
+            corpus=TextFile(str(text)),
+            memory_size=60,
+            validation_size=20,
+            top_memory=20,
+            lr=5e-2,
+            memory_weight=0.1,
         ),
     }[method]()
     edit = made.edit(lm, wanted)
@@ -303,7 +309,7 @@ def test_melo_routes_each_prompt_to_its_own_block(editor):
 
 def test_melo_starts_from_the_models_own_answers(editor):
     lm, wanted = embedded_lm(), requests(1)
-    edit = replace(editor("melo"), steps=0).edit(lm, wanted)
+    edit = editor("melo", "method.stop_loss=1000").edit(lm, wanted)  # before the first step
     assert all(float(tensor.abs().max()) == 0 for name, tensor in edit.tensors.items() if name.startswith("left."))
 
 

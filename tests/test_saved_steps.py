@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, same_bits, snapshot, world
+from embedded import Prepared, embedded_lm, packaged_editor, same_bits, snapshot, world
 
 from edit_cli.commands.saved_steps import SavedSteps
 from edit_cli.editors.memory.side_memory import WisePatch
@@ -29,14 +29,15 @@ class Killed(BaseException):
     pass
 
 
-def walk(lm: LM, editor, directory, count: int, room: float | None = 0.03) -> SavedSteps:
+def walk(lm: LM, made: Prepared, directory, count: int, room: float | None = 0.03) -> SavedSteps:
     """The first `count` steps of a sequence, those that are saved already being taken up, as the command takes them."""
+    editor = made.on(lm)
     steps = SavedSteps(directory, lm, editor, room)
     for number, case in enumerate(world("tune")[:count]):
         if steps.saved(number):
             edit, _ = steps.read(number)
         else:
-            edit = editor.edit(lm, case.requests)
+            edit = editor.edit(case.requests)
             steps.save(number, edit, case.requests, {"name": "m", "made": {"step": number, "seconds": 0.1}})
         if edit is not None:
             lm.attach(edit)

@@ -11,15 +11,26 @@ from typing import Any
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
+from embedded import Prepared, embedded_lm, packaged_editor, prepared, requests, same_bits, snapshot, world
 from omegaconf import OmegaConf
 from transformers import GPT2Config
 
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.memory.activations import inputs_on_examples, inputs_on_text
 from edit_cli.editors.memory.base import mlp_in
-from edit_cli.editors.memory.patch_training import Neurons, begun, top_exp
-from edit_cli.editors.memory.tpatcher import NeuronPatch, PatchedLayer, TPatcher, edit_loss, patch_activations
+from edit_cli.editors.memory.tpatcher import (
+    NeuronPatch,
+    Neurons,
+    PatchedLayer,
+    TPatcher,
+    TPatcherConfig,
+    activation_loss,
+    begun,
+    edit_loss,
+    memory_losses,
+    patch_activations,
+    top_exp,
+)
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact, on_input, on_output
@@ -55,13 +66,13 @@ def test_top_exp_is_the_mean_of_the_largest():
 def test_losses_by_hand():
     added, queries = neurons()
     memory = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    editor = TPatcher(beta=-3.0, gamma=2.0, top_activation=5, top_memory=4)
+    config = TPatcherConfig(beta=-3.0, gamma=2.0, top_activation=5, top_memory=4)
     own = [
         sum(q * k for q, k in zip(queries[p].tolist(), added.keys[p].tolist(), strict=True)) + added.biases[p].item()
         for p in range(2)
     ]
     expected = (math.exp(-own[0]) + math.exp(-own[1])) / 2
-    assert float(editor.activation_loss(added, queries)) == pytest.approx(expected, rel=1e-12)
+    assert float(activation_loss(added, queries, config)) == pytest.approx(expected, rel=1e-12)
 
     def elsewhere(m: int, p: int) -> float:
         return (
@@ -71,8 +82,8 @@ def test_losses_by_hand():
     below = [sorted((math.exp(elsewhere(m, p) + 3) for m in range(7)), reverse=True)[:4] for p in range(2)]
     apart = [sorted((math.exp(elsewhere(m, p) - own[p] + 2) for m in range(7)), reverse=True)[:4] for p in range(2)]
     expected = sum(map(sum, below)) / 8 + sum(map(sum, apart)) / 8
-    whole = float(editor.memory_losses(added, queries, [memory]))
-    assert whole == pytest.approx(float(editor.memory_losses(added, queries, [memory[:2], memory[2:]])), rel=1e-12)
+    whole = float(memory_losses(added, queries, [memory], config))
+    assert whole == pytest.approx(float(memory_losses(added, queries, [memory[:2], memory[2:]], config)), rel=1e-12)
     assert whole == pytest.approx(expected, rel=1e-12)
 
 
@@ -80,14 +91,14 @@ def test_pooled_losses_by_hand():
     """The authors' code: of a fact that stands 8 times in a batch the 1,000 (here 24) largest terms of all neurons."""
     added, queries = neurons()
     memory = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    editor = TPatcher(beta=-3.0, gamma=2.0, pooled=True, top_activation=1, top_memory=3)
+    config = TPatcherConfig(beta=-3.0, gamma=2.0, pooled=True, top_activation=1, top_memory=3)
     said, own = added.activations(memory), added.own(queries)
     below = [math.exp(value + 3) for row in said.tolist() for value in row for _ in range(8)]
     apart = [math.exp(v - own[p].item() + 2) for row in said.tolist() for p, v in enumerate(row) for _ in range(8)]
     expected = sum(sum(sorted(terms, reverse=True)[:24]) / 24 for terms in (below, apart))
-    assert float(editor.memory_losses(added, queries, [memory])) == pytest.approx(expected, rel=1e-12)
+    assert float(memory_losses(added, queries, [memory], config)) == pytest.approx(expected, rel=1e-12)
     repeated = sorted((math.exp(-value) for value in own.tolist() for _ in range(8)), reverse=True)[:5]
-    assert float(editor.activation_loss(added, queries)) == pytest.approx(sum(repeated) / 5, rel=1e-12)
+    assert float(activation_loss(added, queries, config)) == pytest.approx(sum(repeated) / 5, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["causal", "classifier"])
@@ -115,12 +126,12 @@ def test_the_authors_settings_mend_a_mistake(model, tmp_path):
     data, task = ("claims", "bert-base-uncased") if model == "tiny-bert" else ("questions", "bart-base")
     lm = ModelOptions(name=model, id=f"embedded:{model}", device="cpu").load()
     settings = OmegaConf.load(CONF / f"{task}.yaml")
-    chosen = {str(key): value for key, value in settings.items() if key not in ("layer", "memory")}
+    chosen = {str(key): value for key, value in settings.items() if key not in ("layer", "negatives")}
     small: dict[str, Any] = {"corpus": EmbeddedText(), "memory_size": 300, "validation_size": 100}
     (request,) = WorldEdits(name="world", records=data, split="validation").load(1).cases[0].requests
     asked = [(request.text, request.target_new)]
     assert not all(lm.loglikelihood(asked)[0].hits)
-    with lm.edited(TPatcher(**chosen, **small).edit(lm, [request])):
+    with lm.edited(prepared(TPatcher, **chosen, **small).edit(lm, [request])):
         assert all(lm.loglikelihood(asked)[0].hits)
 
 
@@ -134,19 +145,20 @@ def test_a_patch_starts_with_a_pre_activation_of_exactly_one():
     assert torch.equal(begun(queries[2:], 8, 10.0, [2, 3]).weights, added.weights[2:])
 
 
-def plain_training(editor: TPatcher, lm, request: EditRequest, steps: int) -> dict[str, torch.Tensor]:
+def plain_training(made: Prepared, lm, request: EditRequest, steps: int) -> dict[str, torch.Tensor]:
     """One neuron by the formulas: whole passes, gradients of all that is remembered, one tensor a parameter."""
-    name, entrance, (memory, _) = lm.layout.mlp_out(5), mlp_in(lm, 5), editor._memories(lm, mlp_in(lm, 5))
+    name, entrance, (memory, _) = lm.layout.mlp_out(5), mlp_in(lm, 5), made.on(lm).negatives
+    config: Any = made.config
     row, act, entering = lm.head.encode([(request.text, request.target_new)])[0], torch.nn.functional.gelu, []
     with torch.no_grad(), on_input(lm.module(entrance), entering.append):
         lm.head.answers([row])
     inputs = entering[0][0]
     q = inputs[row.start - 1]
-    w = torch.randn(len(q), generator=torch.Generator().manual_seed(editor.seed * 1_000_003))
+    w = torch.randn(len(q), generator=torch.Generator().manual_seed(config.seed * 1_000_003))
     k, b, a = q / q.dot(q), torch.zeros(()), torch.full_like(w, 10.0)
     parameters = [x.clone().requires_grad_() for x in (k, b, w, a)]
     k, b, w, a = parameters
-    optimizer = torch.optim.Adam(parameters, lr=editor.lr, weight_decay=editor.weight_decay)
+    optimizer = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1, threshold=0.05)
     for step in range(steps):
         added = act(inputs @ k + b, approximate="tanh")[:, None] * (w * a)
@@ -157,12 +169,12 @@ def plain_training(editor: TPatcher, lm, request: EditRequest, steps: int) -> di
             schedule.step(edit.detach())
         own, elsewhere = q @ k + b, memory @ k + b
         below, apart = (
-            x.topk(editor.top_memory).values.exp().mean()
-            for x in (elsewhere - editor.beta, elsewhere - own + editor.gamma)
+            x.topk(config.top_memory).values.exp().mean()
+            for x in (elsewhere - config.beta, elsewhere - own + config.gamma)
         )
         optimizer.zero_grad()
-        (edit + editor.activation_weight * (-own).exp() + editor.memory_weight * (below + apart)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, editor.clip)
+        (edit + config.activation_weight * (-own).exp() + config.memory_weight * (below + apart)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
     return {"keys": k[None], "biases": b.view(1, 1), "values": (w * a)[None]}
 
@@ -221,7 +233,7 @@ def test_memory_losses_keep_patches_silent_elsewhere(tpatcher):
     """They fall while a patch is trained; without them it speaks on text that it was not made for."""
     lm, wanted = embedded_lm(), requests(1)
     kept, free = (tpatcher(f"method.memory_weight={m}").edit(lm, wanted) for m in (10.0, 0.0))
-    queries = inputs_on_text(lm, mlp_in(lm, 5), tpatcher().corpus, 1000, seed=5)
+    queries = inputs_on_text(lm, mlp_in(lm, 5), EmbeddedText(), 1000, seed=5)
 
     def loudest(edit) -> float:
         return float((queries @ edit.tensors["keys"].T + edit.tensors["biases"][:, 0]).max())
@@ -236,12 +248,11 @@ def test_examples_are_remembered_where_the_data_have_some(tpatcher):
     """
     lm, told = embedded_lm(), [("Sima is in", "Rome"), ("Sima is", "a city in France"), ("Oslo", "north")]
     sizes = [len(ids) - 1 for ids in lm.tokenizer([f"{prompt} {answer}" for prompt, answer in told])["input_ids"]]
-    entrance = mlp_in(lm, 5)
 
     def remembered(editor: Any, **splits) -> tuple[int, int]:
         if splits:
             editor.examples = lambda split: splits.get(split, [])
-        return tuple(len(part) for part in editor._memories(lm, entrance))
+        return tuple(len(part) for part in editor.on(lm).negatives)
 
     assert remembered(tpatcher(), train=told[:2], validation=told[2:]) == (sum(sizes[:2]), sizes[2])
     # no validation split: a share
@@ -250,13 +261,13 @@ def test_examples_are_remembered_where_the_data_have_some(tpatcher):
     assert (
         remembered(tpatcher())
         == remembered(tpatcher(), train=[])
-        == remembered(tpatcher("method.memory=corpus"), train=told)
+        == remembered(tpatcher("method.negatives=corpus"), train=told)
         == (2000, 500)
     )
-    with pytest.raises(UsageError, match="method.memory=corpus"):
-        remembered(tpatcher("method.memory=examples"), train=[])
-    with pytest.raises(UsageError, match="method.memory=text: choose auto, examples or corpus"):
-        tpatcher("method.memory=text")
+    with pytest.raises(UsageError, match="method.negatives=corpus"):
+        remembered(tpatcher("method.negatives=examples"), train=[])
+    with pytest.raises(UsageError, match="method.negatives=text: choose auto, examples or corpus"):
+        tpatcher("method.negatives=text")
     with pytest.raises(MissingError, match="hold nothing that this model can read"):
         remembered(tpatcher(), train=[("", "x")])
 

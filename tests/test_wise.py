@@ -8,7 +8,7 @@ import pytest
 import torch
 from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
 
-from edit_cli.editors.memory.side_memory import Side, WiseLayer, WisePatch, over, route, ties
+from edit_cli.editors.memory.side_memory import SideMemory, WiseLayer, WisePatch, pooled_score, route, ties
 from edit_cli.editors.memory.wise import hinge
 from edit_cli.errors import UsageError
 from edit_cli.lm.prompt_position import Focus
@@ -38,11 +38,11 @@ def test_one_shard_alone_is_only_trimmed():
 
 
 def test_each_row_is_routed_by_its_own_prompt():
-    """Three rows of one batch: stirred enough, stirred too little, and stirred only by what comes after the prompt."""
+    """Three rows of one batch: activating it enough, too little, and only by what comes after the prompt."""
     inputs = torch.zeros(3, 4, 2)
     inputs[0, :2, 0], inputs[1, :2, 0], inputs[2, 2:, 0] = 3.0, 1.0, 9.0
     focus = Focus(torch.ones(3, 4, dtype=torch.long), torch.tensor([1, 1, 1]), 0)
-    side = Side(torch.eye(2), epsilon=2.0)
+    side = SideMemory(torch.eye(2), epsilon=2.0)
     assert route(inputs, focus, [side], act_ratio=1.0).tolist() == [0, -1, -1]
     assert route(inputs, focus, [side], act_ratio=0.4).tolist() == [0, 0, -1]
 
@@ -52,8 +52,8 @@ def test_a_prompts_score_is_the_mean_over_its_tokens_or_that_of_its_last():
         torch.tensor([[1.0, 2.0, 6.0, 9.0], [9.0, 4.0, 2.0, 9.0]]),
         torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]]),
     )
-    assert over(scores, tokens, "mean").tolist() == [3.0, 3.0]
-    assert over(scores, tokens, "last").tolist() == [6.0, 2.0]
+    assert pooled_score(scores, tokens, "mean").tolist() == [3.0, 3.0]
+    assert pooled_score(scores, tokens, "last").tolist() == [6.0, 2.0]
 
 
 def test_what_the_memory_must_not_answer_comes_from_the_training_records_where_there_are_any(wise):
@@ -63,11 +63,11 @@ def test_what_the_memory_must_not_answer_comes_from_the_training_records_where_t
         asked.append(split) or [("The lake near Oslo is", "deep"), (wanted[0].text, "secret")]
     )
     editor.edit(lm, wanted)
-    assert asked == ["train"] and editor.scratch(lm)["texts"] == [
+    assert asked == ["train"] and editor.on(lm)._texts == [
         "The lake near Oslo is deep",
         f"{wanted[0].text} secret",
     ]
-    assert len(editor._irrelevant(lm, lm.layout.mlp_out(5), wanted, 0)) == 1  # the other one names the subject
+    assert len(editor.on(lm)._irrelevant(wanted, 0)) == 1  # the other one names the subject
     with pytest.raises(UsageError, match="the data have no training records"):
         wise("method.elsewhere=examples").edit(embedded_lm(), wanted)
 
@@ -75,17 +75,17 @@ def test_what_the_memory_must_not_answer_comes_from_the_training_records_where_t
 def test_padding_counts_for_nothing():
     inputs = torch.tensor([[[9.0], [9.0], [1.0], [1.0]]])
     left = Focus(torch.tensor([[0, 0, 1, 1]]), torch.tensor([3]), 0)
-    assert route(inputs, left, [Side(torch.eye(1), 2.0)], 1.0).tolist() == [-1]
+    assert route(inputs, left, [SideMemory(torch.eye(1), 2.0)], 1.0).tolist() == [-1]
 
 
-def test_the_memory_that_is_stirred_most_answers_or_none():
+def test_the_memory_with_the_highest_score_answers_or_none():
     inputs = torch.ones(1, 1, 1)
     focus = Focus(torch.ones(1, 1, dtype=torch.long), torch.tensor([0]), 0)
-    weak, strong = Side(torch.tensor([[2.0]]), 1.0), Side(torch.tensor([[3.0]]), 5.0)
+    weak, strong = SideMemory(torch.tensor([[2.0]]), 1.0), SideMemory(torch.tensor([[3.0]]), 5.0)
     assert route(inputs, focus, [weak], 1.0).tolist() == [0]
     # the strongest wins, and it is below its threshold
     assert route(inputs, focus, [weak, strong], 1.0).tolist() == [-1]
-    assert route(inputs, focus, [weak, Side(strong.shift, 1.0)], 1.0).tolist() == [1]
+    assert route(inputs, focus, [weak, SideMemory(strong.shift, 1.0)], 1.0).tolist() == [1]
 
 
 def test_only_the_masked_part_is_written(wise):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,11 +32,11 @@ class Passes:
     module: str
     end: bool
     watch: PromptWatch
-    inputs: Tensor | None = None
-    focus: Focus | None = None
-    base: Answers | None = None
+    inputs: Tensor = field(init=False)
+    focus: Focus = field(init=False)
+    base: Answers = field(init=False)
 
-    def answers(self, change: Callable[[Tensor], Tensor]) -> Answers:
+    def answers(self, change: Callable[[Tensor], Tensor | None]) -> Answers:
         """After `change(output)` of the module's output (rows, tokens, d_out)."""
         with on_output(self.lm.module(self.module), change, len(self.rows)):
             return self.lm.head.answers(self.rows, self.end)
@@ -94,6 +94,7 @@ def passes(lm: LM, rows: Sequence[Row], module: str, layer: int, end: bool = Fal
                     on_output(lm.module(lm.layout.block(layer - 1)), lambda states: below.append(states.detach()))
                 )
             run.base = lm.head.answers(rows, end)
+        assert run.watch.focus is not None  # a pass has gone by
         run.focus = run.watch.focus
         if below:
             stack.enter_context(lm.skipping(layer - 1, below[0]))

@@ -50,7 +50,8 @@ class PromptWatch:
     """
 
     def __init__(self, lm: LM, module: str) -> None:
-        self.head, self.focus = lm.head, None
+        self.head = lm.head
+        self.focus: Focus = None  # type: ignore[assignment]  # there is none before the first pass
         stack = next(
             (stack for stack in lm.layout.stacks if module.startswith(f"{stack.blocks}.")), lm.layout.stacks[0]
         )

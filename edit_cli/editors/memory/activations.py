@@ -9,17 +9,42 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from edit_cli.editors.base import CORPUS, EXAMPLES, Context
 from edit_cli.editors.passes import in_batches, passes
-from edit_cli.errors import MissingError, RejectedRequest
+from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.hooks import StopForward, exact, on_input
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import by_length, pad_right
 from edit_cli.statistics.corpora import Corpus
 from edit_cli.writing import as_text
 
+TRAINING = "train"  # the split of the examples
 LONGEST = 256  # tokens of a document, the rest is cut
 WORDS = 100
 DOCUMENTS = 64  # read at a time
+
+
+def examples_of(context: Context, choice: str, key: str, split: str = TRAINING) -> list[tuple[str, str]]:
+    """(prompt, right answer) pairs of a split; none where text was chosen, or the data have no such split.
+
+    choice: auto, examples or corpus, the value of the setting `key`.
+
+    Raises:
+        UsageError: examples were chosen, and there are none to train on.
+    """
+    found = list(context.examples(split)) if context.examples and choice != CORPUS else []
+    if split == TRAINING and not found and choice == EXAMPLES:
+        raise UsageError(f"{key}=examples: the data have no training records beside those of this run ({key}=corpus)")
+    return found
+
+
+def text_of(corpus: Corpus | None, method: str) -> Corpus:
+    """The corpus of a method that remembers text. Raises UsageError where there is none."""
+    if corpus is None:
+        raise UsageError(
+            f"method.corpus has no value: {method} needs text that its edits must leave alone (corpus=NAME)"
+        )
+    return corpus
 
 
 @torch.no_grad()
@@ -83,7 +108,7 @@ def inputs_on_examples(lm: LM, module: str, pairs: Sequence[tuple[str, str]], co
             advance(len(found[-1]))
     if total < 2:
         raise MissingError(
-            "the training records hold nothing that this model can read: remember text instead (method.memory=corpus)"
+            "the training records hold nothing that this model can read: take text instead (method.negatives=corpus)"
         )
     return torch.cat(found)
 

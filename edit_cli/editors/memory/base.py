@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from edit_cli.config.schema import Linked, Natural
+from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.files.shapes import checked
@@ -29,6 +31,8 @@ from edit_cli.lm.prompt_position import Focus, PromptWatch
 from edit_cli.lm.weights.access import Undo
 
 CLOSEST = 4  # candidates whose distances are computed without cancellation
+SLACK = 1e-4  # relative: a prompt's state differs in its last digits with what else is in the batch
+GAP = 1e-5  # kept between two balls that a split sets apart
 
 
 class Entries:
@@ -108,6 +112,11 @@ class MemoryLayer(Wrapper):
         """
         raise NotImplementedError
 
+    @property
+    def focus(self) -> Focus:
+        """Of the pass that is going on."""
+        return self.watch.focus
+
     def rows(self, states: Tensor) -> Tensor | None:
         """(rows, tokens, width), also from families that flatten it; None where a pass shows only some of the
         tokens.
@@ -147,12 +156,21 @@ class MemoryPatch(Edit):
     """What one edit adds to the memory beside `module`.
 
     before: digest of the memory that it was made on. tensors, content: what the method says; content is JSON-able.
+
+    Attributes:
+        layer: the class of the memory. settings: parts of `content` that an empty one is made with.
+        holds: shape of `content` (see shapes).
+        axes: {tensor: the dimension along which those of several edits follow each other}. counts: numbers in `content`
+            that are summed when they do.
     """
 
     kind: ClassVar[str] = "module"
     said: ClassVar[Any] = SaidOfMemory
     layer: ClassVar[type[MemoryLayer]]
-    holds: ClassVar[Any] = dict[str, Any]  # shape of `content` (see shapes)
+    settings: ClassVar[tuple[str, ...]] = ()
+    holds: ClassVar[Any] = dict[str, Any]
+    axes: ClassVar[Mapping[str, int]] = {}
+    counts: ClassVar[tuple[str, ...]] = ()
     module: str
     before: str
     tensors: dict[str, Tensor]
@@ -201,7 +219,28 @@ class MemoryPatch(Edit):
 
     def begin(self, original: nn.Module, lm: LM) -> MemoryLayer:
         """An empty memory beside `original`."""
-        return self.layer(original, lm, self.module)
+        return self.layer(original, lm, self.module, **{name: self.content[name] for name in self.settings})
+
+    @classmethod
+    def concatenate(cls, patches: Sequence[Self], layer: Any) -> Self:
+        """One edit in the place of several that were made on top of each other.
+
+        Lists in their content follow each other, too; of what neither follows nor is summed, the last tensors and the
+        first content count.
+
+        layer: the memory with all of them in it.
+        """
+        first, content = patches[0], dict(patches[0].content)
+        tensors = {name: tensor for patch in patches for name, tensor in patch.tensors.items()}
+        for name, axis in cls.axes.items():
+            tensors[name] = torch.cat([patch.tensors[name] for patch in patches], dim=axis)
+        for name in content:
+            values = [patch.content[name] for patch in patches]
+            if name in cls.counts:
+                content[name] = sum(values)
+            elif isinstance(values[0], list):
+                content[name] = [part for value in values for part in value]
+        return cls(first.module, first.before, tensors, content)
 
     def whole(self, lm: LM) -> Self:
         """One edit in the place of this one, which is attached, and all that it was made on: the next edit does not
@@ -240,25 +279,70 @@ class MemoryPatch(Edit):
         """The tensors of an edit with that content, beside a projection of those widths; raises as `sizes`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(EditorConfig):
+    """Settings of a memory beside one projection."""
+
+    layer: Natural
+    """Layer that the memory stands in; late ones tell facts apart (see `edit-cli calibrate`)."""
+    module: str = "mlp_in"
+    """Projection that the memory stands beside: mlp_in, mlp_out or its name in the block, such as mlp.c_fc."""
+    seed: Annotated[Natural, Linked("${seed}")] = 0
+    """Seed of everything that is drawn."""
+
+    @property
+    def layers(self) -> list[int]:
+        """All layers that the settings name."""
+        return [self.layer]
+
+
+C = TypeVar("C", bound=EditorConfig)
 Part = TypeVar("Part")
-Patch = TypeVar("Patch", bound=MemoryPatch)
+P = TypeVar("P", bound=MemoryPatch)
 
 
-@contextmanager
-def in_turn(lm: LM, parts: Sequence[Part], make: Callable[[Part], Patch], told: str) -> Iterator[list[Patch]]:
-    """An edit of each part, made on top of those before it: a fact meets what earlier ones have left, whether they came
-    in the same edit or in one before. All are attached inside the block.
+class MemoryEditor(Editor[C]):
+    """An editor whose memory stands beside one projection.
 
-    told: what progress calls them.
+    Attributes:
+        Patch: the class of its edits.
+        layer, module: the number of the layer, and the projection's name.
     """
-    made: list[Patch] = []
-    with ExitStack() as stack, lm.monitor.phase("train"):
-        with lm.monitor.task(told, len(parts)) as advance:
-            for part in parts:
-                made.append(make(part))
-                stack.enter_context(lm.edited(made[-1]))
-                advance(1)
-        yield made
+
+    heads: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "classifier")
+    Patch: ClassVar[type[MemoryPatch]]
+
+    def __init__(self, config: C, lm: LM, context: Context | None = None) -> None:
+        super().__init__(config, lm, context)
+        self.layer, self.module = self.location()
+
+    def location(self) -> tuple[int, str]:
+        """Layer and name of the projection. Raises UsageError if there is none of that name."""
+        config: Any = self.config
+        return config.layer, module_of(self.lm, config.layer, config.module)
+
+    def memory(self, **settings: Any) -> Any:
+        """The memory that is attached, or an empty one, as a first edit would begin it with these settings."""
+        layer = self.Patch.present(self.lm, self.module)
+        if layer is None:
+            layer = self.Patch.layer(self.lm.module(self.module), self.lm, self.module, **settings)
+            layer.close()
+        return layer
+
+    def in_turn(self, parts: Sequence[Part], make: Callable[[Part], P], label: str) -> P:
+        """One edit of all parts, each made on top of those before it: a fact meets what earlier ones have left, whether
+        they came in the same edit or in one before.
+
+        label: what progress calls them.
+        """
+        made: list[P] = []
+        with ExitStack() as stack, self.lm.monitor.phase("train"):
+            with self.lm.monitor.task(label, len(parts)) as advance:
+                for part in parts:
+                    made.append(make(part))
+                    stack.enter_context(self.lm.edited(made[-1]))
+                    advance(1)
+            return type(made[0]).concatenate(made, self.memory())
 
 
 def nearest(queries: Tensor, keys: Tensor, alive: Tensor | None = None) -> tuple[Tensor, Tensor]:

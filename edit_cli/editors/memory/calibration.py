@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from edit_cli.editors.memory.base import module_of
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import Tap, read
 
+Side = Literal["input", "output"]  # of a module, where keys are read
+
 
 @dataclass(frozen=True)
 class Separation:
@@ -21,7 +24,7 @@ class Separation:
 
     layer: int
     module: str
-    side: str
+    side: Side
     norm: float
     reworded: Tensor
     others: Tensor
@@ -52,13 +55,16 @@ def separation(
     others: Sequence[Sequence[str]],
     layer: int,
     part: str,
-    side: str,
+    side: Side,
 ) -> Separation:
     """Of keys at a module's input or output (side), at the last token of each prompt.
 
     reworded, others: prompts for each fact.
+
+    Raises:
+        UsageError: the layer has no module of that name.
     """
-    tap = Tap(module_of(lm, layer, part), side)
+    tap = Tap(module_of(lm, layer, part, "modules"), side)
 
     def keys(prompts: Sequence[str]) -> Tensor:
         rows = lm.head.encode([(prompt, None) for prompt in prompts])

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from edit_cli.editors.memory.base import MemoryLayer, MemoryPatch, in_turn, module_of
-from edit_cli.editors.old import Editor
-from edit_cli.editors.passes import at_prompt_end, in_batches, passes, row_losses, rows_right
-from edit_cli.errors import UsageError
-from edit_cli.files.shapes import Count
+from edit_cli.config.schema import Count, NonNegative, Positive
+from edit_cli.editors.memory.base import MemoryConfig, MemoryEditor, MemoryLayer, MemoryPatch
+from edit_cli.editors.passes import Passes, at_prompt_end, in_batches, passes, row_losses, rows_right
+from edit_cli.files import shapes
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
@@ -76,16 +75,17 @@ class DeferLayer(MemoryLayer):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
-        inside, outside = self.rows(states), self.rows(output)
+        inside = self.rows(states)
         if inside is None or not self.steps:
             return output
-        answer = self.decided(self.watch.focus, lambda: self._answers(at_prompt_end(inside, self.watch.focus)))
+        answer = self.decided(self.focus, lambda: self._answers(at_prompt_end(inside, self.focus)))
         if answer.dim() == 1:  # the prompt is not complete yet
             return output
         mine = ~answer.isnan().any(1)
         if not bool(mine.any()):
             return output
-        return torch.where(mine[:, None, None], answer[:, None].to(output), outside).view_as(output)
+        plain = output.view(*inside.shape[:2], -1)
+        return torch.where(mine[:, None, None], answer[:, None].to(output), plain).view_as(output)
 
     def _answers(self, queries: Tensor) -> Tensor:
         """(rows, d_out): o where the router takes the prompt, NaN where it defers."""
@@ -98,8 +98,8 @@ class DeferContent(TypedDict):
     """What an edit says beside its tensors. ranks: of the steps by which its factors were made."""
 
     seed: int
-    facts: Count
-    ranks: list[Count]
+    facts: shapes.Count
+    ranks: list[shapes.Count]
 
 
 class DeferPatch(MemoryPatch):
@@ -108,7 +108,10 @@ class DeferPatch(MemoryPatch):
     """
 
     layer: ClassVar[type[MemoryLayer]] = DeferLayer
+    settings = ("seed",)
     holds = DeferContent
+    axes: ClassVar = {"left": 1, "right": 0}
+    counts = ("facts",)
 
     @classmethod
     def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
@@ -118,76 +121,61 @@ class DeferPatch(MemoryPatch):
             "router": size(d_in), "threshold": size(), "offset": size(d_out),
         }  # fmt: skip
 
-    def begin(self, original: nn.Module, lm: LM) -> DeferLayer:
-        return DeferLayer(original, lm, self.module, self.content["seed"])
+
+@dataclass(frozen=True, kw_only=True)
+class DEFERConfig(MemoryConfig):
+    """The projection's input is what the router reads, its output is what is replaced."""
+
+    lr: Positive = 0.1
+    """Learning rate of Adam on router and expert; 7e-5 for models of 7 B parameters."""
+    steps: Count = 100
+    """Most training steps."""
+    stop_loss: NonNegative = 0.05
+    """Loss below which training stops, once every target token is the likeliest."""
+    batch_size: Count = 1
+    """Facts that are trained together; the next ones go on from there."""
 
 
-@dataclass(kw_only=True)
-class Defer(Editor):
-    """Router and expert are trained together: the layer gives g·o + (1 − g)·layer(x) while they are.
+class DEFER(MemoryEditor[DEFERConfig]):
+    """Router and expert are trained together: the layer gives g·o + (1 − g)·layer(x) while they are."""
 
-    layer, module: whose input is read and whose output is replaced. batch_size: facts that are trained together; the
-    next ones go on from there. lr, steps: Adam. It stops once every target token is the likeliest and the loss is below
-    `stop_loss`.
-    """
+    Config = DEFERConfig
+    Patch = DeferPatch
 
-    heads = ("causal", "seq2seq", "classifier")
-
-    layer: int
-    module: str = "mlp_in"
-    lr: float = 0.1
-    steps: int = 100
-    stop_loss: float = 0.05
-    batch_size: int = 1
-    seed: int = 0
-
-    @property
-    def layers(self) -> list[int]:
-        return [self.layer]
-
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> DeferPatch:
+    def edit(self, requests: Sequence[EditRequest]) -> DeferPatch:
         """The router and the expert, trained on from where earlier facts left them, `batch_size` facts at a time."""
-        if self.lr <= 0:
-            raise UsageError(f"method.lr={self.lr}: give a number above 0")
-        if self.batch_size < 1:
-            raise UsageError(f"method.batch_size={self.batch_size}: give a whole number from 1 up")
-        name = module_of(lm, self.layer, self.module)
-        units = [requests[part] for part in in_batches(requests, self.batch_size)]
-        with in_turn(lm, units, lambda unit: self._unit(lm, name, unit), "router and expert") as patches:
-            return joined(patches)
+        units = [requests[part] for part in in_batches(requests, self.config.batch_size)]
+        return self.in_turn(units, self._unit, "router and expert")
 
-    def _unit(self, lm: LM, name: str, requests: Sequence[EditRequest]) -> DeferPatch:
+    def _unit(self, requests: Sequence[EditRequest]) -> DeferPatch:
         """What facts that are trained together add to the layer that is attached."""
-        attached = DeferPatch.present(lm, name)
-        layer = attached or DeferLayer(lm.module(name), lm, name, self.seed)
-        if attached is None:
-            layer.close()
+        layer = self.memory(seed=self.config.seed)
         present = {"expert": layer.expert, **layer.small}
-        weights = {key: value.detach().clone().requires_grad_() for key, value in present.items()}
-        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
-        with passes(lm, rows, name, self.layer, end=True) as run:
-            self._train(run, weights, None if attached is None else attached.original)
-        trained = {key: value.detach() for key, value in weights.items()}
+        weights = {name: value.detach().clone().requires_grad_() for name, value in present.items()}
+        rows = self.lm.head.encode([(request.text, request.target_new) for request in requests])
+        with passes(self.lm, rows, self.module, self.layer, end=True) as run:
+            self._train(run, weights, layer.original)
+        trained = {name: value.detach() for name, value in weights.items()}
         left, right = factors(trained.pop("expert") - layer.expert)
-        content = {"seed": self.seed, "facts": len(requests), "ranks": [len(right)]}
-        return DeferPatch(name, attached.digest if attached else "", {**trained, "left": left, "right": right}, content)
+        content = {"seed": self.config.seed, "facts": len(requests), "ranks": [len(right)]}
+        return DeferPatch(self.module, layer.digest, {**trained, "left": left, "right": right}, content)
 
-    def _train(self, run: Any, weights: dict[str, Tensor], original: nn.Module | None) -> None:
+    def _train(self, run: Passes, weights: dict[str, Tensor], original: nn.Module) -> None:
         queries, count = run.queries.to(weights["expert"]), len(run.rows)
-        plain = None if original is None else original(run.inputs.to(run.lm.dtype)).detach()  # whatever is said now
-        optimizer = torch.optim.Adam(list(weights.values()), lr=self.lr)
-        for _ in run.lm.monitor.counted("expert", self.steps):
+        plain = original(run.inputs.to(self.lm.dtype)).detach()  # whatever an attached expert says now
+        optimizer = torch.optim.Adam(list(weights.values()), lr=self.config.lr)
+        for _ in self.lm.monitor.counted("expert", self.config.steps):
             gate = torch.sigmoid(queries @ weights["router"] + weights["threshold"])[:, None, None]
             said = linear(queries, weights["expert"], weights["offset"])[:, None]
 
             def mix(output: Tensor, gate: Tensor = gate, said: Tensor = said) -> Tensor:
-                return (gate * said).to(output) + (1 - gate).to(output) * (output if plain is None else plain)
+                return (gate * said).to(output) + (1 - gate).to(output) * plain
 
             found = run.answers(mix)
             losses = row_losses(found, count)
             if (
                 bool(rows_right(found, count).all())
-                and losses.max().item() < self.stop_loss
+                and losses.max().item() < self.config.stop_loss
                 and bool((gate >= 0.5).all())
             ):
                 break
@@ -195,22 +183,6 @@ class Defer(Editor):
             for weight, gradient in zip(weights.values(), gradients, strict=True):
                 weight.grad = gradient
             optimizer.step()
-
-
-def joined(patches: Sequence[DeferPatch]) -> DeferPatch:
-    """One patch for edits that were made on top of each other."""
-    last, contents = patches[-1].tensors, [patch.content for patch in patches]
-    tensors = {
-        **{name: last[name] for name in PARTS},
-        "left": torch.cat([patch.tensors["left"] for patch in patches], dim=1),
-        "right": torch.cat([patch.tensors["right"] for patch in patches]),
-    }
-    content = {
-        **contents[0],
-        "facts": sum(content["facts"] for content in contents),
-        "ranks": [rank for content in contents for rank in content["ranks"]],
-    }
-    return DeferPatch(patches[0].module, patches[0].before, tensors, content)
 
 
 def factors(change: Tensor) -> tuple[Tensor, Tensor]:

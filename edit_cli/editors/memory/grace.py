@@ -6,16 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from edit_cli.config.schema import Count, NonNegative, Positive
 from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
-from edit_cli.editors.memory.base import Entries, MemoryLayer, MemoryPatch, in_turn, module_of, nearest
-from edit_cli.editors.old import Editor
+from edit_cli.editors.memory.base import (
+    GAP,
+    SLACK,
+    Entries,
+    MemoryConfig,
+    MemoryEditor,
+    MemoryLayer,
+    MemoryPatch,
+    nearest,
+)
 from edit_cli.editors.passes import Passes, at_prompt_end, passes, row_losses
-from edit_cli.errors import UsageError
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
@@ -25,13 +33,12 @@ from edit_cli.lm.tokenization import Row
 from edit_cli.lm.weights.access import Undo
 from edit_cli.requests import EditRequest
 
-SLACK = 1e-4  # relative: a prompt's state differs in its last digits with what else is in the batch
-GAP = 1e-5  # kept between two balls that a split sets apart
+Replace = Literal["last", "prompt", "all"]
 
 
 class GraceLayer(MemoryLayer):
-    """The codebook: keys (n, d_in), values (n, d_out), radii (n, 1) and the answers that the values stand for (token
-    ids).
+    """The codebook as it is attached: keys (n, d_in), values (n, d_out), radii (n, 1) and the answers that the values
+    stand for (token ids).
 
     radius: of new keys.
     """
@@ -41,8 +48,8 @@ class GraceLayer(MemoryLayer):
         original: nn.Module,
         lm: LM,
         module: str,
-        radius: float,
-        replace: str = "last",
+        radius: float = 1.0,
+        replace: Replace = "last",
         include_query: bool = False,
     ) -> None:
         super().__init__(original, lm, module)
@@ -72,15 +79,16 @@ class GraceLayer(MemoryLayer):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
-        inside, outside = self.rows(states), self.rows(output)
+        inside = self.rows(states)
         if inside is None or not len(self.keys):
             return output
-        chosen = self.decided(self.watch.focus, lambda: self.lookup(at_prompt_end(inside, self.watch.focus)))
-        where = replaced(self.watch.focus, self.replace, self.include_query) & (chosen >= 0)[:, None]
+        chosen = self.decided(self.focus, lambda: self.lookup(at_prompt_end(inside, self.focus)))
+        where = replaced(self.focus, self.replace, self.include_query) & (chosen >= 0)[:, None]
         if not bool(where.any()):
             return output
         values = self.values.all[chosen.clamp_min(0)].to(output)
-        return torch.where(where[..., None].to(output.device), values[:, None], outside).view_as(output)
+        plain = output.view(*inside.shape[:2], -1)
+        return torch.where(where[..., None].to(output.device), values[:, None], plain).view_as(output)
 
     def lookup(self, queries: Tensor) -> Tensor:
         """(r,) index of the nearest key where the query (r, d_in) lies within its radius, else −1."""
@@ -88,7 +96,7 @@ class GraceLayer(MemoryLayer):
         return torch.where(distance <= self.radii.all[index, 0] * (1 + SLACK), index, -1)
 
 
-def replaced(focus: Focus, which: str, include_query: bool) -> Tensor:
+def replaced(focus: Focus, which: Replace, include_query: bool) -> Tensor:
     """(rows, tokens): the tokens whose output is replaced in a row that has found a key."""
     columns = torch.arange(focus.first, focus.first + focus.mask.shape[1], device=focus.mask.device)
     ends = focus.ends[:, None]
@@ -104,7 +112,7 @@ class GraceContent(TypedDict):
 
     answers: list[list[int]]
     radius: float
-    replace: Literal["last", "prompt", "all"]
+    replace: Replace
     include_query: bool
 
 
@@ -112,7 +120,9 @@ class GracePatch(MemoryPatch):
     """New entries, the radii of earlier ones that moved, and values of earlier ones that were trained again."""
 
     layer: ClassVar[type[MemoryLayer]] = GraceLayer
+    settings = ("radius", "replace", "include_query")
     holds = GraceContent
+    axes: ClassVar = {"keys": 0, "moved": 0, "retrained": 0}
 
     @classmethod
     def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
@@ -123,85 +133,90 @@ class GracePatch(MemoryPatch):
             "retrained": Size(("again",), index=True), "retrained_values": size("again", d_out),
         }  # fmt: skip
 
-    def begin(self, original: nn.Module, lm: LM) -> GraceLayer:
-        return GraceLayer(
-            original, lm, self.module, *(self.content[key] for key in ("radius", "replace", "include_query"))
-        )
+    @classmethod
+    def concatenate(cls, patches: Sequence[Self], layer: GraceLayer) -> Self:
+        """As any edit's; radii and values are those that the last of them has left."""
+        whole = super().concatenate(patches, layer)
+        earlier = len(layer.keys) - len(whole.tensors["keys"])
+        for which, part, rows in (("moved", "radii", layer.radii.all), ("retrained", "values", layer.values.all)):
+            changed = whole.tensors[which].unique()
+            changed = changed[changed < earlier]
+            whole.tensors |= {part: rows[earlier:].clone(), which: changed, f"{which}_{part}": rows[changed]}
+        return whole
 
 
-@dataclass(kw_only=True)
-class Grace(Editor):
-    """General Retrieval Adaptors for Continual Editing.
+@dataclass(frozen=True, kw_only=True)
+class GRACEConfig(MemoryConfig):
+    """The projection's input at the prompt's last token is the key, its output is what is replaced."""
 
-    layer, module: whose input is the key and whose output is replaced: "mlp_in" or "mlp_out" of the layer, or a name in
-    the block.
-    radius: ε of a new key, Euclidean. It fits one layer of one model only: `edit-cli calibrate` measures it on records.
-    "auto": `spread` times the distance (95 % of cases) by which the first fact's own key moves when sampled texts
-    (`context`) stand before its prompt.
-    replace: which tokens' output is replaced: "last" of the prompt, "prompt" (those before the last, and the last with
-    `include_query`), or "all", the answer included. init: of a value: "cold" (uniform in [0, 1)) or "warm" (the present
-    output). lr, steps: Adam on the value; it stops once the loss is below `stop_loss`.
-    only_mistakes: a fact that the model already answers gets no entry.
-    """
-
-    heads = ("causal", "seq2seq", "classifier")
-
-    layer: int
-    module: str = "mlp_in"
-    radius: int | float | str = 1.0
-    replace: str = "last"
+    radius: Positive | Literal["auto"] = 1.0
+    """ε of a new key, Euclidean. It fits one layer of one model only (see `edit-cli calibrate`); auto measures it on
+    the first fact behind sampled texts."""
+    replace: Replace = "last"
+    """Tokens whose output is replaced: the last one of the prompt, those before it (prompt), or all, the answer's
+    included."""
     include_query: bool = False
-    init: str = "cold"
-    lr: float = 1.0
-    steps: int = 100
-    stop_loss: float = 0.05
+    """Whether replace=prompt also replaces the output of the last token."""
+    init: Literal["cold", "warm"] = "cold"
+    """What a value is before training: uniform in [0, 1) (cold), or the present output (warm)."""
+    lr: Positive = 1.0
+    """Learning rate of Adam on a value."""
+    steps: Count = 100
+    """Most training steps of a value."""
+    stop_loss: NonNegative = 0.05
+    """Loss below which a value is trained no further."""
     only_mistakes: bool = True
-    seed: int = 0
-    spread: float = 1.8
+    """Whether a fact that the model already answers gets no entry."""
+    spread: Positive = 1.8
+    """radius=auto is so many times the distance (95 % of cases) by which sampled texts before a prompt move its key."""
     context: ContextConfig = field(default_factory=lambda: ContextConfig(lengths=[5, 10]))
+    """Texts by which radius=auto is measured."""
 
-    @property
-    def layers(self) -> list[int]:
-        return [self.layer]
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> GracePatch:
+class GRACE(MemoryEditor[GRACEConfig]):
+    """General Retrieval Adaptors for Continual Editing."""
+
+    Config = GRACEConfig
+    Patch = GracePatch
+
+    def edit(self, requests: Sequence[EditRequest]) -> GracePatch:
         """Entries for the requests, one after another; a fact that the model answers when its turn comes needs none."""
-        self._refuse_wrong_words()
-        name = module_of(lm, self.layer, self.module)
-        attached = GracePatch.present(lm, name)
-        initial = attached.radius if attached else self._radius(lm, name, requests[0])
-        with in_turn(lm, requests, lambda request: self._entry(lm, name, initial, request), "values") as patches:
-            return joined(patches, GracePatch.present(lm, name))
+        attached = GracePatch.present(self.lm, self.module)
+        radius = attached.radius if attached else self._radius(requests[0])
+        return self.in_turn(requests, lambda request: self._entry(radius, request), "values")
 
-    def _entry(self, lm: LM, name: str, initial: float, request: EditRequest) -> GracePatch:
+    def _entry(self, radius: float, request: EditRequest) -> GracePatch:
         """The entry of one fact, on top of the codebook that is attached; none if the model answers it already."""
-        book, fact = Book(GracePatch.present(lm, name), initial), (request.text, request.target_new)
-        if not (self.only_mistakes and all(lm.loglikelihood([fact])[0].hits)):
-            self._fit(lm, name, book, lm.head.encode([fact])[0])
-        return book.patch(lm, name, {"radius": initial, "replace": self.replace, "include_query": self.include_query})
+        config, fact = self.config, (request.text, request.target_new)
+        settings = {"radius": radius, "replace": config.replace, "include_query": config.include_query}
+        book = Codebook(self.memory(**settings), radius)
+        if not (config.only_mistakes and all(self.lm.loglikelihood([fact])[0].hits)):
+            self._fit(book, self.lm.head.encode([fact])[0])
+        return GracePatch(self.module, book.attached.digest, *book.added(settings))
 
-    def _fit(self, lm: LM, name: str, book: Book, row: Row) -> None:
+    def _fit(self, book: Codebook, row: Row) -> None:
         """Find the row an entry, and fit its value to the row's target."""
-        with passes(lm, [row], name, self.layer, end=True) as run:
-            entry = book.place(run.queries[0], row.target)
-            where = replaced(run.focus, self.replace, self.include_query)[..., None]
+        config = self.config
+        with passes(self.lm, [row], self.module, self.layer, end=True) as run:
+            entry = book.add_key(run.queries[0], row.target)
+            where = replaced(run.focus, config.replace, config.include_query)[..., None]
             present = book.value(entry)
-            value = (self._fresh(run, entry) if present is None else present).requires_grad_()
-            optimizer = torch.optim.Adam([value], lr=self.lr)
-            for _ in range(self.steps):
+            value = (self._initial(run, entry) if present is None else present).requires_grad_()
+            optimizer = torch.optim.Adam([value], lr=config.lr)
+            for _ in range(config.steps):
                 found = run.answers(lambda output: torch.where(where, value.to(output), output))
                 loss = row_losses(found, 1)[0]
-                if loss.item() < self.stop_loss:
+                if loss.item() < config.stop_loss:
                     break
                 (value.grad,) = torch.autograd.grad(loss, [value])
                 optimizer.step()
         book.values[entry] = value.detach()
 
-    def _fresh(self, run: Passes, entry: int) -> Tensor:
+    def _initial(self, run: Passes, entry: int) -> Tensor:
         """(d_out,): the value of a new entry before training, as `init` says."""
-        if self.init == "cold":
-            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + entry)
-            return torch.rand(widths(run.lm.module(run.module))[0], generator=draw).to(run.queries)
+        if self.config.init == "cold":
+            draw = torch.Generator().manual_seed(self.config.seed * 1_000_003 + entry)
+            return torch.rand(widths(self.lm.module(self.module))[0], generator=draw).to(run.queries)
         outputs: list[Tensor] = []
 
         def keep(output: Tensor) -> None:
@@ -211,42 +226,33 @@ class Grace(Editor):
             run.answers(keep)
         return outputs[0]
 
-    def _radius(self, lm: LM, name: str, request: EditRequest) -> float:
-        if not isinstance(self.radius, str):
-            return float(self.radius)
+    def _radius(self, request: EditRequest) -> float:
+        """ε, measured on the request where it is to be."""
+        lm, radius = self.lm, self.config.radius
+        if not isinstance(radius, str):
+            return radius
         with lm.monitor.phase("calibrate"):
-            prefixes = sample_contexts(lm, self.context).texts
+            prefixes = sample_contexts(lm, self.config.context).texts
             rows = lm.head.encode([(prefix + request.text, None) for prefix in prefixes])
-            keys = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(name, "input")])[0].float()
-            radius = self.spread * float((keys[1:] - keys[0]).norm(dim=-1).quantile(0.95))
-        lm.monitor.note(f"method.radius=auto is {radius:.4g} at {name}")
+            keys = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(self.module, "input")])[0].float()
+            radius = self.config.spread * float((keys[1:] - keys[0]).norm(dim=-1).quantile(0.95))
+        lm.monitor.note(f"method.radius=auto is {radius:.4g} at {self.module}")
         return radius
 
-    def require(self, model: str) -> None:
-        self._refuse_wrong_words()
 
-    def _refuse_wrong_words(self) -> None:
-        if isinstance(self.radius, str) and self.radius != "auto":
-            raise UsageError(f"method.radius={self.radius}: give a distance, or auto")
-        if not isinstance(self.radius, str) and self.radius <= 0:
-            raise UsageError(f"method.radius={self.radius}: give a distance above 0, or auto")
-        if self.replace not in ("last", "prompt", "all"):
-            raise UsageError(f"method.replace={self.replace}: choose last, prompt or all")
-        if self.init not in ("cold", "warm"):
-            raise UsageError(f"method.init={self.init}: choose cold or warm")
+class Codebook:
+    """What is attached, and on top of it what this edit adds and changes (publication, Algorithm 1).
 
-
-class Book:
-    """A codebook at work: what is attached, and on top of it what this edit adds and moves (publication, Algorithm
-    1).
+    initial: ε of a new key. keys, answers: of new entries. radii, values: of new entries, and of earlier ones that
+    changed, by number.
     """
 
-    def __init__(self, attached: GraceLayer | None, radius: float) -> None:
+    def __init__(self, attached: GraceLayer, radius: float) -> None:
         self.attached, self.initial = attached, radius
-        self.earlier = len(attached.keys) if attached else 0
+        self.earlier = len(attached.keys)
         self.keys: list[Tensor] = []
         self.answers: list[tuple[int, ...]] = []
-        self.radii: dict[int, float] = {}  # of new entries, and of earlier ones that moved
+        self.radii: dict[int, float] = {}
         self.values: dict[int, Tensor] = {}
 
     def radius(self, entry: int) -> float:
@@ -261,7 +267,7 @@ class Book:
             return self.values[entry].clone()
         return self.attached.values.all[entry].clone() if entry < self.earlier else None
 
-    def place(self, query: Tensor, answer: tuple[int, ...]) -> int:
+    def add_key(self, query: Tensor, answer: tuple[int, ...]) -> int:
         """The entry for a query (d_in,): a new key, or an old one of the same answer whose radius grows to hold it.
 
         A key of another answer is split from the new one half-way. One that lies at the very same place gives way: two
@@ -291,66 +297,39 @@ class Book:
 
     def _nearest(self, query: Tensor) -> tuple[float, int] | None:
         """Distance and number of the nearest key that has not given way."""
-        parts = [self.attached.keys.all] if self.earlier else []
-        keys = (
-            torch.cat([*parts, *(key[None] for key in self.keys)])
-            if parts or self.keys
-            else query.new_zeros(0, len(query))
-        )
+        keys = torch.cat([self.attached.keys.all, *(key[None].to(self.attached.keys.all) for key in self.keys)])
         if not len(keys):
             return None
         alive = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
-        if self.earlier:
-            alive[: self.earlier] = self.attached.radii.all[:, 0] > 0
+        alive[: self.earlier] = self.attached.radii.all[:, 0] > 0
         for entry, radius in self.radii.items():
             alive[entry] = radius > 0
         distance, index = nearest(query[None].to(keys), keys, alive)
         return (float(distance), int(index)) if bool(distance.isfinite()) else None
 
-    def patch(self, lm: LM, name: str, about: dict[str, Any]) -> GracePatch:
-        """What was added and moved."""
+    def added(self, settings: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, content) of an edit that brings what was added and changed."""
         new = range(self.earlier, self.earlier + len(self.keys))
         moved = sorted(entry for entry in self.radii if entry < self.earlier)
         again = sorted(entry for entry in self.values if entry < self.earlier)
-        d_out, d_in = widths(lm.module(name))
+        none = {part: getattr(self.attached, part).all[:0] for part in ("keys", "values")}  # (0, width)
 
-        def column(entries: Sequence[int]) -> Tensor:
-            return torch.tensor([self.radii[entry] for entry in entries], device=lm.device).reshape(-1, 1)
+        def index(entries: Sequence[int]) -> Tensor:
+            return torch.tensor(entries, dtype=torch.long, device=none["keys"].device)
 
-        def stacked(rows: list[Tensor], width: int) -> Tensor:
-            return torch.stack(rows) if rows else torch.zeros(0, width, device=lm.device)
+        def radii(entries: Sequence[int]) -> Tensor:
+            return torch.tensor([self.radii[entry] for entry in entries], device=none["keys"].device).reshape(-1, 1)
+
+        def rows(part: str, rows: list[Tensor]) -> Tensor:
+            return torch.stack(rows) if rows else none[part].clone()
 
         tensors = {
-            "keys": stacked(self.keys, d_in),
-            "values": stacked([self.values[entry] for entry in new], d_out),
-            "radii": column(new),
-            "moved": torch.tensor(moved, dtype=torch.long, device=lm.device),
-            "moved_radii": column(moved),
-            "retrained": torch.tensor(again, dtype=torch.long, device=lm.device),
-            "retrained_values": stacked([self.values[entry] for entry in again], d_out),
+            "keys": rows("keys", self.keys),
+            "values": rows("values", [self.values[entry] for entry in new]),
+            "radii": radii(new),
+            "moved": index(moved),
+            "moved_radii": radii(moved),
+            "retrained": index(again),
+            "retrained_values": rows("values", [self.values[entry] for entry in again]),
         }
-        before = self.attached.digest if self.attached else ""
-        return GracePatch(name, before, tensors, {"answers": [list(answer) for answer in self.answers], **about})
-
-
-def joined(patches: Sequence[GracePatch], layer: GraceLayer) -> GracePatch:
-    """One patch for edits that were made on top of each other; `layer` is the codebook with all of them in it."""
-    earlier = len(layer.keys) - sum(len(patch.tensors["keys"]) for patch in patches)
-
-    def changed(part: str) -> Tensor:
-        """(n,): which of the entries that were there before the first patch."""
-        entries = torch.cat([patch.tensors[part] for patch in patches]).unique()
-        return entries[entries < earlier]
-
-    moved, retrained = changed("moved"), changed("retrained")
-    tensors = {
-        "keys": layer.keys.all[earlier:].clone(),
-        "values": layer.values.all[earlier:].clone(),
-        "radii": layer.radii.all[earlier:].clone(),
-        "moved": moved,
-        "moved_radii": layer.radii.all[moved],
-        "retrained": retrained,
-        "retrained_values": layer.values.all[retrained],
-    }
-    answers = [answer for patch in patches for answer in patch.content["answers"]]
-    return GracePatch(patches[0].module, patches[0].before, tensors, {**patches[0].content, "answers": answers})
+        return tensors, {"answers": [list(answer) for answer in self.answers], **settings}

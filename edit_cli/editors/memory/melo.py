@@ -10,13 +10,25 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, TypedDict
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 
-from edit_cli.editors.memory.base import MemoryLayer, MemoryPatch, module_of, nearest
-from edit_cli.editors.old import Editor
+from edit_cli.config.schema import Count, Natural, NonNegative, Positive
+from edit_cli.editors.base import Context
+from edit_cli.editors.memory.base import (
+    GAP,
+    SLACK,
+    MemoryConfig,
+    MemoryEditor,
+    MemoryLayer,
+    MemoryPatch,
+    module_of,
+    nearest,
+)
 from edit_cli.editors.passes import at_prompt_end, passes, row_losses
 from edit_cli.errors import UsageError
-from edit_cli.files.shapes import Count, Rule
+from edit_cli.files import shapes
+from edit_cli.files.shapes import Rule
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.hooks import Wrapper, on_input, on_output
 from edit_cli.lm.layout import widths
@@ -24,8 +36,6 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
 from edit_cli.lm.weights.access import Undo
 from edit_cli.requests import EditRequest
-
-SLACK, GAP = 1e-4, 1e-5  # relative rounding of a distance; space between two clusters that were split
 
 
 @dataclass
@@ -130,11 +140,11 @@ class MeloLayer(MemoryLayer):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
-        outside, focus = self.rows(output), self.watch.focus
+        outside = self.rows(output)
         self.chosen = (
             None
             if outside is None or self.silent
-            else self.decided(focus, lambda: self.lookup(at_prompt_end(outside, focus)))
+            else self.decided(self.focus, lambda: self.lookup(at_prompt_end(outside, self.focus)))
         )
         return output
 
@@ -189,25 +199,26 @@ class Beside(Wrapper):
 class MeloCluster(TypedDict):
     answer: list[int]
     radius: float
-    points: list[Count]
+    points: list[shapes.Count]
 
 
 class MeloContent(TypedDict):
     """What an edit says beside its tensors. blocks: of each new point, the number of its LoRA block."""
 
     modules: list[str]
-    rank: Count
+    rank: shapes.Count
     clusters: Annotated[
         dict[str, MeloCluster], Rule(lambda some: all(map(str.isdecimal, some)), "clusters by their numbers")
     ]
-    blocks: list[Count]
-    forgotten: Count
+    blocks: list[shapes.Count]
+    forgotten: shapes.Count
 
 
 class MeloPatch(MemoryPatch):
     """One LoRA block, and the clusters that its prompts began or changed."""
 
     layer: ClassVar[type[MemoryLayer]] = MeloLayer
+    settings = ("rank",)
     holds = MeloContent
 
     @classmethod
@@ -220,9 +231,6 @@ class MeloPatch(MemoryPatch):
             wanted |= {f"right.{name}": size(content["rank"], into), f"left.{name}": size(out, content["rank"])}
         return wanted
 
-    def begin(self, original: nn.Module, lm: LM) -> MeloLayer:
-        return MeloLayer(original, lm, self.module, self.content["rank"])
-
     def _install(self, lm: LM, undo: ExitStack) -> MemoryLayer:
         index = super()._install(lm, undo)
         for name in self.content["modules"]:
@@ -233,128 +241,129 @@ class MeloPatch(MemoryPatch):
         return index
 
 
-@dataclass(kw_only=True)
-class Melo(Editor):
-    """Neuron-indexed dynamic LoRA. The facts of one edit share a block.
+@dataclass(frozen=True, kw_only=True)
+class MELOConfig(MemoryConfig):
+    """Layer and module are those of the index, whose output at the prompt's last token is the key."""
 
-    layer, module: the index, whose output at the prompt's last token is the key. lora_layers (above the index),
-    lora_modules ("mlp_in", "mlp_out" or names in the block): where blocks stand. rank: r_b of a block. scale: of its
-    product. radius: ε of a new cluster. lr, steps, decay_every: Adam, the learning rate halved every so many steps. It
-    stops once every loss is below `stop_loss`.
-    """
-
-    mass_editor = True
-    heads = ("causal", "seq2seq", "classifier")
-
-    layer: int
     module: str = "mlp_out"
-    lora_layers: list[int]
-    lora_modules: list[str] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
-    rank: int = 2
-    scale: float = 1.0
-    radius: int | float = 1.0
-    lr: float = 1.0e-2
-    steps: int = 50
-    decay_every: int = 20
-    stop_loss: float = 0.02
-    seed: int = 0
+    """Projection that is the index: mlp_in, mlp_out or its name in the block."""
+    lora_layers: Annotated[list[Natural], Len(1)]
+    """Layers in which LoRA blocks stand, above the index."""
+    lora_modules: Annotated[list[str], Len(1)] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
+    """Projections that LoRA blocks stand beside, named as the index is."""
+    rank: Count = 2
+    """Rank of a block."""
+    scale: Positive = 1.0
+    """Factor of a block's product."""
+    radius: Positive = 1.0
+    """ε of a new cluster; it fits one layer of one model only (see `edit-cli calibrate`)."""
+    lr: Positive = 1.0e-2
+    """Learning rate of Adam."""
+    steps: Count = 50
+    """Most training steps."""
+    decay_every: Count = 20
+    """Steps after which the learning rate is halved, again and again."""
+    stop_loss: NonNegative = 0.02
+    """Loss below which training stops, once every fact's is."""
 
-    @property
-    def layers(self) -> list[int]:
-        return [self.layer, *self.lora_layers]
-
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> MeloPatch:
-        """A block for the requests, and their prompts in the database."""
-        name = module_of(lm, self.layer, self.module)
-        modules = self._modules(lm)
-        attached = MeloPatch.present(lm, name)
-        if attached and list(attached.factors[0]) != modules:
-            raise UsageError(
-                "method.lora_layers, method.lora_modules: the attached edits have their blocks in"
-                f" {', '.join(attached.factors[0])}"
-            )
-        block = len(attached.factors) if attached else 0
-        earlier = attached.data if attached else Database()
-        data = Database(earlier.clusters, list(earlier.blocks), earlier.forgotten)
-        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
-        changed: set[int] = set()
-        with passes(lm, rows, name, self.layer) as run:
-            keys: list[Tensor] = []
-            with torch.no_grad():
-                run.answers(lambda output: keys.append(at_prompt_end(output, run.focus)))
-        for key, row in zip(keys[0].to(lm.device), rows, strict=True):
-            changed |= data.place(key.float(), row.target, block, float(self.radius))
-        with lm.monitor.phase("train"):
-            tensors = self._train(lm, rows, modules, block, attached)
-        clusters = {
-            n: {"answer": list(c.answer), "radius": c.radius, "points": list(c.points)}
-            for n, c in data.clusters.items()
-            if n in changed
-        }
-        for number in clusters:
-            cluster = data.clusters[number]
-            tensors[f"center.{number}"] = cluster.center
-            tensors[f"points.{number}"] = (
-                torch.stack(list(cluster.points.values()))
-                if cluster.points
-                else cluster.center.new_zeros(0, len(cluster.center))
-            )
-        content = {
-            "modules": modules,
-            "rank": self.rank,
-            "clusters": {str(number): about for number, about in clusters.items()},
-            "blocks": data.blocks[len(earlier.blocks) :],
-            "forgotten": data.forgotten,
-        }
-        return MeloPatch(name, attached.digest if attached else "", tensors, content)
-
-    def _train(
-        self, lm: LM, rows: Sequence[Row], modules: Sequence[str], block: int, attached: MeloLayer | None
-    ) -> dict[str, Tensor]:
-        """The block's factors, {right.NAME: (r, d_in), left.NAME: (d_out, r)}; B starts at zero, so that nothing
-        changes at first.
-        """
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + block)
-        factors: dict[str, Tensor] = {}
-        for name in modules:
-            d_out, d_in = widths(lm.module(name))
-            factors[f"right.{name}"] = (
-                (torch.randn(self.rank, d_in, generator=draw) * d_in**-0.5).to(lm.device).requires_grad_()
-            )
-            factors[f"left.{name}"] = torch.zeros(d_out, self.rank, device=lm.device, requires_grad=True)
-        optimizer = torch.optim.Adam(list(factors.values()), lr=self.lr)
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.decay_every, 0.5)
-        with ExitStack() as stack:
-            if attached:
-                stack.enter_context(attached.silenced())
-            run = stack.enter_context(passes(lm, rows, modules[0], min(self.lora_layers), end=True))
-            for name in modules:
-                stack.enter_context(
-                    beside(lm, name, factors[f"right.{name}"], factors[f"left.{name}"], self.scale, len(rows))
-                )
-            for _ in lm.monitor.counted("blocks", self.steps):
-                losses = row_losses(run.answers(lambda output: None), len(rows))
-                if losses.max().item() < self.stop_loss:
-                    break
-                for part, gradient in zip(
-                    factors.values(), torch.autograd.grad(losses.mean(), list(factors.values())), strict=True
-                ):
-                    part.grad = gradient
-                optimizer.step()
-                schedule.step()
-        return {key: part.detach() * (self.scale if key.startswith("left.") else 1.0) for key, part in factors.items()}
-
-    def _modules(self, lm: LM) -> list[str]:
-        if not self.lora_layers or not self.lora_modules:
-            raise UsageError(
-                "method.lora_layers and method.lora_modules name where LoRA blocks stand: give at least one of each"
-            )
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.lora_layers) <= self.layer:
             raise UsageError(
                 f"method.lora_layers={self.lora_layers}: blocks stand above the index, which is in layer {self.layer}"
                 " (method.layer)"
             )
-        return [module_of(lm, layer, part) for layer in sorted(self.lora_layers) for part in self.lora_modules]
+
+    @property
+    def layers(self) -> list[int]:
+        return [self.layer, *self.lora_layers]
+
+
+class MELO(MemoryEditor[MELOConfig]):
+    """Neuron-indexed dynamic LoRA. The facts of one edit share a block."""
+
+    Config = MELOConfig
+    Patch = MeloPatch
+    mass_editor = True
+
+    def __init__(self, config: MELOConfig, lm: LM, context: Context | None = None) -> None:
+        super().__init__(config, lm, context)
+        self.lora = [module_of(lm, layer, part) for layer in sorted(config.lora_layers) for part in config.lora_modules]
+
+    def edit(self, requests: Sequence[EditRequest]) -> MeloPatch:
+        """A block for the requests, and their prompts in the database."""
+        lm, index = self.lm, self.memory(rank=self.config.rank)
+        if index.factors and list(index.factors[0]) != self.lora:
+            raise UsageError(
+                "method.lora_layers, method.lora_modules: the attached edits have their blocks in"
+                f" {', '.join(index.factors[0])}"
+            )
+        block, earlier = len(index.factors), index.data
+        data = Database(earlier.clusters, list(earlier.blocks), earlier.forgotten)
+        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
+        changed: set[int] = set()
+        for key, row in zip(self._keys(rows), rows, strict=True):
+            changed |= data.place(key, row.target, block, self.config.radius)
+        with lm.monitor.phase("train"):
+            tensors = self._train(rows, block, index)
+        clusters = {number: cluster for number, cluster in data.clusters.items() if number in changed}
+        for number, cluster in clusters.items():
+            points = [cluster.center.new_zeros(0, len(cluster.center)), *(key[None] for key in cluster.points.values())]
+            tensors |= {f"center.{number}": cluster.center, f"points.{number}": torch.cat(points)}
+        content = {
+            "modules": self.lora,
+            "rank": self.config.rank,
+            "clusters": {
+                str(number): {"answer": list(c.answer), "radius": c.radius, "points": list(c.points)}
+                for number, c in clusters.items()
+            },
+            "blocks": data.blocks[len(earlier.blocks) :],
+            "forgotten": data.forgotten,
+        }
+        return MeloPatch(self.module, index.digest, tensors, content)
+
+    def _keys(self, rows: Sequence[Row]) -> Tensor:
+        """(rows, d_out) float32: the index's outputs at the prompts' last tokens."""
+        keys: list[Tensor] = []
+
+        def keep(output: Tensor) -> None:
+            keys.append(at_prompt_end(output, run.focus))
+
+        with passes(self.lm, rows, self.module, self.layer) as run, torch.no_grad():
+            run.answers(keep)
+        return keys[0].to(self.lm.device).float()
+
+    def _train(self, rows: Sequence[Row], block: int, index: MeloLayer) -> dict[str, Tensor]:
+        """The block's factors, {right.NAME: (r, d_in), left.NAME: (d_out, r)}; B starts at zero, so that nothing
+        changes at first.
+        """
+        lm, config = self.lm, self.config
+        draw = torch.Generator().manual_seed(config.seed * 1_000_003 + block)
+        factors: dict[str, Tensor] = {}
+        for name in self.lora:
+            d_out, d_in = widths(lm.module(name))
+            right = torch.randn(config.rank, d_in, generator=draw) * d_in**-0.5
+            factors[f"right.{name}"] = right.to(lm.device).requires_grad_()
+            factors[f"left.{name}"] = torch.zeros(d_out, config.rank, device=lm.device, requires_grad=True)
+        parameters = list(factors.values())
+        optimizer = torch.optim.Adam(parameters, lr=config.lr)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, config.decay_every, 0.5)
+        with ExitStack() as stack:
+            stack.enter_context(index.silenced())
+            run = stack.enter_context(passes(lm, rows, self.lora[0], min(config.lora_layers), end=True))
+            for name in self.lora:
+                pair = factors[f"right.{name}"], factors[f"left.{name}"]
+                stack.enter_context(beside(lm, name, *pair, config.scale, len(rows)))
+            for _ in lm.monitor.counted("blocks", config.steps):
+                losses = row_losses(run.answers(lambda output: None), len(rows))
+                if losses.max().item() < config.stop_loss:
+                    break
+                for part, gradient in zip(parameters, torch.autograd.grad(losses.mean(), parameters), strict=True):
+                    part.grad = gradient
+                optimizer.step()
+                schedule.step()
+        scales = {"right": 1.0, "left": config.scale}
+        return {name: part.detach() * scales[name.partition(".")[0]] for name, part in factors.items()}
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""WISE's side memory: a copy of one value matrix, in shards that are merged; a prompt is answered by it if it stirs
-it enough.
+"""WISE's side memory: a copy of one value matrix, in shards that are merged; a prompt is answered by it if its
+activation score is high enough.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.prompt_position import Focus
 from edit_cli.lm.weights.access import Undo
 
-MEAN, LAST = "mean", "last"  # tokens of a prompt that its score is taken over
+Score = Literal["mean", "last"]  # tokens of a prompt that its score is taken over
 
 
 @dataclass(frozen=True)
-class Side:
+class SideMemory:
     """One side memory: shift (d_out, d_in) of the value matrix, and ε, the least score of the facts that it holds."""
 
     shift: Tensor
@@ -35,7 +35,7 @@ class Side:
 class WiseLayer(MemoryLayer):
     """The value matrix W_v and side memories W_v + Δ.
 
-    Each row is answered by the memory it stirs most, if it does so enough.
+    Each row is answered by the memory that it activates most, if it does so enough.
 
     finished: memories that are not written to any more. shift: Δ of the one at work, None before its first fact.
     """
@@ -44,7 +44,7 @@ class WiseLayer(MemoryLayer):
         super().__init__(original, lm, module)
         self.about, self.shape, self.device = about, widths(original), lm.device
         self.edits, self.shards, self.least = 0, 0, float("inf")
-        self.finished: list[Side] = []
+        self.finished: list[SideMemory] = []
         self.merged = False  # whether the first of the finished is itself a merged one
         self.shift: Tensor | None = None
         self._mask: tuple[int, Tensor] | None = None
@@ -83,7 +83,7 @@ class WiseLayer(MemoryLayer):
         """What `whole` says."""
         self.edits, self.shards, self.merged = (whole[name] for name in ("edits", "shards", "merged"))
         self.finished = [
-            Side(tensors[f"finished.{n}"].to(self.device), epsilon) for n, epsilon in enumerate(whole["epsilons"])
+            SideMemory(tensors[f"finished.{n}"].to(self.device), epsilon) for n, epsilon in enumerate(whole["epsilons"])
         ]
         if whole["least"] is not None:
             self.least, self.shift = whole["least"], torch.zeros(self.shape, device=self.device)
@@ -92,9 +92,7 @@ class WiseLayer(MemoryLayer):
     def add(self, edit: MemoryPatch) -> Undo:
         if "whole" in edit.content:  # the memory is empty, and goes with this edit
             self._become(edit.content["whole"], edit.tensors)
-        undo: list[Undo] = []
-        for unit in edit.content["units"]:
-            undo.append(self._take(unit, edit.tensors.get(f"values.{unit['shard']}")))
+        undo = [self._take(unit, edit.tensors[f"values.{unit['shard']}"]) for unit in edit.content["units"]]
 
         def take_back() -> None:
             for step in reversed(undo):
@@ -107,22 +105,21 @@ class WiseLayer(MemoryLayer):
         merged.
         """
         before = (self.edits, self.shards, self.least, self.finished, self.merged, self.shift)
-        shift, mask = self.shift, self.mask(unit["shard"])
-        earlier = None if shift is None else shift[mask]
-        if shift is None:
-            self.shift = torch.zeros(self.shape, device=self.device)
-        self.shift[mask] = values.to(self.shift)
+        fresh, mask = self.shift is None, self.mask(unit["shard"])
+        self.shift = shift = torch.zeros(self.shape, device=self.device) if self.shift is None else self.shift
+        earlier = shift[mask]
+        shift[mask] = values.to(shift)
         self.edits += unit["facts"]
         self.least = min(self.least, unit["score"])
         if self.edits % self.about["shard_every"] == 0:
-            self.finished = [*self.finished, Side(self.shift, self.least)]
+            self.finished = [*self.finished, SideMemory(shift, self.least)]
             self.shift, self.least, self.shards = None, float("inf"), self.shards + 1
             if self.about["merge_every"] and self.edits % self.about["merge_every"] == 0:
                 self._merge()
 
         def undo() -> None:
             self.edits, self.shards, self.least, self.finished, self.merged, self.shift = before
-            if shift is not None:
+            if not fresh:
                 shift[self.mask(unit["shard"])] = earlier
 
         return undo
@@ -138,11 +135,11 @@ class WiseLayer(MemoryLayer):
             weights = ([0.6] if self.merged else []) + [(0.4 if self.merged else 1.0) / count] * count
             self.merged = True
         shift = ties([side.shift for side in new], weights, self.about["density"])
-        self.finished = [*apart, Side(shift, min(side.epsilon for side in new))]
+        self.finished = [*apart, SideMemory(shift, min(side.epsilon for side in new))]
 
     @property
-    def memories(self) -> list[Side]:
-        return self.finished + ([Side(self.shift, self.least)] if self.shift is not None else [])
+    def memories(self) -> list[SideMemory]:
+        return self.finished + ([SideMemory(self.shift, self.least)] if self.shift is not None else [])
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
@@ -151,8 +148,8 @@ class WiseLayer(MemoryLayer):
             return output
         memories = self.memories
         chosen = self.decided(
-            self.watch.focus,
-            lambda: route(inside, self.watch.focus, memories, self.about["act_ratio"], self.about["score"]),
+            self.focus,
+            lambda: route(inside, self.focus, memories, self.about["act_ratio"], self.about["score"]),
         )
         answered = output.view(*inside.shape[:2], -1)
         for number in chosen[chosen >= 0].unique().tolist():
@@ -162,22 +159,24 @@ class WiseLayer(MemoryLayer):
         return answered.view_as(output)
 
 
-def stir(inputs: Tensor, shift: Tensor) -> Tensor:
+def activation_score(inputs: Tensor, shift: Tensor) -> Tensor:
     """Δ_act (…): how far a memory's output is from the original's, ‖A W_v' − A W_v‖₂, of inputs (…, d_in)."""
     return linear(inputs.float(), shift.to(inputs.device)).norm(dim=-1)
 
 
-def over(scores: Tensor, tokens: Tensor, which: str) -> Tensor:
+def pooled_score(scores: Tensor, tokens: Tensor, which: Score) -> Tensor:
     """(rows,): of scores (rows, tokens) the mean over the tokens that count, or that of the last one."""
-    if which == LAST:
+    if which == "last":
         return (scores * (tokens.flip(1).cumsum(1).flip(1) == 1) * tokens).sum(1)
     return (scores * tokens).sum(1) / tokens.sum(1).clamp_min(1)
 
 
-def route(inputs: Tensor, focus: Focus, memories: Sequence[Side], act_ratio: float, which: str = MEAN) -> Tensor:
+def route(
+    inputs: Tensor, focus: Focus, memories: Sequence[SideMemory], act_ratio: float, which: Score = "mean"
+) -> Tensor:
     """(rows,) number of the memory that answers, −1 for the model itself. The score is that of the prompt's tokens."""
     prompt = focus.prompt.to(inputs.device)
-    scores = torch.stack([over(stir(inputs, side.shift), prompt, which) for side in memories])
+    scores = torch.stack([pooled_score(activation_score(inputs, side.shift), prompt, which) for side in memories])
     highest, number = scores.max(0)
     least = torch.tensor([side.epsilon for side in memories], device=inputs.device)[number]
     return torch.where(highest > act_ratio * least, number, -1)
@@ -207,7 +206,7 @@ def mask_of(seed: int, shard: int, shape: tuple[int, int], ratio: float) -> Tens
 class WiseAbout(TypedDict):
     """Settings that the memory goes by."""
 
-    score: Literal["mean", "last"]
+    score: Score
     act_ratio: float
     mask_ratio: Annotated[float, Rule(lambda share: 0 < share <= 1, "a share above 0, at most 1")]
     shard_every: Annotated[int, at_least(1)]
@@ -243,6 +242,7 @@ class WisePatch(MemoryPatch):
     """What the shards hold after some facts: their values under the mask, which is drawn again from its seed."""
 
     layer: ClassVar[type[MemoryLayer]] = WiseLayer
+    settings = ("about",)
     holds = WiseContent
 
     @classmethod
@@ -260,5 +260,16 @@ class WisePatch(MemoryPatch):
                 wanted["values"] = masked(whole["shards"])
         return wanted
 
-    def begin(self, original: nn.Module, lm: LM) -> WiseLayer:
-        return WiseLayer(original, lm, self.module, self.content["about"])
+    @classmethod
+    def concatenate(cls, patches: Sequence[Self], layer: WiseLayer) -> Self:
+        """As any edit's, with one unit a shard."""
+        joined = super().concatenate(patches, layer)
+        units: list[dict[str, Any]] = []
+        for unit in joined.content["units"]:
+            if units and units[-1]["shard"] == unit["shard"]:
+                earlier = units.pop()
+                facts, score = earlier["facts"] + unit["facts"], min(earlier["score"], unit["score"])
+                unit = {**unit, "facts": facts, "score": score}
+            units.append(unit)
+        joined.content["units"] = units
+        return joined

@@ -8,20 +8,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
 
 import torch
+from annotated_types import Ge, Gt, Lt
+from pydantic import AllowInfNan
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 
-from edit_cli.editors.memory.activations import inputs_on_examples, inputs_on_text
-from edit_cli.editors.memory.base import Entries, MemoryLayer, MemoryPatch, in_turn, mlp_in
-from edit_cli.editors.memory.patch_training import Neurons, PatchTraining, begun
-from edit_cli.editors.old import AUTO, CORPUS, EXAMPLES, Editor
+from edit_cli.config.schema import Count, Linked, Natural, NonNegative, Positive
+from edit_cli.editors.base import Context, EditorConfig
+from edit_cli.editors.memory.activations import examples_of, inputs_on_examples, inputs_on_text, text_of
+from edit_cli.editors.memory.base import Entries, MemoryEditor, MemoryLayer, MemoryPatch, mlp_in
 from edit_cli.editors.passes import Passes, passes
 from edit_cli.errors import UsageError
-from edit_cli.files.shapes import Count
+from edit_cli.files import shapes
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.hooks import exact, on_input
 from edit_cli.lm.layout import activation, widths
@@ -31,7 +33,12 @@ from edit_cli.lm.weights.access import Undo
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.corpora import Corpus
 
+HIGHEST = 30.0  # exponents are clamped here: a large learning rate would overflow them
+FIRST_CHECK, CHECK = 100, 25  # steps
+ENOUGH = 1.0e-3  # by so much the memory losses on validation text must fall from check to check
 SHOWN = 200  # facts in the heat-map
+
+Fit = Callable[["Neurons"], tuple[Tensor, Callable[[], bool]]]
 
 
 class PatchedLayer(MemoryLayer):
@@ -91,15 +98,18 @@ class NeuronContent(TypedDict):
     """What an edit says beside its tensors. entrance: the module whose input the neurons read."""
 
     entrance: str
-    edits: Count
-    made_for: list[tuple[Count, Count]]
+    edits: shapes.Count
+    made_for: list[tuple[shapes.Count, shapes.Count]]
 
 
 class NeuronPatch(MemoryPatch):
     """Neurons for the mistakes of one edit or several."""
 
     layer: ClassVar[type[MemoryLayer]] = PatchedLayer
+    settings = ("entrance",)
     holds = NeuronContent
+    axes: ClassVar = {"keys": 0, "biases": 0, "values": 0, "seen": 0}
+    counts = ("edits",)
 
     @classmethod
     def brings(cls, lm: LM, d_out: int, d_in: int, content: dict[str, Any]) -> dict[str, Size]:
@@ -108,154 +118,244 @@ class NeuronPatch(MemoryPatch):
             "keys": size(new, width), "biases": size(new, 1), "values": size(new, d_out), "seen": size("seen", width),
         }  # fmt: skip
 
-    def begin(self, original: nn.Module, lm: LM) -> PatchedLayer:
-        return PatchedLayer(original, lm, self.module, self.content["entrance"])
+    @classmethod
+    def concatenate(cls, patches: Sequence[Self], layer: PatchedLayer) -> Self:
+        """As any edit's; neurons are made for the facts in their order."""
+        joined = super().concatenate(patches, layer)
+        made_for = [[number, place] for number, patch in enumerate(patches) for _, place in patch.content["made_for"]]
+        joined.content["made_for"] = made_for
+        return joined
 
 
-@dataclass(kw_only=True)
-class TPatcher(PatchTraining, Editor):
-    """Transformer-Patcher, L = l_e + a · l_a + m (l_m1 + l_m2).
+@dataclass
+class Neurons:
+    """New neurons while they are trained: keys (n, d_in), biases (n, 1), and values w ⊙ a, (n, d_out) each."""
 
-    layer: the patched feed-forward layer; null: the last one. patches: at most so many neurons a fact, one for each
-    wrong token.
-    activation_weight: a. memory_weight: m. beta, gamma: margins of the memory losses. top_activation, top_memory: how
-    many of the largest terms a loss averages: of each neuron, or of all neurons of a fact together (`pooled`).
-    smoothing: ε of l_e: of the labels of texts; of a classifier's it is the share of its entropy that is taken off.
-    value_scale: a of v = w ⊙ a at the start.
-    memory: whose feed-forward inputs a patch must not answer to: "examples" of the training split, "corpus", or "auto":
-    examples where the data have such a split. `memory_size` tokens while training, and `validation_size` others
-    (examples: of the validation split) by which it is told when to stop.
+    keys: Tensor
+    biases: Tensor
+    weights: Tensor
+    scales: Tensor
+
+    def joined(self) -> Tensor:
+        """(n, …) of all parameters."""
+        return torch.cat([self.keys, self.biases, self.weights, self.scales], dim=1).detach()
+
+    def take(self, flat: Tensor) -> list[Tensor]:
+        """Be views of `flat`, which is `joined`, from now on; the parameters, for gradients."""
+        shares = flat.detach().split(
+            [part.shape[1] for part in (self.keys, self.biases, self.weights, self.scales)], dim=1
+        )
+        self.keys, self.biases, self.weights, self.scales = parts = [share.requires_grad_() for share in shares]
+        return parts
+
+    @property
+    def values(self) -> Tensor:
+        return self.weights * self.scales
+
+    def activations(self, queries: Tensor) -> Tensor:
+        """(…, n), before the activation function, of queries (…, d_in)."""
+        return queries @ self.keys.T + self.biases[:, 0]
+
+    def own(self, queries: Tensor) -> Tensor:
+        """(n,): of each neuron on its own mistake, queries (n, d_in)."""
+        return (queries * self.keys).sum(1) + self.biases[:, 0]
+
+
+def begun(queries: Tensor, width: int, scale: float, seeds: list[int]) -> Neurons:
+    """k = q / ‖q‖², so that the pre-activation is 1; v = w ⊙ a, w ~ N(0, 1) drawn from a seed a neuron, a = `scale`.
+
+    queries (n, d_in).
     """
+    draws = [torch.randn(width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    weights = torch.stack(draws).to(queries) if draws else queries.new_zeros(0, width)
+    keys = queries / queries.square().sum(1, keepdim=True)
+    return Neurons(keys, queries.new_zeros(len(queries), 1), weights, torch.full_like(weights, scale))
 
-    heads = ("causal", "seq2seq", "classifier")
 
-    layer: int | None = None
-    patches: int = 5
-    smoothing: float = 0.0
-    value_scale: float = 10.0
-    memory: str = AUTO
-    corpus: Corpus | None = None
-    memory_size: int = 40_000
-    validation_size: int = 10_000
-    seed: int = 0
+def top_exp(values: Tensor, count: int) -> Tensor:
+    """(n,): S(v; κ), the mean of the κ largest of exp(v) in each row of `values` (n, m)."""
+    return values.topk(min(count, values.shape[1]), dim=1, sorted=False).values.clamp(max=HIGHEST).exp().mean(1)
 
-    def __post_init__(self) -> None:
-        if self.memory not in (AUTO, EXAMPLES, CORPUS):
-            raise UsageError(f"method.memory={self.memory}: choose {AUTO}, {EXAMPLES} or {CORPUS}")
-        if not 0 <= self.smoothing < 1:
-            raise UsageError(f"method.smoothing={self.smoothing}: give a share from 0 up and below 1")
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> NeuronPatch:
+@dataclass(frozen=True, kw_only=True)
+class TPatcherConfig(EditorConfig):
+    """Of L = l_e + a · l_a + m (l_m1 + l_m2), and of how it is minimised."""
+
+    layer: Natural | None = None
+    """The patched feed-forward layer; null for the last one."""
+    patches: Count = 5
+    """Neurons a fact at most, one for each wrong token."""
+    activation_weight: NonNegative = 1.0
+    """a: weight of the activation loss."""
+    memory_weight: NonNegative = 10.0
+    """m: weight of the memory losses."""
+    beta: float = -3.0
+    """β: margin below which a neuron's pre-activation stays on negatives."""
+    gamma: float = 3.0
+    """γ: by how much it stays below the pre-activation on its own mistake."""
+    top_activation: Count = 5
+    """How many of its largest terms l_a averages."""
+    top_memory: Count = 1000
+    """How many of their largest terms l_m1 and l_m2 average."""
+    pooled: bool = False
+    """Whether the largest terms are those of all neurons of a fact together, as released, or of each neuron."""
+    smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """ε by which the labels of l_e are smoothed; a classifier's is the share of its entropy that is taken off
+    (released: 0.1)."""
+    value_scale: Positive = 10.0
+    """a of v = w ⊙ a before training."""
+    lr: Positive = 1.0e-2
+    """Learning rate of Adam."""
+    weight_decay: NonNegative = 1.0e-2
+    """Weight decay of Adam."""
+    clip: Annotated[float, AllowInfNan(True), Gt(0)] = 5.0
+    """Largest norm of the gradient."""
+    steps: Count = 2000
+    """Most training steps; it stops once the fact is right and the memory losses on validation text no longer fall."""
+    negatives: Literal["auto", "examples", "corpus"] = "auto"
+    """What patches must not answer to: examples of the training split, a corpus, or examples where the data have such a
+    split (auto)."""
+    corpus: Annotated[Corpus | None, Linked("${stats.corpus}")] = None
+    """Text that negatives=corpus takes."""
+    memory_size: Count = 40_000
+    """Negatives while training: so many tokens, or examples of a classifier."""
+    validation_size: Count = 10_000
+    """Further negatives that tell when to stop, from the validation split where there is one."""
+    seed: Annotated[Natural, Linked("${seed}")] = 0
+    """Seed of everything that is drawn."""
+
+    @property
+    def layers(self) -> list[int]:
+        """The layer, where one is named."""
+        return [] if self.layer is None else [self.layer]
+
+
+class TPatcher(MemoryEditor[TPatcherConfig]):
+    """Transformer-Patcher."""
+
+    Config = TPatcherConfig
+    Patch = NeuronPatch
+
+    def location(self) -> tuple[int, str]:
+        layer = self.lm.layout.depth - 1 if self.config.layer is None else self.config.layer
+        return layer, self.lm.layout.mlp_out(layer)
+
+    @property
+    def entrance(self) -> str:
+        """The module whose input the neurons read."""
+        return mlp_in(self.lm, self.layer)
+
+    def edit(self, requests: Sequence[EditRequest]) -> NeuronPatch:
         """Neurons for the requests, one after another; a fact that the model gets right needs none."""
-        name, entrance = self._names(lm)
-        memories = self._memories(lm, entrance)
-        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
-        with in_turn(lm, rows, lambda row: self._patch(lm, name, entrance, row, memories), "patches") as patches:
-            return joined(patches)
+        _ = self.negatives  # read on the unedited model
+        rows = self.lm.head.encode([(request.text, request.target_new) for request in requests])
+        return self.in_turn(rows, self._patch, "patches")
 
-    def _patch(self, lm: LM, name: str, entrance: str, row: Row, memories: tuple[Tensor, Tensor]) -> NeuronPatch:
-        attached = NeuronPatch.present(lm, name)
+    def _patch(self, row: Row) -> NeuronPatch:
+        """Neurons for the tokens of one fact that are wrong."""
+        lm, config, layer = self.lm, self.config, self.memory(entrance=self.entrance)
         entering: list[Tensor] = []
         with ExitStack() as stack:
-            with on_input(lm.module(entrance), lambda states: entering.append(exact(states.detach())), 1):
-                run = stack.enter_context(passes(lm, [row], name, self._layer(lm), end=True))
+            with on_input(lm.module(self.entrance), lambda states: entering.append(exact(states.detach())), 1):
+                run = stack.enter_context(passes(lm, [row], self.module, self.layer, end=True))
             inputs, columns, base = entering[0][0], run.columns, run.base
-            wrong = (base.logits.argmax(-1) != base.labels).nonzero()[: self.patches, 0]
-            queries, first = inputs[columns], len(attached.keys) if attached else 0
-            width = widths(lm.module(name))[0]
-            neurons = begun(
-                queries[wrong], width, self.value_scale, [self.seed * 1_000_003 + first + i for i in range(len(wrong))]
-            )
+            wrong = (base.logits.argmax(-1) != base.labels).nonzero()[: config.patches, 0]
+            queries, first = inputs[columns], config.seed * 1_000_003 + len(layer.keys)
+            seeds = [first + number for number in range(len(wrong))]
+            neurons = begun(queries[wrong], widths(lm.module(self.module))[0], config.value_scale, seeds)
             if len(wrong):
-                seen = [attached.seen.all] if attached and len(attached.seen) else []
+                seen = [layer.seen.all] if len(layer.seen) else []
+                negatives, validation = ([part, *seen] for part in self.negatives)
                 stack.enter_context(run.replayed())
-                self.train(
-                    neurons,
-                    queries[wrong],
-                    *([memory, *seen] for memory in memories),
-                    partial(edit_loss, run, inputs, self.smoothing),
-                )
+                fit = partial(edit_loss, run, inputs, config.smoothing)
+                self._train(neurons, queries[wrong], negatives, validation, fit)
         tensors = {"keys": neurons.keys, "biases": neurons.biases, "values": neurons.values, "seen": queries}
-        content = {"entrance": entrance, "edits": 1, "made_for": [[0, int(place)] for place in wrong]}
+        content = {"entrance": self.entrance, "edits": 1, "made_for": [[0, int(place)] for place in wrong]}
         own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        return NeuronPatch(name, attached.digest if attached else "", own, content)
+        return NeuronPatch(self.module, layer.digest, own, content)
 
-    def _memories(self, lm: LM, entrance: str) -> tuple[Tensor, Tensor]:
-        """Of the unedited model, for training and for telling when to stop."""
-        kept = self.scratch(lm)
-        if entrance not in kept:
-            with lm.monitor.phase("statistics"):
-                kept[entrance] = self._of_examples(lm, entrance)
-                if kept[entrance] is None:
-                    kept[entrance] = self._of_corpus(lm, entrance)
-        return kept[entrance]
+    def _train(
+        self, neurons: Neurons, queries: Tensor, negatives: list[Tensor], validation: list[Tensor], fit: Fit
+    ) -> None:
+        """Minimise L. Stops once the fact is right and the losses on validation text have stopped falling.
 
-    def require(self, model: str) -> None:
-        if not self._examples("train"):
-            self._text().require()
+        fit: l_e of the neurons, and a question whether the fact is right with them.
+        """
+        config = self.config
+        flat = torch.nn.Parameter(neurons.joined())
+        optimizer = torch.optim.Adam([flat], lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1, threshold=0.05)
+        best: float | None = None
+        parts = neurons.take(flat)
+        for step in range(config.steps):
+            loss, right = fit(neurons)
+            if step >= FIRST_CHECK and step % CHECK == 0 and right():
+                with torch.no_grad():
+                    present = float(memory_losses(neurons, queries, validation, config))
+                if best is not None and present > best - ENOUGH:
+                    break
+                best = present if best is None else min(best, present)
+            if step and step % CHECK == 0:
+                schedule.step(loss.detach())
+            loss = loss + config.activation_weight * activation_loss(neurons, queries, config)
+            loss = loss + config.memory_weight * memory_losses(neurons, queries, negatives, config)
+            flat.grad = torch.cat(torch.autograd.grad(loss, parts), dim=1)
+            flat.grad.mul_((config.clip / (flat.grad.norm() + 1e-6)).clamp(max=1.0))
+            optimizer.step()
 
-    def _examples(self, split: str) -> list[tuple[str, str]]:
-        told = list(self.examples(split)) if self.examples and self.memory != CORPUS else []
-        if split == "train" and not told and self.memory == EXAMPLES:
-            raise UsageError(
-                "method.memory=examples: the data have no training records beside those of this run"
-                " (method.memory=corpus)"
-            )
-        return told
+    # --- negatives --------------------------------------------------------------------------------------------------
 
-    def _text(self) -> Corpus:
-        if self.corpus is None:
-            raise UsageError(
-                "method.corpus has no value: T-Patcher needs text that its patches must not answer to (corpus=NAME)"
-            )
-        return self.corpus
+    @classmethod
+    def require(cls, config: TPatcherConfig, model: str, context: Context) -> None:
+        if not examples_of(context, config.negatives, "method.negatives"):
+            text_of(config.corpus, "T-Patcher").require()
 
-    def _of_examples(self, lm: LM, entrance: str) -> tuple[Tensor, Tensor] | None:
-        train, validation = self._examples("train"), self._examples("validation")
-        if not train:
-            return None
-        memory = inputs_on_examples(lm, entrance, train, self.memory_size)
-        if not validation:
-            return self._parted(memory)
-        return memory, inputs_on_examples(lm, entrance, validation, self.validation_size)
+    def warm_up(self) -> None:
+        _ = self.negatives
 
-    def _of_corpus(self, lm: LM, entrance: str) -> tuple[Tensor, Tensor]:
-        return self._parted(
-            inputs_on_text(lm, entrance, self._text(), self.memory_size + self.validation_size, self.seed)
+    @property
+    def negatives(self) -> tuple[Tensor, Tensor]:
+        """(·, d_in) each, of the unedited model: for training, and for telling when to stop."""
+        return self.context.once(("negatives", self.entrance), self._negatives)
+
+    def _negatives(self) -> tuple[Tensor, Tensor]:
+        config = self.config
+        train, validation = (
+            examples_of(self.context, config.negatives, "method.negatives", split) for split in ("train", "validation")
         )
+        with self.lm.monitor.phase("statistics"):
+            if not train:
+                count = config.memory_size + config.validation_size
+                text = text_of(config.corpus, "T-Patcher")
+                return self._parted(inputs_on_text(self.lm, self.entrance, text, count, config.seed))
+            inputs = inputs_on_examples(self.lm, self.entrance, train, config.memory_size)
+            if not validation:
+                return self._parted(inputs)
+            return inputs, inputs_on_examples(self.lm, self.entrance, validation, config.validation_size)
 
     def _parted(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        share = self.memory_size / (self.memory_size + self.validation_size)
+        share = self.config.memory_size / (self.config.memory_size + self.config.validation_size)
         first = min(max(round(share * len(inputs)), 1), len(inputs) - 1)
         return inputs[:first], inputs[first:]
 
-    def warm_up(self, lm: LM) -> None:
-        self._memories(lm, self._names(lm)[1])
+    # --- the heat-map -----------------------------------------------------------------------------------------------
 
-    def figures(self, lm: LM, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
+    def figures(self, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
         """The activation heat-map (`patches`) of the first `SHOWN` facts: their neurons against the answers that they
-        mend, and against
-        inputs of the validation memory, which no neuron was trained on.
+        mend, and against negatives for validation, which no neuron was trained on.
         """
-        shown, (name, entrance) = requests[:SHOWN], self._names(lm)
-        layer = NeuronPatch.present(lm, name)
+        shown, layer = requests[:SHOWN], NeuronPatch.present(self.lm, self.module)
         if layer is None or not shown:
             return {}
-        found = patch_activations(lm, [(request.text, request.target_new) for request in shown])
+        found = patch_activations(self.lm, [(request.text, request.target_new) for request in shown])
         own = [index for index, (number, _) in enumerate(found.neurons) if number < len(shown)]
         mended = [index for index, row in enumerate(found.rows) if row in set(found.neurons)]
         if not own or not mended:
             return {}
-        others = layer.activations(self._memories(lm, entrance)[1][:SHOWN]).T[own].cpu()
+        others = layer.activations(self.negatives[1][:SHOWN]).T[own].cpu()
         matrix = found.matrix[own][:, mended].cpu()
         about = {"neurons": [found.neurons[n] for n in own], "rows": [found.rows[r] for r in mended]}
         return {"patches": {"matrix": matrix, "others": others, **about}}
-
-    def _layer(self, lm: LM) -> int:
-        return lm.layout.depth - 1 if self.layer is None else self.layer
-
-    def _names(self, lm: LM) -> tuple[str, str]:
-        return lm.layout.mlp_out(self._layer(lm)), mlp_in(lm, self._layer(lm))
 
 
 def edit_loss(run: Passes, inputs: Tensor, smoothing: float, neurons: Neurons) -> tuple[Tensor, Callable[[], bool]]:
@@ -271,16 +371,26 @@ def edit_loss(run: Passes, inputs: Tensor, smoothing: float, neurons: Neurons) -
     return loss, lambda: bool((found.logits.argmax(-1) == found.labels).all())
 
 
-def joined(patches: Sequence[NeuronPatch]) -> NeuronPatch:
-    """One patch for edits that were made on top of each other."""
-    tensors = {name: torch.cat([patch.tensors[name] for patch in patches]) for name in patches[0].tensors}
-    made_for = [[number, place] for number, patch in enumerate(patches) for _, place in patch.content["made_for"]]
-    return NeuronPatch(
-        patches[0].module,
-        patches[0].before,
-        tensors,
-        {**patches[0].content, "edits": len(patches), "made_for": made_for},
-    )
+def activation_loss(neurons: Neurons, queries: Tensor, config: TPatcherConfig) -> Tensor:
+    """l_a: each neuron answers to its own mistake."""
+    return top_exp(-neurons.own(queries)[None], config.top_activation).mean()
+
+
+def memory_losses(neurons: Neurons, queries: Tensor, negatives: Sequence[Tensor], config: TPatcherConfig) -> Tensor:
+    """l_m1 + l_m2: on all else a neuron stays below β, and by γ below what it says of its mistake.
+
+    Of one neuron both average the same terms, the largest exp(M k + b), but for a factor: exp(−β), and exp(γ − own).
+
+    negatives: parts (·, d_in).
+    """
+    said = torch.cat([neurons.keys @ part.T for part in negatives], dim=1)
+    if config.pooled:
+        said = said + neurons.biases
+        margins = said - config.beta, said - neurons.own(queries)[:, None] + config.gamma
+        return torch.cat([top_exp(terms.reshape(1, -1), config.top_memory) for terms in margins]).sum()
+    loudest = top_exp(said + neurons.biases, config.top_memory)
+    below = torch.exp(loudest.new_tensor(-config.beta))
+    return (loudest * (below + (config.gamma - neurons.own(queries)).clamp(max=HIGHEST).exp())).mean()
 
 
 @dataclass(frozen=True)
