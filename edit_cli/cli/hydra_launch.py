@@ -83,7 +83,7 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
 def kinds(command: str, argv: Sequence[str], folders: Sequence[Path]) -> dict[str, Kind]:
     """{dotted key: how it is typed} of the settings that hold text, of the command with the options it is given."""
     overrides = [argument for argument in argv if "=" in argument]
-    found = {}
+    found: dict[str, Kind] = {}
     for prefix, _, target in catalog.targets(command, overrides, folders):
         if target is not None and (cls := source.class_of(target)) is not None:
             typed = ((key, kind_of(hint)) for key, hint in leaves(cls, prefix))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import typer
 from hydra import compose, initialize_config_module
@@ -66,7 +67,7 @@ def described(group: str, option: str, overrides: Sequence[str], command: str | 
             node = compose(command, [*chosen, *overrides])[group]
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, command, [*chosen, *overrides]) from None
-    values = OmegaConf.to_container(node, resolve=False)
+    values: Any = OmegaConf.to_container(node, resolve=False)
     cls = source.class_of(values.get(source.TARGET)) if isinstance(values, dict) else None
     if cls is None:
         raise UsageError(f"{group}={option} names no class of settings")

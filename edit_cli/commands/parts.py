@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,13 +40,21 @@ def configured(composed: Composed) -> RunConfig:
     """
     settings = composed.settings
     settings.refuse(composed)
-    makers = {
-        "model": _model,
-        "method": _method,
-        **{group: partial(Composed.part, group=group) for group in ("dataset", "protocol", "stats")},
-    }
-    made = {group: make(composed) if group in settings.parts else None for group, make in makers.items()}
-    return RunConfig(settings=settings, plain=composed.plain, **made)
+
+    def made(group: str, make: Callable[[Composed], Any] | None = None) -> Any:
+        if group not in settings.parts:
+            return None
+        return composed.part(group) if make is None else make(composed)
+
+    return RunConfig(
+        settings=settings,
+        model=made("model", _model),
+        method=made("method", _method),
+        dataset=made("dataset"),
+        protocol=made("protocol"),
+        stats=made("stats"),
+        plain=composed.plain,
+    )
 
 
 def _model(composed: Composed) -> ModelOptions:
@@ -63,7 +71,7 @@ def _method(composed: Composed) -> Method:
         raise
 
 
-def method_of(node: Any) -> Method:
+def method_of(node: Any) -> Any:
     """The method that a node of the configuration describes, with its settings. Raises as `build`."""
     cls = target_class(node)
     if issubclass(cls, Editor):

@@ -164,6 +164,8 @@ def describe(hint: Any) -> str:
         chosen = all(get_origin(_bare(option)[0]) is Literal or option is types.NoneType for option in options)
         return f"{'choose ' if chosen else ''}{_either(told)}"
     if get_origin(hint) in (list, tuple):
+        if get_args(hint) and get_origin(_bare(get_args(hint)[0])[0]) is Literal:
+            return f"some of [{', '.join(map(shown, get_args(_bare(get_args(hint)[0])[0])))}]"
         inner = describe(get_args(hint)[0]) if get_args(hint) else "values"
         return f"a list of {_plural(inner)}, such as {_example(get_args(hint))}"
     if get_origin(hint) is dict or hint is dict:
@@ -212,15 +214,13 @@ def _plural(words: str) -> str:
     for noun in ("a whole number", "a number", "text"):
         if words.startswith(noun):
             return f"{noun.removeprefix('a ')}s{words.removeprefix(noun)}"
-    return words.removeprefix("choose ")
+    return words
 
 
 def _example(inner: tuple[Any, ...]) -> str:
     if not inner:
         return "[a, b]"
     bare, _ = _bare(inner[0])
-    if get_origin(bare) is Literal:
-        return f"[{get_args(bare)[0]}]"
     return {int: "[1, 2]", float: "[0.5, 1]"}.get(bare, "[a, b]")
 
 

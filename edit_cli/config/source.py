@@ -48,7 +48,7 @@ def register() -> None:
             plugins.register(plugin)
 
 
-def with_defaults(config: DictConfig) -> DictConfig:
+def with_defaults(config: Any) -> DictConfig:
     """The configuration with the defaults of the classes that it and its parts name."""
     if not OmegaConf.is_dict(config) or config._is_none() or config._is_missing() or config._is_interpolation():
         return config

@@ -58,7 +58,7 @@ class ConvSent(Pooled):
 
     def case(self, row: Row) -> Case:
         topic, said = self.about(row), {sentiment: row.phrases(path) for sentiment, path in REPLIES.items()}
-        wanted = self.sentiment or self.drawn(row, "sentiment").choice(sorted(TARGETS))
+        wanted: str = self.sentiment or self.drawn(row, "sentiment").choice(sorted(TARGETS))
         other = next(sentiment for sentiment in TARGETS if sentiment != wanted)
         request = EditRequest(PROMPT, topic, TARGETS[wanted], TARGETS[other])
         probes = [Probe("rewrite", request.text, request.target_new, request.target_true)]
