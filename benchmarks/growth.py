@@ -47,7 +47,7 @@ def measure(point: Point) -> dict[str, float]:
         editor = MEMIT(
             layers=point.layers,
             covariance_weight=200.0,
-            moments=MomentStore(EmbeddedText(), tokens=5000, cache_dir=folder),
+            moments=MomentStore(corpus=EmbeddedText(), tokens=5000, cache_dir=folder),
         )
         editor.covariances(lm, point.layers)
         editor.contexts(lm)

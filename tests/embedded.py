@@ -12,7 +12,8 @@ import torch
 from hydra import compose, initialize_config_module
 from torch import nn
 
-from edit_cli.config.build import method_of, register_resolvers
+from edit_cli.commands.parts import method_of
+from edit_cli.config.build import register_resolvers
 from edit_cli.datasets.counterfact import CounterFact
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.edits.edit import Edit

@@ -27,8 +27,9 @@ FLOORS = [
 ]
 APART = {"conf"}  # the YAML folder
 ONLY_IN = {
-    "hydra": {"cli", "config", "commands"},
-    "omegaconf": {"cli", "config", "commands"},
+    "hydra": {"cli", "config"},
+    "omegaconf": {"cli", "config"},
+    "pydantic": {"config"},
     "rich": {"console", "report", "commands"},
     "typer": {"cli"},
     "accelerate": {"distributed", "training"},

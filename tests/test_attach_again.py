@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from embedded import requests, same_bits, snapshot
@@ -31,7 +32,7 @@ CROSS = [
 ]
 
 
-def load(dtype: str) -> LM:
+def load(dtype: Any) -> LM:
     return ModelOptions("tiny-gpt2", "embedded:tiny-gpt2", dtype=dtype, device="cpu").load()
 
 

@@ -11,8 +11,10 @@ from embedded import embedded_lm
 from families import tiny
 from omegaconf import OmegaConf
 
+from edit_cli.commands import apply
 from edit_cli.config import catalog
 from edit_cli.config.build import register_resolvers
+from edit_cli.edits import store as edit_store
 
 FACT = ("edit.prompt={} plays the", "edit.subject=Ada Lund", "edit.target=violin")
 FT = ("edit", "method=ft", "method.steps=1", "method.layers=[1]", *FACT)
@@ -43,7 +45,7 @@ def test_the_embedded_models_are_what_their_settings_say():
         from edit_cli.lm.loading import ModelOptions
 
         settings = OmegaConf.load(catalog.conf_dir() / "model" / f"{name}.yaml")
-        ModelOptions(name, settings.id, dict(settings.made_for)).read_kind()
+        ModelOptions(name, settings.id, made_for=dict(settings.made_for)).read_kind()
 
 
 @pytest.mark.parametrize("folder", ["small", "llama"])
@@ -95,3 +97,10 @@ def test_here_is_called_by_its_own_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "model")
     for here in (".", "./", "../model"):
         assert OmegaConf.create({"id": here, "name": "${last_part:${id}}"}).name == "model"
+
+
+def test_an_edit_names_its_model_at_the_revision_that_it_was_made_for(monkeypatch, tmp_path):
+    about = {"name": "mine", "id": "owner/mine", "revision": "abc123", "dtype": "float16"}
+    monkeypatch.setattr(edit_store, "read_manifest", lambda path: {"base_model": about})
+    options = apply._model(tmp_path, None, False)
+    assert (options.id, options.revision, options.made_for, options.dtype) == ("owner/mine", "abc123", None, "float16")

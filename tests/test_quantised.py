@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def bitsandbytes():
 
 
 @cache
-def model(bits: str, dtype: str) -> LM:
+def model(bits: Any, dtype: Any) -> LM:
     return ModelOptions("tiny-gpt2", "embedded:tiny-gpt2", quantise=bits, dtype=dtype, device="cpu").load()
 
 

@@ -5,6 +5,7 @@ and undo is exact.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES)
 STEPS = 50
 
 
-def load(dtype: str) -> LM:
+def load(dtype: Any) -> LM:
     return ModelOptions("tiny-gpt2", "embedded:tiny-gpt2", dtype=dtype, device="cpu").load()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from edit_cli.lm.hooks import hidden_of, with_hidden
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
-from edit_cli.tracing.restore import KINDS, Trace, TraceOptions, Tracer
+from edit_cli.tracing.restore import Trace, Tracer
+from edit_cli.tracing.settings import TraceOptions
 
 PROMPTS = [
     ("The mother tongue of {} is", "Ada Lund"),
@@ -58,7 +60,7 @@ def plain(
 def plain_trace(lm: LM, fact: Fact, tracer: Tracer) -> Trace:
     options = tracer.options
     high, low = plain(lm, fact, [], None, tracer.noise_std, options.copies, options.noise_seed)
-    scores = {}
+    scores: dict[str, Any] = {}
     for kind, names in tracer.modules.items():
         size = 1 if kind == "hidden" else options.window
         rows = []
@@ -106,7 +108,7 @@ def test_families_agree_with_the_plain_path(family):
     tracer = Tracer(lm, TraceOptions(window=2, copies=2, batch_tokens=150), embedding_deviation(lm, facts))
     expected = [plain_trace(lm, fact, tracer) for fact in facts]
     found = dict(tracer.traces(facts))
-    spread = max(np.ptp(trace.scores[kind]) / trace.high for trace in expected for kind in KINDS)
+    spread = max(np.ptp(trace.scores[kind]) / trace.high for trace in expected for kind in trace.scores)
     assert spread > 1e-2  # the states that are restored do matter
     for fact, trace in zip(facts, expected, strict=True):
         assert_same(found[fact], trace, rel=1e-6)
@@ -127,7 +129,7 @@ def test_embedded_model_agrees_with_the_plain_path(known):
 
 def test_what_is_batched_together_does_not_matter(known):
     lm, facts = known
-    options = {"kinds": ["hidden", "mlp"], "window": 2, "copies": 2}
+    options: dict[str, Any] = {"kinds": ["hidden", "mlp"], "window": 2, "copies": 2}
     together, apart = (
         list(Tracer(lm, TraceOptions(**options, batch_tokens=size), 0.2).traces(facts[:4])) for size in (4000, 60)
     )
@@ -206,6 +208,7 @@ def test_subject_tokens_are_those_that_hold_its_characters():
 
 
 def test_options_are_checked():
-    for name, value in (("kinds", ["mlp", "mpl"]), ("window", 0), ("noise", 0.0), ("noise_std", math.inf)):
+    wrong: dict[str, Any] = {"kinds": ["mlp", "mpl"], "window": 0, "noise": 0.0, "noise_std": math.inf}
+    for name, value in wrong.items():
         with pytest.raises(UsageError, match=f"protocol.{name}="):
             TraceOptions(**{name: value})

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -29,14 +30,15 @@ models = pytest.mark.parametrize("model", FORMS)
 
 
 @cache
-def shipped(name: str, dtype: str = "float32") -> LM:
+def shipped(name: str, dtype: Any = "float32") -> LM:
     """No test here changes it."""
     return ModelOptions(name=name, id=f"embedded:{name}", device="cpu", dtype=dtype).load()
 
 
 @cache
 def cases(name: str, split: str):
-    return WorldEdits("world", records=FORMS[name], split=split).load(60).cases
+    form: Any = FORMS[name]
+    return WorldEdits("world", records=form, split=split).load(60).cases
 
 
 def mend(lm: LM, **changed) -> MEND:

@@ -18,17 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli import streams
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.config import catalog
+from edit_cli.commands.job import Outcome
+from edit_cli.config import catalog, source
 from edit_cli.config.build import did_you_mean, register_resolvers
-from edit_cli.config.overrides import override_key, regroup, unquoted
+from edit_cli.config.composed import Composed
+from edit_cli.config.overrides import Kind, kind_of, literal, override_key, regroup, unquoted
+from edit_cli.config.schema import leaves
 from edit_cli.errors import UsageError
 from edit_cli.files.paths import expanded
 
 NOT_IN_TAG = ("method", "model", "dataset", "tag", "run_dir", "runs_dir", "hydra")
 
 
-Execute = Callable[[Job], Outcome]
+Execute = Callable[[Composed], Outcome]
 
 
 def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[list[Outcome], bool]:
@@ -42,8 +44,9 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
     import hydra
 
     argv = regroup(arguments)
-    _refuse_hidden(argv)
+    folders = _refuse_hidden(argv)
     register_resolvers()
+    argv = _with_defaults(regroup(arguments, kinds(command, argv, folders)))
     overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
     diary = _Diary(expanded(_given(overrides, "runs_dir", "runs")) / ".sweep")
     _refuse_unread(command, argv)
@@ -61,7 +64,7 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         }
         varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
         tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
-        outcome = execute(Job(command, config, choices, tag, in_sweep))
+        outcome = execute(Composed(command, config, choices, tag, in_sweep))
         number = settings.job.num if in_sweep else 0
         diary.add(Outcome(outcome.exit_code, outcome.run_dir, number, varied, outcome.error))
 
@@ -75,6 +78,28 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         sys.argv = own
         outcomes = diary.close()
     return outcomes, any(flag in argv for flag in ("-m", "--multirun"))
+
+
+def kinds(command: str, argv: Sequence[str], folders: Sequence[Path]) -> dict[str, Kind]:
+    """{dotted key: how it is typed} of the settings that hold text, of the command with the options it is given."""
+    overrides = [argument for argument in argv if "=" in argument]
+    found: dict[str, Kind] = {}
+    for prefix, _, target in catalog.targets(command, overrides, folders):
+        if target is not None and (cls := source.class_of(target)) is not None:
+            typed = ((key, kind_of(hint)) for key, hint in leaves(cls, prefix))
+            found |= {key: kind for key, kind in typed if kind is not None}
+    return found
+
+
+def _with_defaults(argv: Sequence[str]) -> list[str]:
+    """A user's folder of configurations is read as the packaged one is: with the defaults of the classes they name."""
+    words = list(argv)
+    for flag in ("--config-dir", "-cd"):
+        while flag in words:
+            folder = Path(words.pop(words.index(flag) + 1)).resolve()
+            words.remove(flag)
+            words.append(f"hydra.searchpath=[{literal(f'{source.FilesWithDefaults.scheme()}://{folder}')}]")
+    return words
 
 
 def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageError:
@@ -131,7 +156,8 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
 def _options_with(group: str, key: str) -> list[str]:
     """Options of a group (`method`, `protocol`, …) whose own file has that key."""
     files = sorted((catalog.conf_dir() / group).glob("*.yaml")) if group and "." not in group else []
-    return [file.stem for file in files if key in OmegaConf.load(file).keys()]  # noqa: SIM118 - `in` denies a key that waits for its value
+    with_keys = ((file.stem, source.with_defaults(OmegaConf.load(file)).keys()) for file in files)
+    return [option for option, keys in with_keys if key in keys]  # `in` the node denies a key that waits for its value
 
 
 def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
@@ -223,19 +249,21 @@ def _tag(given: str | None, varied: Sequence[str]) -> str | None:
     return re.sub(r"[^\w.=,+-]+", "_", ",".join(parts)) or None
 
 
-def _refuse_hidden(argv: Sequence[str]) -> None:
-    """Hydra reads packaged files before a user's: one of the same name would silently not be read."""
-    for flag, folder in itertools.pairwise(argv):
-        if flag not in ("--config-dir", "-cd"):
-            continue
-        if not Path(folder).is_dir():
+def _refuse_hidden(argv: Sequence[str]) -> list[Path]:
+    """The folders of the user's own configurations. Hydra reads packaged files before a user's: one of the same name
+    would silently not be read.
+    """
+    folders = [Path(folder) for flag, folder in itertools.pairwise(argv) if flag in ("--config-dir", "-cd")]
+    for folder in folders:
+        if not folder.is_dir():
             raise UsageError(f"--config-dir {folder}: no such folder")
-        for file in sorted(Path(folder).rglob("*.yaml")):
+        for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder)
             if (catalog.conf_dir() / name).is_file():
                 raise UsageError(
                     f"{file} has the name of a packaged file ({name}), which comes first: give yours another name"
                 )
+    return folders
 
 
 def _refuse_unread(command: str, argv: Sequence[str]) -> None:

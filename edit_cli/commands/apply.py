@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from hydra import compose, initialize_config_module
-
 from edit_cli.commands.parts import load_model
 from edit_cli.config import catalog
-from edit_cli.config.build import build
+from edit_cli.config.composed import packaged_option
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
@@ -110,12 +108,13 @@ def _model(edit: Path, named: str | None, trust_remote_code: bool) -> ModelOptio
         return ModelOptions(Path(named).name, named, dtype=dtype, trust_remote_code=trust_remote_code)
     name = named or made_for["name"]
     if name in catalog.names("model"):
-        with initialize_config_module("edit_cli.conf", version_base="1.3"):
-            packaged: ModelOptions = build(compose("evaluate", [f"model={name}"]).model)
+        packaged: ModelOptions = packaged_option("model", name)
         if named is not None:
             return replace(packaged, dtype=dtype, trust_remote_code=trust_remote_code)
         if packaged.id == made_for["id"]:
             return replace(packaged, revision=made_for["revision"], dtype=dtype, trust_remote_code=trust_remote_code)
     if named is not None:
         raise MissingError(f"--model {named} is neither a folder nor a name in conf/model")
-    return ModelOptions(name, made_for["id"], made_for["revision"], dtype=dtype, trust_remote_code=trust_remote_code)
+    return ModelOptions(
+        name, made_for["id"], revision=made_for["revision"], dtype=dtype, trust_remote_code=trust_remote_code
+    )

@@ -1,35 +1,55 @@
-"""The end of every run that measures: summary, table, exit code."""
+"""The end of a run: its summary, its table, and how it went."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.recording import Followed
 from edit_cli.console import ConsoleMonitor
-from edit_cli.datasets import Dataset
-from edit_cli.report.summary import summary_of
-from edit_cli.report.tables import evaluation
 from edit_cli.runs.run import Run
 
 SOME_FAILED = 5
 NAMED = 5  # failed cases that are named one by one
 
+Lines = list[dict[str, Any]]
+Summary = dict[str, Any]
 
-def conclude(job: Job, run: Run, dataset: Dataset, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:
-    """Write summary.json and show the table (a sweep shows one for all its runs instead)."""
-    if not job.team.is_main:
+
+def conclude(
+    job: Job,
+    run: Run | Followed,
+    monitor: ConsoleMonitor,
+    summarise: Callable[[Lines], Summary],
+    table: Callable[[Summary, Lines], Any],
+    draw: Callable[[Summary, Path], Sequence[str]] = lambda summary, folder: (),
+    code: Callable[[Summary], int] = lambda summary: 0,
+    in_sweeps: bool = False,
+) -> Outcome:
+    """Write summary.json and figures, and show the table; a sweep shows one for all its runs instead.
+
+    draw: names of the figures, without suffix. code: an exit code that comes before those of failed cases. in_sweeps:
+    the table is shown there, too.
+    """
+    if not isinstance(run, Run):
         return Outcome(0, str(run.path))
-    references = {case.id: case.references for case in dataset.cases if case.references}
     lines = run.lines()
     with monitor.phase("score"):
-        summary = summary_of(run.manifest, lines, references, seconds)
+        summary = summarise(lines)
     run.write_summary(summary)
-    if not job.in_sweep:
-        monitor.screen.show(evaluation(summary))
-    return outcome(run, [line for line in lines if line["error"]], monitor)
+    drawn = draw(summary, run.path)
+    if in_sweeps or not job.in_sweep:
+        monitor.screen.show(table(summary, lines))
+        for name in drawn:
+            monitor.screen.line(f"figure: {run.path / name}.png")
+    ended = outcome(run, [line for line in lines if line["error"]], monitor)
+    return replace(ended, exit_code=code(summary) or ended.exit_code)
 
 
-def outcome(run: Run, failed: list[dict], monitor: ConsoleMonitor) -> Outcome:
+def outcome(run: Run, failed: Lines, monitor: ConsoleMonitor) -> Outcome:
     """Exit code and place; failed cases are named with their reasons."""
     for line in failed[:NAMED]:
         monitor.note(f"case {line['case_id']} failed: {line['error']}")

@@ -4,9 +4,8 @@ names under what it says itself. So a default stands in one place, beside the fi
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import is_dataclass
+from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -16,7 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from edit_cli.config import catalog
-from edit_cli.config.schema import Config, defaults
+from edit_cli.config.schema import UNSET, Config, defaults
 
 TARGET = "_target_"
 
@@ -35,9 +34,7 @@ class FilesWithDefaults(FileConfigSource):
 
 
 class OurFolders(SearchPathPlugin):
-    """Puts the package's configurations in front of all others, and the user's folder behind them."""
-
-    users: ClassVar[Path | None] = None
+    """Puts the package's configurations in front of all others."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.prepend("edit-cli", f"{FilesWithDefaults.scheme()}://{catalog.conf_dir()}")
@@ -51,7 +48,7 @@ def register() -> None:
             plugins.register(plugin)
 
 
-def with_defaults(config: DictConfig) -> DictConfig:
+def with_defaults(config: Any) -> DictConfig:
     """The configuration with the defaults of the classes that it and its parts name."""
     if not OmegaConf.is_dict(config) or config._is_none() or config._is_missing() or config._is_interpolation():
         return config
@@ -61,19 +58,30 @@ def with_defaults(config: DictConfig) -> DictConfig:
             config._set_item_impl(key, with_defaults(child))
     node = config._get_node(TARGET)
     cls = settings_of(node._value()) if node is not None else None
-    return config if cls is None else OmegaConf.merge(OmegaConf.create(defaults(cls)), config)
+    if cls is None:
+        return config
+    merged = OmegaConf.merge(OmegaConf.create(defaults(cls)), config)
+    for key in config:
+        if OmegaConf.is_missing(config, key):  # merging would leave the default
+            merged._set_item_impl(key, UNSET)
+    return merged
 
 
 def settings_of(target: Any) -> type | None:
     """The class of settings that belongs to a `_target_`: its own, or that of the method that it names. None where
     there is none, which whoever builds it will say.
     """
-    module, _, name = str(target).rpartition(".")
-    if not module.startswith("edit_cli."):
+    found = class_of(target)
+    return found if found is not None and issubclass(found, Config) else None
+
+
+def class_of(target: Any) -> type | None:
+    """The dataclass of this package that holds the keys of a `_target_`, if there is one."""
+    if not str(target).startswith("edit_cli."):
         return None
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = catalog.class_at(str(target))
     except (ImportError, AttributeError):
         return None
     found = getattr(found, "Config", found)
-    return found if isinstance(found, type) and issubclass(found, Config) else None
+    return found if isinstance(found, type) and is_dataclass(found) else None

@@ -17,7 +17,7 @@ TITLES = {"hidden": "restoring a state", "mlp": "restoring MLP outputs", "attn":
 COLOURS = {"hidden": "Purples", "mlp": "Greens", "attn": "Reds"}
 
 
-def draw(summary: Mapping[str, Any], directory: Path) -> None:
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """Write heatmap.png and heatmap.svg: a panel a kind of state, rows are token roles and columns layers."""
     indirect = summary["trace"]["indirect_effect"]
     facts = f"{many(summary['traced'], 'fact')} of {summary['dataset']['name']}"
@@ -35,6 +35,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
         panel.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(image, ax=panel, location="right", label="points")
     figures.save(figure, directory, NAME)
+    return [NAME]
 
 
 def _axis(kind: str, window: int) -> str:

@@ -98,7 +98,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def draw(summary: Mapping[str, Any], directory: Path) -> None:
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """sme.png and sme.svg: the five rates over the number of edits, mean over folds with bands of one deviation."""
     folds = many(len(summary["sme"]["folds"]), "fold")
     title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}"
@@ -118,3 +118,4 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     plot.grid(alpha=0.3)
     plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)")
     figures.save(figure, directory, NAME)
+    return [NAME]
