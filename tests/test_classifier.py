@@ -19,7 +19,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.requests import EditRequest
 
 CLAIMS = [
@@ -94,7 +94,9 @@ def test_layout_is_found(family):
 def test_final_states_are_read(family):
     lm = shared(family)
     rows = lm.head.encode([(claim, None) for claim in CLAIMS])
-    found = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+    found = read(
+        lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(lm.layout.final_norm, "output")], reduce="mean"
+    )[0]
     for row, mean in zip(rows, found, strict=True):
         with torch.no_grad():
             states = lm.model.base_model(input_ids=torch.tensor([row.ids])).last_hidden_state[0]

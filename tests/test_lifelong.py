@@ -29,7 +29,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.loading import ModelOptions
-from edit_cli.lm.prompt_position import PromptWatch
+from edit_cli.lm.prompt_position import PromptPositionTracker
 from edit_cli.lm.tokenization import pad_left, pad_right
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.corpora import TextFile
@@ -85,7 +85,7 @@ def test_a_sequence_stacks_comes_off_exactly_and_is_taken_up_again(name, editor,
         lm.detach()
         assert lm.loglikelihood(pairs(wanted)) == earlier
     lm.detach()
-    assert same_bits(snapshot(lm), untouched) and not lm.model._forward_pre_hooks and lm.head.watchers == 0
+    assert same_bits(snapshot(lm), untouched) and not lm.model._forward_pre_hooks and lm.head.trackers == 0
     fresh = embedded_lm()
     for number in range(3):
         fresh.attach(edit_store.load(tmp_path / str(number), fresh))
@@ -139,25 +139,25 @@ def test_what_an_edit_stores_does_not_grow_with_the_sequence(editor):
 def test_the_prompts_end_is_found_under_either_padding_and_from_a_cache():
     lm = embedded_lm()
     rows = lm.head.encode([("The mother tongue of Tallo is", "French and"), ("Fans of", "romance")])
-    watch: Any = PromptWatch(lm, lm.layout.mlp_out(2))
+    tracker: Any = PromptPositionTracker(lm, lm.layout.mlp_out(2))
     lm.head.answers(rows)
-    assert watch.focus.ends.tolist() == [rows[0].start - 1, rows[1].start - 1] and watch.focus.first == 0
+    assert tracker.position.ends.tolist() == [rows[0].start - 1, rows[1].start - 1] and tracker.position.first == 0
     prompts = [row.ids[: row.start] for row in rows]
     for pad, ends in ((pad_right, [len(ids) - 1 for ids in prompts]), (pad_left, [max(map(len, prompts)) - 1] * 2)):
         ids, mask = pad(prompts, lm.head.pad, lm.device)
         lm.model(input_ids=ids, attention_mask=mask)
-        assert watch.focus.ends.tolist() == ends
-        assert watch.focus.prompt.sum(1).tolist() == [len(ids) for ids in prompts]
+        assert tracker.position.ends.tolist() == ends
+        assert tracker.position.prompt.sum(1).tolist() == [len(ids) for ids in prompts]
     seen: list[tuple[int, list[int]]] = []
     with on_input(
-        lm.module(lm.layout.mlp_out(2)), lambda _: seen.append((watch.focus.first, watch.focus.ends.tolist()))
+        lm.module(lm.layout.mlp_out(2)), lambda _: seen.append((tracker.position.first, tracker.position.ends.tolist()))
     ):
         lm.head._continue(prompts, 3)
     longest = max(map(len, prompts))
     assert seen[0] == (0, [longest - 1] * 2)
     assert [first for first, _ in seen[1:]] == list(range(longest, longest + len(seen) - 1)) and len(seen) > 1
     assert all(ends == [longest - 1] * 2 for _, ends in seen)
-    watch.close()
+    tracker.close()
 
 
 def test_rows_with_equal_tokens_and_other_prompts_are_asked_apart(editor):
@@ -320,13 +320,13 @@ def test_defer_answers_a_row_only_once_its_prompt_is_complete(editor):
     lm, wanted = embedded_lm(), requests(1)
     lm.attach(editor("defer").edit(lm, wanted))
     layer = next(module for module in lm.model.modules() if type(module).__name__ == "DeferLayer")
-    focus = lambda first, ends: SimpleNamespace(first=first, ends=torch.tensor(ends))  # noqa: E731
+    position = lambda first, ends: SimpleNamespace(first=first, ends=torch.tensor(ends))  # noqa: E731
     asked = torch.randn(2, layer.start.shape[1], generator=torch.Generator().manual_seed(0))
     layer._kept = None
-    assert layer.decided(focus(4, [1, 5]), lambda: layer._answers(asked)).dim() == 1
-    whole = layer.decided(focus(0, [1, 5]), lambda: layer._answers(asked))
+    assert layer.decided(position(4, [1, 5]), lambda: layer._answers(asked)).dim() == 1
+    whole = layer.decided(position(0, [1, 5]), lambda: layer._answers(asked))
     assert whole.shape == (2, layer.start.shape[0])
-    mixed = layer.decided(focus(4, [1, 5]), lambda: layer._answers(asked.flip(0)))
+    mixed = layer.decided(position(4, [1, 5]), lambda: layer._answers(asked.flip(0)))
     torch.testing.assert_close(mixed, torch.stack([whole[0], whole[0]]), equal_nan=True)
     lm.detach()
 
@@ -392,7 +392,7 @@ def test_ewc_pulls_towards_recent_weights_by_their_fisher_information():
     lm.attach(made.edit(lm, wanted[:1]))
     name = f"{lm.layout.mlp_out(0)}.weight"
     (anchor,) = made.on(lm).anchors
-    assert torch.equal(anchor.weights[name], lm.place(name).value())
+    assert torch.equal(anchor.weights[name], lm.access(name).value())
     loose, tight = (prepared(EWC, layers=[0], lr=5e-4, strength=strength, steps=20) for strength in (0.0, 1e6))
     moved = []
     for other in (loose, tight):

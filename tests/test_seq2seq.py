@@ -19,7 +19,7 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.layout import LayoutOptions, discover
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.requests import EditRequest
 
 PAIRS = [
@@ -172,7 +172,9 @@ def test_layout_is_found_on_both_stacks(family):
 def test_final_states_of_the_prompt_are_the_encoders(family):
     lm = shared(family)
     rows = lm.head.encode([(prompt, None) for prompt, _ in PAIRS])
-    found = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+    found = read(
+        lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(lm.layout.final_norm, "output")], reduce="mean"
+    )[0]
     for row, mean in zip(rows, found, strict=True):
         with torch.no_grad():
             states = lm.model.get_encoder()(input_ids=torch.tensor([row.ids])).last_hidden_state[0]

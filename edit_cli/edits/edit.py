@@ -70,8 +70,8 @@ class WeightDelta(Edit):
         restore = Restore()
         try:
             for name in self.updates:
-                place, master = lm.place(name), lm.masters.get(name)
-                base = exact(place.value()) if master is None else master
+                access, master = lm.access(name), lm.masters.get(name)
+                base = exact(access.value()) if master is None else master
                 restore.put(lm, name, base + self.stored(lm, name).to(base))
         except BaseException:  # one of them does not fit
             restore()
@@ -88,7 +88,7 @@ class WeightDelta(Edit):
         if isinstance(update, Factors):
             transposed = is_transposed(lm.module(name.rpartition(".")[0]))
             update = update.dense().T if transposed else update.dense()
-        shape = lm.place(name).shape
+        shape = lm.access(name).shape
         if tuple(update.shape) != shape:
             raise UsageError(
                 f"the update of {name} is {tuple(update.shape)}, the parameter {shape}: the edit was made for another"
@@ -146,7 +146,7 @@ class WeightDelta(Edit):
             if part == "memory":  # for the editor to judge, who knows what it left there
                 wanted[key] = Size(None, index=None)
             elif part == "dense":
-                wanted[key] = size(*lm.place(name).shape)
+                wanted[key] = size(*lm.access(name).shape)
             else:
                 d_out, d_in = widths(lm.module(name.rpartition(".")[0]))
                 wanted[f"{name}|left"], wanted[f"{name}|right"] = size(d_out, name), size(name, d_in)
@@ -182,7 +182,7 @@ class WeightState(Edit):
 
     @classmethod
     def sizes(cls, lm: Weights, names: Collection[str], rest: dict[str, Any]) -> dict[str, Size]:
-        return {name: size(*lm.place(name).shape) for name in names}
+        return {name: size(*lm.access(name).shape) for name in names}
 
 
 class ModulePatch(Edit):

@@ -42,9 +42,9 @@ class CausalHead:
         self.batch_tokens = batch_tokens
         self.replies = replies
         self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
-        # (rows,) during a pass: column of each prompt's last token (see lm.focus)
+        # (rows,) during a pass: column of each prompt's last token (see lm.prompt_position)
         self.prompt_ends: Tensor | None = None
-        self.watchers = 0  # modules that look at whole prompts
+        self.trackers = 0  # modules that look at whole prompts
         self._line_breaks: dict[int, bool] = {}  # of tokens that were met
         self.vocabulary = Vocabulary.of(model, tokenizer)
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
@@ -145,7 +145,7 @@ class CausalHead:
 
     @contextmanager
     def prompts_end_at(self, columns: Tensor) -> Iterator[None]:
-        """Tell modules that look at whole prompts where they end in the passes inside the block (see lm.focus)."""
+        """Tell modules that look at whole prompts where they end, in passes inside the block (lm.prompt_position)."""
         before, self.prompt_ends = self.prompt_ends, columns
         try:
             yield
@@ -158,7 +158,7 @@ class CausalHead:
 
         Not while a module decides by a row's whole prompt.
         """
-        return not self.watchers and self._goes_on
+        return not self.trackers and self._goes_on
 
     @cached_property
     def _goes_on(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
 from edit_cli.files.tensors import Size
-from edit_cli.lm.weights.access import Place, Undo
+from edit_cli.lm.weights.access import Undo, WeightAccess
 
 
 class Weights(Protocol):
@@ -27,7 +27,7 @@ class Weights(Protocol):
 
     def module(self, name: str) -> nn.Module: ...
 
-    def place(self, parameter: str) -> Place: ...
+    def access(self, parameter: str) -> WeightAccess: ...
 
 
 class Edit(ABC):
@@ -98,8 +98,8 @@ class Restore:
 
     def put(self, lm: Weights, name: str, value: Tensor) -> None:
         """Let a parameter have `value`, in float32 beside it where it has fewer digits itself."""
-        place, master = lm.place(name), lm.masters.get(name)
-        original = place.keep()
+        access, master = lm.access(name), lm.masters.get(name)
+        original = access.snapshot()
 
         def undo() -> None:
             original()
@@ -109,8 +109,8 @@ class Restore:
                 lm.masters[name] = master
 
         self._originals[name] = undo
-        place.assign(value)
-        if place.rounds:
+        access.assign(value)
+        if access.rounds:
             lm.masters[name] = value
 
     def before(self, later: Restore) -> Restore:
@@ -130,13 +130,13 @@ class Restore:
 def present(lm: Weights, names: Sequence[str]) -> dict[str, Tensor]:
     """Those weights as they are, in float32 where they have fewer digits themselves."""
     return {
-        name: (lm.masters[name] if name in lm.masters else lm.place(name).value()).detach().clone() for name in names
+        name: (lm.masters[name] if name in lm.masters else lm.access(name).value()).detach().clone() for name in names
     }
 
 
-class Joined(Edit):
-    """Weight edits that come off together (`LM.settle`): a long sequence then keeps one original of each touched
-    weight.
+class MergedEdit(Edit):
+    """Weight edits that come off together (`LM.merge_top_edits`): a long sequence then keeps one original of each
+    touched weight.
 
     When it is taken off it remembers what the weights were, so that it can be attached again, bit for bit, to the same
     model.
@@ -164,7 +164,7 @@ class Joined(Edit):
         raise UsageError("edits that were joined are saved one by one, before they are joined")
 
     @classmethod
-    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Joined:
+    def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> MergedEdit:
         raise UsageError("edits that were joined are saved one by one, before they are joined")
 
     @classmethod

@@ -136,12 +136,12 @@ class HiddenStates:
         self.name = f"{HIDDEN} {lm.fingerprint()[:16]}"
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        from edit_cli.lm.reading import Tap, read
+        from edit_cli.lm.reading import HookPoint, read
 
         lm = self.lm
         rows = lm.head.encode([(text, None) for text in texts])
         states = read(
-            lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean"
+            lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(lm.layout.final_norm, "output")], reduce="mean"
         )[0]
         return nn.functional.normalize(states.float(), dim=-1)
 

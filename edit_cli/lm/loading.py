@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from edit_cli import assets
-from edit_cli.distributed import ALONE, Team
 from edit_cli.config.schema import Config, Count, FilePath
+from edit_cli.distributed import ALONE, Team
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.files.paths import expanded
 from edit_cli.lm.layout import LayoutOptions
@@ -109,13 +109,13 @@ class ModelOptions(Config):
         """
         from edit_cli.lm.model import LM
         from edit_cli.lm.weights.offload import fetch_again_for_backward
-        from edit_cli.lm.weights.quantized import settle
+        from edit_cli.lm.weights.quantized import keep_as_loaded
 
         place = self._place()
         source = resolve(self.id, self.revision)
         model, tokenizer = self._read(source, place)
         fetch_again_for_backward(model)
-        settle(model)
+        keep_as_loaded(model)
         size, labels = self.batch_tokens, self.labels
         lm = LM(model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels, team)
         if lm.head.vocabulary.strange:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from edit_cli.distributed import ALONE, Team
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
-from edit_cli.lm.edit import Edit, Joined, Restore
+from edit_cli.lm.edit import Edit, MergedEdit, Restore
 from edit_cli.lm.fast.prefix_cache import shortcuts_work
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
 from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
 from edit_cli.lm.routing import Answerer, Routed
-from edit_cli.lm.weights.access import Place, Undo, place_of
+from edit_cli.lm.weights.access import Undo, WeightAccess, access_to
 from edit_cli.lm.weights.offload import execution_device
 from edit_cli.monitor import Monitor
 
@@ -122,12 +122,12 @@ class LM:
         if not self._stack:
             raise UsageError("no edit is attached")
         edit, undo = self._stack.pop()
-        if isinstance(edit, Joined):
+        if isinstance(edit, MergedEdit):
             edit.hold(self)
         undo()
         return edit
 
-    def settle(self) -> None:
+    def merge_top_edits(self) -> None:
         """Join the two latest edits, if both change weights: they come off together, and one original of each weight
         is kept.
         """
@@ -136,7 +136,7 @@ class LM:
         (_, below), (_, above) = self._stack[-2:]
         if isinstance(below, Restore) and isinstance(above, Restore):
             both = below.before(above)
-            self._stack[-2:] = [(Joined(both), both)]
+            self._stack[-2:] = [(MergedEdit(both), both)]
 
     @contextmanager
     def edited(self, edit: Edit) -> Iterator[LM]:
@@ -181,15 +181,15 @@ class LM:
     def parameter(self, name: str) -> nn.Parameter:
         return self.model.get_parameter(name)
 
-    def place(self, parameter: str) -> Place:
+    def access(self, parameter: str) -> WeightAccess:
         """Where a parameter's value is and can be changed, be it in its module, off the device, or quantised."""
-        return place_of(self.model, parameter, self.dtype)
+        return access_to(self.model, parameter, self.dtype)
 
     def weight(self, module: str) -> Tensor:
         """Weight of a projection as (d_out, d_in), whatever the class stores and wherever it is (not always on the
         device).
         """
-        value = self.place(f"{module}.weight").value()
+        value = self.access(f"{module}.weight").value()
         return value.T if is_transposed(self.module(module)) else value
 
     def key_width(self, layer: int) -> int:
@@ -210,7 +210,7 @@ class LM:
             return self._base_fingerprint
         digest = hashlib.sha256()
         for name in names:
-            for value in self.place(name).bits():
+            for value in self.access(name).bits():
                 value = value.detach().contiguous().cpu()
                 digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
                 digest.update(value.view(-1).view(torch.uint8).numpy().data)
@@ -235,9 +235,9 @@ class LM:
         """Whether rows may go on from shared beginnings, and MLPs be spared the tokens that nobody reads, without a
         change in logits.
 
-        Not while a module looks at whole prompts (see lm.focus).
+        Not while a module looks at whole prompts (see lm.prompt_position).
         """
-        return not self.head.watchers and self._takes_shortcuts
+        return not self.head.trackers and self._takes_shortcuts
 
     @cached_property
     def _takes_shortcuts(self) -> bool:

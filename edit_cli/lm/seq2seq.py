@@ -53,7 +53,7 @@ class Seq2SeqHead:
         self.vocabulary = Vocabulary.of(model, tokenizer)
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
-        self.watchers = 0  # modules that look at whole prompts
+        self.trackers = 0  # modules that look at whole prompts
 
     @cached_property
     def max_length(self) -> int:

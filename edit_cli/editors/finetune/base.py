@@ -17,7 +17,7 @@ from edit_cli.edits.edit import WeightDelta
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
-from edit_cli.lm.weights.access import Place
+from edit_cli.lm.weights.access import WeightAccess
 
 Batches = Sequence[Sequence[Any]]  # of rows, as a head encodes them
 
@@ -109,7 +109,7 @@ class Tuned:
     """
 
     name: str
-    place: Place
+    access: WeightAccess
     start: Tensor
     tuned: Tensor
     present: Tensor
@@ -121,11 +121,11 @@ def tuning(lm: LM, names: Sequence[str]) -> Iterator[list[Tuned]]:
     with ExitStack() as stack:
         weights = []
         for name in names:
-            place = lm.place(name)
-            start = exact(lm.masters[name] if name in lm.masters else place.value()).clone()
-            stack.callback(place.keep())
+            access = lm.access(name)
+            start = exact(lm.masters[name] if name in lm.masters else access.value()).clone()
+            stack.callback(access.snapshot())
             weights.append(
-                Tuned(name, place, start, start.clone().requires_grad_(), stack.enter_context(place.tunable()))
+                Tuned(name, access, start, start.clone().requires_grad_(), stack.enter_context(access.tunable()))
             )
         yield weights
 
@@ -175,7 +175,7 @@ def step(
         for weight in weights:
             if held is not None:
                 weight.tuned.copy_(held(weight))
-            weight.place.assign(weight.tuned)
+            weight.access.assign(weight.tuned)
 
 
 def moved(weights: Sequence[Tuned], info: dict) -> WeightDelta:

@@ -26,7 +26,7 @@ from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
-from edit_cli.lm.weights.access import Resident
+from edit_cli.lm.weights.access import DeviceWeight
 from edit_cli.requests import Case, EditRequest
 
 EPSILON = 1e-6  # of the rmsprop rule
@@ -96,13 +96,13 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         names = {"all": [name for name, _ in lm.model.named_parameters()], "edited": edited, "nothing": []}[
             config.trains
         ]
-        if not all(isinstance(lm.place(name), Resident) for name in {*names, *edited}):
+        if not all(isinstance(lm.access(name), DeviceWeight) for name in {*names, *edited}):
             raise UsageError(
                 f"enn trains the model itself, and {lm.name} is quantised or not all on the device: choose another"
                 " method"
             )
         with lm.pristine():
-            weights = {name: lm.place(name).value() for name in names}
+            weights = {name: lm.access(name).value() for name in names}
         net = EnnNet(weights, self.modules, config)
         net.steps.requires_grad_(config.step_lr > 0)
         net.decay.requires_grad_(config.rule == "rmsprop")
@@ -186,7 +186,7 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         def moved() -> WeightDelta:
             with self.lm.pristine():
                 return WeightDelta(
-                    {name: value.detach() - exact(self.lm.place(name).value()) for name, value in net.weights.items()}
+                    {name: value.detach() - exact(self.lm.access(name).value()) for name, value in net.weights.items()}
                 )
 
         return self.context.once("trained", moved)

@@ -22,7 +22,7 @@ from edit_cli.files.tensors import Size, size
 from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.kinds import Head
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
@@ -160,4 +160,6 @@ class StoredAnswer:
 def mean_states(lm: LM, prompts: Sequence[str]) -> Tensor:
     """Mean over a prompt's tokens of the final hidden state (an encoder's, where there is one), (n, width) float32."""
     rows = lm.head.encode([(prompt, None) for prompt in prompts])
-    return read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+    return read(
+        lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(lm.layout.final_norm, "output")], reduce="mean"
+    )[0]

@@ -46,15 +46,15 @@ def token_modules(lm: Model, layer: int) -> list[nn.Module]:
     return [lm.module(name) for name in found]
 
 
-def spare(stack: ExitStack, lm: Model, layer: int, chosen: Tensor, total: int) -> None:
+def prune_tokens(stack: ExitStack, lm: Model, layer: int, chosen: Tensor, total: int) -> None:
     """While `stack` is open, those parts of block `layer` work on the `chosen` ones of `total` = rows · tokens
     tokens only.
     """
     for module in token_modules(lm, layer):
-        stack.enter_context(only_tokens(module, chosen, total))
+        stack.enter_context(pruned_to(module, chosen, total))
 
 
-def spare_unread(
+def prune_unread_tokens(
     stack: ExitStack, lm: Model, layers: Sequence[int], tail: Tensor, rows: Tensor, columns: Tensor
 ) -> None:
     """Spare `layers` the padding, and the model's last block all but the tokens (rows, columns), which the head reads.
@@ -63,11 +63,11 @@ def spare_unread(
     """
     real, read = tail.flatten().nonzero()[:, 0], rows * tail.shape[1] + columns
     for layer in layers:
-        spare(stack, lm, layer, read if layer == lm.layout.depth - 1 else real, tail.numel())
+        prune_tokens(stack, lm, layer, read if layer == lm.layout.depth - 1 else real, tail.numel())
 
 
 @contextmanager
-def only_tokens(module: nn.Module, chosen: Tensor, total: int, others: Tensor | None = None) -> Iterator[None]:
+def pruned_to(module: nn.Module, chosen: Tensor, total: int, others: Tensor | None = None) -> Iterator[None]:
     """Let `module` work on the `chosen` tokens only, indices into rows · tokens = `total`; `others` (rows, tokens,
     width) leaves it for
     all the rest, or zeros.
