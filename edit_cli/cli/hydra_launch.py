@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli import streams
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.config import catalog
+from edit_cli.config import catalog, registry
 from edit_cli.config.build import did_you_mean, register_resolvers
 from edit_cli.config.overrides import override_key, regroup, unquoted
+from edit_cli.config.source import OurFolders
 from edit_cli.errors import UsageError
 from edit_cli.files.paths import expanded
 
@@ -43,8 +44,11 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
 
     argv = regroup(arguments)
     _refuse_hidden(argv)
+    argv, folder = _users_folder(argv)
     register_resolvers()
     overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
+    named = _plugins(overrides)
+    registry.admit(named)
     diary = _Diary(expanded(_given(overrides, "runs_dir", "runs")) / ".sweep")
     _refuse_unread(command, argv)
     keys = _swept(overrides)
@@ -54,6 +58,8 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         if os.getpid() != diary.process:
             streams.settle()
         register_resolvers()
+        if list(config.get("plugins") or ()) != named:  # files may be from anywhere
+            raise UsageError("plugins are named on the command line, by plugins=[mypackage], and in no file")
         settings = HydraConfig.get()
         in_sweep = settings.mode == RunMode.MULTIRUN
         choices = {
@@ -67,12 +73,13 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
 
     own, sys.argv = sys.argv, [f"edit-cli {command}", *argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who say what they mean
+    OurFolders.users = folder
     try:
         hydra.main(version_base="1.3", config_path="pkg://edit_cli.conf", config_name=command)(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, command, overrides) from None
     finally:
-        sys.argv = own
+        sys.argv, OurFolders.users = own, None
         outcomes = diary.close()
     return outcomes, any(flag in argv for flag in ("-m", "--multirun"))
 
@@ -248,6 +255,39 @@ def _refuse_unread(command: str, argv: Sequence[str]) -> None:
             raise UsageError(f"~{key}: `{command}` cannot do without; choose another one by {key}=NAME")
         if override.startswith("+") and re.split(r"[./]", key)[0] not in catalog.top_keys(command):
             raise UsageError(_unknown_key(key, command, [argument for argument in argv if "=" in argument]))
+
+
+def _users_folder(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """(the arguments without --config-dir, its folder): Hydra would read it without the defaults of classes."""
+    rest, folder, waiting = [], None, list(argv)
+    while waiting:
+        if (argument := waiting.pop(0)) in ("--config-dir", "-cd"):
+            folder = Path(waiting.pop(0))
+        else:
+            rest.append(argument)
+    return rest, folder
+
+
+def _plugins(overrides: Sequence[str]) -> list[str]:
+    """The packages that the command line names.
+
+    Raises:
+        UsageError: it gives no list of names.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [override for override in overrides if override_key(override) == "plugins"]
+    if not given:
+        return []
+    wrong = UsageError(f"{given[-1]}: give a list of packages, such as plugins=[mypackage]")
+    try:
+        parsed = OverridesParser.create().parse_override(given[-1])
+    except HydraException:
+        raise wrong from None
+    value = [] if parsed.is_sweep_override() else parsed.value()
+    if not isinstance(value, list) or parsed.is_sweep_override() or not all(isinstance(name, str) for name in value):
+        raise wrong
+    return [str(name) for name in value]
 
 
 def _given(overrides: Sequence[str], key: str, default: str) -> str:

@@ -26,6 +26,7 @@ from edit_cli.commands.parts import (
 from edit_cli.commands.protocol import Protocol
 from edit_cli.commands.recording import recorded, run_path, slug
 from edit_cli.config.build import Settings, build, plain_containers, settings
+from edit_cli.config.registry import name_of
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.facts import requested
@@ -94,7 +95,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             if base is not None:
                 for directory in edit_store.chain(base):
                     edit = edit_store.load(directory, lm)
-                    if edit_store.read_manifest(directory)["method"].get("_target_") == job.config.method._target_:
+                    if edit_store.read_manifest(directory)["method"].get("type") == name_of(job.config.method._target_):
                         editor.recall(edit)  # before it is attached, as in a sequence
                     lm.attach(edit)
             before = BeforeCache(protocol.observe, perplexity_texts(model))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from edit_cli.commands import crew
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.recording import ran_out_of_memory
+from edit_cli.config import registry
 from edit_cli.config.build import register_resolvers, settings
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.distributed import ALONE, PeerLost, Team, alone, follows, join
@@ -25,6 +26,7 @@ def execute(job: Job) -> Outcome:
         PeerLost: this is one of several processes, and another one has ended.
     """
     register_resolvers()
+    registry.admit(job.config.get("plugins") or ())  # of the command line, which has checked it
     team = ALONE
     try:
         size = settings(job.config).processes

@@ -32,7 +32,7 @@ TEXTS = PATHS | set(
     " schedule score sentiment sha256 size split stays subset target template test_split train_split trained_on"
     " trains transformed unrelated url variant weighting".split()
 )
-TEXT_LISTS = set("fields ids kinds labels locality lora_modules modules prefixes starts trackers".split())
+TEXT_LISTS = set("fields ids kinds labels locality lora_modules modules plugins prefixes starts trackers".split())
 FUNCTION = re.compile(
     r"(bool|choice|extend_list|float|glob|int|interval|json_str|range|shuffle|sort|str|tag)\(.*\)", re.DOTALL
 )

@@ -19,7 +19,7 @@ RATES = frozenset({"SR", "GR", "GR before", "ER", "TrainR", "TestR"})
 class Identity(TypedDict):
     """Which run it is, and how it went."""
 
-    schema_version: int
+    format: int
     command: str
     config_hash: str
     key: Annotated[list[str], Rule(bool, "a list of fields")]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from edit_cli.config.identity import flatten, plain
+from edit_cli.config.registry import name_of
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base_model_cache import Memory
 from edit_cli.editors.old import Editor
@@ -180,7 +181,7 @@ class TrainableEditor(Editor):
         return {**self._settings(), "base": self.base(lm)}
 
     def _settings(self) -> dict[str, Any]:
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "recipe": self.recipe()}
+        return {"type": name_of(type(self)), "recipe": self.recipe()}
 
     def base(self, lm: LM) -> str:
         """What of the model a trained network is bound to: all its weights."""
@@ -197,10 +198,9 @@ class TrainableEditor(Editor):
             place = self._place(lm)
             tensors, about = checkpoints.load(place)
             own = self.identity(lm)
-            if about["class"] != own["class"]:
+            if about["type"] != own["type"]:
                 raise MissingError(
-                    f"{place} was trained as {about['class'].rpartition('.')[2]}, not as {type(self).__name__}:"
-                    f" {self._remedy()}"
+                    f"{place} was trained as {about['type']}, not as {own['type']}: {self._remedy()}"
                 )
             if about["base"] != own["base"]:
                 raise MissingError(
