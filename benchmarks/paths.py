@@ -14,7 +14,7 @@ from common import LAYERS, clocked, random_model
 from oracle import plain_value
 
 from edit_cli.editors.locate.base import Subjects
-from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, sample_contexts
+from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.solver import Covariance, solve
 from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import optimise_values

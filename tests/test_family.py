@@ -210,7 +210,7 @@ def test_ultraedit_is_a_ridge_regression_on_normalised_gradients(lm):
     config = ["method.modules=[mlp_out:4,mlp.c_fc:5]", "method.lr=1e-3", "method.chunk=5", "method.begin_with=0"]
     register_resolvers()
     with initialize_config_module("edit_cli.conf", version_base="1.3"):
-        edit = build(compose("evaluate", ["method=ultraedit", *config]).method).edit(lm, wanted)
+        edit = Prepared(method_of(compose("evaluate", ["method=ultraedit", *config]).method)).edit(lm, wanted)
     names = ["transformer.h.4.mlp.c_proj", "transformer.h.5.mlp.c_fc"]
     rows = lm.head.encode([(request.text, request.target_new) for request in wanted])
     seen, loss, count = {name: [] for name in names}, 0.0, sum(len(row.target) for row in rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from edit_cli.editors.base import Context, Examples
+from edit_cli.editors.base import AUTO, CORPUS, EXAMPLES, Context, Examples  # noqa: F401
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.lm.kinds import NAMES

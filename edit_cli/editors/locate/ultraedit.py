@@ -128,6 +128,12 @@ class UltraEdit(Editor[UltraEditConfig]):
         if lacking <= 0:
             return {}
 
+        def read() -> dict[str, RunningMoments]:
+            with self.lm.monitor.phase("statistics"), self.lm.pristine():
+                return _after(self.lm, {}, _seen(self.lm, self._others(facts, lacking), names, chunk))
+
+        return self.context.once(("first moments", lacking, chunk), read)
+
     def _others(self, facts: int, count: int) -> list[Any]:
         """Rows of prompts that are not edited, each with the answer of the next one.
 
