@@ -22,11 +22,11 @@ FLOORS = [
     {"editors", "tracing", "training"},
     {"report", "console", "streams"},
     {"commands"},
-    {"cli", "__main__"},
+    {"cli", "testing", "__main__"},
 ]
 APART = {"conf"}  # the YAML folder
 ONLY_IN = {
-    "hydra": {"cli", "config", "commands"},
+    "hydra": {"cli", "config", "commands", "testing"},
     "omegaconf": {"cli", "config", "commands"},
     "rich": {"console", "report", "commands"},
     "typer": {"cli"},

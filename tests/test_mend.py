@@ -251,7 +251,7 @@ def test_checkpoints_of_another_model_and_damaged_ones_are_refused(tmp_path):
     with pytest.raises(MissingError, match="other weights than tiny-gpt2-linear has"):
         replace(editor, checkpoint=str(place)).trained(other)
     settings = {field.name: getattr(editor, field.name) for field in fields(editor)} | {"checkpoint": str(place)}
-    with pytest.raises(MissingError, match="was trained as mend, not as test_mend/Other"):
+    with pytest.raises(MissingError, match="was trained as mend, not as .*/Other"):
         type("Other", (MEND,), {})(**settings).trained(lm)
     with pytest.raises(MissingError, match="holds another network"):
         replace(editor, checkpoint=str(place), rank=4).trained(lm)

@@ -58,8 +58,6 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         if os.getpid() != diary.process:
             streams.settle()
         register_resolvers()
-        if list(config.get("plugins") or ()) != named:  # files may be from anywhere
-            raise UsageError("plugins are named on the command line, by plugins=[mypackage], and in no file")
         settings = HydraConfig.get()
         in_sweep = settings.mode == RunMode.MULTIRUN
         choices = {
@@ -67,7 +65,7 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         }
         varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
         tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
-        outcome = execute(Job(command, config, choices, tag, in_sweep))
+        outcome = execute(Job(command, config, choices, tag, in_sweep, plugins=tuple(named)))
         number = settings.job.num if in_sweep else 0
         diary.add(Outcome(outcome.exit_code, outcome.run_dir, number, varied, outcome.error))
 

@@ -26,9 +26,11 @@ def execute(job: Job) -> Outcome:
         PeerLost: this is one of several processes, and another one has ended.
     """
     register_resolvers()
-    registry.admit(job.config.get("plugins") or ())  # of the command line, which has checked it
     team = ALONE
     try:
+        if tuple(job.config.get("plugins") or ()) != job.plugins:  # files may be from anywhere
+            raise UsageError("plugins are named on the command line, by plugins=[mypackage], and in no file")
+        registry.admit(job.plugins)
         size = settings(job.config).processes
         if size > 1 and alone():
             return crew.run(job, size, execute)

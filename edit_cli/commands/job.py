@@ -14,7 +14,7 @@ class Job:
     """One composed configuration, and what its run directory is called by.
 
     choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
-    team: the processes that run it.
+    team: the processes that run it. plugins: packages that the command line names.
     """
 
     command: str
@@ -23,6 +23,7 @@ class Job:
     tag: str | None = None
     in_sweep: bool = False
     team: Team = ALONE
+    plugins: tuple[str, ...] = ()
 
     @property
     def model_name(self) -> str:

@@ -78,8 +78,8 @@ def settings(config: DictConfig) -> Settings:
 def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -> Any:
     """The object that a node of the configuration describes; parts with a `_target_` of their own are built first.
 
-    kind: the dataclass to make where the node names none. Only classes of this package and of plug-ins are made. partly: the node
-    holds more than the object's fields.
+    kind: the dataclass to make where the node names none. Only classes of this package and of plug-ins are
+    made. partly: the node holds more than the object's fields.
 
     Raises:
         UsageError: an unknown key, a value of the wrong type, or one that is missing; names the key in full.

@@ -145,7 +145,7 @@ def plugins(group: str) -> list[EntryPoint]:
                 )
             found.append(EntryPoint(name, value, group))
     # an installed package may be named as well
-    return sorted(set(found), key=lambda entry: entry.name)
+    return sorted(set(found), key=lambda entry: (entry.name, entry.value))
 
 
 def origin(entry: EntryPoint) -> str:

@@ -162,9 +162,7 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json."""
-        write_json(
-            self.path / SUMMARY, {"format": FORMAT, "command": self.manifest["command"], **summary}
-        )
+        write_json(self.path / SUMMARY, {"format": FORMAT, "command": self.manifest["command"], **summary})
 
     def close(self, status: str) -> None:
         """Record how the run ended (success, failed or interrupted) and let other processes in."""

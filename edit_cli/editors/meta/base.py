@@ -199,9 +199,7 @@ class TrainableEditor(Editor):
             tensors, about = checkpoints.load(place)
             own = self.identity(lm)
             if about["type"] != own["type"]:
-                raise MissingError(
-                    f"{place} was trained as {about['type']}, not as {own['type']}: {self._remedy()}"
-                )
+                raise MissingError(f"{place} was trained as {about['type']}, not as {own['type']}: {self._remedy()}")
             if about["base"] != own["base"]:
                 raise MissingError(
                     f"{place} was trained for {about['model']['name']}, and these are other {self.bound_to} than"
