@@ -135,9 +135,11 @@ def test_a_saved_edit_gives_identical_logits_in_a_new_process(editor, tmp_path):
     with lm.edited(edit):
         here = likelihoods(lm, wanted)
     code = (
-        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli.edits"
-        " import store as edit_store\nlm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\npairs = [tuple(pair) for pair in"
-        " json.loads(sys.argv[3])]\nprint(json.dumps([score.nll for score in lm.loglikelihood(pairs)]))"
+        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm\n"
+        "from edit_cli.edits import store\n"
+        "lm = embedded_lm(); store.attach(sys.argv[1], lm)\n"
+        "pairs = [tuple(pair) for pair in json.loads(sys.argv[3])]\n"
+        "print(json.dumps([score.nll for score in lm.loglikelihood(pairs)]))"
     )
     pairs = json.dumps([(request.text, request.target_new) for request in wanted])
     folder = str(__import__("pathlib").Path(__file__).parent)

@@ -159,8 +159,9 @@ def origin(entry: EntryPoint) -> str:
 def sources() -> dict[str, str]:
     """{package: version} of all that is a plug-in here."""
     found = {name: _version(name) for name in _named.packages}
-    for entry in (entry for group in GROUPS for entry in plugins(group) if entry.dist is not None):
-        found[entry.dist.name] = entry.dist.version
+    for dist in (entry.dist for group in GROUPS for entry in plugins(group)):
+        if dist is not None:
+            found[dist.name] = dist.version
     return dict(sorted(found.items()))
 
 

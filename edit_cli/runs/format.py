@@ -125,8 +125,8 @@ def check_summary(manifest: Mapping[str, Any], summary: Mapping[str, Any], path:
     found = summary.get("metrics")
     if isinstance(found, dict) and (unknown := found.keys() - metrics()):
         raise MissingError(
-            f"{path} has the metric {shown(min(unknown))}, which neither this version nor a plug-in here brings: name the"
-            f" package that does (--plugin PACKAGE), or {SUMMARISED}"
+            f"{path} has the metric {shown(min(unknown))}, which neither this version nor a plug-in here brings: name"
+            f" the package that does (--plugin PACKAGE), or {SUMMARISED}"
         )
     if (form := FORMS.get(kind_of(manifest))) is not None:
         checked(summary, form.summary, path, SUMMARISED)

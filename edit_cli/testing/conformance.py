@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import pytest
 from torch import Tensor
 
-from edit_cli.config.schema import SettingError, hints
+from edit_cli.config.schema import SettingError
 from edit_cli.editors.base import Context, EditorConfig
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Edit
@@ -149,6 +149,6 @@ class MethodConformance:
         if not isinstance(config := method.config, EditorConfig):
             pytest.skip("its settings are checked elsewhere")
         for field in fields(config):
-            if field.init and hints(type(config))[field.name] is not Any:
+            if field.init and get_type_hints(type(config))[field.name] is not Any:
                 with pytest.raises(SettingError, match=field.name):
                     replace(config, **{field.name: object()})

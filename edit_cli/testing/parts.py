@@ -52,9 +52,9 @@ def linear_twin() -> LM:
     for module in list(lm.model.modules()):
         for name, child in list(module.named_children()):
             if is_transposed(child):
-                linear = nn.Linear(child.weight.shape[0], child.weight.shape[1])
-                linear.weight = nn.Parameter(child.weight.T.contiguous(), requires_grad=False)
-                linear.bias = child.bias
+                weight, bias = child.get_parameter("weight"), child.get_parameter("bias")
+                linear = nn.Linear(*weight.shape)
+                linear.weight, linear.bias = nn.Parameter(weight.T.contiguous(), requires_grad=False), bias
                 setattr(module, name, linear)
     return LM(lm.model, lm.tokenizer, "tiny-gpt2-linear")
 
