@@ -49,7 +49,7 @@ def test_every_command_of_the_docs_is_one(page, command):
     """Settings compose, and are built as far as no file is read."""
     import hydra
 
-    from edit_cli.config.build import build, register_resolvers
+    from edit_cli.config.build import build, method_of, register_resolvers
     from edit_cli.config.overrides import regroup
 
     words = words_of(command)
@@ -71,7 +71,7 @@ def test_every_command_of_the_docs_is_one(page, command):
     for group in ("model", "method", "dataset", "stats"):
         inline = group == "dataset" and words[0] == "edit" and config.edit.prompt is not None
         if group in config and not inline:
-            build(config[group])
+            (method_of if group == "method" else build)(config[group])
 
 
 def run(cli: Cli, line: str, cache: Path) -> None:

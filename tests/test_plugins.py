@@ -264,6 +264,13 @@ def test_no_file_names_a_plug_in(package, cli, tmp_path):
     assert cli("evaluate", "-m", "plugins=[nudges],[]", "seed=1", quick=True).code == 2
 
 
+def test_names_of_our_own_are_taken(package, cli):
+    put(package, METHOD)
+    declared = package / "nudges" / "__init__.py"
+    declared.write_text(declared.read_text() + 'ENTRY_POINTS["edit_cli.methods"] = {"memit": "nudges.method:Nudge"}\n')
+    refused(cli("evaluate", "plugins=[nudges]", quick=True), 2, "nudges 0.1 brings memit", "edit-cli's own")
+
+
 def test_two_plug_ins_of_one_name_are_told(package, monkeypatch):
     put(package, METHOD)
     (package / "other").mkdir()

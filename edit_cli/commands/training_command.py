@@ -38,6 +38,7 @@ def training_command(job: Job) -> str:
         for key, usual in (("seed", 0), ("cache_dir", "~/.cache/edit-cli"))
         if config[key] != usual
     ]
+    words += [f"plugins=[{','.join(job.plugins)}]"] if job.plugins else []
     return shlex.join(["edit-cli", "train-editor", *words])
 
 

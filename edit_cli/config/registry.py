@@ -131,7 +131,7 @@ def plugins(group: str) -> list[EntryPoint]:
     """What plug-ins bring of a group, by name; nothing of it is imported.
 
     Raises:
-        UsageError: a named package declares something else than entry points into itself.
+        UsageError: a named package declares something else than entry points into itself, or a name is taken.
     """
     found = list(entry_points(group=group))
     for package, module in _named.packages.items():
@@ -144,6 +144,12 @@ def plugins(group: str) -> list[EntryPoint]:
                     f"plugins=[{package}]: {package}.{DECLARED} has {name}={value!r}: give '{package}.module:Class'"
                 )
             found.append(EntryPoint(name, value, group))
+    for entry in found:
+        if entry.name in BUILT_IN.get(group, {}):
+            raise UsageError(
+                f"{origin(entry)} brings {entry.name} to {group}, which is the name of one of edit-cli's own: give it"
+                " another name, or uninstall it"
+            )
     # an installed package may be named as well
     return sorted(set(found), key=lambda entry: (entry.name, entry.value))
 
