@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 
 from hydra import compose, initialize_config_module
 
-from edit_cli.config.build import method_of, register_resolvers
+from edit_cli.commands.parts import method_of
+from edit_cli.config.build import register_resolvers
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.edits.edit import Edit
 from edit_cli.lm.model import LM

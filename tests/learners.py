@@ -10,7 +10,8 @@ from pathlib import Path
 from embedded import Prepared
 from hydra import compose, initialize_config_module
 
-from edit_cli.config.build import method_of, register_resolvers
+from edit_cli.commands.parts import method_of
+from edit_cli.config.build import register_resolvers
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base import TrainableEditor

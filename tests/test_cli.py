@@ -74,11 +74,13 @@ def test_examples_compose_and_build(example):
     """Every example in help and in the heads of configurations is a command that works as far as no file is read."""
     import hydra
 
+    from edit_cli.cli.hydra_launch import kinds
+    from edit_cli.commands.parts import method_of
     from edit_cli.config.build import build, register_resolvers
     from edit_cli.config.overrides import regroup
 
     words = shlex.split(example)
-    command, arguments = words[1], regroup(words[2:])
+    command, arguments = words[1], regroup(words[2:], kinds(words[1], words[2:], []))
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     if "-m" in arguments:
         overrides = [re.sub(r"^([\w.]+=[^,\[]+),.*", r"\1", word) for word in overrides]
@@ -88,7 +90,7 @@ def test_examples_compose_and_build(example):
     for group in ("model", "method", "dataset", "stats"):
         inline = group == "dataset" and command == "edit" and config.edit.prompt is not None
         if group in config and not inline and not (group == "method" and command == "precompute-stats"):
-            build(config[group])
+            (method_of if group == "method" else build)(config[group])
 
 
 WRONG = [
@@ -118,7 +120,7 @@ WRONG = [
         "method.training.lr=nan: give a number above 0",
     ),
     ("evaluate batch_size=3", 2, "did you mean protocol.batch_size?"),
-    ("evaluate foo.bar=1", 2, "unknown key foo.bar; there are: limit"),
+    ("evaluate foo.bar=1", 2, "unknown key foo.bar; there are: "),
     ("evaluate ~nothing", 2, "unknown key nothing"),
     ("evaluate +foo=1", 2, "unknown key foo"),
     ("evaluate ++foo.bar=1", 2, "unknown key foo.bar"),
@@ -127,7 +129,7 @@ WRONG = [
     ("evaluate model.batch_tokens=-5", 2, "model.batch_tokens=-5: give a whole number from 1 up"),
     ("evaluate model.max_memory={0:-1}", 2, "model.max_memory={0: -1}: give bytes, or a size with a unit"),
     ("evaluate method.layers=[1,1]", 2, "method.layers=[1, 1]: 1 occurs twice"),
-    ("evaluate seed=99999999999999999999999", 2, "give a whole number up to 4,294,967,295"),
+    ("evaluate seed=99999999999999999999999", 2, "give a whole number from 0 to 4,294,967,295"),
     ("evaluate method=ft method.lr=nan", 2, "method.lr=nan"),
     ("trace protocol.noise_seed=-1", 2, "protocol.noise_seed=-1"),
     ("calibrate layers=[1,1]", 2, "layers=[1, 1]: 1 occurs twice"),
@@ -214,6 +216,37 @@ def test_cfg_job_prints_the_resolved_settings_and_runs_nothing(cli):
     assert "edit_cli.editors.locate.rome.ROME" in ended.out
     assert "${" not in ended.out
     assert not list(Path.cwd().iterdir())
+
+
+def test_show_config_tells_default_purpose_and_bounds_of_every_setting(cli):
+    ended = cli("show-config", "rome")
+    assert ended.code == 0
+    assert "method.variant=original" in ended.out
+    rows = {row["name"]: row for row in json.loads(cli("show-config", "dataset/fever", "--json").out)}
+    assert (rows["dataset.flips"]["default"], rows["dataset.flips"]["takes"]) == (1.0, "a number from 0 to 1")
+    assert rows["dataset.published.url"]["default"].startswith("http")
+    assert all(row["sentence"] for row in rows.values())
+    assert "method.layers=[13, 14, 15, 16, 17]" in cli("show-config", "memit", "model=gpt2-xl").out
+    for what in ("stats", "protocol/sme", "model/tiny-gpt2", "corpus/file"):
+        assert f"{what.partition('/')[0]}." in cli("show-config", what).out
+    for wrong, told in (("fevr", "there is no such method"), ("datasets/x", "did you mean dataset?")):
+        ended = cli("show-config", wrong)
+        assert (ended.code, told in ended.err) == (2, True)
+
+
+def test_help_lists_the_settings_of_chosen_options(cli):
+    assert "method.covariance_weight" not in cli("evaluate", "--help").out
+    assert "method.covariance_weight=15000.0" in cli("evaluate", "method=memit", "--help").out
+    assert "protocol.folds=3" in cli("sequential", "protocol=sme", "--help").out
+    assert "protocol.save_edits=false" in cli("evaluate", "-h").out
+
+
+def test_options_of_ones_own_bring_the_defaults_of_their_class(cli, tmp_path):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    file = tmp_path / "mine" / "method" / "gentle.yaml"
+    file.write_text("_target_: edit_cli.editors.locate.memit.MEMIT\nlayers: [1]\n")
+    ended = cli("evaluate", "method=gentle", "method.covariance_weight=5", "--config-dir", "mine", "--cfg", "job")
+    assert (ended.code, "covariance_weight: 5" in ended.out, "past_keys: none" in ended.out) == (0, True, True)
 
 
 def test_a_model_brings_its_corpus_unless_another_is_chosen(cli):

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from edit_cli.commands.calibrate import Places
-from edit_cli.commands.edit import EditCommand, EditOptions
-from edit_cli.commands.protocol import EvaluateProtocol
-from edit_cli.config import catalog
+from edit_cli.cli.hydra_launch import kinds
 from edit_cli.config import overrides as arguments
-from edit_cli.config.build import Settings, target_class
-from edit_cli.config.overrides import override_key, quoted, regroup, unquoted
+from edit_cli.config.overrides import Kind, override_key, quoted, regroup, unquoted
 from edit_cli.errors import UsageError
-from edit_cli.tracing.restore import TraceOptions
+
+CHOSEN = ["method=memit", "corpus=file", "dataset=fever"]
+KINDS = kinds("edit", CHOSEN, [])
+SENTENCES_OF = [key for key, kind in KINDS.items() if kind is Kind.SENTENCE]
 
 
 def test_overrides_on_both_sides_of_flags_stand_together():
@@ -73,13 +70,13 @@ SENTENCES += [
 
 def composed(*arguments: str) -> list[Any]:
     """What the settings are that Hydra makes of the arguments, in order."""
-    overrides = [OverridesParser.create().parse_override(override) for override in regroup(arguments)]
+    overrides = [OverridesParser.create().parse_override(override) for override in regroup(arguments, KINDS)]
     config = OmegaConf.create({str(number): override.value() for number, override in enumerate(overrides)})
     return [config[key] for key in config]
 
 
 @pytest.mark.parametrize("text", SENTENCES)
-@pytest.mark.parametrize("key", sorted(arguments.FACTS))
+@pytest.mark.parametrize("key", SENTENCES_OF)
 def test_sentences_mean_themselves(key, text):
     assert composed(f"{key}={text}") == [text]
 
@@ -126,7 +123,7 @@ def test_text_settings_may_be_null_refer_to_others_and_be_quoted():
 
 def test_a_home_directory_is_filled_in_for_paths_only(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
-    for key in ("dataset.path", "cache_dir", "runs_dir", "run_dir", "base_edit", "model.id", "method.checkpoint"):
+    for key in ("dataset.path", "cache_dir", "runs_dir", "run_dir", "base_edit", "model.id", "stats.import_npz"):
         assert composed(f"{key}=~/my runs") == ["/home/ada/my runs"]
     assert composed("tag=~/x", "dataset.path=~nobody-here/x") == ["~/x", "~nobody-here/x"]
     assert regroup(["--config-dir=~/mine"])[:2] == ["--config-dir", "/home/ada/mine"]
@@ -139,14 +136,14 @@ def test_lists_of_text_keep_what_looks_like_numbers():
 
 def test_in_a_sweep_commas_part_the_values_of_settings():
     def swept(argument: str) -> list[Any]:
-        (override,) = regroup(["-m", argument])[1:]
+        (override,) = regroup(["-m", argument], KINDS)[1:]
         found = OverridesParser.create().parse_override(override).sweep_iterator()
         return [getattr(value, "text", value) for value in found]
 
     assert swept("dataset.path=a (1).json,b.json") == ["a (1).json", "b.json"]
     assert swept("dataset.path='a,b',c") == ["a,b", "c"]
-    assert swept("method.variant=choice(original,r)") == ["original", "r"]
-    assert regroup(["-m", "edit.target=a,b"])[1:] == ["edit.target='a,b'"]
+    assert swept("method.past_keys=choice(none,write)") == ["none", "write"]
+    assert regroup(["-m", "edit.target=a,b"], KINDS)[1:] == ["edit.target='a,b'"]
 
 
 @pytest.mark.parametrize("text", [*SENTENCES, *NAMES])
@@ -156,48 +153,20 @@ def test_what_was_quoted_is_shown_without_quotes(text):
     assert quoted("'a, b'") == "'a, b'"
 
 
-def settings_by_type() -> tuple[set[str], set[str], set[str], set[str]]:
-    """Names of all settings that hold a text, a list of texts, and anything else; and of the texts at the top."""
-    texts: set[str] = set()
-    lists: set[str] = set()
-    others: set[str] = set()
-    named = {
-        target
-        for file in catalog.conf_dir().rglob("*.yaml")
-        for target in re.findall(r"_target_: (edit_cli\S+)", file.read_text(encoding="utf-8"))
-    }
-    waiting = [target_class(OmegaConf.create({"_target_": target})) for target in sorted(named)]
-    waiting += [EvaluateProtocol, TraceOptions]
-    seen: set[type] = set()
-    while waiting:
-        cls = waiting.pop()
-        if cls in seen:
-            continue
-        seen.add(cls)
-        hints = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            options = {*(get_args(hints[field.name]) or [hints[field.name]])} - {type(None)}
-            if get_origin(hints[field.name]) is list:
-                options = {hints[field.name]}
-            if parts := [part for part in options if isinstance(part, type) and dataclasses.is_dataclass(part)]:
-                waiting += parts
-            else:
-                (texts if options == {str} else lists if options == {list[str]} else others).add(field.name)
-    top = {
-        field.name
-        for cls in (Settings, Places, EditCommand)
-        for field in dataclasses.fields(cls)
-        if get_type_hints(cls)[field.name] in (str, str | None)
-    }
-    return texts, lists, others, top
-
-
 def test_which_settings_hold_text_is_what_their_types_say():
-    texts, lists, others, top = settings_by_type()
-    assert texts - others - lists == arguments.TEXTS
-    assert lists == arguments.TEXT_LISTS
-    assert top == arguments.TOP_TEXTS
-    assert {f"edit.{field.name}" for field in dataclasses.fields(EditOptions)} | {"dataset.template"} == arguments.FACTS
+    assert {"edit.prompt", "edit.join", "dataset.template"} <= set(SENTENCES_OF)
+    assert {KINDS[key] for key in ("dataset.ids", "dataset.labels", "model.labels")} == {Kind.TEXTS}
+    assert {KINDS[key] for key in ("tag", "model.dtype", "method.past_keys", "model.layout.mlp_out")} == {Kind.TEXT}
+    assert {KINDS[key] for key in ("base_edit", "corpus.path", "stats.cache_dir")} == {Kind.FILE}
+    assert not {"limit", "method.layers", "model.device_map", "stats.tokens", "protocol.observe"} & set(KINDS)
+
+
+def test_options_of_the_users_own_and_of_sweeps_tell_what_they_take(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [memit, _self_]\nlayers: [1]\n")
+    assert kinds("evaluate", ["method=mine"], [tmp_path])["method.value.kl_prompt"] is Kind.TEXT
+    assert "method.variant" in kinds("evaluate", ["method=rome,memit"], [])
+    assert "method.variant" not in kinds("evaluate", ["method=memit"], [])
 
 
 @pytest.mark.parametrize(

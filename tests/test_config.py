@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from edit_cli.config.build import Settings, build, plain_containers, settings
-from edit_cli.editors.finetune.ft import FT
+from edit_cli.commands.parts import method_of
+from edit_cli.commands.settings import Settings
+from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.errors import UsageError
+from edit_cli.statistics.moments import MomentStore
 
 MEMIT_NODE = {
     "_target_": "edit_cli.editors.locate.memit.MEMIT",
@@ -29,17 +31,18 @@ def config(method: dict) -> OmegaConf:
 
 
 def test_nested_parts_are_built_and_numbers_converted():
-    editor = build(config(MEMIT_NODE).method)
-    assert isinstance(editor, MEMIT)
-    assert editor.layers == [1, 2]
-    assert isinstance(editor.layers, list)
-    assert isinstance(editor.covariance_weight, float)
-    assert (editor.config.value.steps, editor.config.value.lr) == (5, 0.5)
-    assert editor.config.moments.documents == 7
+    method = method_of(config(MEMIT_NODE).method)
+    assert method.editor is MEMIT
+    found = method.config
+    assert found.layers == [1, 2]
+    assert isinstance(found.layers, list)
+    assert isinstance(found.covariance_weight, float)
+    assert (found.value.steps, found.value.lr) == (5, 0.5)
+    assert found.moments.documents == 7
 
 
 def test_fields_that_are_left_out_keep_their_defaults():
-    assert build(config({"_target_": "edit_cli.editors.finetune.ft.FT", "layers": [0]}).method) == FT(layers=[0])
+    assert build(OmegaConf.create({"_target_": STATS["_target_"], "documents": 7})) == MomentStore(documents=7)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,7 @@ def test_fields_that_are_left_out_keep_their_defaults():
         ({"value": {"stepps": 1}}, "unknown key method.value.stepps; did you mean steps?"),
         ({"layers": 3}, "method.layers=3: give a list of whole numbers"),
         ({"layers": ["a"]}, "method.layers=['a']: give a list of whole numbers"),
+        ({"layers": [1, 1]}, "method.layers=[1, 1]: 1 occurs twice"),
         ({"covariance_weight": "much"}, "method.covariance_weight=much: give a number"),
         ({"value": 3}, "method.value=3: this is a group"),
         ({"layers": "???"}, "method.layers has no value"),
@@ -62,28 +66,29 @@ def test_fields_that_are_left_out_keep_their_defaults():
 )
 def test_what_cannot_be_built_is_named(change, told):
     with pytest.raises(UsageError) as caught:
-        build(config(MEMIT_NODE | change).method)
+        method_of(config(MEMIT_NODE | change).method)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_keys_behind_an_interpolation_are_named_where_they_stand():
     broken = OmegaConf.create({"method": MEMIT_NODE, "stats": STATS | {"documents": "many"}})
-    with pytest.raises(UsageError, match=r"stats\.documents=many: give a whole number or null"):
-        build(broken.method)
+    with pytest.raises(UsageError, match=r"stats\.documents=many: give a whole number from 1 up or null"):
+        method_of(broken.method)
 
 
 def test_a_field_without_value_or_default_is_named():
     with pytest.raises(UsageError, match=r"method\.layers has no value"):
-        build(config({"_target_": "edit_cli.editors.finetune.ft.FT"}).method)
+        method_of(config({"_target_": MEMIT_NODE["_target_"]}).method)
 
 
 def test_settings_are_typed_and_the_rest_is_left_alone():
-    found = settings(OmegaConf.create({"limit": "3", "tag": "a", "anything": {"else": 1}}))
-    assert found == Settings(limit=3, tag="a")
+    top = {"_target_": "edit_cli.commands.settings.Settings"}
+    found = settings(OmegaConf.create({**top, "limit": "3", "tag": 7, "anything": {"else": 1}}))
+    assert found == Settings(limit=3, tag="7")
     for bad in (0, -1, "x", ""):
         with pytest.raises(UsageError, match=r"^limit="):
-            settings(OmegaConf.create({"limit": bad}))
+            settings(OmegaConf.create({**top, "limit": bad}))
 
 
 def test_plain_containers_keep_missing_values_and_name_broken_references():

@@ -145,7 +145,7 @@ def test_bad_questions_are_named_by_line_and_field(write: Writer) -> None:
         "line 6 (id a): filtered_rephrases has no wording but the question's own",
         "line 7 (id a): output is not a list of objects with an answer",
     ]
-    with pytest.raises(UsageError, match="dataset.unrelated=web: choose zsre or nq"):
+    with pytest.raises(UsageError, match="dataset.unrelated=web: choose nq or zsre"):
         ZsREQuestions("zsre_qa", path=write([MEND]), unrelated="web").load()
 
 

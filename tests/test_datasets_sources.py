@@ -312,7 +312,7 @@ def test_facts_without_a_path_and_fields_that_nobody_reads_are_reported(tmp_path
     assert notes.notes == ["facts: ignored fields: paraphrase"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Capitals(Source):
     """The example of docs/datasets.md: a new source says how one row becomes a case, and nothing else."""
 
@@ -393,7 +393,7 @@ def test_a_data_set_says_it_for_the_records_that_do_not(tmp_path: Path) -> None:
     table = "prompt,subject,target_new,join\n{} lives in,Ada,Oslo,\n{} is,Ada,Oslo,none\n"
     first, second = load_facts(tmp_path, table, "facts.csv").cases
     assert (asked(first), asked(second)) == (["Ada lives in Oslo"], ["Ada isOslo"])
-    with pytest.raises(UsageError, match="dataset.join=comma: choose none or space, or null for the rule"):
+    with pytest.raises(UsageError, match="dataset.join=comma: choose none, space or null"):
         Facts("facts", path=path, join="comma").load()
     with pytest.raises(MissingError, match="line 1: join is neither none nor space"):
         load_facts(tmp_path, json.dumps(FACT | {"join": ","}), "facts.jsonl")

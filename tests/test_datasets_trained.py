@@ -75,7 +75,7 @@ def test_a_field_split_comes_before_the_hash(write: Writer) -> None:
 
 def test_an_empty_split_is_one_line(write: Writer) -> None:
     with pytest.raises(
-        UsageError, match="split=test is empty: none of the 3 records .*by subject, dataset.shares=.1, 0, 0"
+        UsageError, match="split=test is empty: none of the 3 records .*by subject, dataset.shares=.1.0, 0.0, 0.0"
     ):
         Fever("fever", path=write(claims(1)), split="test", shares=[1, 0, 0]).load()
     with pytest.raises(UsageError, match="dataset.split=dev: .* has train"):
@@ -90,7 +90,7 @@ def test_an_empty_split_is_one_line(write: Writer) -> None:
         ({"locality": -1}, "dataset.locality=-1"),
         ({"labels": ["yes"]}, "dataset.labels="),
         ({"template": "no slot"}, "dataset.template="),
-        ({"join": "a comma"}, "dataset.join=a comma: choose none or space"),
+        ({"join": "a comma"}, "dataset.join=a comma: choose none, space or null"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(write: Writer, options: dict[str, Any], message: str) -> None:
@@ -144,7 +144,7 @@ def test_half_of_the_edits_of_fever_write_what_is_there_if_asked_for(write: Writ
             assert case == flip
     assert mixed == Fever("fever", path=path, flips=0.5).load().cases
     assert all(case.requests[0].target_true is None for case in Fever("fever", path=path, flips=0.0).load().cases)
-    with pytest.raises(UsageError, match="dataset.flips=1.5: give a share from 0 to 1"):
+    with pytest.raises(UsageError, match="dataset.flips=1.5: give a number from 0 to 1"):
         Fever("fever", path=path, flips=1.5).load()
 
 

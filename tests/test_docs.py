@@ -49,7 +49,9 @@ def test_every_command_of_the_docs_is_one(page, command):
     """Settings compose, and are built as far as no file is read."""
     import hydra
 
-    from edit_cli.config.build import build, method_of, register_resolvers
+    from edit_cli.cli.hydra_launch import kinds
+    from edit_cli.commands.parts import method_of
+    from edit_cli.config.build import build, register_resolvers
     from edit_cli.config.overrides import regroup
 
     words = words_of(command)
@@ -57,9 +59,9 @@ def test_every_command_of_the_docs_is_one(page, command):
         assert page.startswith("adding-a-")
         return
     if words[0] not in CONFIGURED:
-        assert words[0] in ("show", "apply", "compare", "ls", "env")
+        assert words[0] in ("show", "show-config", "apply", "compare", "ls", "env")
         return
-    arguments = regroup(words[1:])
+    arguments = regroup(words[1:], kinds(words[0], words[1:], []))
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     if "-m" in arguments:
         overrides = [re.sub(r"^([\w.]+=[^,\[]+),.*", r"\1", word) for word in overrides]

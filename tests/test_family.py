@@ -13,7 +13,8 @@ from families import tiny_lm
 from hydra import compose, initialize_config_module
 from oracle import plain_value
 
-from edit_cli.config.build import method_of, register_resolvers
+from edit_cli.commands.parts import method_of
+from edit_cli.config.build import register_resolvers
 from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
 from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import optimise_values

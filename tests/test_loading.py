@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import socket
-from dataclasses import fields
 from pathlib import Path
 
 import edit_cli.conf
@@ -18,7 +17,8 @@ from families import DEPTH, quiet, tiny
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from edit_cli.config.build import register_resolvers
+from edit_cli.config.build import build, register_resolvers
+from edit_cli.config.source import with_defaults
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.lm import loading
 from edit_cli.lm.layout import LayoutOptions
@@ -354,17 +354,13 @@ def test_what_is_no_hub_id_either(model_id, offline, monkeypatch):
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_packaged_model_is_described_and_has_all_keys(file):
+def test_every_packaged_model_is_described_and_built(file):
     text = file.read_text()
     summary, command = text.splitlines()[:2]
     assert re.fullmatch(r"# \S.{20,120}", summary)
     assert re.fullmatch(rf"#   edit-cli \w+ .*\bmodel={re.escape(file.stem)}\b.*", command)
-    own, shared = OmegaConf.create(text), OmegaConf.load(CONF / "shared" / "hub.yaml")
-    assert own.pop("defaults") == ["shared/hub@_here_", "_self_"]
-    model = OmegaConf.merge(shared, own)
+    model = with_defaults(OmegaConf.create(text))
     assert model.pop("_target_") == "edit_cli.lm.loading.ModelOptions"
-    assert set(model) == {field.name for field in fields(ModelOptions)}
-    assert set(model.layout) == {field.name for field in fields(LayoutOptions)}
     if file.stem == "hf":
         register_resolvers()
         assert OmegaConf.is_missing(model, "id")
@@ -373,15 +369,10 @@ def test_every_packaged_model_is_described_and_has_all_keys(file):
         assert model.name == "model"
     else:
         assert model.name == file.stem
-    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelOptions), model))
+    options = build(model, ModelOptions)
     assert options.perplexity_text is None or packaged(options.perplexity_text).is_file()
     assert (CONF.parent / "corpus" / f"{options.corpus}.yaml").is_file()
     assert options.id.startswith("embedded:") == file.stem.startswith("tiny-")
-
-
-def test_every_key_of_a_model_has_a_comment():
-    lines = (CONF / "shared" / "hub.yaml").read_text().splitlines()
-    assert all("#" in line for line in lines if ":" in line and "_target_" not in line)
 
 
 def test_published_settings_belong_to_packaged_models():

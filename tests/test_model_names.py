@@ -43,7 +43,7 @@ def test_the_embedded_models_are_what_their_settings_say():
         from edit_cli.lm.loading import ModelOptions
 
         settings = OmegaConf.load(catalog.conf_dir() / "model" / f"{name}.yaml")
-        ModelOptions(name, settings.id, dict(settings.made_for)).read_kind()
+        ModelOptions(name, settings.id, made_for=dict(settings.made_for)).read_kind()
 
 
 @pytest.mark.parametrize("folder", ["small", "llama"])

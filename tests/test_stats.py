@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from stats_helpers import corpus_file, language_model, store, texts
 
+from edit_cli.config.build import build
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.statistics.moments import MomentStore
@@ -245,6 +246,5 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_the_model_runs(tmp_p
 
 
 def test_fields_are_what_a_config_can_hold():
-    schema = OmegaConf.structured(MomentStore)
     for tokens in (None, 1000, "auto"):
-        assert OmegaConf.merge(schema, {"tokens": tokens}).tokens == tokens
+        assert build(OmegaConf.create({"tokens": tokens}), MomentStore).tokens == tokens

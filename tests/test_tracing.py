@@ -16,7 +16,8 @@ from edit_cli.lm.hooks import hidden_of, with_hidden
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
-from edit_cli.tracing.restore import KINDS, Trace, TraceOptions, Tracer
+from edit_cli.tracing.restore import Trace, Tracer
+from edit_cli.tracing.settings import TraceOptions
 
 PROMPTS = [
     ("The mother tongue of {} is", "Ada Lund"),
@@ -106,7 +107,7 @@ def test_families_agree_with_the_plain_path(family):
     tracer = Tracer(lm, TraceOptions(window=2, copies=2, batch_tokens=150), embedding_deviation(lm, facts))
     expected = [plain_trace(lm, fact, tracer) for fact in facts]
     found = dict(tracer.traces(facts))
-    spread = max(np.ptp(trace.scores[kind]) / trace.high for trace in expected for kind in KINDS)
+    spread = max(np.ptp(trace.scores[kind]) / trace.high for trace in expected for kind in trace.scores)
     assert spread > 1e-2  # the states that are restored do matter
     for fact, trace in zip(facts, expected, strict=True):
         assert_same(found[fact], trace, rel=1e-6)

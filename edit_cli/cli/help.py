@@ -1,11 +1,12 @@
-"""Help and completion, made from the files in conf/ as they are."""
+"""Help and completion, made from the files in conf/ and the classes of settings as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import TextWrapper
 
 from edit_cli.config import catalog
+from edit_cli.config.schema import Key, keys
 
 COMMANDS = {
     "evaluate": "Edit facts, ask before and after, take each edit back; a table of what the edits did.",
@@ -18,6 +19,7 @@ COMMANDS = {
 }
 CONFIGURED = tuple(COMMANDS)
 OTHERS = {
+    "show-config": "Show every setting of a method, a data set, a model, a protocol, …, with what it takes.",
     "ls": "List methods, models, datasets, metrics or runs.",
     "show": "Show a run: its table, or one case with the answers before and after.",
     "compare": "Put several runs side by side: a table, a CSV file and a figure.",
@@ -54,63 +56,6 @@ EXAMPLES = {
         "edit-cli precompute-stats model=gpt-j-6b 'layers=[3,4,5]' stats.documents=20000",
     ),
 }
-SETTINGS = {
-    "evaluate": {
-        "limit=N": "use the first N records; null for all",
-        "protocol.batch_size=N": "facts edited together: a number, all, or auto",
-        "protocol.order_seed=N": "shuffle the facts",
-        "protocol.save_edits=true": "keep every edit",
-    },
-    "edit": {
-        "edit.prompt='{} plays the'": "the statement up to its answer; {} stands for the subject",
-        "edit.subject=NAME": "what the fact is about",
-        "edit.target=ANSWER": "the new answer",
-        "edit.target_true=ANSWER": "the old one, to compare with (may be left out)",
-        "edit.join=none": "nothing stands before the answer; space: a space; else as docs/datasets.md says",
-        "dataset.path=FILE": "several facts: JSON lines, JSON or CSV with prompt, subject, target_new",
-        "base_edit=DIR": "edit on top of an earlier edit",
-        "must_take=true": "exit code 5 unless every fact took",
-    },
-    "sequential": {
-        "limit=N": "use the first N records; null for all",
-        "protocol=sme": "edit mistakes only, one at a time, in folds: SR, GR, ER, TrainR, TestR (default: lifelong)",
-        "protocol.batch_size=N": "facts edited together in a step",
-        "protocol.checkpoints=[1,10,100]": "after how many facts all of them are asked about again",
-    },
-    "trace": {
-        "limit=N": "use the first N records; null for all",
-        "protocol.kinds=[hidden,mlp,attn]": "what is restored",
-        "protocol.window=N": "layers whose MLP or attention outputs are restored together",
-        "protocol.noise=X": (
-            "noise on the subject, in standard deviations of its embeddings (protocol.noise_std: as it is)"
-        ),
-    },
-    "train-editor": {
-        "limit=N": "train on the first N records; null for all",
-        "method.training.steps=N": (
-            "optimiser steps (method.training.*: learning rate, precision, early stopping, trackers, …)"
-        ),
-        "method.edits=N": "facts that are edited together",
-        "splits.train=NAME": "which split of the data set to learn from (splits.validation=NAME: to stop early by)",
-        "cache_dir=DIR": "where trained editors are kept",
-    },
-    "calibrate": {
-        "limit=N": "use the first N records; null for all",
-        "layers=[3,4]": "layers; without it, all",
-        "modules=[mlp_in]": "whose keys: mlp_in, mlp_out, or names in a block",
-        "side=output": "read them where they leave the module (MELO), not where they enter it (GRACE)",
-    },
-    "precompute-stats": {
-        "layers=[3,4]": "layers; without it, those that the method uses on this model",
-        "corpus=NAME": "text: " + "NAMES",
-        "stats.documents=N": "how much of it (stats.tokens=N or auto, likewise)",
-    },
-}
-PLACES = {
-    "tag=NAME": "add NAME to the run's directory, to keep several side by side",
-    "run_dir=DIR": "put the run elsewhere",
-    "overwrite=true": "replace the run that lies there instead of continuing it",
-}
 FLAGS = {
     "-m, --multirun": "run every combination of values given with commas: -m method=rome,memit",
     "--cfg job": "print all settings and do nothing",
@@ -119,6 +64,7 @@ FLAGS = {
     "--help": "this text",
 }
 WIDTH = 96
+LONGEST = 44  # characters of a key with its default, beside which there is room for a sentence
 
 
 def overview() -> str:
@@ -132,14 +78,14 @@ def overview() -> str:
     lines += _section("Commands", COMMANDS | OTHERS)
     lines += _groups("methods", "datasets", "models")
     lines += ["Examples:", *(f"  {EXAMPLES[name][0]}" for name in ("evaluate", "edit")), ""]
-    lines += _wrapped(
+    lines += wrapped(
         "`edit-cli COMMAND --help` tells a command's settings. `--install-completion` sets up completion in this shell."
     )
     return "\n".join(lines)
 
 
-def command(name: str) -> str:
-    """One command: examples, settings, what there is to choose from."""
+def command(name: str, overrides: Sequence[str] = ()) -> str:
+    """One command: examples, settings, what there is to choose from, with the protocol that `overrides` choose."""
     lines = [
         f"Usage: edit-cli {name} [KEY=VALUE]...",
         "",
@@ -149,15 +95,35 @@ def command(name: str) -> str:
         *(f"  {text}" for text in EXAMPLES[name]),
         "",
     ]
-    texts = {key: text.replace("NAMES", ", ".join(catalog.names("corpus"))) for key, text in SETTINGS[name].items()}
     lines += _groups(
         *(() if name in ("trace", "calibrate") else ("methods",)),
         *(() if name == "precompute-stats" else ("datasets",)),
         "models",
+        *(("corpora",) if name == "precompute-stats" else ()),
     )
-    lines += _section("Settings", texts | ({} if name in ("precompute-stats", "calibrate") else PLACES))
-    lines += _section("Options", FLAGS)
+    for prefix, _, target in catalog.targets(name, overrides):
+        if target is not None and target.startswith(catalog.LIGHT):
+            title = f"Settings of {prefix.rstrip('.')}" if prefix else "Settings"
+            lines += settings(title, keys(catalog.class_at(target), prefix))
+    lines += wrapped(
+        "${KEY} is the value of another setting. `edit-cli show-config KIND/NAME` lists the settings of a method, a"
+        " data set, …, `edit-cli show-config stats` those of second moments."
+    )
+    lines += ["", *_section("Options", FLAGS)]
     return "\n".join(lines).rstrip()
+
+
+def settings(title: str, found: Iterable[Key]) -> list[str]:
+    """A section with every key as it is typed, what it is for, and what it takes."""
+    rows = {key.written: key.told for key in found}
+    width = min(max(map(len, rows), default=0), LONGEST)
+    lines = [f"{title}:"]
+    for name, text in rows.items():
+        if len(name) > width:
+            lines += [f"  {name}"]
+            name = ""
+        lines += wrapped(text, f"  {name:<{width}}  ", " " * (width + 4))
+    return [*lines, ""]
 
 
 def complete(name: str, earlier: Sequence[str], incomplete: str) -> list[str]:
@@ -189,7 +155,7 @@ def _groups(*kinds: str) -> list[str]:
         found = catalog.entries(group)
         if kind == "models":  # many, and their names say it all
             text = ", ".join(entry.name for entry in found)
-            lines += [f"Models ({group}=NAME):", *_wrapped(text, "  "), ""]
+            lines += [f"Models ({group}=NAME):", *wrapped(text, "  "), ""]
         else:
             lines += _section(f"{kind.capitalize()} ({group}=NAME)", {entry.name: entry.summary for entry in found})
     return lines
@@ -199,11 +165,11 @@ def _section(title: str, rows: dict[str, str]) -> list[str]:
     width = max(map(len, rows), default=0)
     lines = [f"{title}:"]
     for name, text in rows.items():
-        lines += _wrapped(text, f"  {name:<{width}}  ", " " * (width + 4)) or [f"  {name}"]
+        lines += wrapped(text, f"  {name:<{width}}  ", " " * (width + 4)) or [f"  {name}"]
     return [*lines, ""]
 
 
-def _wrapped(text: str, first: str = "", later: str | None = None) -> Sequence[str]:
+def wrapped(text: str, first: str = "", later: str | None = None) -> Sequence[str]:
     """Lines of `text`; names with hyphens stay whole."""
     later = first if later is None else later
     return TextWrapper(WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False).wrap(text)

@@ -18,18 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli import streams
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.config import catalog, registry
+from edit_cli.commands.job import Outcome
+from edit_cli.config import catalog, registry, source
 from edit_cli.config.build import did_you_mean, register_resolvers
-from edit_cli.config.overrides import override_key, regroup, unquoted
-from edit_cli.config.source import OurFolders
+from edit_cli.config.composed import Composed
+from edit_cli.config.overrides import Kind, kind_of, literal, override_key, regroup, unquoted
+from edit_cli.config.schema import leaves
 from edit_cli.errors import UsageError
 from edit_cli.files.paths import expanded
 
 NOT_IN_TAG = ("method", "model", "dataset", "tag", "run_dir", "runs_dir", "hydra")
 
 
-Execute = Callable[[Job], Outcome]
+Execute = Callable[[Composed], Outcome]
 
 
 def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[list[Outcome], bool]:
@@ -43,12 +44,13 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
     import hydra
 
     argv = regroup(arguments)
-    _refuse_hidden(argv)
-    argv, folder = _users_folder(argv)
-    register_resolvers()
-    overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
-    named = _plugins(overrides)
+    named = _plugins(argv)
     registry.admit(named)
+    registry.check()
+    folders = _refuse_hidden(argv)
+    register_resolvers()
+    argv = with_defaults(regroup(arguments, kinds(command, argv, folders)))
+    overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
     diary = _Diary(expanded(_given(overrides, "runs_dir", "runs")) / ".sweep")
     _refuse_unread(command, argv)
     keys = _swept(overrides)
@@ -65,21 +67,42 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         }
         varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
         tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
-        outcome = execute(Job(command, config, choices, tag, in_sweep, plugins=tuple(named)))
+        outcome = execute(Composed(command, config, choices, tag, in_sweep, tuple(named)))
         number = settings.job.num if in_sweep else 0
         diary.add(Outcome(outcome.exit_code, outcome.run_dir, number, varied, outcome.error))
 
     own, sys.argv = sys.argv, [f"edit-cli {command}", *argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who say what they mean
-    OurFolders.users = folder
     try:
         hydra.main(version_base="1.3", config_path="pkg://edit_cli.conf", config_name=command)(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, command, overrides) from None
     finally:
-        sys.argv, OurFolders.users = own, None
+        sys.argv = own
         outcomes = diary.close()
     return outcomes, any(flag in argv for flag in ("-m", "--multirun"))
+
+
+def kinds(command: str, argv: Sequence[str], folders: Sequence[Path]) -> dict[str, Kind]:
+    """{dotted key: how it is typed} of the settings that hold text, of the command with the options it is given."""
+    overrides = [argument for argument in argv if "=" in argument]
+    found = {}
+    for prefix, _, target in catalog.targets(command, overrides, folders):
+        if target is not None and (cls := source.class_of(target)) is not None:
+            typed = ((key, kind_of(hint)) for key, hint in leaves(cls, prefix))
+            found |= {key: kind for key, kind in typed if kind is not None}
+    return found
+
+
+def with_defaults(argv: Sequence[str]) -> list[str]:
+    """A user's folder of configurations is read as the packaged one is: with the defaults of the classes they name."""
+    words = list(argv)
+    for flag in ("--config-dir", "-cd"):
+        while flag in words:
+            folder = Path(words.pop(words.index(flag) + 1)).resolve()
+            words.remove(flag)
+            words.append(f"hydra.searchpath=[{literal(f'{source.FilesWithDefaults.scheme()}://{folder}')}]")
+    return words
 
 
 def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageError:
@@ -136,7 +159,8 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
 def _options_with(group: str, key: str) -> list[str]:
     """Options of a group (`method`, `protocol`, …) whose own file has that key."""
     files = sorted((catalog.conf_dir() / group).glob("*.yaml")) if group and "." not in group else []
-    return [file.stem for file in files if key in OmegaConf.load(file).keys()]  # noqa: SIM118 - `in` denies a key that waits for its value
+    with_keys = ((file.stem, source.with_defaults(OmegaConf.load(file)).keys()) for file in files)
+    return [option for option, keys in with_keys if key in keys]  # `in` the node denies a key that waits for its value
 
 
 def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
@@ -149,6 +173,7 @@ def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
     chosen = [
         text.partition(",")[0] for text in overrides if override_key(text) in (*catalog.GROUPS.values(), "protocol")
     ]
+    chosen += [text for text in overrides if override_key(text) == "hydra.searchpath"]
     for choices in (chosen, []):
         GlobalHydra.instance().clear()
         try:
@@ -228,19 +253,23 @@ def _tag(given: str | None, varied: Sequence[str]) -> str | None:
     return re.sub(r"[^\w.=,+-]+", "_", ",".join(parts)) or None
 
 
-def _refuse_hidden(argv: Sequence[str]) -> None:
-    """Hydra reads packaged files before a user's: one of the same name would silently not be read."""
-    for flag, folder in itertools.pairwise(argv):
-        if flag not in ("--config-dir", "-cd"):
-            continue
-        if not Path(folder).is_dir():
+def _refuse_hidden(argv: Sequence[str]) -> list[Path]:
+    """The folders of the user's own configurations. Hydra reads packaged files before a user's: one of the same name
+    would silently not be read.
+    """
+    folders = [Path(folder) for flag, folder in itertools.pairwise(argv) if flag in ("--config-dir", "-cd")]
+    for folder in folders:
+        if not folder.is_dir():
             raise UsageError(f"--config-dir {folder}: no such folder")
-        for file in sorted(Path(folder).rglob("*.yaml")):
+        for file in sorted(folder.rglob("*.yaml")):
             name = file.relative_to(folder)
             if (catalog.conf_dir() / name).is_file():
                 raise UsageError(
                     f"{file} has the name of a packaged file ({name}), which comes first: give yours another name"
                 )
+            if any(entry.name == file.stem for entry in catalog.plugins(str(name.parent))):
+                raise UsageError(f"{file} has the name of what a plug-in brings: give yours another name")
+    return folders
 
 
 def _refuse_unread(command: str, argv: Sequence[str]) -> None:
@@ -253,17 +282,6 @@ def _refuse_unread(command: str, argv: Sequence[str]) -> None:
             raise UsageError(f"~{key}: `{command}` cannot do without; choose another one by {key}=NAME")
         if override.startswith("+") and re.split(r"[./]", key)[0] not in catalog.top_keys(command):
             raise UsageError(_unknown_key(key, command, [argument for argument in argv if "=" in argument]))
-
-
-def _users_folder(argv: Sequence[str]) -> tuple[list[str], Path | None]:
-    """(the arguments without --config-dir, its folder): Hydra would read it without the defaults of classes."""
-    rest, folder, waiting = [], None, list(argv)
-    while waiting:
-        if (argument := waiting.pop(0)) in ("--config-dir", "-cd"):
-            folder = Path(waiting.pop(0))
-        else:
-            rest.append(argument)
-    return rest, folder
 
 
 def _plugins(overrides: Sequence[str]) -> list[str]:

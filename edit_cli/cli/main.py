@@ -66,8 +66,7 @@ def _configured(name: str) -> None:
 
     def command(overrides: Overrides = None, wants_help: Wanted = False) -> None:
         if wants_help:
-            typer.echo(help_texts.command(name))
-            raise typer.Exit
+            _exit(lambda: _explain(name, overrides or []))
         _exit(lambda: _launch(name, overrides or []))
 
     app.command(name, context_settings=PASS_ON, add_help_option=False, help=help_texts.COMMANDS[name])(command)
@@ -75,6 +74,24 @@ def _configured(name: str) -> None:
 
 for _name in help_texts.CONFIGURED:
     _configured(_name)
+
+
+@app.command("show-config", context_settings=PASS_ON | HELP)
+def show_config(
+    what: Annotated[str, typer.Argument(help="a method, or KIND/NAME, such as dataset/fever or model/gpt2-xl")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as model=gpt2-xl: as published for it")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show every setting of a method, a data set, a model, a protocol, …, with what it takes."""
+
+    def work() -> int:
+        from edit_cli.cli import show_config
+
+        return show_config.run(what, overrides or [], as_json)
+
+    _exit(work)
 
 
 @app.command("ls", context_settings=HELP)
@@ -180,6 +197,19 @@ def env(as_json: Json = False) -> None:
         return env.run(as_json)
 
     _exit(work)
+
+
+def _explain(name: str, overrides: list[str]) -> int:
+    """Help, with the settings of the options that are named beside it."""
+    lines = [help_texts.command(name, overrides)]
+    for override in overrides:
+        group, _, option = override.partition("=")
+        if group in catalog.GROUPS.values() and option in catalog.names(group):
+            from edit_cli.cli import show_config
+
+            lines += ["", *show_config.section(group, option, [], name)]
+    typer.echo("\n".join(lines).rstrip())
+    return 0
 
 
 def _launch(name: str, overrides: list[str]) -> int:

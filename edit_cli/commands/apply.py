@@ -118,4 +118,6 @@ def _model(edit: Path, named: str | None, trust_remote_code: bool) -> ModelOptio
             return replace(packaged, revision=made_for["revision"], dtype=dtype, trust_remote_code=trust_remote_code)
     if named is not None:
         raise MissingError(f"--model {named} is neither a folder nor a name in conf/model")
-    return ModelOptions(name, made_for["id"], made_for["revision"], dtype=dtype, trust_remote_code=trust_remote_code)
+    return ModelOptions(
+        name, made_for["id"], revision=made_for["revision"], dtype=dtype, trust_remote_code=trust_remote_code
+    )

@@ -4,41 +4,18 @@ them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import build_model, load_model, refuse_missing
-from edit_cli.config.build import build, settings
+from edit_cli.commands.parts import load_model, refuse_missing
 from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.memory.calibration import separation
 from edit_cli.errors import UsageError
 from edit_cli.report.calibration import calibration_table, overrides
 from edit_cli.requests import Case
 
-SIDES = ("input", "output")
-
-
-@dataclass
-class Places:
-    """Where keys are read: modules of layers (null: all layers), and on which side of them."""
-
-    layers: list[int] | None = None
-    modules: list[str] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
-    side: str = "input"
-
-    def __post_init__(self) -> None:
-        if not self.modules:
-            raise UsageError("modules=[]: give a list of names, such as [mlp_in,mlp_out]")
-        if self.layers is not None and not self.layers:
-            raise UsageError("layers=[]: give a list of whole numbers, such as [3,4], or null for all")
-        if self.side not in SIDES:
-            raise UsageError(f"side={self.side}: choose input or output")
-
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top = settings(job.config)
-    places: Places = build(job.config, Places, partly=True)
-    dataset = build(job.config.dataset).load(top.limit, monitor)
+    top, model = job.config.settings, job.config.model
+    dataset = job.config.dataset.load(top.limit, monitor)
     cases = [
         case for case in dataset.cases if _prompts(case, "paraphrase") and _prompts(case, "neighborhood", "locality")
     ]
@@ -46,20 +23,19 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         raise UsageError(
             f"dataset={dataset.name} has no fact with both other wordings and prompts about others: choose another one"
         )
-    model = build_model(job)
     refuse_missing(job, model)
     lm = load_model(model, monitor)
-    layers = places.layers if places.layers is not None else range(lm.layout.prompt_depth)
+    layers = top.layers if top.layers is not None else range(lm.layout.prompt_depth)
     for layer in layers:
         lm.layout.block(layer)
     facts = [case.requests[0].text for case in cases]
     reworded = [_prompts(case, "paraphrase") for case in cases]
     others = [_prompts(case, "neighborhood", "locality") for case in cases]
     found = []
-    with monitor.phase("measure"), monitor.task("places", len(layers) * len(places.modules)) as advance:
+    with monitor.phase("measure"), monitor.task("places", len(layers) * len(top.modules)) as advance:
         for layer in layers:
-            for module in places.modules:
-                found.append(separation(lm, facts, reworded, others, layer, module, places.side))
+            for module in top.modules:
+                found.append(separation(lm, facts, reworded, others, layer, module, top.side))
                 advance(1)
     if not job.in_sweep:
         monitor.screen.show(calibration_table(lm.name, len(cases), found))

@@ -22,29 +22,27 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from omegaconf import OmegaConf
-
 from edit_cli import streams
-from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.job import Outcome
+from edit_cli.config.composed import Composed
 from edit_cli.console import Screen
 from edit_cli.distributed import PeerLost
 from edit_cli.errors import MissingError, UsageError
 
-Execute = Callable[[Job], Outcome]
+Execute = Callable[[Composed], Outcome]
 GRACE = 20.0  # seconds in which the others may notice by themselves that one has ended, and put their results in order
 
 
-def run(job: Job, size: int, execute: Execute) -> Outcome:
+def run(composed: Composed, size: int, execute: Execute) -> Outcome:
     """What `execute` makes of the job in `size` processes that find each other; the main one's outcome.
 
     If one of them dies, the others are ended, and what was finished stays.
     """
-    portable = {**vars(job), "config": OmegaConf.to_yaml(job.config)}
     context = multiprocessing.get_context("spawn")  # forks of a process that holds a GPU or threads do not work
     with TemporaryDirectory(prefix="edit-cli-") as folder:
         place = (size, _free_port(), Path(folder))
         processes = [
-            context.Process(target=_work, args=(execute, portable, rank, *place), name=f"process {rank}")
+            context.Process(target=_work, args=(execute, composed, rank, *place), name=f"process {rank}")
             for rank in range(size)
         ]
         for process in processes:
@@ -106,7 +104,7 @@ def _outcome(processes: Sequence[BaseProcess], outcomes: Sequence[Outcome | None
 # --- in the processes -------------------------------------------------------------------------------------------------
 
 
-def _work(execute: Execute, portable: dict, rank: int, size: int, port: int, folder: Path) -> None:
+def _work(execute: Execute, composed: Composed, rank: int, size: int, port: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     streams.settle()
@@ -114,7 +112,7 @@ def _work(execute: Execute, portable: dict, rank: int, size: int, port: int, fol
     threading.Thread(target=_follow_parent, daemon=True).start()
     _share_cores(size)
     try:
-        outcome = execute(Job(**{**portable, "config": OmegaConf.create(portable["config"])}))
+        outcome = execute(composed)
     except PeerLost:
         sys.exit(PeerLost.exit_code)
     except KeyboardInterrupt:

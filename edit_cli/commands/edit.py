@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePath
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from edit_cli.commands.evaluate import result_line
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import SOME_FAILED, outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import (
-    Ledger,
-    attempt,
-    build_method,
-    build_model,
-    context_of,
-    load_fitting,
-    perplexity_texts,
-    refuse_missing,
-)
-from edit_cli.commands.protocol import Protocol
+from edit_cli.commands.parts import Ledger, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.commands.recording import recorded, run_path, slug
-from edit_cli.config.build import Settings, build, plain_containers, settings
-from edit_cli.config.registry import name_of
+from edit_cli.commands.settings import Fact
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.facts import requested
@@ -46,35 +32,12 @@ INLINE = "inline"
 SAVED = "0000"  # name of the one edit that this command makes
 
 
-@dataclass
-class EditOptions:
-    """Keys of `edit`: one fact. prompt holds {} where the subject belongs. join: see `writing.joined`."""
-
-    prompt: str
-    target: str
-    subject: str | None = None
-    target_true: str | None = None
-    join: str | None = None
-
-
-@dataclass
-class EditCommand:
-    """Keys of the command itself. must_take: exit code 5 unless every fact took (`metrics.verdict`)."""
-
-    base_edit: str | None = None
-    must_take: bool = False
-
-
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top = settings(job.config)
-    protocol = build(job.config.protocol, Protocol)
-    model, method = build_model(job), build_method(job)
-    dataset = _facts(job, top, monitor)
-    own = build(job.config, EditCommand, partly=True)
-    base = None if own.base_edit is None else expanded(own.base_edit)
-    path = _path(job, top, dataset, base)
-    inline = dataset.name == INLINE
-    context = context_of(job, None if inline else OtherRecords(build(job.config.dataset), dataset.cases, top.seed))
+    top, source, model, method = job.config.settings, job.config.dataset, job.config.model, job.config.method
+    dataset = inline(top.edit) if top.edit.given else source.load(top.limit, monitor)
+    base = None if top.base_edit is None else expanded(top.base_edit)
+    path = _path(job, dataset, base)
+    context = context_of(job, None if top.edit.given else OtherRecords(source, dataset.cases, top.seed))
 
     def check() -> None:
         refuse_missing(job, model, method, context)
@@ -84,27 +47,27 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     details = {
         "protocol": {"batch_size": len(dataset.cases), "batches": 1, "evaluated": "after all edits", "restored": False}
     }
-    with recorded(job, top, path, monitor, details, dataset, check=check) as run:
+    with recorded(job, path, monitor, details, dataset, check=check) as run:
         ledger = Ledger(monitor)
         saved = run.edits / SAVED
         if not job.team.tell(run.finished.issuperset(dataset.ids) and saved.is_dir()):
             check()
             lm = load_fitting(job, model, method, context, [dataset], monitor)
+            about = job.about_method
             editor = method.begin(lm, context)
             editor.warm_up()  # what it lacks is told before anything is asked
             if base is not None:
                 for directory in edit_store.chain(base):
                     edit = edit_store.load(directory, lm)
-                    if edit_store.read_manifest(directory)["method"].get("type") == name_of(job.config.method._target_):
+                    if edit_store.read_manifest(directory)["method"].get("type") == about["type"]:
                         editor.recall(edit)  # before it is attached, as in a sequence
                     lm.attach(edit)
-            before = BeforeCache(protocol.observe, perplexity_texts(model))
+            before = BeforeCache(job.config.protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, dataset.cases)
             done = attempt(editor, dataset.cases)
             after = {}
             if done.edit is not None:
-                about = {"name": job.choices["method"], **plain_containers(job.config.method)}
                 if job.team.is_main:
                     edit_store.save(done.edit, saved, lm, done.requests, about, base)
                 with monitor.phase("ask after"), lm.edited(done.edit):
@@ -134,49 +97,31 @@ def _conclude(job: Job, run: Run, saved: Path, ledger: Ledger, monitor: ConsoleM
         if saved.is_dir():
             monitor.screen.line(f"edit: {saved}")
     ended = outcome(run, [line for line in lines if line["error"]], monitor)
-    strict = build(job.config, EditCommand, partly=True).must_take
+    strict = job.config.settings.must_take
     return replace(ended, exit_code=SOME_FAILED) if strict and summary["took"]["failed"] else ended
 
 
-def _path(job: Job, top: Settings, dataset: Dataset, base: Path | None) -> Path:
+def _path(job: Job, dataset: Dataset, base: Path | None) -> Path:
     """Whatever is edited, alone or on top of another edit, lies apart, without the user's having to name it.
 
     Raises:
         MissingError: the base is no edit.
     """
-    path = run_path(job, top, dataset.name, job.model_name)
-    if top.run_dir is not None and not job.in_sweep:
+    path = run_path(job, dataset.name, job.model_name)
+    if job.config.settings.run_dir is not None and not job.in_sweep:
         return path
     if dataset.name == INLINE:
         request = dataset.cases[0].requests[0]
         what = f"{request.subject or request.prompt}-{bare(request.target_new)}"
     else:
-        what = PurePath(job.config.dataset.get("path") or "").stem
+        what = PurePath(job.config.dataset.path or "").stem
     digest = hashlib.sha256(repr((dataset.sha256, dataset.ids)).encode()).hexdigest()[:6]
     below = "" if base is None else f"on-{edit_store.read_manifest(base)['id'][:6]}"
     return path.with_name("-".join(filter(None, (path.name, what and slug(what)[:60], below, digest))))
 
 
-def _facts(job: Job, top: Settings, monitor: ConsoleMonitor) -> Dataset:
-    """The one fact of the command line, or those of the data set."""
-    given: dict[str, Any] = {key: value for key, value in job.config.edit.items() if value is not None}
-    if not given:
-        if OmegaConf.is_missing(job.config.dataset, "path"):
-            raise UsageError(
-                "nothing to edit: give one fact (edit.prompt='{} plays the' edit.subject='Jormia Stenenen'"
-                " edit.target=organ) or a file of facts (dataset.path=FILE)"
-            )
-        return build(job.config.dataset).load(top.limit, monitor)
-    for key in ("prompt", "target"):
-        if key not in given:
-            raise UsageError(f"edit.{key} has no value: one fact needs edit.prompt, edit.subject and edit.target")
-    return _inline(build(job.config.edit, EditOptions))
-
-
-def _inline(fact: EditOptions) -> Dataset:
-    """The fact as a data set, by the rules of files of facts."""
-    if fact.subject is None and "{}" in fact.prompt:
-        raise UsageError("edit.subject has no value: it belongs where edit.prompt has {}")
+def inline(fact: Fact) -> Dataset:
+    """The one fact of the command line as a data set, by the rules of files of facts."""
     named = {"target_new": "target"}  # where the key is called otherwise than the field
     row = Row("command line", 0, {**asdict(fact), "target_new": fact.target})
     try:

@@ -10,19 +10,8 @@ from typing import Any
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import (
-    Ledger,
-    attempt,
-    build_method,
-    build_model,
-    context_of,
-    load_fitting,
-    perplexity_texts,
-    refuse_missing,
-)
-from edit_cli.commands.protocol import EvaluateProtocol
+from edit_cli.commands.parts import Ledger, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
-from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.distributed import ALONE
 from edit_cli.editors.base import Editor
@@ -39,19 +28,17 @@ Begin = Callable[[], Editor[Any]]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top = settings(job.config)
-    protocol = build(job.config.protocol, EvaluateProtocol)
-    model, method, source = build_model(job), build_method(job), build(job.config.dataset)
-    dataset = source.load(top.limit, monitor)
-    context = context_of(job, OtherRecords(source, dataset.cases, top.seed))
+    top, protocol, model, method = job.config.settings, job.config.protocol, job.config.model, job.config.method
+    dataset = job.config.dataset.load(top.limit, monitor)
+    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
     batches = list(enumerate(protocol.batches(dataset.cases, method)))
     size = protocol.size(method, len(dataset.cases))
     details = {
         "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
     }
-    path = run_path(job, top, job.choices["dataset"], job.model_name)
+    path = run_path(job, job.choices["dataset"], job.model_name)
     check = partial(refuse_missing, job, model, method, context)
-    with recorded(job, top, path, monitor, details, dataset, check=check) as run:
+    with recorded(job, path, monitor, details, dataset, check=check) as run:
         ledger = Ledger(monitor)
         if not run.finished.issuperset(dataset.ids):
             if run.finished:
@@ -59,11 +46,11 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lm = load_fitting(job, model, method, context, [dataset], monitor)
             begin = partial(method.begin, lm, context)
             begin().warm_up()
-            about = {"name": job.choices["method"], **plain_containers(job.config.method)}
+            about = job.about_method if protocol.save_edits else None
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.task("cases", len(dataset.cases)) as advance:
                 advance(len(run.finished))
-                for line in evaluate_shared(lm, begin, batches, run, before, about if protocol.save_edits else None):
+                for line in evaluate_shared(lm, begin, batches, run, before, about):
                     run.append({**line, "phases": ledger.take()})
                     advance(1)
         else:

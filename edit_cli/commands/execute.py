@@ -1,24 +1,27 @@
-"""Runs one job and turns its end, however it comes, into an outcome with an exit code."""
+"""Makes typed settings of what Hydra composed, runs the command on them, and turns its end, however it comes, into an
+outcome with an exit code.
+"""
 
 from __future__ import annotations
 
 import importlib
 import traceback
-from dataclasses import replace
 
 from edit_cli.commands import crew
 from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import configured
 from edit_cli.commands.recording import ran_out_of_memory
 from edit_cli.config import registry
-from edit_cli.config.build import register_resolvers, settings
+from edit_cli.config.build import register_resolvers
+from edit_cli.config.composed import Composed
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.distributed import ALONE, PeerLost, Team, alone, follows, join
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
 from edit_cli.files.disk import is_refusal, refusal
 
 
-def execute(job: Job) -> Outcome:
-    """Run the job's command, in as many processes as it asks for.
+def execute(composed: Composed) -> Outcome:
+    """Run a command with what Hydra composed for it, in as many processes as that asks for.
 
     Errors are told in one line, so that the other jobs of a sweep go on; an interruption is not caught.
 
@@ -28,12 +31,12 @@ def execute(job: Job) -> Outcome:
     register_resolvers()
     team = ALONE
     try:
-        if tuple(job.config.get("plugins") or ()) != job.plugins:  # files may be from anywhere
+        if tuple(composed.node.get("plugins") or ()) != composed.plugins:  # files may be from anywhere
             raise UsageError("plugins are named on the command line, by plugins=[mypackage], and in no file")
-        registry.admit(job.plugins)
-        size = settings(job.config).processes
+        registry.admit(composed.plugins)
+        size = composed.settings.processes
         if size > 1 and alone():
-            return crew.run(job, size, execute)
+            return crew.run(composed, size, execute)
         monitor = ConsoleMonitor(Screen.of(int(follows())))
         with monitor.working():
             team = join()
@@ -41,7 +44,7 @@ def execute(job: Job) -> Outcome:
                 raise UsageError(
                     f"processes={size}, but this is one of {team.size} processes already: leave processes out"
                 )
-            return _command(replace(job, team=team), monitor)
+            return _command(composed, team, monitor)
     except PeerLost:
         raise
     except EditCliError as error:
@@ -58,17 +61,17 @@ def execute(job: Job) -> Outcome:
         return _failed(team, f"{type(error).__name__}: {error}", 1)
 
 
-def _command(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    if job.in_sweep:
-        monitor.screen.note(f"--- {title(job)}")
-    command = importlib.import_module(f"edit_cli.commands.{job.command.replace('-', '_')}")
-    return command.run(job, monitor)
+def _command(composed: Composed, team: Team, monitor: ConsoleMonitor) -> Outcome:
+    if composed.in_sweep:
+        monitor.screen.note(f"--- {title(composed)}")
+    command = importlib.import_module(f"edit_cli.commands.{composed.command.replace('-', '_')}")
+    return command.run(Job(composed, configured(composed), team), monitor)
 
 
-def title(job: Job) -> str:
+def title(composed: Composed) -> str:
     """What tells this job from the others of its sweep."""
-    chosen = [job.choices[group] for group in ("method", "model", "dataset") if job.choices.get(group)]
-    return " ".join(chosen + ([job.tag] if job.tag else []))
+    chosen = [composed.choices[group] for group in ("method", "model", "dataset") if composed.choices.get(group)]
+    return " ".join(chosen + ([composed.tag] if composed.tag else []))
 
 
 def _failed(team: Team, error: Exception | str, exit_code: int) -> Outcome:

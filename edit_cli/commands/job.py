@@ -3,32 +3,68 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
+from edit_cli.config.composed import Composed
 from edit_cli.distributed import ALONE, Team
+
+if TYPE_CHECKING:
+    from edit_cli.datasets import Source
+    from edit_cli.editors.base import Method
+    from edit_cli.lm.loading import ModelOptions
+    from edit_cli.statistics.moments import MomentStore
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run, typed and checked. What its command does without is None.
+
+    settings: the top, as the command's class of settings. plain: everything as dicts and lists, to be written down.
+    """
+
+    settings: Any
+    model: ModelOptions
+    method: Method
+    dataset: Source
+    protocol: Any
+    stats: MomentStore
+    plain: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One composed configuration, and what its run directory is called by.
+    """A run for a command to do, and what its directory is called by. team: the processes that do it."""
 
-    choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
-    team: the processes that run it. plugins: packages that the command line names.
-    """
-
-    command: str
-    config: DictConfig
-    choices: dict[str, str]
-    tag: str | None = None
-    in_sweep: bool = False
+    composed: Composed
+    config: RunConfig
     team: Team = ALONE
-    plugins: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        return self.composed.command
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The option of each group, such as {"method": "memit"}."""
+        return self.composed.choices
+
+    @property
+    def tag(self) -> str | None:
+        return self.composed.tag
+
+    @property
+    def in_sweep(self) -> bool:
+        return self.composed.in_sweep
 
     @property
     def model_name(self) -> str:
         """What the model is called in paths and tables: several are `model=hf`."""
-        return str(self.config.model.name)
+        return self.config.model.name
+
+    @property
+    def about_method(self) -> dict[str, Any]:
+        """What saved edits say of their method."""
+        return {"name": self.choices["method"], **self.config.plain["method"]}
 
 
 @dataclass(frozen=True)

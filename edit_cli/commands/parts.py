@@ -6,18 +6,20 @@ import gc
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from edit_cli import assets
-from edit_cli.commands.job import Job
+from edit_cli.commands.job import Job, RunConfig
 from edit_cli.commands.training_command import training_command
-from edit_cli.config.build import build, method_of, target_class
+from edit_cli.config.build import build, made_of, target_class
+from edit_cli.config.composed import Composed
 from edit_cli.datasets import Dataset
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.editors.meta.base import TrainableEditor
 from edit_cli.editors.old import Editor as OldEditor
+from edit_cli.editors.old import OldMethod
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.files.paths import expanded
@@ -30,13 +32,46 @@ from edit_cli.requests import Case, EditRequest
 STATISTICS = "statistics"  # phase that is paid once a model, not once an edit
 
 
-def build_method(job: Job) -> Method:
-    """The method that `method` describes."""
+def configured(composed: Composed) -> RunConfig:
+    """All settings of a run as typed objects, of the groups that its command works with.
+
+    Raises:
+        UsageError: names the first key that is wrong. MissingError: as `ModelOptions.read_kind`.
+    """
+    settings = composed.settings
+    settings.refuse(composed)
+    makers = {
+        "model": _model,
+        "method": _method,
+        **{group: partial(Composed.part, group=group) for group in ("dataset", "protocol", "stats")},
+    }
+    made = {group: make(composed) if group in settings.parts else None for group, make in makers.items()}
+    return RunConfig(settings=settings, plain=composed.plain, **made)
+
+
+def _model(composed: Composed) -> ModelOptions:
+    """One that was given a name of its own is another than the chosen one, whatever else it shares with it."""
+    options: ModelOptions = composed.part("model")
+    return options if options.name == composed.choices.get("model") else replace(options, made_for=None)
+
+
+def _method(composed: Composed) -> Method:
     try:
-        return method_of(job.config.method)
+        return method_of(composed.node.method)
     except UsageError:
-        _refuse_kind(job)
+        _refuse_kind(composed)
         raise
+
+
+def method_of(node: Any) -> Method:
+    """The method that a node of the configuration describes, with its settings. Raises as `build`."""
+    cls = target_class(node)
+    if issubclass(cls, Editor):
+        return Method(cls, made_of(node, cls.Config))
+    editor = build(node)
+    if not isinstance(editor, OldEditor):
+        raise UsageError(f"method._target_={node._target_} is no method: name an editor, here or of a plug-in")
+    return OldMethod(editor)
 
 
 def context_of(job: Job, examples: Examples | None = None) -> Context:
@@ -44,27 +79,17 @@ def context_of(job: Job, examples: Examples | None = None) -> Context:
     return Context(examples, partial(training_command, job))
 
 
-def _refuse_kind(job: Job) -> None:
+def _refuse_kind(composed: Composed) -> None:
     """Of two reasons against a method's settings, tell the one that no setting mends: the model is of a kind that it
     cannot work on.
 
     Raises:
         UsageError: as `Editor.refuse_kind`.
     """
-    cls, options = target_class(job.config.method), build(job.config.model)
+    cls, options = composed.class_of("method"), composed.part("model")
     if issubclass(cls, (Editor, OldEditor)) and len(cls.heads) < len(KINDS):
         with suppress(MissingError):  # without its files, only the settings can be told
             cls.refuse_kind(options.read_kind(), options.name)
-
-
-def build_model(job: Job) -> ModelOptions:
-    """The model that `model` describes. One that was given a name of its own is another than the chosen one, whatever
-    else it shares with it.
-    """
-    options: ModelOptions = build(job.config.model)
-    if options.name != job.choices.get("model"):
-        options.made_for = None
-    return options
 
 
 def refuse_missing(
@@ -82,7 +107,7 @@ def refuse_missing(
             on.
     """
     kind = options.read_kind()
-    if "observe" in (job.config.get("protocol") or {}):
+    if hasattr(job.config.protocol, "observe"):
         perplexity_texts(options)
     if method is None:
         return

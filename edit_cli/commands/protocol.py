@@ -1,4 +1,4 @@
-"""How facts are edited and asked about: fields == the keys of `protocol` in the commands' configurations."""
+"""How facts are edited and asked about. Imports nothing heavy: help and completion read it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,47 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from edit_cli.editors.base import Method
+from annotated_types import Len
+
+from edit_cli.config.schema import Config, Count, Limit, Linked, Mark, Natural, NonNegative, Seed
 from edit_cli.errors import UsageError
 from edit_cli.metrics.observe import ObserveOptions
 from edit_cli.requests import Case
 
+if TYPE_CHECKING:
+    from edit_cli.editors.base import Method
+
 MASS_BATCH = 100
 
 
-@dataclass(kw_only=True)
-class Protocol:
-    """batch_size: facts edited together: a number, "all", or "auto" (100 for editors that are made for many facts, else
-    1).
+@dataclass(frozen=True, kw_only=True)
+class Asked(Config):
+    """Of commands that ask about all facts at once."""
 
-    order_seed: shuffles the facts before they are cut into batches; null keeps the order of the data.
-    """
+    place = "protocol"
 
-    batch_size: int | str = "auto"
-    order_seed: int | None = None
     observe: ObserveOptions = field(default_factory=ObserveOptions)
+    """What is asked of the model before and after an edit."""
 
-    def __post_init__(self) -> None:
-        number = isinstance(self.batch_size, int) and not isinstance(self.batch_size, bool)
-        if (number and self.batch_size < 1) or (not number and self.batch_size not in ("auto", "all")):
-            raise UsageError(f"protocol.batch_size={self.batch_size}: give a number from 1 up, all, or auto")
+
+@dataclass(frozen=True, kw_only=True)
+class EditProtocol(Asked):
+    """Of `edit`."""
+
+    observe: ObserveOptions = field(default_factory=lambda: ObserveOptions(sample=False))
+    """What is asked of the model before and after the edit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Asked):
+    """How facts come to be edited together."""
+
+    batch_size: Count | Literal["all", "auto"] = "auto"
+    """Facts edited together; auto: 100 for editors that are made for many facts, else 1."""
+    order_seed: Seed | None = None
+    """Shuffles the facts before they are cut into batches; null keeps the order of the data."""
 
     def size(self, method: Method, count: int) -> int:
         """Facts a batch."""
@@ -49,48 +65,40 @@ class Protocol:
         return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateProtocol(Protocol):
-    """save_edits: keep every edit in the run directory."""
+    """Of `evaluate`: every batch is taken back before the next one."""
 
     save_edits: bool = False
+    """Keep every edit in the run's directory."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SequentialProtocol(Protocol):
-    """Edits stay.
+    """One stream of facts whose edits stay. When a model counts as destroyed, `metrics.sequence.collapse` says."""
 
-    checkpoints: numbers of facts after which all of them are asked about again; null: 1, 2, 4, 8, … and the last.
-
-    sample: at checkpoints, ask about at most so many of the facts so far (a fixed random choice); null: all of them.
-    sample_seed: of the choice. first: the first so many facts are asked about again at every checkpoint, whatever the
-    sample.
-    holdout: records that are never edited, whose neighbourhood prompts must keep their answers.
-    collapse_below, collapse_perplexity: when a model counts as destroyed (see `metrics.sequence.collapse`);
-    stop_on_collapse ends the run at the checkpoint that finds it so. edits_room: saved edits may take so many times the
-    room of what they change; beyond that their sum is saved and the weights of earlier ones are let go. null: every
-    edit is kept whole.
-    """
-
-    checkpoints: list[int] | None = None
-    sample: int | None = 500
-    sample_seed: int = 0
-    first: int = 100
-    holdout: int = 50
-    collapse_below: float = 60.0
-    collapse_perplexity: float = 2.0
+    batch_size: Count | Literal["all", "auto"] = 10
+    """Facts a step; auto: 100 for editors that are made for many facts, else 1."""
+    checkpoints: Annotated[list[Count], Len(1), Mark.DISTINCT] | None = None
+    """After how many facts all of them are asked about again; null: 1, 2, 4, 8, … and the last."""
+    sample: Count | None = 500
+    """At checkpoints, ask about at most so many of the facts so far, a fixed random choice; null: all."""
+    sample_seed: Annotated[Seed, Linked("${seed}")] = 0
+    """Of that choice."""
+    first: Natural = 100
+    """The first so many facts are asked about at every checkpoint, whatever the sample (retention)."""
+    holdout: Natural = 50
+    """Records that are never edited, whose neighbourhood prompts must keep their answers."""
+    collapse_below: NonNegative = 60.0
+    """A model is destroyed if the mean of efficacy, paraphrase and neighbourhood success is below so many %."""
+    collapse_perplexity: Limit = 2.0
+    """A model is destroyed if its perplexity is so many times that of the unedited one; inf: whatever it is."""
     stop_on_collapse: bool = False
-    edits_room: int | None = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("sample", 1), ("first", 0), ("holdout", 0), ("edits_room", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UsageError(f"protocol.{name}={value}: give a whole number from {least} up")
-        if self.checkpoints is not None and (not self.checkpoints or min(self.checkpoints) < 1):
-            raise UsageError(
-                f"protocol.checkpoints={self.checkpoints}: give numbers of facts from 1 up, such as [1, 10, 100]"
-            )
+    """End the run at the checkpoint that finds the model destroyed (exit code 6); its results are kept."""
+    edits_room: Count | None = 8
+    """Saved edits may take so many times the room of what they change; beyond that their sum is kept. null: all."""
+    observe: ObserveOptions = field(default_factory=lambda: ObserveOptions(sample=False))
+    """What is asked of the model; texts at every checkpoint take long."""
 
     def checkpoint_steps(self, sizes: Sequence[int]) -> set[int]:
         """Steps after which everything is asked again: the first ones that reach each checkpoint, and the last.

@@ -14,7 +14,6 @@ from typing import Any
 
 from edit_cli.commands.job import Job
 from edit_cli.config import registry
-from edit_cli.config.build import Settings, plain_containers
 from edit_cli.config.identity import flatten
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
@@ -58,9 +57,13 @@ class Crashed(EditCliError):
     exit_code = 1
 
 
-def run_path(job: Job, settings: Settings, *parts: str) -> Path:
-    """runs/COMMAND/PARTS…/METHOD[-TAG], unless `run_dir` says otherwise. In a sweep, `run_dir` holds a folder a job."""
-    leaf = job.choices["method"] + (f"-{slug(job.tag)}" if job.tag else "")
+def run_path(job: Job, *parts: str, leaf: str | None = None) -> Path:
+    """runs/COMMAND/PARTS…/METHOD[-TAG], unless `run_dir` says otherwise. In a sweep, `run_dir` holds a folder a job.
+
+    leaf: instead of the method's name.
+    """
+    settings = job.config.settings
+    leaf = (leaf or job.choices["method"]) + (f"-{slug(job.tag)}" if job.tag else "")
     if settings.run_dir is not None:
         chosen = expanded(settings.run_dir)
         return chosen.joinpath(*map(slug, parts), leaf) if job.in_sweep else chosen
@@ -75,7 +78,6 @@ def slug(text: str) -> str:
 @contextmanager
 def recorded(
     job: Job,
-    settings: Settings,
     path: Path,
     monitor: ConsoleMonitor,
     details: dict[str, Any],
@@ -90,7 +92,7 @@ def recorded(
     anything; a run that lies there is replaced only after it, and only if nothing in it is needed. belongs: whether a
     line of an identity is one of this job's; the ids of `dataset`, if nothing else is said.
     """
-    config = plain_containers(job.config)
+    config, overwrite = dict(job.config.plain), job.config.settings.overwrite
     config.pop("plugins", None)  # a file names no code: which there were is told beside the versions
     if dataset is not None:  # other records are another run, even if they come from a file of the same name
         about = dataset.describe()
@@ -102,7 +104,7 @@ def recorded(
     details = {**chosen, "seeds": seeds(config), "processes": job.team.size, **brought, **details}
     opened = nullcontext(Followed(path, job.team.rank))
     if job.team.is_main:
-        if settings.overwrite and (path / MANIFEST).exists():
+        if overwrite and (path / MANIFEST).exists():
             refuse_needed(path, config)
             check()
         own = frozenset(dataset.ids if dataset is not None else ())
@@ -113,7 +115,7 @@ def recorded(
             ignore=ignore,
             key=key,
             belongs=belongs or own.__contains__,
-            overwrite=settings.overwrite,
+            overwrite=overwrite,
             details=details,
         )
     with opened as run:

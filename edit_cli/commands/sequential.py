@@ -23,8 +23,6 @@ from edit_cli.commands.parts import (
     Attempt,
     Ledger,
     attempt,
-    build_method,
-    build_model,
     context_of,
     load_fitting,
     perplexity_texts,
@@ -34,7 +32,6 @@ from edit_cli.commands.protocol import SequentialProtocol
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.saved_steps import SavedSteps
 from edit_cli.commands.sme_protocol import SmeProtocol
-from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Editor
@@ -72,13 +69,12 @@ class Walk:
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    protocol = build(job.config.protocol)
+    protocol = job.config.protocol
     if isinstance(protocol, SmeProtocol):
         return sme.run(job, protocol, monitor)
     if not isinstance(protocol, SequentialProtocol):
         raise UsageError("protocol names no protocol of sequences: choose protocol=lifelong or protocol=sme")
-    top = settings(job.config)
-    model, method, source = build_model(job), build_method(job), build(job.config.dataset)
+    top, model, method, source = job.config.settings, job.config.model, job.config.method, job.config.dataset
     dataset = source.load(top.limit, monitor)
     steps = protocol.batches(dataset.cases, method)
     protocol.checkpoint_steps([len(step) for step in steps])  # refuses those that are out of reach
@@ -93,18 +89,18 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             "held_out": len(held_out),
         }
     }
-    path = run_path(job, top, job.choices["dataset"], job.model_name)
+    path = run_path(job, job.choices["dataset"], job.model_name)
     check, belongs = (
         partial(refuse_missing, job, model, method, context),
         identities(protocol, steps, held_out).__contains__,
     )
-    with recorded(job, top, path, monitor, details, dataset, KEY, check, belongs) as run:
+    with recorded(job, path, monitor, details, dataset, KEY, check, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, method, context, [dataset], monitor)
             editor = method.begin(lm, context)
             editor.warm_up()
-            about = {"name": job.choices["method"], **plain_containers(job.config.method)}
+            about = job.about_method
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.phase("ask before"):
                 before.observe(lm, [*dataset.cases, *held_out])

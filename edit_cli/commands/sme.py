@@ -18,20 +18,10 @@ from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.figures import draw_own
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import (
-    Attempt,
-    Ledger,
-    attempt,
-    build_method,
-    build_model,
-    context_of,
-    load_fitting,
-    refuse_missing,
-)
+from edit_cli.commands.parts import Attempt, Ledger, attempt, context_of, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.commands.saved_steps import naming
 from edit_cli.commands.sme_protocol import SmeProtocol
-from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
@@ -71,8 +61,7 @@ class Stream:
 
 
 def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
-    top = settings(job.config)
-    model, method, source = build_model(job), build_method(job), build(job.config.dataset)
+    top, model, method, source = job.config.settings, job.config.model, job.config.method, job.config.dataset
     dataset = source.load(top.limit, monitor)
     folds = {
         number: [protocol.as_edited(case) for case in cases] for number, cases in protocol.cut(dataset.cases).items()
@@ -81,9 +70,9 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     context = context_of(job, OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed))
     counts = {name: len(asked) for name, asked in kept.items()}
     details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
-    path = run_path(job, top, job.choices["dataset"], job.model_name, "sme")
+    path = run_path(job, job.choices["dataset"], job.model_name, "sme")
     check = partial(refuse_missing, job, model, method, context)
-    with recorded(job, top, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
+    with recorded(job, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, method, context, [dataset], monitor)
@@ -97,7 +86,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
                 begin(),
                 run,
                 protocol,
-                {"name": job.choices["method"], **plain_containers(job.config.method)},
+                job.about_method,
                 kept,
                 done,
             )

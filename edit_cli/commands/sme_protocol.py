@@ -1,52 +1,62 @@
-"""How mistakes are edited in sequence (T-Patcher, Huang et al., 2023): fields == the keys of conf/protocol/sme.yaml."""
+"""How mistakes are edited in sequence (T-Patcher, Huang et al., 2023). Imports nothing heavy."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from edit_cli.datasets import Dataset, Source
+from annotated_types import Len
+
+from edit_cli.config.schema import Config, Count, Linked, Mark, Natural, Seed
 from edit_cli.errors import UsageError
 from edit_cli.metrics.observe import ObserveOptions
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
 
+if TYPE_CHECKING:
+    from edit_cli.datasets import Dataset, Source
+
 EDITED = ("rewrite", "paraphrase")  # kinds of probes that the metrics need
 
 
-@dataclass(kw_only=True)
-class SmeProtocol:
+@dataclass(frozen=True, kw_only=True)
+class SmeProtocol(Config):
     """Folds of an edit set, each a stream from the unedited model, in which only what is wrong at its turn is edited,
     one at a time.
-
-    answers: "written" (an edit's target is right) or "right" (the data's own answer is; what the model gets wrong of it
-    is edited). folds, fold_seed: the random cut. only_folds: those to run. max_edits: a fold. every: edits between
-    measurements of ER, TrainR, TestR. train, test, train_split, test_split: how many records TrainR and TestR ask
-    about, and of which splits.
     """
 
-    answers: str = "written"
-    folds: int = 3
-    only_folds: list[int] | None = None
-    fold_seed: int = 0
-    max_edits: int | None = None
-    every: int = 50
-    train: int = 300
-    test: int = 300
+    place = "protocol"
+
+    answers: Literal["written", "right"] = "written"
+    """What counts as right of an edit: what it writes, or the data's own answer (true mistakes of the model)."""
+    folds: Count = 3
+    """The edit set is cut into so many parts at random; each is a stream that starts from the unedited model."""
+    only_folds: Annotated[list[Natural], Len(1), Mark.DISTINCT] | None = None
+    """Folds that are run, from 0; null: all."""
+    fold_seed: Annotated[Seed, Linked("${seed}")] = 0
+    """Of the cut and of the order within a fold."""
+    max_edits: Count | None = None
+    """Edits a fold at most; null: every mistake."""
+    every: Count = 50
+    """Edits after which ER, TrainR and TestR are measured; always at a fold's end, too."""
+    train: Count = 300
+    """Records of the training split for TrainR (10,000 as published); none of them is edited."""
+    test: Count = 300
+    """Records of the test split for TestR."""
     train_split: str = "train"
+    """Where the former come from, if the data have splits; otherwise from records after the edited ones."""
     test_split: str = "test"
-    observe: ObserveOptions = field(default_factory=ObserveOptions)
+    """Where the latter come from."""
+    observe: ObserveOptions = field(
+        default_factory=lambda: ObserveOptions(sample=False, perplexity=False, top_tokens=0, max_new_tokens=12)
+    )
+    """What is asked of the model."""
 
     def __post_init__(self) -> None:
-        if self.answers not in ("written", "right"):
-            raise UsageError(f"protocol.answers={self.answers}: choose written or right")
-        for name in ("folds", "every", "train", "test", "max_edits"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"protocol.{name}={value}: give a number from 1 up")
-        if self.only_folds is not None and not (
-            self.only_folds and all(0 <= fold < self.folds for fold in self.only_folds)
-        ):
+        super().__post_init__()
+        if self.only_folds is not None and max(self.only_folds) >= self.folds:
             raise UsageError(f"protocol.only_folds={self.only_folds}: give numbers of folds from 0 to {self.folds - 1}")
 
     def cut(self, cases: Sequence[Case]) -> dict[int, list[Case]]:
@@ -97,11 +107,9 @@ class SmeProtocol:
         found: list[list[Case]] = []
         for name, split, count in (("train", self.train_split, self.train), ("test", self.test_split, self.test)):
             whole = replace(source, ids=[], offset=0, shuffle_seed=None)
-            records = (
-                (whole.of_split(split, f"protocol.{name}_split") if whole.has_splits else whole)
-                .load(None, Monitor())
-                .cases
-            )
+            if whole.has_splits:
+                whole = replace(whole, split=split)
+            records = whole.load(None, Monitor(), f"protocol.{name}_split").cases
             free = [
                 case
                 for case in records

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, build_model, load_model, refuse_missing
+from edit_cli.commands.parts import Ledger, load_model, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
-from edit_cli.config.build import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import RejectedRequest, UsageError
@@ -24,7 +22,8 @@ from edit_cli.report.trace import trace_summary, trace_table
 from edit_cli.requests import EditRequest
 from edit_cli.runs.run import Run
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
-from edit_cli.tracing.restore import Trace, TraceOptions, Tracer
+from edit_cli.tracing.restore import Trace, Tracer
+from edit_cli.tracing.settings import TraceOptions
 
 WINDOW = 100  # facts of which it is asked at once whether they are known
 DIGITS = 7  # of probabilities in results.jsonl
@@ -33,15 +32,13 @@ Facts = dict[str, EditRequest]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top = settings(job.config)
-    options = build(job.config.protocol, TraceOptions)
-    model, source = build_model(job), build(job.config.dataset)
-    dataset = source.load(top.limit, monitor)
+    model, options = job.config.model, job.config.protocol
+    dataset = job.config.dataset.load(job.config.settings.limit, monitor)
     facts = named(dataset)
-    path = run_path(_named(job), top, job.choices["dataset"], job.model_name)
+    path = run_path(job, job.choices["dataset"], job.model_name, leaf="trace")
     details = {"protocol": {"facts": len(facts)}}
     check = partial(refuse_missing, job, model)
-    with recorded(job, top, path, monitor, details, dataset, check=check, belongs=facts.__contains__) as run:
+    with recorded(job, path, monitor, details, dataset, check=check, belongs=facts.__contains__) as run:
         ledger = Ledger(monitor)
         if not run.finished.issuperset(facts):
             if run.finished:
@@ -162,11 +159,6 @@ def _numbers(lm: LM, fact: Fact, trace: Trace) -> dict[str, Any]:
         "low": round(trace.low, DIGITS),
         "scores": {kind: scores.astype(float).round(DIGITS).tolist() for kind, scores in trace.scores.items()},
     }
-
-
-def _named(job: Job) -> Job:
-    """There is no method here, after which a run directory could be called."""
-    return replace(job, choices={**job.choices, "method": "trace"})
 
 
 def _conclude(job: Job, run: Run, seconds: Mapping[str, float], monitor: ConsoleMonitor) -> Outcome:

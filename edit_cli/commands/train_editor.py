@@ -5,16 +5,15 @@ find it.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edit_cli.commands.finish import outcome
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, build_method, build_model, context_of, load_fitting, refuse_missing
+from edit_cli.commands.parts import Ledger, context_of, load_fitting, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
-from edit_cli.config.build import build, settings
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.editors.meta import checkpoints
@@ -31,18 +30,9 @@ from edit_cli.training.zero import stage_of_launcher
 from edit_cli.wording import many
 
 
-@dataclass
-class Splits:
-    """Keys of `splits`: which records of the data set are trained on, and which tell how well."""
-
-    train: str = "train"
-    validation: str = "validation"
-
-
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     fsdp, zero = wanted_by_launcher(), stage_of_launcher()
-    top = settings(job.config)
-    model, method, source = build_model(job), build_method(job), build(job.config.dataset)
+    top, model, method, source = job.config.settings, job.config.model, job.config.method, job.config.dataset
     context, editor = context_of(job), method.editor
     if not isinstance(editor, TrainableEditor):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
@@ -52,14 +42,11 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             " where it goes)"
         )
     editor.training.fsdp |= fsdp
-    splits = build(job.config.splits, Splits)
-    if splits.train == splits.validation:
-        raise UsageError(f"splits.validation={splits.validation} is what is trained on: name a split of other records")
-    cases = source.of_split(splits.train, "splits.train").load(top.limit, monitor)
-    held_out = source.of_split(splits.validation, "splits.validation").load(None, monitor)
+    cases = replace(source, split=top.splits.train).load(top.limit, monitor, "splits.train")
+    held_out = replace(source, split=top.splits.validation).load(None, monitor, "splits.validation")
     # what is learnt goes there: better to know now than after hours
     require_folder(expanded(editor.cache_dir), f"cache_dir={top.cache_dir}")
-    path = run_path(job, top, job.choices["dataset"], job.model_name)
+    path = run_path(job, job.choices["dataset"], job.model_name)
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
     steps = editor.training.steps
 
@@ -67,7 +54,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         return isinstance(identity[0], int) and 1 <= identity[0] <= steps
 
     check = partial(refuse_missing, job, model, method, context, training=True)
-    with recorded(job, top, path, monitor, details, cases, KEY, check, belongs) as run:
+    with recorded(job, path, monitor, details, cases, KEY, check, belongs) as run:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
             lm = load_fitting(job, model, method, context, [cases, held_out], monitor, training=True)

@@ -1,4 +1,4 @@
-"""Which numbers a setting may have. A name means the same wherever it occurs, so the last part of a key tells."""
+"""TRANSITION, for editors that are no `Config` yet; goes with editors/old.py. Which numbers a setting may have. A name means the same wherever it occurs, so the last part of a key tells."""
 
 from __future__ import annotations
 

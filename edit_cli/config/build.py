@@ -1,45 +1,24 @@
-"""From configuration to typed objects.
-
-Values live in YAML; names and types in dataclasses, whose fields are the YAML's keys.
-"""
+"""From Hydra's nodes to typed objects: nothing below sees a node."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 from types import NoneType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from edit_cli.config import bounds, catalog, registry, source
-from edit_cli.config.schema import Config, SettingError
+from edit_cli.config.schema import Config, SettingError, is_text, is_texts, part_of, plain_options, shown
 from edit_cli.errors import UsageError
-
-
-@dataclass
-class Settings:
-    """What stands at the top of every command's configuration."""
-
-    limit: int | None = None
-    seed: int = 0
-    tag: str | None = None
-    runs_dir: str = "runs"
-    run_dir: str | None = None
-    overwrite: bool = False
-    processes: int = 1
-    plugins: list[str] = field(default_factory=list)
-    cache_dir: str = "~/.cache/edit-cli"
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"limit={self.limit}: give a number of records from 1 up, or null for all of them")
-        if self.processes < 1:
-            raise UsageError(f"processes={self.processes}: give a number of processes from 1 up")
 
 
 def register_resolvers() -> None:
@@ -50,7 +29,7 @@ def register_resolvers() -> None:
     def corpus_config(name: str) -> DictConfig:
         if name not in catalog.names("corpus"):
             raise ValueError(f"model.corpus={name} names no packaged corpus: choose one by corpus=NAME")
-        return OmegaConf.load(catalog.conf_dir() / "corpus" / f"{name}.yaml")
+        return source.with_defaults(OmegaConf.load(catalog.conf_dir() / "corpus" / f"{name}.yaml"))
 
     def last_part(model_id: str) -> str:
         return PurePath(model_id).name.removeprefix("embedded:") or Path(model_id).resolve().name
@@ -63,8 +42,8 @@ def register_resolvers() -> None:
 GROUPS = ("method", "model", "dataset", "protocol", "stats", "edit", "splits")
 
 
-def settings(config: DictConfig) -> Settings:
-    """The typed top of a command's configuration.
+def settings(config: DictConfig) -> Any:
+    """What stands at the top of a command's configuration, as the class that it names.
 
     Raises:
         UsageError: a setting of the wrong type, or one value in the place of a group.
@@ -72,7 +51,7 @@ def settings(config: DictConfig) -> Settings:
     for group in GROUPS:
         if group in config and not isinstance(value := _value(config, group, group), DictConfig):
             raise UsageError(f"{group}={value}: this is a group of settings, not one value")
-    return build(config, Settings, partly=True)
+    return build(config, partly=True)
 
 
 def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -> Any:
@@ -85,7 +64,7 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
         UsageError: an unknown key, a value of the wrong type, or one that is missing; names the key in full.
     """
     cls = target_class(node) if node.get("_target_") is not None else kind
-    if cls is None:
+    if cls is None or inspect.isabstract(cls):
         raise UsageError(
             f"{_path(node)} names no _target_: choose one of the packaged options, or add the line to your file"
         )
@@ -94,9 +73,9 @@ def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -
 
 def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
     """An object of that class, whatever class the node names; else as `build`."""
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     known = {field.name: field for field in fields(cls) if field.init}
-    parts: dict[str, Any] = {}
+    made: dict[str, Any] = {}
     plain: dict[str, Any] = {}
     for key in node:
         if key == "_target_":
@@ -107,17 +86,17 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
                 continue
             raise UsageError(f"unknown key {path}{did_you_mean(str(key), known)}")
         value = _value(node, key, path)
-        part = _dataclass_of(hints[key])
+        part = part_of(hints[key])
         if isinstance(value, DictConfig) and ("_target_" in value or part):
-            parts[key] = build(value, part)
-        elif part and not (value is None and NoneType in get_args(hints[key])):
+            made[key] = build(value, part)
+        elif part and not (value is None and NoneType in get_args(_bare(hints[key]))):
             raise UsageError(f"{path}={value}: this is a group of settings, not one value")
         else:
             plain[key] = value
     if issubclass(cls, Config):
-        made = parts | {key: _contained(value) for key, value in plain.items()}
+        made |= {key: _read(_contained(value), hints[key]) for key, value in plain.items()}
     else:
-        made = parts | _typed(cls, {key: hints[key] for key in plain}, plain, node)
+        made |= _typed(cls, {key: _bare(hints[key]) for key in plain}, plain, node)
     lacking = [
         name
         for name, field in known.items()
@@ -129,27 +108,29 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
         built = cls(**made)  # what a class itself refuses, it explains better
     except SettingError as error:
         raise error.at(str(node._get_full_key(None) or "")) from None
-    for key in plain:
-        if wrong := bounds.fault(str(key), made[key]):
-            raise UsageError(f"{_path(node, key)}={made[key]}: {wrong}")
+    if not issubclass(cls, Config):
+        for key in plain:
+            if wrong := bounds.fault(str(key), made[key]):
+                raise UsageError(f"{_path(node, key)}={made[key]}: {wrong}")
     return built
 
 
-def method_of(node: DictConfig) -> Any:
-    """The method that a node describes, with its settings."""
-    from edit_cli.editors.base import Editor, Method
-    from edit_cli.editors.old import Editor as OldEditor
-    from edit_cli.editors.old import OldMethod
+def _read(value: Any, hint: Any) -> Any:
+    """A value as a field takes it where a file, or the environment, wrote it otherwise: 3 where text is wanted, and
+    "3" where a number is.
+    """
+    if isinstance(value, list) and is_texts(hint):
+        return [_read(part, str) for part in value]
+    if isinstance(value, bool | int | float) and is_text(hint):
+        return shown(value)
+    if isinstance(value, str) and not is_text(hint) and str not in plain_options(hint):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
 
-    cls = target_class(node)
-    if issubclass(cls, Editor):
-        return Method(cls, made_of(node, cls.Config))
-    editor = build(node)
-    if not isinstance(editor, OldEditor):
-        raise UsageError(
-            f"method._target_={node._target_} is no method: name an editor of edit_cli.editors or of a plug-in"
-        )
-    return OldMethod(editor)
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _contained(value: Any) -> Any:
@@ -229,14 +210,6 @@ def _wanted(hint: Any, error: OmegaConfBaseException) -> str:
         else:
             told.append(words.get(option, str(error).splitlines()[0]))
     return f"give {' or '.join(told)}"
-
-
-def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass that a field holds, be it optional or not."""
-    for option in get_args(hint) if _is_union(hint) else (hint,):
-        if isinstance(option, type) and is_dataclass(option):
-            return option
-    return None
 
 
 def _is_union(hint: Any) -> bool:

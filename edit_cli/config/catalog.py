@@ -1,20 +1,27 @@
-"""What there is to choose from, read from the names and first lines of the files in conf/: quick enough for --help
-and completion.
-"""
+"""What there is to choose from, read from the files in conf/ and the classes that they name: quick enough for help."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from edit_cli.config import registry
+from edit_cli.config.schema import leaves
 from edit_cli.errors import UsageError
 
 FROM_PLUGINS = {"method": registry.METHODS, "dataset": registry.DATASETS}
 GROUPS = {"methods": "method", "datasets": "dataset", "models": "model", "corpora": "corpus"}
+# classes of settings that help can import, since their modules import nothing heavy
+LIGHT = (
+    "edit_cli.commands.",
+    "edit_cli.tracing.settings.",
+)
 LISTS = ("methods", "models", "datasets", "metrics", "runs")
 
 
@@ -68,26 +75,81 @@ def plugin(group: str, name: str) -> EntryPoint:
     return found[0]
 
 
+def files_of(group: str, option: str, folders: Sequence[Path] = ()) -> list[Path]:
+    """The files that an option is made of, in order: those that its defaults list names come first. folders: of the
+    user's own configurations.
+    """
+    places = [folder / group / f"{option}.yaml" for folder in (conf_dir(), *folders)]
+    file = next(filter(Path.is_file, places), None)
+    if file is None:
+        return []
+    listed = re.search(r"^defaults:(.*\n(?:[ -].*\n)*)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    names = re.findall(r"(?<![\w:@/])([A-Za-z][\w./-]*)", listed[1].replace("_here_", "")) if listed else []
+    return [*(found for name in names for found in files_of(group, name, folders)), file]
+
+
+def target_of(group: str, option: str, folders: Sequence[Path] = ()) -> str | None:
+    """The class that an option names, itself or through its defaults list."""
+    for file in reversed(files_of(group, option, folders)):
+        if found := re.search(r"^_target_: *(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            return found[1]
+    brought = next((entry for entry in plugins(group) if entry.name == option), None)
+    return brought and brought.value.replace(":", ".")
+
+
+def targets(
+    command: str, overrides: Sequence[str] = (), folders: Sequence[Path] = ()
+) -> Iterator[tuple[str, str, str | None]]:
+    """(prefix of its keys, option, class) of everything that a command's configuration is made of: its top, groups with
+    a class of their own, and the options that the overrides choose, or the command itself.
+    """
+    text = "".join((conf_dir() / f"{file}.yaml").read_text(encoding="utf-8") for file in ("common", command))
+    if found := re.search(r"^_target_: *(\S+)", text, re.MULTILINE):
+        yield "", command, found[1]
+    for group, target in re.findall(r"^(\w+):.*\n  _target_: *(\S+)", text, re.MULTILINE):
+        yield f"{group}.", command, target
+    for group, option in re.findall(r"^  - (?:optional )?(\w+): ([\w.-]+)", text, re.MULTILINE):
+        given = [override.partition("=")[2] for override in overrides if override.lstrip("+").startswith(f"{group}=")]
+        for name in re.findall(r"[A-Za-z][\w.-]*", given[-1] if given else option):
+            yield f"{group}.", name, target_of(group, name, folders)
+
+
 def keys(command: str) -> list[str]:
     """Keys of a command's own settings and of what all commands share, for completion."""
     found = []
-    chosen = re.findall(r"^  - (protocol): (\w+)", (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8"), re.M)
-    for file in ("common", command, *(f"{group}/{option}" for group, option in chosen)):
-        above: list[tuple[int, str]] = [(-1, file.partition("/")[0])] if "/" in file else []
-        for line in (conf_dir() / f"{file}.yaml").read_text(encoding="utf-8").splitlines():
-            if not (match := re.match(r"( *)([a-z]\w*):(.*)", line)):
-                continue
-            indent = len(match[1])
-            above = [(depth, name) for depth, name in above if depth < indent] + [(indent, match[2])]
-            if match[3].partition("#")[0].strip():
-                found.append(".".join(name for _, name in above))
-    return [key for key in dict.fromkeys(found) if not key.startswith("hydra.")]
+    for prefix, _, target in targets(command):
+        if target is None:
+            continue
+        if target.startswith(LIGHT):
+            found += [key for key, _ in leaves(class_at(target), prefix)]
+        elif prefix == "stats.":
+            found += [f"{prefix}{name}" for name in _fields_in_file(target)]
+    return list(dict.fromkeys(found))
+
+
+def class_at(target: str) -> type:
+    """The class of that name. Raises ImportError or AttributeError."""
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _fields_in_file(target: str) -> list[str]:
+    """Fields of a class whose module is too heavy to import for completion; those that it inherits are left out."""
+    module, _, name = target.rpartition(".")
+    file = conf_dir().parent.joinpath(*module.split(".")).with_suffix(".py")
+    body = next(node.body for node in ast.parse(file.read_bytes()).body if getattr(node, "name", None) == name)
+    return [ast.unparse(node.target) for node in body if isinstance(node, ast.AnnAssign)]
+
+
+def groups(command: str) -> list[str]:
+    """The groups of a command's configuration."""
+    text = "".join((conf_dir() / f"{file}.yaml").read_text(encoding="utf-8") for file in ("common", command))
+    return re.findall(r"^(?:  - (?:optional )?)?([a-z]\w*):", text, re.MULTILINE)
 
 
 def top_keys(command: str) -> set[str]:
     """What may stand at the top of a command's configuration: its own keys, those of all commands, and groups."""
-    texts = [(conf_dir() / f"{file}.yaml").read_text(encoding="utf-8") for file in ("common", command)]
-    return {name for text in texts for name in re.findall(r"^(?:  - (?:optional )?)?([a-z]\w*):", text, re.MULTILINE)}
+    return {key.partition(".")[0] for key in keys(command)} | set(groups(command))
 
 
 def _summary(file: Path) -> str:

@@ -7,32 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
 
+from edit_cli.config.schema import Mark, is_text, is_texts, marks
 from edit_cli.errors import UsageError
 
 WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p"}
 ALONE = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 MULTIRUN = {"-m", "--multirun"}
-# Sentences of a fact: every character is part of them
-FACTS = {"edit.prompt", "edit.subject", "edit.target", "edit.target_true", "edit.join", "dataset.template"}
-# Settings that hold text, by the last part of their names, at the top and in groups. What stands there is taken as
-# typed but for null, ${…} and, in a sweep, commas between values. A test holds these to the fields of the dataclasses.
-TOP_PATHS = {"base_edit", "cache_dir", "run_dir", "runs_dir"}
-TOP_TEXTS = {*TOP_PATHS, "side", "tag"}
-PATHS = set(
-    "cache_dir checkpoint corpus id implied_path import_npz locality_path model nq_path offload_folder path"
-    " perplexity_text snippets tokenizer true_false_path".split()
-)
-TEXTS = PATHS | set(
-    "answers averaged blocks condition contradictions describes device dtype elsewhere ending family field"
-    " final_norm init join kind kl_position kl_prompt learn licence memory mixing mlp_out mode module name"
-    " objective optimiser outer part past_keys pooling precision quantise records replace revision router rule"
-    " schedule score sentiment sha256 size split stays subset target template test_split train_split trained_on"
-    " trains transformed unrelated url variant weighting".split()
-)
-TEXT_LISTS = set("fields ids kinds labels locality lora_modules modules plugins prefixes starts trackers".split())
 FUNCTION = re.compile(
     r"(bool|choice|extend_list|float|glob|int|interval|json_str|range|shuffle|sort|str|tag)\(.*\)", re.DOTALL
 )
@@ -41,8 +27,32 @@ NO_WORDS = ("true", "false", "nan", "inf", "null")  # of Hydra's grammar
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
-def regroup(arguments: Sequence[str]) -> list[str]:
+Kinds = Mapping[str, "Kind"]
+
+
+class Kind(Enum):
+    """Settings whose values are taken as typed, but for null, ${…} and, in a sweep, commas between values."""
+
+    TEXT = "text"
+    FILE = "a file or a folder: a leading ~ is filled in"
+    TEXTS = "a list of texts"
+    SENTENCE = "text of which every character is part"
+
+
+def kind_of(hint: Any) -> Kind | None:
+    """How a field is typed, by its annotation; None where Hydra's grammar tells."""
+    if is_texts(hint):
+        return Kind.TEXTS
+    if not is_text(hint):
+        return None
+    found = marks(hint)
+    return Kind.SENTENCE if Mark.SENTENCE in found else Kind.FILE if Mark.FILE in found else Kind.TEXT
+
+
+def regroup(arguments: Sequence[str], kinds: Kinds = MappingProxyType({})) -> list[str]:
     """Flags first, then all overrides together, as Hydra's parser wants them; texts are quoted.
+
+    kinds: of settings that hold text, by dotted key.
 
     Raises:
         UsageError: a flag that does not exist, or a word that is no KEY=VALUE.
@@ -65,7 +75,7 @@ def regroup(arguments: Sequence[str]) -> list[str]:
         elif argument.startswith("-"):
             raise UsageError(_unknown_flag(argument))
         else:
-            overrides.append(_override(argument, sweeps))
+            overrides.append(_override(argument, kinds, sweeps))
     if {"--cfg", "-c"} & set(flags) and "--resolve" not in flags:
         flags.append("--resolve")
     return flags + overrides
@@ -95,7 +105,7 @@ def _unknown_flag(argument: str) -> str:
     return f"there is no option {argument}; see --help"
 
 
-def _override(argument: str, sweeps: bool) -> str:
+def _override(argument: str, kinds: Kinds, sweeps: bool) -> str:
     key, equals, value = argument.partition("=")
     if argument.startswith("~"):
         return argument
@@ -103,22 +113,18 @@ def _override(argument: str, sweeps: bool) -> str:
         raise UsageError(f"{argument!r} is no setting: write KEY=VALUE, such as method=memit or limit=50")
     if not key.strip("+ "):
         raise UsageError(f"{argument!r} names no setting: write KEY=VALUE, such as limit=50")
-    return f"{key}={_value(key.lstrip('+'), value, sweeps)}"
+    return f"{key}={_value(kinds.get(key.lstrip('+')), value, sweeps)}"
 
 
-def _value(key: str, value: str, sweeps: bool) -> str:
+def _value(kind: Kind | None, value: str, sweeps: bool) -> str:
     """`value` as Hydra's grammar wants it, so that it means what was typed where the key holds text."""
-    if key in FACTS:
+    if kind is Kind.SENTENCE:
         return literal(re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value))
-    group, _, name = key.rpartition(".")
-    if key.startswith("hydra."):
-        return value
-    if key in TOP_TEXTS or (group and name in TEXTS):
+    if kind in (Kind.TEXT, Kind.FILE):
         if sweeps and FUNCTION.fullmatch(value):
             return value
-        is_path = name in (PATHS if group else TOP_PATHS)
-        return ",".join(_text(part, is_path) for part in (_apart(value) if sweeps else [value]))
-    if name in TEXT_LISTS and (found := re.fullmatch(r"\[([^][{}'\"\\]*)\]", value)) and found[1].strip():
+        return ",".join(_text(part, kind is Kind.FILE) for part in (_apart(value) if sweeps else [value]))
+    if kind is Kind.TEXTS and (found := re.fullmatch(r"\[([^][{}'\"\\]*)\]", value)) and found[1].strip():
         return f"[{','.join(_text(part.strip(), False) for part in found[1].split(','))}]"
     return value
 

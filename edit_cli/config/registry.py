@@ -82,13 +82,22 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "wise": "edit_cli.editors.memory.side_memory:WisePatch",
     },
     PARTS: {
+        "calibrate-settings": "edit_cli.commands.settings:CalibrationSettings",
+        "edit-protocol": "edit_cli.commands.protocol:EditProtocol",
+        "edit-settings": "edit_cli.commands.settings:EditSettings",
         "embedded-text": "edit_cli.statistics.corpora:EmbeddedText",
+        "evaluate-protocol": "edit_cli.commands.protocol:EvaluateProtocol",
         "hub-text": "edit_cli.statistics.corpora:HubText",
         "lifelong": "edit_cli.commands.protocol:SequentialProtocol",
         "model": "edit_cli.lm.loading:ModelOptions",
         "second-moments": "edit_cli.statistics.moments:MomentStore",
+        "settings": "edit_cli.commands.settings:Settings",
         "sme": "edit_cli.commands.sme_protocol:SmeProtocol",
+        "statistics-settings": "edit_cli.commands.settings:MomentSettings",
         "text-file": "edit_cli.statistics.corpora:TextFile",
+        "trace-protocol": "edit_cli.tracing.settings:TraceOptions",
+        "trace-settings": "edit_cli.commands.settings:TraceSettings",
+        "train-editor-settings": "edit_cli.commands.settings:TrainingSettings",
     },
 }
 
@@ -125,6 +134,12 @@ def admit(packages: Iterable[str]) -> None:
 def admitted() -> tuple[str, ...]:
     """The packages that the user has named."""
     return tuple(_named.packages)
+
+
+def check() -> None:
+    """Refuse what plug-ins declare if it cannot be. Raises as `plugins`."""
+    for group in GROUPS:
+        plugins(group)
 
 
 def plugins(group: str) -> list[EntryPoint]:

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import textwrap
 import types
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from enum import Enum
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Len, Lt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Le, Lt
 
 from edit_cli.errors import UsageError
 
-# Bounds that many settings have
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-Count = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
-Share = Annotated[float, Gt(0), Le(1)]
-
-UNSET = "???"  # a value that has to be given, as configuration files write it
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,31 @@ class Linked:
     """Marks a field whose value on the command line comes from another key unless it is given: an interpolation."""
 
     to: str
+
+
+class Mark(Enum):
+    """What else an annotation says of a field."""
+
+    DISTINCT = "nothing stands twice in the list: it chooses"
+    INFINITE = "inf is a value, too"
+    FILE = "the text names a file or a folder: a leading ~ is filled in"
+    SENTENCE = "every character is part of the text, $ and commas included"
+
+
+# Bounds that many settings have
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # what NumPy's generators take
+Limit = Annotated[float, Gt(0), Mark.INFINITE]  # inf switches it off
+Layers = Annotated[list[Natural], Mark.DISTINCT]
+FilePath = Annotated[str, Mark.FILE]
+Sentence = Annotated[str, Mark.SENTENCE]
+
+UNSET = "???"  # a value that has to be given, as configuration files write it
+LARGEST = 2**63 - 1  # whole number that a tensor holds
 
 
 class SettingError(UsageError):
@@ -72,17 +93,28 @@ def checked(cls: type[Config], name: str, value: Any) -> Any:
     Raises:
         SettingError: the field does not take it.
     """
+    from pydantic import ValidationError
+
     hint = hints(cls)[name]
     made = part_of(hint)
     if made is not None:
         if isinstance(value, made) or (value is None and _optional(hint)):
             return value
-    else:
-        try:
-            return _adapter(cls, name).validate_python(value, strict=True)
-        except ValidationError:
-            pass
-    raise SettingError(cls.place, name, f"={shown(value)}: {wanted(hint)}")
+        raise SettingError(cls.place, name, f"={shown(value)}: {wanted(hint)}")
+    try:
+        found = _adapter(cls, name).validate_python(value, strict=True)
+    except ValidationError:
+        words = wanted(hint)
+        if isinstance(value, float) and math.isinf(value):
+            words = words.replace("a number", "a finite number", 1)
+        raise SettingError(cls.place, name, f"={shown(value)}: {words}") from None
+    if isinstance(found, int) and abs(found) > LARGEST:
+        raise SettingError(cls.place, name, f"={shown(value)}: give a whole number up to {LARGEST:,}")
+    if Mark.DISTINCT in marks(hint):
+        for part, times in Counter(map(str, found or ())).items():
+            if times > 1:
+                raise SettingError(cls.place, name, f"={shown(value)}: {part} occurs twice; name it once")
+    return found
 
 
 @cache
@@ -93,7 +125,11 @@ def hints(cls: type) -> dict[str, Any]:
 
 @cache
 def _adapter(cls: type, name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(hints(cls)[name], config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+    from pydantic import ConfigDict, TypeAdapter  # a tenth of a second, which help does without
+
+    hint = hints(cls)[name]
+    infinite = Mark.INFINITE in marks(hint)
+    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=infinite))
 
 
 def part_of(hint: Any) -> type | None:
@@ -116,20 +152,24 @@ def wanted(hint: Any) -> str:
 def describe(hint: Any) -> str:
     """A type in words: `a number above 0`, `choose both or out`, `a list of whole numbers, such as [1, 2]`."""
     hint, bounds = _bare(hint)
-    options = [option for option in _options(hint) if option is not types.NoneType]
-    if len(options) > 1 or len(options) < len(_options(hint)):
-        told = [describe(Annotated[option, *bounds] if bounds else option) for option in options]
-        told = [words.removeprefix("choose ") for words in told] if len(told) > 1 else told
-        return " or ".join([*told, *(["null"] if _optional(hint) else [])])
-    if get_origin(hint) is Literal:
-        return f"choose {_either(get_args(hint))}"
+    options = _options(hint)
+    if len(options) > 1 or get_origin(hint) is Literal:
+        told: list[str] = []
+        for option in options:
+            bare, own = _bare(option)
+            if get_origin(bare) is Literal:
+                told += map(shown, get_args(bare))
+            else:
+                told.append("null" if bare is types.NoneType else describe(Annotated[bare, *bounds, *own, None]))
+        chosen = all(get_origin(_bare(option)[0]) is Literal or option is types.NoneType for option in options)
+        return f"{'choose ' if chosen else ''}{_either(told)}"
     if get_origin(hint) in (list, tuple):
         inner = describe(get_args(hint)[0]) if get_args(hint) else "values"
         return f"a list of {_plural(inner)}, such as {_example(get_args(hint))}"
     if get_origin(hint) is dict or hint is dict:
-        return "a mapping, such as {a: b}"
+        return "settings in braces, such as {a: 1, b: 2}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "a value"}
-    return words.get(hint, getattr(hint, "__name__", str(hint))) + _bounds(bounds)
+    return words.get(hint, "a group of settings") + _bounds(bounds)
 
 
 def shown(value: Any) -> str:
@@ -140,35 +180,39 @@ def shown(value: Any) -> str:
 
 
 def _bounds(bounds: tuple[Any, ...]) -> str:
-    told = []
+    told: dict[str, str] = {}
     for bound in bounds:
         match bound:
             case Gt(least):
-                told.append(f"above {least:g}")
+                told["least"] = f"above {_number(least)}"
             case Ge(least):
-                told.append(f"from {least:g} up")
+                told["least"] = f"from {_number(least)}"
             case Lt(most):
-                told.append(f"below {most:g}")
+                told["most"] = f"below {_number(most)}"
             case Le(most):
-                told.append(f"up to {most:g}")
-    if len(told) == 2:
-        told = [
-            f"{told[0].removesuffix(' up')} and {told[1]}"
-            if not told[0].startswith("from")
-            else f"{told[0].removesuffix(' up')} {told[1].removeprefix('up ')}"
-        ]
-    return f" {told[0]}" if told else ""
+                told["most"] = f"up to {_number(most)}"
+    match told:
+        case {"least": least, "most": most} if least.startswith("from") and most.startswith("up"):
+            return f" {least} {most.removeprefix('up ')}"
+        case {"least": least, "most": most}:
+            return f" {least} and {most}"
+        case {"least": least}:
+            return f" {least}{' up' if least.startswith('from') else ''}"
+        case {"most": most}:
+            return f" {most}"
+    return ""
+
+
+def _number(bound: Any) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _plural(words: str) -> str:
-    if words.startswith("choose "):
-        return f"{words.removeprefix('choose ')}"
-    noun, _, rest = (
-        words.removeprefix("a ").partition(" ")
-        if not words.startswith("a whole")
-        else ("whole number", "", words.removeprefix("a whole number").strip())
-    )
-    return f"{noun}s{f' {rest}' if rest else ''}" if noun not in ("text",) else "texts"
+    """`whole numbers from 0 up`, of what each part of a list is."""
+    for noun in ("a whole number", "a number", "text"):
+        if words.startswith(noun):
+            return f"{noun.removeprefix('a ')}s{words.removeprefix(noun)}"
+    return words.removeprefix("choose ")
 
 
 def _example(inner: tuple[Any, ...]) -> str:
@@ -180,16 +224,15 @@ def _example(inner: tuple[Any, ...]) -> str:
     return {int: "[1, 2]", float: "[0.5, 1]"}.get(bare, "[a, b]")
 
 
-def _either(words: tuple[Any, ...]) -> str:
-    told = [shown(word) for word in words]
-    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} or {told[-1]}"
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """(type, bounds) of an annotated type, whatever the depth."""
     if get_origin(hint) is Annotated:
         inner, bounds = _bare(get_args(hint)[0])
-        return inner, bounds + tuple(part for part in hint.__metadata__ if not isinstance(part, Linked | Len))
+        return inner, bounds + tuple(part for part in hint.__metadata__ if isinstance(part, Gt | Ge | Lt | Le))
     return hint, ()
 
 
@@ -209,6 +252,33 @@ def _optional(hint: Any) -> bool:
     return types.NoneType in _options(hint)
 
 
+def marks(hint: Any) -> set[Mark]:
+    """What else a field's annotation says, be the field optional or not."""
+    if get_origin(hint) is Annotated:
+        return {part for part in hint.__metadata__ if isinstance(part, Mark)} | marks(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return set().union(*map(marks, get_args(hint)))
+    return set()
+
+
+def is_text(hint: Any) -> bool:
+    """Whether all that a field takes is text, or one of some words, or null."""
+    return all(
+        option is str or (get_origin(option) is Literal and all(isinstance(word, str) for word in get_args(option)))
+        for option in plain_options(hint)
+    )
+
+
+def is_texts(hint: Any) -> bool:
+    """Whether a field takes a list of texts."""
+    return all(get_origin(option) is list and is_text(get_args(option)[0]) for option in plain_options(hint))
+
+
+def plain_options(hint: Any) -> list[Any]:
+    """The types that a field takes, without their bounds and without null."""
+    return [_bare(option)[0] for option in _options(hint) if option is not types.NoneType]
+
+
 # --- defaults and sentences ------------------------------------------------------------------------------------------
 
 
@@ -221,21 +291,46 @@ class Key:
     takes: str
     sentence: str
 
+    @property
+    def written(self) -> str:
+        """`name=default`, as it is typed; where there is no default, `name=VALUE`."""
+        value = "VALUE" if self.default == UNSET else self.default
+        if isinstance(value, list):
+            value = f"[{', '.join(shown(part) or repr(part) for part in value)}]"
+        return f"{self.name}={shown(value)}"
 
-def keys(cls: type, prefix: str = "", instance: Any = None) -> Iterator[Key]:
-    """Every setting of a class, groups inside it included. instance: whose values stand in for the class's defaults."""
-    sentences = documented(cls)
+    @property
+    def told(self) -> str:
+        """The sentence, and what the key takes."""
+        return f"{self.sentence} ({self.takes.removeprefix('choose ')})".strip()
+
+
+def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, annotation) of every setting of a class, those of groups inside it included."""
     for field in fields(cls):
         if not field.init:
             continue
-        value = default_of(field) if instance is None else getattr(instance, field.name)
         hint, name = hints(cls)[field.name], f"{prefix}{field.name}"
-        if (link := linked(hint)) is not None:
-            yield Key(name, link, describe(hint), sentences.get(field.name, ""))
-        elif is_dataclass(value) and not isinstance(value, type):
-            yield from keys(type(value), f"{name}.", value)
+        part = part_of(hint)
+        if part is not None and is_dataclass(part) and linked(hint) is None:
+            yield from leaves(part, f"{name}.")
         else:
-            yield Key(name, UNSET if value is MISSING else value, describe(hint), sentences.get(field.name, ""))
+            yield name, hint
+
+
+def keys(cls: type, prefix: str = "", values: Mapping[str, Any] | None = None) -> Iterator[Key]:
+    """Every setting of a class, groups inside it included. values: what stands in for the class's defaults."""
+    sentences = documented(cls)
+    values = defaults(cls) if values is None else values
+    for field in fields(cls):
+        if not field.init:
+            continue
+        hint, name = hints(cls)[field.name], f"{prefix}{field.name}"
+        value, part = values.get(field.name, UNSET), part_of(hint)
+        if isinstance(value, Mapping) and part is not None and is_dataclass(part):
+            yield from keys(part, f"{name}.", {**defaults(part), **value})
+        else:
+            yield Key(name, value, describe(hint), sentences.get(field.name, ""))
 
 
 def defaults(cls: type, instance: Any = None) -> dict[str, Any]:

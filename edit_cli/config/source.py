@@ -5,8 +5,7 @@ names under what it says itself. So a default stands in one place, beside the fi
 from __future__ import annotations
 
 from dataclasses import is_dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from edit_cli.config import catalog, registry
 from edit_cli.config.registry import TARGET
-from edit_cli.config.schema import Config, defaults
+from edit_cli.config.schema import UNSET, Config, defaults
 from edit_cli.errors import UsageError
 
 
@@ -80,14 +79,10 @@ class PluginOptions(ConfigSource):
 
 
 class OurFolders(SearchPathPlugin):
-    """Puts the package's configurations in front of all others, then the user's folder, then what plug-ins bring."""
-
-    users: ClassVar[Path | None] = None
+    """Puts the package's configurations in front of all others, and what plug-ins bring behind them."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.prepend("edit-cli", f"{FilesWithDefaults.scheme()}://{catalog.conf_dir()}")
-        if self.users is not None:
-            search_path.append("command-line", f"{FilesWithDefaults.scheme()}://{self.users.resolve()}")
         search_path.append("plugins", f"{PluginOptions.scheme()}://")
 
 
@@ -109,17 +104,28 @@ def with_defaults(config: DictConfig) -> DictConfig:
             config._set_item_impl(key, with_defaults(child))
     node = config._get_node(TARGET)
     cls = settings_of(node._value()) if node is not None else None
-    return config if cls is None else OmegaConf.merge(OmegaConf.create(defaults(cls)), config)
+    if cls is None:
+        return config
+    merged = OmegaConf.merge(OmegaConf.create(defaults(cls)), config)
+    for key in config:
+        if OmegaConf.is_missing(config, key):  # merging would leave the default
+            merged._set_item_impl(key, UNSET)
+    return merged
 
 
 def settings_of(target: Any) -> type | None:
     """The class of settings that belongs to a `_target_`: its own, or that of the method that it names. None where
     there is none, which whoever builds it will say.
     """
+    found = class_of(target)
+    return found if found is not None and issubclass(found, Config) else None
+
+
+def class_of(target: Any) -> type | None:
+    """The dataclass of this package, or of a plug-in, that holds the keys of a `_target_`, if there is one."""
     try:
         found = registry.target(str(target), TARGET)
     except (ImportError, UsageError):
         return None
     found = getattr(found, "Config", found)
-    whole = issubclass(found, Config) or (is_dataclass(found) and not found.__module__.startswith("edit_cli."))
-    return found if whole else None
+    return found if isinstance(found, type) and is_dataclass(found) else None

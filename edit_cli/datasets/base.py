@@ -1,4 +1,4 @@
-"""What every dataset is: a `Source` (dataclass fields == YAML keys) whose `load` gives a `Dataset` of cases.
+"""What every dataset is: a `Source` whose `load` gives a `Dataset` of cases.
 
 A new source is one file with a subclass that says how one raw row becomes a `Case`, and one YAML in conf/dataset.
 """
@@ -10,9 +10,10 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
+from edit_cli.config.schema import Config, FilePath, Linked, Mark, Natural, Seed
 from edit_cli.datasets.files import File, Remote, download, locate
 from edit_cli.datasets.reading import Content, read
 from edit_cli.datasets.rows import Dropped, Fault, Row
@@ -20,7 +21,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, with_join
 from edit_cli.wording import many
-from edit_cli.writing import JOINS, bare
+from edit_cli.writing import bare
 
 Chosen = tuple[Row, Case]
 REPORTED = 20  # dropped records that are named one by one; the rest are counted by reason
@@ -95,22 +96,40 @@ class Dataset:
         }
 
 
-@dataclass
-class Source(ABC):
+@dataclass(frozen=True)
+class Source(Config, ABC):
     """Where cases come from and which of them are used.
 
     Selection keeps the order of the file unless it is shuffled or given by ids.
     """
 
+    place = "dataset"
+
     name: str
-    path: str | None = None
+    """What the data are called in the run's path and its tables."""
+    _: KW_ONLY
+    path: FilePath | None = None
+    """FILE, https://… or hub:owner/name[:file]; null: the records that come with edit-cli or the model, else the
+    published file."""
     published: Remote | None = None
+    """The published file, fetched once into cache_dir, on first use."""
     split: str | None = None
-    ids: list[str] = field(default_factory=list)
-    offset: int = 0
-    shuffle_seed: int | None = None
-    join: str | None = None  # what stands before answers: none, space, or null for the rule (see edit_cli.writing)
-    cache_dir: str = "~/.cache/edit-cli"
+    """Which split is used; null: of an embedded file test, of all others every record; all: every record."""
+    ids: Annotated[list[str], Mark.DISTINCT] = field(default_factory=list)
+    """Records by their ids, in this order; instead of offset and shuffle_seed."""
+    offset: Natural = 0
+    """Usable records to skip."""
+    shuffle_seed: Seed | None = None
+    """Shuffle before offset and limit; null keeps the order of the file."""
+    join: Literal["none", "space"] | None = None
+    """What stands between prompt and answer; null: what the characters that meet ask for (docs/datasets.md)."""
+    cache_dir: Annotated[FilePath, Linked("${cache_dir}")] = "~/.cache/edit-cli"
+    """Where downloads are kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ids and (self.offset or self.shuffle_seed is not None):
+            raise UsageError("dataset.ids names the records; leave out dataset.offset and dataset.shuffle_seed")
 
     expects: ClassVar[str]  # the fields of a record, for the message about a file that holds something else
     fields: ClassVar[frozenset[str]]  # fields that may occur; others are reported as ignored
@@ -118,13 +137,6 @@ class Source(ABC):
     # train, validation and test, which share no subject: editors can be trained on it
     has_splits: ClassVar[bool] = False
     as_text: ClassVar[str | None] = None  # the setting that makes texts of labels, for models that write
-    split_key: ClassVar[str] = "dataset.split"  # the setting that names the split
-
-    def of_split(self, split: str, key: str) -> Source:
-        """The same source with another split, which the setting `key` names."""
-        other = replace(self, split=split)
-        other.split_key = key
-        return other
 
     @abstractmethod
     def case(self, row: Row) -> Case:
@@ -163,19 +175,12 @@ class Source(ABC):
         """The labels that targets are names of, or None where they are texts."""
         return None
 
-    def check(self) -> None:
-        """Refuse options that contradict each other (UsageError)."""
-        if self.join is not None and self.join not in JOINS:
-            raise UsageError(f"dataset.join={self.join}: choose {' or '.join(JOINS)}, or null for the rule")
-        if self.offset < 0:
-            raise UsageError(f"dataset.offset={self.offset}: give 0 or more")
-        if self.ids and (self.offset or self.shuffle_seed is not None):
-            raise UsageError("dataset.ids names the records; leave out dataset.offset and dataset.shuffle_seed")
-        if repeated := [id for id, times in Counter(self.ids).items() if times > 1]:
-            raise UsageError(f"dataset.ids names {', '.join(repeated[:5])} more than once")
-
-    def load(self, limit: int | None = None, monitor: Monitor | None = None) -> Dataset:
+    def load(
+        self, limit: int | None = None, monitor: Monitor | None = None, split_key: str = "dataset.split"
+    ) -> Dataset:
         """Read, validate, select. Records that cannot be used are dropped and reported; `limit` counts the others.
+
+        split_key: the setting that names the split, for messages.
 
         Raises:
             UsageError: a limit or selection that makes no sense.
@@ -183,18 +188,17 @@ class Source(ABC):
         """
         if limit is not None and limit <= 0:
             raise UsageError(f"limit={limit}: give a number of records above 0, or null for all of them")
-        self.check()
         monitor = monitor or Monitor()
         with monitor.task("reading data", None):
-            return self._load(limit, monitor)
+            return self._load(limit, monitor, split_key)
 
-    def _load(self, limit: int | None, monitor: Monitor) -> Dataset:
+    def _load(self, limit: int | None, monitor: Monitor, split_key: str) -> Dataset:
         file = self.locate(monitor)
         content = self.read(file)
         if file.sha256 not in (None, content.sha256):
             raise MissingError(f"{file.path} is a damaged copy of {file.label}: delete it to download it again")
         split = None if self.split == "all" else self.split or file.split
-        rows = self._of_split(content, split, file.label)
+        rows = self._of_split(content, split, file.label, split_key)
         usable, dropped = self._cases(rows)
         if not usable:
             first = f"; {dropped[0]}" if dropped else ""
@@ -278,16 +282,16 @@ class Source(ABC):
         if len(dropped) > REPORTED:
             monitor.note(f"  … and {len(dropped) - REPORTED:,} more")
 
-    def _of_split(self, content: Content, split: str | None, label: str) -> list[Row | Dropped]:
+    def _of_split(self, content: Content, split: str | None, label: str, key: str) -> list[Row | Dropped]:
         """The rows of that split; rows that could not be read belong to every one."""
         if split is None:
             return content.rows
         splits = [self.split_of(row) if isinstance(row, Row) else None for row in content.rows]
         known = sorted({one for one in splits if one is not None})
         if not known:
-            raise UsageError(f"{self.split_key}={split}: the records of {label} have no field split")
+            raise UsageError(f"{key}={split}: the records of {label} have no field split")
         if split not in known:
-            raise UsageError(f"{self.split_key}={split}: {label} has {', '.join(known[:10])}")
+            raise UsageError(f"{key}={split}: {label} has {', '.join(known[:10])}")
         return [row for row, one in zip(content.rows, splits, strict=True) if one == split or isinstance(row, Dropped)]
 
 

@@ -5,12 +5,12 @@ topic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal
 
+from edit_cli.config.schema import Count
 from edit_cli.datasets.pooled import Pooled
 from edit_cli.datasets.rows import Row
-from edit_cli.errors import UsageError
 from edit_cli.requests import Case, EditRequest, Probe
 
 PROMPT = "Topic: {}"
@@ -33,27 +33,22 @@ QUESTIONS = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ConvSent(Pooled):
     """One topic a record, `ent`, with replies that speak well of it, `pos`, and ill, `neg`.
 
-    sentiment: the one that is asked for; null tosses a coin. replies: of each sentiment, drawn; null: all. Every reply
-    is scored after a question drawn from QUESTIONS. Other topics, asked about likewise, must not be answered
-    differently.
+    Every reply is scored after a question drawn from QUESTIONS. Other topics, asked about likewise, must not be
+    answered differently.
     """
 
-    sentiment: str | None = None
-    replies: int | None = 8
+    _: KW_ONLY
+    sentiment: Literal["positive", "negative"] | None = None
+    """The one that is asked for; null tosses a coin for each record."""
+    replies: Count | None = 8
+    """Replies of each sentiment that are rated, drawn; null: all."""
 
     expects: ClassVar[str] = "ent, pos, neg"
     fields: ClassVar[frozenset[str]] = frozenset(("ent", "pos", "neg", "id", "split"))
-
-    def check(self) -> None:
-        super().check()
-        if self.sentiment is not None and self.sentiment not in TARGETS:
-            raise UsageError(f"dataset.sentiment={self.sentiment}: choose positive or negative, or null to toss a coin")
-        if self.replies is not None and self.replies < 1:
-            raise UsageError(f"dataset.replies={self.replies}: give 1 or more, or null for all")
 
     def about(self, row: Row) -> str:
         return row.phrase("ent")

@@ -5,11 +5,12 @@ same schema.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from edit_cli import assets
+from edit_cli.config.schema import FilePath, Linked
 from edit_cli.datasets.base import Chosen, Source
 from edit_cli.datasets.files import File, Remote, download, locate
 from edit_cli.datasets.rows import Fault, Row
@@ -33,18 +34,17 @@ FLAT = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class CounterFact(Source):
-    """Counterfactual rewrites with paraphrases, neighbours (same true object, other subject) and free-text prompts.
+    """Counterfactual rewrites with paraphrases, neighbours (same true object, other subject) and free-text prompts."""
 
-    `records` names the embedded records that go with a model ("world"); `path` comes before it, `published` after it.
-    `snippets` is a file of reference texts, "published" for the published one, or null: none, except with the embedded
-    records, which have their own.
-    """
-
-    records: str | None = None
-    snippets: str | None = None
+    _: KW_ONLY
+    records: Annotated[str | None, Linked("${model.records}")] = None
+    """Embedded records that go with the model (world); a path comes before them, the published file after them."""
+    snippets: FilePath | None = None
+    """Reference texts: FILE, https://…, hub:…, published (0.9 GB); null: the embedded world's, else none."""
     published_snippets: Remote | None = None
+    """The published reference texts, fetched once into cache_dir, on first use."""
 
     expects: ClassVar[str] = (
         "requested_rewrite, paraphrase_prompts, neighborhood_prompts (full) or " + ", ".join(FLAT[1:]) + " (flat)"

@@ -12,7 +12,7 @@ from edit_cli.requests import Case, EditRequest, Probe
 FIELDS = ("id", "prompt", "subject", "target_new", "target_true", "paraphrases", "neighbors", "split")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Facts(Source):
     """One fact a row: `prompt` (with a slot `{}`, or a full sentence that holds the subject), `subject`, `target_new`.
 

@@ -4,9 +4,12 @@ claim's label.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge, Le, Len
+
+from edit_cli.config.schema import Mark, Natural, Sentence
 from edit_cli.datasets.pooled import Pooled
 from edit_cli.datasets.rows import Fault, Row
 from edit_cli.datasets.subjects import first_name
@@ -20,23 +23,23 @@ FLAT = ("id", "claim", "label", "verifiable", "evidence")
 MALMEN = ("prompt", "equiv_prompt", "unrel_prompt", "alt", "unrel_ans")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Claims(Pooled):
-    """What sources of claims share: the two labels, and how a claim is put to a model.
-
-    labels: what the model calls a true and a false claim. template: null gives the bare claim to a classifier, whose
-    labels these are; a text with a slot, such as "{} True or False? Answer:", makes it a question for a model that
-    writes, with the labels as answers ("True" and "False" unless others are given).
+    """What sources of claims share: the two labels, and how a claim is put to a model. Those of a model that writes are
+    "True" and "False" unless others are given.
     """
 
     as_text: ClassVar[str | None] = "dataset.template='{} True or False? Answer:'"
 
-    labels: list[str] = field(default_factory=lambda: list(PUBLISHED))
-    template: str | None = None
+    _: KW_ONLY
+    labels: Annotated[list[str], Len(2, 2), Mark.DISTINCT] = field(default_factory=lambda: list(PUBLISHED))
+    """What the model calls true and false claims."""
+    template: Sentence | None = None
+    """A question with a slot {} for the claim, for a model that writes; null: the bare claim, for a classifier."""
 
-    def check(self) -> None:
-        super().check()
-        if len(set(self.labels)) != 2 or not all(label.strip() for label in self.labels):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(label.strip() for label in self.labels):
             raise UsageError(f"dataset.labels={self.labels}: give two names, first that of true claims")
         if self.template is not None and self.template.count("{}") != 1:
             raise UsageError(f"dataset.template={self.template!r}: give one slot {{}} for the claim")
@@ -77,7 +80,7 @@ class Claims(Pooled):
             return EditRequest(text, None, new, self.other(new))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fever(Claims):
     """Claims with their label, which an edit flips.
 
@@ -85,23 +88,21 @@ class Fever(Claims):
 
     What is flipped is the base model's `prediction` where the record has one (`alternatives` holds the flipped one),
     else the label. In scope are the rephrasings that the base model judged like the claim. A claim is about its page,
-    or else the first name in it. flips: share of edits that flip; the others write what the model says already, by
-    which an editor learns to leave it (MEND: 0.5).
+    or else the first name in it.
     """
 
-    rephrases: int = 2
-    flips: float = 1.0
+    _: KW_ONLY
+    rephrases: Natural = 2
+    """Claims in other words, where the records have some."""
+    flips: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Share of edits that flip the label; the others write what it is already, by which an editor learns to leave it
+    (MEND trains and measures with 0.5)."""
 
     expects: ClassVar[str] = (
         "input, output, alternatives, filtered_rephrases (KILT) or claim, label (FEVER) or"
         " prompt, alt, equiv_prompt, unrel_prompt, unrel_ans (MALMEN)"
     )
     fields: ClassVar[frozenset[str]] = frozenset((*KILT, *FLAT, *MALMEN, "split"))
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.flips <= 1:
-            raise UsageError(f"dataset.flips={self.flips}: give a share from 0 to 1")
 
     def about(self, row: Row) -> str:
         claim = self._claim(row)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from edit_cli.config.schema import Config
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.paths import expanded
 from edit_cli.monitor import Monitor
@@ -25,14 +26,18 @@ TIMEOUT = 10  # seconds until a host must have answered, and between two packets
 CHUNK = 1 << 20  # bytes
 
 
-@dataclass
-class Remote:
-    """A published file. `bytes` and `sha256` are checked where they are known."""
+@dataclass(frozen=True)
+class Remote(Config):
+    """A published file. Size and digest are checked where they are known."""
 
     url: str
+    """Its address."""
     licence: str = "not stated by its source"
+    """What its source says of the licence."""
     bytes: int | None = None
+    """Its size."""
     sha256: str | None = None
+    """Its digest."""
 
 
 @dataclass(frozen=True)

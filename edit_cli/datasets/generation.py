@@ -6,23 +6,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import takewhile
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge
+
+from edit_cli.config.schema import Count, FilePath
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.files import File, locate
 from edit_cli.datasets.pooled import Entry, Pooled
 from edit_cli.datasets.reading import Content, contents, suffix
 from edit_cli.datasets.rows import Fault, Row
-from edit_cli.errors import MissingError, UsageError
+from edit_cli.errors import MissingError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 
 LEAST_WORDS = 50  # of a paragraph of running text, as published
 
 
-@dataclass
+@dataclass(frozen=True)
 class Continuations(Pooled):
     """A passage and its continuation, which is written.
 
@@ -32,24 +35,21 @@ class Continuations(Pooled):
     original is the continuation); records with `passage` and `continuation`; or running text, one paragraph a line
     (.txt): of paragraphs of at least 50 words and no others than ASCII characters, the first `passage_words` words are
     the passage and the next `words` are written. Other passages must go on as they did, with the text that follows in
-    them. locality_path: running text for those, such as Wikitext-103; null takes other records. The subject of a
-    record, for the splits, is its `source` (an article), else the passage itself.
+    them. The subject of a record, for the splits, is its `source` (an article), else the passage itself.
     """
 
-    words: int = 8
-    passage_words: int = 32
-    locality_path: str | None = None
+    _: KW_ONLY
+    words: Count = 8
+    """Words of the continuation of running text, about ten tokens."""
+    passage_words: Annotated[int, Ge(2)] = 32
+    """Words of the passage of running text."""
+    locality_path: FilePath | None = None
+    """Running text whose passages must stay, such as Wikitext-103; null: other records."""
 
     expects: ClassVar[str] = (
         "passage, continuation; or MEND's n_tokens, original, completions; or a .txt file with a paragraph a line"
     )
     fields: ClassVar[frozenset[str]] = frozenset(("id", "source", "passage", "continuation", "split"))
-
-    def check(self) -> None:
-        super().check()
-        for name, least in (("words", 1), ("passage_words", 2)):
-            if getattr(self, name) < least:
-                raise UsageError(f"dataset.{name}={getattr(self, name)}: give {least} or more")
 
     def read(self, file: File) -> Content:
         if suffix(file.path) == ".txt":

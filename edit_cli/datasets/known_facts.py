@@ -14,7 +14,7 @@ from edit_cli.requests import Case, EditRequest, Probe
 FIELDS = ("known_id", "subject", "attribute", "template", "prediction", "prompt", "relation_id")
 
 
-@dataclass
+@dataclass(frozen=True)
 class KnownFacts(Source):
     """One fact a row: `prompt` (a sentence that holds the `subject`, up to its answer) and `attribute`, the answer.
 

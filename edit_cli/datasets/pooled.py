@@ -6,9 +6,12 @@ import random
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Len
+
+from edit_cli.config.schema import Natural, NonNegative, Seed
 from edit_cli.datasets.base import Chosen, Source
 from edit_cli.datasets.files import File
 from edit_cli.datasets.reading import Content
@@ -23,22 +26,28 @@ SPLITS = ("train", "validation", "test")
 TRIES = 20  # candidates that are looked at for each one wanted: those whose subject is edited in this run come last
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pooled(Source):
     """A source that draws locality prompts from its own records.
 
-    shares: of the splits train, validation and test, for files without a field `split`; a subject falls into one of
-    them by its hash.
-    locality: prompts of each group (another subject; the same relation of another subject; something else about the
-    same subject).
-    seed: of everything that is drawn. What is drawn for a record does not depend on which others were selected, but for
-    one thing: subjects that this run edits are avoided where there are others.
+    What is drawn for a record does not depend on which others were selected, but for one thing: subjects that this run
+    edits are avoided where there are others.
     """
 
     has_splits: ClassVar[bool] = True
-    shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
-    locality: int = 2
-    seed: int = 0
+    _: KW_ONLY
+    shares: Annotated[list[NonNegative], Len(3, 3)] = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    """Of train, validation and test, for files without a field split; a subject falls into one of them by its hash."""
+    locality: Natural = 2
+    """Prompts of each group whose answers must stay, drawn from other records: another subject, the same relation,
+    something else about the same subject; 0: none."""
+    seed: Seed = 0
+    """Of everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if sum(self.shares) <= 0:
+            raise UsageError(f"dataset.shares={self.shares}: give those of {', '.join(SPLITS)}, such as [0.8,0.1,0.1]")
 
     @abstractmethod
     def about(self, row: Row) -> str:
@@ -58,13 +67,6 @@ class Pooled(Source):
         request = case.requests[0]
         return request.text, request.target_true
 
-    def check(self) -> None:
-        super().check()
-        if len(self.shares) != len(SPLITS) or min(self.shares) < 0 or sum(self.shares) <= 0:
-            raise UsageError(f"dataset.shares={self.shares}: give those of {', '.join(SPLITS)}, such as [0.8,0.1,0.1]")
-        if self.locality < 0:
-            raise UsageError(f"dataset.locality={self.locality}: give 0 or more prompts a group")
-
     def split_of(self, row: Row) -> str | None:
         named = super().split_of(row)
         if named is not None:
@@ -74,7 +76,7 @@ class Pooled(Source):
         except Fault:  # to be reported with one of them
             return SPLITS[row.index % len(SPLITS)]
 
-    def _of_split(self, content: Content, split: str | None, label: str) -> list[Row | Dropped]:
+    def _of_split(self, content: Content, split: str | None, label: str, key: str) -> list[Row | Dropped]:
         rows = [row for row in content.rows if isinstance(row, Row)]
         if split in SPLITS and rows and all(self.split_of(row) != split for row in rows):
             how = (
@@ -83,9 +85,9 @@ class Pooled(Source):
                 else f"by subject, dataset.shares={self.shares}"
             )
             raise UsageError(
-                f"dataset.split={split} is empty: none of the {len(rows):,} records of {label} falls into it ({how})"
+                f"{key}={split} is empty: none of the {len(rows):,} records of {label} falls into it ({how})"
             )
-        return super()._of_split(content, split, label)
+        return super()._of_split(content, split, label, key)
 
     def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
         if not self.locality:

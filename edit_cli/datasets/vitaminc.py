@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
 from edit_cli.datasets.base import Chosen
@@ -32,22 +32,24 @@ NEITHER = "NOT ENOUGH INFO"
 SHORTEST = 10  # words of evidence: it must have more
 
 
-@dataclass
+@dataclass(frozen=True)
 class VitaminC(Claims):
     """One piece of evidence a record, asserted to be true.
 
     Its claim is in scope if the evidence supports or refutes it.
 
     If it does neither, the claim is a near miss (hard), which must keep its label, as claims about other pages must
-    (easy): whatever the model says of them, no right label is used. balance: as many records of each of the three
-    labels as of the rarest. one_a_page: no two records of one page, nor of pages of which one title holds the other, so
-    that no batch of edits contradicts itself.
+    (easy): whatever the model says of them, no right label is used.
     """
 
     id_fields: ClassVar[tuple[str, ...]] = ("unique_id",)
 
+    _: KW_ONLY
     balance: bool = False
+    """Use as many records of each of the three labels as of the rarest, as SERAC trains."""
     one_a_page: bool = True
+    """Use one record of a page, and of pages of which one title holds the other, so that no batch contradicts
+    itself."""
 
     expects: ClassVar[str] = "claim, evidence, label, page, revision_type"
     fields: ClassVar[frozenset[str]] = frozenset((*FIELDS, "split"))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal
 
 from edit_cli import assets
+from edit_cli.config.schema import Natural
 from edit_cli.datasets.base import Chosen, Source
 from edit_cli.datasets.files import File
 from edit_cli.datasets.rows import Fault, Row, phrase, prompt
-from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 
@@ -20,23 +20,22 @@ LOCALITY = {"unrelated": "random", "same_relation": "same_relation", "same_subje
 CLAIMS, LABELS = "claims", ("SUPPORTS", "REFUTES")
 
 
-@dataclass
+@dataclass(frozen=True)
 class WorldEdits(Source):
     """Edits of world facts in the splits train, validation and test, which share no subject.
-
-    records: statements, questions or claims. alternative: which of a record's alternatives is written, from 0 (claims
-    have one).
-    one_a_subject: the first record of each subject only, so that no batch edits what locality asks of another of its
-    records.
 
     Probes: rewrite; paraphrase (wordings of the training, and held-out ones); locality (unrelated facts, the same
     relation of other subjects, other facts about the same subject). No other subject that locality asks about is edited
     by a record of the split.
     """
 
-    records: str = "statements"
-    alternative: int = 0
+    _: KW_ONLY
+    records: Literal["statements", "questions", "claims"] = "statements"
+    """Statements to complete (causal models), questions (encoder-decoder) or claims (classifiers)."""
+    alternative: Natural = 0
+    """Which of a record's alternatives is written, from 0; claims have one."""
     one_a_subject: bool = False
+    """Use one record of a subject, so that no batch edits what locality asks of another."""
 
     has_splits: ClassVar[bool] = True
     expects: ClassVar[str] = (
@@ -44,22 +43,10 @@ class WorldEdits(Source):
     )
     fields: ClassVar[frozenset[str]] = frozenset((*expects.split(", "), "paraphrases_seen", "id", "split", "relation"))
 
-    def check(self) -> None:
-        super().check()
-        if self.alternative < 0:
-            raise UsageError(f"dataset.alternative={self.alternative}: give 0 or more")
-
     def locate(self, monitor: Monitor) -> File:
         if self.path is not None:
             return super().locate(monitor)
-        if not self.records.isidentifier():
-            raise UsageError(
-                f"dataset.records={self.records}: give statements, questions or claims; a file of your own goes to"
-                " dataset.path"
-            )
         file = FOLDER / f"{self.records}.json"
-        if not file.is_file():
-            raise MissingError(f"dataset.records={self.records}: give statements, questions or claims")
         return File(file, f"embedded world, {self.records}", split="test")
 
     def answer_labels(self) -> tuple[str, ...] | None:

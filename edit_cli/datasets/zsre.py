@@ -4,46 +4,39 @@ literature.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal
 
 from edit_cli.datasets.base import Source
 from edit_cli.datasets.rows import Row
 from edit_cli.datasets.subjects import first_name
-from edit_cli.errors import UsageError
 from edit_cli.requests import Case, EditRequest, Probe
 
 PREFIX = "nq question: "
 FIELDS = ("subject", "src", "pred", "rephrase", "alt", "answers", "ans", "loc", "loc_ans", "cond")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ZsRE(Source):
     """Questions with a paraphrase and an unrelated Natural Questions item.
 
     Records have no id; theirs is the position in the file.
 
-    `target` "true" writes the correct answer `answers[0]` (ROME, MEMIT, AlphaEdit; the other answers are its aliases);
-    "alt" writes the plausible wrong answer `alt` over it (MEND, EasyEdit). The published reference has a dummy as the
-    true target of the former; here it has none. `locality_prefix` keeps the "nq question: " that the unrelated
-    questions begin with. MALMEN's records, with `ans` and without a subject, are about the first name in the question.
+    The published reference has a dummy as the true target of a correct answer; here it has none. MALMEN's records, with
+    `ans` and without a subject, are about the first name in the question.
     """
 
-    target: str = "true"
+    _: KW_ONLY
+    target: Literal["true", "alt"] = "true"
+    """What is written: the correct answer `answers[0]`, whose aliases the others are (ROME, MEMIT, AlphaEdit), or the
+    plausible wrong answer `alt` over it (MEND, EasyEdit); records with an empty one are dropped."""
     locality_prefix: bool = True
+    """Keep the "nq question: " of the unrelated questions, as ROME does."""
 
     expects: ClassVar[str] = (
         "subject, src, rephrase, alt, answers, loc, loc_ans (MEND) or src, rephrase, ans, loc, loc_ans (MALMEN)"
     )
     fields: ClassVar[frozenset[str]] = frozenset((*FIELDS, "split"))
-
-    def __post_init__(self) -> None:
-        self.target = self.target.lower()  # the command line reads dataset.target=true as a truth value
-
-    def check(self) -> None:
-        super().check()
-        if self.target not in ("true", "alt"):
-            raise UsageError(f"dataset.target={self.target}: choose true or alt")
 
     def case(self, row: Row) -> Case:
         subject = row.phrase("subject") if "subject" in row.values else first_name(row.prompt("src"))

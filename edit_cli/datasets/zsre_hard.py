@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from edit_cli.config.schema import FilePath
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.files import File, locate
 from edit_cli.datasets.pooled import Entry
@@ -29,20 +30,23 @@ LEFT_OUT = ("sex", "gender")
 NEAREST, IN_SCOPE, TEMPERATURE = 100, 25, 0.1
 
 
-@dataclass
+@dataclass(frozen=True)
 class ZsREHard(ZsREQuestions):
     """zsRE with harder questions on both sides of an edit's scope.
 
-    implied_path: a JSON list with one item a record, a list of [question, answer, …]: those whose question holds the
-    right answer become implied questions, with the new answer in its place. true_false_path: a text file with one
-    statement a record; with the new answer in the right one's place it is true, with another alternative (else the old
-    answer) it is false. Records may hold both themselves, in `implied` and `statement`. Near misses are other records'
-    questions that are worded alike (cosine of TF-IDF vectors, where the publication takes a sentence encoder): of the
-    nearest 100, or a tenth of the set if that is less, the nearest quarter is left out.
+    Implied questions are those that hold the right answer, with the new answer in its place; a statement with the new
+    answer in the right one's place is true, with another alternative (else the old answer) false. Near misses are
+    other records' questions that are worded alike (cosine of TF-IDF vectors, where the publication takes a sentence
+    encoder): of the nearest 100, or a tenth of the set if that is less, the nearest quarter is left out.
     """
 
-    implied_path: str | None = None
-    true_false_path: str | None = None
+    _: KW_ONLY
+    unrelated: Literal["nq", "zsre"] = "zsre"
+    """Where unrelated questions come from: Natural Questions (a record's own item, or nq_path), or other records."""
+    implied_path: FilePath | None = None
+    """JSON list with an item a record: [[question, answer], …]; null: the records' field implied."""
+    true_false_path: FilePath | None = None
+    """Text file with a statement a record; null: the records' field statement."""
 
     expects: ClassVar[str] = (
         f"{ZsREQuestions.expects}; with implied, statement, or dataset.implied_path, dataset.true_false_path"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from edit_cli.config.schema import FilePath, Natural
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.files import File, locate
 from edit_cli.datasets.pooled import Pooled
@@ -19,7 +20,7 @@ from edit_cli.datasets.reading import contents
 from edit_cli.datasets.rows import Fault, Row
 from edit_cli.datasets.subjects import first_name
 from edit_cli.datasets.zsre import FIELDS, PREFIX, right_answers
-from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.errors import MissingError, RejectedRequest
 from edit_cli.metrics.text import normalise
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe, slot_prompt
@@ -30,35 +31,31 @@ KILT = ("id", "input", "output", "subject", "prediction", "alternatives", "rephr
 FLAT = FIELDS
 
 
-@dataclass
+@dataclass(frozen=True)
 class ZsREQuestions(Pooled):
     """One question a record, in KILT's form with the fields of KE (JSON lines), or in MEND's flat one.
 
     The new answer is an item of `alternatives` (other beams of the base model) that is neither its top answer nor a
-    right one; flat records hold theirs in `alt`, and MALMEN's only `ans`, which is written. alternative: which one,
-    from 0; null draws it. rephrases: in-scope questions, drawn from `filtered_rephrases`.
-    unrelated: where the unrelated questions come from: "zsre" (other records), "nq" (a flat record's own Natural
-    Questions item, or `nq_path`: `{"questions": […], "answers": […]}`).
+    right one; flat records hold theirs in `alt`, and MALMEN's only `ans`, which is written.
     """
 
-    alternative: int | None = None
-    rephrases: int = 2
-    unrelated: str = "nq"
-    nq_path: str | None = None
+    _: KW_ONLY
+    alternative: Natural | None = None
+    """Which of a record's alternatives is written, from 0; null draws one."""
+    rephrases: Natural = 2
+    """Questions in other words, drawn from `filtered_rephrases`."""
+    unrelated: Literal["nq", "zsre"] = "nq"
+    """Where unrelated questions come from: Natural Questions (a record's own item, or nq_path), or other records."""
+    nq_path: FilePath | None = None
+    """FILE, https://… or hub:… with {"questions": [text], "answers": [text or list of texts]}."""
     locality_prefix: bool = True
+    """Keep the "nq question: " of a record's own item."""
 
     expects: ClassVar[str] = (
         "input, output, alternatives, filtered_rephrases (KILT) or subject, src, rephrase, alt, answers (MEND) or"
         " src, rephrase, ans (MALMEN)"
     )
     fields: ClassVar[frozenset[str]] = frozenset((*KILT, *FLAT, "split"))
-
-    def check(self) -> None:
-        super().check()
-        if self.unrelated not in ("zsre", "nq"):
-            raise UsageError(f"dataset.unrelated={self.unrelated}: choose zsre or nq")
-        if self.alternative is not None and self.alternative < 0:
-            raise UsageError(f"dataset.alternative={self.alternative}: give 0 or more, or null to draw one")
 
     def about(self, row: Row) -> str:
         if row.has("subject"):

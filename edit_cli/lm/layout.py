@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from edit_cli.config.schema import Config
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import unwrapped
 
@@ -21,16 +22,18 @@ from edit_cli.lm.hooks import unwrapped
 MIXERS = ("attn", "attention", "mamba", "mixer", "ssm", "conv", "recurrent", "temporal")
 
 
-@dataclass
-class LayoutOptions:
-    """Overrides of what discovery finds.
+@dataclass(frozen=True, kw_only=True)
+class LayoutOptions(Config):
+    """Names of modules that overrule what discovery finds; null: found."""
 
-    `mlp_out` is relative to a block; a model without a final norm takes its last block for it.
-    """
+    place = "model.layout"
 
     blocks: str | None = None
+    """The list of blocks, such as model.layers."""
     mlp_out: str | None = None
+    """The MLP's output projection inside a block, such as mlp.down_proj."""
     final_norm: str | None = None
+    """Such as model.norm; the last block where there is none."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From the keys of conf/model/*.yaml to an `LM`: the embedded model, a local folder, or a hub id."""
+"""From the settings of a model to an `LM`: the embedded model, a local folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from logging import ERROR, getLogger
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edit_cli import assets
+from edit_cli.config.schema import Config, Count, FilePath
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.files.paths import expanded
 from edit_cli.lm.layout import LayoutOptions
@@ -33,39 +34,59 @@ PLACEMENT = {  # what transformers and accelerate say of settings that cannot wo
     "`size`": "max_memory",
 }
 SIZE = re.compile(r"\d+(\.\d+)?\s*[KMG]i?B", re.IGNORECASE)
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 TIMEOUT = 5  # seconds that the hub may take to answer
 REMEDY = "give a local folder instead: {key}=/path/to/folder (written by save_pretrained)"
 
 
-@dataclass
-class ModelOptions:
-    """Keys of the `model` group.
+@dataclass(frozen=True)
+class ModelOptions(Config):
+    """A model, how it is loaded, and what goes with it."""
 
-    `records`, `corpus`, `perplexity_text` and `default_limit` say what goes with the model.
-    """
+    place = "model"
 
     name: str
-    id: str
-    made_for: dict[str, Any] | None = None  # attributes of the configuration
+    """What it is called in the run's path and its tables."""
+    id: FilePath
+    """owner/name on the hub, or a folder that save_pretrained wrote."""
+    _: KW_ONLY
+    made_for: dict[str, Any] | None = None
+    """What config.json says of the model that these settings are for; others are refused (docs/models.md)."""
     revision: str | None = None
-    kind: str = "auto"
-    dtype: str = "float32"
+    """A commit, tag or branch of the hub's repository; null: its main branch."""
+    kind: Literal["auto", "causal", "seq2seq", "classifier"] = "auto"
+    """Causal, encoder-decoder or classifier; auto: what its config.json says it was saved as."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Of the weights; 16 bits halve the memory, and edits still add up in float32."""
     device: str = "auto"
-    device_map: Any = None  # a name, or {module: device}
-    max_memory: dict[Any, Any] | None = None
-    offload_folder: str | None = None
-    quantise: str | None = None
+    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps."""
+    device_map: str | dict[str, str | int] | None = None
+    """auto spreads a model over all devices, host memory and disk; or a device, or {module: device, module: disk}."""
+    max_memory: dict[str | int, str | int] | None = None
+    """What auto may use of each device, such as {0: 20GiB, cpu: 60GiB}; null: all that is free."""
+    offload_folder: FilePath | None = None
+    """Where weights go for which auto finds no memory, if the model's own files cannot be read in parts."""
+    quantise: Literal["4bit", "8bit"] | None = None
+    """Matrices in few bits by bitsandbytes, edits beside them (docs/models.md)."""
     trust_remote_code: bool = False
+    """Run code that comes with the model: only for repositories that you trust."""
     labels: list[str] | None = None
-    batch_tokens: int | None = None
+    """Names of a classifier's labels in their order; of a single output, what a negative and a positive one mean; null:
+    its config.json's."""
+    batch_tokens: Count | None = None
+    """Tokens in one forward pass while scoring; null: 2048 on a CPU, else 8192; speed and memory only."""
     records: str | None = None
+    """Embedded records that go with the model; null: none, so dataset=counterfact is the published file."""
     corpus: str = "wikipedia"
-    perplexity_text: str | None = None
-    default_limit: int | None = None
+    """Where second moments come from unless corpus=NAME says otherwise."""
+    perplexity_text: FilePath | None = "embedded:prose.txt"
+    """What perplexity is measured on: a text of yours, or null to leave it out."""
+    default_limit: Count | None = None
+    """Records a run scores unless limit says otherwise; null: all of them."""
     layout: LayoutOptions = field(default_factory=LayoutOptions)
+    """Names of modules, where discovery is wrong (docs/models.md)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for device, room in (self.max_memory or {}).items():
             if not (device in ("cpu", "mps", "disk") or (type(device) is int and device >= 0)):
                 raise UsageError(f"model.max_memory={{{device}: {room}}}: name devices by 0, 1, …, cpu, mps or disk")
@@ -82,15 +103,13 @@ class ModelOptions:
         Raises:
             MissingError: no such folder or hub id, no network to fetch it, or damaged files; says what was looked for
             and the remedy.
-            UsageError: an unknown dtype or device, or a model that no editor can be right on. OutOfMemory: it does not
+            UsageError: an unknown device, or a model that no editor can be right on. OutOfMemory: it does not
                 fit the device.
         """
         from edit_cli.lm.model import LM
         from edit_cli.lm.weights.offload import fetch_again_for_backward
         from edit_cli.lm.weights.quantized import settle
 
-        if self.dtype not in DTYPES:
-            raise UsageError(f"model.dtype={self.dtype}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
         place = self._place()
         source = resolve(self.id, self.revision)
         model, tokenizer = self._read(source, place)

@@ -8,10 +8,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+from annotated_types import Ge
+
+from edit_cli.config.schema import Config, Count, Linked, Natural, Seed
 from edit_cli.distributed import ALONE
-from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.errors import RejectedRequest
 from edit_cli.metrics import locality_distribution as watching
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
@@ -36,39 +39,32 @@ class Observed(Protocol):
     def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]: ...
 
 
-@dataclass(frozen=True)
-class ObserveOptions:
-    """What is asked of the model before and after an edit.
+@dataclass(frozen=True, kw_only=True)
+class ObserveOptions(Config):
+    """What is asked of the model before and after an edit."""
 
-    generate: greedy continuations of the probes' prompts, up to `max_new_tokens` tokens.
-    sample: texts for the generation probes, `sample_tokens` tokens in all with the prompt, from the `sample_top_k`
-    likeliest tokens; `seed` makes them reproducible. attribute: score the attribute probes too.
-    perplexity: of the fixed text, in windows of `perplexity_window` tokens.
-    top_tokens: at locality answers, the log-probabilities of at most so many tokens are kept, for the KL divergence; 0:
-    none.
-    """
+    place = "protocol.observe"
 
     generate: bool = True
-    max_new_tokens: int = 20
+    """Let the model continue the prompts by itself (free-running), not only rate given answers."""
+    max_new_tokens: Count = 20
+    """Tokens of such a continuation at most."""
     sample: bool = True
-    sample_tokens: int = 100
-    sample_top_k: int = 5
-    seed: int = 0
+    """Texts about the subject, for fluency and consistency; only of data sets with generation prompts."""
+    sample_tokens: Count = 100
+    """Tokens of such a text, its prompt included."""
+    sample_top_k: Count = 5
+    """Likeliest tokens that each of its tokens is drawn from."""
+    seed: Annotated[Seed, Linked("${seed}")] = 0
+    """Of the texts."""
     attribute: bool = False
+    """Score the attribute prompts too."""
     perplexity: bool = True
-    perplexity_window: int = 2048
-    top_tokens: int = 20
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("max_new_tokens", 1),
-            ("sample_tokens", 1),
-            ("sample_top_k", 1),
-            ("perplexity_window", 2),
-            ("top_tokens", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"protocol.observe.{name} is {getattr(self, name)}: give {least} or more")
+    """Perplexity of `model.perplexity_text`, if the model has one."""
+    perplexity_window: Annotated[int, Ge(2)] = 2048
+    """Tokens that it is measured over at once."""
+    top_tokens: Natural = 20
+    """At locality answers, keep the log-probabilities of at most so many tokens, for the KL divergence; 0: none."""
 
     def scores(self, probe: Probe) -> bool:
         """Whether this probe's answers are compared and generated (generation probes are only sampled)."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edit_cli import assets
+from edit_cli.config.schema import Config, Count, FilePath
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.paths import expanded
 
@@ -24,9 +25,11 @@ WORLD = assets.FOLDER / "world" / "corpus.txt"
 OFFLINE_REMEDY = "give a local text instead: corpus=file corpus.path=FILE (plain text, one document a line, or .jsonl)"
 
 
-@dataclass
-class Corpus(ABC):
-    """A source of documents. Subclasses are dataclasses whose fields are the keys of conf/corpus/*.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class Corpus(Config, ABC):
+    """A source of documents."""
+
+    place = "corpus"
 
     @abstractmethod
     def documents(self, seed: int) -> Iterator[str]:
@@ -61,16 +64,16 @@ class Corpus(ABC):
         return None
 
 
-@dataclass
+@dataclass(frozen=True)
 class TextFile(Corpus):
-    """A local file, UTF-8, one document a line: plain text, or (`.jsonl`) a JSON object a line with the text under
-    `field`.
-
-    Its identity is the content's sha256, so that a moved file is the same corpus and a changed one is another.
+    """A local file, UTF-8. Its identity is the content's sha256, so that a moved file is the same corpus and a changed
+    one is another.
     """
 
-    path: str
+    path: FilePath
+    """One document a line: plain text, or JSON objects if the name ends in .jsonl."""
     field: str = "text"
+    """Where a .jsonl object keeps its text."""
 
     def documents(self, seed: int) -> Iterator[str]:
         lines = array("Q", self._starts)
@@ -202,7 +205,7 @@ def embedded_pairs(kind: str) -> list[tuple[str, str]]:
     return list(found)
 
 
-@dataclass
+@dataclass(frozen=True)
 class EmbeddedText(Corpus):
     """The sentences about the embedded world, on which the tiny model was trained."""
 
@@ -227,20 +230,25 @@ class EmbeddedText(Corpus):
         return TextFile(str(WORLD))
 
 
-@dataclass
+@dataclass(frozen=True)
 class HubText(Corpus):
     """A data set of the hub, streamed: only what is read is downloaded.
 
-    A stream is shuffled by its shards and then within a buffer of `buffer` documents, because it has no random access.
-    Without `revision` the newest one is read, which may change: pin it to be able to repeat the sample.
+    A stream is shuffled by its shards and then within a buffer, because it has no random access.
     """
 
     id: str
+    """owner/name on the hub."""
     subset: str | None = None
+    """The configuration of the data set, if it has several."""
     split: str = "train"
+    """Which split is read."""
     field: str = "text"
+    """Where a row keeps its text."""
     revision: str | None = None
-    buffer: int = 10_000
+    """A commit of the data set; null: the newest, which may change."""
+    buffer: Count = 10_000
+    """Documents held while shuffling the stream."""
 
     def documents(self, seed: int) -> Iterator[str]:
         for row in self._rows(seed):

@@ -7,17 +7,20 @@ they depend on: weights, architecture, tokenizer, text and how it was read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from edit_cli.config.schema import Config, Count, FilePath, Linked, Seed
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.files import shapes
 from edit_cli.files.paths import expanded
-from edit_cli.files.shapes import Count, Seconds, checked
+from edit_cli.files.shapes import Seconds
 from edit_cli.lm.kinds import require_causal
 from edit_cli.statistics import files as stats_cache
 from edit_cli.statistics.collect import Partial, Plan, Sums, sum_outer_products
@@ -37,8 +40,8 @@ class About(TypedDict):
     """What a file of second moments says of itself."""
 
     identity: dict[str, Any]
-    tokens: Count
-    documents: Count
+    tokens: shapes.Count
+    documents: shapes.Count
     position0_share: float
     seconds: Seconds
 
@@ -68,37 +71,39 @@ class Moment:
         return stats_cache.condition_estimate(self.matrix)
 
 
-@dataclass
-class MomentStore:
-    """Where second moments come from; fields are the keys of the `stats` node.
+@dataclass(frozen=True, kw_only=True)
+class MomentStore(Config):
+    """Where second moments come from. Reading stops after `documents` or `tokens`, whichever comes first."""
 
-    Reading stops after `documents` documents or `tokens` tokens, whichever comes first; the published ones are over
-    100,000 documents. tokens=auto: ten times the key width.
-    """
+    place = "stats"
 
-    corpus: Corpus | None = None  # null: the embedded text
-    documents: int | None = 100_000
-    tokens: int | str | None = None
-    max_length: int | None = None  # tokens of a document, the rest is cut; null: what the model can read, at most 4096
-    include_bos: bool = True  # whether the key of a leading BOS token counts, as in the published statistics
-    seed: int = 1  # order of the documents
-    batch_tokens: int = 8192  # tokens in one forward pass, padding included
-    dtype: str = "float64"  # of the stored matrix; float32 halves the files and rounds
-    cache_dir: str = "~/.cache/edit-cli/stats"
-    import_npz: str | None = None
+    corpus: Annotated[Corpus, Linked("${oc.select:corpus,${corpus_config:${model.corpus}}}")] = field(
+        default_factory=EmbeddedText
+    )
+    """The text: corpus=NAME, else the one that goes with the model."""
+    documents: Count | None = 100_000
+    """Stop after so many documents; null: after all."""
+    tokens: Count | Literal["auto"] | None = None
+    """Stop after so many tokens; auto: ten times the width of a key."""
+    max_length: Count | None = None
+    """Tokens of a document, the rest is cut; null: what the model can read, at most 4096."""
+    include_bos: bool = True
+    """Count the key of a leading BOS token, as published statistics do."""
+    seed: Seed = 1
+    """Order of the documents."""
+    batch_tokens: Count = 8192
+    """Tokens in one forward pass, padding included; speed and memory only."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Of the stored matrix; float32 halves the files and rounds."""
+    cache_dir: Annotated[FilePath, Linked("${cache_dir}/stats")] = "~/.cache/edit-cli/stats"
+    """Where they are kept."""
+    import_npz: FilePath | None = None
+    """Published statistics instead: FILE.npz, or a pattern with {layer}."""
 
-    def __post_init__(self) -> None:
-        self.corpus = self.corpus or EmbeddedText()
-        # editors ask for the same matrix at every edit
-        self._loaded: WeakKeyDictionary[LM, dict[int, Moment]] = WeakKeyDictionary()
-        if isinstance(self.tokens, str) and self.tokens != "auto":
-            raise UsageError(f"stats.tokens={self.tokens}: give a number, auto or null")
-        for name in ("documents", "tokens", "max_length", "batch_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise UsageError(f"stats.{name}={value}: must be at least 1")
-        if self.dtype not in ("float64", "float32"):
-            raise UsageError(f"stats.dtype={self.dtype}: choose float64 or float32; less ruins what is solved with it")
+    @cached_property
+    def _loaded(self) -> WeakKeyDictionary[LM, dict[int, Moment]]:
+        """Editors ask for the same matrix at every edit."""
+        return WeakKeyDictionary()
 
     def require(self, model: str, layers: Sequence[int]) -> None:
         """Refuse a model of this name if its second moments are neither there nor can be computed. Whether those that
@@ -110,9 +115,7 @@ class MomentStore:
         if self.import_npz:
             for layer in layers:
                 source_of(self.import_npz, layer)
-        elif self.corpus is not None and not all(
-            any(expanded(self.cache_dir).glob(self._name(model, layer, "*"))) for layer in layers
-        ):
+        elif not all(any(expanded(self.cache_dir).glob(self._name(model, layer, "*"))) for layer in layers):
             self.corpus.require()
 
     def second_moment(self, lm: LM, layer: int) -> Moment:
@@ -171,7 +174,7 @@ class MomentStore:
         path = self._path(lm, layer, identity)
         try:
             tensors, about = stats_cache.read(path)
-            checked(about, About, path)
+            shapes.checked(about, About, path)
             if about["identity"] != identity or "second_moment" not in tensors:
                 raise stats_cache.Damaged("it belongs to something else")
             stats_cache.check(tensors["second_moment"], about["tokens"], lm.key_width(layer))

@@ -10,10 +10,11 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
+from edit_cli.cli.hydra_launch import kinds, with_defaults
+from edit_cli.commands.parts import method_of
 from edit_cli.config import registry
-from edit_cli.config.build import method_of, register_resolvers
+from edit_cli.config.build import register_resolvers
 from edit_cli.config.overrides import regroup
-from edit_cli.config.source import OurFolders
 from edit_cli.datasets.counterfact import CounterFact
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.loading import ModelOptions
@@ -33,12 +34,11 @@ def packaged_method(
     """
     registry.admit(plugins)
     register_resolvers()
-    OurFolders.users = None if config_dir is None else Path(config_dir)
-    try:
-        with initialize_config_module("edit_cli.conf", version_base="1.3"):
-            return method_of(compose("evaluate", regroup([f"method={name}", *settings])).method)
-    finally:
-        OurFolders.users = None
+    folders = [] if config_dir is None else [Path(config_dir)]
+    words = [f"method={name}", *settings]
+    words = regroup([*words, *(f"--config-dir={folder}" for folder in folders)], kinds("evaluate", words, folders))
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        return method_of(compose("evaluate", with_defaults(words)).method)
 
 
 def embedded_lm() -> LM:

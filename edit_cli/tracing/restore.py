@@ -10,53 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edit_cli.errors import UsageError
 from edit_cli.lm.fast.suffix_pass import Resumption, Span
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import MIXERS, attention_out
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import pad_right
 from edit_cli.tracing.facts import Fact, window_at
-
-KINDS = ("hidden", "mlp", "attn")
-
-
-@dataclass(kw_only=True)
-class TraceOptions:
-    """Keys of `protocol` (locate-then-edit, section 6).
-
-    kinds: states to restore: what leaves a block, its MLP, its attention. window: layers whose MLP or attention outputs
-    are restored together, [ℓ − window/2, ℓ + window/2 − 1], clipped. noise: its standard deviation in σ of the
-    subjects' embeddings, unless noise_std gives it outright. copies: corrupted runs that are averaged. proposed_layers:
-    how many are proposed at most.
-    batch_tokens: in one forward pass; speed and memory only.
-    """
-
-    kinds: list[str] = field(default_factory=lambda: list(KINDS))
-    window: int = 10
-    noise: float = 3.0
-    noise_std: float | None = None
-    noise_seed: int = 1
-    copies: int = 10
-    proposed_layers: int = 5
-    batch_tokens: int = 2048
-
-    def __post_init__(self) -> None:
-        if not self.kinds or set(self.kinds) - set(KINDS) or len(set(self.kinds)) < len(self.kinds):
-            raise UsageError(f"protocol.kinds={self.kinds}: choose from [{', '.join(KINDS)}]")
-        for name in ("window", "copies", "proposed_layers", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"protocol.{name}={getattr(self, name)}: give a number from 1 up")
-        for name in ("noise", "noise_std"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"protocol.{name}={value}: give a number above 0")
+from edit_cli.tracing.settings import TraceOptions
 
 
 @dataclass(frozen=True)

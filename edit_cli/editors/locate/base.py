@@ -12,7 +12,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from edit_cli.config.schema import Linked, Natural, NonNegative, Share
+from edit_cli.config.schema import Layers, Linked, NonNegative, Share
 from edit_cli.editors.base import Context, Editor, EditorConfig, require_layers
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, Contexts, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.regularizers import prune, rect
@@ -32,7 +32,7 @@ CHUNK = 512  # requests whose keys are read at once: bounds memory, 10,000 reque
 class LocateConfig(EditorConfig):
     """Settings that all methods of the family share."""
 
-    layers: list[Natural]
+    layers: Layers
     """MLP layers that are written to; conf/tuned/METHOD/MODEL.yaml has the published ones."""
     value: ValueConfig = field(default_factory=ValueConfig)
     """The optimisation of target values."""

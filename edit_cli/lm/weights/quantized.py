@@ -17,7 +17,6 @@ from edit_cli.errors import MissingError, UsageError
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig
 
-BITS = ("4bit", "8bit")
 READABLE = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 
 
@@ -26,12 +25,10 @@ def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config:
     quantised.
 
     Raises:
-        UsageError: no such number of bits, or files that another quantiser wrote. MissingError: bitsandbytes is not
+        UsageError: files that another quantiser wrote. MissingError: bitsandbytes is not
             installed.
     """
     written = _quantiser(config)
-    if quantise is not None and quantise not in BITS:
-        raise UsageError(f"model.quantise={quantise}: choose {', '.join(BITS)} or null")
     if written not in (None, *READABLE):
         remedy = "take its 16-bit original, and model.quantise=4bit"
         raise UsageError(

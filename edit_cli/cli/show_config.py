@@ -1,0 +1,73 @@
+"""`show-config`: every setting of one option, with its default, what it is for and what it takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+import typer
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from edit_cli.cli import help as help_texts
+from edit_cli.cli.hydra_launch import explain
+from edit_cli.config import catalog, source
+from edit_cli.config.build import did_you_mean, register_resolvers
+from edit_cli.config.schema import Key, keys
+from edit_cli.errors import UsageError
+
+KINDS = (*catalog.GROUPS.values(), "protocol", "stats")
+COMMANDS = {"protocol": "sequential"}  # that compose a kind, where `evaluate` does not
+
+
+def run(what: str, overrides: Sequence[str], as_json: bool) -> int:
+    """Print the settings of KIND/NAME; of a method, its name is enough.
+
+    Raises:
+        UsageError: there is no such kind, or option.
+    """
+    group, slash, option = what.rpartition("/")
+    group = group if slash else "stats" if what == "stats" else "method"
+    if group not in KINDS:
+        raise UsageError(f"{what}: there is no such kind{did_you_mean(group, KINDS)}")
+    if as_json:
+        typer.echo(json.dumps([vars(key) for key in described(group, option, overrides)], indent=2, default=str))
+    else:
+        typer.echo("\n".join(section(group, option, overrides)).rstrip())
+    return 0
+
+
+def section(group: str, option: str, overrides: Sequence[str], command: str | None = None) -> list[str]:
+    """The settings of an option as help shows them."""
+    summary = next((entry.summary for entry in catalog.entries(group) if entry.name == option), "")
+    title = f"{group}={option}" if option != group else group
+    return help_texts.settings(
+        f"{title}: {summary}" if summary else title, described(group, option, overrides, command)
+    )
+
+
+def described(group: str, option: str, overrides: Sequence[str], command: str | None = None) -> Iterator[Key]:
+    """The settings of an option as a command composes it, before anything is filled in.
+
+    Without a model among the overrides, the settings are those of no model in particular.
+
+    Raises:
+        UsageError: there is no such option, or it names no class of settings.
+    """
+    chosen = [] if group == "stats" else [f"{group}={option}"]
+    if group != "model" and not any(override.startswith("model=") for override in overrides):
+        chosen.append("model=hf")
+    register_resolvers()
+    command = command or COMMANDS.get(group, "evaluate")
+    try:
+        with initialize_config_module("edit_cli.conf", version_base="1.3"):
+            node = compose(command, [*chosen, *overrides])[group]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, command, [*chosen, *overrides]) from None
+    values = OmegaConf.to_container(node, resolve=False)
+    cls = source.class_of(values.get(source.TARGET)) if isinstance(values, dict) else None
+    if cls is None:
+        raise UsageError(f"{group}={option} names no class of settings")
+    return keys(cls, f"{group}.", {str(key): value for key, value in values.items()})

@@ -1,0 +1,186 @@
+"""What stands at the top of each command's configuration. Imports nothing heavy: help and completion read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Len
+
+from edit_cli.config.schema import Config, Count, FilePath, Layers, Linked, Mark, Seed, Sentence
+from edit_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from edit_cli.config.composed import Composed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Config):
+    """What all commands share."""
+
+    limit: Annotated[Count | None, Linked("${model.default_limit}")] = None
+    """Records to use at most; null: all of them."""
+    seed: Seed = 0
+    """Of everything that is drawn at random while editing."""
+    tag: str | None = None
+    """Added to the name of the run's directory, to keep several side by side."""
+    runs_dir: FilePath = "runs"
+    """Runs lie at RUNS_DIR/COMMAND/DATASET/MODEL/METHOD[-TAG]."""
+    run_dir: FilePath | None = None
+    """Where the run lies instead, exactly."""
+    overwrite: bool = False
+    """Replace the run that lies there instead of continuing it."""
+    processes: Count = 1
+    """Processes of this machine that share the work, each with its own GPU where there are any."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages of yours that bring methods, data sets or metrics; on the command line only."""
+    cache_dir: FilePath = "~/.cache/edit-cli"
+    """Where downloads, second moments and trained editors are kept."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The groups that the command works with; others that are composed are only recorded."""
+        return "model", "method", "dataset", "protocol"
+
+    def refuse(self, composed: Composed) -> None:
+        """Refuse what only the whole configuration tells (UsageError)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact(Config):
+    """One fact to edit."""
+
+    place = "edit"
+
+    prompt: Sentence | None = None
+    """The statement up to its answer, with {} for the subject."""
+    subject: Sentence | None = None
+    """What the fact is about; null: the method must not need one, and the prompt holds no {}."""
+    target: Sentence | None = None
+    """The new answer."""
+    target_true: Sentence | None = None
+    """The old answer, to compare with."""
+    join: Sentence | None = None
+    """What stands between prompt and answer: none, space, or null: what the characters that meet ask for."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return self != Fact()
+
+    def check(self) -> None:
+        """Raises UsageError for what one fact cannot do without."""
+        for key in ("prompt", "target"):
+            if getattr(self, key) is None:
+                raise UsageError(f"edit.{key} has no value: one fact needs edit.prompt, edit.subject and edit.target")
+        if self.subject is None and "{}" in (self.prompt or ""):
+            raise UsageError("edit.subject has no value: it belongs where edit.prompt has {}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSettings(Settings):
+    """Of `edit`."""
+
+    edit: Fact = field(default_factory=Fact)
+    """One fact; without it, those of `dataset`."""
+    base_edit: FilePath | None = None
+    """Directory of an edit that this one stands on."""
+    must_take: bool = False
+    """Exit code 5 unless every fact took."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(part for part in super().parts if part != "dataset" or not self.edit.given)
+
+    def refuse(self, composed: Composed) -> None:
+        if self.edit.given:
+            self.edit.check()
+        elif composed.lacks("dataset.path"):
+            raise UsageError(
+                "nothing to edit: give one fact (edit.prompt='{} plays the' edit.subject='Jormia Stenenen'"
+                " edit.target=organ) or a file of facts (dataset.path=FILE)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSettings(Settings):
+    """Of `trace`."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return "model", "dataset", "protocol"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits(Config):
+    """Which records of the data set are trained on, and which tell how well. No subject is in two of them."""
+
+    place = "splits"
+
+    train: str = "train"
+    """The split to learn from."""
+    validation: str = "validation"
+    """The split for early stopping, and to tell which network is kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train == self.validation:
+            raise UsageError(
+                f"splits.validation={self.validation} is what is trained on: name a split of other records"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Settings):
+    """Of `train-editor`."""
+
+    limit: Count | None = None
+    """Records of the training split to use at most; null: all of them."""
+    splits: Splits = field(default_factory=Splits)
+    """Splits of the data set."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return "model", "method", "dataset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings(Settings):
+    """Of `calibrate`: where keys are read."""
+
+    layers: Annotated[Layers, Len(1)] | None = None
+    """Layers to look at; null: all."""
+    modules: Annotated[list[str], Len(1), Mark.DISTINCT] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
+    """Whose keys: mlp_in, mlp_out, or projections' names in a block, such as mlp.c_fc."""
+    side: Literal["input", "output"] = "input"
+    """Where the key is read: where it enters the module (GRACE) or leaves it (MELO)."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return "model", "dataset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentSettings(Settings):
+    """Of `precompute-stats`."""
+
+    layers: Annotated[Annotated[Layers, Len(1)] | None, Linked("${oc.select:method.layers,null}")] = None
+    """Layers to compute; those that the method uses on this model, if nothing else is said."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return "model", "stats"
+
+    def refuse(self, composed: Composed) -> None:
+        method = composed.choices["method"]
+        if self.run_dir is not None:
+            raise UsageError(
+                "run_dir: second moments go to the cache, where every run finds them; put that elsewhere by"
+                " cache_dir=DIR"
+            )
+        if composed.is_linked("layers") and not composed.has("method.moments"):
+            raise UsageError(f"method={method} needs no second moments: choose another method, or give layers=[3,4]")
+        if self.layers is None:
+            raise UsageError(
+                f"layers has no value, because nothing is published for {method} on this model: give layers=[3,4]"
+            )

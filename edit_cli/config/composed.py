@@ -1,0 +1,87 @@
+"""One command's configuration as Hydra composed it, on its way to typed objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from edit_cli.config import catalog
+from edit_cli.config.build import build, plain_containers, settings, target_class
+from edit_cli.config.identity import flatten
+from edit_cli.config.source import TARGET, with_defaults
+
+PLACES = ("checkpoint", "trained_on", "cache_dir", "defaults", TARGET)  # keys that tell no method from another
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What Hydra hands over, and what its run directory is called by.
+
+    choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
+    plugins: packages that the command line names.
+    """
+
+    command: str
+    node: DictConfig
+    choices: dict[str, str]
+    tag: str | None = None
+    in_sweep: bool = False
+    plugins: tuple[str, ...] = ()
+
+    @cached_property
+    def settings(self) -> Any:
+        """The typed top. Raises UsageError."""
+        return settings(self.node)
+
+    def part(self, group: str) -> Any:
+        """The typed object of a group. Raises UsageError."""
+        return build(self.node[group])
+
+    def class_of(self, group: str) -> type:
+        """The class that a group names. Raises UsageError."""
+        return target_class(self.node[group])
+
+    def has(self, key: str) -> bool:
+        """Whether there is a value under a dotted key."""
+        return OmegaConf.select(self.node, key, throw_on_missing=False) is not None
+
+    def lacks(self, key: str) -> bool:
+        """Whether a dotted key waits for a value that must be given."""
+        group, _, name = key.rpartition(".")
+        return OmegaConf.is_missing(self.node[group], name)
+
+    def is_linked(self, key: str) -> bool:
+        """Whether a value at the top comes from another key."""
+        return OmegaConf.is_interpolation(self.node, key)
+
+    @cached_property
+    def plain(self) -> dict[str, Any]:
+        """The resolved configuration as dicts and lists; values that nothing needed stay `???`."""
+        return plain_containers(self.node)
+
+    def departures(self, group: str) -> dict[str, Any]:
+        """{dotted key: value as written} of a group's settings that are not the packaged ones. Empty for an option of
+        the user's own.
+        """
+        packaged = _flat(_packaged(group, self.choices[group], self.choices.get("model", "")))
+        own = _flat(self.node[group])
+        return {key: value for key, value in own.items() if key in packaged and packaged[key] != value}
+
+
+def _packaged(group: str, option: str, model: str) -> DictConfig:
+    """The packaged option with what is published for the model."""
+    files = [*catalog.files_of(group, option), catalog.conf_dir() / "tuned" / option / f"{model}.yaml"]
+    if group != "method":
+        files.pop()
+    return with_defaults(OmegaConf.merge(*(OmegaConf.load(file) for file in files if Path(file).is_file()), {}))
+
+
+def _flat(node: Any) -> dict[str, Any]:
+    """{dotted key: value as it is written, interpolations included}, without places."""
+    found = OmegaConf.to_container(node, resolve=False)
+    flat = flatten({str(key): value for key, value in found.items()}) if isinstance(found, dict) else {}
+    return {key: value for key, value in flat.items() if key not in PLACES}
