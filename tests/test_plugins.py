@@ -93,6 +93,8 @@ def test_a_folder_of_settings_beside_it(package, cli):
     assert ended.code == 0, ended.err
     saved = json.loads(Path("runs/evaluate/counterfact/tiny-gpt2/hard-nudge/manifest.json").read_text())
     assert saved["config"]["method"] == {"type": "nudge", "layer": 3, "size": 0.2}
+    listed = cli("show-config", "nudge", "plugins=[nudges]")
+    assert listed.code == 0 and "Of what is added." in listed.words and "a number above 0" in listed.words
     # values for a model, of a method that has no file
     found = cli(
         "evaluate", "plugins=[nudges]", "method=nudge", "--config-dir", str(package / "settings"), "--cfg", "job"

@@ -44,7 +44,7 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
     import hydra
 
     argv = regroup(arguments)
-    named = _plugins(argv)
+    named = plugins_of(argv)
     registry.admit(named)
     registry.check()
     folders = _refuse_hidden(argv)
@@ -284,7 +284,7 @@ def _refuse_unread(command: str, argv: Sequence[str]) -> None:
             raise UsageError(_unknown_key(key, command, [argument for argument in argv if "=" in argument]))
 
 
-def _plugins(overrides: Sequence[str]) -> list[str]:
+def plugins_of(overrides: Sequence[str]) -> list[str]:
     """The packages that the command line names.
 
     Raises:
