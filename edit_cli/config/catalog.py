@@ -94,7 +94,7 @@ def target_of(group: str, option: str, folders: Sequence[Path] = ()) -> str | No
         if found := re.search(r"^_target_: *(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE):
             return found[1]
     brought = next((entry for entry in plugins(group) if entry.name == option), None)
-    return brought and brought.value.replace(":", ".")
+    return None if brought is None else brought.value.replace(":", ".")
 
 
 def targets(
