@@ -23,11 +23,11 @@ FLOORS = [
     {"editors", "tracing", "training"},
     {"report", "console", "streams"},
     {"commands"},
-    {"cli", "__main__"},
+    {"cli", "testing", "__main__"},
 ]
 APART = {"conf"}  # the YAML folder
 ONLY_IN = {
-    "hydra": {"cli", "config"},
+    "hydra": {"cli", "config", "testing"},
     "omegaconf": {"cli", "config"},
     "pydantic": {"config"},
     "rich": {"console", "report", "commands"},

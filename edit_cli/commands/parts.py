@@ -79,7 +79,7 @@ def method_of(node: Any) -> Any:
         return Method(cls, made_of(node, cls.Config))
     editor = build(node)
     if not isinstance(editor, OldEditor):
-        raise UsageError(f"method._target_={node._target_} is no editor: name a class of edit_cli.editors")
+        raise UsageError(f"method._target_={node._target_} is no method: name an editor, here or of a plug-in")
     return OldMethod(editor)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor, nn
 
@@ -17,11 +17,13 @@ from edit_cli.files.shapes import Count, checked
 from edit_cli.files.tensors import read_tensors, write_tensors
 from edit_cli.training.sharding import load_whole, spread_like, whole, whole_state
 
+FORMAT = 1
 FOLDER, ABOUT = "state", "state.json"
 NETWORK, OPTIMISER, BEST = "network.safetensors", "optimiser.safetensors", "best.safetensors"
 
 
 class About(TypedDict):
+    format: Literal[1]
     stamp: str
     step: Count
     optimiser: dict[str, float | bool | str | None]
@@ -85,6 +87,7 @@ class State:
         if not self.is_main:
             return
         about = {
+            "format": FORMAT,
             "stamp": self.stamp, "step": step, "optimiser": rest, "bad": self.bad, "best_step": self.best_step,
             "best_line": self.best_line, "scaler": scaler.state_dict() if scaler is not None else None,
         }  # fmt: skip

@@ -17,6 +17,7 @@ from pydantic import AllowInfNan
 from torch import Tensor, nn
 
 from edit_cli.config.identity import flatten, plain
+from edit_cli.config.registry import name_of
 from edit_cli.config.schema import Config, Count, Linked, Natural, NonNegative, Positive, hints
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.meta import checkpoints
@@ -174,7 +175,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
     @classmethod
     def kind(cls, config: T) -> dict[str, Any]:
         """What a checkpoint must agree with to be this method's with these settings, on whatever model."""
-        return {"type": cls.__name__, "recipe": flatten(plain(recipe(config)))}
+        return {"type": name_of(cls), "recipe": flatten(plain(recipe(config)))}
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be this editor's on this model."""

@@ -18,7 +18,7 @@ from edit_cli.files.json_files import read_json, to_json, write_json
 from edit_cli.files.shapes import Count, checked
 from edit_cli.files.tensors import are_finite, read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 AGAIN = "train the editor again"
 TENSORS, ABOUT = "editor.safetensors", "editor.json"
 WHO = ("type", "base", "recipe")  # what a checkpoint is looked up by
@@ -35,7 +35,7 @@ class Data(TypedDict):
 
 
 class About(TypedDict):
-    """type: name of the method. base: what of the model it is bound to."""
+    """type: the method's name (`config.registry`). base: what of the model it is bound to."""
 
     format: int
     type: str
