@@ -41,7 +41,7 @@ def test_every_class_of_a_configuration_has_a_name_of_its_own():
 def test_every_kind_of_edit_has_a_name():
     for path in registry.BUILT_IN[registry.METHODS].values():
         import_module(path.partition(":")[0])
-    named = {cls for cls in kinds() if cls.__name__ != "Joined"}  # which is never saved by itself
+    named = {cls for cls in kinds() if cls.__name__ != "MergedEdit"}  # which is never saved by itself
     assert {registry.edit_class(name, "here") for name in registry.BUILT_IN[registry.EDITS]} == named
     assert all(registry.edit_class(registry.edit_name(cls), "here") is cls for cls in named)
 

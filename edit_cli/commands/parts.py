@@ -13,14 +13,12 @@ from typing import Any
 from edit_cli import assets
 from edit_cli.commands.job import Job, RunConfig
 from edit_cli.commands.training_command import training_command
-from edit_cli.config.build import build, made_of, target_class
+from edit_cli.config.build import made_of, target_class
 from edit_cli.config.composed import Composed
 from edit_cli.datasets import Dataset
 from edit_cli.distributed import ALONE, Team
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.editors.meta.base import TrainableEditor
-from edit_cli.editors.old import Editor as OldEditor
-from edit_cli.editors.old import OldMethod
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.files.paths import expanded
@@ -77,10 +75,7 @@ def method_of(node: Any) -> Any:
     cls = target_class(node)
     if issubclass(cls, Editor):
         return Method(cls, made_of(node, cls.Config))
-    editor = build(node)
-    if not isinstance(editor, OldEditor):
-        raise UsageError(f"method._target_={node._target_} is no method: name an editor, here or of a plug-in")
-    return OldMethod(editor)
+    raise UsageError(f"method._target_={node._target_} is no method: name an editor, here or of a plug-in")
 
 
 def context_of(job: Job, examples: Examples | None = None) -> Context:
@@ -96,7 +91,7 @@ def _refuse_kind(composed: Composed) -> None:
         UsageError: as `Editor.refuse_kind`.
     """
     cls, options = composed.class_of("method"), composed.part("model")
-    if issubclass(cls, (Editor, OldEditor)) and len(cls.heads) < len(KINDS):
+    if issubclass(cls, Editor) and len(cls.heads) < len(KINDS):
         with suppress(MissingError):  # without its files, only the settings can be told
             cls.refuse_kind(options.read_kind(), options.name)
 

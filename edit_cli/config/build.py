@@ -7,17 +7,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 from types import NoneType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError
 
-from edit_cli.config import bounds, catalog, registry, source
-from edit_cli.config.schema import Config, SettingError, is_text, is_texts, part_of, plain_options, shown
+from edit_cli.config import catalog, registry, source
+from edit_cli.config.schema import SettingError, is_text, is_texts, part_of, plain_options, shown
 from edit_cli.errors import UsageError
 
 
@@ -93,10 +93,7 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
             raise UsageError(f"{path}={value}: this is a group of settings, not one value")
         else:
             plain[key] = value
-    if issubclass(cls, Config):
-        made |= {key: _read(_contained(value), hints[key]) for key, value in plain.items()}
-    else:
-        made |= _typed(cls, {key: _bare(hints[key]) for key in plain}, plain, node)
+    made |= {key: _read(_contained(value), hints[key]) for key, value in plain.items()}
     lacking = [
         name
         for name, field in known.items()
@@ -108,10 +105,6 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
         built = cls(**made)  # what a class itself refuses, it explains better
     except SettingError as error:
         raise error.at(str(node._get_full_key(None) or "")) from None
-    if not issubclass(cls, Config):
-        for key in plain:
-            if wrong := bounds.fault(str(key), made[key]):
-                raise UsageError(f"{_path(node, key)}={made[key]}: {wrong}")
     return built
 
 
@@ -177,43 +170,6 @@ def _missing(path: str, node: DictConfig) -> str:
     if path.startswith("method."):
         return f"{path} has no value, because nothing is published for this method on this model: {remedy}"
     return f"{path} has no value: {remedy}"
-
-
-def _typed(cls: type, hints: dict[str, Any], values: dict[str, Any], node: DictConfig) -> dict[str, Any]:
-    """Values converted to their fields' types (`3` to 3.0 where a float is wanted), or refused by name."""
-    typed = {}
-    for key, value in values.items():
-        if isinstance(value, str) and str in (get_args(hints[key]) or (hints[key],)):
-            typed[key] = value  # as it is: OmegaConf would look for interpolations in it once more
-            continue
-        leaf = make_dataclass(cls.__name__, [(key, hints[key])])
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(leaf), {key: value})
-            typed[key] = getattr(OmegaConf.to_object(merged), key)
-        except OmegaConfBaseException as error:
-            shown = OmegaConf.to_container(value) if isinstance(value, (DictConfig, ListConfig)) else value
-            raise UsageError(f"{_path(node, key)}={shown}: {_wanted(hints[key], error)}") from None
-    return typed
-
-
-def _wanted(hint: Any, error: OmegaConfBaseException) -> str:
-    """A type in words."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
-    options = get_args(hint) if _is_union(hint) else (hint,)
-    told = []
-    for option in options:
-        if get_origin(option) is dict:
-            told.append("settings in braces, such as {a: 1, b: 2}")
-        elif get_origin(option) in (list, tuple):
-            inner = words.get(get_args(option)[0], "values")
-            told.append(f"a list of {inner.removeprefix('a ')}s, such as [{'1, 2' if 'number' in inner else 'a, b'}]")
-        else:
-            told.append(words.get(option, str(error).splitlines()[0]))
-    return f"give {' or '.join(told)}"
-
-
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) is Union or type(hint).__name__ == "UnionType"
 
 
 def _path(node: DictConfig, key: Any = None) -> str:

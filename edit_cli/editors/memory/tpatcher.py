@@ -11,13 +11,12 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
 
 import torch
-from annotated_types import Ge, Gt, Lt
-from pydantic import AllowInfNan
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 
-from edit_cli.config.schema import Count, Linked, Natural, NonNegative, Positive
+from edit_cli.config.schema import Count, Limit, Linked, Natural, NonNegative, Positive
 from edit_cli.editors.base import Context, EditorConfig
 from edit_cli.editors.memory.activations import examples_of, inputs_on_examples, inputs_on_text, text_of
 from edit_cli.editors.memory.base import Entries, MemoryEditor, MemoryLayer, MemoryPatch, mlp_in
@@ -208,7 +207,7 @@ class TPatcherConfig(EditorConfig):
     """Learning rate of Adam."""
     weight_decay: NonNegative = 1.0e-2
     """Weight decay of Adam."""
-    clip: Annotated[float, AllowInfNan(True), Gt(0)] = 5.0
+    clip: Limit = 5.0
     """Largest norm of the gradient."""
     steps: Count = 2000
     """Most training steps; it stops once the fact is right and the memory losses on validation text no longer fall."""

@@ -13,12 +13,11 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from annotated_types import Ge
-from pydantic import AllowInfNan
 from torch import Tensor, nn
 
 from edit_cli.config.identity import flatten, plain
 from edit_cli.config.registry import name_of
-from edit_cli.config.schema import Config, Count, Linked, Natural, NonNegative, Positive, hints
+from edit_cli.config.schema import Config, Count, Layers, Linked, Mark, Natural, NonNegative, Positive, hints
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base_model_cache import BaseModelCache
@@ -57,7 +56,7 @@ class TrainingConfig(Config):
     """Of all learning rates."""
     warmup: Natural = 0
     """Steps over which learning rates rise."""
-    clip: Annotated[float, Ge(0), AllowInfNan(True)] = 100.0
+    clip: Annotated[float, Ge(0), Mark.INFINITE] = 100.0
     """Largest norm of a gradient; 0 for any."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Of the training passes; no: that of the model."""
@@ -253,7 +252,7 @@ def _remedy(context: Context) -> str:
 class GradientConfig(TrainableConfig):
     """Which matrices are edited, and what training asks of an edit."""
 
-    layers: list[Natural] = field(default_factory=list)
+    layers: Layers = field(default_factory=list)
     """Blocks whose MLPs are edited; none given: the last ones, as published."""
     last: Count = 3
     """How many of every stack, where no layers are given (published: 3, and 2 of encoder and decoder each)."""

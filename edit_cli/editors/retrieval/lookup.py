@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
-from pydantic import AllowInfNan
 from torch import Tensor
 
-from edit_cli.config.schema import NonNegative
+from edit_cli.config.schema import Mark, NonNegative
 from edit_cli.editors.base import Editor, EditorConfig
 from edit_cli.editors.memory.base import nearest
 from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, facts_of
@@ -36,7 +35,7 @@ class LookupConfig(EditorConfig):
     mode: Literal["nearest", "exact"] = "nearest"
     """How a prompt is found: by the mean over its tokens of the final hidden state (nearest), or by its words alone,
     apart from case and spacing (exact)."""
-    radius: Annotated[float, Ge(0), AllowInfNan(True)] = 1.0
+    radius: Annotated[float, Ge(0), Mark.INFINITE] = 1.0
     """Euclidean distance within which the nearest fact answers; must be tuned for each model: too small loses
     rephrasings, too large answers for everything."""
     confidence: NonNegative = 30.0
