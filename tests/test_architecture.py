@@ -28,7 +28,6 @@ APART = {"conf"}  # the YAML folder
 ONLY_IN = {
     "hydra": {"cli", "config"},
     "omegaconf": {"cli", "config"},
-    "pydantic": {"config"},
     "rich": {"console", "report", "commands"},
     "typer": {"cli"},
     "accelerate": {"distributed", "training"},
