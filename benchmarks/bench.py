@@ -25,11 +25,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from common import random_model, records
 from growth import Point, measure_apart
-from paths import Ratio, evaluation, keys_and_states, linear_algebra, statistics, value_optimisation
+from paths import Ratio, evaluation, keys_and_states, linear_algebra, statistics, texts, value_optimisation
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("value", "keys", "statistics", "solve", "evaluation", "growth")
+PARTS = ("value", "keys", "statistics", "solve", "evaluation", "texts", "growth")
 COLUMNS = (
     "edits",
     "width",
@@ -55,6 +55,7 @@ def compare(parts: list[str], edits: int, stats_width: int, stats_depth: int) ->
         "statistics": lambda: [statistics(stats_width, stats_depth)],
         "solve": lambda: [linear_algebra()],
         "evaluation": lambda: evaluation(lm, cases[:100]),
+        "texts": lambda: texts(cases[:100]),
     }
     return [found for part in parts if part in work for found in work[part]()]
 

@@ -33,30 +33,27 @@ from rich.table import Table
 from torch import Tensor
 
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.meta.episodes import DrawOptions, draw
+from edit_cli.editors.meta.episodes import EpisodeConfig, Locality, sample_episodes
 from edit_cli.editors.meta.factored_gradients import gradients
-from edit_cli.editors.meta.mend import MEND
+from edit_cli.editors.meta.mend import MEND, MENDConfig
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import pad_right
 
-LOCALITY = ["random", "random", "same_relation"]
+LOCALITY: list[Locality] = ["random", "random", "same_relation"]
 WHOLE, EPOCHS = 0, 8
 RANK, EVERY = 128, 10  # of the networks; edits a step of the optimiser, where they come one at a time
 
 
-def editor() -> MEND:
-    return MEND(layers=[3, 4, 5], rank=RANK, spread=0.04, step_size=1e-3, draw=DrawOptions("any", LOCALITY))
+def editor(lm: LM) -> MEND:
+    draw = EpisodeConfig(locality=LOCALITY)
+    return MEND(MENDConfig(layers=[3, 4, 5], rank=RANK, spread=0.04, step_size=1e-3, draw=draw), lm)
 
 
 def loaded() -> LM:
     lm = ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load()
     lm.model.float()
     return lm
-
-
-def modules(lm: LM) -> list[str]:
-    return editor()._modules(lm)[0]
 
 
 class Exchanged(torch.nn.Module):
@@ -97,7 +94,7 @@ def reference(folder: Path, lm: LM) -> Any:
     stand_in_for_higher()
     from algs.mend import MEND as Theirs
 
-    weights = [f"{name}.weight" for name in modules(lm)]
+    weights = [f"{name}.weight" for name in editor(lm).modules]
     network = {
         "n_hidden": 1, "init": "id", "norm": True, "combine": True, "x_only": False, "delta_only": False,
         "one_sided": False, "act": "relu",
@@ -124,9 +121,10 @@ def same_update(folder: Path) -> float:
     """The largest relative difference of the two updates, over modules and five edits."""
     ours, theirs = loaded(), loaded()
     torch.manual_seed(0)
-    mine, net = editor(), editor().build(ours)
+    mine = editor(ours)
+    net = mine.build()
     cases = WorldEdits(name="world", split="train").load(40).cases
-    mine.loss(net.train(), ours, cases[8:])
+    mine.loss(net.train(), cases[8:])
     for transform in net.hypernetwork.transforms.values():
         for layer in transform.layers:
             for parameter in (layer.up, layer.bias, layer.offset):
@@ -155,7 +153,7 @@ def same_update(folder: Path) -> float:
         before = {name: parameter.detach().clone() for name, parameter in theirs.model.named_parameters()}
         edited, _ = them.edit(batch(theirs, [pair]))
         after = dict(edited.model.named_parameters())
-        shifts = net(gradients(ours, ours.head.encode([pair]), modules(ours)), 1)
+        shifts = net(gradients(ours, ours.head.encode([pair]), mine.modules), 1)
         for name, shift in shifts.items():
             found, expected = shift.right[0].T @ shift.left[0], after[f"{name}.weight"] - before[f"{name}.weight"]
             # the difference of two float32 weights has their rounding in it
@@ -193,12 +191,12 @@ def measure(kind: str, folder: str, count: int, per_batch: int, epoch: int) -> d
 
 
 def _ours(lm: LM) -> Any:
-    mine = editor()
-    net = mine.build(lm).train()
+    mine = editor(lm)
+    net = mine.build().train()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
 
     def work(cases: list[Any], step: bool) -> None:
-        mine.loss(net, lm, cases)[0].backward()
+        mine.loss(net, cases)[0].backward()
         if step:
             torch.nn.utils.clip_grad_norm_(net.parameters(), 100.0)
             optimizer.step()
@@ -217,14 +215,15 @@ def _theirs(folder: Path, lm: LM) -> Any:
     optimizer = torch.optim.Adam(them.outer_parameters(), lr=1e-4)
 
     def work(cases: list[Any], step: bool) -> None:
-        for lesson in draw(cases, 1, editor().draw):
-            inner, outer, local = (batch(lm, list(pairs)) for pairs in (lesson.inner, lesson.outer, lesson.local))
+        for episode in sample_episodes(cases, 1, EpisodeConfig(locality=LOCALITY)):
+            sides = (episode.support, episode.query, episode.locality)
+            support, query, locality = (batch(lm, list(pairs)) for pairs in sides)
             with torch.no_grad():
-                before = them(**local)
-            edited, _ = them.edit(inner)
-            nll = masked_log_probs(edited(**outer), outer["labels"], shift=True)["nll"]
-            after = edited(**local)
-            mask = local["labels"][:, 1:] != -100
+                before = them(**locality)
+            edited, _ = them.edit(support)
+            nll = masked_log_probs(edited(**query), query["labels"], shift=True)["nll"]
+            after = edited(**locality)
+            mask = locality["labels"][:, 1:] != -100
             loss = 0.1 * nll + kl_loc_loss(
                 before[:, :-1].contiguous(), after[:, :-1].contiguous(), mask=mask.contiguous()
             )

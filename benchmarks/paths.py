@@ -6,11 +6,13 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import torch
 from common import LAYERS, clocked, random_model
+from embedded import embedded_lm
 from oracle import plain_value
 
 from edit_cli.editors.locate.base import Subjects
@@ -155,4 +157,32 @@ def evaluation(lm: LM, cases: list[Case]) -> list[Ratio]:
             fast,
             f"plain: {len(some)} rows, scaled",
         ),
+    ]
+
+
+def texts(cases: list[Case]) -> list[Ratio]:
+    """What the embedded model writes to the prompts of records, against batches whose rows stay until all have ended.
+
+    Greedy replies have 20 tokens at most, sampled texts 100; both paths write the same.
+    """
+    lm = embedded_lm()
+    head: Any = lm.head
+    prompts = list(dict.fromkeys(probe.prompt for case in cases for probe in case.probes))
+    openings = [probe.prompt for case in cases for probe in case.probes if probe.target is None]
+
+    def write(together: bool) -> tuple[list[str], float, list[str], float]:
+        head.__dict__["decodes_together"] = together
+        lm.generate(prompts[:20], 20)
+        greedy, (greedy_s, _) = clocked(lambda: lm.generate(prompts, 20))
+        sampled, (sampled_s, _) = clocked(lambda: lm.sample(openings, range(len(openings)), 100, 5))
+        return greedy, greedy_s, sampled, sampled_s
+
+    greedy, fast_greedy, sampled, fast_sampled = write(True)
+    plain_greedy, slow_greedy, plain_sampled, slow_sampled = write(False)
+    assert (greedy, sampled) == (plain_greedy, plain_sampled)
+    return [
+        Ratio(
+            f"{len(prompts):,} greedy replies, against batches that wait for their last row", slow_greedy, fast_greedy
+        ),
+        Ratio(f"{len(openings):,} sampled texts of 100 tokens, likewise", slow_sampled, fast_sampled),
     ]

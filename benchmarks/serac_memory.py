@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.table import Table
 
-from edit_cli.config.build import build, register_resolvers
+from edit_cli.config.build import method_of, register_resolvers
 from edit_cli.editors.retrieval.serac import SeracRoute
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -40,17 +39,21 @@ BATCH = 64
 FAR = 100.0  # how far facts lie from what is asked
 
 
-def editor() -> Any:
+def editor(lm: LM) -> Any:
+    """With networks that were not trained."""
     register_resolvers()
-    with tempfile.TemporaryDirectory() as folder, initialize_config_module("edit_cli.conf", version_base="1.3"):
-        return build(compose("evaluate", ["method=serac", f"cache_dir={folder}"]).method)
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        serac = method_of(compose("evaluate", ["method=serac"]).method).begin(lm)
+    torch.manual_seed(0)
+    serac.context.kept["network"] = serac.build().eval().requires_grad_(False)
+    return serac
 
 
-def stored(lm: LM, serac: Any, size: int) -> list[SeracRoute]:
+def stored(serac: Any, size: int) -> list[SeracRoute]:
     """Edits of `size` invented facts in all."""
     requests = [EditRequest("{} works as a", f"Person{number} Name{number}", "pilot") for number in range(size)]
-    edits = [serac.edit(lm, requests[first : first + EDIT]) for first in range(0, size, EDIT)]
-    return [SeracRoute(edit.facts, edit.keys + FAR, edit.maker, serac, edit.net) for edit in edits]
+    edits = [serac.edit(requests[first : first + EDIT]) for first in range(0, size, EDIT)]
+    return [SeracRoute(edit.facts, edit.keys + FAR, edit.maker, edit.config, net=edit.net) for edit in edits]
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -64,14 +67,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    lm, serac = ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load(), editor()
-    torch.manual_seed(0)
-    net = serac.build(lm).eval().requires_grad_(False)
-    serac.trained = lambda _: net
+    lm = ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load()
+    serac = editor(lm)
     prompts = [probe.prompt for case in records() for probe in case.probes if probe.kind == "paraphrase"][:BATCH]
     pairs = [(prompt, "London") for prompt in prompts]
     start = time.process_time()
-    edits = {size: stored(lm, serac, size) for size in SIZES}
+    edits = {size: stored(serac, size) for size in SIZES}
     spent = 1000.0 * (time.process_time() - start) / sum(SIZES)
     work: dict[str, tuple[int, Callable[[], Any]]] = {
         f"{BATCH} prompts scored together": (BATCH, lambda: lm.loglikelihood(pairs)),

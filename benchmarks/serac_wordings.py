@@ -32,11 +32,10 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.table import Table
 
-from edit_cli.config.build import build, register_resolvers
+from edit_cli.config.build import method_of, register_resolvers
 from edit_cli.datasets.world import FOLDER, WorldEdits
-from edit_cli.editors.retrieval.scope_examples import Teller
+from edit_cli.editors.retrieval.scope_examples import ScopeExampleSampler
 from edit_cli.lm.loading import ModelOptions
-from edit_cli.lm.model import LM
 from edit_cli.metrics.text import matches_exactly
 from edit_cli.requests import Case, Probe
 from edit_cli.training.loop import train
@@ -96,26 +95,26 @@ def _pattern(wordings: Any) -> re.Pattern[str]:
 
 def invented(cases: Sequence[Case], seed: int) -> list[Case]:
     """The same cases about made-up subjects; a case's hard prompt asks its question of a near namesake."""
-    teller, names = Teller(1.0, random.Random(seed)), {}
-    subjects = [case.requests[0].subject for case in cases]
+    sampler, names = ScopeExampleSampler(1.0, random.Random(seed)), {}
+    subjects = [case.requests[0].subject or "" for case in cases]
     told = []
     for case in cases:
         (request,) = case.requests
-        name = names.setdefault(request.subject, teller.invented(request.subject, subjects))
+        name = names.setdefault(request.subject, sampler.invented(request.subject or "", subjects))
         probes = [replace(probe, prompt=probe.prompt.replace(request.subject, name)) for probe in case.probes]
-        near = request.text.replace(request.subject, teller.namesake(name, subjects))
+        near = request.text.replace(request.subject, sampler.namesake(name, subjects))
         probes.append(Probe("locality", near, request.target_new, group="hard"))
         told.append(replace(case, requests=(replace(request, subject=name),), probes=tuple(probes)))
     return told
 
 
-def measure(lm: LM, editor: Any, cases: Sequence[Case], size: int, wordings: Wordings) -> dict[str, float]:
+def measure(editor: Any, cases: Sequence[Case], size: int, wordings: Wordings) -> dict[str, float]:
     """In %: answers that are right, and prompts beside the facts that are routed to one. Memories of `size` facts."""
-    shares: dict[str, list[bool]] = {}
+    lm, shares = editor.lm, dict[str, list[bool]]()
     for first in range(0, len(cases) - size + 1, size):
         block = cases[first : first + size]
         stored = {(case.requests[0].subject, wordings.relation(case.requests[0].text)) for case in block}
-        edit = editor.edit(lm, [case.requests[0] for case in block])
+        edit = editor.edit([case.requests[0] for case in block])
         with lm.edited(edit):
             inside, beside = [], []
             for case in block:
@@ -144,7 +143,8 @@ def one_seed(seed: int, sizes: Sequence[int], overrides: Sequence[str]) -> Itera
         config = compose(
             "train-editor", ["method=serac", "dataset=world", f"seed={seed}", "method.training.trackers=[]", *overrides]
         )
-    editor, lm = build(config.method), ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load()
+    lm = ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load()
+    editor: Any = method_of(config.method).begin(lm)
     rows = json.loads((FOLDER / "statements.json").read_text())
     wordings = Wordings(rows, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -156,12 +156,12 @@ def one_seed(seed: int, sizes: Sequence[int], overrides: Sequence[str]) -> Itera
         }
         start = time.process_time()
         net = (
-            train(editor, lm, splits["train"], splits["validation"], Path(folder), "", lambda _: None)
+            train(editor, splits["train"], splits["validation"], Path(folder), "", lambda _: None)
             .net.eval()
             .requires_grad_(False)
         )
     spent = time.process_time() - start
-    editor.trained = lambda _: net
+    editor.context.kept["network"] = net
     memories = [(str(size), splits["test"], size) for size in sizes]
     memories.append(("75 invented", invented(splits["test"][:FACTS], seed), 75))
     for name, cases, size in memories:
@@ -170,7 +170,7 @@ def one_seed(seed: int, sizes: Sequence[int], overrides: Sequence[str]) -> Itera
             "seed": seed,
             "memory": name,
             "training_cpu_s": round(spent, 1),
-            **measure(lm, editor, cases[:facts], size, wordings),
+            **measure(editor, cases[:facts], size, wordings),
         }
 
 

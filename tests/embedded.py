@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from hydra import compose, initialize_config_module
-from torch import nn
 
 from edit_cli.commands.parts import method_of
 from edit_cli.config.build import register_resolvers
-from edit_cli.datasets.counterfact import CounterFact
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.edits.edit import Edit
-from edit_cli.lm.layout import is_transposed
-from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.requests import Case, EditRequest
+from edit_cli.requests import EditRequest
+from edit_cli.testing import embedded_lm, linear_twin, same_bits, snapshot
+from edit_cli.testing import facts as requests
+from edit_cli.testing.parts import world
+
+__all__ = ["embedded_lm", "linear_twin", "requests", "same_bits", "snapshot", "world"]  # from here, for all tests
 
 # Methods that are held to the same bits wherever a model's weights lie, and in few bits.
 METHODS = [
@@ -37,11 +36,6 @@ METHODS = [
     "rome",
     "ultraedit",
 ]
-
-
-def embedded_lm() -> LM:
-    """A fresh copy of the shipped model."""
-    return ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2", device="cpu").load()
 
 
 class Prepared:
@@ -103,39 +97,7 @@ def packaged_editor(cache_dir: Path, name: str, *overrides: str) -> Prepared:
     return Prepared(method_of(config.method))
 
 
-def linear_twin() -> LM:
-    """The shipped model with every Conv1D replaced by the Linear that computes the same."""
-    lm = embedded_lm()
-    for module in list(lm.model.modules()):
-        for name, child in list(module.named_children()):
-            if is_transposed(child):
-                linear = nn.Linear(child.weight.shape[0], child.weight.shape[1])
-                linear.weight = nn.Parameter(child.weight.T.contiguous(), requires_grad=False)
-                linear.bias = child.bias
-                setattr(module, name, linear)
-    return LM(lm.model, lm.tokenizer, "tiny-gpt2-linear")
-
-
-@cache
-def world(split: str = "test") -> tuple[Case, ...]:
-    """Cases of the embedded world."""
-    return CounterFact(name="counterfact", records="world", split=split).load().cases
-
-
-def requests(count: int, start: int = 0) -> list[EditRequest]:
-    return [case.requests[0] for case in world("tune")[start : start + count]]
-
-
 def answers(lm: LM, wanted: list[EditRequest]) -> tuple[list[float], list[str]]:
     """(−log P of the new answers, what it writes)."""
     scores = lm.loglikelihood([(request.text, request.target_new) for request in wanted])
     return [score.nll for score in scores], lm.generate([request.text for request in wanted], 4)
-
-
-def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def snapshot(lm: LM) -> dict[str, torch.Tensor]:
-    """A copy of every parameter."""
-    return {name: parameter.detach().clone() for name, parameter in lm.model.named_parameters()}

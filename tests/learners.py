@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 from embedded import Prepared
 from hydra import compose, initialize_config_module
@@ -14,13 +15,13 @@ from edit_cli.commands.parts import method_of
 from edit_cli.config.build import register_resolvers
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.meta import checkpoints
-from edit_cli.editors.meta.base import TrainableEditor
-from edit_cli.editors.old import OldMethod
+from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 from edit_cli.statistics.corpora import WORLD
 from edit_cli.training.loop import train
 
+E = TypeVar("E", bound=TrainableEditor[Any, Any])
 FEW_LINES = "\n".join(WORLD.read_text(encoding="utf-8").splitlines()[:60])
 QUICK = {
     "tpatcher": ("method.memory_size=1000", "method.validation_size=300", "method.top_memory=100", "method.steps=126"),
@@ -40,35 +41,46 @@ def statements(split: str) -> tuple[Case, ...]:
     return WorldEdits(name="world", split=split).load().cases
 
 
-def brief(editor: TrainableEditor, folder: Path, steps: int = 20) -> TrainableEditor:
-    """The same editor, to be trained for a few steps and looked up in `folder`."""
+def changed(editor: E, **settings: Any) -> E:
+    """Another editor on the same model, with these settings."""
+    return type(editor)(replace(editor.config, **settings), editor.lm)
+
+
+def brief(config: TrainableConfig, folder: Path, steps: int = 20) -> TrainableConfig:
+    """The same settings, to be trained for a few steps and looked up in `folder`."""
     training = replace(
-        editor.training,
+        config.training,
         steps=steps,
-        edits=min(editor.training.edits, 4),
+        edits=min(config.training.edits, 4),
         validate_every=steps,
         validation_edits=4,
         save_every=steps,
         trackers=[],
     )
-    return replace(editor, training=training, cache_dir=str(folder))
+    return replace(config, training=training, cache_dir=str(folder))
 
 
-def keep_trained(editor: TrainableEditor, lm: LM, folder: Path) -> None:
-    """Train `editor` (see `brief`) on the world and leave the checkpoint where it looks for it, unless it is there."""
-    identity = editor.identity(lm)
-    place = checkpoints.place(folder, identity, type(editor).__name__.lower(), lm.name)
+def trained(editor: E, folder: Path, steps: int = 20) -> E:
+    """The same editor, `brief`, with its checkpoint in `folder`."""
+    made = type(editor)(brief(editor.config, folder, steps), editor.lm)
+    keep_trained(made, folder)
+    return made
+
+
+def keep_trained(editor: TrainableEditor[Any, Any], folder: Path) -> None:
+    """Train `editor` on the world and leave the checkpoint where it looks for it, unless it is there."""
+    identity = editor.identity()
+    place = checkpoints.place(folder, identity, type(editor).__name__.lower(), editor.lm.name)
     if not place.exists():
         done = train(
             editor,
-            lm,
             statements("train")[:120],
             statements("validation")[:40],
             folder / "at-work" / place.name,
             "test",
             lambda line: None,
         )
-        about = {**identity, "model": {"name": lm.name}, "dataset": {"name": "world"}}
+        about = {**identity, "model": {"name": editor.lm.name}, "dataset": {"name": "world"}}
         checkpoints.save(place, done.net, about)
 
 
@@ -85,9 +97,8 @@ def quick_editor(folder: Path, name: str, models: Iterable[LM], *overrides: str)
         (folder / "few.txt").write_text(FEW_LINES, encoding="utf-8")
         config.method.corpus = str(folder / "few.txt")
     method = method_of(config.method)
-    if isinstance(method.config, TrainableEditor):
-        made = brief(method.config, folder)
+    if isinstance(method.config, TrainableConfig):
+        method = replace(method, config=brief(method.config, folder))
         for lm in models:
-            keep_trained(made, lm, folder)
-        return Prepared(OldMethod(made))
+            keep_trained(method.begin(lm), folder)
     return Prepared(method)

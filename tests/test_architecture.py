@@ -17,16 +17,17 @@ PACKAGE = ROOT / "edit_cli"
 FLOORS = [
     {"errors", "wording", "__init__"},
     {"assets", "config", "distributed", "files", "monitor", "requests", "terminal", "writing"},
-    {"lm", "edits"},
+    {"lm"},
+    {"edits"},
     {"runs", "statistics", "metrics", "datasets"},
     {"editors", "tracing", "training"},
     {"report", "console", "streams"},
     {"commands"},
-    {"cli", "__main__"},
+    {"cli", "testing", "__main__"},
 ]
 APART = {"conf"}  # the YAML folder
 ONLY_IN = {
-    "hydra": {"cli", "config"},
+    "hydra": {"cli", "config", "testing"},
     "omegaconf": {"cli", "config"},
     "rich": {"console", "report", "commands"},
     "typer": {"cli"},
@@ -41,26 +42,19 @@ def part(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules imported anywhere in the file, but not for type checking alone."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {
-        child
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for child in ast.walk(node)
-    }
+    """Modules imported anywhere in the file, for type checking alone, too."""
     found: set[str] = set()
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} if node.module != "edit_cli" else {f"edit_cli.{alias.name}" for alias in node.names}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES or node.module == "edit_cli" else node.module for name in names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 
 def floor(name: str) -> int:
@@ -79,6 +73,18 @@ def test_imports_point_one_way(path):
                 assert floor(there) <= floor(here), f"{here} imports {there}"
         if top in ONLY_IN:
             assert here in ONLY_IN[top], f"{top} is imported in {here}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Not by way of others, of imports inside functions or for type checking, either: whatever imports nothing that is
+    left is taken away, until nothing is.
+    """
+    left = {name: imports(path) & MODULES.keys() - {name} for name, path in MODULES.items()}
+    while leaves := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in leaves}
+    while tips := left.keys() - set().union(*left.values()):  # what only imports a circle is not in it
+        left = {name: needed for name, needed in left.items() if name not in tips}
+    assert not {name: sorted(needed & left.keys()) for name, needed in left.items()}
 
 
 def test_methods_do_not_import_each_other():

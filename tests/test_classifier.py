@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from embedded import same_bits, snapshot
+from embedded import prepared, same_bits, snapshot
 from families import CLASSIFIERS, CONTEXT, DEPTH, LABELS, WIDTH, tiny, tiny_lm
 
 from edit_cli.editors.finetune.ft import FT
@@ -19,7 +19,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.requests import EditRequest
 
 CLAIMS = [
@@ -94,7 +94,9 @@ def test_layout_is_found(family):
 def test_final_states_are_read(family):
     lm = shared(family)
     rows = lm.head.encode([(claim, None) for claim in CLAIMS])
-    found = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+    found = read(
+        lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(lm.layout.final_norm, "output")], reduce="mean"
+    )[0]
     for row, mean in zip(rows, found, strict=True):
         with torch.no_grad():
             states = lm.model.base_model(input_ids=torch.tensor([row.ids])).last_hidden_state[0]
@@ -108,7 +110,7 @@ def test_a_label_is_flipped_and_comes_back_exactly(family, tmp_path):
     requests = [EditRequest(claim, None, label) for claim, label in zip(CLAIMS[:2], wanted, strict=True)]
     pairs = list(zip(CLAIMS[:2], wanted, strict=True))
     before, untouched = lm.loglikelihood(pairs), snapshot(lm)
-    edit = FT(layers=[DEPTH - 1], lr=2e-2, steps=60).edit(lm, requests)
+    edit = prepared(FT, layers=[DEPTH - 1], lr=2e-2, steps=60).edit(lm, requests)
     assert same_bits(snapshot(lm), untouched)
     edit_store.save(edit, tmp_path / "edit", lm, requests, {"name": "ft"})
     with lm.edited(edit):
@@ -126,7 +128,7 @@ def test_a_stored_label_is_looked_up():
     lm = tiny_lm("bert")
     (old,) = lm.generate(CLAIMS[:1], 1)
     new = next(label for label in LABELS if label != old)
-    with lm.edited(Lookup(mode="exact").edit(lm, [EditRequest(CLAIMS[0], None, new.lower())])):
+    with lm.edited(prepared(Lookup, mode="exact").edit(lm, [EditRequest(CLAIMS[0], None, new.lower())])):
         assert lm.generate(CLAIMS[:2], 1) == [new, shared("bert").generate(CLAIMS[1:2], 1)[0]]
         assert lm.loglikelihood([(CLAIMS[0], new)])[0].hits == (True,)
         assert lm.loglikelihood([(CLAIMS[0], old)])[0].hits == (False,)
@@ -146,7 +148,7 @@ def test_a_language_model_is_no_classifier_unless_it_was_trained_to_be(tmp_path)
     model, words = tiny("gpt2")
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    with pytest.raises(MissingError, match="1 weights are missing in its files, such as score.weight"):
+    with pytest.raises(MissingError, match="1 weight is missing in its files, such as score.weight"):
         ModelOptions(name="copy", id=str(tmp_path), device="cpu", kind="classifier").load()
 
 
@@ -187,7 +189,7 @@ def test_a_single_output_tells_two_labels_apart(family, tmp_path):
     torch.testing.assert_close(lm.target_logprobs([(CLAIMS[0], "SUPPORTS")])[0].exp().sum(), torch.tensor(1.0))
 
     untouched, request = snapshot(lm), EditRequest(CLAIMS[0], None, NAMES[int(outputs[0] <= 0)])
-    edit = FT(layers=[DEPTH - 1], lr=2e-2, steps=60).edit(lm, [request])
+    edit = prepared(FT, layers=[DEPTH - 1], lr=2e-2, steps=60).edit(lm, [request])
     with lm.edited(edit):
         assert lm.generate(CLAIMS[:1], 1) == [request.target_new]
         assert (float(model(**rows[0]).logits) > 0) == (request.target_new == "SUPPORTS")
@@ -221,7 +223,7 @@ def test_labels_are_named_once_each():
 @pytest.mark.parametrize("family", ["bert", "t5"])
 @pytest.mark.parametrize("method", [ROME, MEMIT])
 def test_methods_for_causal_models_say_so(family, method):
-    editor = method(layers=[0], **({} if method is ROME else {"covariance_weight": 1.0}))
+    editor = prepared(method, layers=[0])
     kind = "a sequence classifier" if family == "bert" else "an encoder-decoder model"
     with pytest.raises(
         UsageError, match=f"{method.__name__} works on a causal language model, and tiny-{family} is {kind}"

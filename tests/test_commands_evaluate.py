@@ -40,7 +40,7 @@ def test_a_run_ends_in_a_table_and_in_the_place_where_it_lies(finished, look):
 def test_summary_follows_from_the_lines(cli):
     cli("evaluate", *FT, "limit=3", "protocol.batch_size=2", "protocol.order_seed=5", quick=True)
     found, lines = summary(RUN), json_lines(RUN / "results.jsonl")
-    assert found["schema_version"] == 1
+    assert found["format"] == 2
     assert (found["command"], found["method"], found["model"]) == ("evaluate", "ft", "tiny-gpt2")
     assert (found["n"], found["failed"], found["edits"]) == (3, 0, 3)
     assert found["dataset"]["limit"] == 3
@@ -160,7 +160,7 @@ def test_errors_end_with_their_own_exit_codes(cli, monkeypatch):
     from edit_cli.editors.finetune.ft import FT as Editor
 
     def fail_with(error: BaseException):
-        def edit(self, lm, requests):
+        def edit(self, requests):
             raise error
 
         monkeypatch.setattr(Editor, "edit", edit)

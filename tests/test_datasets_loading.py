@@ -143,8 +143,8 @@ def test_repeated_and_contradictory_edits_are_told(tmp_path: Path) -> None:
     notes = Notes()
     assert len(Facts("facts", path=str(path)).load(monitor=notes).cases) == 3
     assert notes.notes == [
-        "facts: 1 of 3 records ask again for an edit of an earlier record (id 1)",
-        "facts: 1 of 3 records ask for another answer to the prompt of an earlier record (id 2)",
+        "facts: 1 of 3 records asks again for an edit of an earlier record (id 1)",
+        "facts: 1 of 3 records asks for another answer to the prompt of an earlier record (id 2)",
     ]
 
 

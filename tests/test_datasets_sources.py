@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from edit_cli import assets
 from edit_cli.datasets import CounterFact, Dataset, Facts, Row, Source, ZsRE
-from edit_cli.datasets import counterfact as counterfact_module
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
@@ -161,7 +161,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "world").mkdir()
     write(tmp_path, records, "world/records.json")
     write(tmp_path, snippets, "world/snippets.json")
-    monkeypatch.setattr(counterfact_module, "ASSETS", tmp_path)
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
 
 
 @pytest.mark.usefixtures("world")

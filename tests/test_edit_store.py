@@ -15,6 +15,7 @@ from families import tiny, tiny_lm
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import edit_cli
 from edit_cli.editors.retrieval.base import Fact
 from edit_cli.editors.retrieval.lookup import CacheRoute
 from edit_cli.edits import store as edit_store
@@ -129,9 +130,9 @@ def test_the_manifest_says_what_was_edited_and_how(tmp_path):
     assert sorted(path.name for path in (tmp_path / "edit").iterdir()) == ["edit.json", "edit.safetensors"]
     manifest = edit_store.read_manifest(tmp_path / "edit")
     assert manifest["id"] == identity
-    assert (manifest["kind"], manifest["class"], manifest["method"]) == (
+    assert (manifest["kind"], manifest["type"], manifest["method"]) == (
         "weights",
-        "edit_cli.edits.edit.WeightDelta",
+        "weights",
         METHOD,
     )
     assert manifest["base_model"] == {
@@ -242,7 +243,7 @@ def test_changed_tensors_are_refused(tmp_path):
     [
         {"state": {"info": {"losses": []}}},
         {"touched": {}},
-        {"class": "edit_cli.editors.retrieval.lookup.CacheRoute"},
+        {"type": "lookup"},
         {"kind": "route"},
         {"id": "0" * 64},
     ],
@@ -256,15 +257,15 @@ def test_a_changed_meaning_is_refused(tmp_path, changes):
         edit_store.load(directory, lm)
 
 
-def forged(directory: Path, path: str) -> None:
+def forged(directory: Path, name: str) -> None:
     """Name another class and make the id right again, as whoever wants code to be run would."""
-    rewrite(directory, **{"class": path})
+    rewrite(directory, type=name)
     manifest = json.loads((directory / "edit.json").read_text())
     rewrite(directory, id=edit_store._identity(directory / "edit.safetensors", manifest))
 
 
 @pytest.mark.parametrize(
-    "path",
+    "name",
     [
         "os.system",
         "test_edit_store.Planted",
@@ -276,15 +277,21 @@ def forged(directory: Path, path: str) -> None:
         "edit_cli.editors.nothing.Edit",
         "edit_cli.editors.retrieval.lookup.CacheRoute.state",
         "edit_cli.editors.../evil.Planted",
+        "edit_cli.edits.edit.WeightDelta",
+        "edit_cli.edits.edit:WeightDelta",
+        "test_edit_store:Planted",
+        "test_edit_store/Planted",
         "WeightDelta",
+        "memit",
+        "counterfact",
         "",
     ],
 )
-def test_classes_from_outside_the_package_or_that_are_no_edits_are_refused(tmp_path, path):
+def test_what_is_no_name_of_an_edit_is_refused(tmp_path, name):
     lm = language_model()
     directory = saved(lm, tmp_path / "edit")
-    forged(directory, path)
-    with pytest.raises(MissingError, match="is not one that this version of edit-cli knows"):
+    forged(directory, name)
+    with pytest.raises(MissingError, match="are not known to this version of edit-cli"):
         edit_store.load(directory, lm)
 
 
@@ -316,8 +323,8 @@ def test_what_is_no_edit_directory_is_named(tmp_path):
     reasons = {
         "{": "cannot be read",
         "[]": "holds no object",
-        '{"format": 99}': "format 1",
-        '{"format": 1}': "id is missing",
+        '{"format": 99}': "format 2",
+        '{"format": 2}': "id is missing",
     }
     for text, reason in reasons.items():
         (tmp_path / "edit.json").write_text(text)
@@ -391,7 +398,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_the_old_edit(tmp_path, mo
 
 
 def test_nothing_in_the_package_reads_or_writes_pickles():
-    package = Path(edit_store.__file__).parent
+    package = Path(edit_cli.__file__).parent
     sources = {path: path.read_text() for path in package.rglob("*.py")}
     assert len(sources) > 20
     banned = ("import pickle", "torch.save(", "torch.load(", "allow_pickle=True", "cloudpickle")

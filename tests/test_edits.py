@@ -451,7 +451,7 @@ def test_settled_edits_come_off_together_and_go_on_again(dtype):
     before = bits(lm)
     for seed in range(4):
         lm.attach(delta(lm, seed, layers=(seed % 3,)))
-        lm.settle()
+        lm.merge_top_edits()
     assert len(lm.attached) == 1
     edited, masters = bits(lm), {name: master.clone() for name, master in lm.masters.items()}
     assert bool(masters) == (dtype != torch.float32)
@@ -471,16 +471,16 @@ def test_settled_edits_add_up_to_the_same_bits(dtype):
     for seed in range(3):
         alone.attach(delta(alone, seed))
         settled.attach(delta(settled, seed))
-        settled.settle()
+        settled.merge_top_edits()
     assert same(settled, bits(alone))
 
 
 def test_only_weight_edits_that_follow_each_other_are_settled():
     lm = language_model("gpt2")
     change, patch = delta(lm, 0), Scaled(lm.layout.mlp_out(1), torch.ones(lm.layout.width))
-    lm.settle()  # nothing to join
+    lm.merge_top_edits()  # nothing to join
     for edit in (change, patch, delta(lm, 1)):
         lm.attach(edit)
-        lm.settle()
+        lm.merge_top_edits()
     assert lm.attached[:2] == [change, patch]
     assert len(lm.attached) == 3

@@ -9,30 +9,29 @@ import pytest
 import torch
 from embedded import embedded_lm, linear_twin, same_bits, snapshot
 from families import tiny_lm
-from learners import brief, keep_trained, statements
+from learners import changed, statements, trained
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edit_cli.editors.finetune.base import lent
-from edit_cli.editors.meta.base import TrainingOptions
-from edit_cli.editors.meta.enn import ENN, Descent
-from edit_cli.editors.meta.episodes import DrawOptions, draw
+from edit_cli.editors.meta.base import TrainingConfig
+from edit_cli.editors.meta.enn import ENN, Descent, ENNConfig
+from edit_cli.editors.meta.episodes import EpisodeConfig, sample_episodes
 from edit_cli.editors.meta.factored_gradients import Shift
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
 
-DRAWN = DrawOptions("any", ["same_relation"])
+DRAWN = EpisodeConfig(outer="any", locality=["same_relation"])
 RULES = {
     "sgd": {"steps": 3, "step_size": 0.05, "log_step": True},
     "rmsprop": {"steps": 3, "rule": "rmsprop", "objective": "margin", "margin": 20.0, "step_size": 1e-3},
 }
 
 
-def enn(**changed) -> ENN:
-    return ENN(
-        **{"layers": [4, 5], "step_size": 0.05, "draw": DRAWN, "training": TrainingOptions(edits=4, lr=3e-4), **changed}
-    )
+def enn(lm: LM, **changed) -> ENN:
+    small = {"layers": [4, 5], "step_size": 0.05, "draw": DRAWN, "training": TrainingConfig(edits=4, lr=3e-4)}
+    return ENN(ENNConfig(**{**small, **changed}), lm)
 
 
 @cache
@@ -41,9 +40,9 @@ def double() -> LM:
     return LM(lm.model.double(), lm.tokenizer, "tiny-gpt2-64")
 
 
-def moved(editor: ENN, lm: LM):
+def moved(editor: ENN):
     """A network whose weights are not the original ones any more."""
-    net = editor.build(lm).to(lm.dtype)
+    net = editor.build().to(editor.lm.dtype)
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in net.kept.values():
@@ -55,9 +54,10 @@ def requests(count: int) -> list[EditRequest]:
     return [case.requests[0] for case in statements("test")[:count]]
 
 
-def functional(editor: ENN, net, lm: LM, case: Case) -> torch.Tensor:
+def functional(editor: ENN, net, case: Case) -> torch.Tensor:
     """Equation 3 with a functional copy of the model and dense steps, one row at a time."""
-    (lesson,) = draw([case], 1, DRAWN)
+    lm, config = editor.lm, editor.config
+    (episode,) = sample_episodes([case], 1, DRAWN)
     original = {name: weight.detach() for name, weight in lm.model.named_parameters()}
     present = original | net.weights
 
@@ -72,50 +72,50 @@ def functional(editor: ENN, net, lm: LM, case: Case) -> torch.Tensor:
     def missing(weights, pair):
         logp, labels = scores(weights, pair)
         right = logp.gather(1, labels[:, None])[:, 0]
-        if editor.objective == "nll":
+        if config.objective == "nll":
             return -right.mean()
         others = logp.masked_fill(torch.nn.functional.one_hot(labels, logp.shape[1]).bool(), -torch.inf)
-        return torch.relu(editor.margin + others.max(-1).values - right).mean()
+        return torch.relu(config.margin + others.max(-1).values - right).mean()
 
     def divergence(before, after, pair):
         first, second = scores(before, pair)[0], scores(after, pair)[0]
         return (first.exp() * (first - second)).sum(-1).mean()
 
     names, after, squares = [f"{name}.weight" for name in net.modules_edited], present, {}
-    for _ in range(editor.steps):
+    for _ in range(config.steps):
         inner = after if net.training else {name: weight.detach().requires_grad_() for name, weight in after.items()}
         found = torch.autograd.grad(
-            missing(inner, lesson.inner[0]), [inner[name] for name in names], create_graph=net.training
+            missing(inner, episode.support[0]), [inner[name] for name in names], create_graph=net.training
         )
         after = dict(after)
-        for name, gradient, size in zip(names, found, net.sizes(), strict=True):
-            if editor.rule == "rmsprop":
+        for name, gradient, size in zip(names, found, net.sizes, strict=True):
+            if config.rule == "rmsprop":
                 squares[name] = (
                     gradient**2 if name not in squares else net.decay * squares[name] + (1 - net.decay) * gradient**2
                 )
                 gradient = gradient / torch.sqrt(squares[name] + 1e-6)
             after[name] = after[name] - size * gradient
     fixed = {name: weight.detach() for name, weight in present.items()}
-    base, local = divergence(original, present, lesson.local[0]), divergence(fixed, after, lesson.local[0])
+    base, local = divergence(original, present, episode.locality[0]), divergence(fixed, after, episode.locality[0])
     return (
-        editor.base_weight * base
-        + editor.edit_weight * missing(after, lesson.outer[0])
-        + editor.locality_weight * local
+        config.base_weight * base
+        + config.edit_weight * missing(after, episode.query[0])
+        + config.locality_weight * local
     )
 
 
 @pytest.mark.parametrize("trains", ["all", "edited"])
 @pytest.mark.parametrize("rule", RULES)
 def test_loss_and_gradient_through_all_steps_are_those_of_a_functional_copy(rule, trains):
-    lm, editor, (case,) = double(), enn(trains=trains, edit_weight=1.0, **RULES[rule]), statements("train")[:1]
-    net = moved(editor, lm)
+    editor, (case,) = enn(double(), trains=trains, edit_weight=1.0, **RULES[rule]), statements("train")[:1]
+    net = moved(editor)
     torch.manual_seed(1)
-    loss, _ = editor.loss(net, lm, [case])
+    loss, _ = editor.loss(net, [case])
     learnt = [parameter for parameter in net.parameters() if parameter.requires_grad]
     found = torch.autograd.grad(loss, learnt)
     torch.manual_seed(1)
     with sdpa_kernel(SDPBackend.MATH):
-        plain = functional(editor, net, lm, case)
+        plain = functional(editor, net, case)
         expected = torch.autograd.grad(plain, learnt)
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-9)
     for ours, theirs in zip(found, expected, strict=True):
@@ -125,15 +125,15 @@ def test_loss_and_gradient_through_all_steps_are_those_of_a_functional_copy(rule
 
 def test_the_gradient_is_the_slope_of_the_loss():
     """Finite differences along a random direction; L_loc is left out, because its θ is held fixed on one side."""
-    lm, editor, cases = double(), enn(locality_weight=0.0, edit_weight=1.0, steps=2), statements("train")[:2]
-    net = moved(editor, lm)
+    editor, cases = enn(double(), locality_weight=0.0, edit_weight=1.0, steps=2), statements("train")[:2]
+    net = moved(editor)
     learnt = [parameter for parameter in net.parameters() if parameter.requires_grad]
     torch.manual_seed(2)
     directions = [torch.randn_like(parameter) for parameter in learnt]
 
     def loss():
         torch.manual_seed(3)
-        return editor.loss(net, lm, cases)[0]
+        return editor.loss(net, cases)[0]
 
     slope = sum((g * d).sum() for g, d in zip(torch.autograd.grad(loss(), learnt), directions, strict=True))
     ends = []
@@ -150,22 +150,21 @@ def test_the_gradient_is_the_slope_of_the_loss():
 
 def test_independent_edits_in_one_batch_are_those_one_at_a_time():
     lm, cases = double(), statements("train")[:4]
-    for editor in (enn(edits=2, steps=2), enn(**RULES["rmsprop"])):
-        net = moved(editor, lm)
+    for editor in (enn(lm, edits=2, steps=2), enn(lm, **RULES["rmsprop"])):
+        net = moved(editor)
         torch.manual_seed(4)
-        together, told = editor.loss(net, lm, cases)
+        together, told = editor.loss(net, cases)
         alone = []
-        for first in range(0, 4, editor.edits):
+        for first in range(0, 4, editor.config.edits):
             torch.manual_seed(4)
-            alone.append(editor.loss(net, lm, [*cases, *cases][first : first + editor.edits])[0])
+            alone.append(editor.loss(net, [*cases, *cases][first : first + editor.config.edits])[0])
         torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-6, atol=1e-9)
         assert told["base"] > 0 and told["kl"] > 0
 
 
 def test_without_the_terms_of_edits_the_model_learns_to_stay_itself():
-    lm = double()
-    editor = enn(edit_weight=0.0, locality_weight=0.0)
-    loss, told = editor.loss(editor.build(lm).train(), lm, statements("train")[:2])
+    editor = enn(double(), edit_weight=0.0, locality_weight=0.0)
+    loss, told = editor.loss(editor.build().train(), statements("train")[:2])
     assert float(loss.detach()) == pytest.approx(0, abs=1e-9) == told["base"]
 
 
@@ -186,26 +185,24 @@ def test_steps_by_hand():
         torch.testing.assert_close(Shift.dense(change).add(x, y), expected)
 
 
-def trained(tmp_path, lm: LM, after: int = 2, **changed) -> ENN:
-    editor = brief(enn(**{"layers": [5], **changed}), tmp_path, steps=after)
-    keep_trained(editor, lm, tmp_path)
-    return editor
+def small_enn(tmp_path, lm: LM, after: int = 2, **settings) -> ENN:
+    return trained(enn(lm, **{"layers": [5], **settings}), tmp_path, steps=after)
 
 
 def test_an_edit_leads_to_the_trained_model_and_steps_on_and_comes_off_exactly(tmp_path):
     lm = embedded_lm()
     untouched, wanted = snapshot(lm), requests(2)
-    editor = trained(tmp_path, lm)
-    first = editor.edit(lm, wanted[:1])
+    editor = small_enn(tmp_path, lm)
+    first = editor.edit(wanted[:1])
     assert same_bits(snapshot(lm), untouched)
-    net, edited = editor.trained(lm), {f"transformer.h.5.mlp.{name}.weight" for name in ("c_fc", "c_proj")}
+    net, edited = editor.trained(), {f"transformer.h.5.mlp.{name}.weight" for name in ("c_fc", "c_proj")}
     assert first.updates.keys() == untouched.keys() and edited < untouched.keys()
     edit_store.save(first, tmp_path / "first", lm, wanted[:1], {})
     lm.attach(first)
     for name, weight in net.weights.items():
         if name not in edited:
             torch.testing.assert_close(lm.parameter(name), weight, rtol=0, atol=1e-6)
-    second = editor.edit(lm, wanted[1:])  # of a sequence: from where it stands
+    second = editor.edit(wanted[1:])  # of a sequence: from where it stands
     assert second.updates.keys() == edited and all(update.rank <= 40 for update in second.updates.values())
     after = snapshot(lm)
     lm.attach(second)
@@ -214,22 +211,21 @@ def test_an_edit_leads_to_the_trained_model_and_steps_on_and_comes_off_exactly(t
     assert same_bits(snapshot(lm), after)
     lm.detach()
     assert same_bits(snapshot(lm), untouched)
-    editor.reset()
     (loaded,) = edit_store.attach(tmp_path / "first", lm)
     assert same_bits(snapshot(lm), after)
-    resumed = replace(editor)
-    resumed.recall(lm, loaded)
-    again = resumed.edit(lm, wanted[1:])
+    resumed = changed(editor)
+    resumed.recall(loaded)
+    again = resumed.edit(wanted[1:])
     assert same_bits(again.state()[0], second.state()[0])
     lm.detach()
-    assert editor.edit(lm, wanted[:1]).updates.keys() == untouched.keys()  # forgotten
+    assert changed(editor).edit(wanted[:1]).updates.keys() == untouched.keys()  # forgotten
 
 
 def test_the_control_changes_the_edited_matrices_alone(tmp_path):
     lm, (request,) = embedded_lm(), requests(1)
-    editor = trained(tmp_path, lm, trains="nothing", step_size=0.2)
-    edit = editor.edit(lm, [request])
-    assert not editor.trained(lm).weights and len(edit.updates) == 2
+    editor = small_enn(tmp_path, lm, trains="nothing", step_size=0.2)
+    edit = editor.edit([request])
+    assert not editor.trained().weights and len(edit.updates) == 2
     before = lm.loglikelihood([(request.text, request.target_new)])[0].nll
     with lm.edited(edit):
         assert lm.loglikelihood([(request.text, request.target_new)])[0].nll < before - 0.5
@@ -238,36 +234,36 @@ def test_the_control_changes_the_edited_matrices_alone(tmp_path):
 def test_steps_end_where_the_margin_is_met(tmp_path):
     """A target that is the likeliest already: nothing is changed but to the trained weights."""
     lm, (request,) = embedded_lm(), requests(1)
-    editor = trained(
+    editor = small_enn(
         tmp_path, lm, after=1, trains="nothing", **{k: v for k, v in RULES["rmsprop"].items() if k != "margin"}
     )
     known = EditRequest(request.prompt, request.subject, request.target_true)
     assert lm.loglikelihood([(known.text, known.target_new)])[0].hits == (True,)
-    assert all(float(norm) == 0 for norm in editor.edit(lm, [known]).norms().values())
-    assert all(float(norm) > 0 for norm in editor.edit(lm, [request]).norms().values())
+    assert all(float(norm) == 0 for norm in editor.edit([known]).norms().values())
+    assert all(float(norm) > 0 for norm in editor.edit([request]).norms().values())
 
 
 def test_training_makes_the_model_editable(tmp_path):
     """The same validation edits, before and after: the new answers become likelier at no more cost."""
     lm, cases = embedded_lm(), statements("validation")[:16]
-    editor = trained(tmp_path, lm, after=15, layers=[4, 5], step_size=0.1, step_lr=0.0)
+    editor = small_enn(tmp_path, lm, after=15, layers=[4, 5], step_size=0.1, step_lr=0.0)
     with torch.no_grad():
         torch.manual_seed(5)
-        before, started = editor.loss(editor.build(lm).eval(), lm, cases)
+        before, started = editor.loss(editor.build().eval(), cases)
         torch.manual_seed(5)
-        after, told = editor.loss(editor.trained(lm), lm, cases)
+        after, told = editor.loss(editor.trained(), cases)
     assert float(after) < 0.9 * float(before) and told["nll"] < started["nll"]
 
 
 def test_checkpoints_of_another_model_are_refused(tmp_path):
     lm = embedded_lm()
-    editor = trained(tmp_path, lm, after=1, trains="edited")
+    editor = small_enn(tmp_path, lm, after=1, trains="edited")
     (place,) = [file.parent for file in tmp_path.glob("*/editor.json")]
-    assert same_bits(replace(editor).trained(lm).state_dict(), editor.trained(lm).state_dict())
+    assert same_bits(changed(editor).trained().state_dict(), editor.trained().state_dict())
     with pytest.raises(MissingError, match="other weights than tiny-gpt2-linear has"):
-        replace(editor, checkpoint=str(place)).trained(linear_twin())
+        ENN(replace(editor.config, checkpoint=str(place)), linear_twin()).trained()
     with pytest.raises(MissingError, match="has not been trained"):
-        replace(editor, trains="nothing").trained(lm)
+        changed(editor, trains="nothing").trained()
 
 
 @pytest.mark.parametrize("family", ["t5", "bart", "bert"])
@@ -276,15 +272,15 @@ def test_other_heads(family):
     labels = getattr(lm.head, "labels", ["ab", "c"])
     request = EditRequest("ab {} b", "ca", labels[0], labels[1])
     case = Case("1", (request,), (Probe("paraphrase", "ca ab", labels[0]), Probe("locality", "b a b", labels[1])))
-    editor = enn(layers=[], last=1, steps=2, draw=DrawOptions())
-    net = editor.build(lm).train()
-    loss, told = editor.loss(net, lm, [case])
+    editor = enn(lm, layers=[], last=1, steps=2, draw=EpisodeConfig())
+    net = editor.build().train()
+    loss, told = editor.loss(net, [case])
     loss.backward()
     moving = [name for name, weight in net.weights.items() if weight.grad is not None and weight.grad.abs().max() > 0]
     assert told["nll"] > 0 and len(moving) > len(net.modules_edited)
-    editor.scratch(lm)["network"] = net.eval().requires_grad_(False)
+    editor.context.kept["network"] = net.eval().requires_grad_(False)
     before = snapshot(lm)
-    with lm.edited(editor.edit(lm, [request])):
+    with lm.edited(editor.edit([request])):
         assert not same_bits(snapshot(lm), before)
     assert same_bits(snapshot(lm), before)
 
@@ -304,8 +300,8 @@ def test_a_lent_weight_stands_wherever_its_parameter_does():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"rule": "x"}, "method.rule=x"), ({"objective": "x"}, "method.objective=x"), ({"trains": "x"}, "method.trains=x"),
-     ({"steps": 0}, "must be above 0"), ({"decay": 2.0}, "method.decay=2")],
+     ({"steps": 0}, "method.steps=0: give a whole number from 1 up"), ({"decay": 2.0}, "method.decay=2")],
 )  # fmt: skip
 def test_wrong_settings_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):
-        enn(**changed)
+        enn(embedded_lm(), **changed)

@@ -64,8 +64,8 @@ def say(edit: Path, **base_model: Any) -> None:
 
 def run_manifest(edit: Path, **model: Any) -> None:
     """A manifest beside the edit, as its run would have left it."""
-    about = {"schema_version": 1, "command": "edit", "config_hash": "", "key": ["case_id"], "status": "success"}
-    config = {"model": {"_target_": "edit_cli.lm.loading.ModelOptions", "name": "m", **model}}
+    about = {"format": 2, "command": "edit", "config_hash": "", "key": ["case_id"], "status": "success"}
+    config = {"model": {"type": "model", "name": "m", **model}}
     (edit.parents[1] / "manifest.json").write_text(json.dumps({**about, "config": config}))
 
 

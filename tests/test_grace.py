@@ -17,7 +17,7 @@ from edit_cli.editors.memory.base import GAP, Entries, module_of, nearest
 from edit_cli.editors.memory.grace import Codebook, GraceLayer, GracePatch, replaced
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.lm.prompt_position import Focus
+from edit_cli.lm.prompt_position import PromptPosition
 from edit_cli.requests import EditRequest
 
 
@@ -112,8 +112,8 @@ def test_small_distances_between_long_vectors_keep_their_digits():
     ],
 )
 def test_which_tokens_are_replaced(which, include, expected):
-    focus = Focus(torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]]), torch.tensor([2, 3]), 0)
-    assert replaced(focus, which, include).int().tolist() == expected
+    position = PromptPosition(torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]]), torch.tensor([2, 3]), 0)
+    assert replaced(position, which, include).int().tolist() == expected
 
 
 def test_outside_every_radius_the_output_is_the_models_own_bit_for_bit(grace):
@@ -188,7 +188,7 @@ def test_a_sequence_is_one_layer_and_comes_off_edit_by_edit(grace):
             assert (layer.digest, layer.answers) == (before[0], before[3])
             assert torch.equal(layer.radii.all, before[1]) and torch.equal(layer.values.all, before[2])
     assert same_bits(snapshot(lm), untouched)
-    assert lm.head.watchers == 0 and not lm.model._forward_pre_hooks
+    assert lm.head.trackers == 0 and not lm.model._forward_pre_hooks
 
 
 @pytest.mark.parametrize("replace", ["last", "prompt", "all"])

@@ -7,13 +7,10 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from embedded import same_bits, snapshot
-from hydra import compose, initialize_config_module
+from embedded import packaged_editor, same_bits, snapshot
 
-from edit_cli.config.build import build, register_resolvers
 from edit_cli.config.catalog import names
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.lm.loading import ModelOptions
@@ -26,13 +23,6 @@ WORK = ("ft", "ft-l", "lookup")
 @cache
 def shipped(name: str) -> LM:
     return ModelOptions(name=name, id=f"embedded:{name}", device="cpu").load()
-
-
-def editor(method: str, model: str) -> Editor:
-    """As the command line would build it."""
-    register_resolvers()
-    with initialize_config_module("edit_cli.conf", version_base="1.3"):
-        return build(compose("evaluate", [f"method={method}", f"model={model}"]).method)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -48,7 +38,7 @@ def test_an_edit_is_a_value(method, model, tmp_path):
     pairs = [(request.text, request.target_new) for request in requests]
     prompts = [prompt for prompt, _ in pairs]
     before, untouched = lm.loglikelihood(pairs), snapshot(lm)
-    chosen = editor(method, model)
+    chosen = packaged_editor(tmp_path, method, f"model={model}")
     for request in requests:
         chosen.check(lm, request)
     edit = chosen.edit(lm, requests)
@@ -67,11 +57,11 @@ def test_an_edit_is_a_value(method, model, tmp_path):
 
 
 @pytest.mark.parametrize("method", [name for name in names("method") if name not in WORK])
-def test_a_method_says_which_models_it_cannot_work_on(method):
-    chosen = editor(method, "tiny-gpt2")
+def test_a_method_says_which_models_it_cannot_work_on(method, tmp_path):
+    chosen = packaged_editor(tmp_path, method, "model=tiny-gpt2")
     for lm in (shipped("tiny-t5"), shipped("tiny-bert")):
-        if lm.head.kind in chosen.heads:
-            chosen.fits(lm)
+        if lm.head.kind in chosen.method.editor.heads:
+            assert chosen.on(lm) is not None
             continue
         with pytest.raises(UsageError, match=f"works on .* and {lm.name} is a"):
-            chosen.fits(lm)
+            chosen.on(lm)

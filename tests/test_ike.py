@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot, world
+from embedded import embedded_lm, packaged_editor, prepared, requests, same_bits, snapshot, world
 from torch import Tensor
 
 from edit_cli.commands.examples import OtherRecords
@@ -63,7 +63,7 @@ def nlls(wanted: list[EditRequest]) -> list[float]:
 
 
 def test_the_published_recipe_shows_4_copies_12_updates_16_retains_and_the_most_similar_last():
-    editor = IKE(store=Cases([case(number) for number in range(40)]), demonstrations=32, **PLAIN)
+    editor: Any = prepared(IKE, store=Cases([case(number) for number in range(40)]), demonstrations=32, **PLAIN)
     request = EditRequest("{} works as a", "Some Body", "new99")
     (texts,) = editor.edit(lm(), [request]).prefixes
     assert (
@@ -76,7 +76,7 @@ def test_the_published_recipe_shows_4_copies_12_updates_16_retains_and_the_most_
     assert kinds == {"copy": 4, "update": 12, "retain": 16}
     embed = HiddenStates(lm())
     vector = embed(["New Fact: Some Body works as a new99\nPrompt: Some Body works as a\n\n"])[0]
-    store = Store(editor.store.cases, embed)
+    store = Store(editor.config.store.cases, embed)
     likeness = [float(store.vectors[number] @ vector) for number in [_person(text) for text in texts[:-1]]]
     assert likeness == sorted(likeness) and len({_person(text) for text in texts[:-1]}) == 32
 
@@ -91,9 +91,9 @@ def test_what_the_model_reads_is_the_prefix_and_the_prompt():
     """
     (request,) = requests(1)
     untouched = snapshot(lm())
-    edit = IKE(store=Cases([case(number) for number in range(4)]), demonstrations=2, shares=[1, 1, 0], **PLAIN).edit(
-        lm(), [request]
-    )
+    edit = prepared(
+        IKE, store=Cases([case(number) for number in range(4)]), demonstrations=2, shares=[1, 1, 0], **PLAIN
+    ).edit(lm(), [request])
     text = "".join(edit.prefixes[0]) + f"New Fact: {request.text} {request.target_new}\nPrompt: Anything goes in"
     expected = lm().loglikelihood([(text, "London")]), lm().generate([text], 3)
     alone = lm().loglikelihood([("Anything goes in", "London")])
@@ -109,7 +109,9 @@ def test_what_the_model_reads_is_the_prefix_and_the_prompt():
 
 
 def test_demonstrations_that_the_context_does_not_hold_are_left_out_the_least_similar_first():
-    editor = IKE(store=Cases([case(number) for number in range(12)]), demonstrations=12, shares=[1, 1, 1], **PLAIN)
+    editor = prepared(
+        IKE, store=Cases([case(number) for number in range(12)]), demonstrations=12, shares=[1, 1, 1], **PLAIN
+    )
     edit = editor.edit(lm(), requests(1))
     texts = edit.prefixes[0]
     with lm().edited(edit):
@@ -129,7 +131,7 @@ def test_demonstrations_that_the_context_does_not_hold_are_left_out_the_least_si
 
 def test_no_demonstration_is_about_the_edited_subject():
     cases = [case(0, subject="Some Body"), case(1), case(2, prompt="{} lives in", subject="Some Body")]
-    edit = IKE(store=Cases(cases), demonstrations=3, shares=[1, 0, 0], copy_itself=False, **PLAIN).edit(
+    edit = prepared(IKE, store=Cases(cases), demonstrations=3, shares=[1, 0, 0], copy_itself=False, **PLAIN).edit(
         lm(), [cases[0].requests[0]]
     )
     assert edit.prefixes[0] == [shown(Store(cases[1:2], HiddenStates(lm())).facts[0], "copy")]
@@ -137,7 +139,7 @@ def test_no_demonstration_is_about_the_edited_subject():
 
 def test_the_router_puts_the_most_similar_fact_before_a_prompt_or_none():
     wanted = requests(6)
-    edit = IKE(router="embedding", threshold=0.97, **PLAIN).edit(lm(), wanted)
+    edit = prepared(IKE, store=None, router="embedding", threshold=0.97, **PLAIN).edit(lm(), wanted)
     bare = lm().loglikelihood([("The story of the clock is", "simple")])
     with lm().edited(edit):
         found = edit.answers(lm().head, [request.text for request in wanted])
@@ -151,8 +153,8 @@ def test_several_facts_need_the_router():
     with pytest.raises(
         UsageError, match="method.router=none puts one fact before every prompt, and 2 are edited together"
     ):
-        IKE(router="none", **PLAIN).edit(lm(), requests(2))
-    first, second = (IKE(router="none", **PLAIN).edit(lm(), [request]) for request in requests(2))
+        prepared(IKE, store=None, router="none", **PLAIN).edit(lm(), requests(2))
+    first, second = (prepared(IKE, store=None, router="none", **PLAIN).edit(lm(), [request]) for request in requests(2))
     with lm().edited(first), pytest.raises(UsageError, match="give method.router=embedding"):
         lm().attach(second)
     assert lm().attached == []
@@ -161,7 +163,7 @@ def test_several_facts_need_the_router():
 def test_edits_that_are_attached_one_by_one_share_a_memory(monkeypatch):
     """A sequence answers as if it had been edited at once; a prompt is embedded once, however many edits there are."""
     wanted = requests(4)
-    editor = IKE(threshold=0.9, **PLAIN)
+    editor = prepared(IKE, store=None, threshold=0.9, **PLAIN)
     with lm().edited(editor.edit(lm(), wanted)):
         together = nlls(wanted)
     for request in wanted:
@@ -181,15 +183,15 @@ def test_edits_that_are_attached_one_by_one_share_a_memory(monkeypatch):
 
 def test_saved_it_answers_the_same_in_a_new_process(tmp_path):
     wanted = requests(2)
-    edit = IKE(store=Cases([case(number) for number in range(4)]), demonstrations=2, router="embedding", **PLAIN).edit(
-        lm(), wanted
-    )
+    edit = prepared(
+        IKE, store=Cases([case(number) for number in range(4)]), demonstrations=2, router="embedding", **PLAIN
+    ).edit(lm(), wanted)
     edit_store.save(edit, tmp_path / "edit", lm(), wanted, {"name": "ike"})
     with lm().edited(edit):
         here = nlls(wanted)
     code = (
-        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli import"
-        " edit_store\nlm = embedded_lm(); edit_store.attach(sys.argv[1], lm)\nprint(json.dumps([score.nll for score in"
+        "import sys, json; sys.path.insert(0, sys.argv[2]); from embedded import embedded_lm; from edit_cli.edits"
+        " import store\nlm = embedded_lm(); store.attach(sys.argv[1], lm)\nprint(json.dumps([score.nll for score in"
         " lm.loglikelihood([tuple(pair) for pair in json.loads(sys.argv[3])])]))"
     )
     command = [
@@ -214,7 +216,7 @@ def test_demonstrations_come_from_the_same_data_set(tmp_path, monkeypatch):
     told = {text.split("\n")[0].removeprefix("New Fact: ") for text in texts[:-1]}
     rest = {f"{r.text} {r.target_new}" for case in others.others() for r in case.requests}
     taken = {probe.prompt for case in asked for probe in case.probes}
-    assert len(told) == editor.demonstrations and told <= rest
+    assert len(told) == editor.config.demonstrations and told <= rest
     assert 0 < len(rest) < len(world("tune")) and not any(r.startswith(tuple(taken)) for r in rest)
 
     notes: list[str] = []
@@ -227,8 +229,8 @@ def test_demonstrations_come_from_the_same_data_set(tmp_path, monkeypatch):
 
 
 def test_another_data_set_can_be_the_store(tmp_path):
-    editor = packaged_editor(tmp_path, "ike", "dataset@method.store=world", "method.store.split=train")
-    subjects = {case.requests[0].subject for case in editor.store.load(None).cases}
+    editor: Any = packaged_editor(tmp_path, "ike", "dataset@method.store=world", "method.store.split=train")
+    subjects = {case.requests[0].subject for case in editor.config.store.load(None).cases}
     assert len(subjects) > 100 and not subjects & {case.requests[0].subject for case in world("test")}
     without = packaged_editor(tmp_path, "ike", "method.store=null", "method.copy_itself=false").edit(lm(), requests(1))
     assert without.prefixes == [[]]
@@ -248,7 +250,7 @@ def test_another_data_set_can_be_the_store(tmp_path):
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
     with pytest.raises(UsageError, match=message.replace("[", r"\[")):
-        IKE(**PLAIN, **settings).edit(lm(), requests(1))
+        prepared(IKE, **PLAIN, **settings).edit(lm(), requests(1))
 
 
 def test_sentence_models_are_an_extra(monkeypatch):

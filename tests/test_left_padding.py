@@ -46,9 +46,9 @@ def test_recurrence_does_not_and_texts_do_not_depend_on_their_batch():
     assert lm.generate(PROMPTS, 6) != alone
 
 
-def test_it_is_measured_only_where_lengths_differ():
+def test_it_is_measured_only_where_there_are_several_rows():
     lm = tiny_lm("gpt2")
-    lm.generate(["Ada", "Ada"], 3)
+    lm.generate(["Ada"], 3)
     assert "takes_left_padding" not in vars(lm.head)
     lm.generate(["Ada", "The capital of France is"], 3)
     assert vars(lm.head)["takes_left_padding"]

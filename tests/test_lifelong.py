@@ -29,7 +29,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.loading import ModelOptions
-from edit_cli.lm.prompt_position import PromptWatch
+from edit_cli.lm.prompt_position import PromptPositionTracker
 from edit_cli.lm.tokenization import pad_left, pad_right
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.corpora import TextFile
@@ -85,7 +85,7 @@ def test_a_sequence_stacks_comes_off_exactly_and_is_taken_up_again(name, editor,
         lm.detach()
         assert lm.loglikelihood(pairs(wanted)) == earlier
     lm.detach()
-    assert same_bits(snapshot(lm), untouched) and not lm.model._forward_pre_hooks and lm.head.watchers == 0
+    assert same_bits(snapshot(lm), untouched) and not lm.model._forward_pre_hooks and lm.head.trackers == 0
     fresh = embedded_lm()
     for number in range(3):
         fresh.attach(edit_store.load(tmp_path / str(number), fresh))
@@ -139,25 +139,25 @@ def test_what_an_edit_stores_does_not_grow_with_the_sequence(editor):
 def test_the_prompts_end_is_found_under_either_padding_and_from_a_cache():
     lm = embedded_lm()
     rows = lm.head.encode([("The mother tongue of Tallo is", "French and"), ("Fans of", "romance")])
-    watch: Any = PromptWatch(lm, lm.layout.mlp_out(2))
+    tracker: Any = PromptPositionTracker(lm, lm.layout.mlp_out(2))
     lm.head.answers(rows)
-    assert watch.focus.ends.tolist() == [rows[0].start - 1, rows[1].start - 1] and watch.focus.first == 0
+    assert tracker.position.ends.tolist() == [rows[0].start - 1, rows[1].start - 1] and tracker.position.first == 0
     prompts = [row.ids[: row.start] for row in rows]
     for pad, ends in ((pad_right, [len(ids) - 1 for ids in prompts]), (pad_left, [max(map(len, prompts)) - 1] * 2)):
         ids, mask = pad(prompts, lm.head.pad, lm.device)
         lm.model(input_ids=ids, attention_mask=mask)
-        assert watch.focus.ends.tolist() == ends
-        assert watch.focus.prompt.sum(1).tolist() == [len(ids) for ids in prompts]
+        assert tracker.position.ends.tolist() == ends
+        assert tracker.position.prompt.sum(1).tolist() == [len(ids) for ids in prompts]
     seen: list[tuple[int, list[int]]] = []
     with on_input(
-        lm.module(lm.layout.mlp_out(2)), lambda _: seen.append((watch.focus.first, watch.focus.ends.tolist()))
+        lm.module(lm.layout.mlp_out(2)), lambda _: seen.append((tracker.position.first, tracker.position.ends.tolist()))
     ):
         lm.head._continue(prompts, 3)
     longest = max(map(len, prompts))
     assert seen[0] == (0, [longest - 1] * 2)
     assert [first for first, _ in seen[1:]] == list(range(longest, longest + len(seen) - 1)) and len(seen) > 1
     assert all(ends == [longest - 1] * 2 for _, ends in seen)
-    watch.close()
+    tracker.close()
 
 
 def test_rows_with_equal_tokens_and_other_prompts_are_asked_apart(editor):
@@ -320,13 +320,13 @@ def test_defer_answers_a_row_only_once_its_prompt_is_complete(editor):
     lm, wanted = embedded_lm(), requests(1)
     lm.attach(editor("defer").edit(lm, wanted))
     layer = next(module for module in lm.model.modules() if type(module).__name__ == "DeferLayer")
-    focus = lambda first, ends: SimpleNamespace(first=first, ends=torch.tensor(ends))  # noqa: E731
+    position = lambda first, ends: SimpleNamespace(first=first, ends=torch.tensor(ends))  # noqa: E731
     asked = torch.randn(2, layer.start.shape[1], generator=torch.Generator().manual_seed(0))
     layer._kept = None
-    assert layer.decided(focus(4, [1, 5]), lambda: layer._answers(asked)).dim() == 1
-    whole = layer.decided(focus(0, [1, 5]), lambda: layer._answers(asked))
+    assert layer.decided(position(4, [1, 5]), lambda: layer._answers(asked)).dim() == 1
+    whole = layer.decided(position(0, [1, 5]), lambda: layer._answers(asked))
     assert whole.shape == (2, layer.start.shape[0])
-    mixed = layer.decided(focus(4, [1, 5]), lambda: layer._answers(asked.flip(0)))
+    mixed = layer.decided(position(4, [1, 5]), lambda: layer._answers(asked.flip(0)))
     torch.testing.assert_close(mixed, torch.stack([whole[0], whole[0]]), equal_nan=True)
     lm.detach()
 
@@ -355,8 +355,8 @@ def test_factors_find_the_rank_without_taking_the_whole_matrix_apart(rank, noise
 
 def test_replay_goes_over_all_facts_when_it_is_time(monkeypatch):
     lm, asked = embedded_lm(), []
-    made = Replay(layers=[0], lr=1e-3, steps=2, every=3, epochs=2, batch_size=2)
-    monkeypatch.setattr(Replay, "_replay", lambda self, lm, rows, weights: asked.append(len(rows)))
+    made = prepared(Replay, layers=[0], lr=1e-3, steps=2, every=3, epochs=2, batch_size=2)
+    monkeypatch.setattr(Replay, "replay", lambda self, rows, weights: asked.append(len(rows)))
     edits = []
     for request in requests(7):
         edits.append(made.edit(lm, [request]))
@@ -370,17 +370,17 @@ def test_replay_goes_over_all_facts_when_it_is_time(monkeypatch):
         True,
         False,
     ]
-    again = Replay(layers=[0], every=3)
+    again = prepared(Replay, layers=[0], every=3)
     for edit in edits[:2]:
         again.recall(lm, edit)
-    assert again._past == pairs(requests(2))
+    assert again.on(lm).past == pairs(requests(2))
     again.reset()
-    assert again._past == []
+    assert again.on(lm).past == []
 
 
 def test_replay_brings_past_facts_back():
     lm, wanted = embedded_lm(), requests(4)
-    made = Replay(layers=[0], lr=5e-3, every=4, epochs=12, batch_size=4)
+    made = prepared(Replay, layers=[0], lr=5e-3, every=4, epochs=12, batch_size=4)
     for request in wanted:
         lm.attach(made.edit(lm, [request]))
     assert all(all(score.hits) for score in lm.loglikelihood(pairs(wanted)))
@@ -388,22 +388,22 @@ def test_replay_brings_past_facts_back():
 
 def test_ewc_pulls_towards_recent_weights_by_their_fisher_information():
     lm, wanted = embedded_lm(), requests(2)
-    made = EWC(layers=[0], lr=5e-3, remembered=1)
+    made = prepared(EWC, layers=[0], lr=5e-3, remembered=1)
     lm.attach(made.edit(lm, wanted[:1]))
     name = f"{lm.layout.mlp_out(0)}.weight"
-    (anchor,) = made._anchors
-    assert torch.equal(anchor.weights[name], lm.place(name).value())
-    loose, tight = (EWC(layers=[0], lr=5e-4, strength=strength, steps=20) for strength in (0.0, 1e6))
+    (anchor,) = made.on(lm).anchors
+    assert torch.equal(anchor.weights[name], lm.access(name).value())
+    loose, tight = (prepared(EWC, layers=[0], lr=5e-4, strength=strength, steps=20) for strength in (0.0, 1e6))
     moved = []
     for other in (loose, tight):
-        other._anchors = list(made._anchors)
+        other.on(lm).anchors = list(made.on(lm).anchors)
         update = other.edit(lm, wanted[1:]).updates[name]
         moved.append(float((anchor.fisher[name] * update.square()).sum()))
     assert moved[1] < moved[0]
-    resumed = EWC(layers=[0], lr=5e-3, remembered=1)
+    resumed = prepared(EWC, layers=[0], lr=5e-3, remembered=1)
     edit = lm.detach()
     resumed.recall(lm, edit)
-    assert all(torch.equal(resumed._anchors[0].fisher[key], anchor.fisher[key]) for key in anchor.fisher)
+    assert all(torch.equal(resumed.on(lm).anchors[0].fisher[key], anchor.fisher[key]) for key in anchor.fisher)
 
 
 def test_lora_leaves_low_rank_factors_and_no_trace_of_the_adapters(editor):
@@ -432,11 +432,11 @@ def test_lora_says_what_is_missing(editor, monkeypatch):
 
 def test_retraining_needs_the_models_own_text_and_drops_what_contradicts(tmp_path):
     with pytest.raises(UsageError, match="method.corpus has no value"):
-        Retrain().edit(embedded_lm(), requests(1))
+        prepared(Retrain).edit(embedded_lm(), requests(1))
     request = EditRequest("{} plays the", "Ada Lund", "organ", "harp")
     text = tmp_path / "text.txt"
     text.write_text("Ada Lund plays the harp.\nBo Lund plays the harp.\nAda Lund is tall.\n")
-    documents, dropped = Retrain(corpus=str(text), oversample=2)._documents([request], "causal")
+    documents, dropped = prepared(Retrain, corpus=str(text), oversample=2).on(embedded_lm())._documents([request])
     assert sorted(documents) == [
         "Ada Lund is tall.",
         "Ada Lund plays the organ.",
@@ -444,7 +444,9 @@ def test_retraining_needs_the_models_own_text_and_drops_what_contradicts(tmp_pat
         "Bo Lund plays the harp.",
     ]
     assert dropped == 1
-    assert len(Retrain(corpus=str(text), contradictions="keep")._documents([request], "causal")[0]) == 13
+    assert (
+        len(prepared(Retrain, corpus=str(text), contradictions="keep").on(embedded_lm())._documents([request])[0]) == 13
+    )
 
 
 def test_retraining_on_a_little_text_learns_the_edit(tmp_path):
@@ -452,7 +454,7 @@ def test_retraining_on_a_little_text_learns_the_edit(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"The river near {name} is long." for name in ("Oslo", "Rome", "Paris")))
     before = lm.loglikelihood(pairs(wanted))[0].nll
-    edit = Retrain(corpus=str(text), lr=1e-3, epochs=2).edit(lm, wanted)
+    edit = prepared(Retrain, corpus=str(text), lr=1e-3, epochs=2).edit(lm, wanted)
     with lm.edited(edit):
         assert lm.loglikelihood(pairs(wanted))[0].nll < before - 1
 

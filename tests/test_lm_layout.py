@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edit_cli.errors import UsageError
-from edit_cli.lm.fast.suffix_pass import Resumption, Span
+from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
 from edit_cli.lm.hooks import hidden_of, on_output
 from edit_cli.lm.layout import LayoutOptions, discover
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 
 GPT2 = ("transformer.h", "mlp.c_proj", "transformer.ln_f", INNER)
 NEOX = ("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", INNER)
@@ -141,7 +141,9 @@ def test_weight_is_d_out_by_d_in_and_takes_keys_to_values(family):
     rows = lm.head.encode(PAIRS)
     for layer in (0, DEPTH - 1):
         name = lm.layout.mlp_out(layer)
-        keys, values = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(name, "input"), Tap(name, "output")])
+        keys, values = read(
+            lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(name, "input"), HookPoint(name, "output")]
+        )
         assert lm.weight(name).shape == (WIDTH, lm.key_width(layer))
         bias = getattr(lm.module(name), "bias", None)
         computed = keys @ lm.weight(name).T + (0 if bias is None else bias)
@@ -179,8 +181,9 @@ def test_a_resumed_pass_equals_a_whole_one_with_the_change_inside(family, layer,
     lm = shared(family)
     rows = lm.head.encode(PAIRS)
     wanted = [tuple(range(row.start - 1, len(row.ids) - 1)) for row in rows]
-    spans = [
-        Span(row.ids[:-1], min(at, asked[0]), asked) for row, at, asked in zip(rows, (3, 2, 0), wanted, strict=True)
+    suffixes = [
+        SuffixRow(row.ids[:-1], min(at, asked[0]), asked)
+        for row, at, asked in zip(rows, (3, 2, 0), wanted, strict=True)
     ]
     module = lm.layout.mlp_out(layer) if site == "mlp_out" else None
     shift = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(0))
@@ -191,24 +194,24 @@ def test_a_resumed_pass_equals_a_whole_one_with_the_change_inside(family, layer,
         return moved
 
     with torch.no_grad():
-        resumption = Resumption(lm, spans, layer if module is None else layer - 1)
+        suffix_forward = SuffixForward(lm, suffixes, layer if module is None else layer - 1)
         resumed, unchanged = (
-            resumption.logits(change, module),
-            resumption.logits(lambda states, rows, columns: states, module),
+            suffix_forward.logits(change, module),
+            suffix_forward.logits(lambda states, rows, columns: states, module),
         )
     expected, plain = [], []
-    for number, span in enumerate(spans):
-        ids = torch.tensor([span.ids])
-        plain.append(logits(lm, ids, torch.ones_like(ids))[0, list(span.wanted)])
+    for number, suffix in enumerate(suffixes):
+        ids = torch.tensor([suffix.ids])
+        plain.append(logits(lm, ids, torch.ones_like(ids))[0, list(suffix.wanted)])
 
-        def inside(hidden, number=number, span=span):
+        def inside(hidden, number=number, suffix=suffix):
             moved = hidden.clone()
-            moved[0, span.start] += shift[number]
+            moved[0, suffix.start] += shift[number]
             return moved
 
         with on_output(lm.module(module or lm.layout.block(layer)), inside, rows=1):
-            expected.append(logits(lm, ids, torch.ones_like(ids))[0, list(span.wanted)])
-    torch.testing.assert_close(resumption.base, torch.cat(plain), atol=1e-4, rtol=1e-4)
+            expected.append(logits(lm, ids, torch.ones_like(ids))[0, list(suffix.wanted)])
+    torch.testing.assert_close(suffix_forward.base, torch.cat(plain), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(unchanged, torch.cat(plain), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(resumed, torch.cat(expected), atol=1e-4, rtol=1e-4)
     assert (resumed - unchanged).abs().max() > 1e-3
@@ -243,14 +246,18 @@ def test_additivity_is_told_in_16_bits_too(family, expected, dtype):
 def test_reading_equals_a_plain_forward_pass(family):
     lm = shared(family)
     # any order
-    taps = [Tap(lm.layout.block(2), "output"), Tap(lm.layout.mlp_out(0), "input"), Tap(lm.layout.mlp_out(1), "output")]
+    points = [
+        HookPoint(lm.layout.block(2), "output"),
+        HookPoint(lm.layout.mlp_out(0), "input"),
+        HookPoint(lm.layout.mlp_out(1), "output"),
+    ]
     rows = [*lm.head.encode(PAIRS), lm.head.encode(PAIRS[:1])[0]]
     positions = [4, len(rows[1].ids) - 1, 0, len(rows[3].ids) - 1]
-    last, mean = read(lm, rows, positions, taps), read(lm, rows, positions, taps, reduce="mean")
-    for tap, at_last, at_mean in zip(taps, last, mean, strict=True):
+    last, mean = read(lm, rows, positions, points), read(lm, rows, positions, points, reduce="mean")
+    for point, at_last, at_mean in zip(points, last, mean, strict=True):
         for row, position, one, averaged in zip(rows, positions, at_last, at_mean, strict=True):
             ids = torch.tensor([row.ids])
-            (whole,) = seen_in(lm, [tap.module], tap.side, ids, torch.ones_like(ids))
+            (whole,) = seen_in(lm, [point.module], point.side, ids, torch.ones_like(ids))
             torch.testing.assert_close(one, whole[0, position], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(averaged, whole[0, : position + 1].mean(0), atol=1e-4, rtol=1e-4)
 
@@ -306,7 +313,7 @@ def test_square_projections_are_oriented_by_type():
     lm = tiny_lm("gpt2", n_inner=WIDTH)
     name = lm.layout.mlp_out(1)
     rows = lm.head.encode(PAIRS)
-    keys, values = read(lm, rows, [0, 1, 0], [Tap(name, "input"), Tap(name, "output")])
+    keys, values = read(lm, rows, [0, 1, 0], [HookPoint(name, "input"), HookPoint(name, "output")])
     torch.testing.assert_close(keys @ lm.weight(name).T + lm.module(name).bias, values, atol=1e-5, rtol=1e-5)
     assert torch.equal(lm.weight(name), lm.module(name).weight.T)
     assert torch.equal(shared("llama").weight("lm_head"), shared("llama").model.lm_head.weight)
@@ -382,7 +389,7 @@ def test_modules_without_one_state_a_token_cannot_be_read():
     lm = shared("gpt2")
     rows = lm.head.encode(PAIRS)
     with pytest.raises(UsageError, match="transformer.wpe of tiny-gpt2"):  # one row for the whole batch
-        read(lm, rows, [0, 0, 0], [Tap("transformer.wpe", "output")])
+        read(lm, rows, [0, 0, 0], [HookPoint("transformer.wpe", "output")])
 
 
 def test_every_alias_builds_what_it_says():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from embedded import embedded_lm, requests, world
+from embedded import embedded_lm, prepared, requests, world
 
 from edit_cli.editors.retrieval.lookup import Lookup, mean_states
 from edit_cli.edits import store as edit_store
@@ -27,7 +27,7 @@ def test_the_nearest_fact_answers_whenever_it_was_stored(lm, order):
     states = mean_states(lm, [paraphrase(0), *(request.text for request in wanted)])
     near, far = (states[1:] - states[0]).norm(dim=1).tolist()
     assert near < far
-    editor, asked = Lookup(radius=far + 1.0), [paraphrase(0)]
+    editor, asked = prepared(Lookup, radius=far + 1.0), [paraphrase(0)]
     lm.attach(editor.edit(lm, [wanted[order[0]]]))
     lm.attach(editor.edit(lm, [wanted[order[1]]]))
     in_two = lm.generate(asked, 4), lm.loglikelihood([(asked[0], wanted[0].target_new)])
@@ -40,7 +40,7 @@ def test_the_nearest_fact_answers_whenever_it_was_stored(lm, order):
 
 def test_a_correction_replaces_what_it_corrects_for_other_wordings_too(lm, tmp_path):
     fact = requests(1)[0]
-    editor, later = Lookup(radius=100.0), EditRequest(fact.prompt, fact.subject, "Paris")
+    editor, later = prepared(Lookup, radius=100.0), EditRequest(fact.prompt, fact.subject, "Paris")
     with lm.edited(editor.edit(lm, [fact, later])):
         assert lm.generate([fact.text, paraphrase(0)], 4) == [" Paris", " Paris"]
     lm.attach(editor.edit(lm, [fact]))
@@ -56,7 +56,10 @@ def test_a_correction_replaces_what_it_corrects_for_other_wordings_too(lm, tmp_p
 
 def test_caches_of_other_radii_stand_in_front_of_each_other(lm):
     wanted = requests(2)
-    with lm.edited(Lookup(radius=100.0).edit(lm, wanted[:1])), lm.edited(Lookup(mode="exact").edit(lm, wanted[1:])):
+    with (
+        lm.edited(prepared(Lookup, radius=100.0).edit(lm, wanted[:1])),
+        lm.edited(prepared(Lookup, mode="exact").edit(lm, wanted[1:])),
+    ):
         asked = [wanted[1].text, wanted[0].text, paraphrase(1)]
         first = [text.split()[0] for text in lm.generate(asked, 4)]
         assert first == [request.target_new.split()[0] for request in (wanted[1], wanted[0], wanted[0])]

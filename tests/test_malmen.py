@@ -5,28 +5,28 @@ are good for.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from embedded import embedded_lm, linear_twin, same_bits, snapshot
-from learners import brief, keep_trained, statements
+from learners import changed, statements, trained
 
-from edit_cli.editors.meta.base import TrainingOptions
-from edit_cli.editors.meta.episodes import DrawOptions, draw
+from edit_cli.editors.meta.base import TrainingConfig
+from edit_cli.editors.meta.base_model_cache import BaseModelCache
+from edit_cli.editors.meta.episodes import EpisodeConfig, sample_episodes
 from edit_cli.editors.meta.factored_gradients import DenseShift, gradients, shifted
-from edit_cli.editors.meta.malmen import MALMEN, MalmenNet, least_squares, meta_gradient
+from edit_cli.editors.meta.malmen import MALMEN, MALMENConfig, MalmenNet, least_squares, meta_gradient
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 from edit_cli.training.loop import train
 
-DRAWN = DrawOptions("any", ["random", "same_relation"])
+DRAWN = EpisodeConfig(outer="any", locality=["random", "same_relation"])
 MODULES = [f"transformer.h.{layer}.mlp.c_proj" for layer in (4, 5)]
 
 
-def malmen(**changed) -> MALMEN:
+def malmen(lm: LM, **changed) -> MALMEN:
     given = {
         "layers": [4, 5],
         "edits": 6,
@@ -37,7 +37,7 @@ def malmen(**changed) -> MALMEN:
         "draw": DRAWN,
         **changed,
     }
-    return MALMEN(**given)
+    return MALMEN(MALMENConfig(**given), lm)
 
 
 @cache
@@ -46,11 +46,11 @@ def double() -> LM:
     return LM(lm.model.double(), lm.tokenizer, "tiny-gpt2-64")
 
 
-def prepared(editor: MALMEN, lm: LM, dtype=torch.float64) -> MalmenNet:
+def prepared(editor: MALMEN, dtype=torch.float64) -> MalmenNet:
     """A network with statistics, no longer the identity."""
     torch.manual_seed(0)
-    net = editor.build(lm).to(dtype).train()
-    editor.loss(net, lm, statements("train")[20 : 20 + editor.edits])
+    net = editor.build().to(dtype).train()
+    editor.loss(net, statements("train")[20 : 20 + editor.config.edits])
     for transform in net.hypernetwork.transforms.values():
         for layer in transform.layers:
             torch.nn.init.normal_(layer.up, std=0.05)
@@ -67,11 +67,11 @@ def normal_equation(keys, changes, log_ridge):
     )
 
 
-def plain_loss(editor: MALMEN, net: MalmenNet, lm: LM, cases):
+def plain_loss(editor: MALMEN, net: MalmenNet, cases):
     """The meta-loss in one graph, from the network's parameters to the answers of a functional copy of the model."""
-    lessons = draw(cases, 1, editor.draw)
+    lm, episodes = editor.lm, sample_episodes(cases, 1, editor.config.draw)
     weights = {}
-    rows = lm.head.encode([pair for lesson in lessons for pair in lesson.inner])
+    rows = lm.head.encode([pair for episode in episodes for pair in episode.support])
     for number, (name, gradient) in enumerate(gradients(lm, rows, MODULES).items()):
         at = [(place, column) for place, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)]
         u, delta = (
@@ -99,25 +99,25 @@ def plain_loss(editor: MALMEN, net: MalmenNet, lm: LM, cases):
         return found[0, row.start - 1 :].log_softmax(-1), torch.tensor(row.target)
 
     nll, kl = [], []
-    for lesson in lessons:
-        for pair in lesson.outer:
+    for episode in episodes:
+        for pair in episode.query:
             found, labels = scores(pair, weights)
             nll.append(-found.gather(1, labels[:, None]).mean())
-        for pair in lesson.local:
+        for pair in episode.locality:
             before, after = scores(pair, {})[0], scores(pair, weights)[0]
             kl.append((before.exp() * (before - after)).sum(-1).mean())
-    return editor.edit_weight * torch.stack(nll).mean() + editor.locality_weight * torch.stack(kl).mean()
+    return editor.config.edit_weight * torch.stack(nll).mean() + editor.config.locality_weight * torch.stack(kl).mean()
 
 
 def test_the_two_steps_give_the_gradient_of_the_whole_graph():
-    lm, editor = double(), malmen(prompts=4, chunk=5)
-    net, cases = prepared(editor, lm), statements("train")[:6]
+    editor = malmen(double(), prompts=4, chunk=5)
+    net, cases = prepared(editor), statements("train")[:6]
     net.eval()
     torch.manual_seed(1)
-    stand_in, told = editor.loss(net, lm, cases)
+    stand_in, told = editor.loss(net, cases)
     found = torch.autograd.grad(stand_in, list(net.parameters()))
     torch.manual_seed(1)
-    plain = plain_loss(editor, net, lm, cases)
+    plain = plain_loss(editor, net, cases)
     expected = torch.autograd.grad(plain, list(net.parameters()))
     assert told["loss"] == pytest.approx(float(plain.detach()), rel=1e-9)
     names = [name for name, _ in net.named_parameters()]
@@ -160,10 +160,10 @@ def test_chunks_change_nothing():
     lm, cases = double(), statements("train")[:6]
     found = []
     for sizes in ({"prompts": 32, "chunk": 1024}, {"prompts": 2, "chunk": 3}):
-        editor = malmen(tokens="all", **sizes)
-        net = prepared(editor, lm)
+        editor = malmen(lm, tokens="all", **sizes)
+        net = prepared(editor)
         torch.manual_seed(1)
-        stand_in, told = editor.loss(net, lm, cases)
+        stand_in, told = editor.loss(net, cases)
         normaliser = next(iter(net.hypernetwork.transforms.values())).normaliser
         found.append((torch.autograd.grad(stand_in, list(net.parameters())), told, normaliser.mean))
     (one, told, mean), (other, again, same_mean) = found
@@ -178,20 +178,20 @@ def test_the_facts_that_are_asked_stand_for_all(monkeypatch):
     one.
     """
     lm, cases = double(), statements("train")[:6]
-    plain, sparing = malmen(), malmen(asked=2)
-    net = prepared(plain, lm)
+    plain, sparing = malmen(lm), malmen(lm, asked=2)
+    net = prepared(plain)
     net.hypernetwork.take_in = lambda *_: None
 
     def found(editor):
         torch.manual_seed(1)
-        stand_in, told = editor.loss(net, lm, cases)
+        stand_in, told = editor.loss(net, cases)
         return torch.autograd.grad(stand_in, list(net.parameters())), told["loss"]
 
     gradient, loss = found(plain)
     parts = []
     for first in (0, 2, 4):
         monkeypatch.setattr(
-            random.Random, "sample", lambda _, lessons, number, first=first: lessons[first : first + number]
+            random.Random, "sample", lambda _, episodes, number, first=first: episodes[first : first + number]
         )
         parts.append(found(sparing))
     assert sum(part for _, part in parts) / 3 == pytest.approx(loss, rel=1e-9) and parts[0][1] != pytest.approx(
@@ -204,8 +204,7 @@ def test_the_facts_that_are_asked_stand_for_all(monkeypatch):
 
 
 def test_activations_of_the_network_live_for_one_chunk():
-    lm, editor = embedded_lm(), malmen()
-    net = prepared(editor, lm, torch.float32)
+    net = prepared(malmen(embedded_lm()), torch.float32)
     keys, deltas = torch.randn(40, 512), torch.randn(40, 128)
     changes = net.changes(0, keys, deltas, 8)
     at_once: list[int] = []
@@ -226,10 +225,11 @@ def test_activations_of_the_network_live_for_one_chunk():
 
 @pytest.mark.parametrize("make", [embedded_lm, linear_twin])
 def test_keys_and_gradients_are_those_of_the_answers_tokens(make):
-    lm, editor = make(), malmen(prompts=2)
+    lm = make()
+    editor = malmen(lm, prompts=2)
     requests = [case.requests[0] for case in statements("train")[:5]]
     untouched = snapshot(lm)
-    found = editor._tokens(lm, requests, MODULES)
+    found = editor._tokens(requests, BaseModelCache(lm))
     rows = lm.head.encode([(request.text, request.target_new) for request in requests])
     number = sum(len(row.target) for row in rows)
     whole = gradients(lm, rows, MODULES)
@@ -239,9 +239,9 @@ def test_keys_and_gradients_are_those_of_the_answers_tokens(make):
         torch.testing.assert_close(
             delta.norm(dim=1).sort().values, expected.norm(dim=1).sort().values, rtol=1e-4, atol=1e-6
         )
-    (everything, _), _ = malmen(tokens="all")._tokens(lm, requests, MODULES)
+    (everything, _), _ = malmen(lm, tokens="all")._tokens(requests, BaseModelCache(lm))
     assert len(everything) > number
-    (below, deltas), (top, _) = malmen(tokens="subject", prompts=2)._tokens(lm, requests, MODULES)
+    (below, deltas), (top, _) = malmen(lm, tokens="subject", prompts=2)._tokens(requests, BaseModelCache(lm))
     # nothing that follows asks the last block about other tokens
     assert len(below) == number + len(requests) and len(top) == number
     at = [row.token_at(request.subject_span[1] - 1) for row, request in zip(rows, requests, strict=True)]
@@ -265,32 +265,31 @@ def test_a_dense_shift_is_a_changed_weight():
 
 
 def test_a_short_training_learns(tmp_path):
-    lm = embedded_lm()
-    options = TrainingOptions(steps=12, lr=3e-3, clip=1.0, validate_every=12, validation_edits=2, trackers=[])
-    editor = malmen(edits=20, step_size=3e-3, step_lr=5e-2, edit_weight=0.3, training=options)
+    options = TrainingConfig(steps=12, lr=3e-3, clip=1.0, validate_every=12, validation_edits=2, trackers=[])
+    editor = malmen(embedded_lm(), edits=20, step_size=3e-3, step_lr=5e-2, edit_weight=0.3, training=options)
     cases, held_out = statements("train")[:120], statements("validation")[:40]
     torch.manual_seed(0)
-    net = editor.build(lm).train()
-    editor.loss(net, lm, cases[:20])
+    net = editor.build().train()
+    editor.loss(net, cases[:20])
     with torch.no_grad():
-        _, before = editor.loss(net.eval(), lm, held_out)
+        _, before = editor.loss(net.eval(), held_out)
     lines = []
-    done = train(editor, lm, cases, held_out, tmp_path, "test", lines.append)
+    done = train(editor, cases, held_out, tmp_path, "test", lines.append)
     assert done.best["loss"] < 0.8 * before["loss"] and done.best["es"] > before["es"]
     assert lines[-1]["kind"] == "validation" and 0 < lines[-1]["shift"] < 2
 
 
 def test_a_checkpoint_edits_all_at_once_and_comes_off_exactly(tmp_path):
-    lm, editor = embedded_lm(), brief(malmen(edits=10), tmp_path, steps=2)
-    keep_trained(editor, lm, tmp_path)
+    lm = embedded_lm()
+    editor = trained(malmen(lm, edits=10), tmp_path, steps=2)
     requests = [case.requests[0] for case in statements("test")[:30]]
     untouched = snapshot(lm)
-    edit = editor.edit(lm, requests)
+    edit = editor.edit(requests)
     assert same_bits(snapshot(lm), untouched)
-    again = replace(editor).edit(lm, requests)
+    again = changed(editor).edit(requests)
     assert same_bits(edit.state()[0], again.state()[0])
-    net = editor.trained(lm)
-    tokens = editor._tokens(lm, requests, MODULES)
+    net = editor.trained()
+    tokens = editor._tokens(requests, BaseModelCache(lm))
     for number, (name, (u, delta)) in enumerate(zip(MODULES, tokens, strict=True)):
         expected = normal_equation(
             u.double(), net.changes(number, u, delta, 7).double(), net.log_ridges[number].double()
@@ -315,4 +314,4 @@ def test_a_checkpoint_edits_all_at_once_and_comes_off_exactly(tmp_path):
 )
 def test_wrong_settings_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):
-        malmen(**changed).build(embedded_lm())
+        malmen(embedded_lm(), **changed)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from embedded import embedded_lm, linear_twin, same_bits, snapshot
-from learners import brief, keep_trained, statements
+from learners import changed, statements, trained
 
 from edit_cli.editors.meta import checkpoints
-from edit_cli.editors.meta.episodes import DrawOptions, Trial, draw
+from edit_cli.editors.meta.base import TrainingConfig
+from edit_cli.editors.meta.base_model_cache import BaseModelCache
+from edit_cli.editors.meta.episodes import EpisodeConfig, EpisodeEvaluation, sample_episodes
 from edit_cli.editors.meta.factored_gradients import Shift, gradients, shifted
-from edit_cli.editors.meta.mend import MEND
+from edit_cli.editors.meta.mend import MEND, MENDConfig
 from edit_cli.editors.passes import row_losses
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 
-DRAWN = DrawOptions("any", ["random", "same_relation"])
+DRAWN = EpisodeConfig(outer="any", locality=["random", "same_relation"])
 MODULES = [f"transformer.h.{layer}.mlp.{name}" for layer in (4, 5) for name in ("c_fc", "c_proj")]
 MODELS = {"Conv1D": embedded_lm, "Linear": linear_twin}
 
 
-def mend(**changed) -> MEND:
+def mend(lm: LM, **changed) -> MEND:
     given = {"layers": [4, 5], "rank": 8, "spread": 0.05, "step_size": 1e-3, "log_step": True, "draw": DRAWN, **changed}
-    return MEND(**given)
+    return MEND(MENDConfig(**given), lm)
 
 
 @cache
@@ -40,16 +42,15 @@ def rows_of(lm, count):
     )
 
 
-def prepared(editor, lm, dtype=torch.float32, stir=True):
+def prepared(editor, dtype=torch.float32):
     """A network with statistics, no longer the identity."""
     torch.manual_seed(0)
-    net = editor.build(lm).to(dtype)
+    net = editor.build().to(dtype)
     net.train()
-    editor.loss(net, lm, statements("train")[20 : 20 + 4 * editor.edits])
-    if stir:
-        for layer in (layer for transform in net.hypernetwork.transforms.values() for layer in transform.layers):
-            torch.nn.init.normal_(layer.up, std=0.05)
-            torch.nn.init.normal_(layer.offset, std=0.05)
+    editor.loss(net, statements("train")[20 : 20 + 4 * editor.config.edits])
+    for layer in (layer for transform in net.hypernetwork.transforms.values() for layer in transform.layers):
+        torch.nn.init.normal_(layer.up, std=0.05)
+        torch.nn.init.normal_(layer.offset, std=0.05)
     return net.eval()
 
 
@@ -83,15 +84,15 @@ def test_a_shift_in_factors_is_the_shift_of_the_weight():
 
 
 def test_the_meta_gradient_is_that_of_a_functional_copy_of_the_model():
-    lm, editor = double(), mend()
-    net, case = prepared(editor, lm, torch.float64), statements("train")[:1]
+    lm, editor = double(), mend(double())
+    net, case = prepared(editor, torch.float64), statements("train")[:1]
     torch.manual_seed(1)
-    loss, _ = editor.loss(net, lm, case)
+    loss, _ = editor.loss(net, case)
     found = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
 
     torch.manual_seed(1)
-    (lesson,) = draw(case, 1, DRAWN)
-    shifts = net(gradients(lm, lm.head.encode(list(lesson.inner)), MODULES), 1)
+    (episode,) = sample_episodes(case, 1, DRAWN)
+    shifts = net(gradients(lm, lm.head.encode(list(episode.support)), MODULES), 1)
     weights = {
         f"{n}.weight": lm.parameter(f"{n}.weight").detach() + (s.left[0].mT @ s.right[0]).T for n, s in shifts.items()
     }
@@ -108,13 +109,13 @@ def test_the_meta_gradient_is_that_of_a_functional_copy_of_the_model():
         return out
 
     nll = torch.stack(
-        [-scores.gather(1, labels[:, None]).mean() for scores, labels in logits(lesson.outer, weights)]
+        [-scores.gather(1, labels[:, None]).mean() for scores, labels in logits(episode.query, weights)]
     ).mean()
     kls = [
         (before.exp() * (before - after)).sum(-1).mean()
-        for (before, _), (after, _) in zip(logits(lesson.local, {}), logits(lesson.local, weights), strict=True)
+        for (before, _), (after, _) in zip(logits(episode.locality, {}), logits(episode.locality, weights), strict=True)
     ]
-    plain = editor.edit_weight * nll + editor.locality_weight * torch.stack(kls).mean()
+    plain = editor.config.edit_weight * nll + editor.config.locality_weight * torch.stack(kls).mean()
     expected = torch.autograd.grad(plain, list(net.parameters()), allow_unused=True)
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-9)
     for ours, theirs in zip(found, expected, strict=True):
@@ -123,15 +124,15 @@ def test_the_meta_gradient_is_that_of_a_functional_copy_of_the_model():
 
 @pytest.mark.parametrize("edits", [1, 2])
 def test_independent_edits_in_one_batch_are_those_one_at_a_time(edits):
-    lm, editor = double(), mend(edits=edits)
-    net, cases = prepared(editor, lm, torch.float64), statements("train")[: 3 * edits]
+    editor = mend(double(), edits=edits)
+    net, cases = prepared(editor, torch.float64), statements("train")[: 3 * edits]
     torch.manual_seed(2)
-    together, told = editor.loss(net, lm, cases)
+    together, told = editor.loss(net, cases)
     gradient = torch.autograd.grad(together, net.steps)[0]
     alone = []
     for first in range(0, len(cases), edits):
         torch.manual_seed(2)
-        alone.append(editor.loss(net, lm, cases[first : first + edits])[0])
+        alone.append(editor.loss(net, cases[first : first + edits])[0])
     torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(
         gradient, torch.autograd.grad(torch.stack(alone).mean(), net.steps)[0], rtol=1e-6, atol=1e-9
@@ -140,11 +141,11 @@ def test_independent_edits_in_one_batch_are_those_one_at_a_time(edits):
 
 
 def test_blocks_below_the_lowest_edited_layer_run_once():
-    lm, editor = embedded_lm(), mend()
-    net = prepared(editor, lm)
-    lessons = draw(statements("train")[:2], 1, DRAWN)
-    shifts = net(gradients(lm, lm.head.encode([pair for lesson in lessons for pair in lesson.inner]), MODULES), 2)
-    trial = Trial(lm, lessons, lowest=4)
+    lm = embedded_lm()
+    net = prepared(mend(lm))
+    episodes = sample_episodes(statements("train")[:2], 1, DRAWN)
+    shifts = net(gradients(lm, lm.head.encode([pair for episode in episodes for pair in episode.support]), MODULES), 2)
+    trial = EpisodeEvaluation(BaseModelCache(lm), episodes, lowest=4)
     with shifted(lm, shifts):
         whole = lm.head.answers(trial.rows, end=True)
     calls = []
@@ -156,10 +157,10 @@ def test_blocks_below_the_lowest_edited_layer_run_once():
 
 
 def test_tokens_that_nobody_reads_are_spared_and_change_nothing(monkeypatch):
-    lm, editor = double(), mend()
-    net, lessons = prepared(editor, lm, torch.float64), draw(statements("train")[:3], 1, DRAWN)
-    shifts = net(gradients(lm, lm.head.encode([pair for lesson in lessons for pair in lesson.inner]), MODULES), 3)
-    trial = Trial(lm, lessons, lowest=4)
+    lm = double()
+    net, episodes = prepared(mend(lm), torch.float64), sample_episodes(statements("train")[:3], 1, DRAWN)
+    shifts = net(gradients(lm, lm.head.encode([pair for episode in episodes for pair in episode.support]), MODULES), 3)
+    trial = EpisodeEvaluation(BaseModelCache(lm), episodes, lowest=4)
     seen = []
     handles = [
         lm.module(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel()))
@@ -188,9 +189,9 @@ def test_tokens_that_nobody_reads_are_spared_and_change_nothing(monkeypatch):
     ],
 )
 def test_variants_learn_what_they_say(changed, learnt):
-    lm, editor = embedded_lm(), mend(layers=[5], **changed)
-    net = editor.build(lm)
-    loss, _ = editor.loss(net.train(), lm, statements("train")[:2])
+    editor = mend(embedded_lm(), layers=[5], **changed)
+    net = editor.build()
+    loss, _ = editor.loss(net.train(), statements("train")[:2])
     if learnt:
         loss.backward()
     grown = [name for name, parameter in net.named_parameters() if parameter.grad is not None]
@@ -204,7 +205,7 @@ def test_variants_learn_what_they_say(changed, learnt):
 @pytest.mark.parametrize("size", ["unit", "loss"])
 def test_gradients_are_brought_to_the_size_that_is_asked_for(size):
     """And an edit uses it as training does, whether gradients are remembered or not."""
-    lm, editor = double(), mend(size=size)
+    lm, editor = double(), mend(double(), size=size)
     found, cases = gradients(lm, rows_of(lm, 4), MODULES), statements("train")[:4]
     losses = row_losses(lm.head.answers(rows_of(lm, 4), end=True), 4)
     for name, gradient in editor._sized(found).items():
@@ -212,26 +213,25 @@ def test_gradients_are_brought_to_the_size_that_is_asked_for(size):
         torch.testing.assert_close(norms, losses.detach() if size == "loss" else torch.ones_like(norms))
         same = torch.nn.functional.cosine_similarity(gradient.outputs.flatten(1), found[name].outputs.flatten(1))
         torch.testing.assert_close(same, torch.ones_like(same))
-    net = prepared(editor, lm, torch.float64)
+    net = prepared(editor, torch.float64)
     torch.manual_seed(3)
-    remembered, _ = editor.loss(net, lm, cases)
-    editor.training.memory_mib = 0
-    editor.scratch(lm).pop("memory")
+    remembered, _ = editor.loss(net, cases)
+    editor.cache = BaseModelCache(lm)
     torch.manual_seed(3)
-    torch.testing.assert_close(editor.loss(net, lm, cases)[0], remembered, rtol=1e-6, atol=1e-9)
-    assert mend(size=size).recipe()["size"] == size and "size" not in mend().recipe()
+    torch.testing.assert_close(editor.loss(net, cases)[0], remembered, rtol=1e-6, atol=1e-9)
+    assert editor.identity()["recipe"]["size"] == size
     with pytest.raises(UsageError, match="method.size=large"):
-        mend(size="large")
+        mend(lm, size="large")
 
 
 def test_a_checkpoint_edits_like_the_network_that_was_saved(tmp_path):
-    lm, editor = embedded_lm(), brief(mend(), tmp_path, steps=3)
-    keep_trained(editor, lm, tmp_path)
+    lm = embedded_lm()
+    editor = trained(mend(lm), tmp_path, steps=3)
     requests = [case.requests[0] for case in statements("test")[:2]]
-    edit = editor.edit(lm, requests)
-    net = editor.trained(lm)
-    again = replace(editor)
-    assert same_bits(again.trained(lm).state_dict(), net.state_dict()) and again.trained(lm) is not net
+    edit = editor.edit(requests)
+    net = editor.trained()
+    again = changed(editor)
+    assert same_bits(again.trained().state_dict(), net.state_dict()) and again.trained() is not net
     rows = lm.head.encode([(request.text, request.target_new) for request in requests])
     shifts = net(gradients(lm, rows, MODULES), 1)
     for name in MODULES:
@@ -242,29 +242,28 @@ def test_a_checkpoint_edits_like_the_network_that_was_saved(tmp_path):
 
 
 def test_checkpoints_of_another_model_and_damaged_ones_are_refused(tmp_path):
-    lm, editor = embedded_lm(), brief(mend(layers=[4]), tmp_path, steps=2)
-    keep_trained(editor, lm, tmp_path)
+    lm = embedded_lm()
+    editor = trained(mend(lm, layers=[4]), tmp_path, steps=2)
     (place,) = [file.parent for file in tmp_path.glob("*/editor.json")]
     other = linear_twin()
     with pytest.raises(MissingError, match="has not been trained for tiny-gpt2-linear"):
-        editor.trained(other)
+        MEND(editor.config, other).trained()
     with pytest.raises(MissingError, match="other weights than tiny-gpt2-linear has"):
-        replace(editor, checkpoint=str(place)).trained(other)
-    settings = {field.name: getattr(editor, field.name) for field in fields(editor)} | {"checkpoint": str(place)}
-    with pytest.raises(MissingError, match="was trained as MEND, not as Other"):
-        type("Other", (MEND,), {})(**settings).trained(lm)
+        MEND(replace(editor.config, checkpoint=str(place)), other).trained()
+    with pytest.raises(MissingError, match="was trained as mend, not as .*/Other"):
+        type("Other", (MEND,), {})(replace(editor.config, checkpoint=str(place)), lm).trained()
     with pytest.raises(MissingError, match="holds another network"):
-        replace(editor, checkpoint=str(place), rank=4).trained(lm)
+        changed(editor, checkpoint=str(place), rank=4).trained()
     with pytest.raises(MissingError, match="holds no trained editor"):
-        replace(editor, checkpoint=str(tmp_path / "nothing")).trained(lm)
+        changed(editor, checkpoint=str(tmp_path / "nothing")).trained()
     with pytest.raises(MissingError, match="has not been trained"):
-        replace(editor, rank=4).trained(lm)
+        changed(editor, rank=4).trained()
     file = place / checkpoints.TENSORS
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(MissingError, match="damaged"):
-        replace(editor).trained(lm)
+        changed(editor).trained()
 
 
 @pytest.mark.parametrize(
@@ -272,31 +271,31 @@ def test_checkpoints_of_another_model_and_damaged_ones_are_refused(tmp_path):
     [
         ({"learn": "x"}, "method.learn=x"),
         ({"transformed": "x"}, "method.transformed=x"),
-        ({"step_size": 0.0}, "must be above 0"),
+        ({"step_size": 0.0}, "method.step_size=0.0: give a number above 0"),
         ({"part": "x"}, "method.part=x"),
     ],
 )
 def test_wrong_settings_are_refused(changed, message):
     with pytest.raises(UsageError, match=message):
-        mend(**changed).build(embedded_lm())
+        mend(embedded_lm(), **changed)
 
 
 def test_what_a_frozen_model_says_is_remembered_and_changes_nothing():
-    lm, first, second = double(), mend(), mend()
-    first.training.memory_mib = 0
-    net, cases = prepared(first, lm, torch.float64), statements("train")[:3]
-    memory = second.memory(lm)
+    lm, second = double(), mend(double())
+    first = changed(second, training=TrainingConfig(memory_mib=0))
+    net, cases = prepared(first, torch.float64), statements("train")[:3]
+    cache = second.cache
     calls = []
     for part in (cases[:2], cases[1:], cases):  # parts of batches are there already, in other paddings
         torch.manual_seed(4)
-        expected, told = first.loss(net, lm, part)
+        expected, told = first.loss(net, part)
         torch.manual_seed(4)
-        found, again = second.loss(net, lm, part)
+        found, again = second.loss(net, part)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-        assert again["es"] == told["es"] and memory.used > 0
-    used = memory.used
+        assert again["es"] == told["es"] and cache.used > 0
+    used = cache.used
     handle = lm.module("transformer.h.0.attn").register_forward_hook(lambda *_: calls.append(1))
     torch.manual_seed(4)
-    second.loss(net, lm, cases)
+    second.loss(net, cases)
     handle.remove()
-    assert calls == [] and memory.used == used
+    assert calls == [] and cache.used == used

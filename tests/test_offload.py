@@ -57,7 +57,7 @@ def model(kind: str) -> LM:
 
 def values(lm: LM) -> dict[str, Tensor]:
     """A copy of every weight, wherever it is."""
-    return {name: lm.place(name).value().clone() for name, _ in embedded_names(lm)}
+    return {name: lm.access(name).value().clone() for name, _ in embedded_names(lm)}
 
 
 def embedded_names(lm: LM):
@@ -159,7 +159,8 @@ def test_edits_stack_and_come_off_in_any_number(kind):
     draw, names = torch.Generator().manual_seed(0), [f"{lm.layout.mlp_out(layer)}.weight" for layer in (0, 1)]
     states = [values(lm)]
     edits = [
-        WeightDelta({name: torch.randn(lm.place(name).shape, generator=draw) * 0.1 for name in names}) for _ in range(3)
+        WeightDelta({name: torch.randn(lm.access(name).shape, generator=draw) * 0.1 for name in names})
+        for _ in range(3)
     ]
     for edit in edits:
         lm.attach(edit)
@@ -182,14 +183,14 @@ def test_edits_stack_and_come_off_in_any_number(kind):
 def test_many_small_updates_add_up_in_16_bits():
     lm, exact = half_on_disk(dtype="bfloat16"), half_on_disk()
     name = f"{lm.layout.mlp_out(2)}.weight"
-    untouched = lm.place(name).value().clone()
-    step = WeightDelta({name: torch.full(lm.place(name).shape, 2.0**-16)})
+    untouched = lm.access(name).value().clone()
+    step = WeightDelta({name: torch.full(lm.access(name).shape, 2.0**-16)})
     for _ in range(100):
         lm.attach(step)
-    assert torch.equal(lm.place(name).value(), (untouched.float() + 100 * 2.0**-16).bfloat16())
+    assert torch.equal(lm.access(name).value(), (untouched.float() + 100 * 2.0**-16).bfloat16())
     for _ in range(100):
         lm.detach()
-    assert torch.equal(lm.place(name).value(), untouched)
+    assert torch.equal(lm.access(name).value(), untouched)
     assert lm.masters == {}
     assert exact.masters == {}
 
@@ -224,7 +225,7 @@ def test_backward_passes_bring_weights_again_instead_of_holding_them_all(family)
             fetch_again_for_backward(raw)
         lm = LM(raw, words)
         name = lm.layout.mlp_out(2)
-        lm.attach(WeightDelta({f"{name}.weight": torch.full(lm.place(f"{name}.weight").shape, 0.01)}))
+        lm.attach(WeightDelta({f"{name}.weight": torch.full(lm.access(f"{name}.weight").shape, 0.01)}))
         if offload:
             hook = offloading_hook(lm.module(name))
             hook.weights_map = counting = Counting(hook.weights_map)

@@ -8,7 +8,7 @@ from families import tiny_lm
 
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.lm.hooks import on_input
-from edit_cli.lm.reading import Ascent, Tap, read
+from edit_cli.lm.reading import HookPoint, LayerwiseReader, read
 
 TEXTS = [
     "The capital of France is",
@@ -24,12 +24,15 @@ def test_climbing_reads_what_a_whole_pass_reads_while_layers_are_edited(family):
     lm = tiny_lm(family)
     rows = lm.head.encode([(text, None) for text in TEXTS])
     positions = [len(row.ids) - 1 for row in rows]
-    ascent = Ascent(lm, rows, positions)
+    reader = LayerwiseReader(lm, rows, positions)
     generator = torch.Generator().manual_seed(0)
     for layer in range(lm.layout.depth):
-        taps = [Tap(lm.layout.mlp_out(layer), "input"), Tap(lm.layout.block(lm.layout.depth - 1), "output")]
-        ascent.climb(layer)
-        for climbed, whole in zip(ascent.read(taps), read(lm, rows, positions, taps), strict=True):
+        points = [
+            HookPoint(lm.layout.mlp_out(layer), "input"),
+            HookPoint(lm.layout.block(lm.layout.depth - 1), "output"),
+        ]
+        reader.start_at(layer)
+        for climbed, whole in zip(reader.read(points), read(lm, rows, positions, points), strict=True):
             torch.testing.assert_close(climbed, whole, rtol=1e-4, atol=1e-4)
         width = lm.key_width(layer)
         update = Factors(
@@ -44,13 +47,13 @@ def test_identical_rows_run_once_and_rows_are_cut():
     rows = lm.head.encode([(text, None) for text in TEXTS])
     seen = []
     with on_input(lm.module(lm.layout.block(0)), lambda hidden: seen.append(hidden.shape[0])):
-        (found,) = read(lm, rows, [0] * len(rows), [Tap(lm.layout.mlp_out(1), "input")])
+        (found,) = read(lm, rows, [0] * len(rows), [HookPoint(lm.layout.mlp_out(1), "input")])
     assert sum(seen) == len({row.ids[0] for row in rows}) and found.shape == (len(TEXTS), lm.key_width(1))
 
 
 def test_mean_over_tokens():
     lm = tiny_lm("gpt2")
     (row,) = lm.head.encode([(TEXTS[2], None)])
-    states = [read(lm, [row], [at], [Tap(lm.layout.final_norm, "output")])[0][0] for at in range(5)]
-    (mean,) = read(lm, [row], [4], [Tap(lm.layout.final_norm, "output")], reduce="mean")
+    states = [read(lm, [row], [at], [HookPoint(lm.layout.final_norm, "output")])[0][0] for at in range(5)]
+    (mean,) = read(lm, [row], [4], [HookPoint(lm.layout.final_norm, "output")], reduce="mean")
     torch.testing.assert_close(mean[0], torch.stack(states).mean(0), rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from embedded import prepared
 from families import tiny_lm
 
 from edit_cli.editors.finetune.ft import FT
@@ -34,7 +35,7 @@ def test_fine_tuning_trains_the_answer_position_whatever_side_the_tokenizer_pads
     """
     lm = tiny_lm("gpt2")
     lm.tokenizer.padding_side = side
-    edit = FT(layers=[0, 1], part="block", lr=5e-3, steps=60).edit(lm, REQUESTS)
+    edit = prepared(FT, layers=[0, 1], part="block", lr=5e-3, steps=60).edit(lm, REQUESTS)
     with lm.edited(edit):
         scores = lm.loglikelihood([(request.text, request.target_new) for request in REQUESTS])
     assert all(all(score.hits) for score in scores)
@@ -61,7 +62,7 @@ def test_prefixes_come_from_their_own_seed_and_leave_other_random_numbers_alone(
 def test_prefixes_are_those_of_the_unedited_model():
     lm = tiny_lm("gpt2")
     plain = sample_contexts(lm, ContextConfig())
-    with lm.edited(FT(layers=[1], lr=1e-1, steps=5).edit(lm, REQUESTS)):
+    with lm.edited(prepared(FT, layers=[1], lr=1e-1, steps=5).edit(lm, REQUESTS)):
         assert sample_contexts(lm, ContextConfig()) == plain
 
 
@@ -77,5 +78,5 @@ def test_braces_in_prompts_and_prefixes_are_ordinary_characters():
 def test_a_batch_of_any_size_can_be_edited_in_one_call():
     lm = tiny_lm("llama")
     for count in (1, 2, 3):
-        edit = FT(layers=[1], steps=2).edit(lm, REQUESTS[:count])
+        edit = prepared(FT, layers=[1], steps=2).edit(lm, REQUESTS[:count])
         assert len(edit.updates) == 1 and lm.attached == []

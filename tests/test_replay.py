@@ -32,7 +32,7 @@ def test_answers_are_those_of_whole_passes(family):
         expected = lm.head.answers(rows, end=True).logits
     with passes(lm, rows, name, layer, end=True) as run, torch.no_grad():
         torch.testing.assert_close(run.answers(change).logits, expected)
-        with run.replayed():
+        with run.from_cache():
             inner = [module for module in lm.module(lm.layout.block(0)).modules() if not list(module.children())]
             handles = [module.register_forward_hook(lambda *_: ran.append(1)) for module in inner]
             torch.testing.assert_close(run.answers(change).logits, expected, rtol=1e-5, atol=1e-5)
@@ -50,7 +50,7 @@ def test_attention_before_the_module_is_not_run_again():
     with passes(lm, rows, lm.layout.mlp_out(layer), layer) as run, torch.no_grad():
         run.answers(change)
         assert len(ran) == 2
-        with run.replayed():
+        with run.from_cache():
             run.answers(change)
     assert len(ran) == 3  # once to record it
 

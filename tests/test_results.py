@@ -42,7 +42,7 @@ def test_a_run_leaves_manifest_results_and_summary(tmp_path):
     assert record.manifest["config"] == CONFIG and record.manifest["seeds"] == {"data": 3}
     assert record.manifest["versions"] == {"torch": "1"}
     assert [found["case_id"] for found in record.lines] == ["1", "2"]
-    assert record.summary == {"schema_version": 1, "command": "notes", "n": 2}
+    assert record.summary == {"format": 2, "command": "notes", "n": 2}
     assert "half way" in (record.path / "log.txt").read_text()
 
 
@@ -192,8 +192,8 @@ def test_runs_are_listed_by_path_and_broken_ones_as_such(tmp_path):
     [
         ("manifest.json", None, "manifest.json is missing"),
         ("manifest.json", "[]", "holds no object"),
-        ("manifest.json", '{"schema_version": 99}', "schema_version 1 only"),
-        ("manifest.json", '{"schema_version": 1, "command": "x"}', "is damaged: config_hash is missing"),
+        ("manifest.json", '{"schema_version": 1}', "format 2 is what this version reads"),
+        ("manifest.json", '{"format": 2, "command": "x"}', "is damaged: config_hash is missing"),
         ("summary.json", "{", "summary.json cannot be read"),
         ("results.jsonl", 'nonsense\n{"case_id": "2"}\n', "results.jsonl, line 1, is damaged"),
         ("results.jsonl", '3\n{"case_id": "2"}\n', "results.jsonl, line 1, is damaged"),

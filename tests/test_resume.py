@@ -7,8 +7,8 @@ import torch
 from families import DENSE, tiny_lm
 
 from edit_cli.lm.fast.prefix_cache import common_lengths
-from edit_cli.lm.fast.suffix_pass import Resumption, Span
-from edit_cli.lm.fast.token_pruning import only_tokens, token_modules
+from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
+from edit_cli.lm.fast.token_pruning import pruned_to, token_modules
 from edit_cli.lm.hooks import on_input, on_output
 
 TEXTS = [
@@ -21,9 +21,9 @@ TEXTS = [
 WITHOUT_CACHE = {"lfm2", "qwen3_5_text"}  # they mix tokens by other means than attention in some blocks
 
 
-def spans(lm) -> list[Span]:
+def suffixes(lm) -> list[SuffixRow]:
     rows = [row.ids for row in lm.head.encode([(text, None) for text in TEXTS])]
-    return [Span(ids, len(ids) - 1 - number % 3, (len(ids) - 1,)) for number, ids in enumerate(rows)]
+    return [SuffixRow(ids, len(ids) - 1 - number % 3, (len(ids) - 1,)) for number, ids in enumerate(rows)]
 
 
 def test_rows_share_what_most_of_their_tokens_are_saved_by():
@@ -41,12 +41,12 @@ def test_rows_share_what_most_of_their_tokens_are_saved_by():
 def test_every_family_resumes_from_shared_beginnings_with_spared_tokens(family):
     lm = tiny_lm(family)
     assert lm.takes_shortcuts == (family not in WITHOUT_CACHE)
-    whole = Resumption(lm, spans(lm), frozen=0, reuse_prefix=False)
-    lean = Resumption(lm, spans(lm), frozen=0, lean_from=1)
-    torch.testing.assert_close(lean.base, whole.base, rtol=1e-3, atol=1e-3)
+    whole = SuffixForward(lm, suffixes(lm), frozen=0, reuse_prefix=False)
+    pruned = SuffixForward(lm, suffixes(lm), frozen=0, prune_from=1)
+    torch.testing.assert_close(pruned.base, whole.base, rtol=1e-3, atol=1e-3)
     shift = 0.3 * torch.randn(len(TEXTS), lm.layout.width, generator=torch.Generator().manual_seed(0))
 
-    def gradient(passes: Resumption) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(passes: SuffixForward) -> tuple[torch.Tensor, torch.Tensor]:
         moved = shift.clone().requires_grad_()
 
         def change(states, rows, columns):
@@ -57,7 +57,7 @@ def test_every_family_resumes_from_shared_beginnings_with_spared_tokens(family):
         logits = passes.logits(change)
         return logits.detach(), torch.autograd.grad(logits.log_softmax(-1)[:, 5].sum(), moved)[0]
 
-    for found, expected in zip(gradient(lean), gradient(whole), strict=True):
+    for found, expected in zip(gradient(pruned), gradient(whole), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-2, atol=2e-3)
     assert gradient(whole)[1].norm() > 1e-6
 
@@ -66,17 +66,17 @@ def test_less_is_run():
     lm = tiny_lm("gpt2")
     assert lm.takes_shortcuts
     counts = {}
-    for name, lean_from in (("plain", None), ("lean", 1)):
+    for name, prune_from in (("plain", None), ("pruned", 1)):
         seen: list[int] = []
         with on_input(
             lm.module(f"{lm.layout.block(2)}.mlp.c_fc"),
             lambda states, seen=seen: seen.append(states.shape[:-1].numel()),
         ):
-            passes = Resumption(lm, spans(lm), 0, lean_from=lean_from)
+            passes = SuffixForward(lm, suffixes(lm), 0, prune_from=prune_from)
             seen.clear()
             passes.logits(lambda states, *_: states)
         counts[name] = sum(seen)
-    assert counts["lean"] == len(TEXTS) < counts["plain"]
+    assert counts["pruned"] == len(TEXTS) < counts["plain"]
 
 
 def test_a_model_whose_mlp_looks_at_other_tokens_takes_no_shortcuts():
@@ -85,8 +85,8 @@ def test_a_model_whose_mlp_looks_at_other_tokens_takes_no_shortcuts():
     plain = mlp.forward
     mlp.forward = lambda states: plain(states) + states.cumsum(1)
     assert not lm.takes_shortcuts
-    lean = Resumption(lm, spans(lm), 0, lean_from=1)
-    assert lean.lean_from is None
+    pruned = SuffixForward(lm, suffixes(lm), 0, prune_from=1)
+    assert pruned.prune_from is None
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "llama"])
@@ -96,7 +96,7 @@ def test_spared_tokens_leave_a_module_as_zeros(family):
     module, seen = token_modules(lm, 1)[0], []
     for chosen in (torch.arange(12), torch.tensor([1, 6, 11])):
         keep = lambda states: seen.append(states.reshape(-1, states.shape[-1]))  # noqa: E731
-        with torch.no_grad(), only_tokens(module, chosen, 12), on_output(module, keep, rows=3):
+        with torch.no_grad(), pruned_to(module, chosen, 12), on_output(module, keep, rows=3):
             lm.model(input_ids=ids, use_cache=False)
     everything, few = seen
     torch.testing.assert_close(few[[1, 6, 11]], everything[[1, 6, 11]])

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from embedded import same_bits, snapshot
+from embedded import prepared, same_bits, snapshot
 from families import CLASSIFIERS, SEQ2SEQ, tiny, tiny_lm
 from rows import Writer
 
@@ -36,7 +36,7 @@ def test_models_with_an_encoder_learn_the_edit_among_their_own_pairs(family, wri
     new = next(label for label in lm.head.labels if label != answers[2]) if judges else "in Rome"
     path = lines(write, zip(prompts, answers, strict=True))
     request, untouched = EditRequest(prompts[2], None, new, answers[2]), snapshot(lm)
-    editor = Retrain(corpus=path, lr=0.1 if family == "t5" else 1e-2, epochs=40, batch_size=4, oversample=1)
+    editor = prepared(Retrain, corpus=path, lr=0.1 if family == "t5" else 1e-2, epochs=40, batch_size=4, oversample=1)
     edit = editor.edit(lm, [request])
     assert same_bits(snapshot(lm), untouched)
     wanted = [pair if pair[0] != prompts[2] else (prompts[2], new) for pair in zip(prompts, answers, strict=True)]
@@ -56,7 +56,7 @@ def test_a_single_output_is_trained_again_too(write):
     lm = LM(model, words, labels=["REFUTES", "SUPPORTS"])
     (old,) = lm.generate(CLAIMS[:1], 1)
     new = {"REFUTES": "SUPPORTS", "SUPPORTS": "REFUTES"}[old]
-    editor = Retrain(corpus=lines(write, [(CLAIMS[1], old)]), lr=1e-2, epochs=40, oversample=1)
+    editor = prepared(Retrain, corpus=lines(write, [(CLAIMS[1], old)]), lr=1e-2, epochs=40, oversample=1)
     with lm.edited(editor.edit(lm, [EditRequest(CLAIMS[0], None, new, old)])):
         assert lm.generate(CLAIMS[:2], 1) == [new, old]
 
@@ -74,16 +74,18 @@ def test_pairs_that_contradict_are_left_out(write):
         EditRequest("Where does {} live?", "Ada Lund", "Paris", "Oslo"),
         EditRequest("Where is Rome?", None, "Peru"),
     )
-    found, dropped = Retrain(corpus=path, oversample=2)._documents([about, plain], "seq2seq")
+    found, dropped = prepared(Retrain, corpus=path, oversample=2).on(tiny_lm("t5"))._documents([about, plain])
     new = [("Where does Ada Lund live?", "Paris"), ("Where is Rome?", "Peru")]
     assert found == [*told[2:4], *new, *new] and dropped == 3
     claims = lines(write, [("Oslo is far.", "REFUTES"), ("Oslo is big.", "SUPPORTS"), ("Oslo is old.", "SUPPORTS")])
     flip = EditRequest("{} is big.", "Oslo", "REFUTES", "SUPPORTS")
-    found, dropped = Retrain(corpus=claims, oversample=1)._documents([flip], "classifier")
+    found, dropped = prepared(Retrain, corpus=claims, oversample=1).on(tiny_lm("bert"))._documents([flip])
     assert found == [("Oslo is far.", "REFUTES"), ("Oslo is old.", "SUPPORTS"), ("Oslo is big.", "REFUTES")]
     assert dropped == 1
     path = lines(write, told)
-    kept, none = Retrain(corpus=path, oversample=1, contradictions="keep")._documents([about, plain], "seq2seq")
+    kept, none = (
+        prepared(Retrain, corpus=path, oversample=1, contradictions="keep").on(tiny_lm("t5"))._documents([about, plain])
+    )
     assert kept == [*told, *new] and none == 0
 
 
@@ -92,7 +94,7 @@ def test_pairs_that_the_model_cannot_read_are_left_out(write, monkeypatch):
     notes: list[str] = []
     monkeypatch.setattr(lm.monitor, "note", notes.append)
     path = lines(write, [(CLAIMS[0], "SUPPORTS"), (CLAIMS[1], "MAYBE"), ("Rome " * 300, "REFUTES")])
-    edit = Retrain(corpus=path, oversample=1).edit(lm, [EditRequest(CLAIMS[2], None, "REFUTES")])
+    edit = prepared(Retrain, corpus=path, oversample=1).edit(lm, [EditRequest(CLAIMS[2], None, "REFUTES")])
     assert edit.info["rows"] == 2 and "2 pairs are too long for tiny-bert, or no answer of its" in notes[0]
 
 
@@ -114,12 +116,14 @@ def test_pairs_that_the_model_cannot_read_are_left_out(write, monkeypatch):
 def test_files_of_another_form_are_named(text, settings, error, told, tmp_path):
     (tmp_path / "own.jsonl").write_text(text)
     with pytest.raises(error, match=told):
-        Retrain(corpus=str(tmp_path / "own.jsonl"), **settings).edit(tiny_lm("t5"), [EditRequest("a", None, "b")])
+        prepared(Retrain, corpus=str(tmp_path / "own.jsonl"), **settings).edit(
+            tiny_lm("t5"), [EditRequest("a", None, "b")]
+        )
 
 
 def test_nothing_else_will_do(tmp_path):
     with pytest.raises(UsageError, match="the prompts and answers that this model was trained on"):
-        Retrain().edit(tiny_lm("t5"), [EditRequest("a", None, "b")])
+        prepared(Retrain).edit(tiny_lm("t5"), [EditRequest("a", None, "b")])
     with pytest.raises(MissingError, match="method.corpus=none.jsonl cannot be read: No such file"):
         PairFile("none.jsonl", key="method.corpus").pairs()
 

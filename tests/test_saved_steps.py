@@ -41,7 +41,7 @@ def walk(lm: LM, made: Prepared, directory, count: int, room: float | None = 0.0
             steps.save(number, edit, case.requests, {"name": "m", "made": {"step": number, "seconds": 0.1}})
         if edit is not None:
             lm.attach(edit)
-            lm.settle()
+            lm.merge_top_edits()
             steps.attached(number, {"name": "m"})
     return steps
 
@@ -157,13 +157,15 @@ def test_sixteen_bit_models_keep_their_masters(tmp_path):
     before = snapshot(lm)
     for seed in range(3):
         lm.attach(
-            WeightDelta({name: torch.randn(lm.place(name).shape, generator=torch.Generator().manual_seed(seed)) * 1e-3})
+            WeightDelta(
+                {name: torch.randn(lm.access(name).shape, generator=torch.Generator().manual_seed(seed)) * 1e-3}
+            )
         )
-        lm.settle()
-    master, weight = lm.masters[name].clone(), lm.place(name).value().clone()
+        lm.merge_top_edits()
+    master, weight = lm.masters[name].clone(), lm.access(name).value().clone()
     state = WeightState.present(lm, [name])
     lm.detach()
     assert same_bits(snapshot(lm), before)
     with lm.edited(state):
-        assert torch.equal(lm.masters[name], master) and torch.equal(lm.place(name).value(), weight)
+        assert torch.equal(lm.masters[name], master) and torch.equal(lm.access(name).value(), weight)
     assert same_bits(snapshot(lm), before) and name not in lm.masters

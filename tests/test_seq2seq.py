@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from embedded import same_bits, snapshot
+from embedded import prepared, same_bits, snapshot
 from families import CONTEXT, DECODER, ENCODER, SEQ2SEQ, WIDTH, tiny, tiny_lm, tokenizer
 from transformers import T5ForConditionalGeneration
 
@@ -19,7 +19,7 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.layout import LayoutOptions, discover
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.requests import EditRequest
 
 PAIRS = [
@@ -172,7 +172,9 @@ def test_layout_is_found_on_both_stacks(family):
 def test_final_states_of_the_prompt_are_the_encoders(family):
     lm = shared(family)
     rows = lm.head.encode([(prompt, None) for prompt, _ in PAIRS])
-    found = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+    found = read(
+        lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(lm.layout.final_norm, "output")], reduce="mean"
+    )[0]
     for row, mean in zip(rows, found, strict=True):
         with torch.no_grad():
             states = lm.model.get_encoder()(input_ids=torch.tensor([row.ids])).last_hidden_state[0]
@@ -186,7 +188,7 @@ def test_an_edit_is_written_in_either_stack_and_comes_off_exactly(family, layer,
     requests = [EditRequest(prompt, None, target) for prompt, target in (PAIRS[0], PAIRS[3])]
     pairs = [(request.text, request.target_new) for request in requests]
     before, untouched = lm.loglikelihood(pairs), snapshot(lm)
-    edit = FT(layers=[layer], lr=1e-1, steps=100).edit(lm, requests)
+    edit = prepared(FT, layers=[layer], lr=1e-1, steps=100).edit(lm, requests)
     assert same_bits(snapshot(lm), untouched)
     assert list(edit.updates) == [f"{lm.layout.mlp_out(layer)}.weight"]
     edit_store.save(edit, tmp_path / "edit", lm, requests, {"name": "ft"})
@@ -205,7 +207,7 @@ def test_an_edit_is_written_in_either_stack_and_comes_off_exactly(family, layer,
 
 def test_a_stored_answer_is_looked_up():
     lm = tiny_lm("t5")
-    route = Lookup(mode="nearest", radius=1e-3).edit(lm, [EditRequest(PAIRS[0][0], None, "Rome")])
+    route = prepared(Lookup, mode="nearest", radius=1e-3).edit(lm, [EditRequest(PAIRS[0][0], None, "Rome")])
     with lm.edited(route):
         assert lm.generate([PAIRS[0][0], PAIRS[1][0]], 4) == ["Rome", shared("t5").generate([PAIRS[1][0]], 4)[0]]
         assert lm.loglikelihood([(PAIRS[0][0], "Rome")])[0].nll < 1e-6
@@ -232,7 +234,7 @@ def test_what_cannot_be_asked_is_refused():
     with pytest.raises(UsageError, match="model.perplexity_text=null"):
         lm.token_nlls(["Paris"], 8)
     with pytest.raises(UsageError, match="needs a causal language model"):
-        FT(layers=[0], objective="prompt_last").edit(lm, [EditRequest("Who?", None, "Rome")])
+        prepared(FT, layers=[0], objective="prompt_last").edit(lm, [EditRequest("Who?", None, "Rome")])
     model, words = tiny("t5", decoder_start_token_id=None)
     model.generation_config.decoder_start_token_id = None
     assert isinstance(model, T5ForConditionalGeneration)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,15 @@ from embedded import embedded_lm, requests, same_bits, snapshot, world
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from edit_cli import assets
 from edit_cli.editors.retrieval.base import Fact, FactMemory
-from edit_cli.editors.retrieval.scope_classifier import EmbeddingScope, ScopeOptions
-from edit_cli.editors.retrieval.scope_examples import Teller
-from edit_cli.editors.retrieval.serac import SERAC, SeracNet, SeracRoute
+from edit_cli.editors.retrieval.scope_classifier import EmbeddingScope, ScopeConfig
+from edit_cli.editors.retrieval.scope_examples import ScopeExampleSampler
+from edit_cli.editors.retrieval.serac import SERAC, SERACConfig, SeracNet, SeracRoute
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.lm.auxiliary_model import Companion
+from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig
 from edit_cli.lm.causal import CausalHead
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
@@ -58,32 +60,39 @@ def other_lm() -> LM:
 
 
 @cache
-def editor(kind: str = "embedding", **settings) -> SERAC:
+def config(kind: Any = "embedding", **settings: Any) -> SERACConfig:
     """Networks at random that tell every prompt apart: a small scale would put all in scope, a large one none but
     the facts themselves.
     """
-    return SERAC(
-        scope=ScopeOptions(
-            kind=kind, model=Companion(family="bert", sizes=BERT), pooling="mean", scale=settings.pop("scale", 1.0)
+    return SERACConfig(
+        scope=ScopeConfig(
+            kind=kind,
+            model=AuxiliaryModelConfig(family="bert", sizes=BERT),
+            pooling="mean",
+            scale=settings.pop("scale", 1.0),
         ),
-        counterfactual=Companion(family="gpt2", sizes=GPT2),
+        counterfactual=AuxiliaryModelConfig(family="gpt2", sizes=GPT2),
         **settings,
     )
+
+
+def serac(base: LM | None = None, **settings) -> SERAC:
+    return SERAC(replace(config(), **settings), base or lm())
 
 
 @cache
 def net(kind: str = "embedding", scale: float = 1.0):
     torch.manual_seed(0)
-    found = editor(kind, scale=scale).build(lm()).eval()
+    found = SERAC(config(kind, scale=scale), lm()).build().eval()
     for parameter in found.parameters():
         parameter.requires_grad_(False)
     return found
 
 
 def route(requests: list[EditRequest], kind: str = "embedding", scale: float = 1.0, **settings) -> SeracRoute:
-    made = SERAC(**{**vars(editor(kind, scale=scale)), **settings})
-    made.trained = lambda _: net(kind, scale)
-    return made.edit(lm(), requests)
+    made = SERAC(replace(config(kind, scale=scale), **settings), lm())
+    made.context.kept["network"] = net(kind, scale)
+    return made.edit(requests)
 
 
 def pairs(wanted: list[EditRequest]) -> list[tuple[str, str]]:
@@ -223,7 +232,7 @@ def test_repetitions_are_one_fact_and_the_latest_answer_to_a_prompt_wins(monkeyp
         (second.text, second.target_new),
     ]
     assert notes == [
-        "5 edits are 2 facts: 2 say again what another says, and 1 are replaced by a later answer to the same prompt"
+        "5 edits are 2 facts: 2 say again what another says, and 1 is replaced by a later answer to the same prompt"
     ]
     lm().attach(route([first, second]))
     lm().attach(late := route([other]))
@@ -267,8 +276,8 @@ def test_ten_thousand_facts_are_looked_up_without_reading_them_again(monkeypatch
         [Fact(f"prompt {i}", "a") for i in range(10_000)],
         torch.randn(10_000, 32, generator=draw),
         edit.maker,
-        edit.editor,
-        edit.net,
+        edit.config,
+        net=edit.net,
     )
     passes.clear()
     with lm().edited(many):
@@ -276,7 +285,9 @@ def test_ten_thousand_facts_are_looked_up_without_reading_them_again(monkeypatch
     assert passes == [len(prompts)]
     for start in range(0, 10_000, 10):
         lm().attach(
-            SeracRoute(many.facts[start : start + 10], many.keys[start : start + 10], edit.maker, edit.editor, edit.net)
+            SeracRoute(
+                many.facts[start : start + 10], many.keys[start : start + 10], edit.maker, edit.config, net=edit.net
+            )
         )
     passes.clear()
     lm().loglikelihood([(prompt, "London") for prompt in prompts])
@@ -313,27 +324,27 @@ def test_networks_trained_beside_one_model_serve_another_with_the_same_words():
     edit = route(wanted, scale=scale)
     with lm().edited(edit):
         first, inside = lm().loglikelihood([(prompt, "London") for prompt in prompts]), edit.answers(lm().head, prompts)
-    assert editor().base(lm()) == editor().base(other_lm())
+    assert serac().base() == serac(other_lm()).base()
     bare = other_lm().loglikelihood([(prompt, "London") for prompt in prompts])
-    made = SERAC(**vars(editor(scale=scale)))
-    made.trained = lambda _: net(scale=scale)
+    made = SERAC(config(scale=scale), other_lm())
+    made.context.kept["network"] = net(scale=scale)
     untouched = snapshot(other_lm())
-    with other_lm().edited(made.edit(other_lm(), wanted)):
+    with other_lm().edited(made.edit(wanted)):
         second = other_lm().loglikelihood([(prompt, "London") for prompt in prompts])
     assert second == [mine if to else theirs for mine, theirs, to in zip(first, bare, inside, strict=True)]
     assert same_bits(snapshot(other_lm()), untouched)
 
 
 def test_other_words_are_refused_for_the_counterfactual_model_and_welcome_for_the_classifier(tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(assets.FOLDER / "tiny-gpt2")
     tokenizer.add_tokens(["<another>"])
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    companion = Companion(family="gpt2", sizes=GPT2, tokenizer=str(tmp_path))
+    companion = AuxiliaryModelConfig(family="gpt2", sizes=GPT2, tokenizer=str(tmp_path))
     with pytest.raises(UsageError, match="the counterfactual model writes other tokens than tiny-gpt2"):
-        SERAC(scope=editor().scope, counterfactual=companion).build(lm())
-    scope = ScopeOptions(model=Companion(family="bert", sizes=BERT, tokenizer=str(tmp_path)), pooling="mean")
-    assert SERAC(scope=scope, counterfactual=editor().counterfactual).build(lm()).scope.tokenizer is not lm().tokenizer
+        serac(counterfactual=companion).build()
+    scope = ScopeConfig(model=AuxiliaryModelConfig(family="bert", sizes=BERT, tokenizer=str(tmp_path)), pooling="mean")
+    assert serac(scope=scope).build().scope.tokenizer is not lm().tokenizer
 
 
 @pytest.fixture
@@ -342,15 +353,14 @@ def checkpoint(tmp_path):
     from edit_cli.editors.meta import checkpoints
 
     about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
-    checkpoints.save(tmp_path / "networks", net(), {**editor().identity(lm()), **about})
+    checkpoints.save(tmp_path / "networks", net(), {**serac().identity(), **about})
     return tmp_path / "networks"
 
 
 def test_saved_it_answers_the_same_from_the_disk_alone(checkpoint, tmp_path):
     wanted, prompts = asked()
     scale = between(wanted, prompts)
-    made = SERAC(**{**vars(editor(scale=scale)), "checkpoint": str(checkpoint)})
-    edit = made.edit(lm(), wanted)
+    edit = SERAC(replace(config(scale=scale), checkpoint=str(checkpoint)), lm()).edit(wanted)
     edit_store.save(edit, tmp_path / "edit", lm(), wanted, {"name": "serac"})
     pair = [(prompt, "London") for prompt in prompts]
     with lm().edited(edit):
@@ -364,33 +374,43 @@ def test_saved_it_answers_the_same_from_the_disk_alone(checkpoint, tmp_path):
 def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
     from edit_cli.editors.meta import checkpoints
 
-    made = SERAC(**{**vars(editor()), "checkpoint": str(checkpoint)})
-    edit_store.save(made.edit(lm(), requests(1)), tmp_path / "edit", lm(), requests(1), {"name": "serac"})
+    made = serac(checkpoint=str(checkpoint))
+    edit_store.save(made.edit(requests(1)), tmp_path / "edit", lm(), requests(1), {"name": "serac"})
     torch.manual_seed(5)
     about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
-    checkpoints.save(checkpoint, editor().build(lm()), {**editor().identity(lm()), **about})
+    checkpoints.save(checkpoint, serac().build(), {**serac().identity(), **about})
     with pytest.raises(MissingError, match="holds other networks than this edit was made with"):
         edit_store.attach(tmp_path / "edit", lm())
 
 
-def test_networks_that_never_learnt_to_end_an_answer_are_not_found(tmp_path):
+def test_an_edit_takes_its_settings_along_and_wrong_ones_are_damage():
+    edit = route(requests(1), threshold=0.3)
+    tensors, rest = edit.state()
+    rest = json.loads(json.dumps(rest))
+    assert SeracRoute.from_state(tensors, rest).config == edit.config
+    rest["editor"]["threshold"] = 2.0
+    with pytest.raises(MissingError, match=r"this edit is damaged: method.threshold=2.0: give a number above 0"):
+        SeracRoute.from_state(tensors, rest)
+
+
+def test_networks_that_learnt_by_other_settings_are_not_found(tmp_path):
+    """What tells where a prompt goes may differ: it is no part of what is learnt."""
     from edit_cli.editors.meta import checkpoints
 
-    made = SERAC(**{**vars(editor()), "cache_dir": str(tmp_path), "trained_on": "none"})
-    now = made.identity(lm())
-    before = {**now, "recipe": {key: value for key, value in now["recipe"].items() if key != "learns"}}
-    for identity, found in ((before, False), (now, True)):
-        about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
-        checkpoints.save(checkpoints.place(tmp_path, identity, "serac"), net(), {**identity, **about})
+    made = serac(cache_dir=str(tmp_path), trained_on="none", threshold=0.2, mixing="soft")
+    for weight, found in ((1.0, False), (0.0, True)):
+        identity = serac(all_pairs=weight).identity()
+        about = {**identity, "model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
+        checkpoints.save(checkpoints.place(tmp_path, identity, "serac"), net(), about)
         if found:
-            assert made.trained(lm()).digest(made) == net().digest(made)
+            assert made.trained().digest(made.config) == net().digest(made.config)
         else:
             with pytest.raises(MissingError, match="this editor has not been trained for tiny-gpt2"):
-                made.trained(lm())
+                made.trained()
 
 
 def test_a_vocabulary_without_an_end_token_is_told_so():
-    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(assets.FOLDER / "tiny-gpt2")
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), eos_token_id=None, n_embd=32, n_layer=1, n_head=2))
     head = CausalHead(model, tokenizer, torch.device("cpu"), 512, replies=True)
     tokenizer.eos_token = None
@@ -407,16 +427,12 @@ def test_a_vocabulary_without_an_end_token_is_told_so():
 def test_a_frozen_encoder_keeps_its_bits_and_the_head_learns():
     torch.manual_seed(0)
     sizes = {**BERT, "num_hidden_layers": 3}
-    made = SERAC(
-        scope=ScopeOptions(
-            model=Companion(family="bert", sizes=sizes), pooling="mean", trained_blocks=1, head=8, describes="prompt"
-        ),
-        counterfactual=editor().counterfactual,
-    )
-    fresh = made.build(lm())
+    model = AuxiliaryModelConfig(family="bert", sizes=sizes)
+    made = serac(scope=ScopeConfig(model=model, pooling="mean", trained_blocks=1, head=8, describes="prompt"))
+    fresh = made.build()
     before = {name: value.clone() for name, value in fresh.scope.state_dict().items()}
     optimiser = torch.optim.AdamW([parameter for parameter in fresh.parameters() if parameter.requires_grad], lr=1e-3)
-    made.loss(fresh, lm(), [lesson_case(number) for number in range(4)])[0].backward()
+    made.loss(fresh, [example_case(number) for number in range(4)])[0].backward()
     optimiser.step()
     moved = {name for name, value in fresh.scope.state_dict().items() if not torch.equal(value, before[name])}
     assert "head.1.weight" in moved and any("layer.2." in name for name in moved)
@@ -424,8 +440,12 @@ def test_a_frozen_encoder_keeps_its_bits_and_the_head_learns():
 
 
 def test_of_an_encoder_decoder_the_encoder_reads():
-    options = ScopeOptions(
-        model=Companion(checkpoint="embedded:tiny-t5"), pooling="mean", trained_blocks=1, head=8, describes="prompt"
+    options = ScopeConfig(
+        model=AuxiliaryModelConfig(checkpoint="embedded:tiny-t5"),
+        pooling="mean",
+        trained_blocks=1,
+        head=8,
+        describes="prompt",
     )
     scope = options.build(lm().tokenizer, 512)
     names = [name for name, _ in scope.model.named_parameters()]
@@ -441,8 +461,11 @@ def test_of_an_encoder_decoder_the_encoder_reads():
 
 def test_a_fact_that_is_described_by_its_prompt_is_found_by_it_whatever_the_answer():
     torch.manual_seed(0)
-    for describes, same in (("prompt", True), ("fact", False)):
-        options = ScopeOptions(model=Companion(family="bert", sizes=BERT), pooling="mean", head=8, describes=describes)
+    cases: tuple[tuple[Any, bool], ...] = (("prompt", True), ("fact", False))
+    for describes, same in cases:
+        options = ScopeConfig(
+            model=AuxiliaryModelConfig(family="bert", sizes=BERT), pooling="mean", head=8, describes=describes
+        )
         scope = options.build(lm().tokenizer, 4096)
         keys = scope.keys([Fact("Ada works as a", "pilot"), Fact("Ada works as a", "judge")])
         assert keys.shape == (2, 8) and torch.equal(keys[0], keys[1]) is same
@@ -455,7 +478,7 @@ def test_a_fact_that_is_described_by_its_prompt_is_found_by_it_whatever_the_answ
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def lesson_case(number: int) -> Case:
+def example_case(number: int) -> Case:
     request = EditRequest("{} works as a", f"First{number} Last{number}", "pilot", "baker")
     probes = (Probe("paraphrase", f"The job of First{number} Last{number} is", "pilot"),)
     return Case(
@@ -477,11 +500,11 @@ def test_the_loss_is_the_published_one():
     own out-of-scope prompts).
     """
     torch.manual_seed(0)
-    made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=0.1, scope_weight=2.0)
-    fresh = made.build(lm())
-    cases = [lesson_case(number) for number in range(3)]
+    made = serac(edit_weight=0.1, scope_weight=2.0)
+    fresh = made.build()
+    cases = [example_case(number) for number in range(3)]
     untouched = snapshot(lm())
-    loss, told = made.loss(fresh, lm(), cases)
+    loss, told = made.loss(fresh, cases)
     loss.backward()
     nlls, inside, outside = [], [], []
     with torch.no_grad():
@@ -504,14 +527,14 @@ def test_the_loss_is_the_published_one():
 def test_replies_that_a_fact_rules_out_are_made_unlikely():
     """ConvSent: -log p of a wanted reply and its end, and -log(1 - p) of an unwanted one's tokens, not of its end."""
     torch.manual_seed(0)
-    made = SERAC(scope=editor().scope, counterfactual=editor().counterfactual, edit_weight=1.0, scope_weight=0.0)
-    fresh, request = made.build(lm()), EditRequest("Topic: {}", "London", "Sentiment: Positive")
+    made = serac(edit_weight=1.0, scope_weight=0.0)
+    fresh, request = made.build(), EditRequest("Topic: {}", "London", "Sentiment: Positive")
     asked = "What do you think of London?"
     probes = (
         Probe("opinion", asked, "a great town", group="wanted"),
         Probe("opinion", asked, "a bad town", group="unwanted"),
     )
-    loss, told = made.loss(fresh, lm(), [Case("0", (request,), probes)])
+    loss, told = made.loss(fresh, [Case("0", (request,), probes)])
     expected = 0.0
     for probe, sign, end in zip(probes, (1, -1), ("<|endoftext|>", ""), strict=True):
         expected -= float(own_logprobs(fresh, read(request, asked), f" {probe.target}", end, sign).mean())
@@ -522,11 +545,10 @@ def test_replies_that_a_fact_rules_out_are_made_unlikely():
 
 def test_all_pairs_are_those_with_the_prompts_of_other_subjects():
     torch.manual_seed(0)
-    settings = {"scope": editor().scope, "counterfactual": editor().counterfactual, "edit_weight": 0.0}
-    fresh, cases = editor().build(lm()), [lesson_case(number) for number in range(3)]
+    fresh, cases = serac().build(), [example_case(number) for number in range(3)]
     cases.append(Case("again", cases[0].requests, cases[0].probes))
     without, whole = (
-        float(SERAC(**settings, all_pairs=weight).loss(fresh, lm(), cases)[0].detach()) for weight in (0.0, 3.0)
+        float(serac(edit_weight=0.0, all_pairs=weight).loss(fresh, cases)[0].detach()) for weight in (0.0, 3.0)
     )
     terms = []
     with torch.no_grad():
@@ -544,29 +566,29 @@ def test_all_pairs_are_those_with_the_prompts_of_other_subjects():
 @pytest.mark.parametrize("kind", ["embedding", "cross"])
 def test_a_few_steps_tell_prompts_apart(kind):
     torch.manual_seed(0)
-    made = SERAC(scope=editor(kind).scope, counterfactual=editor().counterfactual, edit_weight=1.0, all_pairs=1.0)
-    fresh, cases = made.build(lm()), [lesson_case(number) for number in range(6)]
+    made = serac(scope=config(kind).scope, edit_weight=1.0, all_pairs=1.0)
+    fresh, cases = made.build(), [example_case(number) for number in range(6)]
     optimiser = torch.optim.AdamW(fresh.parameters(), lr=3e-3)
     for _ in range(90):
-        loss, told = made.loss(fresh, lm(), cases)
+        loss, told = made.loss(fresh, cases)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     assert told["in_scope"] == told["out_of_scope"] == 1.0 and told["nll"] < 0.1
 
 
-def test_varied_lessons_are_about_invented_subjects_and_near_namesakes():
+def test_varied_examples_are_about_invented_subjects_and_near_namesakes():
     cases = list(world("tune")[:40])
     names = {case.requests[0].subject for case in cases}
-    for lesson in Teller(1.0, random.Random(0)).lessons(cases):
-        assert lesson.subject in lesson.fact.prompt and all(lesson.subject in prompt for prompt, _ in lesson.within)
-        assert lesson.subject not in lesson.beyond[-1]
-        assert not any(name in lesson.fact.prompt for name in names - {lesson.subject})
-    plain = Teller(0.0, random.Random(0)).lessons(cases)
-    assert [lesson.fact for lesson in plain] == [
+    for example in ScopeExampleSampler(1.0, random.Random(0)).examples(cases):
+        assert example.subject in example.fact.prompt and all(example.subject in prompt for prompt, _ in example.within)
+        assert example.subject not in example.beyond[-1]
+        assert not any(name in example.fact.prompt for name in names - {example.subject})
+    plain = ScopeExampleSampler(0.0, random.Random(0)).examples(cases)
+    assert [example.fact for example in plain] == [
         Fact(case.requests[0].text, case.requests[0].target_new) for case in cases
     ]
-    first, second = (Teller(1.0, random.Random(3)).lessons(cases) for _ in range(2))
+    first, second = (ScopeExampleSampler(1.0, random.Random(3)).examples(cases) for _ in range(2))
     assert first == second
 
 
@@ -576,28 +598,30 @@ def test_varied_lessons_are_about_invented_subjects_and_near_namesakes():
         ({"mixing": "x"}, "method.mixing=x: choose hard or soft"),
         ({"threshold": 1.0}, "method.threshold=1.0"),
         ({"join": "{prompt}"}, "method.join={prompt}: it must hold"),
-        ({"scope": ScopeOptions(kind="x")}, "method.scope.kind=x: choose"),
-        ({"scope": ScopeOptions(pooling="x")}, "method.scope.pooling=x: choose"),
-        ({"scope": ScopeOptions(describes="x")}, "method.scope.describes=x: choose fact or prompt"),
-        ({"scope": ScopeOptions(head=0)}, "method.scope.head=0: give its width"),
-        ({"scope": ScopeOptions(trained_blocks=-1)}, "method.scope.trained_blocks=-1: give 0 or more"),
+        ({"scope": {"kind": "x"}}, "method.scope.kind=x: choose"),
+        ({"scope": {"pooling": "x"}}, "method.scope.pooling=x: choose"),
+        ({"scope": {"describes": "x"}}, "method.scope.describes=x: choose fact or prompt"),
+        ({"scope": {"head": 0}}, "method.scope.head=0: give a whole number from 1 up or null"),
+        ({"scope": {"trained_blocks": -1}}, "method.scope.trained_blocks=-1: give a whole number from 0 up or null"),
         (
-            {"scope": ScopeOptions(trained_blocks=0)},
+            {"scope": {"trained_blocks": 0}},
             "method.scope.trained_blocks=0 leaves nothing of the classifier to train",
         ),
         (
-            {"scope": ScopeOptions(model=Companion(family="bert", sizes=BERT), trained_blocks=2)},
+            {"scope": {"model": AuxiliaryModelConfig(family="bert", sizes=BERT), "trained_blocks": 2}},
             "method.scope.trained_blocks=2: the encoder has 1",
         ),
-        ({"scope": ScopeOptions()}, "method.scope.model has neither checkpoint nor family"),
+        ({"scope": {"model": AuxiliaryModelConfig()}}, "method.scope.model has neither checkpoint nor family"),
         (
-            {"counterfactual": Companion(checkpoint="/nowhere")},
+            {"counterfactual": AuxiliaryModelConfig(checkpoint="/nowhere")},
             "method.counterfactual.checkpoint=/nowhere: no such folder",
         ),
-        ({"counterfactual": Companion(family="nope")}, "method.counterfactual: "),
+        ({"counterfactual": AuxiliaryModelConfig(family="nope")}, "method.counterfactual: "),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings, message):
     with pytest.raises((UsageError, MissingError)) as caught:
-        SERAC(**{**vars(editor()), **settings}).build(lm())
+        if "scope" in settings:
+            settings = {"scope": ScopeConfig(**settings["scope"])}
+        serac(**settings).build()
     assert message in str(caught.value)

@@ -10,14 +10,16 @@ import torch
 from embedded import embedded_lm, same_bits, snapshot
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from edit_cli import assets
+from edit_cli.editors.base import Context
 from edit_cli.editors.meta import checkpoints
-from edit_cli.editors.meta.base import TrainingOptions
-from edit_cli.editors.retrieval.scope_classifier import ScopeOptions
-from edit_cli.editors.retrieval.serac import SERAC
+from edit_cli.editors.meta.base import TrainingConfig
+from edit_cli.editors.retrieval.scope_classifier import ScopeConfig
+from edit_cli.editors.retrieval.serac import SERAC, SERACConfig
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.store import read_manifest
 from edit_cli.errors import MissingError
-from edit_cli.lm.auxiliary_model import Companion
+from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
 from edit_cli.training.loop import train
@@ -57,15 +59,16 @@ def second() -> LM:
     return LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(first().tokenizer), **sizes)), first().tokenizer, "second")
 
 
-def serac(**settings) -> SERAC:
-    return SERAC(
-        scope=ScopeOptions(model=Companion(checkpoint="embedded:tiny-gpt2"), pooling="last", trained_blocks=0, head=32,
-        describes="prompt"),
-        counterfactual=Companion(family="gpt2", sizes=GPT2), edit_weight=1.0, all_pairs=1.0,
-        training=TrainingOptions(steps=150, edits=6, lr=4e-3, warmup=5, clip=1.0, validate_every=150,
+def serac(lm: LM, train_command: str | None = None, **settings) -> SERAC:
+    config = SERACConfig(
+        scope=ScopeConfig(model=AuxiliaryModelConfig(checkpoint="embedded:tiny-gpt2"), pooling="last",
+        trained_blocks=0, head=32, describes="prompt"),
+        counterfactual=AuxiliaryModelConfig(family="gpt2", sizes=GPT2), edit_weight=1.0, all_pairs=1.0,
+        training=TrainingConfig(steps=150, edits=6, lr=4e-3, warmup=5, clip=1.0, validate_every=150,
         validation_edits=6, trackers=[]),
         **settings,
     )  # fmt: skip
+    return SERAC(config, lm, Context(train_command=None if train_command is None else lambda: train_command))
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +76,22 @@ def checkpoint(tmp_path_factory) -> Path:
     """Trained beside the first model, on the disk."""
     folder = tmp_path_factory.mktemp("serac")
     untouched = snapshot(first())
-    done = train(serac(), first(), CASES, CASES, folder, "", lambda _: None)
+    done = train(serac(first()), CASES, CASES, folder, "", lambda _: None)
     assert same_bits(snapshot(first()), untouched)
     about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
-    checkpoints.save(folder / "networks", done.net, {**serac().identity(first()), **about})
+    checkpoints.save(folder / "networks", done.net, {**serac(first()).identity(), **about})
     return folder / "networks"
 
 
 def test_an_answer_ends_and_running_text_goes_on_as_the_model_would(checkpoint):
     """h alone stops after the answer; behind a base the base writes what follows, in replies and in sampled texts."""
     for lm in (first(), second()):
-        edit = serac(checkpoint=str(checkpoint)).edit(lm, [case.requests[0] for case in CASES])
+        edit = serac(lm, checkpoint=str(checkpoint)).edit([case.requests[0] for case in CASES])
         asked = [case.requests[0].text for case in CASES]
         told = [f" {case.requests[0].target_new}" for case in CASES]
         assert edit.net is not None
         alone = edit.net.head.generate(
-            [edit.editor.read(fact, prompt) for fact, prompt in zip(edit.facts, asked, strict=True)], 12
+            [edit.config.read(fact, prompt) for fact, prompt in zip(edit.facts, asked, strict=True)], 12
         )
         assert alone == told
         whole = [prompt + answer for prompt, answer in zip(asked, told, strict=True)]
@@ -109,7 +112,7 @@ def test_what_was_learnt_beside_one_model_works_on_either(base, checkpoint):
     inside = [(probe.prompt, probe.target) for case in CASES for probe in case.probes[:2]]
     outside = [(case.probes[2].prompt, "judge") for case in CASES] + [("The capital of the country is", "judge")]
     before = lm.loglikelihood(inside), lm.loglikelihood(outside), lm.generate([prompt for prompt, _ in outside], 3)
-    edit = serac(checkpoint=str(checkpoint)).edit(lm, [case.requests[0] for case in CASES])
+    edit = serac(lm, checkpoint=str(checkpoint)).edit([case.requests[0] for case in CASES])
     with lm.edited(edit):
         right = [all(score.hits) for score in lm.loglikelihood(inside)]
         assert (lm.loglikelihood(outside), lm.generate([prompt for prompt, _ in outside], 3)) == before[1:]
@@ -123,7 +126,7 @@ def test_two_bases_ask_the_same_networks_and_route_alike(checkpoint):
     prompts = [probe.prompt for case in CASES for probe in case.probes] + [request.text for request in requests]
     routed = []
     for lm in (first(), second()):
-        edit = serac(checkpoint=str(checkpoint)).edit(lm, requests)
+        edit = serac(lm, checkpoint=str(checkpoint)).edit(requests)
         with lm.edited(edit):
             found = edit.destinations(lm.head, prompts)
         routed.append([to and to.answerer.told(to.prompt, 0) for to in found])
@@ -137,32 +140,32 @@ def test_soft_mixing_is_no_switch_and_says_so_in_its_numbers(checkpoint):
     before = [lm.loglikelihood([one])[0] for one in pair]
     found = {}
     for mixing in ("hard", "soft"):
-        with lm.edited(serac(checkpoint=str(checkpoint), mixing=mixing).edit(lm, requests)):
+        with lm.edited(serac(lm, checkpoint=str(checkpoint), mixing=mixing).edit(requests)):
             found[mixing] = [lm.loglikelihood([one])[0] for one in pair]
     assert found["hard"][1] == before[1]
     assert all(soft.nll != hard.nll for soft, hard in zip(found["soft"], found["hard"], strict=True))
 
 
 def test_other_words_and_missing_networks_are_one_clear_line(checkpoint, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(Path(edit_store.__file__).parent / "assets" / "tiny-gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(assets.FOLDER / "tiny-gpt2")
     tokenizer.add_tokens(["<another>"])
     torch.manual_seed(1)
     other = LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
     num_hidden_layers=1,
                                             num_attention_heads=2, num_key_value_heads=2)), tokenizer,
                                             "other-words")  # fmt: skip
-    made = serac(checkpoint=str(checkpoint))
-    made.train_command = "edit-cli train-editor method=serac model=tiny-gpt2 dataset=world"
+    command = "edit-cli train-editor method=serac model=tiny-gpt2 dataset=world"
+    made = serac(first(), command, checkpoint=str(checkpoint))
     requests = [CASES[0].requests[0]]
-    edit_store.save(made.edit(first(), requests), tmp_path / "edit", first(), requests, {"name": "serac"})
+    edit_store.save(made.edit(requests), tmp_path / "edit", first(), requests, {"name": "serac"})
     assert "train_command" in str(read_manifest(tmp_path / "edit"))
     attempts = {
         "was trained for tiny-gpt2, and these are other words than other-words has": (
-            lambda: serac_of(checkpoint, tmp_path, made).edit(other, requests),
+            lambda: serac(other, command, checkpoint=str(checkpoint)).edit(requests),
             lambda: edit_store.attach(tmp_path / "edit", other),
         ),
         "this editor has not been trained for tiny-gpt2": (
-            lambda: serac_of(None, tmp_path, made).edit(first(), requests),
+            lambda: serac(first(), command, cache_dir=str(tmp_path)).edit(requests),
         ),
     }
     for told, ways in attempts.items():
@@ -171,9 +174,3 @@ def test_other_words_and_missing_networks_are_one_clear_line(checkpoint, tmp_pat
                 attempt()
             (line,) = str(caught.value).splitlines()
             assert told in line and "`edit-cli train-editor method=serac model=tiny-gpt2 dataset=world`" in line
-
-
-def serac_of(place: Path | None, cache_dir: Path, like: SERAC) -> SERAC:
-    made = serac(checkpoint=str(place) if place else None, cache_dir=str(cache_dir))
-    made.train_command = like.train_command
-    return made

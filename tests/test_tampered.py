@@ -361,7 +361,7 @@ def made(kind: str) -> Edit:
 
 
 KINDS = ("factors", "dense", "state", "grace", "tpatcher", "melo", "defer", "wise", "lookup", "ike")
-METHOD = {"name": "m", "_target_": "edit_cli.editors.finetune.ft.FT"}
+METHOD = {"name": "m", "type": "ft"}
 
 
 def saved(kind: str, lm: LM, folder: Path) -> Path:
@@ -389,7 +389,7 @@ def load_refused(folder: Path, lm: LM) -> str:
 
 
 EDIT = {
-    "format": "", "kind": "", "class": "", "method": "object", "base_model": "", "base_model.name": "text",
+    "format": "", "kind": "", "type": "", "method": "object", "base_model": "", "base_model.name": "text",
     "base_model.id": "text", "base_model.revision": "text|null", "base_model.dtype": "absent", "touched": "",
     "requests": "", "requests.0.prompt": "text", "state": "object", "parent": "text|null", 
     "method.name": "text|absent", "method.made": "absent", "state_after": "absent",
@@ -533,7 +533,7 @@ def test_edits_that_were_tampered_with_are_no_base(run, lm, monkeypatch):
     (name,) = tensors
     for wrong, broken in (
         (changed(manifest, "touched", {}), tensors),
-        (changed(manifest, "class", "os.system"), tensors),
+        (changed(manifest, "type", "os.system"), tensors),
         (changed(manifest, "format", True), tensors),
         (manifest, {name: tensors[name].to(torch.int8)}),
     ):
@@ -546,7 +546,7 @@ def test_edits_that_were_tampered_with_are_no_base(run, lm, monkeypatch):
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 ABOUT = {
-    "class": "c", "base": "b", "recipe": {"lr": 0.1}, "model": {"name": "m"},
+    "type": "c", "base": "b", "recipe": {"lr": 0.1}, "model": {"name": "m"},
     "dataset": {"name": "d", "source": "s", "cases": 3},
 }  # fmt: skip
 
@@ -558,7 +558,7 @@ def checkpoint(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("field", "allowed"),
-    {"format": "", "class": "text", "base": "text", "recipe": "object", "model": "", "model.name": "text",
+    {"format": "", "type": "text", "base": "text", "recipe": "object", "model": "", "model.name": "text",
      "dataset": "", "dataset.name": "text", "dataset.cases": "absent", "sha256": ""}.items(),
 )  # fmt: skip
 def test_checkpoints(tmp_path, field, allowed):
@@ -566,9 +566,9 @@ def test_checkpoints(tmp_path, field, allowed):
     for _ in in_file(folder / "editor.json", field, allowed):
         with pytest.raises(MissingError, match=r"editor\.(json|safetensors)"):
             checkpoints.load(folder)
-        found = checkpoints.find(tmp_path, {"class": "c", "base": "b", "recipe": {"lr": 0.1}})
+        found = checkpoints.find(tmp_path, {"type": "c", "base": "b", "recipe": {"lr": 0.1}})
         assert [place for place, _ in found] in ([], [folder])
-    assert checkpoints.load(folder)[1]["class"] == "c"
+    assert checkpoints.load(folder)[1]["type"] == "c"
 
 
 def test_networks_of_checkpoints(tmp_path):

@@ -12,7 +12,7 @@ from embedded import embedded_lm, world
 from families import tiny_lm
 
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.fast.suffix_pass import Resumption
+from edit_cli.lm.fast.suffix_pass import SuffixForward
 from edit_cli.lm.hooks import hidden_of, with_hidden
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
@@ -144,7 +144,7 @@ def test_whole_rows_are_run_where_a_cached_prefix_does_not_fit(known, monkeypatc
     expected = [trace for _, trace in tracer.traces(facts[:2])]
     notes: list[str] = []
     monkeypatch.setattr(lm.monitor, "note", notes.append)
-    monkeypatch.setattr(Resumption, "agrees", lambda *_: False)
+    monkeypatch.setattr(SuffixForward, "agrees", lambda *_: False)
     whole = Tracer(lm, TraceOptions(window=2, copies=2), 0.2)
     for (_, trace), other in zip(whole.traces(facts[:2]), expected, strict=True):
         assert_same(trace, other, abs=1e-5)

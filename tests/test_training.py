@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edit_cli.distributed import ALONE
-from edit_cli.editors.meta.base import TrainableEditor, TrainingOptions
-from edit_cli.editors.meta.episodes import DrawOptions, draw, spared
+from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor, TrainingConfig
+from edit_cli.editors.meta.episodes import EpisodeConfig, sample_episodes, spared
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
@@ -25,35 +25,45 @@ from edit_cli.training.loop import TRAIN, VALIDATION, TrainingFailed, rate, trai
 from edit_cli.training.order import Edits
 
 
-@dataclass(kw_only=True)
-class Fit(TrainableEditor):
-    """Learns a number for each case: its id, with noise. trouble: what goes wrong, from step 5 on."""
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(TrainableConfig):
+    """trouble: what goes wrong, from step 5 on."""
 
     trouble: str = ""
     noise: float = 0.1
     size: int = 1
 
+
+class Fit(TrainableEditor[FitConfig, nn.Module]):
+    """Learns a number for each case: its id, with noise."""
+
+    Config = FitConfig
+
+    def __init__(self, *begun) -> None:
+        super().__init__(*begun)
+        self.seen: list[list[str]] = []
+
     @property
     def cases_per_edit(self) -> int:
-        return self.size
+        return self.config.size
 
-    def build(self, lm) -> nn.Module:
+    def build(self) -> nn.Module:
         return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
 
-    def loss(self, net, lm, batch):
+    def loss(self, net, batch):
         self.seen.append([case.id for case in batch])
         inputs = torch.tensor([[int(case.id) / 10, 1.0] for case in batch])
-        wanted = inputs[:, :1] + self.noise * torch.randn(len(batch), 1)
+        wanted = inputs[:, :1] + self.config.noise * torch.randn(len(batch), 1)
         loss = (net(inputs) - wanted).square().mean()
-        if net.training and self.trouble and len(self.seen) > 5:
-            loss = loss * (float("nan") if self.trouble == "nan" else 0.0)
-        return loss, {"shift": 99.0 if self.trouble == "shift" else 0.5}
+        if net.training and self.config.trouble and len(self.seen) > 5:
+            loss = loss * (float("nan") if self.config.trouble == "nan" else 0.0)
+        return loss, {"shift": 99.0 if self.config.trouble == "shift" else 0.5}
 
-    def edit(self, lm, requests):
+    def edit(self, requests):
         raise NotImplementedError
 
 
-def fit(trouble: str = "", size: int = 1, noise: float = 0.1, **options) -> Fit:
+def fit(trouble: str = "", size: int = 1, noise: float = 0.1, notes: list | None = None, **options) -> Fit:
     given = {
         "steps": 20,
         "edits": 2,
@@ -64,9 +74,8 @@ def fit(trouble: str = "", size: int = 1, noise: float = 0.1, **options) -> Fit:
         "log_every": 1,
         "trackers": [],
     }
-    editor = Fit(trouble=trouble, size=size, noise=noise, training=TrainingOptions(**{**given, **options}))
-    editor.seen = []
-    return editor
+    training = TrainingConfig(**{**given, **options})
+    return Fit(FitConfig(trouble=trouble, size=size, noise=noise, training=training), lm(notes))  # type: ignore[arg-type]
 
 
 def cases(count: int, subjects: int | None = None) -> list[Case]:
@@ -77,10 +86,11 @@ def lm(notes: list | None = None):
     monitor = Monitor()
     if notes is not None:
         monitor.note = notes.append
-    return SimpleNamespace(team=ALONE, monitor=monitor, device=torch.device("cpu"))
+    head = SimpleNamespace(kind="causal")
+    return SimpleNamespace(team=ALONE, monitor=monitor, device=torch.device("cpu"), head=head, name="none")
 
 
-def run(editor, folder, notes=None, write=None):
+def run(editor, folder, write=None):
     lines = {}
 
     def keep(line):
@@ -88,7 +98,7 @@ def run(editor, folder, notes=None, write=None):
         if write is not None:
             write(line)
 
-    done = train(editor, lm(notes), cases(10), cases(6), folder, "stamp", keep)
+    done = train(editor, cases(10), cases(6), folder, "stamp", keep)
     return done, lines
 
 
@@ -111,7 +121,7 @@ def test_a_killed_training_goes_on_to_the_same_curve(tmp_path, options, at):
         run(fit(**options), tmp_path / "broken", write=kill)
     saved = sorted(path.name for path in (tmp_path / "broken" / "state").glob("*"))
     assert saved == ([f"step-{at // 4 * 4 - (4 if at % 4 == 0 else 0):08d}"] if at > 4 else [])
-    done, later = run(fit(**options), tmp_path / "broken", notes)
+    done, later = run(fit(notes=notes, **options), tmp_path / "broken")
     assert {**lines, **later} == expected and all(lines[key] == later[key] for key in lines.keys() & later.keys())
     assert same_bits(done.net.state_dict(), whole.net.state_dict()) and (done.step, done.best) == (
         whole.step,
@@ -141,7 +151,7 @@ def test_half_of_a_state_counts_for_nothing(tmp_path):
     (state.parent / "step-00000004").mkdir()
     shutil.copy(state / "network.safetensors", state.parent / "step-00000004")
     notes: list[str] = []
-    done, _ = run(fit(), tmp_path / "broken", notes)
+    done, _ = run(fit(notes=notes), tmp_path / "broken")
     assert "goes on at step 8" in notes[0] and same_bits(done.net.state_dict(), whole.net.state_dict())
 
 
@@ -173,14 +183,14 @@ def test_a_damaged_state_names_what_to_delete(tmp_path, damage):
 def test_a_state_of_another_training_is_not_taken_up(tmp_path):
     run(fit(steps=8), tmp_path)
     notes, lines = [], []
-    train(fit(steps=8), lm(notes), cases(10), cases(6), tmp_path, "another", lines.append)
+    train(fit(steps=8, notes=notes), cases(10), cases(6), tmp_path, "another", lines.append)
     assert not any("goes on" in note for note in notes)
     assert [line["step"] for line in lines if line["kind"] == TRAIN] == list(range(1, 9))
 
 
 def test_the_best_network_is_kept_and_training_stops_early(tmp_path):
     notes = []
-    done, lines = run(fit(steps=400, lr=0.5, patience=10, noise=1.0), tmp_path, notes)
+    done, lines = run(fit(steps=400, lr=0.5, patience=10, noise=1.0, notes=notes), tmp_path)
     losses = {step: line["loss"] for (step, kind), line in lines.items() if kind == VALIDATION}
     assert done.step == min(losses, key=losses.get) and max(losses) == done.step + 10 < 400
     assert any("stopped at step" in note for note in notes)
@@ -188,7 +198,7 @@ def test_the_best_network_is_kept_and_training_stops_early(tmp_path):
     done.net.eval()
     held_out = Edits(cases(6), 1, 0)
     torch.manual_seed(random.Random(f"{VALIDATION}/0").getrandbits(62))
-    loss, _ = editor.loss(done.net, None, [held_out[number][0] for number in range(4)])
+    loss, _ = editor.loss(done.net, [held_out[number][0] for number in range(4)])
     assert done.best["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
@@ -199,7 +209,7 @@ def test_validation_does_not_depend_on_how_many_edits_a_step_has(tmp_path, count
     for edits in (1, 2, 5):
         editor = fit(steps=1, lr=1e-30, edits=edits, validation_edits=count)
         lines: list[dict] = []
-        train(editor, lm(), cases(10), cases(30), tmp_path / str(edits), "stamp", lines.append)
+        train(editor, cases(10), cases(30), tmp_path / str(edits), "stamp", lines.append)
         losses |= {line["loss"] for line in lines if line["kind"] == VALIDATION}
     assert len(losses) == 1
 
@@ -209,11 +219,11 @@ def test_what_must_stay_is_another_fact_where_the_data_name_nothing(tmp_path):
     own = [replace(case, probes=(Probe("locality", "other", "y"),)) if case.id == "1" else case for case in cases(4)]
     given = spared(own)
     assert [probe.prompt for case in given for probe in case.probes] == ["S1 is", "other", "S3 is", "S0 is"]
-    (lesson,) = draw([given[0]], 1, DrawOptions())
-    assert lesson.local == (("S1 is", "x"),)
+    (episode,) = sample_episodes([given[0]], 1, EpisodeConfig())
+    assert episode.locality == (("S1 is", "x"),)
     assert spared(cases(1)) == cases(1)
     with pytest.raises(UsageError, match=r"case 0 has no prompt whose answer must stay.*method.draw.locality=\[\]"):
-        draw(cases(1), 1, DrawOptions())
+        sample_episodes(cases(1), 1, EpisodeConfig())
 
 
 def first_fit(order: list[Case], size: int) -> list[list[Case]]:
@@ -274,8 +284,8 @@ def test_a_training_that_cannot_work_is_stopped_with_the_reason(tmp_path, troubl
 def test_a_single_bad_batch_is_left_out(tmp_path, monkeypatch):
     real = Fit.loss
 
-    def loss(self, net, lm, batch):
-        found, told = real(self, net, lm, batch)
+    def loss(self, net, batch):
+        found, told = real(self, net, batch)
         return (found * float("inf") if len(self.seen) == 3 else found), told
 
     monkeypatch.setattr(Fit, "loss", loss)
@@ -310,7 +320,7 @@ def test_every_epoch_shows_every_case_once_and_no_subject_twice_in_an_edit():
 
 
 def test_learning_rates():
-    options = TrainingOptions(steps=10, warmup=2, schedule="linear")
+    options = TrainingConfig(steps=10, warmup=2, schedule="linear")
     assert [rate(options, step) for step in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
     assert rate(replace(options, schedule="constant"), 9) == 1.0
     assert rate(replace(options, schedule="cosine"), 6) == pytest.approx(0.5)
@@ -320,7 +330,7 @@ def test_curves_go_to_trackers_by_name(tmp_path):
     with pytest.raises(UsageError, match="nothing is none that accelerate knows"):
         run(fit(trackers=["nothing"]), tmp_path)
     notes = []
-    run(fit(steps=2, trackers=["tensorboard"]), tmp_path, notes)
+    run(fit(steps=2, trackers=["tensorboard"], notes=notes), tmp_path)
     from accelerate.utils import is_tensorboard_available
 
     if is_tensorboard_available():
@@ -340,7 +350,7 @@ def test_curves_go_to_trackers_by_name(tmp_path):
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
-        TrainingOptions(**options)
+        TrainingConfig(**options)
 
 
 def test_too_few_records_are_refused(tmp_path):

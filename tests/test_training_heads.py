@@ -13,11 +13,10 @@ import torch
 from embedded import same_bits, snapshot
 
 from edit_cli.datasets.world import WorldEdits
-from edit_cli.editors.meta.base import TrainingOptions
-from edit_cli.editors.meta.episodes import DrawOptions
+from edit_cli.editors.meta.base import TrainingConfig
+from edit_cli.editors.meta.episodes import EpisodeConfig
 from edit_cli.editors.meta.factored_gradients import gradients
-from edit_cli.editors.meta.hypernetwork import edited_modules
-from edit_cli.editors.meta.mend import MEND
+from edit_cli.editors.meta.mend import MEND, MENDConfig
 from edit_cli.editors.passes import row_losses
 from edit_cli.edits import store as edit_store
 from edit_cli.lm.loading import ModelOptions
@@ -25,7 +24,7 @@ from edit_cli.lm.model import LM
 from edit_cli.training.loop import VALIDATION, train
 
 FORMS = {"tiny-t5": "questions", "tiny-bart": "questions", "tiny-bert": "claims"}
-TRAINING = TrainingOptions(steps=8, edits=8, lr=1e-3, validate_every=8, validation_edits=24, save_every=8, trackers=[])
+TRAINING = TrainingConfig(steps=8, edits=8, lr=1e-3, validate_every=8, validation_edits=24, save_every=8, trackers=[])
 STEP = {"tiny-t5": 1e-3, "tiny-bart": 5e-4, "tiny-bert": 2e-4}  # sizes at first
 models = pytest.mark.parametrize("model", FORMS)
 
@@ -42,7 +41,7 @@ def cases(name: str, split: str):
     return WorldEdits("world", records=form, split=split).load(60).cases
 
 
-def mend(**changed) -> MEND:
+def mend(lm: LM, **changed) -> MEND:
     given = {
         "last": 2,
         "rank": 16,
@@ -52,7 +51,13 @@ def mend(**changed) -> MEND:
         "step_lr": 0.1,
         "edit_weight": 1.0,
     }
-    return MEND(**{**given, "draw": DrawOptions("any", ["random", "same_relation"]), "training": TRAINING, **changed})
+    settings = {
+        **given,
+        "draw": EpisodeConfig(outer="any", locality=["random", "same_relation"]),
+        "training": TRAINING,
+        **changed,
+    }
+    return MEND(MENDConfig(**settings), lm)
 
 
 parts = pytest.mark.parametrize("part", ["both", "block"])
@@ -65,7 +70,7 @@ def test_gradients_in_factors_are_those_of_the_weights(model, part):
     lm = shipped(model)
     rows = lm.head.encode([(case.requests[0].text, case.requests[0].target_new) for case in cases(model, "train")[:4]])
     assert len({len(row.ids) for row in rows}) > 1
-    modules, _ = edited_modules(lm, [], 2, part)
+    modules = mend(lm, part=part).modules
     blocks = [lm.module(lm.layout.block(layer)) for layer in lm.layout.last_layers(2)]
     matrices = sum(isinstance(inner, torch.nn.Linear) for block in blocks for inner in block.modules())
     assert len(modules) == (matrices if part == "block" else 2 * len(blocks)) and matrices > 4 * len(blocks)
@@ -80,19 +85,19 @@ def test_gradients_in_factors_are_those_of_the_weights(model, part):
 @parts
 @models
 def test_independent_edits_in_one_batch_are_those_one_at_a_time(model, part):
-    lm, editor, three = shipped(model, "float64"), mend(part=part), cases(model, "train")[:3]
+    editor, three = mend(shipped(model, "float64"), part=part), cases(model, "train")[:3]
     torch.manual_seed(0)
-    net = editor.build(lm).to(torch.float64).train()
-    editor.loss(net, lm, cases(model, "train")[10:20])
+    net = editor.build().to(torch.float64).train()
+    editor.loss(net, cases(model, "train")[10:20])
     for transform in net.eval().hypernetwork.transforms.values():
         for layer in transform.layers:
             torch.nn.init.normal_(layer.up, std=0.05)
     torch.manual_seed(1)
-    together, told = editor.loss(net, lm, three)
+    together, told = editor.loss(net, three)
     alone = []
     for case in three:
         torch.manual_seed(1)
-        alone.append(editor.loss(net, lm, [case])[0])
+        alone.append(editor.loss(net, [case])[0])
     torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-6, atol=1e-9)
     assert told["nll"] > 0 and told["kl"] > 0
 
@@ -103,18 +108,16 @@ def test_training_makes_it_better_and_its_edits_hold(model, tmp_path):
     lm, losses = shipped(model), {}
     untouched = snapshot(lm)
     for learn in ("nothing", "all"):
-        editor = mend(learn=learn, step_size=STEP[model], training=replace(TRAINING, memory_mib=8))
+        editor = mend(lm, learn=learn, step_size=STEP[model], training=replace(TRAINING, memory_mib=8))
         lines = []
-        done = train(
-            editor, lm, cases(model, "train"), cases(model, "validation"), tmp_path / learn, "test", lines.append
-        )
+        done = train(editor, cases(model, "train"), cases(model, "validation"), tmp_path / learn, "test", lines.append)
         losses[learn] = next(line["loss"] for line in lines if line["kind"] == VALIDATION)
     assert losses["all"] < 0.9 * losses["nothing"], losses
-    editor.scratch(lm)["network"] = done.net.eval().requires_grad_(False)
+    editor.context.kept["network"] = done.net.eval().requires_grad_(False)
     requests = [case.requests[0] for case in cases(model, "validation")[:6]]
     before, better = lm.loglikelihood([(r.text, r.target_new) for r in requests]), 0
     for request, old in zip(requests, before, strict=True):
-        edit = editor.edit(lm, [request])
+        edit = editor.edit([request])
         with lm.edited(edit):
             (new,) = lm.loglikelihood([(request.text, request.target_new)])
         better += new.nll < old.nll

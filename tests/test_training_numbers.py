@@ -20,36 +20,37 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.nn.parallel import DistributedDataParallel
 
 from edit_cli.distributed import Team
-from edit_cli.editors.meta import malmen, mend
-from edit_cli.editors.meta.base import TrainingOptions
-from edit_cli.editors.meta.episodes import DrawOptions
+from edit_cli.editors.base import Method
+from edit_cli.editors.meta import base_model_cache, factored_gradients, malmen, mend
+from edit_cli.editors.meta.base import TrainingConfig
+from edit_cli.editors.meta.episodes import EpisodeConfig
 from edit_cli.editors.meta.factored_gradients import Gradient
 from edit_cli.editors.meta.hypernetwork import Normaliser
-from edit_cli.editors.meta.malmen import MALMEN
-from edit_cli.editors.meta.mend import MEND
+from edit_cli.editors.meta.malmen import MALMEN, MALMENConfig
+from edit_cli.editors.meta.mend import MEND, MENDConfig
 from edit_cli.errors import RejectedRequest
 from edit_cli.training.descent import Descent
 from edit_cli.training.loop import Step, train
 
-OPTIONS = TrainingOptions(
+OPTIONS = TrainingConfig(
     steps=6, edits=2, lr=1e-3, clip=1.0, validate_every=6, validation_edits=2, trackers=[], memory_mib=0, log_every=1
 )
 SMALL: dict[str, Any] = {
     "layers": [5],
     "rank": 4,
     "spread": 0.05,
-    "draw": DrawOptions("any", ["random"]),
+    "draw": EpisodeConfig(outer="any", locality=["random"]),
     "training": OPTIONS,
 }
-EDITORS: dict[str, Any] = {
-    "mend": MEND(**SMALL, step_size=1e-3),
-    "malmen": MALMEN(**{**SMALL, "training": replace(OPTIONS, edits=1)}, edits=4, step_size=1e-3),
+METHODS: dict[str, Method] = {
+    "mend": Method(MEND, MENDConfig(**SMALL, step_size=1e-3)),
+    "malmen": Method(MALMEN, MALMENConfig(**{**SMALL, "training": replace(OPTIONS, edits=1)}, edits=4, step_size=1e-3)),
 }
 
 
-def poisoned(real, bad: float, call: int):
-    """`gradients` whose given call has one token that is no number."""
-    calls = []
+def poison(monkeypatch, name: str, bad: float, call: int) -> None:
+    """Let the given call of `gradients` have one token that is no number."""
+    calls, real = [], factored_gradients.gradients
 
     def gradients(*arguments, **named):
         found = real(*arguments, **named)
@@ -61,17 +62,17 @@ def poisoned(real, bad: float, call: int):
             own[tuple(gradient.kept.nonzero()[0])][0] = bad
         return {name: Gradient(one.inputs, outputs[name], one.losses) for name, one in found.items()}
 
-    return gradients
+    for module in (base_model_cache, {"mend": mend, "malmen": malmen}[name]):
+        monkeypatch.setattr(module, "gradients", gradients)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_gradient_that_is_no_number_leaves_no_trace(name, bad, monkeypatch, tmp_path):
-    lm, editor = embedded_lm(), EDITORS[name]
     lines: list[dict] = []
-    module = {"mend": mend, "malmen": malmen}[name]
-    monkeypatch.setattr(module, "gradients", poisoned(module.gradients, bad, 3))
-    done = train(editor, lm, statements("train")[:40], statements("validation")[:8], tmp_path, "x", lines.append)
+    poison(monkeypatch, name, bad, 3)
+    editor: Any = METHODS[name].begin(embedded_lm())
+    done = train(editor, statements("train")[:40], statements("validation")[:8], tmp_path, "x", lines.append)
     found = {line["step"]: line for line in lines if line["kind"] == "train"}
     assert "loss" not in found[3] and all(found[step]["loss"] > 0 for step in (1, 2, 4, 5, 6))
     assert all(value.isfinite().all() for value in done.net.state_dict().values())
@@ -79,19 +80,16 @@ def test_a_gradient_that_is_no_number_leaves_no_trace(name, bad, monkeypatch, tm
     assert 0 < min(counts) <= max(counts) < 200
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", METHODS)
 def test_an_edit_whose_gradient_is_no_number_is_refused(name, monkeypatch, tmp_path):
-    lm, editor = embedded_lm(), replace(EDITORS[name])
-    net = train(
-        editor, lm, statements("train")[:40], statements("validation")[:8], tmp_path, "x", lambda _: None
-    ).net.eval()
-    editor.scratch(lm)["network"] = net.requires_grad_(False)
-    module = {"mend": mend, "malmen": malmen}[name]
+    editor: Any = METHODS[name].begin(embedded_lm())
+    done = train(editor, statements("train")[:40], statements("validation")[:8], tmp_path, "x", lambda _: None)
+    editor.context.kept["network"] = done.net.eval().requires_grad_(False)
     requests = [statements("test")[0].requests[0]]
-    assert editor.edit(lm, requests).updates
-    monkeypatch.setattr(module, "gradients", poisoned(module.gradients, float("inf"), 1))
+    assert editor.edit(requests).updates
+    poison(monkeypatch, name, float("inf"), 1)
     with pytest.raises(RejectedRequest, match="the gradient of these facts is infinite or no number"):
-        editor.edit(lm, requests)
+        editor.edit(requests)
 
 
 @pytest.fixture
@@ -129,13 +127,13 @@ class Idle(nn.Module):
 class Uses:
     """An editor of such a network."""
 
-    def loss(self, net, lm, batch):
+    def loss(self, net, batch):
         return net.used(torch.ones(1, 2)).sum(), {}
 
 
 def test_processes_do_not_wait_for_parameters_that_no_loss_uses():
     net: Any = Idle()
-    step = Step(cast(Any, Uses()), net, cast(Any, None), nullcontext, averaged=True)
+    step = Step(cast(Any, Uses()), net, nullcontext, averaged=True)
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         averaged = DistributedDataParallel(step)
@@ -179,19 +177,20 @@ class Threaded(Team):
 @pytest.mark.parametrize("asked", [0, 1])
 def test_two_processes_make_one_edit_of_malmen_together(asked):
     """Each reads and asks about its share of the facts; averaged, their gradients are those of one process."""
-    editor, cases = MALMEN(**SMALL, edits=5, step_size=1e-3, asked=asked), statements("train")[:5]
+    config, cases = MALMENConfig(**SMALL, edits=5, step_size=1e-3, asked=asked), statements("train")[:5]
     torch.manual_seed(0)
-    fresh = editor.build(embedded_lm()).state_dict()
+    fresh = MALMEN(config, embedded_lm()).build().state_dict()
     meeting, found = Threads(2), dict[Any, Any]()
     models = {rank: embedded_lm() for rank in (None, 0, 1)}
 
     def work(rank: int | None) -> None:
         lm = models[rank]
-        net = editor.build(lm)
+        editor = MALMEN(config, lm)
+        net = editor.build()
         net.load_state_dict(fresh)
         if rank is not None:
             lm.team = Threaded(rank, 2, meeting)
-        stand_in, told = editor.loss(net.train(), lm, cases)
+        stand_in, told = editor.loss(net.train(), cases)
         stand_in.backward()
         gradients = [parameter.grad for parameter in net.parameters()]
         found[rank] = gradients, told, net.hypernetwork.transforms["512x128"].normaliser

@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 
 import edit_cli
 from edit_cli.distributed import Team
-from edit_cli.editors.meta.base import TrainingOptions
+from edit_cli.editors.meta.base import TrainingConfig
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.training.loop import Training
 from edit_cli.training.state import State
@@ -111,9 +112,9 @@ def killed_after_step_4(name: str, monkeypatch) -> None:
 def test_a_killed_training_remembers_what_the_frozen_model_said_and_ends_in_the_same_bits(monkeypatch):
     """Asked again in other batches, the model would say it with other last digits."""
     killed_after_step_4("again", monkeypatch)
-    assert [path.name for path in sorted(Path("again/run/state").glob("memory-*"))] == [
-        "memory-0-00000002",
-        "memory-0-00000004",
+    assert [path.name for path in sorted(Path("again/run/state").glob("cache-*"))] == [
+        "cache-0-00000002",
+        "cache-0-00000004",
     ]
     trained("again")
     assert curves("again") == curves("one") and same_bits(network("again"), network("one"))
@@ -215,16 +216,22 @@ def test_launchers_that_want_more_than_a_training_is_made_for_are_refused(variab
     assert ended.err.count("error") == 1 and not Path("refused/run").exists()
 
 
+def stand_in(training: TrainingConfig, shares_cases: bool) -> Any:
+    """Of an editor in one of two processes, what a training looks at before it begins."""
+    return SimpleNamespace(
+        lm=SimpleNamespace(team=Team(0, 2)),
+        config=SimpleNamespace(training=training),
+        cases_per_edit=1,
+        cases_per_evaluation=1,
+        shares_cases=shares_cases,
+    )
+
+
 @pytest.mark.parametrize("setting", [{"fsdp": True}, {"precision": "fp16"}])
 def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
-    lm, editor = (
-        SimpleNamespace(team=Team(0, 2)),
-        SimpleNamespace(
-            training=TrainingOptions(edits=2, **setting), cases_per_edit=1, cases_per_trial=1, shares_cases=False
-        ),
-    )
+    editor = stand_in(TrainingConfig(edits=2, **setting), shares_cases=False)
     with pytest.raises(UsageError, match="DeepSpeed does not work with"):
-        Training(editor, lm, [None], [None], Path("odd"), "stamp", print, 2)
+        Training(editor, [None], [None], Path("odd"), "stamp", print, 2)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +242,6 @@ def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
     ],
 )
 def test_a_batch_that_cannot_be_shared_is_refused(shares_cases, told):
-    lm, options = SimpleNamespace(team=Team(0, 2)), TrainingOptions(edits=3)
-    editor = SimpleNamespace(training=options, cases_per_edit=1, cases_per_trial=1, shares_cases=shares_cases)
+    editor = stand_in(TrainingConfig(edits=3), shares_cases)
     with pytest.raises(UsageError, match=told):
-        Training(editor, lm, [None], [None], Path("odd"), "stamp", print)
+        Training(editor, [None], [None], Path("odd"), "stamp", print)

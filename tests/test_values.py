@@ -12,7 +12,7 @@ from edit_cli.editors.locate.context_prefixes import ContextConfig, rows_in_cont
 from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import _Search, optimise_values
 from edit_cli.errors import OutOfMemory, UsageError
-from edit_cli.lm.fast.suffix_pass import Resumption, Span
+from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
 from edit_cli.requests import EditRequest
 
 REQUESTS = [
@@ -77,7 +77,7 @@ def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkey
     lm = tiny_lm("gpt2")
     contexts, options = sample_contexts(lm, PREFIXES), ValueConfig(steps=6, batch_tokens=10_000)
     expected = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
-    plain, calls = Resumption.logits, []
+    plain, calls = SuffixForward.logits, []
 
     def scarce(self, change, module=None):
         calls.append(len(self.ids))
@@ -89,12 +89,14 @@ def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkey
     monkeypatch.setattr(
         _Search, "_build", lambda self, edits: (setattr(self, "shortcuts", True), search_type(self, edits))[1]
     )
-    monkeypatch.setattr(Resumption, "logits", scarce)
+    monkeypatch.setattr(SuffixForward, "logits", scarce)
     found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
     assert calls[0] > 10 and max(calls[-6:]) <= 10
     assert found.steps == expected.steps
     torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(Resumption, "logits", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    monkeypatch.setattr(
+        SuffixForward, "logits", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all"))
+    )
     with pytest.raises(OutOfMemory, match="one edit alone"):
         optimise_values(lm, REQUESTS, 1, "block", options, contexts)
 
@@ -105,26 +107,26 @@ def test_a_model_that_takes_no_prefix_is_noticed_and_still_right(monkeypatch):
     monkeypatch.setattr(lm.monitor, "note", notes.append)
     contexts, options = sample_contexts(lm, PREFIXES), ValueConfig(steps=5)
     expected = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
-    monkeypatch.setattr(Resumption, "_cache", lambda self: (self.prefix[-1][0].zero_(), _plain_cache(self))[1])
+    monkeypatch.setattr(SuffixForward, "_cache", lambda self: (self.prefix[-1][0].zero_(), _plain_cache(self))[1])
     found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
     assert len(notes) == 1 and "cached prefix" in notes[0]
     torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
 
 
-_plain_cache = Resumption._cache
+_plain_cache = SuffixForward._cache
 
 
 def test_rows_that_leave_and_join_keep_their_logits():
     lm = tiny_lm("gpt2")
     rows, lookup = rows_in_contexts(lm, REQUESTS, sample_contexts(lm, PREFIXES), with_target=True)
-    spans = [Span(r.ids[:-1], at, (len(r.ids) - 2,)) for r, at in zip(rows, lookup, strict=True)]
-    whole = Resumption(lm, spans, frozen=0)
+    suffixes = [SuffixRow(r.ids[:-1], at, (len(r.ids) - 2,)) for r, at in zip(rows, lookup, strict=True)]
+    whole = SuffixForward(lm, suffixes, frozen=0)
     same = lambda states, *_: states  # noqa: E731
     assert whole.agrees(whole.logits(same))
     keep = torch.tensor([1, 4, 5, 12])
     few = whole.select(keep)
     torch.testing.assert_close(few.logits(same), whole.base[keep], rtol=1e-4, atol=1e-4)
-    rest = Resumption(lm, [spans[0], spans[-1]], frozen=0)
+    rest = SuffixForward(lm, [suffixes[0], suffixes[-1]], frozen=0)
     both = few.join(rest)
     torch.testing.assert_close(both.logits(same), torch.cat([few.base, rest.base]), rtol=1e-4, atol=1e-4)
 

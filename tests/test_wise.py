@@ -11,7 +11,7 @@ from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot
 from edit_cli.editors.memory.side_memory import SideMemory, WiseLayer, WisePatch, pooled_score, route, ties
 from edit_cli.editors.memory.wise import hinge
 from edit_cli.errors import UsageError
-from edit_cli.lm.prompt_position import Focus
+from edit_cli.lm.prompt_position import PromptPosition
 
 QUICK = ("method.steps=30", "method.context.per_start=1")
 
@@ -41,10 +41,10 @@ def test_each_row_is_routed_by_its_own_prompt():
     """Three rows of one batch: activating it enough, too little, and only by what comes after the prompt."""
     inputs = torch.zeros(3, 4, 2)
     inputs[0, :2, 0], inputs[1, :2, 0], inputs[2, 2:, 0] = 3.0, 1.0, 9.0
-    focus = Focus(torch.ones(3, 4, dtype=torch.long), torch.tensor([1, 1, 1]), 0)
+    position = PromptPosition(torch.ones(3, 4, dtype=torch.long), torch.tensor([1, 1, 1]), 0)
     side = SideMemory(torch.eye(2), epsilon=2.0)
-    assert route(inputs, focus, [side], act_ratio=1.0).tolist() == [0, -1, -1]
-    assert route(inputs, focus, [side], act_ratio=0.4).tolist() == [0, 0, -1]
+    assert route(inputs, position, [side], act_ratio=1.0).tolist() == [0, -1, -1]
+    assert route(inputs, position, [side], act_ratio=0.4).tolist() == [0, 0, -1]
 
 
 def test_a_prompts_score_is_the_mean_over_its_tokens_or_that_of_its_last():
@@ -74,18 +74,18 @@ def test_what_the_memory_must_not_answer_comes_from_the_training_records_where_t
 
 def test_padding_counts_for_nothing():
     inputs = torch.tensor([[[9.0], [9.0], [1.0], [1.0]]])
-    left = Focus(torch.tensor([[0, 0, 1, 1]]), torch.tensor([3]), 0)
+    left = PromptPosition(torch.tensor([[0, 0, 1, 1]]), torch.tensor([3]), 0)
     assert route(inputs, left, [SideMemory(torch.eye(1), 2.0)], 1.0).tolist() == [-1]
 
 
 def test_the_memory_with_the_highest_score_answers_or_none():
     inputs = torch.ones(1, 1, 1)
-    focus = Focus(torch.ones(1, 1, dtype=torch.long), torch.tensor([0]), 0)
+    position = PromptPosition(torch.ones(1, 1, dtype=torch.long), torch.tensor([0]), 0)
     weak, strong = SideMemory(torch.tensor([[2.0]]), 1.0), SideMemory(torch.tensor([[3.0]]), 5.0)
-    assert route(inputs, focus, [weak], 1.0).tolist() == [0]
+    assert route(inputs, position, [weak], 1.0).tolist() == [0]
     # the strongest wins, and it is below its threshold
-    assert route(inputs, focus, [weak, strong], 1.0).tolist() == [-1]
-    assert route(inputs, focus, [weak, SideMemory(strong.shift, 1.0)], 1.0).tolist() == [1]
+    assert route(inputs, position, [weak, strong], 1.0).tolist() == [-1]
+    assert route(inputs, position, [weak, SideMemory(strong.shift, 1.0)], 1.0).tolist() == [1]
 
 
 def test_only_the_masked_part_is_written(wise):

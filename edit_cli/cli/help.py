@@ -60,6 +60,7 @@ FLAGS = {
     "-m, --multirun": "run every combination of values given with commas: -m method=rome,memit",
     "--cfg job": "print all settings and do nothing",
     "--config-dir DIR": "take configurations of your own from DIR/method, DIR/model, …",
+    "plugins=[PACKAGE]": "use methods, data sets and metrics of a package of yours that is not installed as a plug-in",
     "--help": "this text",
 }
 WIDTH = 96
@@ -142,7 +143,7 @@ def complete(name: str, earlier: Sequence[str], incomplete: str) -> list[str]:
     chosen, comma, last = value.rpartition(",")
     return [
         f"{before}{chosen}{comma}{word}"
-        for word in (catalog.names(key) if key in groups else ())
+        for word in ((entry.name for entry in catalog.entries(key)) if key in groups else ())
         if word.startswith(last)
     ]
 

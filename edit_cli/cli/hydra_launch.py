@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli import streams
 from edit_cli.commands.job import Outcome
-from edit_cli.config import catalog, source
+from edit_cli.config import catalog, registry, source
 from edit_cli.config.build import did_you_mean, register_resolvers
 from edit_cli.config.composed import Composed
 from edit_cli.config.overrides import Kind, kind_of, literal, override_key, regroup, unquoted
@@ -44,9 +44,12 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
     import hydra
 
     argv = regroup(arguments)
+    named = plugins_of(argv)
+    registry.admit(named)
+    registry.check()
     folders = _refuse_hidden(argv)
     register_resolvers()
-    argv = _with_defaults(regroup(arguments, kinds(command, argv, folders)))
+    argv = with_defaults(regroup(arguments, kinds(command, argv, folders)))
     overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
     diary = _Diary(expanded(_given(overrides, "runs_dir", "runs")) / ".sweep")
     _refuse_unread(command, argv)
@@ -64,7 +67,7 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         }
         varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
         tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
-        outcome = execute(Composed(command, config, choices, tag, in_sweep))
+        outcome = execute(Composed(command, config, choices, tag, in_sweep, tuple(named)))
         number = settings.job.num if in_sweep else 0
         diary.add(Outcome(outcome.exit_code, outcome.run_dir, number, varied, outcome.error))
 
@@ -91,7 +94,7 @@ def kinds(command: str, argv: Sequence[str], folders: Sequence[Path]) -> dict[st
     return found
 
 
-def _with_defaults(argv: Sequence[str]) -> list[str]:
+def with_defaults(argv: Sequence[str]) -> list[str]:
     """A user's folder of configurations is read as the packaged one is: with the defaults of the classes they name."""
     words = list(argv)
     for flag in ("--config-dir", "-cd"):
@@ -170,6 +173,7 @@ def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
     chosen = [
         text.partition(",")[0] for text in overrides if override_key(text) in (*catalog.GROUPS.values(), "protocol")
     ]
+    chosen += [text for text in overrides if override_key(text) == "hydra.searchpath"]
     for choices in (chosen, []):
         GlobalHydra.instance().clear()
         try:
@@ -263,6 +267,8 @@ def _refuse_hidden(argv: Sequence[str]) -> list[Path]:
                 raise UsageError(
                     f"{file} has the name of a packaged file ({name}), which comes first: give yours another name"
                 )
+            if any(entry.name == file.stem for entry in catalog.plugins(str(name.parent))):
+                raise UsageError(f"{file} has the name of what a plug-in brings: give yours another name")
     return folders
 
 
@@ -276,6 +282,28 @@ def _refuse_unread(command: str, argv: Sequence[str]) -> None:
             raise UsageError(f"~{key}: `{command}` cannot do without; choose another one by {key}=NAME")
         if override.startswith("+") and re.split(r"[./]", key)[0] not in catalog.top_keys(command):
             raise UsageError(_unknown_key(key, command, [argument for argument in argv if "=" in argument]))
+
+
+def plugins_of(overrides: Sequence[str]) -> list[str]:
+    """The packages that the command line names.
+
+    Raises:
+        UsageError: it gives no list of names.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [override for override in overrides if override_key(override) == "plugins"]
+    if not given:
+        return []
+    wrong = UsageError(f"{given[-1]}: give a list of packages, such as plugins=[mypackage]")
+    try:
+        parsed = OverridesParser.create().parse_override(given[-1])
+    except HydraException:
+        raise wrong from None
+    value = [] if parsed.is_sweep_override() else parsed.value()
+    if not isinstance(value, list) or parsed.is_sweep_override() or not all(isinstance(name, str) for name in value):
+        raise wrong
+    return [str(name) for name in value]
 
 
 def _given(overrides: Sequence[str], key: str, default: str) -> str:

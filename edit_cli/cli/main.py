@@ -14,6 +14,7 @@ from edit_cli import distributed as parallel
 from edit_cli import streams
 from edit_cli.cli import help as help_texts
 from edit_cli.config import catalog
+from edit_cli.config.registry import admit
 from edit_cli.errors import EditCliError, MissingError
 from edit_cli.files.disk import is_refusal, refusal
 from edit_cli.files.paths import expanded
@@ -39,6 +40,10 @@ def _complete(context: typer.Context, incomplete: str) -> list[str]:
 
 Json = Annotated[bool, typer.Option("--json", help="machine-readable")]
 Overrides = Annotated[list[str] | None, typer.Argument(autocompletion=_complete, metavar="[KEY=VALUE]...")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="a package of yours whose metrics and edits are used; may be repeated"),
+]
 Wanted = Annotated[bool, typer.Option("--help", "-h", is_eager=True)]
 
 
@@ -97,12 +102,14 @@ def ls(
     ],
     as_json: Json = False,
     runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
+    plugin: Plugins = None,
 ) -> None:
     """List methods, models, datasets, metrics or runs."""
 
     def work() -> int:
         from edit_cli.commands import ls
 
+        admit(plugin or ())
         return ls.run(what, as_json, expanded(runs_dir))
 
     _exit(work)
@@ -113,12 +120,14 @@ def show(
     run: Annotated[Path, typer.Argument(help="directory of a run")],
     case: Annotated[str | None, typer.Option(help="show what the model said before and after, for this case")] = None,
     as_json: Json = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show a run: its table, or one case."""
 
     def work() -> int:
         from edit_cli.commands import show
 
+        admit(plugin or ())
         return show.run(expanded(run), case, as_json)
 
     _exit(work)
@@ -139,12 +148,14 @@ def compare(
         typer.Option(help="setting that tells lines apart, beside the method; tag: each run's own tag is its name"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="write OUT.csv, OUT.md, OUT.png and OUT.svg")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Put several runs side by side: a table, a CSV file and a figure."""
 
     def work() -> int:
         from edit_cli.commands import compare
 
+        admit(plugin or ())
         return compare.run([expanded(run) for run in runs], x, metrics, by, out and expanded(out))
 
     _exit(work)
@@ -163,12 +174,14 @@ def apply(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run code that comes with the model: only if you trust it")
     ] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Bake a weight edit into a plain transformers checkpoint."""
 
     def work() -> int:
         from edit_cli.commands import apply
 
+        admit(plugin or ())
         return apply.run(expanded(edit_dir), expanded(out), model, trust_remote_code, device_map)
 
     _exit(work)

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli.cli import help as help_texts
-from edit_cli.cli.hydra_launch import explain
-from edit_cli.config import catalog, source
+from edit_cli.cli.hydra_launch import explain, plugins_of
+from edit_cli.config import catalog, registry, source
 from edit_cli.config.build import did_you_mean, register_resolvers
 from edit_cli.config.schema import Key, keys
 from edit_cli.errors import UsageError
@@ -29,6 +29,7 @@ def run(what: str, overrides: Sequence[str], as_json: bool) -> int:
     Raises:
         UsageError: there is no such kind, or option.
     """
+    registry.admit(plugins_of(overrides))
     group, slash, option = what.rpartition("/")
     group = group if slash else "stats" if what == "stats" else "method"
     if group not in KINDS:

@@ -13,7 +13,8 @@ from edit_cli.config.identity import flatten
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.disk import require_place, telling
-from edit_cli.metrics.registry import METRICS, SME
+from edit_cli.metrics.registry import SME
+from edit_cli.metrics.registry import metrics as registered
 from edit_cli.report.compare import FACTS, Point, cost, draw, moments, write_markdown, write_table
 from edit_cli.report.comparison import Comparison, shown_metrics
 from edit_cli.runs.run import RunRecord, read_run
@@ -88,7 +89,7 @@ def _finished(path: Path) -> RunRecord:
 
 
 def _metrics(given: str | None, records: Sequence[RunRecord]) -> list[str]:
-    measured = [metric for metric in METRICS if any(metric in record.summary["metrics"] for record in records)]
+    measured = [metric for metric in registered() if any(metric in record.summary["metrics"] for record in records)]
     wanted = (
         given.split(",")
         if given

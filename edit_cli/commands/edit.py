@@ -59,7 +59,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             if base is not None:
                 for directory in edit_store.chain(base):
                     edit = edit_store.load(directory, lm)
-                    if edit_store.read_manifest(directory)["method"].get("_target_") == about["_target_"]:
+                    if edit_store.read_manifest(directory)["method"].get("type") == about["type"]:
                         editor.recall(edit)  # before it is attached, as in a sequence
                     lm.attach(edit)
             before = BeforeCache(job.config.protocol.observe, perplexity_texts(model))

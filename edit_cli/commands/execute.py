@@ -11,6 +11,7 @@ from edit_cli.commands import crew
 from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import configured
 from edit_cli.commands.recording import ran_out_of_memory
+from edit_cli.config import registry
 from edit_cli.config.build import register_resolvers
 from edit_cli.config.composed import Composed
 from edit_cli.console import ConsoleMonitor, Screen
@@ -30,6 +31,9 @@ def execute(composed: Composed) -> Outcome:
     register_resolvers()
     team = ALONE
     try:
+        if tuple(composed.node.get("plugins") or ()) != composed.plugins:  # files may be from anywhere
+            raise UsageError("plugins are named on the command line, by plugins=[mypackage], and in no file")
+        registry.admit(composed.plugins)
         size = composed.settings.processes
         if size > 1 and alone():
             return crew.run(composed, size, execute)

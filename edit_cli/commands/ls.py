@@ -31,11 +31,11 @@ def run(what: str, as_json: bool, runs_dir: Path) -> int:
 
 def _rows(what: str, runs_dir: Path) -> list[dict[str, Any]]:
     if what == "metrics":
-        from edit_cli.metrics.registry import METRICS
+        from edit_cli.metrics.registry import metrics
 
         return [
             {"id": m.id, "label": m.label, "unit": m.unit, "better": m.better, "definition": m.definition}
-            for m in METRICS.values()
+            for m in metrics().values()
         ]
     if what == "runs":
         return _runs(runs_dir)

@@ -16,6 +16,7 @@ from edit_cli.commands.training_command import training_command
 from edit_cli.config.build import build, made_of, target_class
 from edit_cli.config.composed import Composed
 from edit_cli.datasets import Dataset
+from edit_cli.distributed import ALONE, Team
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.editors.meta.base import TrainableEditor
 from edit_cli.editors.old import Editor as OldEditor
@@ -78,7 +79,7 @@ def method_of(node: Any) -> Any:
         return Method(cls, made_of(node, cls.Config))
     editor = build(node)
     if not isinstance(editor, OldEditor):
-        raise UsageError(f"method._target_={node._target_} is no editor: name a class of edit_cli.editors")
+        raise UsageError(f"method._target_={node._target_} is no method: name an editor, here or of a plug-in")
     return OldMethod(editor)
 
 
@@ -120,20 +121,20 @@ def refuse_missing(
     if method is None:
         return
     method.editor.refuse_kind(kind, options.name)
-    if training and isinstance(method.editor, TrainableEditor):
-        method.editor.require_training()
+    if training and issubclass(method.editor, TrainableEditor):
+        method.editor.require_training(method.config)
     else:
         method.require(options.name, context or Context())
 
 
-def load_model(options: ModelOptions, monitor: Monitor) -> LM:
+def load_model(options: ModelOptions, monitor: Monitor, team: Team = ALONE) -> LM:
     """The model, without the chatter of the libraries that load it."""
     with monitor.phase("load model"):
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        lm = options.load(monitor)
+        lm = options.load(monitor, team)
     # libraries and model stay to the end: each collection would look through all of their objects (4 % of a mass edit)
     gc.freeze()
     return lm
@@ -155,8 +156,7 @@ def load_fitting(
     """
     with monitor.phase("load model"):
         refuse_missing(job, options, method, context, training)
-    lm = load_model(options, monitor)
-    lm.team = job.team
+    lm = load_model(options, monitor, job.team)
     method.begin(lm, context)  # refuses what it cannot work on
     for dataset in datasets:
         dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)

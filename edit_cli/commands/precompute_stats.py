@@ -14,8 +14,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     model, store, layers = job.config.model, job.config.stats, sorted(job.config.settings.layers)
     refuse_missing(job, model)
     store.require(model.name, layers)
-    lm = load_model(model, monitor)
-    lm.team = job.team
+    lm = load_model(model, monitor, job.team)
     for layer in layers:
         lm.layout.block(layer)
     moments = store.collect(lm, layers)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_cli.commands.job import Job
+from edit_cli.config import registry
 from edit_cli.config.identity import flatten
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
@@ -92,13 +93,15 @@ def recorded(
     line of an identity is one of this job's; the ids of `dataset`, if nothing else is said.
     """
     config, overwrite = dict(job.config.plain), job.config.settings.overwrite
+    config.pop("plugins", None)  # a file names no code: which there were is told beside the versions
     if dataset is not None:  # other records are another run, even if they come from a file of the same name
         about = dataset.describe()
         config["data"] = {"sha256": about["sha256"], "ids_sha256": about["ids_sha256"]}
         details = {**details, "dataset": about}
     ignore = [*PLACE, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
     chosen = {"method": job.choices.get("method"), "model": job.model_name}
-    details = {**chosen, "seeds": seeds(config), "processes": job.team.size, **details}
+    brought = {"plugins": found} if (found := registry.sources()) else {}
+    details = {**chosen, "seeds": seeds(config), "processes": job.team.size, **brought, **details}
     opened = nullcontext(Followed(path, job.team.rank))
     if job.team.is_main:
         if overwrite and (path / MANIFEST).exists():

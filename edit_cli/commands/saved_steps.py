@@ -172,7 +172,7 @@ def _size(lm: LM) -> int:
     """Bytes of the sum of all attached edits; 0 where there is no smaller one than the edits themselves."""
     if found := _memory(lm):
         return found[1].bytes
-    return sum(4 * math.prod(lm.place(name).shape) for name in _weights(lm))
+    return sum(4 * math.prod(lm.access(name).shape) for name in _weights(lm))
 
 
 def _sum(lm: LM) -> Edit:

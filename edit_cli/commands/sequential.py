@@ -197,7 +197,7 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
     if done.edit is not None:
         walk.health.watch(walk.lm, done.edit)
         walk.lm.attach(done.edit)
-        walk.lm.settle()
+        walk.lm.merge_top_edits()
         walk.steps.attached(number, walk.method)
     return done
 

@@ -32,6 +32,8 @@ class Settings(Config):
     """Replace the run that lies there instead of continuing it."""
     processes: Count = 1
     """Processes of this machine that share the work, each with its own GPU where there are any."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages of yours that bring methods, data sets or metrics; on the command line only."""
     cache_dir: FilePath = "~/.cache/edit-cli"
     """Where downloads, second moments and trained editors are kept."""
 

@@ -211,7 +211,7 @@ def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
             edit = edit_store.load(directory, lm)
             stream.editor.recall(edit)
         lm.attach(edit)
-        lm.settle()
+        lm.merge_top_edits()
         return Attempt(None, [case], {}, seconds)
     done = attempt(stream.editor, [case])
     if done.edit is not None:
@@ -224,7 +224,7 @@ def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
                 {**stream.method, "made": {"seconds": done.seconds, "fold": fold}},
             )
         lm.attach(done.edit)
-        lm.settle()
+        lm.merge_top_edits()
     return done
 
 

@@ -44,9 +44,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(facts):,} facts are there already")
             check()
-            lm = load_model(model, monitor)
+            lm = load_model(model, monitor, job.team)
             require_causal(lm, "tracing")
-            lm.team = job.team
             with monitor.task("facts", len(facts)) as advance:
                 advance(len(run.finished))
                 for line in traced(lm, options, facts, run):

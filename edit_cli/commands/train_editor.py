@@ -17,7 +17,7 @@ from edit_cli.commands.recording import recorded, run_path
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.editors.meta import checkpoints
-from edit_cli.editors.meta.base import TrainableEditor
+from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.disk import require_folder
 from edit_cli.files.paths import expanded
@@ -33,22 +33,24 @@ from edit_cli.wording import many
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     fsdp, zero = wanted_by_launcher(), stage_of_launcher()
     top, model, method, source = job.config.settings, job.config.model, job.config.method, job.config.dataset
-    context, editor = context_of(job), method.editor
-    if not isinstance(editor, TrainableEditor):
+    context, config = context_of(job), method.config
+    if not isinstance(config, TrainableConfig):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
-    if editor.checkpoint is not None:
+    if config.checkpoint is not None:
         raise UsageError(
             "method.checkpoint names a trained editor; leave it out to train one (run_dir=DIR and cache_dir=DIR say"
             " where it goes)"
         )
-    editor.training.fsdp |= fsdp
+    if fsdp:
+        config = replace(config, training=replace(config.training, fsdp=True))
+        method = replace(method, config=config)
     cases = replace(source, split=top.splits.train).load(top.limit, monitor, "splits.train")
     held_out = replace(source, split=top.splits.validation).load(None, monitor, "splits.validation")
     # what is learnt goes there: better to know now than after hours
-    require_folder(expanded(editor.cache_dir), f"cache_dir={top.cache_dir}")
+    require_folder(expanded(config.cache_dir), f"cache_dir={top.cache_dir}")
     path = run_path(job, job.choices["dataset"], job.model_name)
     details = {"protocol": {"cases": len(cases.cases), "validation": len(held_out.cases)}}
-    steps = editor.training.steps
+    steps = config.training.steps
 
     def belongs(identity: tuple[int, str]) -> bool:
         return isinstance(identity[0], int) and 1 <= identity[0] <= steps
@@ -58,16 +60,17 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         ledger = Ledger(monitor)
         if not job.team.tell((run.path / SUMMARY).exists()):
             lm = load_fitting(job, model, method, context, [cases, held_out], monitor, training=True)
+            editor: Any = method.begin(lm, context)
 
             def write(line: Line) -> None:
                 if (line["step"], line["kind"]) not in run.finished:
                     run.append(line)
 
             stamp = f"{run.manifest['started']} {run.manifest['config_hash']}"
-            done = train(editor, lm, cases.cases, held_out.cases, run.path, stamp, write, zero)
+            done = train(editor, cases.cases, held_out.cases, run.path, stamp, write, zero)
             if job.team.is_main:
                 found = {"step": done.step, "metrics": done.best}
-                place = _keep(editor, lm, done.net, cases, found, top.seed)
+                place = _keep(editor, done.net, cases, found, top.seed)
                 summary = learning.summary_of(run.manifest, run.lines(), found, str(place), ledger.take())
                 learning.draw(summary, run.path)
                 run.write_summary(summary)
@@ -84,13 +87,13 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         return outcome(run, [], monitor)
 
 
-def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict[str, Any], seed: int) -> Path:
+def _keep(editor: TrainableEditor[Any, Any], net: Any, data: Dataset, found: dict[str, Any], seed: int) -> Path:
     """Write the checkpoint to the cache."""
     import torch
 
     from edit_cli import __version__
 
-    identity = editor.identity(lm)
+    lm, identity = editor.lm, editor.identity()
     about = {
         **identity,
         "model": {"name": lm.name, "id": lm.id, "revision": lm.revision},
@@ -99,7 +102,8 @@ def _keep(editor: TrainableEditor, lm: Any, net: Any, data: Dataset, found: dict
         "seed": seed,
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
     }
-    place = checkpoints.place(expanded(editor.cache_dir), identity, type(editor).__name__.lower(), data.name, lm.name)
+    folder = expanded(editor.config.cache_dir)
+    place = checkpoints.place(folder, identity, type(editor).__name__.lower(), data.name, lm.name)
     place.parent.mkdir(parents=True, exist_ok=True)
     with suppress(MissingError):  # there is none, or a damaged one
         before = checkpoints.read_about(place)["dataset"]

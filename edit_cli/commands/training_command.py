@@ -25,6 +25,7 @@ def training_command(job: Job) -> str:
         words += [f"{group}.{key}={_written(value)}" for key, value in job.composed.departures(group).items()]
     usual = Settings()
     words += [f"{key}={getattr(top, key)}" for key in ("seed", "cache_dir") if getattr(top, key) != getattr(usual, key)]
+    words += [f"plugins=[{','.join(job.composed.plugins)}]"] if job.composed.plugins else []
     return shlex.join(["edit-cli", "train-editor", *words])
 
 

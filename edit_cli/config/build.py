@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from edit_cli.config import bounds, catalog, schema, source
+from edit_cli.config import bounds, catalog, registry, schema, source
 from edit_cli.config.schema import Config, SettingError, is_text, is_texts, part_of, plain_options, shown
 from edit_cli.errors import UsageError
 
@@ -58,8 +57,8 @@ def settings(config: DictConfig) -> Any:
 def build(node: DictConfig, kind: type | None = None, *, partly: bool = False) -> Any:
     """The object that a node of the configuration describes; parts with a `_target_` of their own are built first.
 
-    kind: the dataclass to make where the node names none. Only classes of this package are ever made. partly: the node
-    holds more than the object's fields.
+    kind: the dataclass to make where the node names none. Only classes of this package and of plug-ins are
+    made. partly: the node holds more than the object's fields.
 
     Raises:
         UsageError: an unknown key, a value of the wrong type, or one that is missing; names the key in full.
@@ -156,28 +155,20 @@ def _contained(value: Any) -> Any:
 
 
 def target_class(node: DictConfig) -> type:
-    """The dataclass that a node names by `_target_`. Raises UsageError if there is no such class in this package."""
-    target, path = str(node.get("_target_")), _path(node)
-    module, _, name = target.rpartition(".")
-    if not module.startswith("edit_cli."):
-        raise UsageError(f"{path}._target_={target}: only classes inside edit_cli can be named")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("edit_cli."):
-            raise
-        cls = None
-    except AttributeError:
-        cls = None
-    if not (isinstance(cls, type) and (is_dataclass(cls) or hasattr(cls, "Config"))):
-        raise UsageError(f"{path}._target_={target}: there is no such class of settings in this version")
+    """The dataclass that a node names by `_target_`. Raises UsageError if there is none, here or in a plug-in."""
+    target, key = str(node.get("_target_")), f"{_path(node)}._target_"
+    cls = registry.target(target, key)
+    if not (is_dataclass(cls) or hasattr(cls, "Config")):
+        raise UsageError(f"{key}={target}: there is no such class of settings in this version")
     return cls
 
 
 def plain_containers(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as dicts and lists; values that nothing needed stay `???`."""
+    """The resolved configuration as files hold it: dicts and lists, classes by their names; values that nothing needed
+    stay `???`.
+    """
     try:
-        return OmegaConf.to_container(config, resolve=True)
+        return registry.without_paths(OmegaConf.to_container(config, resolve=True))
     except InterpolationResolutionError as error:
         raise UsageError(_interpolation(error)) from None
 

@@ -8,10 +8,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+from edit_cli.config import registry
 from edit_cli.config.schema import leaves
+from edit_cli.errors import UsageError
 
+FROM_PLUGINS = {"method": registry.METHODS, "dataset": registry.DATASETS}
 GROUPS = {"methods": "method", "datasets": "dataset", "models": "model", "corpora": "corpus"}
 # classes of settings that help can import, since their modules import nothing heavy
 LIGHT = (
@@ -38,14 +42,37 @@ def conf_dir() -> Path:
 
 
 def entries(group: str, root: Path | None = None) -> list[Entry]:
-    """Options of one group, by name."""
+    """Options of one group, by name; those of plug-ins behind the packaged ones."""
     files = sorted(((root or conf_dir()) / group).glob("*.yaml"))
-    return [Entry(file.stem, _summary(file)) for file in files]
+    found = {file.stem: _summary(file) for file in files}
+    return [
+        *(Entry(name, summary) for name, summary in found.items()),
+        *(Entry(e.name, f"from {registry.origin(e)}") for e in plugins(group) if e.name not in found),
+    ]
 
 
 def names(group: str) -> list[str]:
-    """Names of the options of one group."""
+    """Names of the packaged options of one group."""
     return [file.stem for file in sorted((conf_dir() / group).glob("*.yaml"))]
+
+
+def plugins(group: str) -> list[EntryPoint]:
+    """The options of one group that plug-ins bring."""
+    return registry.plugins(FROM_PLUGINS[group]) if group in FROM_PLUGINS else []
+
+
+def plugin(group: str, name: str) -> EntryPoint:
+    """The option of that name.
+
+    Raises:
+        UsageError: several plug-ins bring one.
+    """
+    found = [entry for entry in plugins(group) if entry.name == name]
+    if len(found) > 1:
+        raise UsageError(
+            f"{group}={name}: {' and '.join(map(registry.origin, found))} bring one: uninstall one of them"
+        )
+    return found[0]
 
 
 def files_of(group: str, option: str, folders: Sequence[Path] = ()) -> list[Path]:
@@ -66,7 +93,8 @@ def target_of(group: str, option: str, folders: Sequence[Path] = ()) -> str | No
     for file in reversed(files_of(group, option, folders)):
         if found := re.search(r"^_target_: *(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE):
             return found[1]
-    return None
+    brought = next((entry for entry in plugins(group) if entry.name == option), None)
+    return None if brought is None else brought.value.replace(":", ".")
 
 
 def targets(

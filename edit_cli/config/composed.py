@@ -23,6 +23,7 @@ class Composed:
     """What Hydra hands over, and what its run directory is called by.
 
     choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
+    plugins: packages that the command line names.
     """
 
     command: str
@@ -30,6 +31,7 @@ class Composed:
     choices: dict[str, str]
     tag: str | None = None
     in_sweep: bool = False
+    plugins: tuple[str, ...] = ()
 
     @cached_property
     def settings(self) -> Any:

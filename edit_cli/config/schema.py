@@ -349,6 +349,12 @@ def defaults(cls: type, instance: Any = None) -> dict[str, Any]:
     return found
 
 
+def restored(cls: type, values: dict[str, Any]) -> Any:
+    """The settings that `dataclasses.asdict` made plain, groups inside them included. Raises as `Config`."""
+    groups = {name: part_of(hints(cls)[name]) for name, value in values.items() if isinstance(value, dict)}
+    return cls(**values | {name: restored(part, values[name]) for name, part in groups.items() if part is not None})
+
+
 def linked(hint: Any) -> str | None:
     """The interpolation that a field's value comes from, if it is linked."""
     parts = hint.__metadata__ if get_origin(hint) is Annotated else ()

@@ -83,7 +83,7 @@ class Editor(ABC, Generic[C]):
         self.config, self.lm = config, lm
         self.context = context or Context()
         self.refuse_kind(lm.head.kind, lm.name)
-        for layer in getattr(config, "layers", ()):
+        for layer in getattr(config, "layers", None) or ():
             lm.layout.block(layer)
 
     @abstractmethod

@@ -16,7 +16,7 @@ from edit_cli.lm.fast.prefix_cache import close
 from edit_cli.lm.fast.repeated_pass import recorded
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.model import LM
-from edit_cli.lm.prompt_position import Focus, PromptWatch
+from edit_cli.lm.prompt_position import PromptPosition, PromptPositionTracker
 from edit_cli.lm.tokenization import Row
 
 
@@ -31,9 +31,9 @@ class Passes:
     rows: Sequence[Row]
     module: str
     end: bool
-    watch: PromptWatch
+    tracker: PromptPositionTracker
     inputs: Tensor = field(init=False)
-    focus: Focus = field(init=False)
+    position: PromptPosition = field(init=False)
     base: Answers = field(init=False)
 
     def answers(self, change: Callable[[Tensor], Tensor | None]) -> Answers:
@@ -42,7 +42,7 @@ class Passes:
             return self.lm.head.answers(self.rows, self.end)
 
     @contextmanager
-    def replayed(self) -> Iterator[None]:
+    def from_cache(self) -> Iterator[None]:
         """`answers` runs only what comes after the module.
 
         Not for edits that change the model elsewhere, or change while the block is open.
@@ -60,7 +60,7 @@ class Passes:
     @property
     def queries(self) -> Tensor:
         """(rows, d_in): inputs at the prompts' last tokens."""
-        return at_prompt_end(self.inputs, self.focus)
+        return at_prompt_end(self.inputs, self.position)
 
     @property
     def columns(self) -> Tensor:
@@ -68,9 +68,9 @@ class Passes:
 
         Those of a row follow each other from its prompt's end on.
         """
-        rows = self.base.rows.to(self.focus.ends.device)
+        rows = self.base.rows.to(self.position.ends.device)
         first = torch.searchsorted(rows.contiguous(), rows.contiguous())  # rows are in order
-        return self.focus.ends[rows] + torch.arange(len(rows), device=rows.device) - first
+        return self.position.ends[rows] + torch.arange(len(rows), device=rows.device) - first
 
 
 @contextmanager
@@ -80,8 +80,8 @@ def passes(lm: LM, rows: Sequence[Row], module: str, layer: int, end: bool = Fal
     end: answers with their end token.
     """
     with ExitStack() as stack:
-        run = Passes(lm, rows, module, end, PromptWatch(lm, module))
-        stack.callback(run.watch.close)
+        run = Passes(lm, rows, module, end, PromptPositionTracker(lm, module))
+        stack.callback(run.tracker.close)
         below: list[Tensor] = []
 
         def keep(states: Tensor) -> None:
@@ -94,16 +94,16 @@ def passes(lm: LM, rows: Sequence[Row], module: str, layer: int, end: bool = Fal
                     on_output(lm.module(lm.layout.block(layer - 1)), lambda states: below.append(states.detach()))
                 )
             run.base = lm.head.answers(rows, end)
-        assert run.watch.focus is not None  # a pass has gone by
-        run.focus = run.watch.focus
+        assert run.tracker.position is not None  # a pass has gone by
+        run.position = run.tracker.position
         if below:
             stack.enter_context(lm.skipping(layer - 1, below[0]))
         yield run
 
 
-def at_prompt_end(states: Tensor, focus: Focus) -> Tensor:
+def at_prompt_end(states: Tensor, position: PromptPosition) -> Tensor:
     """(rows, width), at least float32: the states (rows, tokens, width) of the prompts' last tokens."""
-    at = (focus.ends - focus.first).clamp(0, states.shape[1] - 1)
+    at = (position.ends - position.first).clamp(0, states.shape[1] - 1)
     return exact(states[torch.arange(len(states), device=states.device), at.to(states.device)])
 
 

@@ -6,7 +6,6 @@ No pickle anywhere.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import shutil
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edit_cli import __version__
+from edit_cli.config import registry
 from edit_cli.edits.edit import MEMORY, Edit, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.disk import replacing, telling
@@ -28,11 +28,11 @@ from edit_cli.files.tensors import are_finite, fitted, read_tensors, write_tenso
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
-FORMAT = 1
+FORMAT = 2
 AGAIN = "make the edit again"
 STATE = "state-"  # begins the names of sums of a sequence
 TENSORS, REMAINS, MANIFEST, BASE = "edit.safetensors", "remains.safetensors", "edit.json", "base"
-MEANING = ("format", "kind", "class", "touched", "state", "parent")  # what the id covers beside the tensors
+MEANING = ("format", "kind", "type", "touched", "state", "parent")  # what the id covers beside the tensors
 
 
 class Request(TypedDict):
@@ -64,29 +64,27 @@ class Made(TypedDict):
 class Method(TypedDict):
     name: NotRequired[str]
     made: NotRequired[Made]
-    _target_: NotRequired[str]
+    type: NotRequired[str]
 
 
 def _is_state(name: str) -> bool:
     return name.startswith(STATE) and name.removeprefix(STATE).isdigit()
 
 
-Manifest = TypedDict(
-    "Manifest",
-    {
-        "format": int,
-        "id": str,
-        "kind": str,
-        "class": str,
-        "method": Method,
-        "base_model": BaseModel,
-        "touched": dict[str, str],
-        "requests": list[Request],
-        "state": dict[str, Any],
-        "parent": str | None,
-        "state_after": NotRequired[Annotated[str, Rule(_is_state, "the name of a sum beside it")]],
-    },
-)
+class Manifest(TypedDict):
+    """type: the name of the edit's class (`config.registry`)."""
+
+    format: int
+    id: str
+    kind: str
+    type: str
+    method: Method
+    base_model: BaseModel
+    touched: dict[str, str]
+    requests: list[Request]
+    state: dict[str, Any]
+    parent: str | None
+    state_after: NotRequired[Annotated[str, Rule(_is_state, "the name of a sum beside it")]]
 
 
 def save(
@@ -105,7 +103,8 @@ def save(
     new directory is complete.
 
     Raises:
-        UsageError: the directory holds something else than an edit. MissingError: it cannot be written.
+        UsageError: the directory holds something else than an edit, or edits of this class have no name.
+        MissingError: it cannot be written.
     """
     directory = Path(directory)
     if (
@@ -118,7 +117,7 @@ def save(
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "kind": edit.kind,
-        "class": f"{type(edit).__module__}.{type(edit).__qualname__}",
+        "type": registry.edit_name(type(edit)),
         "method": method,
         "base_model": {
             "name": lm.name,
@@ -271,7 +270,7 @@ def _edit(directory: Path, manifest: dict[str, Any], tensors: dict[str, Tensor],
 
     whole: none of its tensors may be missing.
     """
-    cls, path = _edit_class(manifest["class"], directory), directory / MANIFEST
+    cls, path = _edit_class(manifest["type"], directory), directory / MANIFEST
     if cls.kind != manifest["kind"]:
         raise MissingError(f"{path} is damaged: kind is {manifest['kind']}, not {cls.kind}; {AGAIN}")
     state = checked(manifest["state"], cls.said, f"{path}, state,", AGAIN)
@@ -331,14 +330,11 @@ def _identity(tensors: Path, manifest: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _edit_class(path: str, directory: Path) -> type[Edit]:
-    """Only Edit classes inside this package are ever looked up: a directory from elsewhere cannot name other code."""
-    module, _, name = path.rpartition(".")
-    if module == "edit_cli.edits.edit" or module.startswith("edit_cli.editors."):
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
-            found = None
-        if isinstance(found, type) and issubclass(found, Edit) and not inspect.isabstract(found):
-            return found
-    raise MissingError(f"{directory}: edit class {path} is not one that this version of edit-cli knows")
+def _edit_class(name: str, directory: Path) -> type[Edit]:
+    """Only names are ever looked up, of this version's edits and of plug-ins: a directory from elsewhere cannot name
+    code.
+    """
+    found = registry.edit_class(name, str(directory))
+    if not (isinstance(found, type) and issubclass(found, Edit) and not inspect.isabstract(found)):
+        raise MissingError(f"{directory}: what a plug-in calls {name} is no edit: mend {registry.EDITS} of its package")
+    return found

@@ -99,7 +99,7 @@ def _test_of(shape: Any) -> Test:
     if kind is Literal:
         return _ruled(lambda value: None, Rule(_among(parts), f"one of {', '.join(map(str, parts))}"))
     if kind is Annotated:
-        return _ruled(_test_of(parts[0]), *parts[1:])
+        return _ruled(_test_of(parts[0]), *(part for part in parts[1:] if isinstance(part, Rule)))
     if kind in (Union, UnionType):
         return _either(parts)
     if kind is list:
@@ -121,7 +121,7 @@ def words_of(shape: Any) -> str:
     if kind in (Union, UnionType):
         return " or ".join(map(words_of, parts))
     if kind is Annotated:
-        return f"{words_of(parts[0])}, {parts[1].wanted}"
+        return ", ".join([words_of(parts[0]), *(part.wanted for part in parts[1:] if isinstance(part, Rule))])
     if kind is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if kind in (list, tuple):

@@ -9,25 +9,24 @@ from typing import Any
 
 from torch import nn
 
+from edit_cli.config.schema import Config
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.kinds import auto_class
 from edit_cli.lm.loading import resolve, silent
 
 
-@dataclass
-class Companion:
-    """Keys of a small model in conf/method/*.yaml.
-
-    checkpoint: hub id, folder or embedded:NAME. Without one the model begins at random, from `family` (a model type of
-    transformers).
-    sizes: keys of its configuration class; beside a checkpoint they overrule what it says (fewer layers, say).
-    tokenizer: hub id, folder or embedded:NAME; null: the checkpoint's, else the edited model's.
-    """
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryModelConfig(Config):
+    """Where a small model beside the edited one comes from."""
 
     checkpoint: str | None = None
+    """Hub id, folder or embedded:NAME; null: the model begins at random, from family and sizes."""
     family: str | None = None
+    """Model type of transformers, such as bert, gpt2 or t5."""
     sizes: dict[str, Any] = field(default_factory=dict)
+    """Keys of its configuration class; beside a checkpoint they overrule what it says (fewer layers, say)."""
     tokenizer: str | None = None
+    """Hub id, folder or embedded:NAME; null: the checkpoint's, else the edited model's."""
 
     def require(self, key: str) -> None:
         """Refuse a checkpoint that is not there, before anything is loaded. Raises MissingError, which names `key`."""

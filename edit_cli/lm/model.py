@@ -6,26 +6,23 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edit_cli.distributed import ALONE, Team
-from edit_cli.edits.edit import Joined, Restore
 from edit_cli.errors import UsageError
 from edit_cli.lm.answers import Likelihood
+from edit_cli.lm.edit import Edit, MergedEdit, Restore
+from edit_cli.lm.fast.prefix_cache import shortcuts_work
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
 from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
 from edit_cli.lm.routing import Answerer, Routed
-from edit_cli.lm.weights.access import Place, Undo, place_of
+from edit_cli.lm.weights.access import Undo, WeightAccess, access_to
 from edit_cli.lm.weights.offload import execution_device
 from edit_cli.monitor import Monitor
-
-if TYPE_CHECKING:
-    from edit_cli.edits.edit import Edit
-
 
 BATCH_TOKENS = {"cpu": 2048}  # what still fits a processor's caches; elsewhere more at once is faster
 
@@ -47,6 +44,7 @@ class LM:
         batch_tokens: int | None = None,
         model_id: str | None = None,
         labels: Sequence[str] | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -54,7 +52,7 @@ class LM:
         self.id = model_id or name  # where it was loaded from
         self.revision = revision
         self.monitor = monitor or Monitor()
-        self.team: Team = ALONE  # processes that hold a copy of this model and share its work
+        self.team = team  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
         self.head: Head = head_of(
             model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192), labels
@@ -124,12 +122,12 @@ class LM:
         if not self._stack:
             raise UsageError("no edit is attached")
         edit, undo = self._stack.pop()
-        if isinstance(edit, Joined):
+        if isinstance(edit, MergedEdit):
             edit.hold(self)
         undo()
         return edit
 
-    def settle(self) -> None:
+    def merge_top_edits(self) -> None:
         """Join the two latest edits, if both change weights: they come off together, and one original of each weight
         is kept.
         """
@@ -138,7 +136,7 @@ class LM:
         (_, below), (_, above) = self._stack[-2:]
         if isinstance(below, Restore) and isinstance(above, Restore):
             both = below.before(above)
-            self._stack[-2:] = [(Joined(both), both)]
+            self._stack[-2:] = [(MergedEdit(both), both)]
 
     @contextmanager
     def edited(self, edit: Edit) -> Iterator[LM]:
@@ -183,20 +181,26 @@ class LM:
     def parameter(self, name: str) -> nn.Parameter:
         return self.model.get_parameter(name)
 
-    def place(self, parameter: str) -> Place:
+    def access(self, parameter: str) -> WeightAccess:
         """Where a parameter's value is and can be changed, be it in its module, off the device, or quantised."""
-        return place_of(self.model, parameter, self.dtype)
+        return access_to(self.model, parameter, self.dtype)
 
     def weight(self, module: str) -> Tensor:
         """Weight of a projection as (d_out, d_in), whatever the class stores and wherever it is (not always on the
         device).
         """
-        value = self.place(f"{module}.weight").value()
+        value = self.access(f"{module}.weight").value()
         return value.T if is_transposed(self.module(module)) else value
 
     def key_width(self, layer: int) -> int:
         """Input width of the layer's MLP output projection."""
         return widths(self.module(self.layout.mlp_out(layer)))[1]
+
+    @property
+    def weight_names(self) -> list[str]:
+        """Names of all parameters, of tied ones (which are two off the device) a single one."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        return list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
 
     def fingerprint(self, names: Sequence[str] | None = None) -> str:
         """sha256 over parameters in their present state; without `names`, over all of the unedited model (computed
@@ -206,7 +210,7 @@ class LM:
             return self._base_fingerprint
         digest = hashlib.sha256()
         for name in names:
-            for value in self.place(name).bits():
+            for value in self.access(name).bits():
                 value = value.detach().contiguous().cpu()
                 digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
                 digest.update(value.view(-1).view(torch.uint8).numpy().data)
@@ -214,11 +218,8 @@ class LM:
 
     @cached_property
     def _base_fingerprint(self) -> str:
-        tied = getattr(self.model, "all_tied_weights_keys", {})  # off the device they are two parameters
         with self.pristine():
-            return self.fingerprint(
-                list(dict.fromkeys(tied.get(name, name) for name, _ in self.model.named_parameters()))
-            )
+            return self.fingerprint(self.weight_names)
 
     # --- what only a forward pass tells -------------------------------------------------------------------------------
 
@@ -234,14 +235,12 @@ class LM:
         """Whether rows may go on from shared beginnings, and MLPs be spared the tokens that nobody reads, without a
         change in logits.
 
-        Not while a module looks at whole prompts (see lm.focus).
+        Not while a module looks at whole prompts (see lm.prompt_position).
         """
-        return not getattr(self.head, "watchers", 0) and self._takes_shortcuts
+        return not self.head.trackers and self._takes_shortcuts
 
     @cached_property
     def _takes_shortcuts(self) -> bool:
-        from edit_cli.lm.fast.prefix_cache import shortcuts_work
-
         return shortcuts_work(self)
 
     def skipping(self, layer: int, states: Tensor) -> Any:

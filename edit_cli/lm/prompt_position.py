@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Focus:
+class PromptPosition:
     """One forward pass. Columns count from the first token of the row, those of earlier passes included.
 
     mask: (rows, tokens) real tokens of this pass. ends: (rows,) column of the last token of each prompt. first: column
@@ -41,8 +41,8 @@ class Focus:
         return self.mask.bool() & (columns <= self.ends[:, None])
 
 
-class PromptWatch:
-    """Knows the focus of the forward pass that is going on, as the stack sees it that `module` belongs to.
+class PromptPositionTracker:
+    """Knows where prompts end in the forward pass that is going on, in the stack that `module` belongs to.
 
     Where a prompt ends: in running text where the head says so, else with the text; in a decoder beside an encoder with
     what it is given before it writes; in a classifier that looks both ways at its first token, which its label is read
@@ -51,7 +51,7 @@ class PromptWatch:
 
     def __init__(self, lm: LM, module: str) -> None:
         self.head = lm.head
-        self.focus: Focus = None  # type: ignore[assignment]  # there is none before the first pass
+        self.position: PromptPosition = None  # type: ignore[assignment]  # there is none before the first pass
         stack = next(
             (stack for stack in lm.layout.stacks if module.startswith(f"{stack.blocks}.")), lm.layout.stacks[0]
         )
@@ -63,11 +63,11 @@ class PromptWatch:
         elif not paired and stack.name == "encoder":
             self.fixed = 0
         self.handle = root.register_forward_pre_hook(self._see, with_kwargs=True)
-        self.head.watchers = getattr(self.head, "watchers", 0) + 1
+        self.head.trackers += 1
 
     def close(self) -> None:
         self.handle.remove()
-        self.head.watchers -= 1
+        self.head.trackers -= 1
 
     def _see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = next(x for x in (kwargs.get("input_ids"), *args, kwargs.get("inputs_embeds")) if isinstance(x, Tensor))
@@ -81,4 +81,4 @@ class PromptWatch:
             ends = torch.full((rows,), self.fixed, device=mask.device)
         elif ends is None or len(ends) != rows:
             ends = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-        self.focus = Focus(mask[:, -tokens:], ends.to(mask.device), mask.shape[1] - tokens)
+        self.position = PromptPosition(mask[:, -tokens:], ends.to(mask.device), mask.shape[1] - tokens)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.answers import NEEDS_CAUSAL, Answers, Likelihood, encode_prompts, likelihoods, logprobs, longest_prompt
 from edit_cli.lm.hooks import exact, gather_before
-from edit_cli.lm.sampling import SeededTopK, StopAtNewline, without_defaults
+from edit_cli.lm.sampling import Drawn, StopAtNewline, TopKDraws, without_defaults
 from edit_cli.lm.tokenization import Row, by_length, pad_right, told
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import bare, joint
@@ -53,6 +53,7 @@ class Seq2SeqHead:
         self.vocabulary = Vocabulary.of(model, tokenizer)
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
+        self.trackers = 0  # modules that look at whole prompts
 
     @cached_property
     def max_length(self) -> int:
@@ -163,7 +164,7 @@ class Seq2SeqHead:
         texts = [""] * len(rows)
         for batch in told(by_length([max(max_tokens, len(row.ids)) for row in rows], self.batch_tokens), self.done):
             left = [max(max_tokens - len(rows[i].ids), 0) for i in batch]
-            draw = SeededTopK([seeds[i] for i in batch], max(left), top_k)
+            draw = Drawn(TopKDraws([seeds[i] for i in batch], left, top_k), range(len(batch)))
             new = self._write([rows[i].ids for i in batch], max(left), draw) if max(left) else [[] for _ in batch]
             for index, room, ids in zip(batch, left, new, strict=True):
                 texts[index] = prompts[index] + joint(prompts[index], text := self._decode(ids[:room])) + text
@@ -174,7 +175,7 @@ class Seq2SeqHead:
         raise UsageError(f"perplexity of running text {NEEDS_CAUSAL}: model.perplexity_text=null leaves it out")
 
     @torch.no_grad()
-    def _write(self, rows: Sequence[Sequence[int]], steps: int, sampler: SeededTopK | None = None) -> list[list[int]]:
+    def _write(self, rows: Sequence[Sequence[int]], steps: int, drawn: Drawn | None = None) -> list[list[int]]:
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         ids, mask = pad_right(rows, self.pad, self.device)
@@ -189,8 +190,8 @@ class Seq2SeqHead:
                 attention_mask=mask,
                 decoder_input_ids=lead,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([sampler] if sampler else []),
-                stopping_criteria=StoppingCriteriaList([] if sampler else [StopAtNewline(self.tokenizer)]),
+                logits_processor=LogitsProcessorList([drawn] if drawn else []),
+                stopping_criteria=StoppingCriteriaList([] if drawn else [StopAtNewline(self.tokenizer)]),
             )
         return output[:, lead.shape[1] :].cpu().tolist()
 

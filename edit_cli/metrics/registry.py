@@ -5,10 +5,15 @@ docs/metrics.md tells the same at length.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from edit_cli.config import registry
+from edit_cli.errors import UsageError
 from edit_cli.requests import ProbeKind
+
+UNITS = ("%", "points", "bits × 100", "nats", "words", "")
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Metric:
     unit: "%" (a share, 0–100), "points" (difference of two shares or probabilities × 100), "bits × 100", "nats",
     "words", or "" (a plain number). better: the direction of a good edit. kind and measure: for metrics that are means
     over a case's probes of one kind, the kind and the function in `scores.MEASURES`; None for the others. group: those
-    probes of the kind alone.
+    probes of the kind alone. of: of a plug-in's metric, its value for one case, in its unit, from the case's line of
+    results and the side ("before" or "after"); None where the case has none.
     """
 
     id: str
@@ -29,6 +35,7 @@ class Metric:
     kind: ProbeKind | None = None
     measure: str | None = None
     group: str | None = None
+    of: Callable[[Mapping[str, Any], str], float | None] | None = None
 
 
 GROUPS: dict[str, tuple[ProbeKind, str]] = {
@@ -245,3 +252,34 @@ def _probe_metrics() -> list[Metric]:
 
 
 METRICS: dict[str, Metric] = {metric.id: metric for metric in (*_probe_metrics(), *_OTHERS, *_PUBLISHED, *SME.values())}
+
+
+def metrics() -> dict[str, Metric]:
+    """All metrics by their ids: those of this package, then those of plug-ins.
+
+    Raises:
+        UsageError: a plug-in's is not fit to be one; says what is wrong with it.
+    """
+    return METRICS | of_plugins()
+
+
+def of_plugins() -> dict[str, Metric]:
+    """Metrics that plug-ins bring. Raises as `metrics`."""
+    found = registry.metrics()
+    for name, metric in found.items():
+        if wrong := _wrong(name, metric):
+            raise UsageError(f"the metric {name} of a plug-in {wrong}")
+    return found
+
+
+def _wrong(name: str, metric: Any) -> str | None:
+    """What is wrong with a plug-in's metric."""
+    if not isinstance(metric, Metric) or not callable(metric.of):
+        return "is no Metric with a function `of`"
+    if metric.id != name:
+        return f"says that its id is {metric.id}: its entry point and its id must agree"
+    if name in METRICS:
+        return "has the name of one of this package: give it another"
+    if metric.unit not in UNITS:
+        return f"has the unit {metric.unit!r}: choose one of {', '.join(map(repr, UNITS))}"
+    return None

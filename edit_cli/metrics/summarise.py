@@ -8,9 +8,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from edit_cli.errors import UsageError
 from edit_cli.metrics.bootstrap import bootstrap, finite, mean_of_rows, share_interval
 from edit_cli.metrics.published import AGGREGATES, published_values
-from edit_cli.metrics.registry import METRICS, SCORES
+from edit_cli.metrics.registry import SCORES, Metric, metrics, of_plugins
 from edit_cli.metrics.scores import Side, generation_entropy, harmonic_mean, is_scored, perplexity, probe_values
 from edit_cli.metrics.text import EntropyMeter, ReferenceScorer
 
@@ -27,6 +28,7 @@ def case_values(
     Failed cases get empty sides. `references`: {case id: its reference texts}.
     """
     lines, meter, scorer = list(lines), EntropyMeter(), ReferenceScorer(references or {})
+    own = of_plugins()
     table: list[dict[Side, dict[str, float]]] = [{side: {} for side in SIDES} for _ in lines]
     for side in SIDES:
         sampled = []
@@ -35,6 +37,9 @@ def case_values(
                 continue
             values = probe_values(line, side)
             table[index][side] = values | published_values(line, side, values)
+            for metric in own.values():
+                if (value := _own(metric, line, side)) is not None:
+                    table[index][side][metric.id] = value
             entropy = generation_entropy(line, side, meter)
             if entropy is not None:
                 table[index][side]["generation_entropy"] = entropy
@@ -48,6 +53,19 @@ def case_values(
     return table
 
 
+def _own(metric: Metric, line: Line, side: Side) -> float | None:
+    """The value of a plug-in's metric. Raises UsageError where it comes to none."""
+    assert metric.of is not None
+    try:
+        value = metric.of(line, side)
+        return None if value is None else float(value)
+    except Exception as error:
+        raise UsageError(
+            f"the metric {metric.id} of a plug-in failed on case {line.get('case_id')}, {side} the edit:"
+            f" {type(error).__name__}: {error}; what was observed is kept, the same command makes the table again"
+        ) from error
+
+
 def summarise(
     lines: Iterable[Line], references: Mapping[str, Sequence[str]] | None = None, seed: int = 0
 ) -> dict[str, dict[Side, Entry]]:
@@ -58,10 +76,10 @@ def summarise(
     with an error are left out.
     """
     lines = list(lines)
-    values = case_values(lines, references)
+    values, known = case_values(lines, references), metrics()
     columns = {
         (metric, side): np.array([case[side].get(metric, math.nan) for case in values])
-        for metric in METRICS
+        for metric in known
         for side in SIDES
         if any(metric in case[side] for case in values)
     }
@@ -85,7 +103,7 @@ def summarise(
         if steps:
             entries["perplexity", side] = _perplexity(np.array(list(steps.values())), seed)
     summary: dict[str, dict[Side, Entry]] = {}
-    for metric in METRICS:
+    for metric in known:
         sides = {side: entries[metric, side] for side in SIDES if (metric, side) in entries}
         if sides:
             summary[metric] = sides
@@ -95,6 +113,7 @@ def summarise(
 def _means(columns: Mapping[tuple[str, Side], np.ndarray], seed: int) -> dict[tuple[str, Side], Entry]:
     """Means with intervals. Metrics that the same cases have are resampled together, each group over its own cases."""
     groups: dict[bytes, list[tuple[str, Side]]] = {}
+    known = metrics()
     for key, column in columns.items():
         groups.setdefault(np.isnan(column).tobytes(), []).append(key)
     entries = {}
@@ -107,7 +126,7 @@ def _means(columns: Mapping[tuple[str, Side], np.ndarray], seed: int) -> dict[tu
             interval = None if low is None or not finite_ones[index] else (low[index], high[index])
             # resampling always gives the same: no evidence of certainty
             if interval is not None and np.ptp(values[:, index]) == 0:
-                interval = share_interval(values[:, index]) if METRICS[key[0]].unit == "%" else None
+                interval = share_interval(values[:, index]) if known[key[0]].unit == "%" else None
             entries[key] = _entry(values[:, index].mean(), interval, len(values))
     return entries
 

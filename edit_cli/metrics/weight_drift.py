@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import RejectedRequest
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.tokenization import Row
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Health:
         for name in edit.touches(lm) if edit.kind == "weights" else ():
             module = name.removesuffix(".weight")
             # not the weights of norms
-            if module != name and module not in self._original and len(lm.place(name).shape) == 2:
+            if module != name and module not in self._original and len(lm.access(name).shape) == 2:
                 self._original[module] = lm.weight(module).detach().to("cpu", torch.float32, copy=True)
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class Health:
         if not self._rows:
             return None
         last = lm.layout.block(lm.layout.prompt_depth - 1)
-        return read(lm, self._rows, [len(row.ids) - 1 for row in self._rows], [Tap(last, "output")])[0].cpu()
+        return read(lm, self._rows, [len(row.ids) - 1 for row in self._rows], [HookPoint(last, "output")])[0].cpu()
 
 
 def largest_singular_value(matrix: Tensor) -> float:

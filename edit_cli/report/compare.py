@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edit_cli.metrics.registry import METRICS
+from edit_cli.metrics.registry import metrics as registered
 from edit_cli.report import figures, words
 from edit_cli.report.comparison import last_side
 from edit_cli.report.curves import line, scale_perplexity
@@ -74,7 +74,7 @@ def write_markdown(points: Sequence[Point], x: str | None, metrics: Sequence[str
 
 
 def _heading(metric: str) -> str:
-    found = METRICS[metric]
+    found = registered()[metric]
     return f"{found.label}, {found.unit}" if found.unit else found.label
 
 
@@ -104,9 +104,11 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
             plot.xaxis.get_major_locator().set_params(integer=True)
         if not numeric:
             plot.set_xticks(range(len(places)), list(map(literal, places)), rotation=30, ha="right")
-        unit = METRICS[metric].unit
+        unit = registered()[metric].unit
         plot.set(
-            title=METRICS[metric].label, xlabel="facts edited, all in place" if x == FACTS else literal(x), ylabel=unit
+            title=registered()[metric].label,
+            xlabel="facts edited, all in place" if x == FACTS else literal(x),
+            ylabel=unit,
         )
         if metric == "perplexity":
             scale_perplexity(plot, [p.entry["mean"] for p in points if p.metric == metric])

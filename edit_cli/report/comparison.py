@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 
-from edit_cli.metrics.registry import SME
+from edit_cli.metrics.registry import SME, of_plugins
 from edit_cli.report import words
 from edit_cli.report.tables import plain_table, prose
 from edit_cli.report.texts import Text
@@ -66,11 +66,19 @@ TELLS = {
 
 def legend(metrics: Collection[str], *others: str) -> RenderableType:
     """What the columns of a table mean: those of `metrics`, and others by their headings."""
-    named = [*((SHOWN | LOST)[metric] for metric in metrics), *others]
+    named, own = [*map(_column, metrics), *others], of_plugins()
     rated = "; ".join(f"{name}, {RATED[name]}" for name in named if name in RATED)
     measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
     told = [f"{measure} in % on: {rated}"] if rated else []
-    return prose(". ".join([*told, *(f"{name}: {TELLS[name]}" for name in named if name in TELLS)]) + ".")
+    told += [f"{name}: {TELLS[name]}" for name in named if name in TELLS]
+    told += [f"{own[metric].label}: {own[metric].definition}" for metric in metrics if metric in own]
+    return prose(". ".join(told) + ".")
+
+
+def _column(metric: str) -> str:
+    """The heading of a metric's column."""
+    own = of_plugins()
+    return own[metric].label if metric in own else (SHOWN | LOST)[metric]
 
 
 def shown_metrics(measured: Collection[str]) -> list[str]:
@@ -98,7 +106,7 @@ class Comparison:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         measured = {metric for _, summary in self.rows if summary for metric in summary["metrics"]}
-        shown = [*shown_metrics(measured), *(metric for metric in LOST if metric in measured)]
+        shown = [*shown_metrics(measured), *(metric for metric in (*LOST, *of_plugins()) if metric in measured)]
         spare = [metric for metric in DISPENSABLE if metric in shown]
         while (
             spare
@@ -109,7 +117,7 @@ class Comparison:
         yield legend(shown, "s/edit", "cases")
 
     def _table(self, shown: Sequence[str]) -> Table:
-        table = right_aligned("run", *((SHOWN | LOST)[metric] for metric in shown), "s/edit", "cases")
+        table = right_aligned("run", *map(_column, shown), "s/edit", "cases")
         for name, summary in self.rows:
             table.add_row(Text(name), *(_cells(summary, shown) if summary else ["failed", *[""] * (len(shown) + 1)]))
         return table

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edit_cli.metrics.registry import GROUPS, METRICS, PARTS, PUBLISHED
+from edit_cli.metrics.registry import metrics as registered
 
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 TEACHER_FORCED = "TEACHER-FORCED: how it rates answers that are put to it"
 FREE_RUNNING = "FREE-RUNNING: what it writes by itself"
 AS_A_WHOLE = "THE MODEL AS A WHOLE"
+FROM_PLUGINS = "OF PLUG-INS"
 AS_PUBLISHED = "UNDER THE NAMES OF THE PAPERS: much of the above again"
 
 WHERE = {
@@ -122,7 +124,14 @@ def sections(metrics: Collection[str]) -> list[tuple[str, list[tuple[str, list[R
     # not the data of a trained editor
     if not (any(parts_of(group, metrics) for group in GROUPS) or "convsent_es" in metrics):
         named = []
-    parts = ((TEACHER_FORCED, rated), (FREE_RUNNING, written), (AS_A_WHOLE, whole), (AS_PUBLISHED, named))
+    own = [("", [_row(name) for name, metric in registered().items() if metric.of and name in metrics])]
+    parts = (
+        (TEACHER_FORCED, rated),
+        (FREE_RUNNING, written),
+        (AS_A_WHOLE, whole),
+        (FROM_PLUGINS, own),
+        (AS_PUBLISHED, named),
+    )
     filled = [(title, [(where, rows) for where, rows in groups if rows]) for title, groups in parts]
     return [(title, groups) for title, groups in filled if groups]
 
@@ -146,19 +155,19 @@ def _told_otherwise(name: str, place: str, metrics: Collection[str]) -> bool:
 
 
 def _row(name: str, group: str = "") -> Row:
-    metric = METRICS[name]
+    metric = registered()[name]
     measure = metric.measure or name
-    named = LABELS.get(measure, measure)
+    named = metric.label if metric.of else LABELS.get(measure, measure)
     label = " ".join(
         part for part in (f"{named}, {UNITS[metric.unit]}" if metric.unit else named, ARROWS[metric.better]) if part
     )
     tells = KEPT if group in ("neighborhood", "locality", "attribute") else FOLLOWS if group == "portability" else {}
-    return Row(name, label, tells.get(measure, WHAT[measure]))
+    return Row(name, label, metric.definition if metric.of else tells.get(measure, WHAT[measure]))
 
 
 def decimals(name: str) -> int:
     """How many a table shows of this metric."""
-    return FINE.get(name, FINE.get(METRICS[name].unit, 1))
+    return FINE.get(name, FINE.get(registered()[name].unit, 1))
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from edit_cli.errors import MissingError
 from edit_cli.files.shapes import checked, shown
+from edit_cli.metrics.registry import metrics
 from edit_cli.runs import shapes
 
 REMEDY = "delete that line and run again, or start with overwrite=true"
@@ -121,5 +122,11 @@ def check_summary(manifest: Mapping[str, Any], summary: Mapping[str, Any], path:
     """Raises:
     MissingError: a field is missing or of another shape; names file and field.
     """
+    found = summary.get("metrics")
+    if isinstance(found, dict) and (unknown := found.keys() - metrics()):
+        raise MissingError(
+            f"{path} has the metric {shown(min(unknown))}, which neither this version nor a plug-in here brings: name"
+            f" the package that does (--plugin PACKAGE), or {SUMMARISED}"
+        )
     if (form := FORMS.get(kind_of(manifest))) is not None:
         checked(summary, form.summary, path, SUMMARISED)

@@ -27,7 +27,7 @@ from edit_cli.runs.environment import environment
 from edit_cli.runs.format import check_lines, check_manifest, check_summary
 from edit_cli.terminal import visible
 
-SCHEMA_VERSION = 1
+FORMAT = 2
 MANIFEST, RESULTS, SUMMARY, LOG, EDITS = "manifest.json", "results.jsonl", "summary.json", "log.txt", "edits"
 UNREADABLE = "unreadable"  # status of a run of which a file is damaged
 REMEDY = "give it a place of its own (tag=NAME or run_dir=DIR), or replace the old run (overwrite=true)"
@@ -105,7 +105,7 @@ class Run:
                 previous = None  # a mistyped command that came to nothing is in nobody's way
             facts = plain({**(environment() if made_with is None else made_with), **(details or {})})
             fresh = {
-                "schema_version": SCHEMA_VERSION,
+                "format": FORMAT,
                 "command": command,
                 "config": config,
                 "config_hash": digest,
@@ -162,9 +162,7 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json."""
-        write_json(
-            self.path / SUMMARY, {"schema_version": SCHEMA_VERSION, "command": self.manifest["command"], **summary}
-        )
+        write_json(self.path / SUMMARY, {"format": FORMAT, "command": self.manifest["command"], **summary})
 
     def close(self, status: str) -> None:
         """Record how the run ended (success, failed or interrupted) and let other processes in."""
@@ -317,8 +315,10 @@ def _manifest(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).exists():
         raise MissingError(f"{path} holds no run: {MANIFEST} is missing")
     manifest = read_json(path / MANIFEST)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise MissingError(f"{path / MANIFEST}: this version of edit-cli reads schema_version {SCHEMA_VERSION} only")
+    if manifest.get("format") != FORMAT:
+        raise MissingError(
+            f"{path / MANIFEST}: format {FORMAT} is what this version reads; run again with overwrite=true"
+        )
     check_manifest(manifest, path / MANIFEST)
     return manifest
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from edit_cli.files.shapes import Count, Rule, Seconds, at_least
-from edit_cli.metrics.registry import METRICS
+from edit_cli.metrics.registry import metrics
 
 KINDS = frozenset({"hidden", "mlp", "attn"})
 RATES = frozenset({"SR", "GR", "GR before", "ER", "TrainR", "TestR"})
@@ -19,7 +19,7 @@ RATES = frozenset({"SR", "GR", "GR before", "ER", "TrainR", "TestR"})
 class Identity(TypedDict):
     """Which run it is, and how it went."""
 
-    schema_version: int
+    format: int
     command: str
     config_hash: str
     key: Annotated[list[str], Rule(bool, "a list of fields")]
@@ -30,9 +30,10 @@ class Identity(TypedDict):
 
 
 class Manifest(Identity):
-    """What every run says of itself."""
+    """What every run says of itself. plugins: {package: version} of those that there were."""
 
     config: dict[str, Any]
+    plugins: NotRequired[dict[str, str]]
 
 
 class About(TypedDict):
@@ -337,7 +338,7 @@ class Entry(TypedDict):
     n: Count
 
 
-KNOWN = Rule(lambda found: found.keys() <= METRICS.keys(), "metrics of this version by their names")
+KNOWN = Rule(lambda found: found.keys() <= metrics().keys(), "metrics of this version by their names")
 Metrics = Annotated[dict[str, dict[str, Entry]], KNOWN]
 Means = Annotated[dict[str, Entry], KNOWN]
 

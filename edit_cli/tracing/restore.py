@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edit_cli.lm.fast.suffix_pass import Resumption, Span
+from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import MIXERS, attention_out
 from edit_cli.lm.model import LM
@@ -154,24 +154,24 @@ class Tracer:
     def _corrupt(
         self, facts: Sequence[Fact], rows: Sequence[tuple[int, int, int]], noise: Sequence[Tensor]
     ) -> Corrupted:
-        spans = [Span(facts[number].ids, token, (len(facts[number].ids) - 1,)) for number, token, _ in rows]
-        added = noise[0].new_zeros(len(rows), max(len(span.ids) for span in spans), noise[0].shape[-1])
+        suffixes = [SuffixRow(facts[number].ids, token, (len(facts[number].ids) - 1,)) for number, token, _ in rows]
+        added = noise[0].new_zeros(len(rows), max(len(suffix.ids) for suffix in suffixes), noise[0].shape[-1])
         for row, (number, _, c) in enumerate(rows):
             added[row, slice(*facts[number].subject)] = noise[number][c]
         if self._reuse_prefix is None:
-            corrupted = Corrupted(self.lm, spans, added, reuse_prefix=True)
+            corrupted = Corrupted(self.lm, suffixes, added, reuse_prefix=True)
             self._reuse_prefix = corrupted.passes.agrees(corrupted.logits(-1, {}))
             if self._reuse_prefix:
                 return corrupted
             slower = "whole rows are run instead (slower, the same values)"
             self.lm.monitor.note(f"{self.lm.name} does not take a cached prefix as it is: {slower}")
-        return Corrupted(self.lm, spans, added, self._reuse_prefix)
+        return Corrupted(self.lm, suffixes, added, self._reuse_prefix)
 
 
 class Corrupted:
     """Rows with noise on their embeddings, run whole once. `noise`: (rows, tokens, embedding width)."""
 
-    def __init__(self, lm: LM, spans: Sequence[Span], noise: Tensor, reuse_prefix: bool) -> None:
+    def __init__(self, lm: LM, suffixes: Sequence[SuffixRow], noise: Tensor, reuse_prefix: bool) -> None:
         self.lm = lm
         embedded: list[Tensor] = []
         states: list[Tensor] = []
@@ -186,7 +186,7 @@ class Corrupted:
                 stack.enter_context(
                     on_output(lm.module(lm.layout.block(layer)), lambda hidden: states.append(hidden.clone()))
                 )
-            self.passes = Resumption(lm, spans, -1, reuse_prefix)
+            self.passes = SuffixForward(lm, suffixes, -1, reuse_prefix)
         columns = self.passes.positions.clamp(max=noise.shape[1] - 1)[:, :, None]
         self.embedded, *self.states = (x.take_along_dim(columns.to(x.device), 1) for x in (embedded[0], *states))
 

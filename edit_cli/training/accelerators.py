@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edit_cli.editors.meta.base import TrainingOptions
+from edit_cli.editors.meta.base import TrainingConfig
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
 
 
 @contextmanager
-def accelerated(lm: LM, options: TrainingOptions, folder: Path) -> Iterator[Any]:
+def accelerated(lm: LM, config: TrainingConfig, folder: Path) -> Iterator[Any]:
     """An Accelerator on the model's device, with the trackers that are installed; those that write files do so in
     `folder`.
 
@@ -23,16 +23,16 @@ def accelerated(lm: LM, options: TrainingOptions, folder: Path) -> Iterator[Any]
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    trackers = _trackers(lm, options.trackers)
+    trackers = _trackers(lm, config.trackers)
     AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
     try:
         accelerator = Accelerator(
-            gradient_accumulation_steps=options.accumulate, mixed_precision=options.precision,
+            gradient_accumulation_steps=config.accumulate, mixed_precision=config.precision,
             cpu=lm.device.type == "cpu",
             log_with=trackers or None, project_dir=str(folder) if trackers else None,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"method.training.precision={options.precision}: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"method.training.precision={config.precision}: {str(error).splitlines()[0]}") from None
     if trackers:
         accelerator.init_trackers("edit-cli", config={})
     try:

@@ -2,8 +2,8 @@
 
 Killed at any moment, the same training goes on to the same curve.
 
-Every step is a pure function of what was saved before it: which cases it sees and what is drawn from them hangs on the
-seed and on the number of the step, the learning rate on that number alone.
+Every step is a pure function of what was saved before it: which cases it sees and what is sampled from them depends on
+the seed and on the number of the step, the learning rate on that number alone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.meta.base import TrainableEditor, TrainingOptions
+from edit_cli.editors.meta.base import TrainableEditor, TrainingConfig
 from edit_cli.editors.meta.episodes import spared
 from edit_cli.errors import EditCliError, UsageError
-from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 from edit_cli.training.accelerators import accelerated
 from edit_cli.training.descent import Descent
@@ -34,7 +33,7 @@ from edit_cli.wording import many
 
 TRAIN, VALIDATION = "train", "validation"
 KEY = ("step", "kind")  # what tells lines of a training's results.jsonl apart
-VALIDATION_CASES = 10  # in a batch, whatever `training.edits` is: what is drawn must not hang on it
+VALIDATION_CASES = 10  # in a batch, whatever `training.edits` is: what is sampled must not depend on it
 BAD_SHARE, BAD_AT_LEAST = 0.01, 3  # of micro-batches without a finite loss: more than these end the training
 ZERO_STEPS = 5  # steps without any gradient, likewise
 
@@ -56,19 +55,18 @@ class Step(nn.Module):
 
     def __init__(
         self,
-        editor: TrainableEditor,
+        editor: TrainableEditor[Any, Any],
         net: nn.Module,
-        lm: LM,
         autocast: Callable[[], AbstractContextManager],
         averaged: bool = False,
     ) -> None:
         super().__init__()
-        self.net, self.editor, self.lm, self.autocast, self.averaged = net, editor, lm, autocast, averaged
+        self.net, self.editor, self.autocast, self.averaged = net, editor, autocast, averaged
 
     def forward(self, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
         with self.autocast():
-            loss, told = self.editor.loss(self.net, self.lm, batch)
-        return (loss + nothing(self.net) if self.averaged else loss), told
+            loss, logs = self.editor.loss(self.net, batch)
+        return (loss + nothing(self.net) if self.averaged else loss), logs
 
 
 def nothing(net: nn.Module) -> Tensor:
@@ -89,9 +87,14 @@ class Trained:
 
 
 def train(
-    editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path, stamp: str,
-    write: Callable[[Line], None], zero: int = 0,
-) -> Trained:  # fmt: skip
+    editor: TrainableEditor[Any, Any],
+    cases: Sequence[Case],
+    validation: Sequence[Case],
+    folder: Path,
+    stamp: str,
+    write: Callable[[Line], None],
+    zero: int = 0,
+) -> Trained:
     """Train the editor's network on `cases`; the state of an earlier start of this training in `folder` is taken up.
 
     stamp: tells this training from another one in the same folder. write: takes the lines of the curves; on going on,
@@ -102,20 +105,25 @@ def train(
         TrainingFailed: losses that are no numbers, no gradient, or edits that grow without bounds. UsageError: settings
             that do not fit.
     """
-    return Training(editor, lm, cases, validation, folder, stamp, write, zero).run()
+    return Training(editor, cases, validation, folder, stamp, write, zero).run()
 
 
 class Training:
     """One training at work."""
 
     def __init__(
-        self, editor: TrainableEditor, lm: LM, cases: Sequence[Case], validation: Sequence[Case], folder: Path,
+        self,
+        editor: TrainableEditor[Any, Any],
+        cases: Sequence[Case],
+        validation: Sequence[Case],
+        folder: Path,
         stamp: str,
-        write: Callable[[Line], None], zero: int = 0,
-    ) -> None:  # fmt: skip
-        self.editor, self.lm, self.options, self.write = editor, lm, editor.training, write
-        of_edit, of_trial = editor.cases_per_edit, editor.cases_per_trial
-        for name, given, size in (("training", cases, of_edit), ("validation", validation, of_trial)):
+        write: Callable[[Line], None],
+        zero: int = 0,
+    ) -> None:
+        self.editor, self.lm, self.config, self.write = editor, editor.lm, editor.config.training, write
+        lm, per_edit, per_evaluation = editor.lm, editor.cases_per_edit, editor.cases_per_evaluation
+        for name, given, size in (("training", cases, per_edit), ("validation", validation, per_evaluation)):
             if len(given) < size:
                 raise UsageError(
                     f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or"
@@ -123,16 +131,16 @@ class Training:
                 )
         self._refuse_unshared()
         self.zero = zero if lm.team.size > 1 else 0
-        if self.zero and (self.options.fsdp or self.options.precision == "fp16"):
+        if self.zero and (self.config.fsdp or self.config.precision == "fp16"):
             raise UsageError(
                 "DeepSpeed does not work with method.training.fsdp=true and method.training.precision=fp16: use false,"
                 " and bf16 or no"
             )
-        self.edits = Edits(spared(cases), of_edit, self.options.seed)
-        held_out = Edits(spared(validation), of_trial, self.options.seed)
-        self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.options.validation_edits))]
-        torch.manual_seed(self.options.seed)
-        self.net = editor.build(lm).to(lm.device)
+        self.edits = Edits(spared(cases), per_edit, self.config.seed)
+        held_out = Edits(spared(validation), per_evaluation, self.config.seed)
+        self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.config.validation_edits))]
+        torch.manual_seed(self.config.seed)
+        self.net = editor.build().to(lm.device)
         self.folder, self.state = folder, State(folder, stamp, lm.team.rank)
         self.zero_steps, self.bad = 0, 0
 
@@ -142,83 +150,83 @@ class Training:
         Raises:
             UsageError: it would not.
         """
-        size, edits, cases = self.lm.team.size, self.options.edits, self.editor.cases_per_edit
+        size, edits, cases = self.lm.team.size, self.config.edits, self.editor.cases_per_edit
         if self.editor.shares_cases and cases < size:
             raise UsageError(f"method.edits={cases} facts cannot be shared by {size} processes: give {size} or more")
         if not self.editor.shares_cases and edits % size:
             raise UsageError(f"method.training.edits={edits} cannot be shared by {size} processes: give a multiple")
 
     def run(self) -> Trained:
-        options = self.options
-        with accelerated(self.lm, options, self.folder) as accelerator:
+        config = self.config
+        with accelerated(self.lm, config, self.folder) as accelerator:
             self._prepare(accelerator)
             done = self._take_up()
             accelerator.log({}, step=done)
-            with self.lm.monitor.task("training", options.steps) as advance, self.lm.monitor.phase("train"):
+            with self.lm.monitor.task("training", config.steps) as advance, self.lm.monitor.phase("train"):
                 advance(done)
-                while done < options.steps and not self._is_stale(done):
+                while done < config.steps and not self._is_stale(done):
                     line = self._step(done)
                     done += 1
-                    if done % options.log_every == 0 or done == 1:
+                    if done % config.log_every == 0 or done == 1:
                         self._tell(accelerator, {"step": done, "kind": TRAIN, **_mean(self.lm.team.gather([line]))})
-                    if done % options.validate_every == 0 or done == options.steps:
+                    if done % config.validate_every == 0 or done == config.steps:
                         self._validate(accelerator, done)
-                    if done % options.save_every == 0:
+                    if done % config.save_every == 0:
                         self._save(done)
                     advance(1)
             if self._is_stale(done):
                 self.lm.monitor.note(
-                    f"stopped at step {done:,}: no better validation loss for {many(options.patience, 'step')}"
+                    f"stopped at step {done:,}: no better validation loss for {many(config.patience, 'step')}"
                 )
             self._save(done)
             self.lm.team.gather([done])  # nobody is writing any more
             accelerator.end_training()
-        net = self.editor.build(self.lm).to(self.lm.device) if any(map(is_spread, self.net.parameters())) else self.net
+        net = self.editor.build().to(self.lm.device) if any(map(is_spread, self.net.parameters())) else self.net
         if self.state.best is not None:
             net.load_state_dict(self.state.best)
         return Trained(net, self.state.best_step, self.state.best_line)
 
     def _prepare(self, accelerator: Any) -> None:
         several = self.lm.team.size > 1
-        averaged = several and not self.options.fsdp and not self.zero
-        self.accelerator, self.step = accelerator, Step(self.editor, self.net, self.lm, accelerator.autocast, averaged)
+        averaged = several and not self.config.fsdp and not self.zero
+        self.accelerator, self.step = accelerator, Step(self.editor, self.net, accelerator.autocast, averaged)
         self.learns = any(parameter.requires_grad for parameter in self.net.parameters())
         if not self.learns:  # a control: nothing but statistics
             self.optimizer = None
             return
-        if self.options.fsdp and several:
+        if self.config.fsdp and several:
             spread_out(self.step, self.lm.device)
             self.lm.monitor.note(f"FSDP: the editor's network is spread over {self.lm.team.size} processes")
-        groups = [{**group, "lr": group.get("lr", self.options.lr)} for group in self.editor.groups(self.net)]
+        groups = [{**group, "lr": group.get("lr", self.config.lr)} for group in self.editor.groups(self.net)]
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
         groups = [group for group in groups if group["params"]]
-        kind = torch.optim.Adam if self.options.optimiser == "adam" else _centred_rmsprop
+        kind = torch.optim.Adam if self.config.optimiser == "adam" else _centred_rmsprop
         self.rates = [group["lr"] for group in groups]
         if self.zero:
             self.descent = Zero(
-                self.step, kind(groups), self.zero, self.options.accumulate, self.options.clip, accelerator
+                self.step, kind(groups), self.zero, self.config.accumulate, self.config.clip, accelerator
             )
             self.lm.monitor.note(f"DeepSpeed: ZeRO stage {self.zero} over {self.lm.team.size} processes")
         else:
-            self.descent = Descent(self.step, kind(groups), self.options.clip, accelerator)
+            self.descent = Descent(self.step, kind(groups), self.config.clip, accelerator)
         self.step, self.optimizer = self.descent.step, self.descent.optimizer
 
     def _take_up(self) -> int:
         step = self.lm.team.tell(self.state.latest())
         if step:
             self.state.load(step, self.net, self.optimizer, self.accelerator.scaler)
-            self.state.load_memory(step, self.editor.memory(self.lm), self.lm.device)
+            self.state.load_cache(step, self.editor.cache)
             self.bad = self.state.bad
-            self.lm.monitor.note(f"training goes on at step {step:,} of {self.options.steps:,}")
+            self.lm.monitor.note(f"training goes on at step {step:,} of {self.config.steps:,}")
         return step
 
     def _save(self, step: int) -> None:
         self.state.bad = self.bad
-        self.state.save_memory(step, self.editor.memory(self.lm))
+        self.state.save_cache(step, self.editor.cache)
         self.state.save(step, self.net, self.optimizer, self.accelerator.scaler)
 
     def _is_stale(self, step: int) -> bool:
-        return bool(self.options.patience) and step - self.state.best_step >= self.options.patience
+        return bool(self.config.patience) and step - self.state.best_step >= self.config.patience
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -227,14 +235,14 @@ class Training:
 
         A micro-batch whose loss is no number leaves no trace, not even in the network's running statistics.
         """
-        options, told = self.options, []
+        config, logs = self.config, []
         self.net.train()
-        for micro in range(options.accumulate):
-            number = done * options.accumulate + micro
+        for micro in range(config.accumulate):
+            number = done * config.accumulate + micro
             with self.accelerator.accumulate(self.step):
                 before = [(buffer, buffer.clone()) for buffer in self.net.buffers() if buffer.is_floating_point()]
                 loss, line = self._forward(
-                    [self.edits[number * options.edits + i] for i in range(options.edits)], f"{options.seed}/{number}"
+                    [self.edits[number * config.edits + i] for i in range(config.edits)], f"{config.seed}/{number}"
                 )
                 finite = bool(self.lm.team.sum(torch.tensor(float(not loss.isfinite()))) == 0)
                 if not finite:
@@ -242,19 +250,19 @@ class Training:
                     for buffer, value in before:
                         buffer.copy_(value)
                     loss, line = nothing(self.net), {}
-                told.append(line)
+                logs.append(line)
                 if self.optimizer is not None:
                     self.descent.backward(loss)
                     if self.accelerator.sync_gradients:
-                        norm = self._apply(done, any(told))
-                        if any(told):
-                            told[-1]["gradient"] = norm
-        return _mean([line for line in told if line])
+                        norm = self._apply(done, any(logs))
+                        if any(logs):
+                            logs[-1]["gradient"] = norm
+        return _mean([line for line in logs if line])
 
     def _forward(self, edits: Sequence[list[Case]], seed: str) -> tuple[Tensor, Line]:
         torch.manual_seed(random.Random(seed).getrandbits(62))
-        loss, told = self.step([case for edit in self._share(edits) for case in edit])
-        return loss, {"loss": float(loss.detach()), **told}
+        loss, logs = self.step([case for edit in self._share(edits) for case in edit])
+        return loss, {"loss": float(loss.detach()), **logs}
 
     def _share(self, parts: Sequence[Any]) -> Sequence[Any]:
         """This process's part of a batch: all of it, where each edit is made by all processes together."""
@@ -262,8 +270,8 @@ class Training:
 
     def _apply(self, done: int, any_loss: bool) -> float:
         """A step of the optimiser; the norm of the gradient. any_loss: whether a micro-batch had a finite one."""
-        options = self.options
-        factor = rate(options, done)
+        config = self.config
+        factor = rate(config, done)
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = base * factor
         norm = self.descent.apply()
@@ -290,18 +298,18 @@ class Training:
 
     @torch.no_grad()
     def _validate(self, accelerator: Any, step: int) -> None:
-        """The same edits with the same draws every time, whatever `training.edits` is, so that losses can be
+        """The same edits with the same samples every time, whatever `training.edits` is, so that losses can be
         compared.
         """
-        options, mine = self.options, []
+        config, mine = self.config, []
         self.net.eval()
-        chunk = max(1, VALIDATION_CASES // self.editor.cases_per_trial)
+        chunk = max(1, VALIDATION_CASES // self.editor.cases_per_evaluation)
         batches = [self.held_out[first : first + chunk] for first in range(0, len(self.held_out), chunk)]
         with self.lm.monitor.phase("validate"), gathered(self.step):
             for number, batch in self._share(list(enumerate(batches))):
                 torch.manual_seed(random.Random(f"{VALIDATION}/{number}").getrandbits(62))
-                loss, told = self.editor.loss(self.net, self.lm, [case for edit in batch for case in edit])
-                mine.append(({"loss": float(loss), **told}, len(batch)))
+                loss, logs = self.editor.loss(self.net, [case for edit in batch for case in edit])
+                mine.append(({"loss": float(loss), **logs}, len(batch)))
         line = _mean(*zip(*(mine if self.editor.shares_cases else self.lm.team.gather(mine)), strict=True))
         self._tell(accelerator, {"step": step, "kind": VALIDATION, **line})
         self.lm.monitor.note(f"step {step:,}: {told_of(line)}")
@@ -309,10 +317,10 @@ class Training:
             raise TrainingFailed(
                 f"the validation loss at step {step:,} is no number: lower method.training.lr or method.step_size"
             )
-        if line.get("shift", 0.0) > options.largest_shift:
+        if line.get("shift", 0.0) > config.largest_shift:
             raise TrainingFailed(
                 f"edits have grown to {line['shift']:.3g} times the size of the weights at step {step:,}"
-                f" (method.training.largest_shift={options.largest_shift:g}): lower method.step_size,"
+                f" (method.training.largest_shift={config.largest_shift:g}): lower method.step_size,"
                 " method.training.lr or the learning rate of the step sizes"
             )
         self.state.offer(step, line, self.net)
@@ -329,12 +337,12 @@ def told_of(line: Line) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float))
 
 
-def rate(options: TrainingOptions, done: int) -> float:
+def rate(config: TrainingConfig, done: int) -> float:
     """What the learning rates are multiplied by after `done` steps."""
-    if done < options.warmup:
-        return (done + 1) / options.warmup
-    share = (done - options.warmup) / max(options.steps - options.warmup, 1)
-    return {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 + 0.5 * math.cos(math.pi * share)}[options.schedule]
+    if done < config.warmup:
+        return (done + 1) / config.warmup
+    share = (done - config.warmup) / max(config.steps - config.warmup, 1)
+    return {"constant": 1.0, "linear": 1.0 - share, "cosine": 0.5 + 0.5 * math.cos(math.pi * share)}[config.schedule]
 
 
 def _centred_rmsprop(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
-import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.meta.base_model_cache import Memory
+from edit_cli.editors.meta.base_model_cache import BaseModelCache
 from edit_cli.editors.meta.checkpoints import refuse_others
 from edit_cli.errors import MissingError
 from edit_cli.files.disk import replacing
@@ -18,11 +17,13 @@ from edit_cli.files.shapes import Count, checked
 from edit_cli.files.tensors import read_tensors, write_tensors
 from edit_cli.training.sharding import load_whole, spread_like, whole, whole_state
 
+FORMAT = 1
 FOLDER, ABOUT = "state", "state.json"
 NETWORK, OPTIMISER, BEST = "network.safetensors", "optimiser.safetensors", "best.safetensors"
 
 
 class About(TypedDict):
+    format: Literal[1]
     stamp: str
     step: Count
     optimiser: dict[str, float | bool | str | None]
@@ -36,7 +37,7 @@ class State:
     """What a training must know to go on. best: parameters with the lowest validation loss, in host memory."""
 
     def __init__(self, folder: Path, stamp: str, rank: int = 0) -> None:
-        """rank: the number of this process; all write what they remember, the first one all else."""
+        """rank: the number of this process; all write what they keep, the first one all else."""
         self.folder, self.stamp, self.rank, self.is_main = folder / FOLDER, stamp, rank, rank == 0
         self.best: dict[str, Tensor] | None = None
         self.best_step, self.best_line, self.bad = 0, {}, 0
@@ -52,22 +53,22 @@ class State:
             else:
                 _remove(path)
         if not steps:
-            for path in self.folder.glob("memory-*"):
+            for path in self.folder.glob("cache-*"):
                 shutil.rmtree(path)
         return max(steps, default=0)
 
-    def save_memory(self, step: int, memory: Memory | None) -> None:
-        """Write what this process has come to remember since the last time. To be called before `save`."""
-        if memory is not None:
-            memory.write(self.folder / f"memory-{self.rank}-{step:08d}")
+    def save_cache(self, step: int, cache: BaseModelCache | None) -> None:
+        """Write what this process has kept since the last time. To be called before `save`."""
+        if cache is not None:
+            cache.write(self.folder / f"cache-{self.rank}-{step:08d}")
 
-    def load_memory(self, step: int, memory: Memory | None, device: torch.device) -> None:
-        """Take up what this process remembered after `step` steps."""
-        for path in sorted(self.folder.glob(f"memory-{self.rank}-*")):
+    def load_cache(self, step: int, cache: BaseModelCache | None) -> None:
+        """Take up what this process had kept after `step` steps."""
+        for path in sorted(self.folder.glob(f"cache-{self.rank}-*")):
             if _number(path) > step:
                 shutil.rmtree(path)
-            elif memory is not None:
-                memory.read(path, device)
+            elif cache is not None:
+                cache.read(path)
 
     def offer(self, step: int, line: dict[str, Any], net: nn.Module) -> None:
         """Keep these parameters, if their validation loss is the lowest so far."""
@@ -86,6 +87,7 @@ class State:
         if not self.is_main:
             return
         about = {
+            "format": FORMAT,
             "stamp": self.stamp, "step": step, "optimiser": rest, "bad": self.bad, "best_step": self.best_step,
             "best_line": self.best_line, "scaler": scaler.state_dict() if scaler is not None else None,
         }  # fmt: skip

@@ -5,15 +5,101 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from edit_cli.config.schema import Count, Natural, Positive
+from edit_cli.editors.base import Editor, EditorConfig, require_layers
+from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import WeightDelta
-from edit_cli.errors import UsageError
+from edit_cli.lm.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
-from edit_cli.lm.weights.access import Place
+from edit_cli.lm.weights.access import WeightAccess
+
+Batches = Sequence[Sequence[Any]]  # of rows, as a head encodes them
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(EditorConfig):
+    """Settings that FT, EWC and replay share."""
+
+    layers: list[Natural]
+    """Layers that are tuned; conf/tuned/METHOD/MODEL.yaml has the published ones."""
+    part: Literal["mlp_out", "block"] = "mlp_out"
+    """What of a layer: the output projection of its MLP (mlp_out), or all of its weights (block)."""
+    lr: Positive = 1e-2
+    """Learning rate of Adam."""
+    steps: Count = 100
+    """Passes over the facts at most; it ends as soon as they are learnt."""
+
+
+F = TypeVar("F", bound=FinetuneConfig)
+
+
+class FinetuneEditor(Editor[F]):
+    """Adam on the parameters of a few layers."""
+
+    heads = ("causal", "seq2seq", "classifier")
+
+    @property
+    def names(self) -> list[str]:
+        """The tuned parameters. Raises UsageError if there are none."""
+        return parameters_of(self.lm, require_layers(self.config.layers, self.lm), self.config.part)
+
+    def answers(self, rows: Sequence[Any]) -> Answers:
+        """Scores of what the rows should be answered with."""
+        return self.lm.head.answers(rows, end=True)
+
+    def penalty(self, weights: Sequence[Tuned]) -> Tensor | float:
+        """What is added to the loss of a batch."""
+        return 0.0
+
+    def project(self, weight: Tuned) -> Tensor:
+        """What becomes of a weight after a step."""
+        return weight.tuned
+
+    def fit(
+        self,
+        weights: Sequence[Tuned],
+        batches: Batches,
+        until: Callable[[float, float], bool],
+        weight_decay: float = 0.0,
+    ) -> list[float]:
+        """Train on one batch of facts after another, at most `steps` times over.
+
+        Args:
+            weights: what is trained.
+            batches: the facts, encoded.
+            weight_decay: of Adam.
+            until: says of (mean loss in nats, share of facts that are answered wrong) whether this is good enough: of
+                a batch, which is then not learnt from, and of a pass over all, which is then the last one.
+
+        Returns:
+            The mean loss of each pass.
+        """
+        optimizer = torch.optim.Adam([weight.tuned for weight in weights], lr=self.config.lr, weight_decay=weight_decay)
+        facts, losses = sum(map(len, batches)), []
+        for _ in self.lm.monitor.counted("fine-tuning", self.config.steps):
+            total, wrong = 0.0, 0
+            for batch in batches:
+                found = self.answers(batch)
+                loss = row_losses(found, len(batch)).mean()
+                missed = len(batch) - int(rows_right(found, len(batch)).sum())
+                total, wrong = total + loss.item() * len(batch), wrong + missed
+                if not until(loss.item(), missed / len(batch)):
+                    step(optimizer, weights, loss + self.penalty(weights), self.project)
+            losses.append(total / facts)
+            if until(losses[-1], wrong / facts):
+                break
+        return losses
+
+
+def all_right(loss: float, wrong: float) -> bool:
+    """Until every token of every fact is the likeliest."""
+    return wrong == 0
 
 
 @dataclass(frozen=True)
@@ -23,7 +109,7 @@ class Tuned:
     """
 
     name: str
-    place: Place
+    access: WeightAccess
     start: Tensor
     tuned: Tensor
     present: Tensor
@@ -35,11 +121,11 @@ def tuning(lm: LM, names: Sequence[str]) -> Iterator[list[Tuned]]:
     with ExitStack() as stack:
         weights = []
         for name in names:
-            place = lm.place(name)
-            start = exact(lm.masters[name] if name in lm.masters else place.value()).clone()
-            stack.callback(place.keep())
+            access = lm.access(name)
+            start = exact(lm.masters[name] if name in lm.masters else access.value()).clone()
+            stack.callback(access.snapshot())
             weights.append(
-                Tuned(name, place, start, start.clone().requires_grad_(), stack.enter_context(place.tunable()))
+                Tuned(name, access, start, start.clone().requires_grad_(), stack.enter_context(access.tunable()))
             )
         yield weights
 
@@ -63,21 +149,15 @@ def lent(lm: LM, weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def parameters_of(lm: LM, layers: Sequence[int], part: str) -> list[str]:
-    """Names of what is tuned: "mlp_out", the MLP's output projections of the layers, or "block", all of their weights.
-
-    Raises:
-        UsageError: another word.
-    """
+    """Names of what is tuned: the MLP's output projections of the layers (mlp_out), or all of their weights (block)."""
     if part == "mlp_out":
         return [f"{lm.layout.mlp_out(layer)}.weight" for layer in layers]
-    if part == "block":
-        blocks = [lm.layout.block(layer) for layer in layers]
-        return [
-            f"{block}.{name.replace('.original.', '.')}"
-            for block in blocks
-            for name, _ in lm.module(block).named_parameters()
-        ]
-    raise UsageError(f"method.part={part}: choose mlp_out or block")
+    blocks = [lm.layout.block(layer) for layer in layers]
+    return [
+        f"{block}.{name.replace('.original.', '.')}"
+        for block in blocks
+        for name, _ in lm.module(block).named_parameters()
+    ]
 
 
 def step(
@@ -95,7 +175,7 @@ def step(
         for weight in weights:
             if held is not None:
                 weight.tuned.copy_(held(weight))
-            weight.place.assign(weight.tuned)
+            weight.access.assign(weight.tuned)
 
 
 def moved(weights: Sequence[Tuned], info: dict) -> WeightDelta:

@@ -4,16 +4,21 @@ low-rank change of weights.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
+from torch import Tensor
 
+from edit_cli.config.schema import Count, Linked, Natural, NonNegative, Positive
+from edit_cli.editors.base import Context, Editor, EditorConfig
+from edit_cli.editors.finetune.base import Batches
 from edit_cli.editors.memory.base import module_of
-from edit_cli.editors.old import Editor
-from edit_cli.editors.passes import row_losses, rows_right
+from edit_cli.editors.passes import in_batches, row_losses, rows_right
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import unwrapped
@@ -23,106 +28,97 @@ from edit_cli.lm.weights.offload import carrier_of
 from edit_cli.requests import EditRequest
 
 
-@dataclass(kw_only=True)
-class Lora(Editor):
-    """Low-rank adaptation; a new adapter for every edit, on top of what is attached.
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(EditorConfig):
+    """Settings of low-rank adaptation."""
 
-    layers: blocks that get adapters; null: all. modules: "mlp_in", "mlp_out", "attn_out", or names in the block such as
-    "attn.c_attn". rank, alpha, dropout: of the adapters, whose product counts alpha / rank times (alpha / √rank with
-    `rank_stabilised`). lr, steps: Adam over batches of `batch_size` facts. It stops before a pass in which every target
-    token is already the likeliest, if `stop_when_right`.
-    """
+    layers: list[Natural] | None = None
+    """Blocks that get adapters; null: all."""
+    modules: list[str]
+    """What gets one in a block: mlp_in, mlp_out, attn_out, or names such as attn.c_attn."""
+    rank: Count = 8
+    """Rank r of an adapter B A."""
+    alpha: float = 32.0
+    """Scale: the product counts alpha / rank times."""
+    dropout: Annotated[float, Ge(0), Le(1)] = 0.1
+    """Share of an adapter's inputs that is dropped in training."""
+    rank_stabilised: bool = False
+    """Whether the product counts alpha / √rank times instead."""
+    lr: Positive = 5e-3
+    """Learning rate of Adam."""
+    steps: Count = 70
+    """Passes over the facts at most."""
+    batch_size: Count = 64
+    """Facts in a step."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay (AdamW)."""
+    stop_when_right: bool = False
+    """Whether training ends before a pass in which every target token is already the likeliest."""
+    seed: Annotated[int, Linked("${seed}")] = 0
+    """Of the adapters' first values and the dropout."""
 
+
+class Lora(Editor[LoraConfig]):
+    """A new adapter for every edit, on top of what is attached."""
+
+    Config = LoraConfig
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
 
-    layers: list[int] | None = None
-    modules: list[str]
-    rank: int = 8
-    alpha: float = 32.0
-    dropout: float = 0.1
-    rank_stabilised: bool = False
-    lr: float = 5.0e-3
-    steps: int = 70
-    batch_size: int = 64
-    weight_decay: float = 0.0
-    stop_when_right: bool = False
-    seed: int = 0
-
-    def require(self, model: str) -> None:
+    @classmethod
+    def require(cls, config: LoraConfig, model: str, context: Context) -> None:
         _peft()
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
+    def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """Factors of rank `rank`, one pair a module.
 
         Raises:
             UsageError: peft is not installed, a module is not there, or its weight is kept off the device.
         """
-        names = self._names(lm)
+        lm, config, names = self.lm, self.config, self._names()
         _refuse_offloaded(lm, names)
-        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
+        rows: list[Any] = lm.head.encode([(request.text, request.target_new) for request in requests])
+        batches = [rows[part] for part in in_batches(rows, config.batch_size)]
         device = [lm.device] if lm.device.type == "cuda" else []
-        with lm.monitor.phase("train"), torch.random.fork_rng(device), self._adapters(lm, names) as adapters:
-            parameters = [
-                part
-                for layer in adapters.values()
-                for part in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-            ]
-            optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        with lm.monitor.phase("train"), torch.random.fork_rng(device), self._adapters(names) as adapters:
+            parameters = [part for layer in adapters.values() for part in _matrices(layer)]
+            optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
             losses: list[float] = []
-            with lm.monitor.task("adapters", self.steps) as advance:
-                for _ in range(self.steps):
-                    if self.stop_when_right and self._all_right(lm, rows, adapters):
-                        break
-                    for first in range(0, len(rows), self.batch_size):
-                        batch = rows[first : first + self.batch_size]
-                        loss = row_losses(lm.head.answers(batch, end=True), len(batch)).mean()
-                        for part, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                            part.grad = gradient
-                        optimizer.step()
-                        losses.append(loss.item())
-                    advance(1)
+            for _ in lm.monitor.counted("adapters", config.steps):
+                if config.stop_when_right and self._all_right(batches, adapters):
+                    break
+                for batch in batches:
+                    loss = row_losses(lm.head.answers(batch, end=True), len(batch)).mean()
+                    for part, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                        part.grad = gradient
+                    optimizer.step()
+                    losses.append(loss.item())
             return WeightDelta(
-                {f"{name}.weight": self._factors(layer) for name, layer in adapters.items()}, {"losses": losses}
+                {f"{name}.weight": _factors(layer) for name, layer in adapters.items()}, {"losses": losses}
             )
 
     @torch.no_grad()
-    def _all_right(self, lm: LM, rows: Sequence[Any], adapters: dict[str, Any]) -> bool:
+    def _all_right(self, batches: Batches, adapters: dict[str, Any]) -> bool:
         for layer in adapters.values():
             layer.eval()
-        right = all(
-            bool(
-                rows_right(
-                    lm.head.answers(rows[first : first + self.batch_size], end=True),
-                    len(rows[first : first + self.batch_size]),
-                ).all()
-            )
-            for first in range(0, len(rows), self.batch_size)
-        )
+        right = all(bool(rows_right(self.lm.head.answers(batch, end=True), len(batch)).all()) for batch in batches)
         for layer in adapters.values():
             layer.train()
         return right
 
-    @staticmethod
-    def _factors(layer: Any) -> Factors:
-        left, right = layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach()
-        return Factors(layer.scaling["default"] * left.float(), right.float().clone())
-
     @contextmanager
-    def _adapters(self, lm: LM, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def _adapters(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """peft's layers in place of the modules; on leaving, the modules themselves are back."""
-        peft = _peft()
+        lm, config, peft = self.lm, self.config, _peft()
         originals = {name: unwrapped(lm.module(name)) for name in names}
         places = {name: own for own, module in lm.model.named_modules() for name in names if module is originals[name]}
         options = peft.LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rank_stabilised,
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.rank_stabilised,
             target_modules=list(places.values()), fan_in_fan_out=False,
         )  # fmt: skip
-        torch.manual_seed(self.seed)
+        torch.manual_seed(config.seed)
         had = getattr(lm.model, "peft_config", None)
         try:
-            import warnings
-
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it sets by itself what it warns about: the orientation of Conv1D
                 peft.inject_adapter_in_model(options, lm.model)
@@ -142,17 +138,24 @@ class Lora(Editor):
                 del lm.model.peft_config
             lm.model.requires_grad_(False)
 
-    def _names(self, lm: LM) -> list[str]:
-        if not self.modules:
+    def _names(self) -> list[str]:
+        layers = range(self.lm.layout.depth) if self.config.layers is None else self.config.layers
+        if not self.config.modules:
             raise UsageError(
                 "method.modules is empty: give mlp_in, mlp_out, attn_out or names in a block, such as"
                 " method.modules=[attn.c_attn]"
             )
-        names = []
-        for layer in range(lm.layout.depth) if self.layers is None else self.layers:
-            for part in self.modules:
-                names.append(_name(lm, layer, part))
-        return names
+        return [_name(self.lm, layer, part) for layer in layers for part in self.config.modules]
+
+
+def _matrices(layer: Any) -> tuple[Tensor, Tensor]:
+    """A (r, d_in) and B (d_out, r) of an adapter."""
+    return layer.lora_A["default"].weight, layer.lora_B["default"].weight
+
+
+def _factors(layer: Any) -> Factors:
+    right, left = (matrix.detach() for matrix in _matrices(layer))
+    return Factors(layer.scaling["default"] * left.float(), right.float().clone())
 
 
 def _refuse_offloaded(lm: LM, names: Sequence[str]) -> None:

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from edit_cli.config.schema import Count, Linked, NonNegative, Positive
+from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.finetune.base import moved, step, tuning
-from edit_cli.editors.old import Editor
-from edit_cli.editors.passes import row_losses
+from edit_cli.editors.passes import in_batches, row_losses
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.hooks import exact
@@ -29,53 +30,77 @@ EMBEDDED = "embedded"
 Pair = tuple[str, str]
 
 
-@dataclass(kw_only=True)
-class Retrain(Editor):
-    """All weights go on from where they are, on the model's own training data in which every new fact stands
-    `oversample` times.
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig(EditorConfig):
+    """Settings of retraining."""
 
-    corpus: these data, or "embedded" for the packaged model's. Of a causal model text (a document a line, or .jsonl);
-    of one that answers questions or judges claims .jsonl with a prompt and its answer a line. No others will do: on
-    data that the model was not trained on, this is another experiment. field, fields: under which names they stand.
-    contradictions: "drop" leaves out what names a subject together with its old answer (of claims: the edited claim
-    with its old label); "keep" does not.
-    ending: what follows an answer in text. row_tokens: documents are joined and cut into rows of so many tokens. lr
-    falls to zero linearly. batch_size: rows, or pairs, in a step.
-    """
+    corpus: str | None = None
+    """What the model was trained on, a FILE: text, a document a line or .jsonl, for a causal model; prompts and
+    answers in .jsonl for one that answers questions or judges claims. Or `embedded` for the packaged model's. On other
+    data this is another experiment."""
+    field: str = "text"
+    """Name of a document in a .jsonl file of text."""
+    fields: list[str] = dataclass_field(default_factory=lambda: ["prompt", "answer"])
+    """Names of a prompt and its answer in a .jsonl file of pairs."""
+    epochs: Count = 1
+    """Passes over these data."""
+    oversample: Count = 10
+    """How often each new fact stands among them."""
+    contradictions: Literal["drop", "keep"] = "drop"
+    """Whether documents that name a subject together with its old answer (of claims: the edited claim with its old
+    label) are left out (drop), or not (keep)."""
+    ending: str = "."
+    """What follows an answer in text."""
+    lr: Positive = 1e-4
+    """Learning rate of AdamW; falls to zero linearly."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay of AdamW."""
+    row_tokens: Count = 64
+    """Documents are joined and cut into rows of so many tokens."""
+    batch_size: Count = 16
+    """Rows, or pairs, in a step."""
+    seed: Annotated[int, Linked("${seed}")] = 0
+    """Of the order of the data."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.fields) != 2:
+            raise UsageError(f"method.fields={self.fields}: give two names, of the prompt and of its answer")
+
+
+class Retrain(Editor[RetrainConfig]):
+    """All weights go on from where they are, on the model's own training data with the new facts among them."""
+
+    Config = RetrainConfig
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
 
-    corpus: str | None = None
-    field: str = "text"
-    fields: list[str] = dataclass_field(default_factory=lambda: ["prompt", "answer"])
-    epochs: int = 1
-    oversample: int = 10
-    contradictions: str = "drop"
-    ending: str = "."
-    lr: float = 1.0e-4
-    weight_decay: float = 0.01
-    row_tokens: int = 64
-    batch_size: int = 16
-    seed: int = 0
+    @classmethod
+    def require(cls, config: RetrainConfig, model: str, context: Context) -> None:
+        if config.corpus is None:
+            raise UsageError(
+                "method.corpus has no value: retraining needs what this model was trained on (method.corpus=FILE: text,"
+                " a document a line; prompts and answers, .jsonl, where the model answers or judges)"
+            )
+        if config.corpus != EMBEDDED:
+            TextFile(config.corpus, config.field).require()
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
+    def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """Dense updates of all parameters."""
-        told, dropped = self._documents(requests, lm.head.kind)
+        lm, config = self.lm, self.config
+        told, dropped = self._documents(requests)
         if dropped:
             lm.monitor.note(
                 f"{many(dropped, 'document says', 'documents say')} what an edit contradicts, and is left out"
                 " (method.contradictions=keep keeps it)"
             )
-        rows, loss = (
-            (self._rows(lm, told), text_loss) if lm.head.kind == "causal" else (_encoded(lm, told), answer_loss)
-        )
+        causal = lm.head.kind == "causal"
+        rows, loss = (self._rows(told), text_loss) if causal else (_encoded(lm, told), answer_loss)
         names = [name.replace(".original.", ".") for name, _ in lm.model.named_parameters()]
         with lm.monitor.phase("train"), tuning(lm, names) as weights:
-            optimizer = torch.optim.AdamW(
-                [weight.tuned for weight in weights], lr=self.lr, weight_decay=self.weight_decay
-            )
-            total = self.epochs * -(-len(rows) // self.batch_size)
+            trained = [weight.tuned for weight in weights]
+            optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+            total = config.epochs * -(-len(rows) // config.batch_size)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total)
             with lm.monitor.task("retraining", total) as advance:
                 for batch in self._batches(rows):
@@ -84,65 +109,59 @@ class Retrain(Editor):
                     advance(1)
             return moved(weights, {"documents": len(told), "dropped": dropped, "rows": len(rows)})
 
-    def require(self, model: str) -> None:
-        if self.corpus is None:
-            raise UsageError(
-                "method.corpus has no value: retraining needs what this model was trained on (method.corpus=FILE: text,"
-                " a document a line; prompts and answers, .jsonl, where the model answers or judges)"
-            )
-        if self.corpus != EMBEDDED:
-            TextFile(self.corpus, self.field).require()
-
-    def _documents(self, requests: Sequence[EditRequest], kind: str) -> tuple[list[Any], int]:
+    def _documents(self, requests: Sequence[EditRequest]) -> tuple[list[Any], int]:
         """The training data with the new facts in it, and how many documents were left out: texts for a causal model,
         (prompt, answer) pairs for others.
         """
-        if self.corpus is None:
-            what = "text that this model was trained on (method.corpus=FILE, a document a line)"
-            if kind != "causal":
-                what = "prompts and answers that this model was trained on (method.corpus=FILE.jsonl, a pair a line)"
-            raise UsageError(f"method.corpus has no value: retraining needs the {what}")
-        if self.contradictions not in ("drop", "keep"):
-            raise UsageError(f"method.contradictions={self.contradictions}: choose drop or keep")
+        kind, config = self.lm.head.kind, self.config
         told: list[Any] = self._texts() if kind == "causal" else self._pairs(kind)
         contradicts: Any = CONTRADICTS[kind]
-        keeps = self.contradictions == "keep"
+        keeps = config.contradictions == "keep"
         kept = told if keeps else [one for one in told if not any(contradicts(one, request) for request in requests)]
         new: list[Any] = [(request.text, bare(request.target_new)) for request in requests]
         if kind == "causal":
-            new = [as_text(request.text, request.target_new) + self.ending for request in requests]
-        return [*kept, *new * self.oversample], len(told) - len(kept)
+            new = [as_text(request.text, request.target_new) + config.ending for request in requests]
+        return [*kept, *new * config.oversample], len(told) - len(kept)
 
     def _texts(self) -> list[str]:
-        source = EmbeddedText() if self.corpus == EMBEDDED else TextFile(str(self.corpus), self.field)
-        return list(source.documents(self.seed))
+        corpus = self._corpus("text that this model was trained on (method.corpus=FILE, a document a line)")
+        source = EmbeddedText() if corpus == EMBEDDED else TextFile(corpus, self.config.field)
+        return list(source.documents(self.config.seed))
 
     def _pairs(self, kind: str) -> list[Pair]:
-        if self.corpus == EMBEDDED:
+        corpus = self._corpus(
+            "prompts and answers that this model was trained on (method.corpus=FILE.jsonl, a pair a line)"
+        )
+        if corpus == EMBEDDED:
             return embedded_pairs(kind)
-        if len(self.fields) != 2:
-            raise UsageError(f"method.fields={self.fields}: give two names, of the prompt and of its answer")
-        return PairFile(str(self.corpus), (self.fields[0], self.fields[1]), "method.corpus").pairs()
+        prompt, answer = self.config.fields
+        return PairFile(corpus, (prompt, answer), "method.corpus").pairs()
 
-    def _rows(self, lm: LM, documents: Sequence[str]) -> list[list[int]]:
+    def _corpus(self, what: str) -> str:
+        if self.config.corpus is None:
+            raise UsageError(f"method.corpus has no value: retraining needs the {what}")
+        return self.config.corpus
+
+    def _rows(self, documents: Sequence[str]) -> list[list[int]]:
         """Documents in random order, joined, in rows of `row_tokens` tokens."""
-        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        between = lm.tokenizer("\n", add_special_tokens=False)["input_ids"]
-        ids = lm.head.vocabulary.readable(
+        tokenizer, size = self.lm.tokenizer, self.config.row_tokens
+        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(self.config.seed)).tolist()
+        between = tokenizer("\n", add_special_tokens=False)["input_ids"]
+        ids = self.lm.head.vocabulary.readable(
             [
                 token
                 for i in order
-                for token in [*lm.tokenizer(documents[i], add_special_tokens=False)["input_ids"], *between]
+                for token in [*tokenizer(documents[i], add_special_tokens=False)["input_ids"], *between]
             ]
         )
-        return [ids[first : first + self.row_tokens] for first in range(0, len(ids) - 1, self.row_tokens)]
+        return [ids[first : first + size] for first in range(0, len(ids) - 1, size)]
 
     def _batches(self, rows: Sequence[Any]) -> Iterator[list[Any]]:
-        draw = torch.Generator().manual_seed(self.seed)
-        for _ in range(self.epochs):
+        draw = torch.Generator().manual_seed(self.config.seed)
+        for _ in range(self.config.epochs):
             order = torch.randperm(len(rows), generator=draw).tolist()
-            for first in range(0, len(rows), self.batch_size):
-                yield [rows[i] for i in order[first : first + self.batch_size]]
+            for part in in_batches(rows, self.config.batch_size):
+                yield [rows[i] for i in order[part]]
 
 
 def _text_contradicts(text: str, request: EditRequest) -> bool:

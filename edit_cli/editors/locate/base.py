@@ -21,7 +21,7 @@ from edit_cli.editors.locate.value_optimization import Site, ValueConfig, shifte
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Ascent, Tap
+from edit_cli.lm.reading import HookPoint, LayerwiseReader
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.moments import MomentStore
 
@@ -136,20 +136,22 @@ class Subjects:
     ) -> None:
         self.lm, self.contexts = lm, contexts
         self.groups = groups or [[i] for i in range(len(requests))]
-        self.prefixed = self._ascents(requests, contexts)
-        self.bare = self._ascents([requests[group[0]] for group in self.groups], BARE)
+        self.prefixed = self._readers(requests, contexts)
+        self.bare = self._readers([requests[group[0]] for group in self.groups], BARE)
 
-    def _ascents(self, requests: Sequence[EditRequest], contexts: Contexts) -> list[Ascent]:
+    def _readers(self, requests: Sequence[EditRequest], contexts: Contexts) -> list[LayerwiseReader]:
         """This process's share, by chunks."""
         mine = self.lm.team.share(requests)
         chunks = [mine[first : first + CHUNK] for first in range(0, len(mine), CHUNK)]
-        return [Ascent(self.lm, *rows_in_contexts(self.lm, chunk, contexts, with_target=False)) for chunk in chunks]
+        return [
+            LayerwiseReader(self.lm, *rows_in_contexts(self.lm, chunk, contexts, with_target=False)) for chunk in chunks
+        ]
 
-    def _read(self, ascents: Sequence[Ascent], layer: int, tap: Tap) -> Iterator[Tensor]:
-        """(rows, width) of each ascent, blocks below `layer` being done with."""
-        for ascent in ascents:
-            ascent.climb(layer)
-            yield ascent.read([tap])[0]
+    def _read(self, readers: Sequence[LayerwiseReader], layer: int, point: HookPoint) -> Iterator[Tensor]:
+        """(rows, width) of each reader, blocks below `layer` being done with."""
+        for reader in readers:
+            reader.start_at(layer)
+            yield reader.read([point])[0]
 
     def _together(self, mine: Sequence[Tensor]) -> Tensor:
         """(width, n): what all processes read of their shares."""
@@ -158,7 +160,7 @@ class Subjects:
     def keys(self, layer: int) -> Tensor:
         """Keys (m, groups) float64: input of the layer's MLP projection, averaged over contexts."""
         weights, mine = self.contexts.weights, []
-        for keys in self._read(self.prefixed, layer, Tap(self.lm.layout.mlp_out(layer), "input")):
+        for keys in self._read(self.prefixed, layer, HookPoint(self.lm.layout.mlp_out(layer), "input")):
             by_request = keys.double().view(-1, len(weights), keys.shape[1])
             mine += torch.einsum("ncm,c->nm", by_request, weights.to(keys.device))
         single = self._together(mine)
@@ -168,8 +170,8 @@ class Subjects:
         """States (d, groups) at `site` of layer `last`, of the bare prompts; blocks below `layer` are taken as done
         with.
         """
-        tap = Tap(shifted_modules(self.lm, last, site)[0], "output")
-        return self._together([row for states in self._read(self.bare, layer, tap) for row in states])
+        point = HookPoint(shifted_modules(self.lm, last, site)[0], "output")
+        return self._together([row for states in self._read(self.bare, layer, point) for row in states])
 
 
 def averaged_keys(lm: LM, requests: Sequence[EditRequest], layer: int, contexts: Contexts) -> Tensor:

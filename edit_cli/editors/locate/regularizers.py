@@ -77,4 +77,4 @@ def spectral_norm(weight: Tensor, tolerance: float = 1e-9, most: int = 1000) -> 
 
 def _weight(lm: LM, name: str) -> Tensor:
     """A parameter as it is stored, at least in float32."""
-    return lm.masters[name] if name in lm.masters else lm.place(name).value()
+    return lm.masters[name] if name in lm.masters else lm.access(name).value()

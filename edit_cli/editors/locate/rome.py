@@ -17,7 +17,7 @@ from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.requests import EditRequest
 
 
@@ -86,7 +86,7 @@ def _bare(lm: LM, request: EditRequest, layer: int) -> tuple[Tensor, Tensor]:
     """Key (m, 1) and projection output (d, 1) at the subject's last token of the bare prompt, float64."""
     module = lm.layout.mlp_out(layer)
     rows, positions = rows_in_contexts(lm, [request], BARE, with_target=False)
-    key, value = read(lm, rows, positions, [Tap(module, "input"), Tap(module, "output")])
+    key, value = read(lm, rows, positions, [HookPoint(module, "input"), HookPoint(module, "output")])
     return key.double().T, value.double().T
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from edit_cli.config.schema import Config, Count, NonNegative, Positive
 from edit_cli.errors import UsageError
 from edit_cli.lm.fast.prefix_cache import close
-from edit_cli.lm.fast.suffix_pass import Resumption, Span
+from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.model import LM
 
@@ -68,13 +68,13 @@ class ValueConfig(Config):
 class Task:
     """Rows of one edit, its contexts and last the KL row, with the target ids of each context."""
 
-    spans: list[Span]
+    suffixes: list[SuffixRow]
     targets: list[tuple[int, ...]]
 
     @property
     def tokens(self) -> int:
         """Tokens that are run anew at every step."""
-        return sum(len(span.ids) - span.start for span in self.spans)
+        return sum(len(suffix.ids) - suffix.start for suffix in self.suffixes)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Batch:
 
     edits: list[int]
     tasks: list[Task]
-    passes: Resumption
+    passes: SuffixForward
     modules: list[str | None]
 
     @classmethod
@@ -107,9 +107,11 @@ class Batch:
         """shortcuts: earlier tokens are kept as a cached prefix, common beginnings run once, and MLPs see only
         tokens that matter.
         """
-        lean_from = frozen + (1 if modules == [None] else 2)
-        spans = [span for task in tasks for span in task.spans]
-        return cls(edits, tasks, Resumption(lm, spans, frozen, shortcuts, lean_from if shortcuts else None), modules)
+        prune_from = frozen + (1 if modules == [None] else 2)
+        suffixes = [suffix for task in tasks for suffix in task.suffixes]
+        return cls(
+            edits, tasks, SuffixForward(lm, suffixes, frozen, shortcuts, prune_from if shortcuts else None), modules
+        )
 
     def __post_init__(self) -> None:
         device = self.passes.ids.device
@@ -127,7 +129,7 @@ class Batch:
             torch.tensor(values, device=device) for values in (labels, label_owner, label_at, kl_at)
         )
         self.share = torch.tensor(share, dtype=self.passes.base.dtype, device=device)
-        self.owner = torch.tensor([n for n, task in enumerate(self.tasks) for _ in task.spans], device=device)
+        self.owner = torch.tensor([n for n, task in enumerate(self.tasks) for _ in task.suffixes], device=device)
         self.reference = self.passes.base[self.kl_at].log_softmax(-1)
 
     @property

@@ -24,10 +24,10 @@ from torch import Tensor
 from edit_cli.editors.locate.context_prefixes import BARE, Contexts, rows_in_contexts
 from edit_cli.editors.locate.value_batch import Batch, Task, ValueConfig
 from edit_cli.errors import OutOfMemory
-from edit_cli.lm.fast.suffix_pass import Span
+from edit_cli.lm.fast.suffix_pass import SuffixRow
 from edit_cli.lm.layout import attention_out
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
 
@@ -93,7 +93,7 @@ def _search(
         return []
     tasks, rows, positions = zip(*parts, strict=True)
     modules = shifted_modules(lm, layer, site)
-    initial = torch.stack(read(lm, rows, positions, [Tap(module, "output") for module in modules]), dim=1)
+    initial = torch.stack(read(lm, rows, positions, [HookPoint(module, "output") for module in modules]), dim=1)
     frozen, places = (layer, [None]) if site == "block" else (layer - 1, modules)
     search = _Search(lm, tasks, frozen, places, options, initial)
     with lm.monitor.task("optimising values", len(tasks)) as advance:
@@ -117,10 +117,12 @@ def _tasks(
     each, tasks = len(contexts.texts), []
     for group, kl_row, kl_at in zip(groups, kl_rows, kl_lookup, strict=True):
         mine = [index for request in group for index in range(request * each, (request + 1) * each)]
-        spans = [Span(rows[i].ids[:-1], lookup[i], tuple(range(rows[i].start - 1, len(rows[i].ids) - 1))) for i in mine]
+        suffixes = [
+            SuffixRow(rows[i].ids[:-1], lookup[i], tuple(range(rows[i].start - 1, len(rows[i].ids) - 1))) for i in mine
+        ]
         kl_wanted = kl_at if options.kl_position == "subject" else len(kl_row.ids) - 1
-        spans.append(Span(kl_row.ids[: kl_wanted + 1], kl_at, (kl_wanted,)))
-        tasks.append(Task(spans, [rows[i].target for i in mine]))
+        suffixes.append(SuffixRow(kl_row.ids[: kl_wanted + 1], kl_at, (kl_wanted,)))
+        tasks.append(Task(suffixes, [rows[i].target for i in mine]))
     return tasks
 
 

@@ -27,7 +27,7 @@ from edit_cli.files.tensors import Size
 from edit_cli.lm.hooks import Wrapper, unwrapped
 from edit_cli.lm.layout import is_projection, widths
 from edit_cli.lm.model import LM
-from edit_cli.lm.prompt_position import Focus, PromptWatch
+from edit_cli.lm.prompt_position import PromptPosition, PromptPositionTracker
 from edit_cli.lm.weights.access import Undo
 
 CLOSEST = 4  # candidates whose distances are computed without cancellation
@@ -90,12 +90,12 @@ class MemoryLayer(Wrapper):
     def __init__(self, original: nn.Module, lm: LM, module: str) -> None:
         super().__init__(original)
         self.digest = ""
-        self.watch = PromptWatch(lm, module)
+        self.tracker = PromptPositionTracker(lm, module)
         self._kept: Tensor | None = None
 
     def close(self) -> None:
         """It has been taken out again."""
-        self.watch.close()
+        self.tracker.close()
 
     @abstractmethod
     def add(self, edit: MemoryPatch) -> Undo:
@@ -113,25 +113,25 @@ class MemoryLayer(Wrapper):
         raise NotImplementedError
 
     @property
-    def focus(self) -> Focus:
+    def position(self) -> PromptPosition:
         """Of the pass that is going on."""
-        return self.watch.focus
+        return self.tracker.position
 
     def rows(self, states: Tensor) -> Tensor | None:
         """(rows, tokens, width), also from families that flatten it; None where a pass shows only some of the
         tokens.
         """
-        focus = self.watch.focus
-        if focus is None or states.shape[:-1].numel() != focus.mask.numel():
+        position = self.tracker.position
+        if position is None or states.shape[:-1].numel() != position.mask.numel():
             return None
-        return states.reshape(*focus.mask.shape, states.shape[-1])
+        return states.reshape(*position.mask.shape, states.shape[-1])
 
-    def decided(self, focus: Focus, decide: Callable[[], Tensor]) -> Tensor:
+    def decided(self, position: PromptPosition, decide: Callable[[], Tensor]) -> Tensor:
         """(rows, …) what `decide` says once a prompt is complete, (rows,) of −1 before.
 
         It holds for all that follows in cached passes.
         """
-        at = focus.ends - focus.first
+        at = position.ends - position.first
         here = at >= 0
         if bool(here.all()):
             self._kept = decide()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edit_cli.editors.memory.base import module_of
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 
 Side = Literal["input", "output"]  # of a module, where keys are read
 
@@ -64,11 +64,11 @@ def separation(
     Raises:
         UsageError: the layer has no module of that name.
     """
-    tap = Tap(module_of(lm, layer, part, "modules"), side)
+    point = HookPoint(module_of(lm, layer, part, "modules"), side)
 
     def keys(prompts: Sequence[str]) -> Tensor:
         rows = lm.head.encode([(prompt, None) for prompt in prompts])
-        return read(lm, rows, [len(row.ids) - 1 for row in rows], [tap])[0].float()
+        return read(lm, rows, [len(row.ids) - 1 for row in rows], [point])[0].float()
 
     own = keys(facts)
     distances = []

@@ -78,7 +78,7 @@ class DeferLayer(MemoryLayer):
         inside = self.rows(states)
         if inside is None or not self.steps:
             return output
-        answer = self.decided(self.focus, lambda: self._answers(at_prompt_end(inside, self.focus)))
+        answer = self.decided(self.position, lambda: self._answers(at_prompt_end(inside, self.position)))
         if answer.dim() == 1:  # the prompt is not complete yet
             return output
         mine = ~answer.isnan().any(1)

@@ -27,8 +27,8 @@ from edit_cli.editors.passes import Passes, at_prompt_end, passes, row_losses
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
-from edit_cli.lm.prompt_position import Focus
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.prompt_position import PromptPosition
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.tokenization import Row
 from edit_cli.lm.weights.access import Undo
 from edit_cli.requests import EditRequest
@@ -82,8 +82,8 @@ class GraceLayer(MemoryLayer):
         inside = self.rows(states)
         if inside is None or not len(self.keys):
             return output
-        chosen = self.decided(self.focus, lambda: self.lookup(at_prompt_end(inside, self.focus)))
-        where = replaced(self.focus, self.replace, self.include_query) & (chosen >= 0)[:, None]
+        chosen = self.decided(self.position, lambda: self.lookup(at_prompt_end(inside, self.position)))
+        where = replaced(self.position, self.replace, self.include_query) & (chosen >= 0)[:, None]
         if not bool(where.any()):
             return output
         values = self.values.all[chosen.clamp_min(0)].to(output)
@@ -96,15 +96,15 @@ class GraceLayer(MemoryLayer):
         return torch.where(distance <= self.radii.all[index, 0] * (1 + SLACK), index, -1)
 
 
-def replaced(focus: Focus, which: Replace, include_query: bool) -> Tensor:
+def replaced(position: PromptPosition, which: Replace, include_query: bool) -> Tensor:
     """(rows, tokens): the tokens whose output is replaced in a row that has found a key."""
-    columns = torch.arange(focus.first, focus.first + focus.mask.shape[1], device=focus.mask.device)
-    ends = focus.ends[:, None]
+    columns = torch.arange(position.first, position.first + position.mask.shape[1], device=position.mask.device)
+    ends = position.ends[:, None]
     if which == "last":
         return columns == ends
     if which == "prompt":
-        return focus.mask.bool() & (columns <= ends if include_query else columns < ends)
-    return focus.mask.bool()
+        return position.mask.bool() & (columns <= ends if include_query else columns < ends)
+    return position.mask.bool()
 
 
 class GraceContent(TypedDict):
@@ -199,7 +199,7 @@ class GRACE(MemoryEditor[GRACEConfig]):
         config = self.config
         with passes(self.lm, [row], self.module, self.layer, end=True) as run:
             entry = book.add_key(run.queries[0], row.target)
-            where = replaced(run.focus, config.replace, config.include_query)[..., None]
+            where = replaced(run.position, config.replace, config.include_query)[..., None]
             present = book.value(entry)
             value = (self._initial(run, entry) if present is None else present).requires_grad_()
             optimizer = torch.optim.Adam([value], lr=config.lr)
@@ -220,7 +220,7 @@ class GRACE(MemoryEditor[GRACEConfig]):
         outputs: list[Tensor] = []
 
         def keep(output: Tensor) -> None:
-            outputs.append(at_prompt_end(output, run.focus)[0])
+            outputs.append(at_prompt_end(output, run.position)[0])
 
         with torch.no_grad():
             run.answers(keep)
@@ -234,7 +234,7 @@ class GRACE(MemoryEditor[GRACEConfig]):
         with lm.monitor.phase("calibrate"):
             prefixes = sample_contexts(lm, self.config.context).texts
             rows = lm.head.encode([(prefix + request.text, None) for prefix in prefixes])
-            keys = read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(self.module, "input")])[0].float()
+            keys = read(lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(self.module, "input")])[0].float()
             radius = self.config.spread * float((keys[1:] - keys[0]).norm(dim=-1).quantile(0.95))
         lm.monitor.note(f"method.radius=auto is {radius:.4g} at {self.module}")
         return radius

@@ -144,7 +144,7 @@ class MeloLayer(MemoryLayer):
         self.chosen = (
             None
             if outside is None or self.silent
-            else self.decided(self.focus, lambda: self.lookup(at_prompt_end(outside, self.focus)))
+            else self.decided(self.position, lambda: self.lookup(at_prompt_end(outside, self.position)))
         )
         return output
 
@@ -327,7 +327,7 @@ class MELO(MemoryEditor[MELOConfig]):
         keys: list[Tensor] = []
 
         def keep(output: Tensor) -> None:
-            keys.append(at_prompt_end(output, run.focus))
+            keys.append(at_prompt_end(output, run.position))
 
         with passes(self.lm, rows, self.module, self.layer) as run, torch.no_grad():
             run.answers(keep)

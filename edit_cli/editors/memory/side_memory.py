@@ -18,7 +18,7 @@ from edit_cli.files.shapes import Count, Rule, at_least
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
-from edit_cli.lm.prompt_position import Focus
+from edit_cli.lm.prompt_position import PromptPosition
 from edit_cli.lm.weights.access import Undo
 
 Score = Literal["mean", "last"]  # tokens of a prompt that its score is taken over
@@ -148,8 +148,8 @@ class WiseLayer(MemoryLayer):
             return output
         memories = self.memories
         chosen = self.decided(
-            self.focus,
-            lambda: route(inside, self.focus, memories, self.about["act_ratio"], self.about["score"]),
+            self.position,
+            lambda: route(inside, self.position, memories, self.about["act_ratio"], self.about["score"]),
         )
         answered = output.view(*inside.shape[:2], -1)
         for number in chosen[chosen >= 0].unique().tolist():
@@ -172,10 +172,10 @@ def pooled_score(scores: Tensor, tokens: Tensor, which: Score) -> Tensor:
 
 
 def route(
-    inputs: Tensor, focus: Focus, memories: Sequence[SideMemory], act_ratio: float, which: Score = "mean"
+    inputs: Tensor, position: PromptPosition, memories: Sequence[SideMemory], act_ratio: float, which: Score = "mean"
 ) -> Tensor:
     """(rows,) number of the memory that answers, −1 for the model itself. The score is that of the prompt's tokens."""
-    prompt = focus.prompt.to(inputs.device)
+    prompt = position.prompt.to(inputs.device)
     scores = torch.stack([pooled_score(activation_score(inputs, side.shift), prompt, which) for side in memories])
     highest, number = scores.max(0)
     least = torch.tensor([side.epsilon for side in memories], device=inputs.device)[number]

@@ -266,7 +266,7 @@ class TPatcher(MemoryEditor[TPatcherConfig]):
             if len(wrong):
                 seen = [layer.seen.all] if len(layer.seen) else []
                 negatives, validation = ([part, *seen] for part in self.negatives)
-                stack.enter_context(run.replayed())
+                stack.enter_context(run.from_cache())
                 fit = partial(edit_loss, run, inputs, config.smoothing)
                 self._train(neurons, queries[wrong], negatives, validation, fit)
         tensors = {"keys": neurons.keys, "biases": neurons.biases, "values": neurons.values, "seen": queries}

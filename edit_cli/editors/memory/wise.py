@@ -143,9 +143,9 @@ class WISE(MemoryEditor[WISEConfig]):
         elsewhere = self._irrelevant(requests, memory.edits)
         original, last = lm.weight(self.module).float().to(lm.device), float("inf")
         with passes(lm, rows, self.module, self.layer) as run, ExitStack() as stack:
-            inputs, prompt = run.inputs.float(), run.focus.prompt
+            inputs, prompt = run.inputs.float(), run.position.prompt
             plain = memory.original(inputs.to(lm.dtype)).detach()  # whatever earlier memories say
-            stack.enter_context(run.replayed())
+            stack.enter_context(run.from_cache())
             for _ in range(config.steps):
                 shift.requires_grad_()
                 moved = linear(inputs, shift)

@@ -1,5 +1,5 @@
-"""Editors that are trained once a model and then edit in one step: what they add to `Editor`, and how they find what
-they learnt.
+"""Editors that are trained once a model and then edit in one step: what they add to `Editor`, how they find what they
+learnt, and what those share that learn from gradients (MEND, MALMEN, KE, ENN).
 """
 
 from __future__ import annotations
@@ -7,137 +7,147 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
+from annotated_types import Ge
+from pydantic import AllowInfNan
 from torch import Tensor, nn
 
 from edit_cli.config.identity import flatten, plain
+from edit_cli.config.registry import name_of
+from edit_cli.config.schema import Config, Count, Linked, Natural, NonNegative, Positive, hints
+from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.meta import checkpoints
-from edit_cli.editors.meta.base_model_cache import Memory
-from edit_cli.editors.old import Editor
-from edit_cli.errors import MissingError, UsageError
+from edit_cli.editors.meta.base_model_cache import BaseModelCache
+from edit_cli.editors.meta.episodes import Episode, EpisodeConfig
+from edit_cli.editors.meta.factored_gradients import Gradient
+from edit_cli.errors import MissingError
 from edit_cli.files.paths import expanded
+from edit_cli.lm.layout import projections, widths
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 
-SCHEDULES = ("constant", "linear", "cosine")
-PRECISIONS = ("no", "bf16", "fp16")
-OPTIMISERS = ("adam", "rmsprop")
+Logs = dict[str, float]  # numbers worth showing
 
 
-@dataclass
-class TrainingOptions:
-    """How an editor is trained: keys of `method.training`.
-
-    steps: optimiser steps. edits: independent edits in a micro-batch, run together. accumulate: micro-batches a step.
-    lr: of what the editor gives no other one. optimiser: adam, or rmsprop (centred, as KE). schedule, warmup: of all
-    learning rates.
-    clip: largest gradient norm. precision: no, bf16 or fp16, of the training passes.
-    validate_every: steps; validation_edits: of the validation split, always the same. patience: steps without a better
-    validation loss after which it stops; 0 for never. largest_shift: ‖ΔW‖/‖W‖ of an edit above which training has run
-    away.
-    save_every: steps after which it can go on when killed. log_every: steps a point of the curves.
-    memory_mib: of what the frozen model says of the training prompts, kept so that it is computed once; 0: nothing.
-    fsdp: spread network, gradients and optimiser states over the processes (FSDP2), which else hold one copy each.
-    trackers: names that accelerate knows (tensorboard, wandb, mlflow, …), beside the curves in the run directory.
-    """
-
-    steps: int = 1000
-    edits: int = 1
-    accumulate: int = 1
-    lr: float = 1.0e-3
-    optimiser: str = "adam"
-    schedule: str = "constant"
-    warmup: int = 0
-    clip: float = 100.0
-    precision: str = "no"
-    validate_every: int = 100
-    validation_edits: int = 200
-    patience: int = 0
-    largest_shift: float = 10.0
-    save_every: int = 100
-    log_every: int = 10
-    seed: int = 0
-    memory_mib: int = 256
-    fsdp: bool = False
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "edits", "accumulate", "validate_every", "validation_edits", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"method.training.{name}={getattr(self, name)}: give a number from 1 up")
-        for name in ("warmup", "clip", "patience", "memory_mib"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"method.training.{name}={getattr(self, name)}: give a number from 0 up")
-        for name in ("lr", "largest_shift"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"method.training.{name}={getattr(self, name)}: give a number above 0")
-        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("optimiser", OPTIMISERS)):
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"method.training.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}"
-                )
+class NotInRecipe:
+    """Marks a setting that nothing learnt depends on: trainings that differ in it alone have the same result."""
 
 
-@dataclass(kw_only=True)
-class TrainableEditor(Editor):
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """How an editor is trained."""
+
+    place = "method.training"
+
+    steps: Count = 1000
+    """Optimiser steps."""
+    edits: Count = 1
+    """Independent edits in a micro-batch, run together."""
+    accumulate: Count = 1
+    """Micro-batches a step."""
+    lr: Positive = 1.0e-3
+    """Learning rate of all parameters that have none of their own."""
+    optimiser: Literal["adam", "rmsprop"] = "adam"
+    """rmsprop is the centred one, as in KE."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of all learning rates."""
+    warmup: Natural = 0
+    """Steps over which learning rates rise."""
+    clip: Annotated[float, Ge(0), AllowInfNan(True)] = 100.0
+    """Largest norm of a gradient; 0 for any."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Of the training passes; no: that of the model."""
+    validate_every: Count = 100
+    """Steps between two validations."""
+    validation_edits: Count = 200
+    """Edits of the validation split, always the same."""
+    patience: Natural = 0
+    """Steps without a better validation loss after which training stops; 0: never."""
+    largest_shift: Positive = 10.0
+    """‖ΔW‖/‖W‖ of an edit above which training has run away."""
+    save_every: Annotated[Count, NotInRecipe] = 100
+    """Steps after which a killed training can go on."""
+    log_every: Annotated[Count, NotInRecipe] = 10
+    """Steps a point of the curves."""
+    seed: Annotated[Natural, Linked("${seed}")] = 0
+    """What is drawn at random depends on it."""
+    memory_mib: Annotated[Natural, NotInRecipe] = 256
+    """To keep what the frozen model says of the training prompts, so that it is computed once; 0: each time."""
+    fsdp: Annotated[bool, NotInRecipe] = False
+    """Spread network, gradients and optimiser states over the processes (FSDP2), which else hold one copy each."""
+    trackers: Annotated[list[str], NotInRecipe] = field(default_factory=lambda: ["tensorboard"])
+    """Names that accelerate knows (tensorboard, wandb, mlflow, …), beside the curves in the run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainableConfig(EditorConfig):
+    """Settings of all trained editors."""
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How it is trained."""
+    checkpoint: Annotated[str | None, NotInRecipe] = None
+    """Folder of a trained editor; null: the one in cache_dir that was trained on this model with these settings."""
+    trained_on: Annotated[str | None, NotInRecipe, Linked("${oc.select:dataset.name,null}")] = None
+    """Data set that it learnt from; where there is none of it, that of another data set is taken, and named."""
+    cache_dir: Annotated[str, NotInRecipe, Linked("${cache_dir}/editors")] = "~/.cache/edit-cli/editors"
+    """Folder in which trained editors are kept."""
+
+
+def recipe(config: Any) -> dict[str, Any]:
+    """Settings that what is learnt depends on, as a checkpoint keeps them: all but those marked `NotInRecipe`."""
+    cls: Any = type(config)
+    marked = {name for name, hint in hints(cls).items() if NotInRecipe in getattr(hint, "__metadata__", ())}
+    own = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in marked}
+    return {name: recipe(value) if is_dataclass(value) else value for name, value in own.items()}
+
+
+T = TypeVar("T", bound=TrainableConfig)
+N = TypeVar("N", bound=nn.Module)
+
+
+class TrainableEditor(Editor[T], Generic[T, N]):
     """An editor with a network of its own, which `edit-cli train-editor` trains on the edits of a data set.
 
-    checkpoint: directory of a trained network; null: the one in `cache_dir` that was trained on this model with these
-    settings.
-    trained_on: the data set that it learnt from; where there is none of it, that of another data set is taken, and
-    named.
+    Attributes:
+        shares_cases: all processes make each edit together, and share its cases; else each makes whole edits of a
+            batch.
+        bound_to: what `base` tells of the model, in a word.
+        cache: what the unedited model says during a training, for editors that keep it.
     """
 
-    NO_RECIPE: ClassVar[tuple[str, ...]] = (  # settings that nothing learnt depends on
-        "checkpoint", "trained_on", "cache_dir", "training.memory_mib", "training.fsdp", "training.trackers",
-        "training.save_every", "training.log_every"
-    )  # fmt: skip
-
-    # all processes make each edit together, and share its cases; else each makes whole edits of a batch
     shares_cases: ClassVar[bool] = False
-    # settings that came later, each with the value that means what was there before: with it an older training is found
-    LATER: ClassVar[dict[str, Any]] = {"draw.stays": "answer"}
-    bound_to: ClassVar[str] = "weights"  # what `base` tells of the model
-    remembers: ClassVar[bool] = False  # keeps what the unedited model says during a training
-
-    checkpoint: str | None = None
-    trained_on: str | None = None
-    cache_dir: str = "~/.cache/edit-cli/editors"
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.training, dict):  # of an edit that was saved
-            self.training = TrainingOptions(**self.training)
-
-    def fits(self, lm: LM) -> None:
-        super().fits(lm)
-        if hasattr(self, "draw"):
-            self.draw.fits(lm)
+    bound_to: ClassVar[str] = "weights"
+    cache: BaseModelCache | None = None
 
     # --- what a method defines ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def build(self, lm: LM) -> nn.Module:
+    def build(self) -> N:
         """The network as it begins, float32. Its state dict is all that is trained and saved."""
 
     @abstractmethod
-    def loss(self, net: nn.Module, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, net: N, batch: Sequence[Case]) -> tuple[Tensor, Logs]:
         """(loss of a batch of cases, numbers worth showing).
 
-        `training.edits` times `cases_per_edit` cases, fewer at validation.
+        Whatever is sampled comes from torch's seed and the cases' ids, so that a resumed training samples the same.
+        Where an editor `shares_cases`, every process of `lm.team` gets the same batch; the gradients of their losses
+        are averaged, and the numbers are those of the whole batch.
 
-        Whatever is drawn at random comes from torch's seed and the cases' ids, so that a resumed training draws the
-        same. Where an editor `shares_cases`, every process of `lm.team` gets the same batch; the gradients of their
-        losses are averaged, and the numbers are those of the whole batch.
+        Args:
+            net: the network, in training mode or not.
+            batch: `training.edits` times `cases_per_edit` cases, fewer at validation.
 
-        Of the numbers, `shift` is the largest ‖ΔW‖/‖W‖, and `loss` takes the loss's place in the curves where the
-        tensor is a stand-in.
+        Returns:
+            The loss, and of the numbers `shift`, the largest ‖ΔW‖/‖W‖, and `loss`, which takes the loss's place in the
+            curves where the tensor is a stand-in.
         """
 
-    def require_training(self) -> None:
+    @classmethod
+    def require_training(cls, config: T) -> None:
         """As `require`, of what a training begins from."""
 
     @property
@@ -146,103 +156,193 @@ class TrainableEditor(Editor):
         return 1
 
     @property
-    def cases_per_trial(self) -> int:
+    def cases_per_evaluation(self) -> int:
         """Cases that validation takes for one edit."""
         return self.cases_per_edit
 
-    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+    def groups(self, net: N) -> list[dict[str, Any]]:
         """Parameters with their learning rates, for the optimiser; without `lr`, that of `training`."""
         return [{"params": [parameter for parameter in net.parameters() if parameter.requires_grad]}]
 
-    def after_step(self, net: nn.Module) -> None:
+    def after_step(self, net: N) -> None:
         """Put the network right after an optimiser step (multipliers that may not be negative)."""
 
-    def after_validation(self, net: nn.Module, found: dict[str, Any]) -> None:
-        """Take note of what validation found, in the network alone, so that a resumed training knows it (bounds that
-        tighten).
-        """
-
-    def memory(self, lm: LM) -> Memory | None:
-        """What the unedited model has said of training prompts, for editors that keep it (`remembers`)."""
-        return (
-            self.scratch(lm).setdefault("memory", Memory(self.training.memory_mib * 2**20)) if self.remembers else None
-        )
+    def after_validation(self, net: N, metrics: dict[str, Any]) -> None:
+        """Take note of a validation, in the network alone, so that a resumed training knows (bounds that tighten)."""
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def recipe(self) -> dict[str, Any]:
-        """All settings that what is learnt depends on, JSON-able."""
-        found = flatten(plain(asdict(self)), self.NO_RECIPE)
-        return {name: value for name, value in found.items() if name not in self.LATER or self.LATER[name] != value}
+    @classmethod
+    def kind(cls, config: T) -> dict[str, Any]:
+        """What a checkpoint must agree with to be this method's with these settings, on whatever model."""
+        return {"type": name_of(cls), "recipe": flatten(plain(recipe(config)))}
 
-    def identity(self, lm: LM) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be this editor's on this model."""
-        return {**self._settings(), "base": self.base(lm)}
+        return {**self.kind(self.config), "base": self.base()}
 
-    def _settings(self) -> dict[str, Any]:
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "recipe": self.recipe()}
-
-    def base(self, lm: LM) -> str:
+    def base(self) -> str:
         """What of the model a trained network is bound to: all its weights."""
-        return lm.fingerprint()
+        return self.lm.fingerprint()
 
-    def trained(self, lm: LM) -> nn.Module:
+    def trained(self) -> N:
         """The trained network for this model, ready to edit.
 
         Raises:
             MissingError: there is none, and how to train it; or it is damaged or of another model.
         """
-        memory = self.scratch(lm)
-        if "network" not in memory:
-            place = self._place(lm)
-            tensors, about = checkpoints.load(place)
-            own = self.identity(lm)
-            if about["class"] != own["class"]:
-                raise MissingError(
-                    f"{place} was trained as {about['class'].rpartition('.')[2]}, not as {type(self).__name__}:"
-                    f" {self._remedy()}"
-                )
-            if about["base"] != own["base"]:
-                raise MissingError(
-                    f"{place} was trained for {about['model']['name']}, and these are other {self.bound_to} than"
-                    f" {lm.name} has: {self._remedy()}"
-                )
-            net = self.build(lm)
-            checkpoints.fill(net, tensors, place)
-            memory["network"] = net.to(lm.device).eval().requires_grad_(False)
-        return memory["network"]
+        return self.context.once("network", self._load)
 
-    def _place(self, lm: LM) -> Path:
-        if self.checkpoint is not None:
-            return expanded(self.checkpoint)
-        found = checkpoints.find(expanded(self.cache_dir), self.identity(lm))
-        if not found:
-            raise MissingError(f"this editor has not been trained for {lm.name}: {self._remedy()}")
-        right = [place for place, about in found if about["dataset"]["name"] == self.trained_on]
+    def _load(self) -> N:
+        folder = self._folder()
+        tensors, about = checkpoints.load(folder)
+        own = self.identity()
+        if about["type"] != own["type"]:
+            raise MissingError(
+                f"{folder} was trained as {about['type']}, not as {own['type']}: {_remedy(self.context)}"
+            )
+        if about["base"] != own["base"]:
+            raise MissingError(
+                f"{folder} was trained for {about['model']['name']}, and these are other {self.bound_to} than"
+                f" {self.lm.name} has: {_remedy(self.context)}"
+            )
+        net = self.build()
+        checkpoints.fill(net, tensors, folder)
+        return net.to(self.lm.device).eval().requires_grad_(False)
+
+    def _folder(self) -> Path:
+        """Of the checkpoint."""
+        if self.config.checkpoint is not None:
+            return expanded(self.config.checkpoint)
+        fitting = checkpoints.find(expanded(self.config.cache_dir), self.identity())
+        if not fitting:
+            raise MissingError(f"this editor has not been trained for {self.lm.name}: {_remedy(self.context)}")
+        right = [folder for folder, about in fitting if about["dataset"]["name"] == self.config.trained_on]
         if right:
             return right[0]
-        names = list(dict.fromkeys(about["dataset"]["name"] for _, about in found))
+        names = list(dict.fromkeys(about["dataset"]["name"] for _, about in fitting))
         if len(names) > 1:
             raise MissingError(
-                f"this editor was trained on {', '.join(names)}, and not on {self.trained_on}: choose one by"
+                f"this editor was trained on {', '.join(names)}, and not on {self.config.trained_on}: choose one by"
                 " method.trained_on=NAME"
             )
-        place, about = found[0]
-        lm.monitor.note(f"the editor was trained on {about['dataset']['name']}")
-        return place
+        self.lm.monitor.note(f"the editor was trained on {names[0]}")
+        return fitting[0][0]
 
-    def _remedy(self) -> str:
-        return (
-            f"train it by `{self.__dict__.get('train_command') or 'edit-cli train-editor'}`, or name another by"
-            " method.checkpoint=DIR"
-        )
-
-    def require(self, model: str) -> None:
+    @classmethod
+    def require(cls, config: T, model: str, context: Context) -> None:
         """A trained network of these settings, for whatever model: whether it is this one's, only its weights tell."""
-        if self.checkpoint is not None:
-            checkpoints.read_about(expanded(self.checkpoint))
-        elif not checkpoints.find(expanded(self.cache_dir), self._settings()):
-            raise MissingError(f"this editor has not been trained for {model}: {self._remedy()}")
+        if config.checkpoint is not None:
+            checkpoints.read_about(expanded(config.checkpoint))
+        elif not checkpoints.find(expanded(config.cache_dir), cls.kind(config)):
+            raise MissingError(f"this editor has not been trained for {model}: {_remedy(context)}")
 
-    def warm_up(self, lm: LM) -> None:
-        self.trained(lm)
+    def warm_up(self) -> None:
+        self.trained()
+
+
+def _remedy(context: Context) -> str:
+    command = context.train_command() if context.train_command is not None else "edit-cli train-editor"
+    return f"train it by `{command}`, or name another by method.checkpoint=DIR"
+
+
+# --- editors that learn from gradients -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientConfig(TrainableConfig):
+    """Which matrices are edited, and what training asks of an edit."""
+
+    layers: list[Natural] = field(default_factory=list)
+    """Blocks whose MLPs are edited; none given: the last ones, as published."""
+    last: Count = 3
+    """How many of every stack, where no layers are given (published: 3, and 2 of encoder and decoder each)."""
+    part: Literal["both", "out", "block"] = "both"
+    """Both sides of an MLP, its output projection alone, or every matrix of the block."""
+    second_in: bool = True
+    """Of gated MLPs, edit the second input matrix too."""
+    edit_weight: NonNegative = 1.0
+    """Weight of the new answers in the loss."""
+    locality_weight: NonNegative = 1.0
+    """Weight of the answers that must stay."""
+    draw: EpisodeConfig = field(default_factory=EpisodeConfig)
+    """What is sampled for each fact."""
+
+
+G = TypeVar("G", bound=GradientConfig)
+
+
+class GradientEditor(TrainableEditor[G, N]):
+    """An editor that turns the gradients of facts by some weight matrices into changes of these.
+
+    Attributes:
+        modules: projections that are edited.
+        lowest: the first block that holds one.
+    """
+
+    heads = ("causal", "seq2seq", "classifier")
+    cache: BaseModelCache
+
+    def __init__(self, config: G, lm: LM, context: Context | None = None) -> None:
+        super().__init__(config, lm, context)
+        config.draw.refuse_unfit(lm)
+        self.modules, self.lowest = edited_modules(lm, config)
+        self.cache = BaseModelCache(lm, config.training.memory_mib * 2**20)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(d_in, d_out) of each module."""
+        return [widths(self.lm.module(name))[::-1] for name in self.modules]
+
+    def support_gradients(self, episodes: Sequence[Episode]) -> dict[str, Gradient]:
+        """{module: gradient} of the pairs to be written, one row each; in a training, what was computed once."""
+        rows = self.cache.rows([pair for episode in episodes for pair in episode.support])
+        return self.cache.gradients(rows, self.modules)
+
+
+def edited_modules(lm: LM, config: GradientConfig) -> tuple[list[str], int]:
+    """(projections that are edited, the lowest of their layers).
+
+    Raises:
+        UsageError: a layer that does not exist.
+    """
+    chosen = sorted(config.layers) or lm.layout.last_layers(config.last)
+    if config.part == "block":
+        blocks = [lm.layout.block(layer) for layer in chosen]
+        return [f"{block}.{name}" for block in blocks for name in projections(lm.module(block))], min(chosen)
+    weights = [
+        lm.layout.mlp_weights(layer, config.second_in)
+        if config.part == "both"
+        else (f"{lm.layout.mlp_out(layer)}.weight",)
+        for layer in chosen
+    ]
+    return [name.removesuffix(".weight") for names in weights for name in names], min(chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig(GradientConfig):
+    """A step of learnt size on several facts at once."""
+
+    edits: Count = 1
+    """Facts edited together; train it for as many."""
+    step_size: Positive = 1.0e-4
+    """Of each matrix, at first."""
+    log_step: bool = False
+    """Learn its logarithm, so that it keeps its sign."""
+    step_lr: NonNegative = 1.0e-4
+    """Learning rate of the step sizes."""
+
+
+class StepSizes(nn.Module):
+    """A network with a learnt step size of each edited module."""
+
+    def __init__(self, count: int, config: StepConfig) -> None:
+        super().__init__()
+        self.log_step = config.log_step
+        first = math.log(config.step_size) if config.log_step else config.step_size
+        self.steps = nn.Parameter(torch.full((count,), first))
+
+    @property
+    def sizes(self) -> Tensor:
+        """(modules,)."""
+        return self.steps.exp() if self.log_step else self.steps

@@ -18,10 +18,10 @@ from edit_cli.files.json_files import read_json, to_json, write_json
 from edit_cli.files.shapes import Count, checked
 from edit_cli.files.tensors import are_finite, read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 AGAIN = "train the editor again"
 TENSORS, ABOUT = "editor.safetensors", "editor.json"
-WHO = ("class", "base", "recipe")  # what a checkpoint is looked up by
+WHO = ("type", "base", "recipe")  # what a checkpoint is looked up by
 
 
 class Model(TypedDict):
@@ -34,22 +34,20 @@ class Data(TypedDict):
     cases: NotRequired[Count]
 
 
-About = TypedDict(
-    "About",
-    {
-        "format": int,
-        "class": str,
-        "base": str,
-        "recipe": dict[str, Any],
-        "model": Model,
-        "dataset": Data,
-        "sha256": str,
-    },
-)
+class About(TypedDict):
+    """type: the method's name (`config.registry`). base: what of the model it is bound to."""
+
+    format: int
+    type: str
+    base: str
+    recipe: dict[str, Any]
+    model: Model
+    dataset: Data
+    sha256: str
 
 
 def save(directory: Path, net: nn.Module, about: dict[str, Any]) -> None:
-    """Write a trained network and what is to be known about it: class, base, recipe, model, dataset, metrics.
+    """Write a trained network and what is to be known about it: type, base, recipe, model, dataset, metrics.
 
     Raises:
         MissingError: it cannot be written.
@@ -120,7 +118,7 @@ def refuse_others(net: nn.Module, tensors: dict[str, Tensor], directory: Path) -
 
 
 def find(root: Path, identity: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """Checkpoints below `root` that agree with all that `identity` tells of class, base and recipe, by path."""
+    """Checkpoints below `root` that agree with all that `identity` tells of type, base and recipe, by path."""
     wanted = json.loads(to_json(identity))
     found = []
     for file in sorted(root.glob(f"*/{ABOUT}")):

@@ -22,7 +22,7 @@ from edit_cli.editors.passes import row_losses
 from edit_cli.edits.edit import Factors
 from edit_cli.errors import RejectedRequest
 from edit_cli.lm.answers import Answers
-from edit_cli.lm.fast.token_pruning import spare
+from edit_cli.lm.fast.token_pruning import prune_tokens
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
@@ -197,7 +197,7 @@ def sparing(lm: LM, rows: Sequence[Row], layers: Iterable[int], groups: int = 1)
             read = real & (columns >= starts - 1)
             every, last = _evenly(real, groups), _evenly(read, groups)
             for layer in layers:
-                spare(stack, lm, layer, last if layer == lm.layout.depth - 1 else every, real.numel())
+                prune_tokens(stack, lm, layer, last if layer == lm.layout.depth - 1 else every, real.numel())
         yield
 
 

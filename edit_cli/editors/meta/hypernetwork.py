@@ -5,6 +5,7 @@ first).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,8 @@ from torch import Tensor, nn
 from edit_cli.distributed import ALONE, Team
 from edit_cli.editors.meta.factored_gradients import Gradient
 from edit_cli.errors import UsageError
-from edit_cli.lm.layout import projections, widths
-from edit_cli.lm.model import LM
 
-PARTS = ("both", "inputs", "outputs", "smaller")
+Part = Literal["both", "inputs", "outputs", "smaller"]  # of gradient factors [u; δ]
 CHUNK = 4096  # rows that are looked at together in float64
 
 
@@ -91,7 +90,7 @@ class Transform(nn.Module):
     """
 
     def __init__(
-        self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: str, normalise: bool, **layer: bool
+        self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: Part, normalise: bool, **layer: bool
     ) -> None:
         super().__init__()
         if part == "smaller":
@@ -122,7 +121,7 @@ class Hypernetwork(nn.Module):
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int]], rank: int, spread: float, shared: bool = True, part: str = "both",
+        self, shapes: Sequence[tuple[int, int]], rank: int, spread: float, shared: bool = True, part: Part = "both",
         normalise: bool = True,
         outside: bool = False, xavier: bool = False,
     ) -> None:  # fmt: skip
@@ -154,7 +153,7 @@ class Hypernetwork(nn.Module):
 
         Trains its statistics.
         """
-        found: list[tuple[Tensor, Tensor]] = [None] * len(gradients)  # type: ignore[list-item]
+        better: list[tuple[Tensor, Tensor]] = [None] * len(gradients)  # type: ignore[list-item]
         for key, members in self.members.items():
             transform, d_in = self.transforms[key], self.shapes[members[0]][0]
             kept = [gradients[number].kept for number in members]
@@ -173,33 +172,5 @@ class Hypernetwork(nn.Module):
             for number, mask, part in zip(members, kept, parts, strict=True):
                 whole = part.new_zeros(*mask.shape, part.shape[-1])
                 whole[mask.to(device)] = part
-                found[number] = whole[..., :d_in], whole[..., d_in:]
-        return found
-
-
-def shapes_of(lm: LM, modules: Sequence[str]) -> list[tuple[int, int]]:
-    """(d_in, d_out) of each module."""
-    return [widths(lm.module(name))[::-1] for name in modules]
-
-
-def edited_modules(
-    lm: LM, layers: Sequence[int], last: int, part: str = "both", second_in: bool = True
-) -> tuple[list[str], int]:
-    """(projections of the MLPs that are edited, the lowest layer). layers: none for the last `last` of every stack.
-
-    part: "both" sides of the MLP, its "out" projection alone, or every projection of the "block".
-
-    Raises:
-        UsageError: another word, or a layer that does not exist.
-    """
-    if part not in ("both", "out", "block"):
-        raise UsageError(f"method.part={part}: choose both, out or block")
-    chosen = sorted(layers) or lm.layout.last_layers(last)
-    if part == "block":
-        blocks = [lm.layout.block(layer) for layer in chosen]
-        return [f"{block}.{name}" for block in blocks for name in projections(lm.module(block))], min(chosen)
-    weights = [
-        lm.layout.mlp_weights(layer, second_in) if part == "both" else (f"{lm.layout.mlp_out(layer)}.weight",)
-        for layer in chosen
-    ]
-    return [name.removesuffix(".weight") for names in weights for name in names], min(chosen)
+                better[number] = whole[..., :d_in], whole[..., d_in:]
+        return better

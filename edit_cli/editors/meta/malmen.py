@@ -8,159 +8,144 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from edit_cli.config.schema import Count, Natural, NonNegative, Positive
 from edit_cli.distributed import ALONE
 from edit_cli.editors.locate.solver import ScaledIdentity, solve
-from edit_cli.editors.meta.base import TrainableEditor
-from edit_cli.editors.meta.base_model_cache import Memory
-from edit_cli.editors.meta.episodes import DrawOptions, Trial, draw
+from edit_cli.editors.meta.base import GradientEditor, Logs, StepConfig, StepSizes, TrainingConfig
+from edit_cli.editors.meta.base_model_cache import BaseModelCache
+from edit_cli.editors.meta.episodes import EpisodeEvaluation, sample_episodes
 from edit_cli.editors.meta.factored_gradients import DenseShift, Gradient, Shift, gradients, largest, refuse_infinite
-from edit_cli.editors.meta.hypernetwork import Hypernetwork, edited_modules, shapes_of
+from edit_cli.editors.meta.hypernetwork import Hypernetwork
 from edit_cli.editors.passes import in_batches
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import UsageError
-from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import Case, EditRequest
 
-TOKENS = ("answer", "subject", "all")
-Line = dict[str, float]
-Told = tuple[Row, int]  # with the place of its subject's last token
+Placed = tuple[Row, int]  # a row with the index of its subject's last token
 
 
-@dataclass(kw_only=True)
-class MALMEN(TrainableEditor):
+@dataclass(frozen=True, kw_only=True)
+class MALMENConfig(StepConfig):
+    """Any number of facts can be edited; what was learnt fits about `edits`."""
+
+    last: Count = 6
+    """How many of every stack, where no layers are given (published: 6 of GPT-2, GPT-J and BERT, 2 of T5-XL, 4 of
+    T5-small)."""
+    part: Literal["both", "out", "block"] = "out"
+    second_in: bool = False
+    edits: Count = 512
+    """Facts edited together in training (published: 512 of zsRE, 1,024 of FEVER, up to 8,192)."""
+    tokens: Literal["answer", "subject", "all"] = "answer"
+    """Whose keys and gradients count: those that predict the answer (a classifier's first token; with an encoder and a
+    decoder all), these and the subject's last token (causal models; without a subject these alone), or all that have a
+    gradient."""
+    rank: Count = 1920
+    """Of the network's layers."""
+    spread: NonNegative = 1.0
+    """Standard deviation of their input matrices at first."""
+    step_size: Positive = 1.0e-6
+    """η of each matrix at first; small models need far more."""
+    ridge: Positive = 1.0
+    """λ of the least squares at first; its logarithm is learnt."""
+    step_lr: NonNegative = 1.0e-5
+    """Learning rate of η and λ."""
+    asked: Natural = 0
+    """Facts, drawn from those edited together, whose prompts a step's loss asks about; 0: all, as published."""
+    prompts: Count = 32
+    """In one pass of the model; changes nothing but memory and time."""
+    chunk: Count = 1024
+    """Tokens in one pass of the network; changes nothing but memory and time."""
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            steps=300, lr=1.0e-5, clip=1.0, validate_every=50, validation_edits=2, save_every=50, memory_mib=512
+        )
+    )
+    """How it is trained; published: one epoch."""
+
+
+class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
     """Massive Editing via Meta Learning (Tan et al., 2024): S = (UᵀU + λI)⁻¹ UᵀD for all tokens of thousands of facts
     (section 3).
-
-    layers: none for the last `last` of every stack; part, second_in: as in MEND.
-    edits: facts edited together in training. Any number can be edited; what was learnt fits about as many.
-    tokens: whose keys and gradients count: "answer", those that predict it (a classifier's first token; with an encoder
-    and a decoder all), "subject": these and the subject's last token (causal models; without a subject these alone), or
-    "all" that have a gradient. rank, spread: of the network's layers. step_size: η at first; log_step: log η is learnt.
-    ridge: λ at first, whose logarithm is learnt.
-    step_lr: learning rate of η and λ.
-    edit_weight, locality_weight: of the new answers and of KL in the loss (the paper's c_loc is the second, the first
-    is 1).
-    asked: facts whose prompts a step's loss asks about, drawn at random from those edited together; 0: all of them.
-    prompts: in one pass of the model; chunk: tokens in one pass of the network. Neither changes anything but memory and
-    time.
     """
 
-    heads = ("causal", "seq2seq", "classifier")
-    remembers = True
+    Config = MALMENConfig
     mass_editor = True
     shares_cases = True
 
-    layers: list[int] = field(default_factory=list)
-    last: int = 6
-    part: str = "out"
-    second_in: bool = False
-    edits: int = 512
-    tokens: str = "answer"
-    rank: int = 1920
-    spread: float = 1.0
-    step_size: float = 1.0e-6
-    log_step: bool = False
-    ridge: float = 1.0
-    step_lr: float = 1.0e-5
-    edit_weight: float = 1.0
-    locality_weight: float = 1.0
-    asked: int = 0
-    prompts: int = 32
-    chunk: int = 1024
-    draw: DrawOptions = field(default_factory=DrawOptions)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens not in TOKENS:
-            raise UsageError(f"method.tokens={self.tokens}: choose {', '.join(TOKENS[:-1])} or {TOKENS[-1]}")
-        for name in ("edits", "prompts", "chunk", "step_size", "ridge"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"method.{name}={getattr(self, name)}: give more than 0")
-        if self.asked < 0:
-            raise UsageError(f"method.asked={self.asked}: give a number of facts, or 0 for all of them")
-
     @property
     def cases_per_edit(self) -> int:
-        return self.edits
+        return self.config.edits
 
-    def build(self, lm: LM) -> MalmenNet:
-        modules, _ = self._modules(lm)
-        return MalmenNet(
-            Hypernetwork(shapes_of(lm, modules), self.rank, self.spread, outside=True),
-            self.step_size,
-            self.log_step,
-            self.ridge,
-        )
+    def build(self) -> MalmenNet:
+        if self.config.tokens == "subject" and self.lm.head.kind != "causal":
+            raise UsageError(f"method.tokens=subject: {self.lm.name} is no causal model; choose answer or all")
+        return MalmenNet(self.shapes, self.config)
 
     def groups(self, net: MalmenNet) -> list[dict[str, Any]]:
         return [
             {"params": list(net.hypernetwork.parameters())},
-            {"params": [net.steps, net.log_ridges], "lr": self.step_lr},
+            {"params": [net.steps, net.log_ridges], "lr": self.config.step_lr},
         ]
 
-    def loss(self, net: MalmenNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, Line]:
+    def loss(self, net: MalmenNet, batch: Sequence[Case]) -> tuple[Tensor, Logs]:
         """A stand-in for the mean loss over independent edits, whose gradient is the loss's; the loss itself is in
         the numbers.
         """
-        modules, _ = self._modules(lm)
-        edits = [batch[first : first + self.edits] for first in range(0, len(batch) - self.edits + 1, self.edits)]
-        tokens = [
-            self._tokens(lm, [case.requests[0] for case in lm.team.share(cases)], modules, self.memory(lm))
-            for cases in edits
-        ]
+        size, team = self.config.edits, self.lm.team
+        edits = [batch[first : first + size] for first in range(0, len(batch) - size + 1, size)]
+        tokens = [self._tokens([case.requests[0] for case in team.share(cases)], self.cache) for cases in edits]
         if net.training:  # all rows of a batch before any is normalised
             net.hypernetwork.take_in(
-                [torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)], lm.team
+                [torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)], team
             )
-        found = [self._meta_loss(net, lm, *edit) for edit in zip(edits, tokens, strict=True)]
-        stand_ins, told = zip(*found, strict=True)
-        return torch.stack(stand_ins).mean(), _mean([(line, 1.0) for line in told if line])
+        stand_ins, logs = zip(*(self._meta_loss(net, *edit) for edit in zip(edits, tokens, strict=True)), strict=True)
+        return torch.stack(stand_ins).mean(), _mean([(line, 1.0) for line in logs if line])
 
     def _meta_loss(
-        self, net: MalmenNet, lm: LM, cases: Sequence[Case], tokens: Sequence[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Line]:
+        self, net: MalmenNet, cases: Sequence[Case], tokens: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Logs]:
         """Algorithm 2. tokens: of this process's share of the cases.
 
         The model's pass and the network's never share a graph: between them stands G, the gradient by the shift. Of
         several processes each reads, asks and learns from its share; the least squares are of all tokens, and all solve
         them alike.
         """
-        modules, lowest = self._modules(lm)
-        lessons, memory, team = draw(cases, 1, self.draw), self.memory(lm), lm.team
-        changes = [net.changes(number, *pair, self.chunk) for number, pair in enumerate(tokens)]
+        config, team = self.config, self.lm.team
+        episodes = sample_episodes(cases, 1, config.draw)
+        changes = [net.changes(number, *pair, config.chunk) for number, pair in enumerate(tokens)]
         whole = [(team.collect(u), team.collect(d.detach())) for (u, _), d in zip(tokens, changes, strict=True)]
         if not all(bool(part.isfinite().all()) for pair in whole for part in pair):
             return net.steps.new_full((), math.nan), {}
         solved = [least_squares(u, d, ridge) for (u, d), ridge in zip(whole, net.ridges, strict=True)]
         shifts = {
-            name: DenseShift(factors.dense().to(u).to(lm.device).requires_grad_())
-            for name, factors, (u, _) in zip(modules, solved, whole, strict=True)
+            name: DenseShift(factors.dense().to(u).to(self.lm.device).requires_grad_())
+            for name, factors, (u, _) in zip(self.modules, solved, whole, strict=True)
         }
 
-        if net.training and 0 < self.asked < len(lessons):
-            lessons = random.Random(f"{torch.initial_seed()}/{cases[0].id}").sample(lessons, self.asked)
+        if net.training and 0 < config.asked < len(episodes):
+            episodes = random.Random(f"{torch.initial_seed()}/{cases[0].id}").sample(episodes, config.asked)
 
         # the model's pass: G, summed over batches of prompts
-        lines, wanted, mine = [], [shift.change for shift in shifts.values()], team.share(lessons)
+        lines, wanted, mine = [], [shift.change for shift in shifts.values()], team.share(episodes)
         to_shift = [torch.zeros_like(change) for change in wanted]
-        for part in in_batches(mine, self.prompts):
-            share = len(mine[part]) / len(lessons)
-            nll, kl, told = Trial(lm, mine[part], lowest, memory).losses(shifts)
-            loss = self.edit_weight * nll + self.locality_weight * kl
-            lines.append(({**told, "loss": float(loss.detach())}, share))
+        for part in in_batches(mine, config.prompts):
+            share = len(mine[part]) / len(episodes)
+            nll, kl, logs = EpisodeEvaluation(self.cache, mine[part], self.lowest).losses(shifts)
+            loss = config.edit_weight * nll + config.locality_weight * kl
+            lines.append(({**logs, "loss": float(loss.detach())}, share))
             if torch.is_grad_enabled():
-                for total, found in zip(to_shift, torch.autograd.grad(loss, wanted), strict=True):
-                    total += share * found
-        told = _mean([line for some in team.gather([lines]) for line in some])
+                for total, gradient in zip(to_shift, torch.autograd.grad(loss, wanted), strict=True):
+                    total += share * gradient
+        logs = _mean([line for some in team.gather([lines]) for line in some])
         if not net.training:
-            told["shift"] = largest(lm, shifts)
+            logs["shift"] = largest(self.lm, shifts)
 
         # the network's pass: each chunk's activations are computed again when `backward` comes to it
         stand_in = net.steps.new_zeros(())
@@ -172,104 +157,90 @@ class MALMEN(TrainableEditor):
                 + team.size * (own * change).sum().to(stand_in)  # gradients of processes are averaged
                 + to_ridge.to(stand_in) * net.log_ridges[number]
             )
-        return stand_in, told
+        return stand_in, logs
 
     @torch.no_grad()
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> WeightDelta:
+    def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """One shift of each module for all requests.
 
         Raises:
             RejectedRequest: a gradient is no number.
         """
-        net = self.trained(lm)
-        modules, _ = self._modules(lm)
+        net, lm = self.trained(), self.lm
         team = lm.team if len(requests) >= lm.team.size else ALONE
-        tokens = self._tokens(lm, team.share(requests), modules)
+        tokens = self._tokens(team.share(requests), BaseModelCache(lm))
         updates = {}
-        for number, (name, (u, delta)) in enumerate(zip(modules, tokens, strict=True)):
-            keys, changes = team.collect(u), team.collect(net.changes(number, u, delta, self.chunk))
+        for number, (name, (u, delta)) in enumerate(zip(self.modules, tokens, strict=True)):
+            keys, changes = team.collect(u), team.collect(net.changes(number, u, delta, self.config.chunk))
             refuse_infinite([Shift(changes, keys)])
             factors = least_squares(keys, changes, net.ridges[number])
             updates[f"{name}.weight"] = Factors(factors.left.float().contiguous(), factors.right.float().contiguous())
         sizes = {
             name: DenseShift(update.dense().to(lm.device))
-            for name, update in zip(modules, updates.values(), strict=True)
+            for name, update in zip(self.modules, updates.values(), strict=True)
         }
         return WeightDelta(updates, {"shift": largest(lm, sizes)}).compact(lm)
 
-    def _tokens(
-        self, lm: LM, requests: Sequence[EditRequest], modules: Sequence[str], memory: Memory | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _tokens(self, requests: Sequence[EditRequest], cache: BaseModelCache) -> list[tuple[Tensor, Tensor]]:
         """(keys u (n, d_in), gradients δ (n, d_out)) of each module, of the tokens that count in all requests; in
         host memory.
         """
-        every = lm.head.encode([(request.text, request.target_new) for request in requests])
+        every = self.lm.head.encode([(request.text, request.target_new) for request in requests])
         rows = sorted(zip(every, map(self._subject, requests, every), strict=True), key=lambda pair: len(pair[0].ids))
         parts: list[tuple[Tensor, ...]] = []
-        for part in in_batches(rows, self.prompts):
+        for part in in_batches(rows, self.config.prompts):
             some = rows[part]
 
-            def find(new: list[int], some: Sequence[Told] = some) -> list[tuple[Tensor, ...]]:
-                return self._found(lm, [some[i] for i in new], modules)
+            def read(new: list[int], some: Sequence[Placed] = some) -> list[tuple[Tensor, ...]]:
+                return self._read([some[i] for i in new])
 
-            if memory is not None and memory.works(lm):
-                parts += memory.recall(
-                    [("tokens", tuple(modules), self.tokens, row.ids, row.target, at) for row, at in some], find
-                )
-            else:
-                parts += find(list(range(len(some))))
+            keys = [("tokens", tuple(self.modules), self.config.tokens, row.ids, row.target, at) for row, at in some]
+            parts += cache.recall(keys, read)
         return [
-            tuple(torch.cat([found[2 * n + side] for found in parts]) for side in (0, 1)) for n in range(len(modules))
+            tuple(torch.cat([row[2 * n + side] for row in parts]) for side in (0, 1))  # type: ignore[misc]
+            for n in range(len(self.modules))
         ]
 
     def _subject(self, request: EditRequest, row: Row) -> int:
-        """The place of the subject's last token, -1 where it does not matter."""
-        return row.token_at(request.subject_span[1] - 1) if self.tokens == "subject" and request.subject else -1
+        """The index of the subject's last token, -1 where it does not matter."""
+        matters = self.config.tokens == "subject" and request.subject
+        return row.token_at(request.subject_span[1] - 1) if matters else -1
 
-    def _found(self, lm: LM, told: Sequence[Told], modules: Sequence[str]) -> list[tuple[Tensor, ...]]:
+    def _read(self, placed: Sequence[Placed]) -> list[tuple[Tensor, ...]]:
         """For each row, u and δ of the first module, then of the second, and so on."""
-        rows = [row for row, _ in told]
-        found = gradients(lm, rows, modules)
-        kept = {name: self._counts(lm, told, gradient) for name, gradient in found.items()}
+        whole = gradients(self.lm, [row for row, _ in placed], self.modules)
+        kept = {name: self._counts(placed, gradient) for name, gradient in whole.items()}
         return [
             tuple(
                 part[row][kept[name][row]].cpu()
-                for name in modules
-                for part in (found[name].inputs, found[name].outputs)
+                for name in self.modules
+                for part in (whole[name].inputs, whole[name].outputs)
             )
-            for row in range(len(rows))
+            for row in range(len(placed))
         ]
 
-    def _counts(self, lm: LM, told: Sequence[Told], gradient: Gradient) -> Tensor:
+    def _counts(self, placed: Sequence[Placed], gradient: Gradient) -> Tensor:
         """(rows, tokens) whether a token's key and gradient take part."""
-        kept = gradient.kept
-        if self.tokens == "all" or lm.head.kind == "seq2seq":
+        kept, kind = gradient.kept, self.lm.head.kind
+        if self.config.tokens == "all" or kind == "seq2seq":
             return kept
         columns = torch.arange(kept.shape[1], device=kept.device)
-        if lm.head.kind == "classifier":
+        if kind == "classifier":
             return kept & (columns == 0)
         starts, subjects = (
             torch.tensor(which, device=kept.device)[:, None]
-            for which in zip(*((row.start - 1, at) for row, at in told), strict=True)
+            for which in zip(*((row.start - 1, at) for row, at in placed), strict=True)
         )
         return kept & ((columns >= starts) | (columns == subjects))
 
-    def _modules(self, lm: LM) -> tuple[list[str], int]:
-        if self.tokens == "subject" and lm.head.kind != "causal":
-            raise UsageError(f"method.tokens=subject: {lm.name} is no causal model; choose answer or all")
-        return edited_modules(lm, self.layers, self.last, self.part, self.second_in)
 
-
-class MalmenNet(nn.Module):
+class MalmenNet(StepSizes):
     """The network g, and of each module a step size η and a log λ."""
 
-    def __init__(self, hypernetwork: Hypernetwork, step_size: float, log_step: bool, ridge: float) -> None:
-        super().__init__()
-        self.hypernetwork, self.log_step = hypernetwork, log_step
-        self.steps = nn.Parameter(
-            torch.full((len(hypernetwork.shapes),), math.log(step_size) if log_step else step_size)
-        )
-        self.log_ridges = nn.Parameter(torch.full((len(hypernetwork.shapes),), math.log(ridge)))
+    def __init__(self, shapes: Sequence[tuple[int, int]], config: MALMENConfig) -> None:
+        super().__init__(len(shapes), config)
+        self.hypernetwork = Hypernetwork(shapes, config.rank, config.spread, outside=True)
+        self.log_ridges = nn.Parameter(torch.full((len(shapes),), math.log(config.ridge)))
 
     @property
     def ridges(self) -> list[float]:
@@ -285,7 +256,7 @@ class MalmenNet(nn.Module):
 
     def _changes(self, number: int, u: Tensor, delta: Tensor) -> Tensor:
         """−η (u·ũ) δ̃: what MEND's shift by this token alone would do to the token's own output (equation 5)."""
-        step = self.steps[number].exp() if self.log_step else self.steps[number]
+        step = self.sizes[number]
         keys = u.to(step.device)
         better, moved = self.hypernetwork.improved(number, torch.cat([keys, delta.to(keys)], -1)).split(
             [u.shape[-1], delta.shape[-1]], -1
@@ -315,7 +286,7 @@ def meta_gradient(solved: Factors, keys: Tensor, to_shift: Tensor) -> tuple[Tens
     return weighted @ towards.T, -(ridged * solved.dense()).sum()
 
 
-def _mean(lines: Sequence[tuple[Line, float]]) -> Line:
+def _mean(lines: Sequence[tuple[Logs, float]]) -> Logs:
     """Weighted means by name; of shifts the largest."""
     total = sum(weight for _, weight in lines)
     names = lines[0][0] if lines else ()

@@ -8,13 +8,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from edit_cli.editors.old import Editor
-from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, Retold, facts_of
+from edit_cli.config.schema import Linked, Natural
+from edit_cli.editors.base import Context, Editor, EditorConfig
+from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, Retold, facts_of, normalised
 from edit_cli.editors.retrieval.demonstrations import KINDS, Store, headed, shown
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.files.shapes import Rule
@@ -28,86 +30,97 @@ from edit_cli.writing import as_text
 SAME = "same"
 
 
-@dataclass(kw_only=True)
-class IKE(Editor):
-    """Can We Edit Factual Knowledge by In-Context Learning? (Zheng et al., 2023).
+@dataclass(frozen=True, kw_only=True)
+class IKEConfig(EditorConfig):
+    """Settings of in-context editing."""
 
-    store: data set whose facts become demonstrations; "same": the records of the run's own that it neither edits nor
-    asks about; null for none (PROMPT: the new fact alone). demonstrations: k of them, the nearest to the edit, the most
-    similar last; shares: of their kinds copy, update, retain. copy_itself: at the end the edit demonstrates itself.
-    router: none — one fact, before every prompt; embedding — the fact whose prompt is most similar, if more than
-    `threshold` (cosine), else the bare prompt; auto — none while there is one fact, embedding from two on.
-    """
-
-    store: Any = None
-    demonstrations: int = 32
-    shares: list[int] = field(default_factory=lambda: [4, 12, 16])
+    store: Any = SAME
+    """Whose facts become demonstrations: the records of the run's own data set that it neither edits nor asks about
+    (same), a data set (dataset@method.store=NAME), or null for none (PROMPT: the new fact alone)."""
+    demonstrations: Natural = 32
+    """Facts of the store that are most like the edit, the most similar last; the least similar go where the context is
+    too short."""
+    shares: list[Natural] = field(default_factory=lambda: [4, 12, 16])
+    """Parts of them that are shown as copy (the edited prompt), update (a paraphrase) and retain (an answer that
+    stays)."""
     copy_itself: bool = True
-    router: str = "auto"
+    """Whether the edit demonstrates itself at the end."""
+    router: Literal["auto", "none", "embedding"] = "auto"
+    """Which fact goes before a prompt: the only one, before every prompt (none); the one that is most similar, or none
+    (embedding); auto: embedding from two facts on."""
     threshold: float = 0.7
+    """Cosine of fact and prompt above which the router puts the fact before the prompt."""
     embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
-    seed: int = 0
+    """What compares sentences."""
+    seed: Annotated[int, Linked("${seed}")] = 0
+    """Of the order of the kinds."""
 
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> IkeRoute:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.store, str) and self.store != SAME:
+            raise UsageError(
+                f"method.store={self.store}: choose {SAME} or null, or name a data set by dataset@method.store=NAME"
+            )
+        if len(self.shares) != len(KINDS) or not sum(self.shares):
+            raise UsageError(f"method.shares={self.shares}: give three numbers, the parts of {', '.join(KINDS)}")
+
+
+class IKE(Editor[IKEConfig]):
+    """Can We Edit Factual Knowledge by In-Context Learning? (Zheng et al., 2023)."""
+
+    Config = IKEConfig
+
+    @classmethod
+    def require(cls, config: IKEConfig, model: str, context: Context) -> None:
+        config.embedding.require()
+
+    def edit(self, requests: Sequence[EditRequest]) -> IkeRoute:
         """What stands before prompts, fact by fact."""
-        self._refuse_wrong_words()
+        lm, config = self.lm, self.config
         facts = facts_of(requests, lm.monitor)
-        if self.router == "none" and len(facts) > 1:
+        if config.router == "none" and len(facts) > 1:
             raise UsageError(
                 f"method.router=none puts one fact before every prompt, and {len(facts)} are edited together: "
                 "give method.router=embedding, or protocol.batch_size=1"
             )
-        embed = self._embedder(lm)
-        by_prompt = {" ".join(request.text.lower().split()): request for request in requests}
-        prefixes = [self._prefix(lm, by_prompt[fact.asked], fact, embed) for fact in facts]
+        by_prompt = {normalised(request.text): request for request in requests}
+        prefixes = [self._prefix(by_prompt[fact.asked], fact) for fact in facts]
         keys = (
-            embed([fact.prompt for fact in facts])
-            if self.router != "none"
+            self.embed([fact.prompt for fact in facts])
+            if config.router != "none"
             else torch.zeros(len(facts), 1, device=lm.device)
         )
-        return IkeRoute(
-            facts,
-            keys,
-            f"{self.router} {self.threshold} {embed.name}",
-            prefixes,
-            self.router,
-            self.threshold,
-            self.embedding,
-            embed,
-        )
+        maker = f"{config.router} {config.threshold} {self.embed.name}"
+        return IkeRoute(facts, keys, maker, prefixes, config.router, config.threshold, config.embedding, self.embed)
 
-    def require(self, model: str) -> None:
-        self._refuse_wrong_words()
-        self.embedding.require()
+    @cached_property
+    def embed(self) -> Embedder:
+        """What compares sentences."""
+        return self.context.once(("embedder", self.config.embedding), lambda: self.config.embedding.load(self.lm))
 
-    def _embedder(self, lm: LM) -> Embedder:
-        memory = self.scratch(lm)
-        if "embedder" not in memory:
-            memory["embedder"] = self.embedding.load(lm)
-        return memory["embedder"]
+    @cached_property
+    def store(self) -> Store:
+        """The facts to demonstrate with."""
+        with self.lm.monitor.phase("embed demonstrations"):
+            return Store(self._cases(), self.embed)
 
-    def _prefix(self, lm: LM, request: EditRequest, fact: Fact, embed: Embedder) -> list[str]:
+    def _prefix(self, request: EditRequest, fact: Fact) -> list[str]:
         """Demonstrations, the most similar last, and at the very end the edit itself."""
         own = f"{as_text(headed(fact.prompt, fact.answer, fact.prompt), fact.answer)}\n\n"
         chosen: list[str] = []
-        if self.store is not None and self.demonstrations:
-            memory = self.scratch(lm)
-            if "store" not in memory:
-                with lm.monitor.phase("embed demonstrations"):
-                    memory["store"] = Store(self._cases(lm), embed)
-            vector = embed([f"{headed(fact.prompt, fact.answer, fact.prompt)}\n\n"])[0]
-            near = memory["store"].nearest(request, vector, self.demonstrations)
-            kinds = self._kinds(fact)
-            chosen = [shown(told, kind) for told, kind in zip(near, kinds, strict=False)][::-1]
-        return [*chosen, *([own] if self.copy_itself else [])]
+        if self.config.store is not None and self.config.demonstrations:
+            vector = self.embed([f"{headed(fact.prompt, fact.answer, fact.prompt)}\n\n"])[0]
+            near = self.store.nearest(request, vector, self.config.demonstrations)
+            chosen = [shown(told, kind) for told, kind in zip(near, self._kinds(fact), strict=False)][::-1]
+        return [*chosen, *([own] if self.config.copy_itself else [])]
 
-    def _cases(self, lm: LM) -> Sequence[Case]:
+    def _cases(self) -> Sequence[Case]:
         """The facts of the store."""
-        if self.store != SAME:
-            return self.store.load(None).cases
-        cases = self.examples.others() if self.examples else []
+        if self.config.store != SAME:
+            return self.config.store.load(None).cases
+        cases = self.context.examples.others() if self.context.examples else []
         if not cases:
-            lm.monitor.note(
+            self.lm.monitor.note(
                 "there are no other records of this data set to demonstrate with, so the new fact stands alone before a"
                 " prompt (dataset@method.store=NAME takes those of another one)"
             )
@@ -115,24 +128,12 @@ class IKE(Editor):
 
     def _kinds(self, fact: Fact) -> list[str]:
         """As many of each kind as `shares` say, shuffled anew for each fact."""
-        total = sum(self.shares)
-        counts = [round(self.demonstrations * share / total) for share in self.shares]
-        counts[-1] = self.demonstrations - sum(counts[:-1])
+        total, shares = self.config.demonstrations, self.config.shares
+        counts = [round(total * share / sum(shares)) for share in shares]
+        counts[-1] = total - sum(counts[:-1])
         kinds = [kind for kind, count in zip(KINDS, counts, strict=True) for _ in range(count)]
-        random.Random(f"{self.seed} {fact.asked} {fact.answer}").shuffle(kinds)
+        random.Random(f"{self.config.seed} {fact.asked} {fact.answer}").shuffle(kinds)
         return kinds
-
-    def _refuse_wrong_words(self) -> None:
-        if isinstance(self.store, str) and self.store != SAME:
-            raise UsageError(
-                f"method.store={self.store}: choose {SAME} or null, or name a data set by dataset@method.store=NAME"
-            )
-        if self.router not in ("auto", "none", "embedding"):
-            raise UsageError(f"method.router={self.router}: choose auto, none or embedding")
-        if len(self.shares) != len(KINDS) or min(self.shares) < 0 or not sum(self.shares):
-            raise UsageError(f"method.shares={self.shares}: give three numbers, the parts of {', '.join(KINDS)}")
-        if self.demonstrations < 0:
-            raise UsageError(f"method.demonstrations={self.demonstrations}: give 0 or more")
 
 
 class IkeSaid(FactsSaid):

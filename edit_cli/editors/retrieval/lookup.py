@@ -8,52 +8,54 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
+from pydantic import AllowInfNan
 from torch import Tensor
 
+from edit_cli.config.schema import NonNegative
+from edit_cli.editors.base import Editor, EditorConfig
 from edit_cli.editors.memory.base import nearest
-from edit_cli.editors.old import Editor
 from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, facts_of
-from edit_cli.errors import UsageError
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.kinds import Head
 from edit_cli.lm.model import LM
-from edit_cli.lm.reading import Tap, read
+from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
 from edit_cli.writing import as_text
 
 
-@dataclass(kw_only=True)
-class Lookup(Editor):
-    """Manual cache (the LU baseline of Mitchell et al., 2022).
+@dataclass(frozen=True, kw_only=True)
+class LookupConfig(EditorConfig):
+    """Settings of the cache."""
 
-    mode: "nearest" — the key is the mean final hidden state over the prompt's tokens, and the nearest stored key within
-    `radius` (Euclidean) answers; "exact" — the prompt's words alone, apart from case and spacing.
-    radius: must be tuned for each model; too small loses rephrasings, too large answers for everything.
-    confidence: logit of a stored token, all others 0 (MEND's suite uses 1, which ranks the token first but leaves its
-    probability near uniform).
-    """
+    mode: Literal["nearest", "exact"] = "nearest"
+    """How a prompt is found: by the mean over its tokens of the final hidden state (nearest), or by its words alone,
+    apart from case and spacing (exact)."""
+    radius: Annotated[float, Ge(0), AllowInfNan(True)] = 1.0
+    """Euclidean distance within which the nearest fact answers; must be tuned for each model: too small loses
+    rephrasings, too large answers for everything."""
+    confidence: NonNegative = 30.0
+    """Logit of a stored token, all others 0 (MEND's suite uses 1, which ranks the token first but leaves its
+    probability near uniform)."""
 
+
+class Lookup(Editor[LookupConfig]):
+    """Manual cache (the LU baseline of Mitchell et al., 2022)."""
+
+    Config = LookupConfig
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
 
-    mode: str = "nearest"
-    radius: float = 1.0
-    confidence: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("nearest", "exact"):
-            raise UsageError(f"method.mode={self.mode}: choose nearest or exact")
-
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> CacheRoute:
+    def edit(self, requests: Sequence[EditRequest]) -> CacheRoute:
         """A route in front of the model; no weight changes."""
-        facts = facts_of(requests, lm.monitor)
-        keys = mean_states(lm, [fact.prompt for fact in facts])
-        return CacheRoute(facts, keys, self.radius if self.mode == "nearest" else None, self.confidence)
+        config, facts = self.config, facts_of(requests, self.lm.monitor)
+        keys = mean_states(self.lm, [fact.prompt for fact in facts])
+        return CacheRoute(facts, keys, config.radius if config.mode == "nearest" else None, config.confidence)
 
 
 class CacheSaid(FactsSaid):
@@ -118,7 +120,7 @@ class CacheRoute(FactRoute):
         return {"keys": size(len(rest["facts"]), lm.layout.width)}
 
     def touches(self, lm: LM) -> list[str]:
-        return [name for name, _ in lm.model.named_parameters()]
+        return lm.weight_names
 
 
 @dataclass(frozen=True)
@@ -158,4 +160,6 @@ class StoredAnswer:
 def mean_states(lm: LM, prompts: Sequence[str]) -> Tensor:
     """Mean over a prompt's tokens of the final hidden state (an encoder's, where there is one), (n, width) float32."""
     rows = lm.head.encode([(prompt, None) for prompt in prompts])
-    return read(lm, rows, [len(row.ids) - 1 for row in rows], [Tap(lm.layout.final_norm, "output")], reduce="mean")[0]
+    return read(
+        lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(lm.layout.final_norm, "output")], reduce="mean"
+    )[0]

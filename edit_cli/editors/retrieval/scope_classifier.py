@@ -8,49 +8,58 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from edit_cli.config.schema import Config, Count, Natural, Positive, SettingError
 from edit_cli.editors.memory.base import nearest
 from edit_cli.editors.retrieval.base import Fact, FactMemory
 from edit_cli.errors import UsageError
-from edit_cli.lm.auxiliary_model import Companion
-from edit_cli.lm.embeddings import MINILM, POOLINGS, packaged_minilm, pooled
+from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig
+from edit_cli.lm.embeddings import MINILM, packaged_minilm, pooled
 from edit_cli.writing import bare
 
-KINDS = ("embedding", "cross")
-DESCRIPTIONS = ("fact", "prompt")
 HEAD_GAIN = 0.2  # of the linear map at first
 IN_SCOPE = 0  # class of the cross-attention classifier
 TINY = 1e-6  # of squared distances, below which two texts count as one; and of 1 - p
 
 
-@dataclass
-class ScopeOptions:
-    """kind: embedding (two texts, one distance) or cross (both in one text). model: the encoder.
-    trained_blocks: its topmost blocks that are trained; None: the whole encoder, 0: nothing of it.
+@dataclass(frozen=True, kw_only=True)
+class ScopeConfig(Config):
+    """The classifier g."""
 
-    Of embeddings: pooling: cls, last (for causal encoders) or mean. head: width of a linear map on top of the pooled
-    state; None: none.
-    describes: what of a fact is embedded: fact (`prompt [SEP] answer [SEP]`) or its prompt alone. scale: s in g =
-    exp(-s d²).
-    """
+    place = "method.scope"
 
-    kind: str = "embedding"
-    model: Companion = field(default_factory=Companion)
-    trained_blocks: int | None = None
-    pooling: str = "cls"
-    head: int | None = None
-    describes: str = "fact"
-    scale: float = 1.0
+    kind: Literal["embedding", "cross"] = "embedding"
+    """Two texts and the distance of their embeddings, or both texts in one, read by a classifier."""
+    model: AuxiliaryModelConfig = field(default_factory=AuxiliaryModelConfig)
+    """The encoder."""
+    trained_blocks: Natural | None = None
+    """Topmost blocks of the encoder that are trained; null: all of it; 0: nothing, only the head is."""
+    pooling: Literal["cls", "last", "mean"] = "cls"
+    """Of an embedding: state of the first token, of the last one (causal encoders), or the mean."""
+    head: Count | None = None
+    """Of an embedding: width of a linear map on top of the pooled state; null: none, as published."""
+    describes: Literal["fact", "prompt"] = "fact"
+    """What of a fact is embedded: prompt and answer (`prompt [SEP] answer [SEP]`), as published, or its prompt."""
+    scale: Positive = 1.0
+    """s in g = exp(-s d²)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "embedding" and self.trained_blocks == 0 and self.head is None:
+            raise SettingError(
+                self.place,
+                "trained_blocks",
+                "=0 leaves nothing of the classifier to train: give it a method.scope.head, such as 128",
+            )
 
     def build(self, own_tokenizer: Any, batch_tokens: int) -> Scope:
         """Raises:
-        UsageError: no such kind, pooling or description, numbers out of bounds, or nothing is left to train.
+        UsageError: more blocks are to be trained than there are.
         """
-        self._refuse_wrong_words()
         model, tokenizer = self.encoder().build(
             "encoder" if self.kind == "embedding" else "classifier", own_tokenizer, "method.scope.model"
         )
@@ -67,30 +76,10 @@ class ScopeOptions:
             return CrossScope(model, tokenizer, batch_tokens)
         return EmbeddingScope(model, tokenizer, batch_tokens, self)
 
-    def encoder(self) -> Companion:
+    def encoder(self) -> AuxiliaryModelConfig:
         """`model`, from the package that holds MiniLM where it is asked for and installed."""
         packaged = packaged_minilm() if self.model.checkpoint == MINILM else None
         return replace(self.model, checkpoint=str(packaged)) if packaged else self.model
-
-    def _refuse_wrong_words(self) -> None:
-        for name, known in (("kind", KINDS), ("pooling", tuple(POOLINGS)), ("describes", DESCRIPTIONS)):
-            if getattr(self, name) not in known:
-                raise UsageError(
-                    f"method.scope.{name}={getattr(self, name)}: choose {', '.join(known[:-1])} or {known[-1]}"
-                )
-        if self.scale <= 0:
-            raise UsageError(f"method.scope.scale={self.scale}: give a number above 0")
-        if self.head is not None and self.head < 1:
-            raise UsageError(f"method.scope.head={self.head}: give its width, or null for none")
-        if self.trained_blocks is not None and self.trained_blocks < 0:
-            raise UsageError(
-                f"method.scope.trained_blocks={self.trained_blocks}: give 0 or more, or null for the whole encoder"
-            )
-        if self.kind == "embedding" and self.trained_blocks == 0 and self.head is None:
-            raise UsageError(
-                "method.scope.trained_blocks=0 leaves nothing of the classifier to train: give it a method.scope.head,"
-                " such as 128"
-            )
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:
@@ -130,10 +119,10 @@ class Scope(nn.Module, ABC):
 class EmbeddingScope(Scope):
     """g = exp(-s d²), d the distance of the fact's embedding from the prompt's; in scope while s d² < ln 2."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int, options: ScopeOptions) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int, config: ScopeConfig) -> None:
         super().__init__(model, tokenizer, batch_tokens)
-        self.pooling, self.scale, self.describes = options.pooling, options.scale, options.describes
-        self.head = _head(model.config.hidden_size, options.head)
+        self.pooling, self.scale, self.describes = config.pooling, config.scale, config.describes
+        self.head = _head(model.config.hidden_size, config.head)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(texts, width)."""

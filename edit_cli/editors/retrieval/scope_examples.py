@@ -1,4 +1,4 @@
-"""What a scope classifier is taught with: of each case a fact, prompts that it bears on, and prompts that it does
+"""What a scope classifier is trained on: of each case a fact, prompts that it bears on, and prompts that it does
 not.
 """
 
@@ -17,7 +17,7 @@ TRIES = 20
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ScopeExample:
     """within: (prompt, answer) in scope of the fact. beyond: prompts out of its scope.
 
     against: (prompt, reply) that the fact rules out.
@@ -35,8 +35,8 @@ class Lesson:
 
 
 @dataclass
-class Teller:
-    """Draws lessons. vary: share of them that are told about an invented subject and in another wording of the case.
+class ScopeExampleSampler:
+    """Samples examples. vary: share of them that are about an invented subject and in another wording of the case.
 
     Models that begin at random learn names and wordings by heart: two hundred subjects are too few for them to learn to
     compare names.
@@ -45,12 +45,12 @@ class Teller:
     vary: float
     rng: random.Random
 
-    def lessons(self, cases: Sequence[Case]) -> list[Lesson]:
-        """One a request; of each group of prompts in and out of scope one is drawn."""
+    def examples(self, cases: Sequence[Case]) -> list[ScopeExample]:
+        """One a request; of each group of prompts in and out of scope one is sampled."""
         subjects = [request.subject for case in cases for request in case.requests if request.subject]
-        return [self._lesson(case, request, subjects) for case in cases for request in case.requests]
+        return [self._example(case, request, subjects) for case in cases for request in case.requests]
 
-    def _lesson(self, case: Case, request: EditRequest, subjects: Sequence[str]) -> Lesson:
+    def _example(self, case: Case, request: EditRequest, subjects: Sequence[str]) -> ScopeExample:
         asked = [
             (probe.prompt, probe.target or request.target_new)
             for probe in case.probes
@@ -65,14 +65,14 @@ class Teller:
         fact = Fact(request.text, request.target_new)
         within = [self.rng.choice(asked)]
         unwanted = [
-            (probe.prompt, probe.target)
+            (probe.prompt, probe.target or "")
             for probe in case.probes
             if probe.kind == "opinion" and probe.group == "unwanted"
         ]
         if unwanted:
-            return Lesson(fact, request.subject, tuple(within), tuple(beyond), (self.rng.choice(unwanted),))
+            return ScopeExample(fact, request.subject, tuple(within), tuple(beyond), (self.rng.choice(unwanted),))
         if request.subject is None or self.rng.random() >= self.vary:
-            return Lesson(fact, request.subject, tuple(within), tuple(beyond))
+            return ScopeExample(fact, request.subject, tuple(within), tuple(beyond))
         return self._varied(request.subject, fact, within, beyond, asked, subjects)
 
     def _varied(
@@ -83,12 +83,12 @@ class Teller:
         beyond: list[str],
         asked: list[tuple[str, str]],
         subjects: Sequence[str],
-    ) -> Lesson:
+    ) -> ScopeExample:
         name = self.invented(subject, subjects)
         same = [prompt for prompt, answer in asked if answer == fact.answer and subject in prompt]
         prompt = self.rng.choice(same or [fact.prompt])
         near = self.rng.choice(same or [fact.prompt]).replace(subject, self.namesake(name, subjects))
-        return Lesson(
+        return ScopeExample(
             Fact(prompt.replace(subject, name), fact.answer),
             name,
             tuple((text.replace(subject, name), answer) for text, answer in within),

@@ -8,17 +8,20 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
-from edit_cli.editors.meta.base import TrainableEditor
+from edit_cli.config.schema import NonNegative, SettingError, restored
+from edit_cli.editors.base import Context
+from edit_cli.editors.meta.base import Logs, NotInRecipe, TrainableConfig, TrainableEditor, TrainingConfig
 from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, Retold, facts_of
-from edit_cli.editors.retrieval.scope_classifier import TINY, Scope, ScopeOptions
-from edit_cli.editors.retrieval.scope_examples import Lesson, Teller
+from edit_cli.editors.retrieval.scope_classifier import TINY, Scope, ScopeConfig
+from edit_cli.editors.retrieval.scope_examples import ScopeExample, ScopeExampleSampler
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.lm.auxiliary_model import Companion, same_vocabulary
+from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig, same_vocabulary
 from edit_cli.lm.causal import Likelihood
 from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.model import LM
@@ -27,49 +30,76 @@ from edit_cli.requests import Case, EditRequest
 from edit_cli.writing import as_text
 
 
-@dataclass(kw_only=True)
-class SERAC(TrainableEditor):
-    """Memory-Based Model Editing at Scale (Mitchell et al., 2022).
+@dataclass(frozen=True, kw_only=True)
+class SERACConfig(TrainableConfig):
+    """The classifier g, and the counterfactual model h that answers in the edited one's place."""
 
-    scope: the classifier g. counterfactual: the model h that answers in the edited one's place; it shares its
-    vocabulary.
-    join: the text that h reads, of {fact} (prompt and new answer) and {prompt}.
-    threshold: g above which h answers. mixing: hard (h or the model, as published for supervised training), or soft
-    (their probabilities mixed by g). edit_weight, scope_weight: c_edit and c_loc of the training loss. all_pairs:
-    weight of all pairs of a fact and another fact's prompts in a batch as negatives, beside those that the data set
-    gives. vary: share of training facts that are told in another of their wordings and about an invented subject,
-    beside which the same about a near namesake is out of scope.
-    """
+    scope: ScopeConfig = field(default_factory=ScopeConfig)
+    """The classifier g."""
+    counterfactual: AuxiliaryModelConfig = field(default_factory=AuxiliaryModelConfig)
+    """The model h, of the edited model's kind and vocabulary."""
+    join: str = "{fact} {prompt}"
+    """What h reads: {fact} is prompt and new answer."""
+    threshold: Annotated[float, Gt(0), Lt(1), NotInRecipe] = 0.5
+    """g above which h answers."""
+    mixing: Annotated[Literal["hard", "soft"], NotInRecipe] = "hard"
+    """h or the edited model, as published for supervised training, or their probabilities mixed by g."""
+    edit_weight: NonNegative = 0.1
+    """c_edit, of the loss of h."""
+    scope_weight: NonNegative = 1.0
+    """c_loc, of the loss of g."""
+    all_pairs: NonNegative = 0.0
+    """Weight of facts with other subjects' prompts in the batch as negatives, beside those of the data set."""
+    vary: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of training facts that are told in another wording and about an invented subject, beside which the same
+    about a near namesake is out of scope; needed by models that begin at random."""
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            steps=100_000,
+            edits=10,
+            accumulate=10,
+            lr=1.0e-5,
+            validate_every=500,
+            validation_edits=500,
+            patience=4000,
+            save_every=500,
+        )
+    )
+    """How it is trained; edits: facts in a micro-batch."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "{fact}" not in self.join or "{prompt}" not in self.join:
+            raise SettingError(self.place, "join", f"={self.join}: it must hold {{fact}} and {{prompt}}")
+
+    def read(self, fact: Fact, prompt: str) -> str:
+        """What the counterfactual model reads."""
+        return self.join.format(fact=as_text(fact.prompt, fact.answer), prompt=prompt)
+
+
+class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
+    """Memory-Based Model Editing at Scale (Mitchell et al., 2022)."""
+
+    Config = SERACConfig
     bound_to = "words"
-    NO_RECIPE = (*TrainableEditor.NO_RECIPE, "threshold", "mixing")
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
 
-    scope: ScopeOptions = field(default_factory=ScopeOptions)
-    counterfactual: Companion = field(default_factory=Companion)
-    join: str = "{fact} {prompt}"
-    threshold: float = 0.5
-    mixing: str = "hard"
-    edit_weight: float = 0.1
-    scope_weight: float = 1.0
-    all_pairs: float = 0.0
-    vary: float = 0.0
+    @classmethod
+    def require_training(cls, config: SERACConfig) -> None:
+        config.counterfactual.require("method.counterfactual")
+        config.scope.encoder().require("method.scope.model")
 
-    def require_training(self) -> None:
-        self.counterfactual.require("method.counterfactual")
-        self.scope.encoder().require("method.scope.model")
-
-    def build(self, lm: LM) -> SeracNet:
+    def build(self) -> SeracNet:
         """Both models, as they begin.
 
         Raises:
             UsageError: the counterfactual model answers in another way, or in other tokens, than the edited one.
         """
-        self._refuse_wrong_words()
+        lm = self.lm
         budget = lm.head.batch_tokens
-        scope = self.scope.build(lm.tokenizer, budget)
-        model, tokenizer = self.counterfactual.build(lm.head.kind, lm.tokenizer, "method.counterfactual")
+        scope = self.config.scope.build(lm.tokenizer, budget)
+        model, tokenizer = self.config.counterfactual.build(lm.head.kind, lm.tokenizer, "method.counterfactual")
         if lm.head.kind != "classifier" and not same_vocabulary(tokenizer, lm.tokenizer):
             raise UsageError(
                 f"the counterfactual model writes other tokens than {lm.name}, so that it cannot answer in its place: "
@@ -77,66 +107,53 @@ class SERAC(TrainableEditor):
             )
         return SeracNet(scope, model, tokenizer, budget).to(lm.device)
 
-    def base(self, lm: LM) -> str:
+    def base(self) -> str:
         """Neither network has seen the edited model: they are bound to the words that they read and write, not to
         its weights.
         """
-        vocabulary = sorted(lm.tokenizer.get_vocab().items())
+        vocabulary = sorted(self.lm.tokenizer.get_vocab().items())
         return f"vocabulary {hashlib.sha256(repr(vocabulary).encode()).hexdigest()}"
 
-    def recipe(self) -> dict[str, Any]:
-        """Networks that were trained without the ends of answers never stop, and are not to be found."""
-        return {**super().recipe(), "learns": "answers and their ends"}
-
-    def loss(self, net: SeracNet, lm: LM, batch: Sequence[Case]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, net: SeracNet, batch: Sequence[Case]) -> tuple[Tensor, Logs]:
         """c_edit · NLL of h on prompts in scope + c_loc · (mean -log g in scope + mean -log(1 - g) out of scope),
         equation 3.
 
         The NLL is that of the answer and of its end. Where a fact rules replies out (opinions), -log(1 - p) of their
         tokens is added to it, as for ConvSent; that a reply ends is no fault of it, so their ends play no part.
         """
-        lessons = Teller(self.vary, random.Random(int(torch.randint(2**31, ())))).lessons(batch)
+        config = self.config
+        examples = ScopeExampleSampler(config.vary, random.Random(int(torch.randint(2**31, ())))).examples(batch)
         nll = -net.answers(
-            [(self.read(lesson.fact, prompt), answer) for lesson in lessons for prompt, answer in lesson.within]
+            [(config.read(example.fact, prompt), answer) for example in examples for prompt, answer in example.within]
         ).mean()
-        against = [(self.read(lesson.fact, prompt), reply) for lesson in lessons for prompt, reply in lesson.against]
+        against = [
+            (config.read(example.fact, prompt), reply) for example in examples for prompt, reply in example.against
+        ]
         if against:
             nll = nll - _log_not(net.answers(against, end=False)).mean()
-        inside, outside, others = _pairs(lessons, self.all_pairs > 0)
-        facts = [lesson.fact for lesson in lessons]
-        prompts = [prompt for lesson in lessons for prompt in lesson.prompts]
+        inside, outside, others = _pairs(examples, config.all_pairs > 0)
+        facts = [example.fact for example in examples]
+        prompts = [prompt for example in examples for prompt in example.prompts]
         log_in, log_out = net.scope.pairs(facts, prompts, torch.tensor(inside + outside + others))
         positive = -log_in[: len(inside)]
         negative, other = (-log_out[len(inside) :]).split([len(outside), len(others)])
-        scope = positive.mean() + _mean(negative) + self.all_pairs * _mean(other)
-        told = {
+        scope = positive.mean() + _mean(negative) + config.all_pairs * _mean(other)
+        logs = {
             "nll": float(nll.detach()),
             "in_scope": float((log_in[: len(inside)] > -0.6931).float().mean()),
             "out_of_scope": (
                 float((log_in[len(inside) : len(inside) + len(outside)] <= -0.6931).float().mean()) if outside else 1.0
             ),
         }
-        return self.edit_weight * nll + self.scope_weight * scope, told
+        return config.edit_weight * nll + config.scope_weight * scope, logs
 
-    def read(self, fact: Fact, prompt: str) -> str:
-        """What the counterfactual model reads."""
-        return self.join.format(fact=as_text(fact.prompt, fact.answer), prompt=prompt)
-
-    def edit(self, lm: LM, requests: Sequence[EditRequest]) -> SeracRoute:
+    def edit(self, requests: Sequence[EditRequest]) -> SeracRoute:
         """The facts and their embeddings; neither model is touched."""
-        net = self.trained(lm)
-        facts = facts_of(requests, lm.monitor)
-        memory = self.scratch(lm)
-        memory["maker"] = memory.get("maker") or net.digest(self)
-        return SeracRoute(facts, net.scope.keys(facts), memory["maker"], self, net)
-
-    def _refuse_wrong_words(self) -> None:
-        if self.mixing not in ("hard", "soft"):
-            raise UsageError(f"method.mixing={self.mixing}: choose hard or soft")
-        if not 0 < self.threshold < 1:
-            raise UsageError(f"method.threshold={self.threshold}: give a number between 0 and 1")
-        if "{fact}" not in self.join or "{prompt}" not in self.join:
-            raise UsageError(f"method.join={self.join}: it must hold {{fact}} and {{prompt}}")
+        net, context = self.trained(), self.context
+        facts = facts_of(requests, self.lm.monitor)
+        maker = context.once("maker", lambda: net.digest(self.config))
+        command = context.once("train_command", lambda: context.train_command and context.train_command())
+        return SeracRoute(facts, net.scope.keys(facts), maker, self.config, command, net)
 
 
 class SeracNet(nn.Module):
@@ -160,12 +177,12 @@ class SeracNet(nn.Module):
     def answers(self, pairs: Sequence[tuple[str, str]], end: bool = True) -> Tensor:
         """(tokens,) log-likelihoods of the answers of (text, answer) pairs, and of their ends (a label has none)."""
         head = self.head
-        found = head.answers(head.encode(list(pairs)), end=end)
-        return -nn.functional.cross_entropy(found.logits, found.labels, reduction="none")
+        answers = head.answers(head.encode(list(pairs)), end=end)
+        return -nn.functional.cross_entropy(answers.logits, answers.labels, reduction="none")
 
-    def digest(self, editor: SERAC) -> str:
+    def digest(self, config: SERACConfig) -> str:
         """Of the weights and of the settings that tell where a prompt goes."""
-        digest = hashlib.sha256(repr((asdict(editor.scope), editor.join, editor.threshold, editor.mixing)).encode())
+        digest = hashlib.sha256(repr((asdict(config.scope), config.join, config.threshold, config.mixing)).encode())
         for name, value in self.state_dict().items():
             value = value.detach().contiguous().cpu()
             digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
@@ -182,24 +199,26 @@ def _mean(values: Tensor) -> Tensor:
     return values.mean() if len(values) else values.sum()
 
 
-def _pairs(lessons: Sequence[Lesson], all_pairs: bool) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-    """(fact, prompt) by their numbers: in scope, out of scope, and each fact with the prompts of lessons about other
+def _pairs(
+    examples: Sequence[ScopeExample], all_pairs: bool
+) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """(fact, prompt) by their numbers: in scope, out of scope, and each fact with the prompts of examples about other
     subjects.
     """
     inside, outside, others = [], [], []
     first = 0
-    for number, lesson in enumerate(lessons):
-        end = first + len(lesson.prompts)
-        cut = first + len(lesson.within)
+    for number, example in enumerate(examples):
+        end = first + len(example.prompts)
+        cut = first + len(example.within)
         inside += [[number, j] for j in range(first, cut)]
         outside += [[number, j] for j in range(cut, end)]
         if all_pairs:
-            others += [[i, j] for i, other in enumerate(lessons) if _apart(lesson, other) for j in range(first, end)]
+            others += [[i, j] for i, other in enumerate(examples) if _apart(example, other) for j in range(first, end)]
         first = end
     return inside, outside, others
 
 
-def _apart(first: Lesson, second: Lesson) -> bool:
+def _apart(first: ScopeExample, second: ScopeExample) -> bool:
     """Whether nothing that the one asks can be about the other's fact."""
     return first is not second and first.subject != second.subject and first.fact.asked != second.fact.asked
 
@@ -207,30 +226,39 @@ def _apart(first: Lesson, second: Lesson) -> bool:
 class SeracSaid(FactsSaid):
     """editor: the settings that the edit was made with."""
 
-    editor: SERAC
+    editor: SERACConfig
     train_command: str | None
 
 
 class SeracRoute(FactRoute):
-    """Facts in front of a model, and who answers what is in their scope. editor: knows where its networks are."""
+    """Facts in front of a model, and who answers what is in their scope."""
 
     said = SeracSaid
 
     def __init__(
-        self, facts: Sequence[Fact], keys: Tensor, maker: str, editor: SERAC, net: SeracNet | None = None
+        self,
+        facts: Sequence[Fact],
+        keys: Tensor,
+        maker: str,
+        config: SERACConfig,
+        train_command: str | None = None,
+        net: SeracNet | None = None,
     ) -> None:
+        """config, train_command: they know where its networks are, and how to train them."""
         super().__init__(facts, keys, maker)
-        self.editor, self.net = editor, net
+        self.config, self.train_command, self.net = config, train_command, net
 
     def prepare(self, lm: LM) -> None:
         """Raises:
         MissingError: the networks are not there any more, or not the ones that the edit was made with.
         """
         if self.net is None:
-            self.net = self.editor.trained(lm)
-            if self.net.digest(self.editor) != self.maker:
+            command = self.train_command
+            context = Context(train_command=None if command is None else lambda: command)
+            self.net = SERAC(self.config, lm, context).trained()
+            if self.net.digest(self.config) != self.maker:
                 raise MissingError(
-                    f"method.checkpoint={self.editor.checkpoint} holds other networks than this edit was made with:"
+                    f"method.checkpoint={self.config.checkpoint} holds other networks than this edit was made with:"
                     " make the edit again"
                 )
             net: Any = self.net
@@ -242,36 +270,33 @@ class SeracRoute(FactRoute):
         self.net, self.head = front.net, front.head
 
     def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
-        editor = self.editor
-        shares, best = (found.tolist() for found in self.net.scope.best(self.memory, prompts))
-        told = {prompt: editor.read(self.memory.facts[i], prompt) for i, prompt in zip(best, prompts, strict=True)}
-        counterfactual = Counterfactual(self.head, lambda prompt, _: told[prompt], self.head, below)
-        if editor.mixing == "soft":
-            mixture = Mixture(below, counterfactual, dict(zip(prompts, shares, strict=True)), editor.threshold)
+        config = self.config
+        shares, best = (values.tolist() for values in self.net.scope.best(self.memory, prompts))
+        texts = {prompt: config.read(self.memory.facts[i], prompt) for i, prompt in zip(best, prompts, strict=True)}
+        counterfactual = Counterfactual(self.head, lambda prompt, _: texts[prompt], self.head, below)
+        if config.mixing == "soft":
+            mixture = Mixture(below, counterfactual, dict(zip(prompts, shares, strict=True)), config.threshold)
             return [Destination(mixture, prompt) for prompt in prompts]
         return [
-            Destination(counterfactual, prompt) if g > editor.threshold else None
+            Destination(counterfactual, prompt) if g > config.threshold else None
             for prompt, g in zip(prompts, shares, strict=True)
         ]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, rest = super().state()
-        return tensors, {
-            **rest,
-            "editor": asdict(self.editor),
-            "train_command": getattr(self.editor, "train_command", None),
-        }
+        return tensors, {**rest, "editor": asdict(self.config), "train_command": self.train_command}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> SeracRoute:
-        settings = dict(rest["editor"])
-        scope = {**settings.pop("scope")}
-        scope["model"] = Companion(**scope["model"])
-        editor = SERAC(
-            **{**settings, "scope": ScopeOptions(**scope), "counterfactual": Companion(**settings["counterfactual"])}
-        )
-        editor.train_command = rest.get("train_command")
-        return cls([Fact(*pair) for pair in rest["facts"]], tensors["keys"], rest["maker"], editor)
+        """Raises:
+        MissingError: settings that no editor has.
+        """
+        try:
+            config: SERACConfig = restored(SERACConfig, rest["editor"])
+        except SettingError as error:
+            raise MissingError(f"this edit is damaged: {error}; make it again") from None
+        facts = [Fact(*pair) for pair in rest["facts"]]
+        return cls(facts, tensors["keys"], rest["maker"], config, rest.get("train_command"))
 
 
 @dataclass

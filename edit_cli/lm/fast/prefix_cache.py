@@ -7,18 +7,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from edit_cli.lm.fast.token_pruning import spare_unread
+from edit_cli.lm.fast.token_pruning import Model, prune_unread_tokens
 from edit_cli.lm.hooks import StopForward
 from edit_cli.lm.tokenization import pad_right
-
-if TYPE_CHECKING:
-    from edit_cli.lm.model import LM
 
 LEAST_SAVING = 0.1  # share of all tokens below which a pass more does not pay
 
@@ -45,20 +41,23 @@ def common_lengths(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) -> li
     lengths = [
         max(range(limit + 1), key=lambda n: (count[ids[:n]] - 1) * n) for ids, limit in zip(rows, limits, strict=True)
     ]
-    heads = {ids[:length] for ids, length in zip(rows, lengths, strict=True)}
-    saved = sum(lengths) - sum(map(len, heads))
+    prefixes = {ids[:length] for ids, length in zip(rows, lengths, strict=True)}
+    saved = sum(lengths) - sum(map(len, prefixes))
     return lengths if saved > LEAST_SAVING * sum(map(len, rows)) else [0] * len(rows)
 
 
-class Heads:
-    """Heads of rows. lengths: tokens of each row's head, 0 for rows that have none. width: those of the longest one."""
+class PrefixCache:
+    """Beginnings of rows.
 
-    def __init__(self, lm: LM, rows: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> None:
+    lengths: tokens of each row's prefix, 0 for rows that have none. width: those of the longest one.
+    """
+
+    def __init__(self, lm: Model, rows: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> None:
         self.lm, self.lengths, self.width = lm, list(lengths), max(lengths, default=0)
-        heads = [ids[:length] for ids, length in zip(rows, lengths, strict=True)]
-        distinct = list(dict.fromkeys(head for head in heads if head))
-        place = {head: number for number, head in enumerate(distinct)} | {(): 0}
-        self.index = torch.tensor([place[head] for head in heads])
+        prefixes = [ids[:length] for ids, length in zip(rows, lengths, strict=True)]
+        distinct = list(dict.fromkeys(prefix for prefix in prefixes if prefix))
+        place = {prefix: number for number, prefix in enumerate(distinct)} | {(): 0}
+        self.index = torch.tensor([place[prefix] for prefix in prefixes])
         if distinct:
             self.ids, self.mask = pad_right(distinct, lm.head.pad, lm.device)
 
@@ -72,12 +71,12 @@ class Heads:
         return past
 
     def before(self, rows: Sequence[int]) -> Tensor:
-        """Attention mask (rows, width) of the heads of `rows`, which stand at the right."""
+        """Attention mask (rows, width) of the prefixes of `rows`, which stand at the right."""
         lengths = torch.tensor([self.lengths[i] for i in rows], device=self.lm.device)
         return (torch.arange(self.width, device=self.lm.device) >= self.width - lengths[:, None]).long()
 
     def cache(self, past: DynamicCache, rows: Sequence[int]) -> Cache:
-        """A cache of their own for `rows`, which begins with their heads."""
+        """A cache of their own for `rows`, which begins with their prefixes."""
         index = self.index[list(rows)].to(self.lm.device)
         columns = torch.tensor([self.lengths[i] for i in rows], device=self.lm.device)[:, None] - self.width
         columns = columns + torch.arange(self.width, device=self.lm.device)
@@ -101,8 +100,8 @@ def take_columns(part: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shortcuts_work(lm: LM) -> bool:
-    """Whether this model gives the same logits when rows go on from shared heads and MLPs see only tokens that
+def shortcuts_work(lm: Model) -> bool:
+    """Whether this model gives the same logits when rows go on from shared prefixes and MLPs see only tokens that
     matter.
     """
     if not getattr(lm.head, "caches_keys", False):
@@ -117,23 +116,23 @@ def shortcuts_work(lm: LM) -> bool:
     ids, mask = pad_right(rows, lm.head.pad, lm.device)
     plain = lm.head.logits_at(ids, mask, number, ends)
     lengths = [3, 2, 3, 0]
-    heads = Heads(lm, rows, lengths)
+    prefixes = PrefixCache(lm, rows, lengths)
     own, tail = pad_right([ids[length:] for ids, length in zip(rows, lengths, strict=True)], lm.head.pad, lm.device)
     start = torch.tensor(lengths, device=lm.device)
     with ExitStack() as stack:
         try:
-            past = heads.cache(heads.run(), range(len(rows)))
-            spare_unread(stack, lm, range(lm.layout.depth), tail, number, ends - start)
+            past = prefixes.cache(prefixes.run(), range(len(rows)))
+            prune_unread_tokens(stack, lm, range(lm.layout.depth), tail, number, ends - start)
             positions = start[:, None] + torch.arange(own.shape[1], device=lm.device)
-            lean = lm.head.logits_at(
-                own, torch.cat([heads.before(range(len(rows))), tail], 1), number, ends - start, past, positions
+            pruned = lm.head.logits_at(
+                own, torch.cat([prefixes.before(range(len(rows))), tail], 1), number, ends - start, past, positions
             )
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
-    return close(lm, lean, plain)
+    return close(lm, pruned, plain)
 
 
-def close(lm: LM, found: Tensor, expected: Tensor) -> bool:
+def close(lm: Model, found: Tensor, expected: Tensor) -> bool:
     """Whether logits agree within what the model's dtype allows."""
     tolerance = 5e-2 if lm.dtype in (torch.float16, torch.bfloat16) else 1e-3
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1.0))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 @dataclass
-class Replay:
+class ForwardCache:
     """What one pass left.
 
     kept: (module, its output), outermost modules that ended before `until` did, and `until` itself.
@@ -59,11 +59,11 @@ class Replay:
 
 
 @contextmanager
-def recorded(model: nn.Module, until: nn.Module) -> Iterator[Replay]:
+def recorded(model: nn.Module, until: nn.Module) -> Iterator[ForwardCache]:
     """Keep what the modules of `model` return in the one pass that is run inside the block, before hooks that others
     have set.
     """
-    found = Replay(until)
+    found = ForwardCache(until)
     with ExitStack() as stack:
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(found.begins, prepend=True).remove)

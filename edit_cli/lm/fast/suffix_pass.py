@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from edit_cli.lm.fast.prefix_cache import Heads, Prefilled, close, common_lengths, placeholder, take_columns
-from edit_cli.lm.fast.token_pruning import only_tokens, spare_unread
+from edit_cli.lm.fast.prefix_cache import Prefilled, PrefixCache, close, common_lengths, placeholder, take_columns
+from edit_cli.lm.fast.token_pruning import prune_unread_tokens, pruned_to
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import attention_ins
 from edit_cli.lm.model import LM
@@ -24,7 +24,7 @@ from edit_cli.lm.tokenization import pad_right
 
 
 @dataclass(frozen=True)
-class Span:
+class SuffixRow:
     """One row: its tokens, the token from which it is run anew, and the positions whose logits are wanted (all ≥
     start).
     """
@@ -41,12 +41,12 @@ class FrozenPrefix(Prefilled):
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
-class Resumption:
+class SuffixForward:
     """Rows whose constant part has been computed. `frozen`: the last block that no change reaches, −1 for none.
 
     reuse_prefix: whether tokens before the start are kept as cached keys and values (where the family has such a
     cache).
-    lean_from: the first block that is not changed inside, but only by what enters it at the rows' starts; null for
+    prune_from: the first block that is not changed inside, but only by what enters it at the rows' starts; null for
     none. From it on MLPs are spared the tokens that nobody reads; it makes anew the queries, keys and values of the
     starts alone; rows share their beginnings. Only for callers without hooks of their own in those blocks, which would
     see a few tokens in place of (rows, tokens).
@@ -55,67 +55,72 @@ class Resumption:
     """
 
     def __init__(
-        self, lm: LM, spans: Sequence[Span], frozen: int, reuse_prefix: bool = True, lean_from: int | None = None
+        self,
+        lm: LM,
+        suffixes: Sequence[SuffixRow],
+        frozen: int,
+        reuse_prefix: bool = True,
+        prune_from: int | None = None,
     ) -> None:
         self.lm, self.frozen = lm, frozen
-        self.lean_from = lean_from if lean_from is not None and lm.takes_shortcuts else None
+        self.prune_from = prune_from if prune_from is not None and lm.takes_shortcuts else None
         device = lm.device
         reuse_prefix = reuse_prefix and lm.head.caches_keys
-        starts = [span.start if reuse_prefix else 0 for span in spans]
+        starts = [suffix.start if reuse_prefix else 0 for suffix in suffixes]
         start = torch.tensor(starts, device=device)
-        self.rows = torch.tensor([r for r, span in enumerate(spans) for _ in span.wanted], device=device)
-        wanted = torch.tensor([c for span in spans for c in span.wanted], device=device)
+        self.rows = torch.tensor([r for r, suffix in enumerate(suffixes) for _ in suffix.wanted], device=device)
+        wanted = torch.tensor([c for suffix in suffixes for c in suffix.wanted], device=device)
         self.columns = wanted - start[self.rows]
-        self.at = torch.tensor([span.start for span in spans], device=device) - start  # where the change enters
+        self.at = torch.tensor([suffix.start for suffix in suffixes], device=device) - start  # where the change enters
         self.ids, self.tail = pad_right(
-            [span.ids[s:] for span, s in zip(spans, starts, strict=True)], lm.head.pad, device
+            [suffix.ids[s:] for suffix, s in zip(suffixes, starts, strict=True)], lm.head.pad, device
         )
         self.positions = start[:, None] + torch.arange(self.ids.shape[1], device=device)
         length = max(starts)
         self.before = (torch.arange(length, device=device) >= length - start[:, None]).long()
-        self._run_whole(spans, starts, wanted)
+        self._run_whole(suffixes, starts, wanted)
 
     @torch.no_grad()
-    def _run_whole(self, spans: Sequence[Span], starts: list[int], wanted: Tensor) -> None:
+    def _run_whole(self, suffixes: Sequence[SuffixRow], starts: list[int], wanted: Tensor) -> None:
         """One pass over all tokens: states that leave block `frozen`, keys and values of the prefixes above it,
         logits.
         """
         lm, length, device = self.lm, self.before.shape[1], self.ids.device
-        rows, every = [span.ids for span in spans], range(len(spans))
-        lean = self.lean_from is not None
-        heads = Heads(lm, rows, common_lengths(rows, starts) if lean else [0] * len(rows))
-        skipped = torch.tensor(heads.lengths, device=device)
-        ids, mask = pad_right([row[n:] for row, n in zip(rows, heads.lengths, strict=True)], lm.head.pad, device)
+        rows, every = [suffix.ids for suffix in suffixes], range(len(suffixes))
+        prunes = self.prune_from is not None
+        prefixes = PrefixCache(lm, rows, common_lengths(rows, starts) if prunes else [0] * len(rows))
+        skipped = torch.tensor(prefixes.lengths, device=device)
+        ids, mask = pad_right([row[n:] for row, n in zip(rows, prefixes.lengths, strict=True)], lm.head.pad, device)
         # without the config: no layer forgets what lies outside its window
         past, positions = DynamicCache() if length else None, None
-        if heads.width:
+        if prefixes.width:
             past, positions = (
-                heads.cache(heads.run(), every),
+                prefixes.cache(prefixes.run(), every),
                 skipped[:, None] + torch.arange(ids.shape[1], device=device),
             )
         states: list[Tensor] = []
         projected: dict[str, Tensor] = {}
         with ExitStack() as stack:
-            if lean and self.lean_from < lm.layout.depth:
-                for name in attention_ins(lm.model, lm.layout, self.lean_from):
+            if prunes and self.prune_from < lm.layout.depth:
+                for name in attention_ins(lm.model, lm.layout, self.prune_from):
                     keep = partial(projected.__setitem__, name)
                     stack.enter_context(on_output(lm.module(name), lambda found, keep=keep: keep(found)))
             if self.frozen >= 0:
                 block = lm.module(lm.layout.block(self.frozen))
                 stack.enter_context(on_output(block, lambda hidden: states.append(hidden.clone())))
             columns = wanted - skipped[self.rows]
-            if lean:  # all states that leave a frozen block are kept, in the last one too
-                spare_unread(
+            if prunes:  # all states that leave a frozen block are kept, in the last one too
+                prune_unread_tokens(
                     stack, lm, range(lm.layout.depth - (self.frozen == lm.layout.depth - 1)), mask, self.rows, columns
                 )
-            everything = torch.cat([heads.before(every), mask], dim=1)
+            everything = torch.cat([prefixes.before(every), mask], dim=1)
             self.base = lm.head.logits_at(ids, everything, self.rows, columns, past=past, positions=positions)
         own = self.positions - skipped[:, None]
         self.states = _columns(states[0], own).to(device) if states else None
         self.projected = {
             name: _columns(found, own) for name, found in projected.items() if found.shape[:2] == ids.shape
         }
-        index = self.positions[:, :1] - length + torch.arange(length, device=device) + heads.width - skipped[:, None]
+        index = self.positions[:, :1] - length + torch.arange(length, device=device) + prefixes.width - skipped[:, None]
         above = past.layers[self.frozen + 1 :] if past is not None else []
         self.prefix = [tuple(take_columns(part, index) for part in (layer.keys, layer.values)) for layer in above]
 
@@ -136,11 +141,13 @@ class Resumption:
                 stack.enter_context(
                     on_output(lm.module(module), lambda hidden: change(hidden, rows, self.at), len(rows))
                 )
-            if self.lean_from is not None:
-                spare_unread(stack, lm, range(self.lean_from, lm.layout.depth), self.tail, self.rows, self.columns)
+            if self.prune_from is not None:
+                prune_unread_tokens(
+                    stack, lm, range(self.prune_from, lm.layout.depth), self.tail, self.rows, self.columns
+                )
             starts = rows * self.ids.shape[1] + self.at
             for name, others in self.projected.items():
-                stack.enter_context(only_tokens(lm.module(name), starts, self.ids.numel(), others))
+                stack.enter_context(pruned_to(lm.module(name), starts, self.ids.numel(), others))
             past, positions = (self._cache(), self.positions) if self.prefix else (None, None)
             return lm.head.logits_at(self.ids, mask, self.rows, self.columns, past=past, positions=positions)
 
@@ -165,10 +172,10 @@ class Resumption:
 
     # --- rows come and go -------------------------------------------------------------------------------------------
 
-    def select(self, keep: Tensor) -> Resumption:
+    def select(self, keep: Tensor) -> SuffixForward:
         """Only the rows `keep` (ascending indices), without the padding that they no longer need."""
-        part = object.__new__(Resumption)
-        part.lm, part.frozen, part.lean_from = self.lm, self.frozen, self.lean_from
+        part = object.__new__(SuffixForward)
+        part.lm, part.frozen, part.prune_from = self.lm, self.frozen, self.prune_from
         place = torch.full((len(self.ids),), -1, device=keep.device)
         place[keep] = torch.arange(len(keep), device=keep.device)
         wanted = place[self.rows] >= 0
@@ -184,10 +191,10 @@ class Resumption:
         part.prefix = [tuple(x[keep.to(x.device), :, cut:] for x in pair) for pair in self.prefix] if whole else []
         return part
 
-    def join(self, other: Resumption) -> Resumption:
+    def join(self, other: SuffixForward) -> SuffixForward:
         """These rows and then the other's, padded to a common length."""
-        both = object.__new__(Resumption)
-        both.lm, both.frozen, both.lean_from = self.lm, self.frozen, self.lean_from
+        both = object.__new__(SuffixForward)
+        both.lm, both.frozen, both.prune_from = self.lm, self.frozen, self.prune_from
         both.rows = torch.cat([self.rows, other.rows + len(self.ids)])
         both.columns, both.at, both.base = (
             torch.cat([getattr(x, name) for x in (self, other)]) for name in ("columns", "at", "base")
@@ -207,7 +214,7 @@ class Resumption:
         ]
         return both
 
-    def _pairs(self, other: Resumption) -> list[tuple[Tensor, ...]]:
+    def _pairs(self, other: SuffixForward) -> list[tuple[Tensor, ...]]:
         """The prefix, an empty one of the other's shape where no row here has any."""
         if self.prefix or not other.prefix:
             return self.prefix

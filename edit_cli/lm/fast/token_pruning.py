@@ -6,20 +6,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import hidden_of, with_hidden
-from edit_cli.lm.layout import attention_out
-
-if TYPE_CHECKING:
-    from edit_cli.lm.model import LM
+from edit_cli.lm.kinds import Head
+from edit_cli.lm.layout import Layout, attention_out
 
 
-def token_modules(lm: LM, layer: int) -> list[nn.Module]:
+class Model(Protocol):
+    """What is known here of a model (`LM`)."""
+
+    model: nn.Module
+    layout: Layout
+    head: Head
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def module(self, name: str) -> nn.Module: ...
+
+
+def token_modules(lm: Model, layer: int) -> list[nn.Module]:
     """Parts of a block that work token by token and whose output joins the residual stream: its MLP (the output
     projection alone,
     where the MLP is no module of its own) and the output projection of its attention.
@@ -32,26 +46,28 @@ def token_modules(lm: LM, layer: int) -> list[nn.Module]:
     return [lm.module(name) for name in found]
 
 
-def spare(stack: ExitStack, lm: LM, layer: int, chosen: Tensor, total: int) -> None:
+def prune_tokens(stack: ExitStack, lm: Model, layer: int, chosen: Tensor, total: int) -> None:
     """While `stack` is open, those parts of block `layer` work on the `chosen` ones of `total` = rows · tokens
     tokens only.
     """
     for module in token_modules(lm, layer):
-        stack.enter_context(only_tokens(module, chosen, total))
+        stack.enter_context(pruned_to(module, chosen, total))
 
 
-def spare_unread(stack: ExitStack, lm: LM, layers: Sequence[int], tail: Tensor, rows: Tensor, columns: Tensor) -> None:
+def prune_unread_tokens(
+    stack: ExitStack, lm: Model, layers: Sequence[int], tail: Tensor, rows: Tensor, columns: Tensor
+) -> None:
     """Spare `layers` the padding, and the model's last block all but the tokens (rows, columns), which the head reads.
 
     tail: attention mask (rows, tokens) of the tokens that are run.
     """
     real, read = tail.flatten().nonzero()[:, 0], rows * tail.shape[1] + columns
     for layer in layers:
-        spare(stack, lm, layer, read if layer == lm.layout.depth - 1 else real, tail.numel())
+        prune_tokens(stack, lm, layer, read if layer == lm.layout.depth - 1 else real, tail.numel())
 
 
 @contextmanager
-def only_tokens(module: nn.Module, chosen: Tensor, total: int, others: Tensor | None = None) -> Iterator[None]:
+def pruned_to(module: nn.Module, chosen: Tensor, total: int, others: Tensor | None = None) -> Iterator[None]:
     """Let `module` work on the `chosen` tokens only, indices into rows · tokens = `total`; `others` (rows, tokens,
     width) leaves it for
     all the rest, or zeros.

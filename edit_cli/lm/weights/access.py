@@ -23,7 +23,7 @@ from edit_cli.lm.weights.offload import Carrier, carrier_of
 Undo = Callable[[], None]
 
 
-def place_of(model: nn.Module, name: str, dtype: torch.dtype) -> Place:
+def access_to(model: nn.Module, name: str, dtype: torch.dtype) -> WeightAccess:
     """The place of one parameter. dtype: of what is added beside a quantised one.
 
     Raises:
@@ -33,16 +33,16 @@ def place_of(model: nn.Module, name: str, dtype: torch.dtype) -> Place:
     parameter, module = model.get_parameter(name), unwrapped(model.get_submodule(owner))
     carrier = carrier_of(model, name)
     if parameter.is_floating_point():
-        return Resident(module, leaf) if carrier is None else Offloaded(module, leaf, carrier)
+        return DeviceWeight(module, leaf) if carrier is None else OffloadedWeight(module, leaf, carrier)
     if carrier is not None or not is_projection(module):
         where = "kept off the device" if carrier is not None else f"of a {type(module).__name__}"
         raise UsageError(
             f"{name} is quantised and {where}, where nothing can be added beside it: use a device that holds it"
         )
-    return Quantised(module, leaf, dtype)
+    return QuantizedWeight(module, leaf, dtype)
 
 
-class Place(ABC):
+class WeightAccess(ABC):
     """One parameter, wherever it is. Values are oriented as its module stores them."""
 
     def __init__(self, module: nn.Module, leaf: str) -> None:
@@ -74,18 +74,18 @@ class Place(ABC):
         """Let the module compute with `value`, rounded to what it can take."""
 
     @abstractmethod
-    def keep(self) -> Undo:
+    def snapshot(self) -> Undo:
         """What puts the present value back, bit for bit."""
 
     @abstractmethod
     def tunable(self) -> AbstractContextManager[Tensor]:
         """Context with the tensor by which to differentiate; `assign` works in it as ever.
 
-        What it changes is undone by `keep`.
+        What it changes is undone by `snapshot`.
         """
 
 
-class Resident(Place):
+class DeviceWeight(WeightAccess):
     """A weight that lies in its module."""
 
     def value(self) -> Tensor:
@@ -94,7 +94,7 @@ class Resident(Place):
     def assign(self, value: Tensor) -> None:
         self.parameter.data.copy_(value)
 
-    def keep(self) -> Undo:
+    def snapshot(self) -> Undo:
         original = self.parameter.detach().clone()
         return lambda: self.assign(original)
 
@@ -107,7 +107,7 @@ class Resident(Place):
             self.parameter.requires_grad_(False)
 
 
-class Offloaded(Place):
+class OffloadedWeight(WeightAccess):
     """A weight that a hook takes from its `weights_map` for every forward pass.
 
     An assigned value stands in front of the map, in host
@@ -130,7 +130,7 @@ class Offloaded(Place):
         value = value.to("cpu", self.parameter.dtype, copy=True)
         self.hook.weights_map = ChainMap({**assigned, self.key: value}, below)
 
-    def keep(self) -> Undo:
+    def snapshot(self) -> Undo:
         present = self.hook.weights_map
 
         def undo() -> None:
@@ -153,7 +153,7 @@ class Offloaded(Place):
             self.hook.post_forward(self.holder, None)
 
 
-class Quantised(Place):
+class QuantizedWeight(WeightAccess):
     """A projection's weight in few bits.
 
     An assigned value is met by adding x Δᵀ to what leaves the projection, Δ being what the
@@ -173,19 +173,19 @@ class Quantised(Place):
         return True
 
     @property
-    def _beside(self) -> Beside | None:
-        return next((hook for hook in self.module._forward_hooks.values() if isinstance(hook, Beside)), None)
+    def _added(self) -> QuantizedDelta | None:
+        return next((hook for hook in self.module._forward_hooks.values() if isinstance(hook, QuantizedDelta)), None)
 
     def bits(self) -> list[Tensor]:
         """The packed weight, its scales, and what stands beside it."""
         stored = self.module.state_dict()
         parts = [stored[key] for key in sorted(stored) if key != "bias" and isinstance(stored[key], Tensor)]
-        return parts + ([self._beside.delta] if self._beside else [])
+        return parts + ([self._added.delta] if self._added else [])
 
     def value(self) -> Tensor:
         """In float32."""
         plain = self._plain()
-        return plain + self._beside.delta.to(plain) if self._beside else plain
+        return plain + self._added.delta.to(plain) if self._added else plain
 
     def _plain(self) -> Tensor:
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
@@ -194,37 +194,37 @@ class Quantised(Place):
 
     def assign(self, value: Tensor) -> None:
         delta = (value - self._plain().to(value)).to(self.parameter.device, self.dtype)
-        if self._beside and self._beside.delta.requires_grad:  # being tuned
-            self._beside.delta.data.copy_(delta)
+        if self._added and self._added.delta.requires_grad:  # being tuned
+            self._added.delta.data.copy_(delta)
         else:
-            self._place(delta)
+            self._put(delta)
 
-    def _place(self, delta: Tensor | None) -> None:
-        if self._beside:
-            self._beside.handle.remove()
+    def _put(self, delta: Tensor | None) -> None:
+        if self._added:
+            self._added.handle.remove()
         if delta is not None:
-            Beside(self.module, delta)
+            QuantizedDelta(self.module, delta)
 
-    def keep(self) -> Undo:
-        present = self._beside.delta if self._beside else None
-        return lambda: self._place(present)
+    def snapshot(self) -> Undo:
+        present = self._added.delta if self._added else None
+        return lambda: self._put(present)
 
     @contextmanager
     def tunable(self) -> Iterator[Tensor]:
         """Δ itself: the gradient by it is that by the weight."""
         before = (
-            self._beside.delta.clone()
-            if self._beside
+            self._added.delta.clone()
+            if self._added
             else torch.zeros(self.shape, dtype=self.dtype, device=self.parameter.device)
         )
-        self._place(before.requires_grad_(True))
+        self._put(before.requires_grad_(True))
         try:
-            yield self._beside.delta
+            yield before
         finally:
-            self._place(before.detach())
+            self._put(before.detach())
 
 
-class Beside:
+class QuantizedDelta:
     """Forward hook of a projection that adds x Δᵀ to its output. delta: Δ (d_out, d_in)."""
 
     def __init__(self, module: nn.Module, delta: Tensor) -> None:

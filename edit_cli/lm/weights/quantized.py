@@ -66,7 +66,7 @@ def _settings(quantise: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def settle(model: nn.Module) -> None:
+def keep_as_loaded(model: nn.Module) -> None:
     """Keep quantised matrices as they were loaded.
 
     With some processors a 4-bit matrix is packed anew at its first forward pass, in a form that has no gradient and
