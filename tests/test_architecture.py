@@ -29,7 +29,6 @@ APART = {"conf"}  # the YAML folder
 ONLY_IN = {
     "hydra": {"cli", "config", "testing"},
     "omegaconf": {"cli", "config"},
-    "pydantic": {"config"},
     "rich": {"console", "report", "commands"},
     "typer": {"cli"},
     "accelerate": {"distributed", "training"},

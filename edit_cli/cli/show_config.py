@@ -44,10 +44,9 @@ def run(what: str, overrides: Sequence[str], as_json: bool) -> int:
 def section(group: str, option: str, overrides: Sequence[str], command: str | None = None) -> list[str]:
     """The settings of an option as help shows them."""
     summary = next((entry.summary for entry in catalog.entries(group) if entry.name == option), "")
-    title = f"{group}={option}" if option != group else group
-    return help_texts.settings(
-        f"{title}: {summary}" if summary else title, described(group, option, overrides, command)
-    )
+    title = f"Settings of {group}={option}" if option != group else f"Settings of {group}"
+    lines = [*help_texts.wrapped(summary), ""] if summary else []
+    return [*lines, *help_texts.settings(title, described(group, option, overrides, command))]
 
 
 def described(group: str, option: str, overrides: Sequence[str], command: str | None = None) -> Iterator[Key]:

@@ -16,8 +16,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from edit_cli.config import catalog, registry, source
-from edit_cli.config.schema import SettingError, is_text, is_texts, part_of, plain_options, shown
+from edit_cli.config import catalog, registry, schema, source
+from edit_cli.config.schema import Config, SettingError, is_text, is_texts, part_of, plain_options, shown
 from edit_cli.errors import UsageError
 
 
@@ -77,6 +77,7 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
     known = {field.name: field for field in fields(cls) if field.init}
     made: dict[str, Any] = {}
     plain: dict[str, Any] = {}
+    waiting = ""  # for a value that must be given: what is wrong is told first
     for key in node:
         if key == "_target_":
             continue
@@ -85,6 +86,9 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
             if partly:
                 continue
             raise UsageError(f"unknown key {path}{did_you_mean(str(key), known)}")
+        if OmegaConf.is_missing(node, key):
+            waiting = waiting or path
+            continue
         value = _value(node, key, path)
         part = part_of(hints[key])
         if isinstance(value, DictConfig) and ("_target_" in value or part):
@@ -94,6 +98,9 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
         else:
             plain[key] = value
     made |= {key: _read(_contained(value), hints[key]) for key, value in plain.items()}
+    if waiting:
+        _refuse_wrong(cls, made, node)
+        raise UsageError(_missing(waiting))
     lacking = [
         name
         for name, field in known.items()
@@ -106,6 +113,16 @@ def made_of(node: DictConfig, cls: type, partly: bool = False) -> Any:
     except SettingError as error:
         raise error.at(str(node._get_full_key(None) or "")) from None
     return built
+
+
+def _refuse_wrong(cls: type, made: dict[str, Any], node: DictConfig) -> None:
+    """Refuse what of the values that are there a field does not take."""
+    if issubclass(cls, Config):
+        for key, value in made.items():
+            try:
+                schema.checked(cls, key, value)
+            except SettingError as error:
+                raise error.at(str(node._get_full_key(None) or "")) from None
 
 
 def _read(value: Any, hint: Any) -> Any:
@@ -158,13 +175,13 @@ def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any], choices: s
 def _value(node: DictConfig, key: str, path: str) -> Any:
     try:
         if OmegaConf.is_missing(node, key):
-            raise UsageError(_missing(path, node))
+            raise UsageError(_missing(path))
         return node[key]
     except InterpolationResolutionError as error:
         raise UsageError(_interpolation(error)) from None
 
 
-def _missing(path: str, node: DictConfig) -> str:
+def _missing(path: str) -> str:
     """What a value of `???` means to a user; methods get theirs from the published settings of a model."""
     remedy = f"give {path}=VALUE"
     if path.startswith("method."):

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from edit_cli.config.schema import Count, Natural, Positive
+from edit_cli.config.schema import Count, Layers, Positive
 from edit_cli.editors.base import Editor, EditorConfig, require_layers
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import WeightDelta
@@ -26,7 +26,7 @@ Batches = Sequence[Sequence[Any]]  # of rows, as a head encodes them
 class FinetuneConfig(EditorConfig):
     """Settings that FT, EWC and replay share."""
 
-    layers: list[Natural]
+    layers: Layers
     """Layers that are tuned; conf/tuned/METHOD/MODEL.yaml has the published ones."""
     part: Literal["mlp_out", "block"] = "mlp_out"
     """What of a layer: the output projection of its MLP (mlp_out), or all of its weights (block)."""

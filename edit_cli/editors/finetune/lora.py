@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from edit_cli.config.schema import Count, Linked, Natural, NonNegative, Positive
+from edit_cli.config.schema import Count, Layers, Linked, Mark, NonNegative, Positive, Seed
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.finetune.base import Batches
 from edit_cli.editors.memory.base import module_of
@@ -32,9 +32,9 @@ from edit_cli.requests import EditRequest
 class LoraConfig(EditorConfig):
     """Settings of low-rank adaptation."""
 
-    layers: list[Natural] | None = None
+    layers: Layers | None = None
     """Blocks that get adapters; null: all."""
-    modules: list[str]
+    modules: Annotated[list[str], Mark.DISTINCT]
     """What gets one in a block: mlp_in, mlp_out, attn_out, or names such as attn.c_attn."""
     rank: Count = 8
     """Rank r of an adapter B A."""
@@ -54,7 +54,7 @@ class LoraConfig(EditorConfig):
     """Decoupled weight decay (AdamW)."""
     stop_when_right: bool = False
     """Whether training ends before a pass in which every target token is already the likeliest."""
-    seed: Annotated[int, Linked("${seed}")] = 0
+    seed: Annotated[Seed, Linked("${seed}")] = 0
     """Of the adapters' first values and the dropout."""
 
 

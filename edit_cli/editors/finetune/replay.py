@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 
-from edit_cli.config.schema import Count, Linked
+from edit_cli.config.schema import Count, Linked, Seed
 from edit_cli.editors.base import Context
 from edit_cli.editors.finetune.base import FinetuneConfig, FinetuneEditor, Tuned, all_right, moved, step, tuning
 from edit_cli.editors.passes import in_batches, row_losses
@@ -27,7 +27,7 @@ class ReplayConfig(FinetuneConfig):
     """How many times, each in a random order."""
     batch_size: Count = 16
     """Facts in a step."""
-    seed: Annotated[int, Linked("${seed}")] = 0
+    seed: Annotated[Seed, Linked("${seed}")] = 0
     """Of the orders."""
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edit_cli.config.schema import Count, Linked, NonNegative, Positive
+from edit_cli.config.schema import Count, Linked, NonNegative, Positive, Seed
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.finetune.base import moved, step, tuning
 from edit_cli.editors.passes import in_batches, row_losses
@@ -59,7 +59,7 @@ class RetrainConfig(EditorConfig):
     """Documents are joined and cut into rows of so many tokens."""
     batch_size: Count = 16
     """Rows, or pairs, in a step."""
-    seed: Annotated[int, Linked("${seed}")] = 0
+    seed: Annotated[Seed, Linked("${seed}")] = 0
     """Of the order of the data."""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from edit_cli.config.schema import Config, Count, Linked
+from edit_cli.config.schema import Config, Count, Linked, Seed
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
@@ -36,7 +36,7 @@ class ContextConfig(Config):
     weighting: Literal["groups", "rows"] = "groups"
     """What counts alike in an averaged key: the bare prompt and each length (groups, MEMIT), or all contexts (rows,
     ROME)."""
-    seed: Annotated[int, Linked("${seed}")] = 0
+    seed: Annotated[Seed, Linked("${seed}")] = 0
     """Of the sampling."""
     prefixes: list[str] | None = None
     """Texts to take instead of sampled ones, one group; ". " and the prompt follow each."""

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from edit_cli.config.schema import Count, Natural, Positive
+from edit_cli.config.schema import Count, Mark, Natural, Positive
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.locate.solver import ScaledIdentity, solve
 from edit_cli.editors.passes import in_batches
@@ -60,7 +60,7 @@ class RunningMoments:
 class UltraEditConfig(EditorConfig):
     """No subject, no second moments, no training."""
 
-    modules: list[str]
+    modules: Annotated[list[str], Mark.DISTINCT]
     """Names in a block with one layer or a range, such as mlp.up_proj:18-24; mlp_out is the MLP's output projection,
     whatever the family calls it."""
     lr: Positive = 1.0e-6

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Self, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edit_cli.config.schema import Linked, Natural
+from edit_cli.config.schema import Linked, Natural, Seed
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
@@ -287,7 +287,7 @@ class MemoryConfig(EditorConfig):
     """Layer that the memory stands in; late ones tell facts apart (see `edit-cli calibrate`)."""
     module: str = "mlp_in"
     """Projection that the memory stands beside: mlp_in, mlp_out or its name in the block, such as mlp.c_fc."""
-    seed: Annotated[Natural, Linked("${seed}")] = 0
+    seed: Annotated[Seed, Linked("${seed}")] = 0
     """Seed of everything that is drawn."""
 
     @property

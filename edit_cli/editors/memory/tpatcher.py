@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn.functional import cross_entropy
 
-from edit_cli.config.schema import Count, Limit, Linked, Natural, NonNegative, Positive
+from edit_cli.config.schema import Count, Limit, Linked, Natural, NonNegative, Positive, Seed
 from edit_cli.editors.base import Context, EditorConfig
 from edit_cli.editors.memory.activations import examples_of, inputs_on_examples, inputs_on_text, text_of
 from edit_cli.editors.memory.base import Entries, MemoryEditor, MemoryLayer, MemoryPatch, mlp_in
@@ -220,7 +220,7 @@ class TPatcherConfig(EditorConfig):
     """Negatives while training: so many tokens, or examples of a classifier."""
     validation_size: Count = 10_000
     """Further negatives that tell when to stop, from the validation split where there is one."""
-    seed: Annotated[Natural, Linked("${seed}")] = 0
+    seed: Annotated[Seed, Linked("${seed}")] = 0
     """Seed of everything that is drawn."""
 
     @property

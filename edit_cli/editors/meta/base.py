@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edit_cli.config.identity import flatten, plain
 from edit_cli.config.registry import name_of
-from edit_cli.config.schema import Config, Count, Layers, Linked, Mark, Natural, NonNegative, Positive, hints
+from edit_cli.config.schema import Config, Count, Layers, Linked, Mark, Natural, NonNegative, Positive, Seed, hints
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base_model_cache import BaseModelCache
@@ -72,13 +72,13 @@ class TrainingConfig(Config):
     """Steps after which a killed training can go on."""
     log_every: Annotated[Count, NotInRecipe] = 10
     """Steps a point of the curves."""
-    seed: Annotated[Natural, Linked("${seed}")] = 0
+    seed: Annotated[Seed, Linked("${seed}")] = 0
     """What is drawn at random depends on it."""
     memory_mib: Annotated[Natural, NotInRecipe] = 256
     """To keep what the frozen model says of the training prompts, so that it is computed once; 0: each time."""
     fsdp: Annotated[bool, NotInRecipe] = False
     """Spread network, gradients and optimiser states over the processes (FSDP2), which else hold one copy each."""
-    trackers: Annotated[list[str], NotInRecipe] = field(default_factory=lambda: ["tensorboard"])
+    trackers: Annotated[list[str], NotInRecipe, Mark.DISTINCT] = field(default_factory=lambda: ["tensorboard"])
     """Names that accelerate knows (tensorboard, wandb, mlflow, …), beside the curves in the run directory."""
 
 

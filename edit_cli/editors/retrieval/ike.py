@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from edit_cli.config.schema import Linked, Natural
+from edit_cli.config.schema import Linked, Natural, Seed
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, Retold, facts_of, normalised
 from edit_cli.editors.retrieval.demonstrations import KINDS, Store, headed, shown
@@ -52,7 +52,7 @@ class IKEConfig(EditorConfig):
     """Cosine of fact and prompt above which the router puts the fact before the prompt."""
     embedding: EmbeddingOptions = field(default_factory=EmbeddingOptions)
     """What compares sentences."""
-    seed: Annotated[int, Linked("${seed}")] = 0
+    seed: Annotated[Seed, Linked("${seed}")] = 0
     """Of the order of the kinds."""
 
     def __post_init__(self) -> None:
