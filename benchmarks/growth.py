@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from common import LAYERS, clocked, facts, random_model
 
-from edit_cli.editors.locate.memit import MEMIT
+from edit_cli.editors.locate.memit import MEMIT, MEMITConfig
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.statistics.corpora import EmbeddedText
 from edit_cli.statistics.moments import MomentStore
@@ -44,15 +44,16 @@ def measure(point: Point) -> dict[str, float]:
     lm.model.float()
     requests = facts(point.edits)
     with tempfile.TemporaryDirectory() as folder:
-        editor = MEMIT(
+        config = MEMITConfig(
             layers=point.layers,
             covariance_weight=200.0,
             moments=MomentStore(corpus=EmbeddedText(), tokens=5000, cache_dir=folder),
         )
-        editor.covariances(lm, point.layers)
-        editor.contexts(lm)
+        editor = MEMIT(config, lm)
+        editor.covariances(point.layers)
+        _ = editor.contexts
         before = _peak()
-        edit, (cpu, wall) = clocked(lambda: editor.edit(lm, requests))
+        edit, (cpu, wall) = clocked(lambda: editor.edit(requests))
     seconds = {name: round(value, 3) for name, value in lm.monitor.seconds.items() if name != "statistics"}
     steps = sum(edit.info["steps"]) / len(edit.info["steps"])
     return {

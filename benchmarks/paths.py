@@ -100,7 +100,7 @@ def statistics(width: int = 256, depth: int = 12, tokens: int = 10_000) -> Ratio
 
     def collect(groups: list[list[int]], most: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            store = MomentStore(EmbeddedText(), tokens=most, cache_dir=folder)
+            store = MomentStore(corpus=EmbeddedText(), tokens=most, cache_dir=folder)
             return clocked(lambda: [store.collect(lm, group) for group in groups])[1][0]
 
     collect([[0]], 500)

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from edit_cli.distributed import ALONE, join
 from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
-from edit_cli.editors.locate.memit import MEMIT
+from edit_cli.editors.locate.memit import MEMIT, MEMITConfig
 from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -92,7 +92,7 @@ class Theirs:
     def __init__(self, folder: Path, lm: LM, editor: MEMIT, prefixes: Sequence[str]) -> None:
         self.lm, self.values = lm, []
         self.main, _, hyper = import_reference(folder)
-        value = editor.value
+        value = editor.config.value
         self.hyper = hyper(
             layers=LAYERS, layer_selection="all", fact_token="subject_last", v_num_grad_steps=value.steps,
             v_lr=value.lr,
@@ -106,7 +106,7 @@ class Theirs:
             mom2_dtype="float32",
         )  # fmt: skip
         templates = [["{}"], [prefix + "{}" for prefix in prefixes]]
-        moments = {layer: editor.moments.second_moment(lm, layer).matrix.float() for layer in LAYERS}
+        moments = {layer: editor.config.moments.second_moment(lm, layer).matrix.float() for layer in LAYERS}
         self.main.get_context_templates = lambda *_: templates
         self.main.get_cov = lambda model, tokenizer, name, *_, **__: moments[int(name.split(".")[2])]
         optimise = self.main.compute_z
@@ -161,17 +161,18 @@ def main() -> None:
     lm.team = team
     prefixes = sample_contexts(lm, ContextConfig()).groups[1]
     # the editor adds ". " to given prefixes, and sampled ones end with it
-    editor = MEMIT(
+    config = MEMITConfig(
         layers=LAYERS, covariance_weight=WEIGHT, moments=MomentStore(corpus=EmbeddedText(),
         cache_dir=str(options.cache)),
         context=ContextConfig(prefixes=[prefix.removesuffix(". ") for prefix in prefixes]),
     )  # fmt: skip
+    editor = MEMIT(config, lm)
     gc.freeze()  # as the commands do
-    editor.covariances(lm, LAYERS)
-    editor.edit(lm, requests[:3])
+    editor.covariances(LAYERS)
+    editor.edit(requests[:3])
     lm.monitor.seconds.clear()
     team.gather([0])  # all start at once
-    update, (cpu, wall) = clocked(lambda: editor.edit(lm, requests))
+    update, (cpu, wall) = clocked(lambda: editor.edit(requests))
     ours = (sum(team.gather([cpu])), wall)
     phases = dict(lm.monitor.seconds)
     if not team.is_main:
