@@ -72,10 +72,13 @@ def saved(lm: LM, folder: Path, *edits: WeightDelta) -> Path:
 
 
 class Beside:
-    """Jobs for the process that has peft alone; run all at once, since it takes long to start."""
+    """Jobs for the process that has peft alone; one for all, since it takes long to start, which it does meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.jobs = folder, dict[str, list]()
+        words = [sys.executable, str(Path(__file__).with_name("beside_peft.py"))]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
     def ask(self, name: str, lm: LM, model: Path, adapter: Path, ids: list[int]) -> None:
         auto = AUTO.get(lm.head.kind, "AutoModelForSequenceClassification")
@@ -83,11 +86,10 @@ class Beside:
 
     def run(self) -> dict[str, dict[str, Tensor]]:
         lines = "".join(json.dumps(job) + "\n" for job in self.jobs.values())
-        script = Path(__file__).with_name("beside_peft.py")
-        done = subprocess.run([sys.executable, str(script)], input=lines, text=True, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr
+        _, told = self.process.communicate(lines)
+        assert self.process.returncode == 0, told
         for complaint in ("fan_in_fan_out", "adapter keys"):  # what peft sets right by itself, or did not find
-            assert complaint not in done.stderr, done.stderr
+            assert complaint not in told, told
         return {name: load_file(job[-1]) for name, job in self.jobs.items()}
 
 

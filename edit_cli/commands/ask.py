@@ -37,6 +37,8 @@ class Asking:
         Raises:
             UsageError: this model cannot be asked so; says why.
         """
+        if not prompt.strip():
+            raise UsageError("this prompt cannot be asked: it is empty")
         try:
             found = {} if self.edited_only else {SIDES[0]: self._unedited(lm, prompt)}
             return {**found, SIDES[1]: self._answer(lm, prompt)}
