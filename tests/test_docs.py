@@ -139,6 +139,17 @@ def test_tracing_as_its_page_has_it(cli, cache_dir):
             run(cli, line, cache_dir)
 
 
+def test_sharing_as_its_page_has_it(cli, cache_dir):
+    pytest.importorskip("peft")
+    page = ROOT / "docs" / "sharing-edits.md"
+    for line in commands(page):
+        run(cli, line, cache_dir)
+    (code,) = blocks(page, "python")
+    said: list[str] = []
+    exec(code, {"print": said.append})
+    assert [text.split()[-1] for text in said] == ["organ", "clarinet"]
+
+
 def test_the_example_of_a_method_is_whole(cli, cache_dir, monkeypatch):
     """Pasted into its files, it is listed, runs, and keeps what the page says that the tests check."""
     page = ROOT / "docs" / "adding-a-method.md"

@@ -66,7 +66,7 @@ def run(directory: Path, prompts: Sequence[str], base: Base, asking: Asking, as_
         lm = base.load(paths[-1], monitor)
         for path in paths:
             lm.attach(edit_store.load(path, lm))
-    for prompt in prompts or _typed(screen):
+    for prompt in prompts or _lines(screen):
         try:
             found = asking.answers(lm, prompt)
         except UsageError as error:
@@ -77,25 +77,30 @@ def run(directory: Path, prompts: Sequence[str], base: Base, asking: Asking, as_
         if as_json:
             screen.line(to_json({"prompt": prompt, **found}))
             continue
-        screen.line(prompt)
+        if prompts or not _is_typed():
+            screen.line(prompt)
         for side, answer in found.items():
             screen.line(f"  {side:<{max(map(len, SIDES))}}  {one_line(answer.strip())}")
     return 0
 
 
-def _typed(screen: Screen) -> Iterator[str]:
-    """Lines of standard input that are not blank; a terminal is told that one is waited for."""
+def _is_typed() -> bool:
+    """Whether prompts are written in a terminal, which shows them by itself."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _lines(screen: Screen) -> Iterator[str]:
+    """Lines of standard input that are not blank."""
     if sys.stdin is None:
         return
-    waits = sys.stdin.isatty()
-    if waits:
-        screen.note("one prompt a line; ends with Ctrl-D")
+    if _is_typed():
+        screen.note("one prompt a line; Ctrl-D ends")
     while True:
-        if waits:
+        if _is_typed():
             screen.err.print("> ", end="")
         line = sys.stdin.buffer.readline()
         if not line:
             return
         # what is no UTF-8 is asked with signs in its place, rather than not at all
-        if prompt := line.decode("utf-8", errors="replace").rstrip("\r\n"):
+        if (prompt := line.decode("utf-8", errors="replace").rstrip("\r\n")).strip():
             yield prompt
