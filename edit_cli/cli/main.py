@@ -167,7 +167,13 @@ def apply(
 def export(
     edit_dir: EditDir,
     out: Out,
-    to: Annotated[str, typer.Option(help="peft: a LoRA adapter beside the model; checkpoint: as `apply`, with a card")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="peft: a LoRA adapter beside the model; checkpoint: as `apply`, with a card",
+            autocompletion=lambda: ["peft", "checkpoint"],
+        ),
+    ],
     rank: Annotated[
         int | None,
         typer.Option(min=1, help="the most that an adapter may have in a matrix; without it, as many as it takes"),
