@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
-from edit_cli.cli.help import CONFIGURED
+from edit_cli.cli.help import CONFIGURED, OTHERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -59,7 +59,7 @@ def test_every_command_of_the_docs_is_one(page, command):
         assert page.startswith("adding-a-")
         return
     if words[0] not in CONFIGURED:
-        assert words[0] in ("show", "show-config", "apply", "compare", "ls", "env")
+        assert words[0] in OTHERS
         return
     arguments = regroup(words[1:], kinds(words[0], words[1:], []))
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
@@ -139,3 +139,15 @@ def test_tracing_as_its_page_has_it(cli, cache_dir):
     for line in commands(ROOT / "docs" / "tracing.md"):
         if not re.search(r"\bmodel=(gpt2-xl|hf)\b", line):
             run(cli, line, cache_dir)
+
+
+def test_sharing_as_its_page_has_it(cli, cache_dir):
+    pytest.importorskip("peft")
+    page = ROOT / "docs" / "sharing-edits.md"
+    for line in commands(page):
+        run(cli, line, cache_dir)
+    (code,) = blocks(page, "python")
+    said: list[str] = []
+    exec(code, {"print": said.append})
+    assert [text.split()[-1] for text in said] == ["organ", "clarinet"]
+

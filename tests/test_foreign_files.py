@@ -81,6 +81,22 @@ def test_code_of_a_foreign_model_is_not_run_unless_it_is_asked_for(cli, edit, mo
     assert marker.read_text() == "code was run"
 
 
+@pytest.mark.parametrize(
+    "words", [("export", "--to", "peft", "--out", "o"), ("export", "--to", "checkpoint", "--out", "o"), ("ask",)]
+)
+def test_nor_by_the_other_commands_that_take_an_edit(cli, edit, model_with_code, monkeypatch, words):
+    monkeypatch.setenv("SECRET", SECRET)
+    folder, marker = model_with_code
+    say(edit, id=str(folder), name="m", trust_remote_code=True)
+    run_manifest(edit, id=str(folder), trust_remote_code=True)
+    ended = cli(words[0], str(edit), *(words[1:] or ("x",)))
+    assert ended.code == 2 and "comes with code of its own" in ended.err
+    assert not marker.exists() and not Path("o").exists()
+    say(edit, id="./nowhere", revision="${oc.env:SECRET}")
+    ended = cli(words[0], str(edit), *(words[1:] or ("x",)))
+    assert ended.code == 3 and SECRET not in ended.err + ended.out
+
+
 def test_what_a_run_says_of_its_model_is_not_asked(cli, edit, model_with_code, monkeypatch):
     monkeypatch.setenv("SECRET", SECRET)
     folder, marker = model_with_code

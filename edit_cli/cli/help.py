@@ -23,7 +23,10 @@ OTHERS = {
     "ls": "List methods, models, datasets, metrics or runs.",
     "show": "Show a run: its table, or one case with the answers before and after.",
     "compare": "Put several runs side by side: a table, a CSV file and a figure.",
+    "ask": "Ask a model with and without an edit, side by side.",
+    "edits": "List saved edits: facts, kind, size, and what each stands on.",
     "apply": "Bake a weight edit into a plain transformers checkpoint.",
+    "export": "Write a weight edit for other programs: a PEFT adapter or a checkpoint, with a model card.",
     "env": "Show versions and devices.",
 }
 EXAMPLES = {

@@ -45,6 +45,17 @@ Plugins = Annotated[
     typer.Option("--plugin", help="a package of yours whose metrics and edits are used; may be repeated"),
 ]
 Wanted = Annotated[bool, typer.Option("--help", "-h", is_eager=True)]
+EditDir = Annotated[Path, typer.Argument(help="directory of an edit, or of a run with saved edits")]
+Out = Annotated[Path, typer.Option(help="folder for what is written; must not exist or be empty")]
+ModelName = Annotated[
+    str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")
+]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="how to spread a model that is too large for one device, such as auto")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="run code that comes with the model: only if you trust it")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -163,26 +174,100 @@ def compare(
 
 @app.command("apply", context_settings=HELP)
 def apply(
-    edit_dir: Annotated[Path, typer.Argument(help="directory of an edit, or of a run with saved edits")],
-    out: Annotated[Path, typer.Option(help="folder for the edited model; must not exist or be empty")],
-    model: Annotated[
-        str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")
-    ] = None,
-    device_map: Annotated[
-        str | None, typer.Option(help="how to spread a model that is too large for one device, such as auto")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code that comes with the model: only if you trust it")
-    ] = False,
+    edit_dir: EditDir,
+    out: Out,
+    model: ModelName = None,
+    device_map: DeviceMap = None,
+    trust_remote_code: TrustRemoteCode = False,
     plugin: Plugins = None,
 ) -> None:
     """Bake a weight edit into a plain transformers checkpoint."""
 
     def work() -> int:
         from edit_cli.commands import apply
+        from edit_cli.commands.saved_edits import Base
 
         admit(plugin or ())
-        return apply.run(expanded(edit_dir), expanded(out), model, trust_remote_code, device_map)
+        return apply.run(expanded(edit_dir), expanded(out), Base(model, trust_remote_code, device_map))
+
+    _exit(work)
+
+
+@app.command("export", context_settings=HELP)
+def export(
+    edit_dir: EditDir,
+    out: Out,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="peft: a LoRA adapter beside the model; checkpoint: as `apply`, with a card",
+            autocompletion=lambda: ["peft", "checkpoint"],
+        ),
+    ],
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="the most that an adapter may have in a matrix; without it, as many as it takes"),
+    ] = None,
+    model: ModelName = None,
+    device_map: DeviceMap = None,
+    trust_remote_code: TrustRemoteCode = False,
+    plugin: Plugins = None,
+) -> None:
+    """Write a weight edit for other programs: a PEFT adapter or a checkpoint, with a model card."""
+
+    def work() -> int:
+        from edit_cli.commands import export
+        from edit_cli.commands.saved_edits import Base
+
+        admit(plugin or ())
+        return export.run(expanded(edit_dir), to, expanded(out), Base(model, trust_remote_code, device_map), rank)
+
+    _exit(work)
+
+
+@app.command("ask", context_settings=HELP)
+def ask(
+    edit_dir: EditDir,
+    prompts: Annotated[list[str] | None, typer.Argument(help="without any, lines of standard input")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer")] = 20,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="draw from so many of the likeliest tokens, instead of taking the likeliest"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of what is drawn")] = 0,
+    edited_only: Annotated[bool, typer.Option("--edited-only", help="do not ask the unedited model")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable, an object a line")] = False,
+    model: ModelName = None,
+    device_map: DeviceMap = None,
+    trust_remote_code: TrustRemoteCode = False,
+    plugin: Plugins = None,
+) -> None:
+    """Ask a model with and without an edit, side by side."""
+
+    def work() -> int:
+        from edit_cli.commands import ask
+        from edit_cli.commands.saved_edits import Base
+
+        asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
+        admit(plugin or ())
+        return ask.run(expanded(edit_dir), prompts or [], Base(model, trust_remote_code, device_map), asking, as_json)
+
+    _exit(work)
+
+
+@app.command("edits", context_settings=HELP)
+def edits(
+    directory: Annotated[Path, typer.Argument(help="an edit, a run with saved edits, or a folder of such")],
+    as_json: Json = False,
+    plugin: Plugins = None,
+) -> None:
+    """List saved edits: facts, kind, size, and what each stands on."""
+
+    def work() -> int:
+        from edit_cli.commands import edits
+
+        admit(plugin or ())
+        return edits.run(expanded(directory), as_json)
 
     _exit(work)
 

@@ -54,16 +54,21 @@ def _verdict(lines: Sequence[Mapping[str, Any]]) -> list[Text]:
     wrong = [line for line in lines if line["case_id"] in found["failed"]]
     for line in wrong[:NAMED]:
         why = line["error"] or "; ".join(str(v) for v in map(of_probe, edited(line)) if not v.took)
-        told.append(Text(f"  {line['case_id']}: {'; '.join(map(_asked, line['requests']))} ({why})"))
+        told.append(Text(f"  {line['case_id']}: {'; '.join(map(arrow, line['requests']))} ({why})"))
     if len(wrong) > NAMED:
         told.append(Text(f"  … and {len(wrong) - NAMED:,} more: took.failed in summary.json names all"))
     return told
 
 
-def _asked(request: Mapping[str, Any]) -> str:
-    """`Ada Lund plays the → violin`"""
+def asked(request: Mapping[str, Any]) -> str:
+    """`Ada Lund plays the`"""
     subject, prompt = request["subject"], request["prompt"]
-    return f"{prompt if subject is None else prompt.replace('{}', subject, 1)} → {bare(request['target_new'])}"
+    return prompt if subject is None else prompt.replace("{}", subject, 1)
+
+
+def arrow(request: Mapping[str, Any]) -> str:
+    """`Ada Lund plays the → violin`"""
+    return f"{asked(request)} → {bare(request['target_new'])}"
 
 
 def case(line: Mapping[str, Any]) -> RenderableType:
@@ -71,7 +76,7 @@ def case(line: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(f"case {line['case_id']}", style="bold")]
     for request in line["requests"]:
         old = f" instead of {bare(request['target_true'])}" if request["target_true"] else ""
-        parts.append(Text(f"edited: {_asked(request)}{old}"))
+        parts.append(Text(f"edited: {arrow(request)}{old}"))
     if line["error"]:
         parts.append(Text(f"failed: {line['error']}", style="bold red"))
     if line["before"] or line["after"]:

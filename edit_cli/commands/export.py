@@ -1,0 +1,83 @@
+"""`export`: a weight edit in a form that other programs load, as an adapter beside the model or as a checkpoint."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from edit_cli.commands import apply
+from edit_cli.commands.saved_edits import Base, methods_of, refused, requests_of, require_new, run_of, weight_edits
+from edit_cli.config.build import did_you_mean
+from edit_cli.console import ConsoleMonitor, Screen
+from edit_cli.edits import peft_adapter
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.low_rank import LowRank, added, low_rank
+from edit_cli.errors import UsageError
+from edit_cli.files.disk import replacing, require_room
+from edit_cli.report.model_card import Card
+from edit_cli.report.saved import adapter_table
+from edit_cli.wording import many
+
+FORMATS = ("peft", "checkpoint")
+CANNOT, HOLDER = "cannot be exported as an adapter", "an adapter"
+CARD = "README.md"
+
+
+def run(directory: Path, to: str, out: Path, base: Base, rank: int | None = None) -> int:
+    """Write the edit to `out`, with a model card. rank: the most that an adapter may have in each matrix."""
+    if to not in FORMATS:
+        raise UsageError(f"--to {to}: choose {' or '.join(FORMATS)}{did_you_mean(to, FORMATS)}")
+    if to == "checkpoint":
+        if rank is not None:
+            raise UsageError("--rank is of adapters (--to peft): a checkpoint holds whole matrices")
+        return apply.run(directory, out, base, partial(_card, directory))
+    return _adapter(directory, out, base, rank)
+
+
+def _adapter(directory: Path, out: Path, base: Base, rank: int | None) -> int:
+    paths = weight_edits(directory, CANNOT, HOLDER)
+    require_new(out)
+    screen = Screen()
+    monitor = ConsoleMonitor(screen)
+    with monitor.working():
+        lm = base.load(paths[-1], monitor)
+        if lm.is_quantised:
+            raise refused(paths[-1], CANNOT, f"{lm.name} is quantised, so the edit would stand beside its matrices")
+        with monitor.phase("factors"):
+            for path in paths:
+                lm.attach(edit_store.load(path, lm))
+            try:
+                updates = added(lm)
+            except UsageError as error:
+                raise UsageError(
+                    f"{directory} {CANNOT}: {error}; a checkpoint can hold it (edit-cli export {directory} --to"
+                    " checkpoint)"
+                ) from None
+            parts = {module: low_rank(update, rank) for module, update in sorted(updates.items())}
+    made_for = edit_store.read_manifest(paths[0])["base_model"]
+    factors = {module: part.factors for module, part in parts.items()}
+    require_room(out, 4 * sum(f.left.numel() + f.right.numel() for f in factors.values()), f"--out {out}")
+    with replacing(out, f"--out {out}") as temporary:
+        peft_adapter.write(temporary, lm, factors, made_for["id"], made_for["revision"])
+        _card(directory, temporary, paths, parts)
+    screen.show(adapter_table(parts))
+    screen.note(
+        f"{many(len(requests_of(paths)), 'edited fact')} beside {lm.name}, as PeftModel.from_pretrained reads it:"
+    )
+    screen.line(str(out))
+    return 0
+
+
+def _card(directory: Path, folder: Path, paths: list[Path], parts: dict[str, LowRank] | None = None) -> None:
+    run = run_of(directory)
+    made_for = edit_store.read_manifest(paths[0])["base_model"]
+    card = Card(
+        made_for["name"],
+        made_for["id"],
+        made_for["revision"],
+        methods_of(paths),
+        requests_of(paths),
+        (run and run.summary) or {},
+        parts,
+    )
+    (folder / CARD).write_text(str(card), encoding="utf-8")

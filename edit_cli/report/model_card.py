@@ -1,0 +1,110 @@
+"""The README.md of an exported edit: what was written into which model, how well it took, how to use and undo it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edit_cli.edits.low_rank import LowRank
+from edit_cli.report import words
+from edit_cli.report.comparison import last_side
+from edit_cli.report.facts import asked
+from edit_cli.terminal import one_line
+from edit_cli.wording import many
+from edit_cli.writing import bare
+
+SHOWN = 200  # facts that are listed
+ON_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+OF_ADAPTER = (
+    "`PeftModel.from_pretrained` loads it beside the base model named above, of which nothing changes: where the"
+    " adapter is disabled (`disable_adapter`) or not loaded, the model answers as before."
+)
+OF_CHECKPOINT = (
+    "An ordinary checkpoint of `transformers` with the edited weights in it. They cannot be taken out again: to undo"
+    " the edit, load the base model named above."
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card tells.
+
+    Args:
+        model: name of the base model. base: as `from_pretrained` takes it. revision: of its files.
+        methods: that made the edits.
+        facts: requests (`EditRequest` as a mapping), in order.
+        summary: of the run that measured exactly this; empty without one.
+        parts: {projection: factors} of an adapter; None for a checkpoint.
+    """
+
+    model: str
+    base: str
+    revision: str | None
+    methods: Sequence[str]
+    facts: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
+    parts: Mapping[str, LowRank] | None
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines()) + "\n"
+
+    def _lines(self) -> Iterator[str]:
+        yield from self._metadata()
+        facts = many(len(self.facts), "edited fact")
+        yield from (f"# {plain(self.model)} with {facts}", "")
+        revision = f" (revision {plain(self.revision)})" if self.revision else ""
+        by = f" by {' and '.join(map(plain, self.methods))}" if self.methods else ""
+        yield from (f"Base model: {plain(self.base)}{revision}. Edited{by} with edit-cli.", "", "## Facts", "")
+        yield from table(["statement", "new answer", "instead of"], [self._fact(fact) for fact in self.facts[:SHOWN]])
+        if len(self.facts) > SHOWN:
+            yield from ("", f"… and {len(self.facts) - SHOWN:,} more.")
+        if self.summary.get("metrics"):
+            yield from self._measured()
+        if self.parts is not None:
+            yield from ("", "## The adapter", "", "LoRA with α = r, so that its factors are added as they are.", "")
+            rows = [(plain(name), str(part.factors.rank), part.told) for name, part in self.parts.items()]
+            yield from table(["matrix", "rank", "relative error"], rows)
+        yield from ("", "## Use and undo", "", OF_CHECKPOINT if self.parts is None else OF_ADAPTER)
+
+    def _metadata(self) -> Iterator[str]:
+        yield "---"
+        if ON_HUB.fullmatch(self.base):
+            yield f"base_model: {json.dumps(self.base)}"
+        yield f"library_name: {'transformers' if self.parts is None else 'peft'}"
+        yield from ("tags:", "- knowledge-editing", "---", "")
+
+    @staticmethod
+    def _fact(fact: Mapping[str, Any]) -> tuple[str, str, str]:
+        old = bare(fact["target_true"]) if fact["target_true"] else ""
+        return plain(asked(fact)), plain(bare(fact["target_new"])), plain(old)
+
+    def _measured(self) -> Iterator[str]:
+        metrics = self.summary["metrics"]
+        yield from ("", "## Measured", "")
+        yield f"Means over the facts, with 95 % intervals where there are several: {many(self.summary['n'], 'case')}."
+        for title, groups in words.sections(metrics):
+            rows = []
+            for where, some in groups:
+                for row in some:
+                    sides, digits = metrics[row.metric], words.decimals(row.metric)
+                    ends = [words.with_interval(side, digits) for side in (sides.get("before"), last_side(sides))]
+                    rows.append((f"{where.partition(':')[0]}: {row.label}" if where else row.label, *ends))
+            yield from ("", f"{title.capitalize()}:", "")
+            yield from table([" ", "before", "after"], rows)
+
+
+def plain(text: str) -> str:
+    """A text from anywhere within a line of Markdown, where it means nothing but itself."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(one_line(text), quote=False))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{' --- |' * len(headings)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
