@@ -20,7 +20,7 @@ CONFIGURED = tuple(COMMANDS)
 OTHERS = {
     "ls": "List methods, models, datasets, metrics or runs.",
     "show": "Show a run: its table, or one case with the answers before and after.",
-    "compare": "Put several runs side by side: a table, a CSV file and a figure.",
+    "compare": "Put several runs side by side: a table, differences, published numbers, a figure.",
     "apply": "Bake a weight edit into a plain transformers checkpoint.",
     "env": "Show versions and devices.",
 }
