@@ -93,7 +93,8 @@ def test_the_table_in_markdown(compare, tmp_path):
         == 0
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v1.2.csv", "v1.2.md", "v1.2.png", "v1.2.svg"]
-    heads, rule, *rows = (tmp_path / "v1.2.md").read_text().splitlines()
+    heads, rule, *rows, _, note = (tmp_path / "v1.2.md").read_text().splitlines()
+    assert note.startswith("[low, high]: 95 % interval")
     assert heads.startswith("| run | protocol.batch_size | Efficacy success, % | seconds an edit | peak memory, host |")
     assert set(rule) <= set("|- ")
     assert [row.split(" | ")[:2] for row in rows] == [["| ft", "1"], ["| ft", "2"]]

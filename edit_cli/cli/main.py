@@ -127,7 +127,8 @@ def compare(
         typer.Option(help="setting that tells lines apart, beside the method; tag: each run's own tag is its name"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="OUT.csv, OUT.md or OUT.tex: that file; else OUT.csv, OUT.md, OUT.png and OUT.svg")
+        Path | None,
+        typer.Option(help="OUT.csv, OUT.md or OUT.tex: that file; else OUT.csv, OUT.md, OUT.png and OUT.svg"),
     ] = None,
     form: Annotated[
         str | None, typer.Option("--format", help="csv, markdown or latex, printed instead of the table, or for OUT")

@@ -56,8 +56,8 @@ def case_columns(
             if metric in AGGREGATES:
                 parts = AGGREGATES[metric].parts(line) if is_scored(line) else None
             else:
-                values = [sides["after"].get(part) for part in SCORES.get(metric, (metric,))]
-                parts = None if None in values else tuple(values)
+                names, after = SCORES.get(metric, (metric,)), sides["after"]
+                parts = tuple(after[name] for name in names) if all(name in after for name in names) else None
             if parts is not None:
                 found.setdefault(metric, {})[line["case_id"]] = parts
     return found

@@ -92,11 +92,20 @@ class Printed:
     half: float | None = None
     bound: str = ""
 
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """Of its interval; of a bound only that one."""
+        if self.bound:
+            return (None, self.value) if self.bound == "<" else (self.value, None)
+        return (
+            (None, None) if self.half is None else (round(self.value - self.half, 9), round(self.value + self.half, 9))
+        )
+
     def told(self, decimals: int) -> str:
         value = f"{self.bound}{words.number(self.value, decimals)}"
         if self.half is None:
             return value
-        return f"{value} [{', '.join(words.number(self.value + side * self.half, decimals) for side in (-1, 1))}]"
+        return f"{value} [{', '.join(words.number(end, decimals) for end in self.ends)}]"
 
 
 @dataclass(frozen=True)
@@ -132,11 +141,8 @@ class Table:
             for metric, column in self.columns(metrics).items():
                 if (one := self.printed(row, column)) is None:
                     continue
-                ends = (None, None) if one.half is None else (round(one.value - one.half, 9), round(one.value + one.half, 9))
-                if one.bound:
-                    ends = (None, one.value) if one.bound == "<" else (one.value, None)
                 mean = None if one.bound else one.value
-                found.append((f"{row['method']} on {row['model']}", metric, mean, *ends, self.citation))
+                found.append((f"{row['method']} on {row['model']}", metric, mean, *one.ends, self.citation))
         return found
 
 
