@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edit_cli.report import learning
 from edit_cli.report.sequence import sequential_summary
 from edit_cli.report.summary import summary_of
 from edit_cli.runs.run import Run
@@ -69,4 +70,23 @@ def finished_run(
                 run.append({**line, "seconds": None, "error": None, "when": "checkpoint", "edits": len(cases)})
         make = sequential_summary if command == "sequential" else summary_of
         run.write_summary(make(run.manifest, run.lines()))
+    return path
+
+
+def finished_training(path: Path, loss: float, seed: int = 0) -> Path:
+    """A training that came to that loss."""
+    config = {"seed": seed, "model": {"name": "m"}, "method": {"rank": 8}}
+    about = {
+        "name": "world", "source": "made up", "records_total": 100, "records_dropped": 0, "records_selected": 20,
+        "limit": None, "split": None, "ids_sha256": "a" * 64,
+    }  # fmt: skip
+    details = {
+        "method": "mend", "model": "m", "dataset": about, "seeds": {"seed": seed},
+        "protocol": {"cases": 20, "validation": 4},
+    }  # fmt: skip
+    with Run.open(
+        path, "train-editor", config, key=("step", "kind"), details=details, made_with={"versions": {}}
+    ) as run:
+        run.append({"step": 2, "kind": "validation", "loss": loss, "es": 50.0})
+        run.write_summary(learning.summary_of(run.manifest, run.lines()))
     return path

@@ -115,6 +115,15 @@ def test_checkpoints_on_the_axis(compare, tmp_path):
     assert [row["facts"] for row in rows if row["metric"] == "efficacy_success"] == ["1", "2"]
 
 
+def test_traces_are_compared(compare):
+    ended = compare("trace", "--format", "csv")
+    assert ended.code == 0
+    summary = json.loads(Path("trace/summary.json").read_text())
+    found = {row["metric"]: float(row["mean"]) for row in csv.DictReader(ended.out.splitlines())}
+    assert found["total_effect"] == summary["trace"]["total_effect"]["mean"]
+    assert found["peak_mlp"] == summary["peaks"]["mlp"]["mean"]
+
+
 def test_lines_can_be_told_apart_by_a_setting(compare):
     ended = compare("b1", "b2", "--by", "method.steps", "--anyway")
     assert ended.code == 0
@@ -135,7 +144,7 @@ def test_lines_can_be_told_apart_by_a_setting(compare):
         (("b*x",), 3, "b*x matches nothing"),
         (("b1", "--metrics", "efficacy"), 2, "did you mean efficacy_success"),
         (("b1", "--x", "facts"), 2, "--x facts needs runs of `sequential`"),
-        (("b1", "trace"), 2, "trace is a run of `trace`"),
+        (("b1", "trace"), 2, "these runs are not alike: command is evaluate (b1) and trace (trace)"),
         (("nowhere",), 3, "nowhere holds no run"),
         ((), 2, "Missing argument"),
     ],

@@ -10,7 +10,7 @@ import statistics
 
 import numpy as np
 import pytest
-from fabricated import finished_run
+from fabricated import finished_run, finished_training
 from scipy import stats
 
 GOOD, BAD = (True, True, True), (False, True, True)
@@ -153,6 +153,27 @@ def test_runs_of_edit_are_compared(runs, cli):
     one, two = rows(ended.out)
     assert one["difference"] == ""
     assert float(two["difference"]) == pytest.approx(100 * 5 / 12)
+
+
+def test_trainings_are_compared(tmp_path, cli):
+    for seed, loss in enumerate((1.0, 2.0)):
+        finished_training(tmp_path / f"training-{seed}", loss, seed)
+    found = {row["metric"]: row for row in rows(cli("compare", ".", "--format", "csv").out)}
+    assert (float(found["best_loss"]["mean"]), found["best_loss"]["seeds"]) == (1.5, "2")
+    assert float(found["best_loss"]["sd"]) == pytest.approx(0.5**0.5)
+    assert "1.500" in cli("compare", ".").out
+
+
+def test_columns_that_do_not_fit_stand_below(runs, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    every = (
+        "efficacy_success,paraphrase_success,neighborhood_success,score,efficacy_generated_contains,efficacy_magnitude"
+    )
+    shown = cli("compare", "memit", "rome", "--against", "rome", "--metrics", every).out.splitlines()
+    assert max(map(len, shown)) <= 40
+    heads = [line for line in shown if line.startswith("run ")]
+    assert len(heads) > 2 and sum("magnitude" in line for line in heads) == 2
+    assert sum(line.startswith("memit ") for line in shown) == len(heads)
 
 
 def test_latex_by_the_suffix(runs, cli):

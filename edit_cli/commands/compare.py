@@ -17,13 +17,15 @@ from edit_cli.files.disk import require_place, telling
 from edit_cli.files.paths import expanded
 from edit_cli.metrics.columns import combined, matched
 from edit_cli.metrics.paired import TEST, Difference, corrected, paired_difference
-from edit_cli.metrics.registry import METRICS, SME
+from edit_cli.metrics.registry import SME
 from edit_cli.report import compare, published
 from edit_cli.report.compare import Point
 from edit_cli.report.comparison import DISPENSABLE, LOST, SHOWN, legend, short, shown_metrics
+from edit_cli.report.measures import MEASURES, TRACED, TRAINED
 from edit_cli.report.sheets import Sheet, latex, markdown, on_screen, width
 from edit_cli.report.tables import prose
 from edit_cli.report.texts import Text
+from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import MANIFEST
 from edit_cli.wording import many
 
@@ -75,7 +77,7 @@ def run(
     if moving:
         screen.note(f"along {x}, the runs differ in {', '.join(moving)}, too")
     measured = [
-        name for name in METRICS if any(name in summary["metrics"] for group in groups for summary in group.summaries)
+        name for name in MEASURES if any(name in summary["metrics"] for group in groups for summary in group.summaries)
     ]
     wanted, shown = _metrics(metrics, measured)
     chosen = None if against is None else _reference(against, groups, x)
@@ -139,9 +141,9 @@ def _beside(out: Path, kind: str) -> Path:
 
 def _metrics(given: str | None, measured: Sequence[str]) -> tuple[list[str], list[str]]:
     """(those of files and figures, those of the screen)."""
-    shown = [*shown_metrics(measured), *(metric for metric in LOST if metric in measured)]
+    shown = [*shown_metrics(measured), *(metric for metric in (*LOST, *TRACED, *TRAINED) if metric in measured)]
     if given is None:
-        return [metric for metric in (*DEFAULT, *SME) if metric in measured] or shown[:3], shown
+        return [metric for metric in (*DEFAULT, *SME, *TRACED, *TRAINED) if metric in measured] or shown[:3], shown
     wanted = given.split(",")
     for metric in wanted:
         if metric not in measured:
@@ -234,21 +236,35 @@ def _show(
     fitting: bool,
     notes: Sequence[str],
 ) -> None:
-    """fitting: columns that can be spared are left out where there is no room."""
+    """Columns that do not fit beside the others stand below them. fitting: those that can be spared are left out."""
+
+    def fits(names: Sequence[str]) -> bool:
+        return all(width(screen.out, sheet) <= screen.out.width for sheet in sheets(names))
+
     names, spare = list(shown), [name for name in DISPENSABLE if name in shown]
-    while fitting and spare and width(screen.out, sheets(names)[0]) > screen.out.width:
+    while fitting and spare and not fits(names):
         names.remove(spare.pop(0))
-    for number, sheet in enumerate(sheets(names)):
-        if number:
-            screen.line("")
-        screen.show(on_screen(sheet))
-        for note in sheet.notes:
-            screen.show(prose(note))
+    rest = list(names)
+    while rest:
+        part = next((rest[:count] for count in range(len(rest), 1, -1) if fits(rest[:count])), rest[:1])
+        for number, sheet in enumerate(sheets(part)):
+            notes_now = sheet.notes if len(rest) == len(part) else ()
+            if not (sheet.filled or notes_now):
+                continue
+            if number or len(rest) < len(names):
+                screen.line("")
+            screen.show(on_screen(sheet))
+            for note in notes_now:
+                screen.show(prose(note))
+        rest = rest[len(part) :]
     known = [name for name in names if name in SHOWN | LOST]
-    if known:
-        screen.show(legend(known, "s/edit", "cases"))
-    for note in notes:
-        screen.show(prose(note))
+    told = legend(known, "s/edit", "cases") if known else None
+    others = [
+        f"{compare.heading(name, True)}: {MEASURES[name].definition}" for name in names if name in TRACED | TRAINED
+    ]
+    for text in (told, *map(prose, [". ".join(others) + "."] if others else []), *map(prose, notes)):
+        if text is not None:
+            screen.show(text)
 
 
 def _notes(groups: Sequence[Group], paired: Mapping[tuple[int, str], Difference], reference: str) -> list[str]:
@@ -261,8 +277,9 @@ def _notes(groups: Sequence[Group], paired: Mapping[tuple[int, str], Difference]
     if paired:
         pairs = sorted({one.pairs for one in paired.values()})
         over = f"{pairs[0]:,}" if len(pairs) == 1 else f"{pairs[0]:,} to {pairs[-1]:,}"
+        over += " folds" if all(kind_of(group.records[0].manifest) == "sme" for group in groups) else " cases"
         told.append(
-            f"Difference from {reference} over the {over} cases that both have, with the interval of a paired"
+            f"Difference from {reference} over the {over} that both have, with the interval of a paired"
             f" bootstrap. p: {TEST}; corrected by Holm's method for the {many(len(paired), 'comparison')} made."
         )
     elif reference:

@@ -17,10 +17,11 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.paths import expanded
 from edit_cli.metrics.columns import Column, case_columns, over_seeds
 from edit_cli.report.comparison import short
+from edit_cli.report.measures import measured
 from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import MANIFEST, RunRecord, list_runs, read_run
 
-COMPARED = ("evaluate", "edit", "sequential")
+COMPARED = ("evaluate", "edit", "sequential", "trace", "train-editor")
 TAG, FACTS = "tag", "facts"
 # parts of a protocol that only add figures, or only say what is kept
 ADDING = frozenset(
@@ -68,12 +69,12 @@ def finished(path: Path) -> RunRecord:
     """The run at `path`.
 
     Raises:
-        UsageError: it is of a command that measures no edits. MissingError: it has no summary yet.
+        UsageError: it is of a command that measures nothing. MissingError: it has no summary yet.
     """
     record = read_run(path)
     if record.manifest["command"] not in COMPARED:
         raise UsageError(f"{path} is a run of `{record.manifest['command']}`: compare runs of {_either(COMPARED)}")
-    if not record.summary or "metrics" not in record.summary:
+    if not record.summary:
         raise MissingError(f"{path} has no summary yet: the run is {record.status}")
     return record
 
@@ -98,7 +99,8 @@ class Group:
 
     @property
     def summaries(self) -> list[Mapping[str, Any]]:
-        return [record.summary for record in self.records if record.summary]
+        """Of each run, with what it measured under "metrics"."""
+        return [measured(kind_of(record.manifest), record.summary) for record in self.records if record.summary]
 
     @property
     def data(self) -> tuple[Any, ...]:
@@ -109,9 +111,7 @@ class Group:
     def columns(self, metrics: Sequence[str]) -> dict[str, Column]:
         """What each case contributes to the metrics, as the mean over the seeds."""
         each = [
-            case_columns(
-                kind_of(record.manifest), record.lines, metrics, record.manifest["config"]["protocol"].get("fold_seed")
-            )
+            case_columns(kind_of(record.manifest), record.lines, metrics, _protocol(record.manifest).get("fold_seed"))
             for record in self.records
         ]
         return {
@@ -176,19 +176,23 @@ def setting(record: RunRecord, key: str) -> Any:
 
 def _name(same: Sequence[RunRecord], by: str | None, x: str | None, groups: Sequence[Sequence[RunRecord]]) -> str:
     """What a line of the figure is called."""
-    record, method = same[0], same[0].manifest["method"]
+    record, method = same[0], _method(same[0])
     if by == TAG:
         return str(setting(record, TAG) or method)
     if by is not None:
         return f"{method} {by.rpartition('.')[2]}={short(setting(record, by))}"
     if x is not None and x != FACTS:
         return method
-    if sum(group[0].manifest["method"] == method for group in groups) == 1:
+    if sum(_method(group[0]) == method for group in groups) == 1:
         return method
     place = record.path.name
     if len(same) > 1:
         place = os.path.commonprefix([one.path.name for one in same]).rstrip("-_=.") or place  # noqa: RUF071 - of names
     return place if place.startswith(method) else f"{method} {place}"
+
+
+def _method(record: RunRecord) -> str:
+    return record.manifest["method"] or record.manifest["command"]
 
 
 # --- which are not alike ---------------------------------------------------------------------------------------------
@@ -199,7 +203,7 @@ def conditions(record: RunRecord) -> dict[str, Any]:
     manifest = record.manifest
     config, about = manifest["config"], manifest["dataset"]
     model, data = config.get("model") or {}, config.get("data") or {}
-    protocol = flatten({**config["protocol"], **manifest["protocol"]})
+    protocol = flatten({**_protocol(manifest), **manifest["protocol"]})
     return {
         "command": kind_of(manifest),
         "model": manifest["model"],
@@ -212,6 +216,10 @@ def conditions(record: RunRecord) -> dict[str, Any]:
             if key not in ADDING and not _seed(key) and key.partition(".")[2] not in NO_INFLUENCE
         },
     }
+
+
+def _protocol(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    return manifest["config"].get("protocol") or {}
 
 
 def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: bool) -> tuple[list[Group], list[str]]:

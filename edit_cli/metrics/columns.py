@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ def case_columns(
             for metric in metrics
             if metric in SME and folds and all(SME[metric].label in fold for fold in folds)
         }
+    if kind in ("trace", "train-editor"):
+        return _traced(lines, metrics) if kind == "trace" else {}
     lines = final_lines(kind, lines)
     if "generation_entropy" not in metrics:  # it takes long
         lines = [{**line, "after": line["after"] and {**line["after"], "texts": []}, "before": line["before"] and
@@ -61,6 +63,16 @@ def case_columns(
             if parts is not None:
                 found.setdefault(metric, {})[line["case_id"]] = parts
     return found
+
+
+def _traced(lines: Sequence[Line], metrics: Collection[str]) -> dict[str, Column]:
+    known = {line["case_id"]: line for line in lines if line["known"]}
+    each: dict[str, Callable[[Line], float]] = {
+        "clean": lambda line: 100.0 * line["high"],
+        "corrupted": lambda line: 100.0 * line["low"],
+        "total_effect": lambda line: 100.0 * (line["high"] - line["low"]),
+    }
+    return {name: {case: (of(line),) for case, line in known.items()} for name, of in each.items() if name in metrics}
 
 
 def combined(metric: str) -> Combine:

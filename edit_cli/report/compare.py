@@ -12,10 +12,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 from edit_cli.metrics.paired import Difference
-from edit_cli.metrics.registry import METRICS
 from edit_cli.report import figures, words
 from edit_cli.report.comparison import LOST, SHOWN, last_side
 from edit_cli.report.curves import line, scale_perplexity
+from edit_cli.report.measures import MEASURES, SHORT, decimals
 from edit_cli.report.sheets import Block, Sheet
 from edit_cli.terminal import literal
 
@@ -108,7 +108,7 @@ def means(points: Sequence[Point], x: str | None, metrics: Sequence[str], short:
     for point in points:
         row = blocks.setdefault(point.conditions, {}).setdefault((point.line, str(point.x)), dict(point.cost))
         row["seeds"] = str(point.entry.get("seeds", 1))
-        row[point.metric] = mean(point.entry, words.decimals(point.metric))
+        row[point.metric] = mean(point.entry, decimals(point.metric))
     at = [x] if x and not short else []
     heads = ["run", *at, *(["seeds"] if several else []), *(heading(name, short) for name in metrics), *spent]
     keys = [*(["seeds"] if several else []), *metrics, *spent]
@@ -126,10 +126,10 @@ def differences(
     """A row a run that is paired with the reference: `+3.1 [1.2, 5.0] p=0.003`, p corrected by Holm's method."""
     rows: dict[tuple[str, Any], dict[str, str]] = {}
     for point in points:
-        if point.difference is not None:
+        if point.difference is not None and point.metric in metrics:
             name = f"{point.line} ({point.conditions})" if point.conditions else point.line
             row = rows.setdefault((name, str(point.x)), {})
-            row[point.metric] = difference(point.difference, words.decimals(point.metric))
+            row[point.metric] = difference(point.difference, decimals(point.metric))
     at = [x] if x and not short else []
     body = [
         [name, *([place] if at else []), *(row.get(metric, "–") for metric in metrics)]
@@ -139,24 +139,24 @@ def differences(
     return Sheet(f"Difference from {reference} over the same cases", shown, [Block("", body)])
 
 
-def mean(entry: Mapping[str, Any], decimals: int) -> str:
+def mean(entry: Mapping[str, Any], digits: int) -> str:
     if entry.get("seeds", 1) == 1:
-        return words.with_interval(entry, decimals)
-    return f"{words.number(entry['mean'], decimals)} ± {words.number(entry['sd'], decimals)}"
+        return words.with_interval(entry, digits)
+    return f"{words.number(entry['mean'], digits)} ± {words.number(entry['sd'], digits)}"
 
 
-def difference(found: Difference, decimals: int) -> str:
+def difference(found: Difference, digits: int) -> str:
     """`+3.1 [1.2, 5.0] p=0.003`"""
-    value = f"{found.mean:+,.{decimals}f}"
-    ends = "" if found.ci95 is None else " [{}, {}]".format(*(words.number(end, decimals) for end in found.ci95))
+    value = f"{found.mean:+,.{digits}f}"
+    ends = "" if found.ci95 is None else " [{}, {}]".format(*(words.number(end, digits) for end in found.ci95))
     p = found.p if found.holm is None else found.holm
     return f"{value}{ends} {'p<0.001' if p < 0.0005 else f'p={p:.3f}'}"
 
 
 def heading(metric: str, short: bool = False) -> str:
     if short:
-        return (SHOWN | LOST).get(metric, METRICS[metric].label)
-    found = METRICS[metric]
+        return (SHOWN | LOST | SHORT).get(metric) or MEASURES[metric].label.replace(" ", "\n")
+    found = MEASURES[metric]
     return f"{found.label}, {found.unit}" if found.unit else found.label
 
 
@@ -186,9 +186,9 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
             plot.xaxis.get_major_locator().set_params(integer=True)
         if not numeric:
             plot.set_xticks(range(len(places)), list(map(literal, places)), rotation=30, ha="right")
-        unit = METRICS[metric].unit
+        unit = MEASURES[metric].unit
         plot.set(
-            title=METRICS[metric].label, xlabel="facts edited, all in place" if x == FACTS else literal(x), ylabel=unit
+            title=MEASURES[metric].label, xlabel="facts edited, all in place" if x == FACTS else literal(x), ylabel=unit
         )
         if metric == "perplexity":
             scale_perplexity(plot, [p.entry["mean"] for p in points if p.metric == metric])

@@ -32,12 +32,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: the first column is a name, the others are values."""
+    """A table: the first column is a name, the others are values. Where no block has a row, only the notes are told."""
 
     title: str
     heads: Sequence[str]
     blocks: Sequence[Block]
     notes: Sequence[str] = ()
+
+    @property
+    def filled(self) -> list[Block]:
+        return [block for block in self.blocks if block.rows]
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:
@@ -45,7 +49,7 @@ def markdown(sheets: Sequence[Sheet]) -> str:
     parts = []
     for sheet in sheets:
         parts += [f"**{_piped(sheet.title)}**\n"] if sheet.title else []
-        for block in sheet.blocks:
+        for block in sheet.filled:
             lines = [sheet.heads, ["---"] * len(sheet.heads), *block.rows]
             told = f"{_piped(block.label)}:\n\n" if block.label else ""
             parts.append(told + "".join(f"| {' | '.join(map(_piped, row))} |\n" for row in lines))
@@ -65,9 +69,9 @@ def latex(sheets: Sequence[Sheet]) -> str:
 def _tabular(sheet: Sheet) -> str:
     count = len(sheet.heads)
     lines = [rf"% {one_line(sheet.title)}"] if sheet.title else []
-    if sheet.blocks:
+    if sheet.filled:
         lines += [rf"\begin{{tabular}}{{l{'r' * (count - 1)}}}", r"\toprule", _row(sheet.heads), r"\midrule"]
-        for number, block in enumerate(sheet.blocks):
+        for number, block in enumerate(sheet.filled):
             lines += [r"\midrule"] if number else []
             lines += [rf"\multicolumn{{{count}}}{{l}}{{\textit{{{escaped(block.label)}}}}} \\"] if block.label else []
             lines += [_row(row) for row in block.rows]
@@ -89,7 +93,7 @@ def escaped(text: str) -> str:
 def on_screen(sheet: Sheet) -> RenderableType:
     """A value's interval, spread and p-value stand below it."""
     parts: list[RenderableType] = [Text(sheet.title, style="bold")] if sheet.title else []
-    for block in sheet.blocks:
+    for block in sheet.filled:
         if block.label:
             parts.append(Text(block.label, style="italic"))
         table = right_aligned(*sheet.heads)
