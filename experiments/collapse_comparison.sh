@@ -34,4 +34,4 @@ for method in $METHODS; do
 done
 runs=()
 for method in $METHODS; do runs+=("$OUT/$method"); done
-edit-cli compare "${runs[@]}" --metrics "$METRICS" --out "$OUT/collapse"
+edit-cli compare "${runs[@]}" --anyway --metrics "$METRICS" --out "$OUT/collapse"

@@ -93,7 +93,8 @@ def test_the_table_in_markdown(compare, tmp_path):
         == 0
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v1.2.csv", "v1.2.md", "v1.2.png", "v1.2.svg"]
-    heads, rule, *rows = (tmp_path / "v1.2.md").read_text().splitlines()
+    heads, rule, *rows, _, note = (tmp_path / "v1.2.md").read_text().splitlines()
+    assert note.startswith("[low, high]: 95 % interval")
     assert heads.startswith("| run | protocol.batch_size | Efficacy success, % | seconds an edit | peak memory, host |")
     assert set(rule) <= set("|- ")
     assert [row.split(" | ")[:2] for row in rows] == [["| ft", "1"], ["| ft", "2"]]
@@ -102,7 +103,7 @@ def test_the_table_in_markdown(compare, tmp_path):
 
 
 def test_runs_can_be_called_by_their_tags(compare, tmp_path):
-    assert compare("b1", "b2", "--by", "tag", "--out", str(tmp_path / "tagged")).code == 0
+    assert compare("b1", "b2", "--by", "tag", "--anyway", "--out", str(tmp_path / "tagged")).code == 0
     rows = csv_rows(tmp_path / "tagged.csv")
     assert {row["run"] for row in rows} == {"alone", "ft"}  # a run without a tag has its method's name
 
@@ -114,19 +115,36 @@ def test_checkpoints_on_the_axis(compare, tmp_path):
     assert [row["facts"] for row in rows if row["metric"] == "efficacy_success"] == ["1", "2"]
 
 
+def test_traces_are_compared(compare):
+    ended = compare("trace", "--format", "csv")
+    assert ended.code == 0
+    summary = json.loads(Path("trace/summary.json").read_text())
+    found = {row["metric"]: float(row["mean"]) for row in csv.DictReader(ended.out.splitlines())}
+    assert found["total_effect"] == summary["trace"]["total_effect"]["mean"]
+    assert found["peak_mlp"] == summary["peaks"]["mlp"]["mean"]
+
+
 def test_lines_can_be_told_apart_by_a_setting(compare):
-    ended = compare("b1", "b2", "--by", "method.steps")
+    ended = compare("b1", "b2", "--by", "method.steps", "--anyway")
     assert ended.code == 0
     assert ended.out.count("ft steps=5") == 2
+    assert ended.out.index("batch_size 1") < ended.out.index("batch_size 2")  # each in a table of its own
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
         (("b1", "--x", "protocol.batchsize"), 2, "did you mean protocol.batch_size"),
+        (("b1", "b2"), 2, "these runs are not alike: protocol.batch_size is 1 (b1) and 2 (b2)"),
+        (("b1", "seq"), 2, "these runs are not alike: command is evaluate (b1) and sequential (seq)"),
+        (("b1", "--against", "b3"), 2, "--against b3: no run lies there or is called so; there are ft"),
+        (("b1", "--published", "rome"), 2, "did you mean rome-zsre"),
+        (("b1", "--format", "html"), 2, "--format html: choose csv, markdown, latex"),
+        (("b1", "--format", "csv", "--out", "t.tex"), 2, "name it .csv"),
+        (("b*x",), 3, "b*x matches nothing"),
         (("b1", "--metrics", "efficacy"), 2, "did you mean efficacy_success"),
         (("b1", "--x", "facts"), 2, "--x facts needs runs of `sequential`"),
-        (("b1", "trace"), 2, "trace is a run of `trace`"),
+        (("b1", "trace"), 2, "these runs are not alike: command is evaluate (b1) and trace (trace)"),
         (("nowhere",), 3, "nowhere holds no run"),
         ((), 2, "Missing argument"),
     ],

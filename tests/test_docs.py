@@ -150,4 +150,3 @@ def test_sharing_as_its_page_has_it(cli, cache_dir):
     said: list[str] = []
     exec(code, {"print": said.append})
     assert [text.split()[-1] for text in said] == ["organ", "clarinet"]
-

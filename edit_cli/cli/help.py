@@ -22,7 +22,7 @@ OTHERS = {
     "show-config": "Show every setting of a method, a data set, a model, a protocol, …, with what it takes.",
     "ls": "List methods, models, datasets, metrics or runs.",
     "show": "Show a run: its table, or one case with the answers before and after.",
-    "compare": "Put several runs side by side: a table, a CSV file and a figure.",
+    "compare": "Put several runs side by side: a table, differences, published numbers, a figure.",
     "ask": "Ask a model with and without an edit, side by side.",
     "edits": "List saved edits: facts, kind, size, and what each stands on.",
     "apply": "Bake a weight edit into a plain transformers checkpoint.",

@@ -146,7 +146,12 @@ def show(
 
 @app.command("compare", context_settings=HELP)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="directories of runs of evaluate, or of sequential")],
+    runs: Annotated[
+        list[str], typer.Argument(help="directories of runs, folders of them, or patterns ('runs/*/memit*')")
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="run, or its name in the table, that the others are paired with, case by case")
+    ] = None,
     x: Annotated[
         str | None,
         typer.Option(help="setting on the x-axis, such as protocol.batch_size; facts: checkpoints of sequential runs"),
@@ -158,16 +163,28 @@ def compare(
         str | None,
         typer.Option(help="setting that tells lines apart, beside the method; tag: each run's own tag is its name"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="write OUT.csv, OUT.md, OUT.png and OUT.svg")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="OUT.csv, OUT.md or OUT.tex: that file; else OUT.csv, OUT.md, OUT.png and OUT.svg"),
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="csv, markdown or latex, printed instead of the table, or for OUT")
+    ] = None,
+    published: Annotated[
+        str | None, typer.Option(help="published tables beside it, such as rome-counterfact, with commas between them")
+    ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="list runs apart that are not alike; refused otherwise")
+    ] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Put several runs side by side: a table, a CSV file and a figure."""
+    """Put several runs side by side: a table, differences, published numbers, a figure."""
 
     def work() -> int:
         from edit_cli.commands import compare
 
         admit(plugin or ())
-        return compare.run([expanded(run) for run in runs], x, metrics, by, out and expanded(out))
+        return compare.run(runs, x, metrics, by, out and expanded(out), against, published, form, anyway)
 
     _exit(work)
 

@@ -1,169 +1,312 @@
-"""`compare`: several runs side by side: one table, and a figure of how metrics go with a setting or with the number
-of facts.
+"""`compare`: several runs side by side, as a table and as a figure of how metrics go with a setting or with the number
+of facts; against a reference run, and beside published numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edit_cli.commands.compare_runs import FACTS, Group, conditions, found, grouped, told_apart
 from edit_cli.config.build import did_you_mean
-from edit_cli.config.identity import flatten
 from edit_cli.console import Screen
-from edit_cli.errors import MissingError, UsageError
+from edit_cli.errors import UsageError
 from edit_cli.files.disk import require_place, telling
+from edit_cli.files.paths import expanded
+from edit_cli.metrics.columns import combined, matched
+from edit_cli.metrics.paired import TEST, Difference, corrected, paired_difference
 from edit_cli.metrics.registry import SME
-from edit_cli.metrics.registry import metrics as registered
-from edit_cli.report.compare import FACTS, Point, cost, draw, moments, write_markdown, write_table
-from edit_cli.report.comparison import Comparison, shown_metrics
-from edit_cli.runs.run import RunRecord, read_run
+from edit_cli.report import compare, published
+from edit_cli.report.compare import Point
+from edit_cli.report.comparison import DISPENSABLE, LOST, SHOWN, legend, short, shown_metrics
+from edit_cli.report.measures import TRACED, TRAINED, measures
+from edit_cli.report.sheets import Sheet, latex, markdown, on_screen, width
+from edit_cli.report.tables import prose
+from edit_cli.report.texts import Text
+from edit_cli.runs.format import kind_of
+from edit_cli.runs.run import MANIFEST
 from edit_cli.wording import many
 
-COMPARED = ("evaluate", "sequential")
-TAG = "tag"
 DEFAULT = ("efficacy_success", "paraphrase_success", "neighborhood_success")
+FORMATS = {"csv": "csv", "markdown": "md", "latex": "tex"}
+FIGURES = ("png", "svg")
 
 
-def run(paths: Sequence[Path], x: str | None, metrics: str | None, by: str | None, out: Path | None) -> int:
-    """Print a table of the runs; with `out`, write OUT.csv and OUT.md, and OUT.png and OUT.svg if there is something
-    for an x-axis.
+def run(
+    places: Sequence[str],
+    x: str | None = None,
+    metrics: str | None = None,
+    by: str | None = None,
+    out: Path | None = None,
+    against: str | None = None,
+    tables: str | None = None,
+    form: str | None = None,
+    anyway: bool = False,
+) -> int:
+    """Print a table of the runs, or write it to `out`.
 
-    x: a key of the configuration, or "facts" for the checkpoints of sequential runs (the default where all are
-    sequential).
-    by: a key that tells lines apart, beside the method; `tag` names them by itself. metrics: ids with commas.
+    Args:
+        places: directories of runs, folders of them, or patterns.
+        x: a key of the configuration, or "facts" for the checkpoints of sequential runs (the default where all are
+            sequential).
+        metrics: ids with commas.
+        by: a key that tells lines apart, beside the method; `tag` names them by itself.
+        out: OUT.csv, OUT.md or OUT.tex is that one file; otherwise OUT.csv and OUT.md are written, and OUT.png and
+            OUT.svg if there is something for an x-axis.
+        against: directory or name of the run that the others are paired with.
+        tables: keys of published tables, with commas.
+        form: csv, markdown or latex, to be printed instead of the table, or written to OUT.
+        anyway: list runs apart that are not alike, instead of refusing them.
     """
+    form = _form(form, out)
+    beside = [published.read(key) for key in tables.split(",")] if tables else []
     if out is not None:
         require_place(out, f"--out {out}")
-    records = [_finished(path) for path in paths]
+    screen = Screen()
+    reference = [against] if against is not None and (expanded(against) / MANIFEST).exists() else []
+    records = found([*places, *reference], screen.note)
     sequential = all(record.manifest["command"] == "sequential" for record in records)
     if x == FACTS and not sequential:
         raise UsageError(
             "--x facts needs runs of `sequential`; give a key of the configuration, such as --x protocol.batch_size"
         )
     x = x or (FACTS if sequential else None)
-    wanted = _metrics(metrics, records)
-    names = [_name(record, by, x, records) for record in records]
-    records, names = _in_order(records, names, x)
-    screen = Screen()
-    screen.show(
-        Comparison([(_titled(record, name, x), record.summary) for record, name in zip(records, names, strict=True)])
-    )
+    groups, moving = told_apart(grouped(records, x, by), x, by, anyway)
+    if moving:
+        screen.note(f"along {x}, the runs differ in {', '.join(moving)}, too")
+    measured = [
+        name
+        for name in measures()
+        if any(name in summary["metrics"] for group in groups for summary in group.summaries)
+    ]
+    wanted, shown = _metrics(metrics, measured)
+    chosen = None if against is None else _reference(against, groups, x)
+    paired = {} if chosen is None else _paired(chosen, groups, list(dict.fromkeys([*wanted, *shown])))
+    told = "" if chosen is None else _titled(chosen, x)
+    points = [point for group in groups for point in _points(group, x, wanted, paired)]
+    notes = _notes(groups, paired, told)
+    edited = [conditions(group.records[0]) | {"cases": group.summaries[0]["n"]} for group in groups]
+
+    def sheets(points: Sequence[Point], metrics: Sequence[str], screen: bool = False) -> list[Sheet]:
+        return [
+            compare.means(points, x, metrics, screen),
+            *([compare.differences(points, x, metrics, told, screen)] if paired else []),
+            *(
+                published.sheet(table, metrics, [compare.heading(name, screen) for name in metrics], edited)
+                for table in beside
+            ),
+        ]
+
+    texts: dict[str, Callable[[], str]] = {
+        "csv": lambda: compare.csv_text(points, x, told, [row for table in beside for row in table.rows(wanted)]),
+        "md": lambda: markdown([*sheets(points, wanted), *_as_sheet(notes)]),
+        "tex": lambda: latex([*sheets(points, wanted), *_as_sheet(notes)]),
+    }
+    if form is not None and out is None:
+        screen.out.print(Text(texts[FORMATS[form]]()), soft_wrap=True, end="")
+        return 0
+    ends = [point for group in groups for point in _ends(group, x, shown, paired)]
+    _show(screen, lambda names: sheets(ends, names, True), shown, metrics is None, notes)
     if out is None:
         return 0
-    points = [point for record, name in zip(records, names, strict=True) for point in _points(record, name, x, wanted)]
     with telling(f"--out {out}"):
-        screen.line(str(write_table(points, x, _beside(out, "csv"))))
-        screen.line(str(write_markdown(points, x, wanted, _beside(out, "md"))))
-        if x is not None:
-            for path in draw(points, x, wanted, [_beside(out, kind) for kind in ("png", "svg")], _about(records)):
+        for kind in ("csv", "md") if form is None else (FORMATS[form],):
+            path = _beside(out, kind)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(texts[kind](), "utf-8", "backslashreplace", newline="")
+            screen.line(str(path))
+        if x is not None and form is None:
+            for path in compare.draw(points, x, wanted, [_beside(out, kind) for kind in FIGURES], _about(groups)):
                 screen.line(str(path))
     return 0
 
 
-def _about(records: Sequence[RunRecord]) -> str:
-    """`tiny-gpt2: counterfact, n = 100 facts`, of all runs."""
+# --- what is asked for -----------------------------------------------------------------------------------------------
 
-    def among(values: Sequence[Any]) -> str:
-        return ", ".join(map(str, dict.fromkeys(values)))
 
-    models = among([record.manifest["model"] for record in records])
-    data = among([record.summary["dataset"]["name"] for record in records if record.summary])
-    n = sorted({record.summary["n"] for record in records if record.summary})
-    facts = many(n[0], "fact") if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} facts"
-    return f"{models}: {data}, n = {facts}; bands: 95 %"
+def _form(given: str | None, out: Path | None) -> str | None:
+    """The one format that is wanted, by name or by the suffix of the file."""
+    if given is not None and given not in FORMATS:
+        raise UsageError(f"--format {given}: choose {', '.join(FORMATS)}{did_you_mean(given, list(FORMATS))}")
+    suffix = next((name for name, kind in FORMATS.items() if out is not None and out.suffix == f".{kind}"), None)
+    if given and suffix and given != suffix:
+        raise UsageError(f"--format {given} does not go with --out {out}: name it .{FORMATS[given]}")
+    return given or suffix
 
 
 def _beside(out: Path, kind: str) -> Path:
     """OUT.kind, whatever dots are in OUT's name."""
-    return out.with_name(f"{out.name}.{kind}")
+    return out if out.suffix == f".{kind}" else out.with_name(f"{out.name}.{kind}")
 
 
-def _finished(path: Path) -> RunRecord:
-    record = read_run(path)
-    if record.manifest["command"] not in COMPARED:
-        raise UsageError(f"{path} is a run of `{record.manifest['command']}`: compare runs of {' or '.join(COMPARED)}")
-    if not record.summary or "metrics" not in record.summary:
-        raise MissingError(f"{path} has no summary yet: the run is {record.status}")
-    return record
-
-
-def _metrics(given: str | None, records: Sequence[RunRecord]) -> list[str]:
-    measured = [metric for metric in registered() if any(metric in record.summary["metrics"] for record in records)]
-    wanted = (
-        given.split(",")
-        if given
-        else [metric for metric in (*DEFAULT, *SME) if metric in measured] or shown_metrics(measured)[:3]
-    )
+def _metrics(given: str | None, measured: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(those of files and figures, those of the screen)."""
+    shown = [*shown_metrics(measured), *(metric for metric in (*LOST, *TRACED, *TRAINED) if metric in measured)]
+    if given is None:
+        return [metric for metric in (*DEFAULT, *SME, *TRACED, *TRAINED) if metric in measured] or shown[:3], shown
+    wanted = given.split(",")
     for metric in wanted:
         if metric not in measured:
             raise UsageError(f"--metrics {metric}: no run has measured it{did_you_mean(metric, measured)}")
-    return wanted
+    return wanted, wanted
 
 
-def setting(record: RunRecord, key: str) -> Any:
-    """The value of a key in the run's configuration.
+def _reference(named: str, groups: Sequence[Group], x: str | None) -> Group:
+    path = expanded(named).resolve()
+    fitting = [group for group in groups if any(record.path.resolve() == path for record in group.records)]
+    fitting = fitting or [group for group in groups if named in (group.name, _titled(group, x))]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = list(dict.fromkeys(group.name for group in groups))
+    if fitting:
+        raise UsageError(f"--against {named} is the name of {len(fitting)} rows: give the directory of the run")
+    known = f"there are {', '.join(names)}{did_you_mean(named, names)}"
+    raise UsageError(f"--against {named}: no run lies there or is called so; {known}")
 
-    Raises:
-        UsageError: it has none of that name.
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _paired(reference: Group, groups: Sequence[Group], metrics: Sequence[str]) -> dict[tuple[int, str], Difference]:
+    """{(id of the group, metric): difference from the reference}, over the cases that both have, corrected for their
+    number; only where records and all other conditions are those of the reference.
     """
-    config = record.manifest["config"]
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise UsageError(f"{record.path} has no setting {key}{did_you_mean(key, list(flatten(config)))}")
-        value = value[part]
-    if key == "protocol.batch_size" and not isinstance(value, int):
-        return record.summary["protocol"]["batch_size"]  # what auto or all came to
-    return value
+    theirs, differences = reference.columns(metrics), {}
+    for group in groups:
+        if group is reference or (group.data, group.apart) != (reference.data, reference.apart):
+            continue
+        ours = group.columns(metrics)
+        for metric in metrics:
+            if metric in ours and metric in theirs:
+                pair = matched(ours[metric], theirs[metric])
+                if (one := paired_difference(*pair, combined(metric))) is not None:
+                    differences[id(group), metric] = one
+    return dict(zip(differences, corrected(list(differences.values())), strict=True))
 
 
-def _name(record: RunRecord, by: str | None, x: str | None, records: Sequence[RunRecord]) -> str:
-    """What a line of the figure is called."""
-    method = record.manifest["method"]
-    if by == TAG:
-        return str(setting(record, TAG) or method)
-    if by is not None:
-        return f"{method} {by.rpartition('.')[2]}={_short(setting(record, by))}"
-    if x is not None and x != FACTS:
-        return method
-    same = [other for other in records if other.manifest["method"] == method]
-    if len(same) == 1:
-        return method
-    return record.path.name if record.path.name.startswith(method) else f"{method} {record.path.name}"
-
-
-def _in_order(records: Sequence[RunRecord], names: Sequence[str], x: str | None) -> tuple[list[RunRecord], list[str]]:
-    """Runs of one name beside each other, along the axis where that is a number."""
-
-    def place(pair: tuple[RunRecord, str]) -> tuple[str, float]:
-        value = None if x in (None, FACTS) else setting(pair[0], x)
-        return pair[1], float(value) if isinstance(value, int | float) else 0.0
-
-    pairs = list(zip(records, names, strict=True))
-    if x not in (None, FACTS):
-        pairs.sort(key=place)
-    return [record for record, _ in pairs], [name for _, name in pairs]
-
-
-def _titled(record: RunRecord, name: str, x: str | None) -> str:
-    return name if x in (None, FACTS) else f"{name} {x.rpartition('.')[2]}={_short(setting(record, x))}"
-
-
-def _short(value: Any) -> str:
-    return (
-        f"{value[0]}–{value[-1]}"
-        if isinstance(value, list) and len(value) > 1
-        else str(value[0] if isinstance(value, list) and value else value)
-    )
-
-
-def _points(record: RunRecord, name: str, x: str | None, metrics: Sequence[str]) -> list[Point]:
-    at = None if x in (None, FACTS) else setting(record, x)
-    spent = {} if x == FACTS else cost(record.summary)
+def _points(
+    group: Group, x: str | None, metrics: Sequence[str], paired: Mapping[tuple[int, str], Difference]
+) -> list[Point]:
+    """Of the whole run, or of each of its checkpoints; differences are those at the end."""
+    over_facts = x == FACTS
+    each: dict[Any, list[Mapping[str, Any]]] = {}
+    for summary in group.summaries:
+        for place, entries in compare.moments(summary, group.at, over_facts):
+            each.setdefault(place, []).append(entries)
+    spent = {} if over_facts else compare.cost(group.summaries)
+    last = max(each) if over_facts and each else group.at
     return [
-        Point(name, place, metric, entry, spent)
-        for place, found in moments(record.summary, at, x == FACTS)
+        Point(
+            group.name, place, metric, compare.pooled([one[metric] for one in several]), spent, group.apart,
+            paired.get((id(group), metric)) if place == last else None,
+        )
+        for place, several in each.items()
         for metric in metrics
-        if (entry := found.get(metric))
+        if all(metric in one for one in several)
+    ]  # fmt: skip
+
+
+def _ends(
+    group: Group, x: str | None, metrics: Sequence[str], paired: Mapping[tuple[int, str], Difference]
+) -> list[Point]:
+    """As the screen tells them: only the end, in rows that are named for their places."""
+    summaries = group.summaries
+    seconds = [one["seconds_per_edit"] for one in summaries if one["seconds_per_edit"] is not None]
+    scored, total = (min(one["n"] - one["failed"] for one in summaries), max(one["n"] for one in summaries))
+    spent = {
+        "s/edit": f"{sum(seconds) / len(seconds):.2f}" if seconds else "–",
+        "cases": f"{scored:,}" if scored == total else f"{scored:,}/{total:,}",
+    }
+    name = _titled(group, x)
+    found = _points(group, None, metrics, paired)
+    return [replace(point, line=name, x=None, cost=spent) for point in found]
+
+
+def _titled(group: Group, x: str | None) -> str:
+    return group.name if x in (None, FACTS) else f"{group.name} {x.rpartition('.')[2]}={short(group.at)}"
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _show(
+    screen: Screen,
+    sheets: Callable[[Sequence[str]], list[Sheet]],
+    shown: Sequence[str],
+    fitting: bool,
+    notes: Sequence[str],
+) -> None:
+    """Columns that do not fit beside the others stand below them. fitting: those that can be spared are left out."""
+
+    def fits(names: Sequence[str]) -> bool:
+        return all(width(screen.out, sheet) <= screen.out.width for sheet in sheets(names))
+
+    names, spare = list(shown), [name for name in DISPENSABLE if name in shown]
+    while fitting and spare and not fits(names):
+        names.remove(spare.pop(0))
+    rest = list(names)
+    while rest:
+        part = next((rest[:count] for count in range(len(rest), 1, -1) if fits(rest[:count])), rest[:1])
+        for number, sheet in enumerate(sheets(part)):
+            notes_now = sheet.notes if len(rest) == len(part) else ()
+            if not (sheet.filled or notes_now):
+                continue
+            if number or len(rest) < len(names):
+                screen.line("")
+            screen.show(on_screen(sheet))
+            for note in notes_now:
+                screen.show(prose(note))
+        rest = rest[len(part) :]
+    known = [name for name in names if name in SHOWN | LOST]
+    told = legend(known, "s/edit", "cases") if known else None
+    others = [
+        f"{compare.heading(name, True)}: {measures()[name].definition}" for name in names if name in TRACED | TRAINED
     ]
+    for text in (told, *map(prose, [". ".join(others) + "."] if others else []), *map(prose, notes)):
+        if text is not None:
+            screen.show(text)
+
+
+def _notes(groups: Sequence[Group], paired: Mapping[tuple[int, str], Difference], reference: str) -> list[str]:
+    told = ["[low, high]: 95 % interval over cases."]
+    if any(len(group.records) > 1 for group in groups):
+        told.append(
+            "±: standard deviation between runs that differ in their seeds alone; their cases are paired by the mean"
+            " over seeds."
+        )
+    if paired:
+        pairs = sorted({one.pairs for one in paired.values()})
+        over = f"{pairs[0]:,}" if len(pairs) == 1 else f"{pairs[0]:,} to {pairs[-1]:,}"
+        over += " folds" if all(kind_of(group.records[0].manifest) == "sme" for group in groups) else " cases"
+        told.append(
+            f"Difference from {reference} over the {over} that both have, with the interval of a paired"
+            f" bootstrap. p: {TEST}; corrected by Holm's method for the {many(len(paired), 'comparison')} made."
+        )
+    elif reference:
+        told.append(
+            f"No other run has the records of {reference} under the same conditions, so there is no difference."
+        )
+    return [" ".join(told)]
+
+
+def _as_sheet(notes: Sequence[str]) -> list[Sheet]:
+    return [Sheet("", [], [], notes)]
+
+
+def _models(groups: Sequence[Group]) -> list[str]:
+    return list(dict.fromkeys(group.records[0].manifest["model"] for group in groups))
+
+
+def _data(groups: Sequence[Group]) -> list[tuple[str, int]]:
+    """(data set, cases) of the runs."""
+    return list(dict.fromkeys((one["dataset"]["name"], one["n"]) for group in groups for one in group.summaries))
+
+
+def _about(groups: Sequence[Group]) -> str:
+    """`tiny-gpt2: counterfact, n = 100 facts`, of all runs."""
+    names = ", ".join(dict.fromkeys(name for name, _ in _data(groups)))
+    n = sorted({count for _, count in _data(groups)})
+    facts = many(n[0], "fact") if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} facts"
+    return f"{', '.join(_models(groups))}: {names}, n = {facts}; bands: 95 %"

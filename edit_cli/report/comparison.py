@@ -135,3 +135,10 @@ def _cells(summary: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
     spent = summary["seconds_per_edit"]
     cases = f"{scored:,}/{summary['n']:,}" if summary["failed"] else f"{scored:,}"
     return [*cells, "–" if spent is None else f"{spent:.2f}", cases]
+
+
+def short(value: Any) -> str:
+    """A setting in a few characters: a list by its ends."""
+    if isinstance(value, list) and value:
+        return f"{value[0]}–{value[-1]}" if len(value) > 1 else str(value[0])
+    return str(value)

@@ -1,0 +1,297 @@
+"""Which runs a comparison is of: where they lie, which belong together, and which are not alike."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edit_cli.commands.recording import NO_INFLUENCE, PLACE, SHARED
+from edit_cli.config.build import did_you_mean
+from edit_cli.config.identity import flatten
+from edit_cli.errors import MissingError, UsageError
+from edit_cli.files.paths import expanded
+from edit_cli.metrics.columns import Column, case_columns, over_seeds
+from edit_cli.report.comparison import short
+from edit_cli.report.measures import measured
+from edit_cli.runs.format import kind_of
+from edit_cli.runs.run import MANIFEST, RunRecord, list_runs, read_run
+
+COMPARED = ("evaluate", "edit", "sequential", "trace", "train-editor")
+TAG, FACTS = "tag", "facts"
+# parts of a protocol that only add figures, or only say what is kept
+ADDING = frozenset(
+    "batches restored kind every save_edits edits_room checkpoints first holdout collapse_below collapse_perplexity"
+    " stop_on_collapse observe.generate observe.sample observe.attribute observe.perplexity".split()
+)
+MODEL = ("name", "id", "revision", "dtype", "quantise", "perplexity_text")
+DATA = ("data set", "record ids", "data file")
+NAMED = 3  # runs that are named for one value of what differs
+
+
+# --- where they lie --------------------------------------------------------------------------------------------------
+
+
+def found(places: Sequence[str], note: Callable[[str], None]) -> list[RunRecord]:
+    """The runs that are named, each by its directory, a folder above it, or a pattern such as `'runs/*/memit*'`.
+
+    Those that are named themselves must be finished and measure something; others are left out with a note.
+    """
+    records: dict[Path, RunRecord] = {}
+    for place in places:
+        path = expanded(place)
+        named = (path / MANIFEST).exists()
+        matches = [Path(match) for match in sorted(glob.glob(str(path)))] if not path.exists() else [path]
+        if not matches:
+            if glob.has_magic(str(path)):
+                raise MissingError(f"{place} matches nothing")
+            raise MissingError(f"{place} holds no run: {MANIFEST} is missing")
+        inside = [record.path for match in matches if match.is_dir() for record in list_runs(match)]
+        if not inside:
+            raise MissingError(f"{place} holds no run: {MANIFEST} is missing")
+        for run in inside:
+            try:
+                records.setdefault(run.resolve(), finished(run))
+            except (MissingError, UsageError) as error:
+                if named:
+                    raise
+                note(f"left out: {error}")
+    if not records:
+        raise MissingError(f"{', '.join(places)}: no finished run of {_either(COMPARED)}")
+    return list(records.values())
+
+
+def finished(path: Path) -> RunRecord:
+    """The run at `path`.
+
+    Raises:
+        UsageError: it is of a command that measures nothing. MissingError: it has no summary yet.
+    """
+    record = read_run(path)
+    if record.manifest["command"] not in COMPARED:
+        raise UsageError(f"{path} is a run of `{record.manifest['command']}`: compare runs of {_either(COMPARED)}")
+    if not record.summary:
+        raise MissingError(f"{path} has no summary yet: the run is {record.status}")
+    return record
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+# --- which belong together -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row: a run, or several that differ in their seeds alone. name: what its line is called. at: its place on the
+    x-axis, None where there is none. apart: the conditions that set it apart from unlike runs.
+    """
+
+    records: tuple[RunRecord, ...]
+    name: str
+    at: Any = None
+    apart: str = ""
+
+    @property
+    def summaries(self) -> list[Mapping[str, Any]]:
+        """Of each run, with what it measured under "metrics"."""
+        return [measured(kind_of(record.manifest), record.summary) for record in self.records if record.summary]
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """The record set, so that cases of one name are the same."""
+        told = conditions(self.records[0])
+        return tuple(told[key] for key in DATA)
+
+    def columns(self, metrics: Sequence[str]) -> dict[str, Column]:
+        """What each case contributes to the metrics, as the mean over the seeds."""
+        each = [
+            case_columns(kind_of(record.manifest), record.lines, metrics, _protocol(record.manifest).get("fold_seed"))
+            for record in self.records
+        ]
+        return {
+            metric: over_seeds([found[metric] for found in each])
+            for metric in metrics
+            if all(metric in found for found in each)
+        }
+
+
+def grouped(records: Sequence[RunRecord], x: str | None, by: str | None) -> list[Group]:
+    """The rows, along the axis where that is a number."""
+    alike: dict[Any, list[RunRecord]] = {}
+    for record in records:
+        told = [None if x in (None, FACTS) else setting(record, x), None if by is None else setting(record, by)]
+        alike.setdefault(json.dumps([_identity(record), told], default=str), []).append(record)
+    together = [
+        part
+        for same in alike.values()
+        for part in ([same] if len({json.dumps(_seeds(one)) for one in same}) == len(same) else [[one] for one in same])
+    ]
+    groups = [
+        Group(tuple(same), _name(same, by, x, together), None if x in (None, FACTS) else setting(same[0], x))
+        for same in together
+    ]
+    if x not in (None, FACTS):
+        groups.sort(key=lambda group: (group.name, float(group.at) if isinstance(group.at, int | float) else 0.0))
+    return groups
+
+
+def _identity(record: RunRecord) -> dict[str, Any]:
+    """The configuration but for seeds, and what moves no result."""
+    config = flatten(record.manifest["config"], (*PLACE, *SHARED, "model.device"))
+    return {"command": record.manifest["command"], "method": record.manifest["method"]} | {
+        key: value for key, value in config.items() if not _seed(key) and key.rpartition(".")[2] not in NO_INFLUENCE
+    }
+
+
+def _seed(key: str) -> bool:
+    return key.rpartition(".")[2].endswith("seed")
+
+
+def _seeds(record: RunRecord) -> dict[str, Any]:
+    return {key: value for key, value in flatten(record.manifest["config"], SHARED).items() if _seed(key)}
+
+
+def setting(record: RunRecord, key: str) -> Any:
+    """The value of a key in the run's configuration.
+
+    Raises:
+        UsageError: it has none of that name.
+    """
+    config = record.manifest["config"]
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise UsageError(f"{record.path} has no setting {key}{did_you_mean(key, list(flatten(config)))}")
+        value = value[part]
+    if key == "protocol.batch_size" and not isinstance(value, int) and record.summary:
+        return record.summary["protocol"]["batch_size"]  # what auto or all came to
+    return value
+
+
+def _name(same: Sequence[RunRecord], by: str | None, x: str | None, groups: Sequence[Sequence[RunRecord]]) -> str:
+    """What a line of the figure is called."""
+    record, method = same[0], _method(same[0])
+    if by == TAG:
+        return str(setting(record, TAG) or method)
+    if by is not None:
+        return f"{method} {by.rpartition('.')[2]}={short(setting(record, by))}"
+    if x is not None and x != FACTS:
+        return method
+    if sum(_method(group[0]) == method for group in groups) == 1:
+        return method
+    place = record.path.name
+    if len(same) > 1:
+        place = os.path.commonprefix([one.path.name for one in same]).rstrip("-_=.") or place  # noqa: RUF071 - of names
+    return place if place.startswith(method) else f"{method} {place}"
+
+
+def _method(record: RunRecord) -> str:
+    return record.manifest["method"] or record.manifest["command"]
+
+
+# --- which are not alike ---------------------------------------------------------------------------------------------
+
+
+def conditions(record: RunRecord) -> dict[str, Any]:
+    """Model, records and protocol of a run: what numbers have to share to stand in one column."""
+    manifest = record.manifest
+    config, about = manifest["config"], manifest["dataset"]
+    model, data = config.get("model") or {}, config.get("data") or {}
+    protocol = flatten({**_protocol(manifest), **manifest["protocol"]})
+    return {
+        "command": kind_of(manifest),
+        "model": manifest["model"],
+        **{f"model.{key}": model.get(key) for key in MODEL},
+        **dict(zip(DATA, (about["name"], about["ids_sha256"], data.get("sha256")), strict=True)),
+        "base_edit": config.get("base_edit"),
+        **{
+            f"protocol.{key}": value
+            for key, value in protocol.items()
+            if key not in ADDING and not _seed(key) and key.partition(".")[2] not in NO_INFLUENCE
+        },
+    }
+
+
+def _protocol(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    return manifest["config"].get("protocol") or {}
+
+
+def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: bool) -> tuple[list[Group], list[str]]:
+    """(the groups with what sets them apart, what else differs along the x-axis).
+
+    Raises:
+        UsageError: unlike runs would stand in one column, and nobody has said `anyway`.
+    """
+    declared = [key for key in (x, by) if key is not None]
+    told = [_left(conditions(group.records[0]), declared) for group in groups]
+    unlike = [key for key in dict.fromkeys(key for one in told for key in one) if _differs(key, groups, told)]
+    moving = [key for key in _differing(told) if key not in unlike]
+    if not unlike:
+        return list(groups), moving
+    if not anyway:
+        complaint = "; ".join(_complaint(key, groups, told) for key in _informative(unlike)[:3])
+        more = f" and {len(_informative(unlike)) - 3} more" if len(_informative(unlike)) > 3 else ""
+        axis = next((f"put it on the axis (--x {key}), " for key in unlike if key == "protocol.batch_size"), "")
+        raise UsageError(
+            f"these runs are not alike: {complaint}{more}. Compare those that are, {axis}or list them apart (--anyway)"
+        )
+    labels = [
+        ", ".join(f"{key.removeprefix('protocol.')} {_value(one.get(key))}" for key in _informative(unlike))
+        for one in told
+    ]
+    return [
+        Group(group.records, group.name, group.at, label) for group, label in zip(groups, labels, strict=True)
+    ], moving
+
+
+def _left(told: Mapping[str, Any], declared: Sequence[str]) -> dict[str, Any]:
+    """Conditions without those that the axis or the names of the lines tell already."""
+    hidden = set(declared)
+    if any(key == "limit" or key.startswith("dataset") for key in declared):
+        hidden |= {*DATA}
+    if any(key.startswith("model") for key in declared):
+        hidden |= {key for key in told if key.startswith("model")}
+    return {key: value for key, value in told.items() if key not in hidden}
+
+
+def _differs(key: str, groups: Sequence[Group], told: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether runs at one place of the axis have several values."""
+    seen: dict[str, set[str]] = {}
+    for group, one in zip(groups, told, strict=True):
+        seen.setdefault(json.dumps(group.at, default=str), set()).add(json.dumps(one.get(key), default=str))
+    return any(len(values) > 1 for values in seen.values())
+
+
+def _differing(told: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for one in told for key in one)
+    return [key for key in keys if len({json.dumps(one.get(key), default=str) for one in told}) > 1]
+
+
+def _informative(keys: Sequence[str]) -> list[str]:
+    """Without those that follow from others."""
+    follows = {"model.name": "model", "model.id": "model", "model.perplexity_text": "model", "data file": "data set",
+               "record ids": "data set"}  # fmt: skip
+    if "command" in keys:  # each has keys of its own
+        keys = [key for key in keys if not key.startswith("protocol.") or key == "protocol.batch_size"]
+    return [key for key in keys if follows.get(key) not in keys]
+
+
+def _complaint(key: str, groups: Sequence[Group], told: Sequence[Mapping[str, Any]]) -> str:
+    values: dict[str, list[str]] = {}
+    for group, one in zip(groups, told, strict=True):
+        values.setdefault(_value(one.get(key)), []).extend(str(record.path) for record in group.records)
+    shown = [
+        f"{value} ({', '.join(paths[:NAMED])}{', …' if len(paths) > NAMED else ''})" for value, paths in values.items()
+    ]
+    return f"{key} is {' and '.join(shown[:NAMED])}"
+
+
+def _value(value: Any) -> str:
+    text = "null" if value is None else short(value)
+    return f"{text[:8]}…" if len(text) == 64 else text
