@@ -1,22 +1,28 @@
 """edit-cli: an experiment runner for editing the knowledge of language models.
 
-`edit_cli.read(RUN)` gives a run as tables of pandas (docs/reading-results.md).
+In Python, `load` a model, `edit` it, `evaluate` the edit, `save` it and `attach` it again (docs/python.md); `read`
+gives a run as tables of pandas (docs/reading-results.md).
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edit_cli.api import attach as attach
+    from edit_cli.api import edit as edit
+    from edit_cli.api import evaluate as evaluate
+    from edit_cli.api import load as load
+    from edit_cli.api import save as save
     from edit_cli.report.frames import read as read
 
 __version__ = "0.1.0"
+_WHERE = dict.fromkeys(("attach", "edit", "evaluate", "load", "save"), "api") | {"read": "report.frames"}
 
 
 def __getattr__(name: str) -> Any:
     """What is asked for is imported then, so that `import edit_cli` stays light."""
-    if name != "read":
+    if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return import_module("edit_cli.report.frames").read
+    return getattr(import_module(f"edit_cli.{_WHERE[name]}"), name)

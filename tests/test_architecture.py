@@ -23,7 +23,7 @@ FLOORS = [
     {"editors", "tracing", "training"},
     {"report", "console", "streams"},
     {"commands"},
-    {"cli", "testing", "__main__"},
+    {"cli", "testing", "api", "__main__"},
 ]
 APART = {"conf"}  # the YAML folder
 ONLY_IN = {

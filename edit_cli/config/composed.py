@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from edit_cli.config import catalog
 from edit_cli.config.build import build, plain_containers, register_resolvers, settings, target_class
 from edit_cli.config.identity import flatten
 from edit_cli.config.source import TARGET, with_defaults
+from edit_cli.errors import UsageError
 
 PLACES = ("checkpoint", "trained_on", "cache_dir", "defaults", TARGET)  # keys that tell no method from another
 
@@ -71,6 +75,26 @@ class Composed:
         packaged = _flat(_packaged(group, self.choices[group], self.choices.get("model", "")))
         own = _flat(self.node[group])
         return {key: value for key, value in own.items() if key in packaged and packaged[key] != value}
+
+
+def composed(command: str, choices: Mapping[str, str], values: Mapping[str, Any]) -> Composed:
+    """What a command would be given by `{group: option}` and `{dotted key: value}`.
+
+    Raises:
+        UsageError: there is no such option or key.
+    """
+    register_resolvers()
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        try:
+            node = compose(command, [f"{group}={option}" for group, option in choices.items()])
+        except MissingConfigException as error:
+            raise UsageError(f"{error.missing_cfg_file} is no option: `edit-cli ls` shows what there is") from None
+    for key, value in values.items():
+        try:
+            OmegaConf.update(node, key, value)
+        except (ConfigKeyError, ConfigAttributeError):
+            raise UsageError(f"unknown key {key}") from None
+    return Composed(command, node, dict(choices))
 
 
 def packaged_option(group: str, option: str) -> Any:

@@ -274,7 +274,8 @@ class LM:
 
         handle = self.module(module).register_forward_hook(hook)
         try:
-            self.model(input_ids=torch.arange(1, 5, device=self.device)[None], use_cache=False)
+            ids = torch.arange(1, 5, device=self.device)[None]
+            self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         except StopForward:
             pass
         finally:

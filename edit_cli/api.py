@@ -1,0 +1,144 @@
+"""The commands' work in Python: the same settings, checks and code, on a model that you hold in your hands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.parts import attempt, method_of
+from edit_cli.config import catalog
+from edit_cli.config.composed import composed
+from edit_cli.datasets.facts import Facts
+from edit_cli.datasets.rows import Fault, Row
+from edit_cli.editors.base import Context
+from edit_cli.edits import store
+from edit_cli.edits.edit import Edit
+from edit_cli.errors import UsageError
+from edit_cli.lm.loading import ModelOptions
+from edit_cli.lm.model import LM
+from edit_cli.metrics.observe import ObserveOptions, observe
+from edit_cli.metrics.scores import Side
+from edit_cli.metrics.summarise import summarise
+from edit_cli.requests import Case
+
+Fact = Mapping[str, Any]
+"""A fact as files of facts hold it: prompt, subject, target_new; optional target_true, paraphrases, neighbors, id."""
+
+
+def load(model: str | nn.Module, tokenizer: Any = None, **settings: Any) -> LM:
+    """A model to be edited.
+
+    Args:
+        model: the name of a packaged model (`edit-cli ls models`), an id of the hub, a folder, or a model of
+            transformers that you have already.
+        tokenizer: goes with a model that you have already.
+        settings: keys of `model`, such as dtype="bfloat16" or device="cuda".
+
+    Raises:
+        UsageError: a setting that there is not, or a model that cannot be edited.
+        MissingError: its files are not there.
+    """
+    if isinstance(model, nn.Module):
+        if tokenizer is None or settings:
+            raise UsageError("a model that is loaded already comes with its tokenizer, and without settings")
+        return LM(model, tokenizer, name=getattr(model, "name_or_path", "") or type(model).__name__)
+    packaged = model in catalog.names("model")
+    values = {f"model.{key}": value for key, value in settings.items()}
+    if not packaged:
+        values["model.id"] = model
+    options: ModelOptions = composed("edit", {"model": model if packaged else "hf"}, values).part("model")
+    return options.load()
+
+
+def edit(lm: LM, facts: Sequence[Fact], method: str = "memit", settings: Mapping[str, Any] | None = None) -> Edit:
+    """The edit after which the model answers the facts; the model itself is left as it is.
+
+    `with lm.edited(edit):` shows it, `lm.attach(edit)` and `lm.detach()` put it on and take it off, bit for bit.
+
+    Args:
+        lm: the model.
+        facts: see `Fact`; all are edited at once.
+        method: one of `edit-cli ls methods`. What is published for the model, by its name, is taken up.
+        settings: keys of the method, such as {"layers": [3, 4], "value.steps": 20} (`edit-cli show-config METHOD`).
+
+    Raises:
+        UsageError: a wrong setting, or a fact that cannot be used; names the key or field.
+        RejectedRequest: the method cannot work on a fact.
+        MissingError: text, statistics or a trained network that the method needs is not there.
+    """
+    known = lm.name if lm.name in catalog.names("model") else "hf"
+    values = {f"method.{key}": value for key, value in (settings or {}).items()}
+    if known == "hf":
+        values |= {"model.id": lm.id or lm.name, "model.name": lm.name}
+    chosen = method_of(composed("edit", {"method": method, "model": known}, values).node.method)
+    context = Context()
+    chosen.editor.refuse_kind(lm.head.kind, lm.name)
+    chosen.require(lm.name, context)
+    editor = chosen.begin(lm, context)
+    editor.warm_up()
+    done = attempt(editor, _cases(facts))
+    if done.edit is None or done.rejected:
+        raise UsageError("; ".join(f"fact {case}: {why}" for case, why in done.rejected.items()))
+    return done.edit
+
+
+def evaluate(
+    lm: LM, edit: Edit, facts: Sequence[Fact], **observe_options: Any
+) -> dict[str, dict[Side, dict[str, Any]]]:
+    """{metric: {"before": entry, "after": entry}}; an entry has mean, ci95 (an interval) and n (cases).
+
+    Args:
+        lm: the model, as it was before the edit.
+        edit: an edit that was made for it.
+        facts: those that were edited, or others; their paraphrases and neighbors are asked, too.
+        observe_options: keys of `protocol.observe`, such as generate=False.
+    """
+    options, cases = ObserveOptions(**observe_options), _cases(facts)
+    before = observe(lm, cases, options)
+    with lm.edited(edit):
+        after = observe(lm, cases, options, before={case.id: seen for case, seen in zip(cases, before, strict=True)})
+    lines = [
+        result_line(case, 0, earlier, later, 0.0, None)
+        for case, earlier, later in zip(cases, before, after, strict=True)
+    ]
+    return summarise(lines)
+
+
+def save(edit: Edit, directory: str | Path, lm: LM, facts: Sequence[Fact], method: str = "python") -> str:
+    """Write an edit to a directory, as safetensors and JSON; its id.
+
+    The model is in the state that the edit is to be attached to.
+
+    Args:
+        edit: what to keep.
+        directory: a new one.
+        lm: the model that it was made for.
+        facts: what it was made for.
+        method: the name of what made it.
+    """
+    requests = [request for case in _cases(facts) for request in case.requests]
+    return store.save(edit, directory, lm, requests, {"name": method})
+
+
+def attach(directory: str | Path, lm: LM) -> list[Edit]:
+    """Put a saved edit on the model, with those that it stands on; `lm.detach()` takes the last one off.
+
+    Raises:
+        MissingError: it is damaged, or was made for another model.
+    """
+    return store.attach(directory, lm)
+
+
+def _cases(facts: Sequence[Fact]) -> list[Case]:
+    source, found = Facts("facts"), []
+    for number, fact in enumerate(facts):
+        row = Row(f"fact {number}", number, dict(fact))
+        try:
+            found.append(source.case(row))
+        except Fault as fault:
+            raise UsageError(f"fact {number}: {fault.field} {fault.reason}") from None
+    return found
