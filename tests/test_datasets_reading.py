@@ -51,7 +51,7 @@ FORMS = {
 def test_the_same_facts_are_read_from_every_form(tmp_path: Path, name: str, packed: bool) -> None:
     raw = FORMS[name].encode()
     path = tmp_path / (f"{name}.gz" if packed else name)
-    path.write_bytes(gzip.compress(raw) if packed else raw)
+    path.write_bytes(gzip.compress(raw, mtime=0) if packed else raw)
     assert load(path) == [("0", "Ada 0 lives in"), ("1", "Ada 1 lives in"), ("2", "Ada 2 lives in")]
 
 
@@ -80,7 +80,7 @@ def test_a_single_record_is_no_wrapping(write: Writer) -> None:
         ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "is the pointer of a file in Git LFS"),
         ("a.json", b"<!DOCTYPE html><html>", "is a web page"),
         ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())[:-9], "is a damaged gzip file"),
-        ("a.json.gz", gzip.compress(b"caf\xe9"), r"is not UTF-8 text \(line 1\)"),
+        ("a.json.gz", gzip.compress(b"caf\xe9", mtime=0), r"is not UTF-8 text \(line 1\)"),
         ("a.csv", f"{HEADER}\n{{}} is,Ada,Oslo,more\n", "line 2: has more cells than the header"),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_table_names_where_its_rows_are(write: Writer) -> None:
 
 def test_running_text_and_passages_are_unpacked_too(tmp_path: Path) -> None:
     paragraph = " ".join(f"word{n}" for n in range(60))
-    (tmp_path / "text.txt.gz").write_bytes(gzip.compress(paragraph.encode()))
+    (tmp_path / "text.txt.gz").write_bytes(gzip.compress(paragraph.encode(), mtime=0))
     (case,) = Continuations("wikitext", path=str(tmp_path / "text.txt.gz")).load().cases
     assert case.requests[0].text.startswith("word0 word1 ")
     published = {"n_tokens": 1, "original": ["A passage goes"], "completions": ["A passage goes on here"]}
