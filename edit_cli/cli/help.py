@@ -54,7 +54,7 @@ EXAMPLES = {
     ),
     "tune": (
         "edit-cli tune method=memit trials=20",
-        "edit-cli tune method=memit model=hf model.id=/path/to/model dataset.path=counterfact.json budget=2h trials=null",
+        "edit-cli tune method=memit model=hf model.id=/path/to/model dataset.path=records.json budget=2h",
     ),
     "precompute-stats": (
         "edit-cli precompute-stats method=memit model=gpt2-xl corpus=wikipedia",

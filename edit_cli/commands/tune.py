@@ -33,9 +33,10 @@ from edit_cli.metrics.observe import BeforeCache
 from edit_cli.monitor import Monitor
 from edit_cli.report import tuning as report
 from edit_cli.runs.run import Run
-from edit_cli.tuning.objective import Objective, difference, penalty, perplexities
+from edit_cli.tuning.objective import Objective, penalty, perplexities
 from edit_cli.tuning.spaces import SPACES, Space, reachable_layers
 from edit_cli.tuning.study import Search, require_optuna
+from edit_cli.wording import many
 
 FEWEST = 4  # facts that settings can be compared on
 SPLITS = "tune", "validation"  # of embedded records: those that nothing is reported on
@@ -60,10 +61,10 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     check = partial(refuse_missing, job, model, method, context)
     belongs = lambda identity: isinstance(identity, int)  # noqa: E731
     with recorded(job, path, monitor, details, dataset, key=("trial",), check=check, belongs=belongs) as run:
-        lines: list[Line] = job.team.tell(run.lines() if isinstance(run, Run) else None)
+        lines: list[Line] = job.team.tell(run.lines() if isinstance(run, Run) else [])
         if not _ended(lines, top.trials, top.seconds, 0.0):
             if lines:
-                monitor.note(f"continuing: {len(lines)} trials are there already")
+                monitor.note(f"continuing: {many(len(lines), 'trial')} there already")
             lm = load_fitting(job, model, method, context, [dataset], monitor)
             bench = Bench(job, lm, method, dataset, context, space)
             bench.search(run, lines, began)
@@ -71,7 +72,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             monitor.note("the search is done already; more trials=N or budget=TIME would go on with it")
         if not isinstance(run, Run):
             return Outcome(0, str(run.path))
-        return _conclude(job, run, monitor, lines, out, where)
+        return _conclude(job, run, monitor, lines, out)
 
 
 def facts(source: Source, limit: int | None, monitor: Monitor) -> tuple[Dataset, str]:
@@ -167,7 +168,7 @@ class Bench:
 
     def _begin_with(self) -> dict[str, Any]:
         """The settings that stand there already, as far as they are searched: published ones, or defaults."""
-        depth, found = self.lm.layout.depth, {}
+        depth, found = self.lm.layout.depth, dict[str, Any]()
         for key, values in self.space.items():
             found |= values.parameters(key, _value(self.method.config, key), depth)
         return found
@@ -244,38 +245,25 @@ def _value(config: Any, key: str) -> Any:
     return reduce(getattr, key.split("."), config)
 
 
-def _conclude(job: Job, run: Run, monitor: ConsoleMonitor, lines: Sequence[Line], out: Path, where: str) -> Outcome:
+def _conclude(job: Job, run: Run, monitor: ConsoleMonitor, lines: Sequence[Line], out: Path) -> Outcome:
     """The best settings as a file, all trials as a table and as CSV, and how far the best is from the second best.
 
     Raises:
         UsageError: no trial came to anything.
     """
-    best, *others = sorted(lines, key=lambda line: -line["objective"])
-    if best["error"] is not None and best["failed"] == len(best["facts"]):
-        raise UsageError(f"none of {len(lines)} trials came to anything; the best of them: {best['error']}")
-    objective, name = Objective(best["metrics"]), job.choices["method"]
-    apart = difference(objective, best, others[0], job.config.settings.seed) if others else None
-    summary = {
-        "method": name,
-        "model": job.model_name,
-        "dataset": run.manifest["dataset"],
-        "facts": where,
-        "objective": objective.told(),
-        "n": len(best["facts"]),
-        "trials": len(lines),
-        "best": {key: best[key] for key in ("trial", "settings", "objective", "parts", "perplexity")},
-        "second": others[0]["trial"] if others else None,
-        "difference": None if apart is None else {"mean": apart[0], "ci95": apart[1]},
-        "out": str(out),
-    }
+    rows = report.best_first(lines)
+    best = rows[0]
+    if best["objective"] <= 0:
+        why = best["error"] or "no fact took"
+        raise UsageError(f"none of {many(len(lines), 'trial')} came to anything ({why}): go on with more trials=N")
+    summary = report.summary_of(run.manifest, lines)
     run.write_summary(summary)
-    rows = [best, *others]
     with telling(run.path / report.TRIALS):
         (run.path / report.TRIALS).write_text(report.as_csv(rows), encoding="utf-8")
     report.draw(summary, rows, run.path)
     _keep(out, users.written(best["settings"], report.comment(summary)), monitor)
     if not job.in_sweep:
-        monitor.screen.show(report.table(summary, rows))
+        monitor.screen.show(report.table(summary))
         monitor.screen.line(f"trials: {run.path / report.TRIALS}")
         monitor.screen.line(f"figure: {run.path / report.FIGURE}.png")
         monitor.screen.line(f"settings: {out}")

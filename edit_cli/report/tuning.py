@@ -14,18 +14,45 @@ from edit_cli.report import figures
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.tables import prose
 from edit_cli.report.texts import Text
+from edit_cli.tuning.objective import Objective, difference
 from edit_cli.wording import many
 
 TRIALS, FIGURE = "trials.csv", "tradeoff"
 SHOWN = 15  # trials in the table; the file has all
 TITLES = {"efficacy": "edited", "paraphrase": "reworded", "neighborhood": "others", "written": "writes"}
 
+RANKED = ("trial", "settings", "objective", "parts", "perplexity", "seconds", "failed", "error")
+
 Trial = Mapping[str, Any]
 
 
-def table(summary: Mapping[str, Any], trials: Sequence[Trial]) -> RenderableType:
+def summary_of(manifest: Mapping[str, Any], trials: Sequence[Trial], *_: Any) -> dict[str, Any]:
+    """What a search tells: its trials, best first, and how far the best is from the second best."""
+    ranked = best_first(trials)
+    objective = Objective(ranked[0]["metrics"])
+    apart = difference(objective, ranked[0], ranked[1], manifest["config"]["seed"]) if len(ranked) > 1 else None
+    return {
+        "method": manifest["method"],
+        "model": manifest["model"],
+        "dataset": manifest["dataset"],
+        "facts": manifest["protocol"]["facts"],
+        "objective": objective.told(),
+        "n": len(ranked[0]["facts"]),
+        "trials": len(ranked),
+        "ranked": [{key: trial[key] for key in RANKED} for trial in ranked],
+        "difference": None if apart is None else {"mean": apart[0], "ci95": apart[1]},
+    }
+
+
+def best_first(trials: Sequence[Trial]) -> list[Trial]:
+    """By objective; of equals the one with fewer failed facts comes first, then the earlier."""
+    return sorted(trials, key=lambda trial: (-trial["objective"], trial["failed"]))
+
+
+def table(summary: Mapping[str, Any]) -> RenderableType:
     """One line a trial, best first."""
-    parts = list(summary["best"]["parts"])
+    trials = summary["ranked"]
+    parts = list(trials[0]["parts"])
     found = right_aligned("trial", "objective", *(TITLES[part] for part in parts), "ppl", "s")
     found.add_column("settings", justify="left", overflow="fold")
     for trial in trials[:SHOWN]:
@@ -36,10 +63,10 @@ def table(summary: Mapping[str, Any], trials: Sequence[Trial]) -> RenderableType
             *(f"{trial['parts'][part]:.1f}" for part in parts),
             "–" if now is None else f"{now:.3g}",
             f"{trial['seconds']:.1f}",
-            trial["error"] if trial["failed"] == len(trial["facts"]) else settings(trial),
+            trial["error"] if trial["failed"] == summary["n"] else settings(trial),
         )
-    title = f"Settings of {summary['method']} for {summary['model']}: {many(summary['trials'], 'trial')}, best first"
-    before = summary["best"]["perplexity"][0]
+    title = f"Settings of {summary['method']} for {summary['model']}: {many(len(trials), 'trial')}, best first"
+    before = trials[0]["perplexity"][0]
     notes = [
         f"Facts: {summary['n']} of {summary['dataset']['name']}, {summary['facts']}.",
         f"Objective, %: {summary['objective']}.",
@@ -49,16 +76,17 @@ def table(summary: Mapping[str, Any], trials: Sequence[Trial]) -> RenderableType
         *([f"{len(trials) - SHOWN} more trials are in {TRIALS}."] if len(trials) > SHOWN else []),
     ]
     return Group(
-        Text(title, style="bold"), Text(), found, Text(), prose(" ".join(notes)), Text(), Text(verdict(summary))
+        Text(title, style="bold"), Text(), found, Text(), prose(" ".join(notes)), Text(), prose(verdict(summary))
     )
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
     """How far the best is from the second best, in a sentence that promises no more than the facts tell."""
-    best, apart = summary["best"], summary["difference"]
+    best, apart = summary["ranked"][0], summary["difference"]
     if apart is None:
         return f"Trial {best['trial']} is the only one: nothing says that its settings are good ones."
-    ahead = f"Trial {best['trial']} is {apart['mean']:.1f} points above trial {summary['second']}, the second best"
+    second = summary["ranked"][1]["trial"]
+    ahead = f"Trial {best['trial']} is {apart['mean']:.1f} points above trial {second}, the second best"
     if apart["ci95"] is None:
         return f"{ahead}, on a single fact."
     low, high = apart["ci95"]
@@ -75,10 +103,11 @@ def settings(trial: Trial) -> str:
 
 def comment(summary: Mapping[str, Any]) -> str:
     """What a file of settings says of where they come from."""
-    parts = ", ".join(f"{part} {value:.1f}" for part, value in summary["best"]["parts"].items())
+    best = summary["ranked"][0]
+    parts = ", ".join(f"{part} {value:.1f}" for part, value in best["parts"].items())
     return (
         f"Found by edit-cli tune: the best of {many(summary['trials'], 'trial')} on {summary['n']} facts of"
-        f" {summary['dataset']['name']}.\nObjective {summary['best']['objective']:.1f} ({parts}).\n{verdict(summary)}"
+        f" {summary['dataset']['name']}.\nObjective {best['objective']:.1f} ({parts}).\n{verdict(summary)}"
     )
 
 
@@ -114,6 +143,8 @@ def draw(summary: Mapping[str, Any], trials: Sequence[Trial], directory: Path) -
     for trial, point in zip(trials, points, strict=True):
         plot.annotate(str(trial["trial"]), point, textcoords="offset points", xytext=(4, 4), fontsize="x-small")
     both = "efficacy · paraphrase" if "paraphrase" in trials[0]["parts"] else "efficacy"
+    left = min(others for others, _ in points)
+    plot.set(xlim=(max(left - 5, -2), 102), ylim=(-2, 102))
     plot.set(xlabel="others that stay (neighborhood), %", ylabel=f"{both}, %")
     plot.grid(alpha=0.3)
     plot.legend(loc="best", fontsize="x-small")

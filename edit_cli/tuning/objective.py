@@ -20,7 +20,12 @@ WRITES = 0.25  # weight of what the model writes by itself
 CANDIDATES = {  # the first metric that the data have
     "efficacy": ("efficacy_success", "efficacy_accuracy"),
     "paraphrase": ("paraphrase_success", "paraphrase_accuracy"),
-    "neighborhood": ("neighborhood_success", "locality_unchanged", "locality_disagreement"),
+    "neighborhood": (
+        "neighborhood_success",
+        "locality_unchanged",
+        "locality_disagreement",
+        "neighborhood_generated_unchanged",
+    ),
     "written": ("efficacy_generated_contains", "efficacy_generated_exact"),
 }
 

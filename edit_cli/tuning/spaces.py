@@ -5,6 +5,7 @@ Layers are shares of a model's depth (0 is its first block, 1 its last), so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -55,7 +56,8 @@ class Real(Range):
         return {key: float(value)} if fits else {}
 
     def placeholder(self) -> float:
-        return self.low
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return float(f"{middle:.{DIGITS}g}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Whole(Range):
         return {key: value} if isinstance(value, int) and self.low <= value <= self.high else {}
 
     def placeholder(self) -> int:
-        return self.low
+        return (self.low + self.high) // 2
 
 
 @dataclass(frozen=True)

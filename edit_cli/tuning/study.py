@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +49,15 @@ class Search:
 
         for trial in trials:
             known = FixedTrial(trial["parameters"])
-            try:
-                settings = proposed(self.space, known, self.depth)
-                found = create_trial(params=known.params, distributions=known.distributions, value=trial["objective"])
-            except (ValueError, TypeError):
-                settings = found = None
-            if settings != trial["settings"]:
-                raise MissingError(
-                    f"trial {trial['trial']} of this run holds settings that are not searched: start with"
-                    " overwrite=true"
-                )
-            self._study.add_trial(found)
+            with suppress(ValueError, TypeError):
+                if proposed(self.space, known, self.depth) == trial["settings"]:
+                    self._study.add_trial(
+                        create_trial(params=known.params, distributions=known.distributions, value=trial["objective"])
+                    )
+                    continue
+            raise MissingError(
+                f"trial {trial['trial']} of this run holds settings that are not searched: start with overwrite=true"
+            )
 
     def ask(self, number: int) -> tuple[Trial, dict[str, Any]]:
         """(the trial, its settings)"""
