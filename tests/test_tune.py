@@ -159,7 +159,7 @@ def test_bad_files_of_the_user_are_named(own):
 def test_a_killed_search_goes_on_as_if_it_had_not_been(cli, own, monkeypatch):
     asked = (*SMALL, "method=ft", "method.steps=3", "trials=2")
     assert cli(*asked, "run_dir=whole", "out=whole.yaml").code == 0
-    tried, seen = tune.Bench._tried, []
+    tried, seen = tune.Bench._tried, list[dict]()
 
     def dies(self, settings, *rest):
         if len(seen) == 1:
