@@ -20,6 +20,7 @@ from edit_cli.commands.job import Job, Outcome
 from edit_cli.commands.parts import attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.commands.recording import Followed, recorded, run_path
 from edit_cli.config import users
+from edit_cli.config.identity import flatten
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Context, EditorConfig, Method
@@ -261,7 +262,9 @@ def _conclude(job: Job, run: Run, monitor: ConsoleMonitor, lines: Sequence[Line]
     with telling(run.path / report.TRIALS):
         (run.path / report.TRIALS).write_text(report.as_csv(rows), encoding="utf-8")
     report.draw(summary, rows, run.path)
-    _keep(out, users.written(best["settings"], report.comment(summary)), monitor)
+    own = flatten(job.config.plain["method"])  # what was given is part of what was tried
+    given = {key: value for key, value in own.items() if _is_given(key, job.composed.given)}
+    _keep(out, users.written(given | best["settings"], report.comment(summary)), monitor)
     if not job.in_sweep:
         monitor.screen.show(report.table(summary))
         monitor.screen.line(f"trials: {run.path / report.TRIALS}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
+from edit_cli.config.schema import shown
 from edit_cli.report import figures
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.tables import prose
@@ -98,7 +99,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 def settings(trial: Trial) -> str:
     """Settings as they are typed."""
-    return " ".join(f"{key}={value}".replace(" ", "").replace("'", "") for key, value in trial["settings"].items())
+    return " ".join(
+        f"{key}={shown(value)}".replace(" ", "").replace("'", "") for key, value in trial["settings"].items()
+    )
 
 
 def comment(summary: Mapping[str, Any]) -> str:
