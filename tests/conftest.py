@@ -44,6 +44,14 @@ def cache_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_of_the_user(tmp_path_factory):
+    """What the user's own searches found is in no test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 def invoke(cache_dir: Path, *arguments: str, quick: bool = False) -> Ended:
     """Run `edit-cli ARGUMENTS` in the present folder. quick: with settings that make runs small."""
     from typer.testing import CliRunner

@@ -20,7 +20,7 @@ FLOORS = [
     {"lm"},
     {"edits"},
     {"runs", "statistics", "metrics", "datasets"},
-    {"editors", "tracing", "training"},
+    {"editors", "tracing", "training", "tuning"},
     {"report", "console", "streams"},
     {"commands"},
     {"cli", "testing", "api", "__main__"},
@@ -33,6 +33,7 @@ ONLY_IN = {
     "typer": {"cli"},
     "accelerate": {"distributed", "training"},
     "matplotlib": {"report"},
+    "optuna": {"tuning"},
 }
 
 

@@ -77,6 +77,7 @@ def test_examples_compose_and_build(example):
     from edit_cli.cli.hydra_launch import kinds
     from edit_cli.commands.parts import method_of
     from edit_cli.config.build import build, register_resolvers
+    from edit_cli.config.composed import Composed
     from edit_cli.config.overrides import regroup
 
     words = shlex.split(example)
@@ -87,6 +88,10 @@ def test_examples_compose_and_build(example):
     register_resolvers()
     with hydra.initialize_config_module("edit_cli.conf", version_base="1.3"):
         config = hydra.compose(command, overrides)
+    if command == "tune":  # what is searched needs no value
+        chosen = {"method": next(word.partition("=")[2] for word in overrides if word.startswith("method="))}
+        composed = Composed("tune", config, chosen)
+        composed.settings.refuse(composed)
     for group in ("model", "method", "dataset", "stats"):
         inline = group == "dataset" and command == "edit" and config.edit.prompt is not None
         if group in config and not inline and not (group == "method" and command == "precompute-stats"):

@@ -15,6 +15,7 @@ COMMANDS = {
     "trace": "Find the layers that carry facts, by causal tracing; a heat map, and layers to edit.",
     "train-editor": "Train an editor that learns ahead of time; curves, and a checkpoint that the others find.",
     "calibrate": "Find the layer and the radius for a method that remembers prompts (GRACE, MELO).",
+    "tune": "Find settings of a method for any model: tries many on facts put aside, and keeps the best.",
     "precompute-stats": "Compute the second moments that some methods need, ahead of time.",
 }
 CONFIGURED = tuple(COMMANDS)
@@ -53,6 +54,10 @@ EXAMPLES = {
     "calibrate": (
         "edit-cli calibrate dataset=counterfact dataset.split=tune",
         "edit-cli calibrate model=gpt2-xl limit=200 'layers=[30,35,40]'",
+    ),
+    "tune": (
+        "edit-cli tune method=memit trials=20",
+        "edit-cli tune method=memit model=hf model.id=/path/to/model dataset.path=records.json budget=2h",
     ),
     "precompute-stats": (
         "edit-cli precompute-stats method=memit model=gpt2-xl corpus=wikipedia",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,8 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli.cli import help as help_texts
 from edit_cli.cli.hydra_launch import explain, plugins_of
-from edit_cli.config import catalog, registry, source
+from edit_cli.config import catalog, registry, source, users
 from edit_cli.config.build import did_you_mean, register_resolvers
+from edit_cli.config.overrides import override_key
 from edit_cli.config.schema import Key, keys
 from edit_cli.errors import UsageError
 
@@ -46,7 +48,9 @@ def section(group: str, option: str, overrides: Sequence[str], command: str | No
     summary = next((entry.summary for entry in catalog.entries(group) if entry.name == option), "")
     title = f"Settings of {group}={option}" if option != group else f"Settings of {group}"
     lines = [*help_texts.wrapped(summary), ""] if summary else []
-    return [*lines, *help_texts.settings(title, described(group, option, overrides, command))]
+    found, tuned = _composed(group, option, overrides, command)
+    note = [*help_texts.wrapped(f"With what tune found for this model: {tuned}"), ""] if tuned else []
+    return [*lines, *note, *help_texts.settings(title, found)]
 
 
 def described(group: str, option: str, overrides: Sequence[str], command: str | None = None) -> Iterator[Key]:
@@ -57,6 +61,13 @@ def described(group: str, option: str, overrides: Sequence[str], command: str | 
     Raises:
         UsageError: there is no such option, or it names no class of settings.
     """
+    return _composed(group, option, overrides, command)[0]
+
+
+def _composed(
+    group: str, option: str, overrides: Sequence[str], command: str | None
+) -> tuple[Iterator[Key], Path | None]:
+    """(settings, the file of what tune found, if it stands in them). Raises as `described`."""
     chosen = [] if group == "stats" else [f"{group}={option}"]
     if group != "model" and not any(override.startswith("model=") for override in overrides):
         chosen.append("model=hf")
@@ -64,11 +75,14 @@ def described(group: str, option: str, overrides: Sequence[str], command: str | 
     command = command or COMMANDS.get(group, "evaluate")
     try:
         with initialize_config_module("edit_cli.conf", version_base="1.3"):
-            node = compose(command, [*chosen, *overrides])[group]
+            whole = compose(command, [*chosen, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, command, [*chosen, *overrides]) from None
+    given = [key for override in overrides if (key := override_key(override)).startswith("method.")]
+    tuned = users.with_tuned(whole, option, given) if group == "method" else None
+    node = whole[group]
     values: Any = OmegaConf.to_container(node, resolve=False)
     cls = source.class_of(values.get(source.TARGET)) if isinstance(values, dict) else None
     if cls is None:
         raise UsageError(f"{group}={option} names no class of settings")
-    return keys(cls, f"{group}.", {str(key): value for key, value in values.items()})
+    return keys(cls, f"{group}.", {str(key): value for key, value in values.items()}), tuned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from edit_cli.commands.examples import OtherRecords
 from edit_cli.commands.finish import conclude
 from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
+from edit_cli.commands.parts import Attempt, Ledger, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.commands.recording import recorded, run_path
 from edit_cli.console import ConsoleMonitor
 from edit_cli.distributed import ALONE
@@ -101,18 +101,22 @@ def evaluate(
                 yield []
                 continue
             done = attempt(begin(), batch)
-            after: dict[str, Observation] = {}
-            if done.edit is not None:
-                if about is not None and lm.team.is_main:
-                    edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
-                with lm.monitor.phase("ask after"), lm.edited(done.edit):
-                    found = observe(lm, done.cases, before.options, before.texts, before.seen)
-                after = dict(zip((case.id for case in done.cases), found, strict=True))
-            seen = zip(wanted, before.observe(lm, wanted), strict=True)
-            yield [
-                result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id))
-                for case, now in seen
-            ]
+            if done.edit is not None and about is not None and lm.team.is_main:
+                edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
+            yield asked_about(lm, done, wanted, step, before)
+
+
+def asked_about(lm: LM, done: Attempt, wanted: Sequence[Case], step: int, before: BeforeCache) -> list[dict[str, Any]]:
+    """Lines of results of those `wanted` of the cases that were edited, asked about with the edit in place."""
+    after: dict[str, Observation] = {}
+    if done.edit is not None:
+        with lm.monitor.phase("ask after"), lm.edited(done.edit):
+            found = observe(lm, done.cases, before.options, before.texts, before.seen)
+        after = dict(zip((case.id for case in done.cases), found, strict=True))
+    seen = zip(wanted, before.observe(lm, wanted), strict=True)
+    return [
+        result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)) for case, now in seen
+    ]
 
 
 def result_line(

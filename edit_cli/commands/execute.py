@@ -14,6 +14,7 @@ from edit_cli.commands.recording import ran_out_of_memory
 from edit_cli.config import registry
 from edit_cli.config.build import register_resolvers
 from edit_cli.config.composed import Composed
+from edit_cli.config.users import with_tuned
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.distributed import ALONE, PeerLost, Team, alone, follows, join
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
@@ -31,6 +32,9 @@ def execute(composed: Composed) -> Outcome:
     register_resolvers()
     team = ALONE
     try:
+        tuned = None
+        if composed.command != "tune":  # a search must not depend on what the last one found
+            tuned = with_tuned(composed.node, composed.choices.get("method"), composed.given)
         if tuple(composed.node.get("plugins") or ()) != composed.plugins:  # files may be from anywhere
             raise UsageError("plugins are named on the command line, by plugins=[mypackage], and in no file")
         registry.admit(composed.plugins)
@@ -38,6 +42,8 @@ def execute(composed: Composed) -> Outcome:
         if size > 1 and alone():
             return crew.run(composed, size, execute)
         monitor = ConsoleMonitor(Screen.of(int(follows())))
+        if tuned is not None:
+            monitor.screen.note(f"method={composed.choices['method']} has settings that were found by tune: {tuned}")
         with monitor.working():
             team = join()
             if size not in (1, team.size):

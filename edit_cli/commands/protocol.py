@@ -74,6 +74,16 @@ class EvaluateProtocol(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningProtocol(Protocol):
+    """Of `tune`: as `evaluate`, with each settings that are tried."""
+
+    observe: ObserveOptions = field(
+        default_factory=lambda: ObserveOptions(sample=False, max_new_tokens=8, top_tokens=0)
+    )
+    """What is asked of the model before and after an edit: what the objective counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SequentialProtocol(Protocol):
     """One stream of facts whose edits stay. When a model counts as destroyed, `metrics.sequence.collapse` says."""
 

@@ -23,6 +23,7 @@ from edit_cli.files.paths import expanded
 from edit_cli.runs.run import EDITS, LOG, MANIFEST, Run, write_log
 
 PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
+LENGTH = ("trials", "budget", "out")  # how long is searched, and where it is written: a search may go on for longer
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
 # last parts of keys that move no result: speed and room, and what is refused
 NO_INFLUENCE = ("cache_dir", "batch_tokens", "edits_room", "made_for", "must_take")
@@ -98,7 +99,7 @@ def recorded(
         about = dataset.describe()
         config["data"] = {"sha256": about["sha256"], "ids_sha256": about["ids_sha256"]}
         details = {**details, "dataset": about}
-    ignore = [*PLACE, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
+    ignore = [*PLACE, *LENGTH, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
     chosen = {"method": job.choices.get("method"), "model": job.model_name}
     brought = {"plugins": found} if (found := registry.sources()) else {}
     details = {**chosen, "seeds": seeds(config), "processes": job.team.size, **brought, **details}

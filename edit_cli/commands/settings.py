@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -158,6 +159,48 @@ class CalibrationSettings(Settings):
     @property
     def parts(self) -> tuple[str, ...]:
         return "model", "dataset"
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningSettings(Settings):
+    """Of `tune`. Optuna proposes settings, `edit-cli` tries each on the same facts."""
+
+    limit: Count | None = 30
+    """Facts that settings are tried on; null: all of them."""
+    trials: Count | None = 30
+    """Settings to try at most; null: as many as the budget allows."""
+    budget: str | None = None
+    """Time that the search may take, such as 90s, 20m or 2h, from its first start on; null: as long as it takes."""
+    out: FilePath | None = None
+    """File for what is found; null: where every run finds it, ~/.config/edit-cli/tuned/METHOD/MODEL.yaml."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trials is None and self.budget is None:
+            raise UsageError("trials=null and budget=null: nothing would end the search; give one of them")
+        _ = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """The budget. Raises UsageError where it is no time."""
+        if self.budget is None:
+            return float("inf")
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", self.budget)
+        if found is None or not float(found[1]):
+            raise UsageError(f"budget={self.budget}: give a time, such as 90s, 20m or 2h")
+        return float(found[1]) * UNITS[found[2]]
+
+    def refuse(self, composed: Composed) -> None:
+        """Settings that are searched need no value; whatever the command line gives is not searched."""
+        from edit_cli.tuning.spaces import SPACES
+
+        method = composed.choices["method"]
+        if method not in SPACES:
+            raise UsageError(f"method={method} cannot be tuned: choose one of {', '.join(sorted(SPACES))}")
+        composed.fill("method", {key: values.placeholder() for key, values in SPACES[method].items()})
 
 
 @dataclass(frozen=True, kw_only=True)

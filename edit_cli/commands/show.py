@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
-from edit_cli.report import facts, learning
+from edit_cli.report import facts, learning, tuning
 from edit_cli.report.sequence import sequential_summary, sequential_table
 from edit_cli.report.sme import sme_summary, sme_table
 from edit_cli.report.summary import summary_of
@@ -24,6 +24,7 @@ SUMMARIES = {
     "sme": sme_summary,
     "trace": trace_summary,
     "train-editor": learning.summary_of,
+    "tune": tuning.summary_of,
 }
 TABLES = {
     "evaluate": evaluation,
@@ -31,6 +32,7 @@ TABLES = {
     "sme": sme_table,
     "trace": trace_table,
     "train-editor": learning.table,
+    "tune": tuning.table,
 }
 
 

@@ -27,7 +27,7 @@ class Composed:
     """What Hydra hands over, and what its run directory is called by.
 
     choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
-    plugins: packages that the command line names.
+    plugins: packages that the command line names. given: keys of the method that the command line gives.
     """
 
     command: str
@@ -36,6 +36,7 @@ class Composed:
     tag: str | None = None
     in_sweep: bool = False
     plugins: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
 
     @cached_property
     def settings(self) -> Any:
@@ -57,7 +58,13 @@ class Composed:
     def lacks(self, key: str) -> bool:
         """Whether a dotted key waits for a value that must be given."""
         group, _, name = key.rpartition(".")
-        return OmegaConf.is_missing(self.node[group], name)
+        return OmegaConf.is_missing(OmegaConf.select(self.node, group), name)
+
+    def fill(self, group: str, values: Mapping[str, Any]) -> None:
+        """Give values, by dotted key, to settings of a group that wait for one."""
+        for key, value in values.items():
+            if self.lacks(f"{group}.{key}"):
+                OmegaConf.update(self.node, f"{group}.{key}", value)
 
     def is_linked(self, key: str) -> bool:
         """Whether a value at the top comes from another key."""

@@ -97,6 +97,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "text-file": "edit_cli.statistics.corpora:TextFile",
         "trace-protocol": "edit_cli.tracing.settings:TraceOptions",
         "trace-settings": "edit_cli.commands.settings:TraceSettings",
+        "tuning-protocol": "edit_cli.commands.protocol:TuningProtocol",
+        "tuning-settings": "edit_cli.commands.settings:TuningSettings",
         "train-editor-settings": "edit_cli.commands.settings:TrainingSettings",
     },
 }

@@ -65,6 +65,7 @@ FORMS = {
         shapes.Trace, {True: shapes.Traced, False: shapes.FactLine}, shapes.TracesSummary, "known", layers_of
     ),
     "train-editor": Form(shapes.Training, {None: shapes.Point}, shapes.TrainingSummary),
+    "tune": Form(shapes.Tuning, {None: shapes.TrialLine}, shapes.TuningSummary),
 }
 
 

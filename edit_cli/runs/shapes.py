@@ -144,6 +144,15 @@ class Training(Measuring):
     protocol: Cases
 
 
+class Tried(TypedDict):
+    facts: str
+
+
+class Tuning(Measuring):
+    config: dict[str, Any]
+    protocol: Tried
+
+
 # --- results.jsonl ----------------------------------------------------------------------------------------------------
 
 Nats = Annotated[float, at_least(-0.01, 1e30)]  # of a token; a little below 0 by rounding
@@ -492,6 +501,54 @@ class Best(TypedDict):
 
 class Trained(TypedDict):
     name: str
+
+
+Percent = Annotated[float, at_least(0, 100)]
+Parts = dict[Literal["efficacy", "paraphrase", "neighborhood", "written"], Percent]
+
+
+class RankedTrial(TypedDict):
+    """What a search for settings tells of one trial. perplexity: before and after. failed: facts that came to
+    nothing.
+    """
+
+    trial: Count
+    settings: dict[str, Any]
+    objective: Percent
+    parts: Parts
+    perplexity: tuple[float | None, float | None]
+    seconds: Seconds
+    failed: Count
+    error: str | None
+
+
+class TrialLine(RankedTrial):
+    """parameters: what Optuna proposed. spent: seconds of the search so far. facts: {case id: its parts}."""
+
+    parameters: dict[str, float | int]
+    penalty: Annotated[float, at_least(0, 1)]
+    facts: Annotated[dict[str, Parts], Rule(bool, "what each fact came to")]
+    metrics: dict[str, str]
+    spent: Seconds
+
+
+class Apart(TypedDict):
+    mean: float
+    ci95: tuple[float, float] | None
+
+
+class TuningSummary(TypedDict):
+    """ranked: best first. difference: between the first two."""
+
+    method: str
+    model: str
+    dataset: About
+    facts: str
+    objective: str
+    n: Count
+    trials: Count
+    ranked: Annotated[list[RankedTrial], Rule(bool, "the trials")]
+    difference: Apart | None
 
 
 class TrainingSummary(TypedDict):

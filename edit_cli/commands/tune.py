@@ -1,0 +1,285 @@
+"""`tune`: try settings of a method on facts put aside for that, and keep the best where every run finds them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+from torch.linalg import LinAlgError
+
+from edit_cli.commands.evaluate import asked_about, result_line
+from edit_cli.commands.examples import OtherRecords
+from edit_cli.commands.finish import SOME_FAILED
+from edit_cli.commands.job import Job, Outcome
+from edit_cli.commands.parts import attempt, context_of, load_fitting, perplexity_texts, refuse_missing
+from edit_cli.commands.recording import Followed, recorded, run_path
+from edit_cli.config import users
+from edit_cli.config.identity import flatten
+from edit_cli.console import ConsoleMonitor
+from edit_cli.datasets import Dataset, Source
+from edit_cli.editors.base import Context, EditorConfig, Method
+from edit_cli.editors.locate.base import LocateConfig
+from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.files.disk import require_folder, telling
+from edit_cli.files.paths import expanded
+from edit_cli.lm.model import LM
+from edit_cli.metrics.bootstrap import finite
+from edit_cli.metrics.observe import BeforeCache
+from edit_cli.monitor import Monitor
+from edit_cli.report import tuning as report
+from edit_cli.runs.run import Run
+from edit_cli.tuning.objective import Objective, penalty, perplexities
+from edit_cli.tuning.spaces import SPACES, Space, reachable_layers
+from edit_cli.tuning.study import Search, require_optuna
+from edit_cli.wording import many
+
+FEWEST = 4  # facts that settings can be compared on
+SPLITS = "tune", "validation"  # of embedded records: those that nothing is reported on
+
+Line = dict[str, Any]
+
+
+def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    began = time.monotonic()
+    top, model, method = job.config.settings, job.config.model, job.config.method
+    name = job.choices["method"]
+    require_optuna()
+    space = {key: values for key, values in SPACES[name].items() if not _is_given(key, job.composed.given)}
+    if not space:
+        raise UsageError(f"every setting of method={name} that is searched is given: leave one of them out")
+    dataset, where = facts(job.config.dataset, top.limit, monitor)
+    out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
+    require_folder(out.parent, "out" if top.out is not None else out.parent)
+    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
+    path = run_path(job, job.choices["dataset"], job.model_name)
+    details = {"protocol": {"batch_size": job.config.protocol.size(method, len(dataset.cases)), "facts": where}}
+    check = partial(refuse_missing, job, model, method, context)
+    belongs = lambda identity: isinstance(identity, int)  # noqa: E731
+    with recorded(job, path, monitor, details, dataset, key=("trial",), check=check, belongs=belongs) as run:
+        lines: list[Line] = job.team.tell(run.lines() if isinstance(run, Run) else [])
+        if not _ended(lines, top.trials, top.seconds, 0.0):
+            if lines:
+                monitor.note(f"continuing: {many(len(lines), 'trial')} there already")
+            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            bench = Bench(job, lm, method, dataset, context, space)
+            bench.search(run, lines, began)
+        else:
+            monitor.note("the search is done already; more trials=N or budget=TIME would go on with it")
+        if not isinstance(run, Run):
+            return Outcome(0, str(run.path))
+        return _conclude(job, run, monitor, lines, out)
+
+
+def facts(source: Source, limit: int | None, monitor: Monitor) -> tuple[Dataset, str]:
+    """The facts that settings are tried on, and in words which they are: those that the user chose; the split that is
+    for nothing else, where there is one; else the last records, which later runs had better leave out.
+
+    Raises:
+        UsageError: they are too few.
+    """
+    if source.split is not None or source.offset or source.ids or source.shuffle_seed is not None:
+        found, where = source.load(limit, monitor), "chosen by dataset.split, offset, ids or shuffle_seed"
+    elif source.path is None and source.locate(monitor).split is not None and (apart := _put_apart(source, limit)):
+        found, where = apart, f"split {apart.split}, on which nothing is reported"
+    else:
+        whole = source.load(None, monitor)
+        count = min(limit or len(whole.cases), len(whole.cases))
+        first = len(whole.cases) - count
+        found = replace(whole, cases=whole.cases[first:], offset=first, limit=limit)
+        where = f"the last {count:,} of {len(whole.cases):,} records: leave them out of what you report (limit={first})"
+        if not first:
+            where = f"all {count:,} records: none is left to report on"
+    if len(found.cases) < FEWEST:
+        raise UsageError(
+            f"{len(found.cases)} facts ({where}): settings can be compared on {FEWEST} or more; raise limit"
+        )
+    return found, where
+
+
+def _put_apart(source: Source, limit: int | None) -> Dataset | None:
+    for split in SPLITS:
+        with suppress(UsageError):  # the records have no such split
+            return replace(source, split=split).load(limit)
+    return None
+
+
+def _is_given(key: str, given: Sequence[str]) -> bool:
+    return any(f"method.{key}.".startswith(f"{other}.") for other in given)
+
+
+def _ended(lines: Sequence[Line], trials: int | None, budget: float, more: float) -> bool:
+    """Whether no further trial is to be made, those so far and `more` seconds being spent."""
+    if trials is not None and len(lines) >= trials:
+        return True
+    if not lines:
+        return False
+    usual = math.fsum(line["seconds"] for line in lines) / len(lines)
+    return bool(lines[-1]["spent"] + more + usual > budget)
+
+
+@dataclass
+class Bench:
+    """Where settings are tried: one model, the same facts, asked about once before."""
+
+    job: Job
+    lm: LM
+    method: Method
+    dataset: Dataset
+    context: Context
+    space: Space
+
+    def search(self, run: Run | Followed, lines: list[Line], began: float) -> None:
+        """Try settings until trials or budget are used up; every trial is on disk when the next one begins.
+
+        Raises:
+            UsageError: the budget is used up before the first trial, or data that cannot tell settings apart.
+        """
+        top, lm = self.job.config.settings, self.lm
+        layout = lm.layout
+        search = Search(self.space, layout.depth, top.seed, self._begin_with())
+        search.recall(lines)
+        self._collect(reachable_layers(self.space, layout.depth))
+        before, objective = self._asked()
+        spent, resumed = (lines[-1]["spent"] if lines else 0.0), time.monotonic() if lines else began
+        if not lines and lm.team.tell(time.monotonic() - began) > top.seconds:
+            raise UsageError(
+                f"budget={top.budget}: {time.monotonic() - began:.0f} s went by before a first trial (model, second"
+                " moments, answers before): give several times as much"
+            )
+        with lm.monitor.task("trials", top.trials) as advance:
+            advance(len(lines))
+            while not _ended(lines, top.trials, top.seconds, 0.0):
+                trial, settings = search.ask(len(lines))
+                start = time.monotonic()
+                line: Line = {"trial": len(lines), "parameters": trial.params, "settings": settings}
+                line |= self._tried(settings, before, objective)
+                now = time.monotonic()
+                line |= {"seconds": now - start, "spent": spent + now - resumed}
+                line = lm.team.tell(line)
+                search.tell(trial, line["objective"])
+                run.append(line)
+                lines.append(line)
+                advance(1)
+
+    def _begin_with(self) -> dict[str, Any]:
+        """The settings that stand there already, as far as they are searched: published ones, or defaults."""
+        depth, found = self.lm.layout.depth, dict[str, Any]()
+        for key, values in self.space.items():
+            found |= values.parameters(key, _value(self.method.config, key), depth)
+        return found
+
+    def _collect(self, layers: Sequence[int]) -> None:
+        """Second moments of all layers that may be tried, in one pass over the text."""
+        config = self.method.config
+        if layers and isinstance(config, LocateConfig) and config.use_covariance:
+            config.moments.collect(self.lm, layers)
+
+    def _asked(self) -> tuple[BeforeCache, Objective]:
+        """What the unedited model says, and what counts for these data."""
+        cases = self.dataset.cases
+        before = BeforeCache(self.job.config.protocol.observe, perplexity_texts(self.job.config.model))
+        with self.lm.monitor.phase("ask before"):
+            seen = before.observe(self.lm, cases)
+        objective = Objective.of(
+            [result_line(case, 0, now, now, 0.0, None) for case, now in zip(cases, seen, strict=True)]
+        )
+        if lacking := [part for part in ("efficacy", "neighborhood") if part not in objective.metrics]:
+            raise UsageError(
+                f"dataset={self.dataset.name} has nothing for {lacking[0]}: without prompts that must keep their"
+                " answers the strongest edit would always win; choose another data set"
+            )
+        return before, objective
+
+    def _tried(self, settings: Mapping[str, Any], before: BeforeCache, objective: Objective) -> Line:
+        """What settings come to. Those that the method refuses are worth nothing, and say why."""
+        lm, protocol = self.lm, self.job.config.protocol
+        found: list[Line] = []
+        try:
+            method = Method(self.method.editor, with_settings(self.method.config, settings))
+            context = replace(self.context, kept={})
+            method.begin(lm, context).warm_up()
+            for step, batch in enumerate(protocol.batches(self.dataset.cases, method)):
+                found += asked_about(lm, attempt(method.begin(lm, context), batch), batch, step, before)
+        except (UsageError, RejectedRequest, LinAlgError) as problem:
+            found = [
+                result_line(case, 0, now, None, 0.0, str(problem))
+                for case, now in zip(self.dataset.cases, before.observe(lm, self.dataset.cases), strict=True)
+            ]
+        error = next((line["error"] for line in found if line["error"]), None)
+        parts = objective.parts(found)
+        means = objective.rows(parts).mean(axis=0)
+        was, now = perplexities(found)
+        factor = penalty(was, now)
+        return {
+            "objective": factor * float(objective.score(means)),
+            "parts": dict(zip(objective.metrics, map(float, means), strict=True)),
+            "perplexity": [was, None if now is None else finite(now)],
+            "penalty": factor,
+            "facts": {line["case_id"]: part for line, part in zip(found, parts, strict=True)},
+            "metrics": dict(objective.metrics),
+            "failed": sum(bool(line["error"]) for line in found),
+            "error": error,
+        }
+
+
+def with_settings(config: EditorConfig, settings: Mapping[str, Any]) -> EditorConfig:
+    """The configuration with {dotted key: value} changed. Raises as `Config`."""
+    own: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        group, _, rest = key.partition(".")
+        if rest:
+            groups.setdefault(group, {})[rest] = value
+        else:
+            own[key] = value
+    own |= {group: with_settings(getattr(config, group), inner) for group, inner in groups.items()}
+    return replace(config, **own)
+
+
+def _value(config: Any, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
+
+
+def _conclude(job: Job, run: Run, monitor: ConsoleMonitor, lines: Sequence[Line], out: Path) -> Outcome:
+    """The best settings as a file, all trials as a table and as CSV, and how far the best is from the second best.
+
+    Raises:
+        UsageError: no trial came to anything.
+    """
+    rows = report.best_first(lines)
+    best = rows[0]
+    if best["objective"] <= 0:
+        why = best["error"] or "no fact took"
+        raise UsageError(f"none of {many(len(lines), 'trial')} came to anything ({why}): go on with more trials=N")
+    summary = report.summary_of(run.manifest, lines)
+    run.write_summary(summary)
+    with telling(run.path / report.TRIALS):
+        (run.path / report.TRIALS).write_text(report.as_csv(rows), encoding="utf-8")
+    report.draw(summary, rows, run.path)
+    own = flatten(job.config.plain["method"])  # what was given is part of what was tried
+    given = {key: value for key, value in own.items() if _is_given(key, job.composed.given)}
+    _keep(out, users.written(given | best["settings"], report.comment(summary)), monitor)
+    if not job.in_sweep:
+        monitor.screen.show(report.table(summary))
+        monitor.screen.line(f"trials: {run.path / report.TRIALS}")
+        monitor.screen.line(f"figure: {run.path / report.FIGURE}.png")
+        monitor.screen.line(f"settings: {out}")
+    return Outcome(SOME_FAILED if best["failed"] else 0, str(run.path))
+
+
+def _keep(file: Path, text: str, monitor: Monitor) -> None:
+    """Write the file; another one that is there is kept beside it."""
+    with telling(file):
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            earlier = file.with_name(f"{file.name}.old")
+            file.replace(earlier)
+            monitor.note(f"{file} held other settings, which are kept as {earlier}")
+        replaced = file.with_name(f".{file.name}.new")
+        replaced.write_text(text, encoding="utf-8")
+        replaced.replace(file)
