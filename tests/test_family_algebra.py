@@ -171,10 +171,10 @@ def test_what_is_written_carries_states_to_their_targets(name, lm, monkeypatch):
     aimed: list[tuple[Tensor, Tensor]] = []
 
     def states() -> Tensor:
-        return Subjects(lm, wanted, BARE).states(2, site, 2).double()
+        return Subjects(lm, wanted, BARE).states(2, 2, site).double()
 
     def optimise(model, facts, layer, site, options, contexts, groups=None):
-        present = Subjects(model, facts, BARE).states(layer, site, layer).double()
+        present = Subjects(model, facts, BARE).states(layer, layer, site).double()
         step = randn(*present.shape, seed=layer) * present.std()
         aimed.append((present + step, step))
         return Values(present + step, present, [0.0] * len(facts), [1] * len(facts))

@@ -19,7 +19,7 @@ from edit_cli.editors.locate.regularizers import prune, rect
 from edit_cli.editors.locate.solver import Covariance, ScaledIdentity
 from edit_cli.editors.locate.value_optimization import Site, ValueConfig, shifted_modules
 from edit_cli.edits.edit import Factors, WeightDelta
-from edit_cli.errors import MissingError, UsageError
+from edit_cli.errors import MissingError
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, LayerwiseReader
 from edit_cli.requests import EditRequest
@@ -100,19 +100,14 @@ class LocateEditor(Editor[L]):
             matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) if ridge else matrix
         )
 
-    def refuse_unwritable(self, layers: Sequence[int]) -> None:
-        """Residuals measured on block outputs can be written to the projection only where its output is added as it is.
-
-        Raises:
-            UsageError: a post-norm block or a scaled residual.
+    def additive(self, layers: Sequence[int]) -> bool:
+        """Whether what the projections of these layers write reaches the residual stream as it is: nothing normalises
+        or scales it on the way.
         """
-        for layer in layers:
-            if not self.context.once(("additive", layer), lambda layer=layer: self.lm.writes_are_additive(layer)):
-                raise UsageError(
-                    f"layer {layer} of {self.lm.name} normalises or scales its MLP's output before adding it to the"
-                    " residual stream, so a residual of block outputs cannot be written to the projection; use"
-                    " method=rome, method=ft or method=lookup"
-                )
+        return all(
+            self.context.once(("additive", layer), lambda layer=layer: self.lm.writes_are_additive(layer))
+            for layer in layers
+        )
 
     def finished(self, delta: WeightDelta) -> WeightDelta:
         """The update as it will be attached: damped, sparsified, each if asked for, and stored in the smaller form."""
@@ -166,7 +161,7 @@ class Subjects:
         single = self._together(mine)
         return torch.stack([single[:, group].mean(dim=1) for group in self.groups], dim=1)
 
-    def states(self, layer: int, site: Site, last: int) -> Tensor:
+    def states(self, layer: int, last: int, site: Site) -> Tensor:
         """States (d, groups) at `site` of layer `last`, of the bare prompts; blocks below `layer` are taken as done
         with.
         """

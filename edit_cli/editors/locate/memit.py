@@ -19,7 +19,7 @@ from edit_cli.config.schema import NonNegative
 from edit_cli.editors.base import Context
 from edit_cli.editors.locate.base import LocateConfig, LocateEditor, Subjects, written
 from edit_cli.editors.locate.solver import similar_keys, solve
-from edit_cli.editors.locate.value_optimization import Site, optimise_values
+from edit_cli.editors.locate.value_optimization import Site, optimise_values, shifted_modules
 from edit_cli.edits.edit import Edit, Factors, WeightDelta
 from edit_cli.files.tensors import fitted, size
 from edit_cli.lm.model import LM
@@ -58,7 +58,7 @@ class MEMIT(LocateEditor[M]):
 
     Config = MEMITConfig
     mass_editor = True
-    site: ClassVar[Site] = "block"  # where target states live
+    site: ClassVar[Site] = "block"  # where target states live, unless each layer has its own (see `aims`)
 
     def __init__(self, config: M, lm: LM, context: Context | None = None) -> None:
         super().__init__(config, lm, context)
@@ -101,12 +101,28 @@ class MEMIT(LocateEditor[M]):
         """λ_n in units of λ, which is how it is added to C; where λ = 0, C itself is the unit."""
         return self.config.norm_weight / (self.weight(columns) or 1.0)
 
+    def aims(self, layers: list[int]) -> list[tuple[int, Site]]:
+        """(layer, site) of the target states that each of a round's layers writes towards: all those of the last one.
+
+        Where an MLP's output is normalised or scaled before it is added, a residual of block outputs cannot be written
+        to a projection. There each layer has targets of its own, at its projection's output.
+
+        Raises:
+            UsageError: a layer lacks what the site is about.
+        """
+        found: list[tuple[int, Site]] = [(layers[-1], self.site)] * len(layers)
+        if not self.additive(layers):
+            found = [(layer, "mlp_out" if self.site == "block" else self.site) for layer in layers]
+        for aim in found:
+            shifted_modules(self.lm, *aim)
+        return found
+
     # --- the algorithm ----------------------------------------------------------------------------------------------
 
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """One low-rank update a layer."""
         lm, layers = self.lm, self.layers
-        self.refuse_unwritable(layers)
+        rounds = [(chosen, self.aims(chosen)) for chosen in self.rounds(layers)]
         groups, contexts = self.groups(requests), self.contexts
         info: dict[str, Any] = {
             "prefixes": contexts.groups[1:],
@@ -118,14 +134,16 @@ class MEMIT(LocateEditor[M]):
         info |= self.prepare(layers, len(groups) + max((past.shape[1] for past in self.past.values()), default=0))
         delta, subjects, keys_of = WeightDelta(info=info), Subjects(lm, requests, contexts, groups), {}
         with ExitStack() as attached:
-            for chosen in self.rounds(layers):
-                values = optimise_values(lm, requests, chosen[-1], self.site, self.config.value, contexts, groups)
-                info["losses"] += values.losses  # of every round, group by group
-                info["steps"] += values.steps
-                for left, layer in countdown(chosen):
+            for chosen, aims in rounds:
+                present = None
+                for (left, layer), aim in zip(countdown(chosen), aims, strict=True):
+                    if aim != present:
+                        present, values = aim, optimise_values(lm, requests, *aim, self.config.value, contexts, groups)
+                        info["losses"] += values.losses  # of all targets one after another, group by group
+                        info["steps"] += values.steps
                     with lm.monitor.phase("keys"):
                         keys = keys_of[layer] = subjects.keys(layer)
-                        residual = values.target - subjects.states(layer, self.site, chosen[-1])
+                        residual = values.target - subjects.states(layer, *aim)
                     if layer == layers[0]:
                         note_similar(lm, [requests[group[0]] for group in groups], keys)
                     with lm.monitor.phase("solve"):
@@ -144,6 +162,12 @@ class MEMIT(LocateEditor[M]):
             delta.memory = {f"keys.{layer}": keys.float() for layer, keys in keys_of.items()}
         self.recall(delta)
         return delta
+
+    def warm_up(self) -> None:
+        """Second moments, once it is known that all layers can be aimed at."""
+        for chosen in self.rounds(self.layers):
+            self.aims(chosen)
+        super().warm_up()
 
     # --- sequences --------------------------------------------------------------------------------------------------
 
