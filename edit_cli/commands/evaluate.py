@@ -110,7 +110,10 @@ def evaluate(
                 after = dict(zip((case.id for case in done.cases), found, strict=True))
             seen = zip(wanted, before.observe(lm, wanted), strict=True)
             yield [
-                result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id))
+                {
+                    **result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)),
+                    "diagnosis": done.diagnosis,
+                }
                 for case, now in seen
             ]
 
