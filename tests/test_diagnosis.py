@@ -25,12 +25,12 @@ KEYS = {"reached": "raise method.value.steps", "written": "lower method.covarian
         ([], None),
         ([{}], None),
         ([{"values": 2, "reached": 2, "written": 0.95, "size": 0.1, "keys": KEYS}],
-         "Target values reached for 2 of 2 facts; 95 % of the wanted change was written."),
+         "2 of 2 target values reached; 95 % of the wanted change was written."),
         ([{"values": 3, "reached": 1, "written": 0.5, "keys": KEYS}, {"values": 1, "reached": 1, "written": 0.9}],
-         "Target values reached for 2 of 4 facts (raise method.value.steps);"
+         "2 of 4 target values reached (raise method.value.steps);"
          " 60 % of the wanted change was written (lower method.covariance_weight)."),
         ([{"values": 1, "reached": 1, "written": 0.02, "keys": KEYS}],
-         "Target values reached for 1 of 1 fact; NEGLIGIBLE: 2 % of the wanted change was written"
+         "1 of 1 target value reached; NEGLIGIBLE: 2 % of the wanted change was written"
          " (lower method.covariance_weight)."),
         ([{"size": 3.0, "keys": KEYS}, {"size": 0.5}],
          "DISABLING: 1 edit is up to 3.0 times as large as the weight (be gentle)."),
@@ -62,7 +62,7 @@ def test_memit_tells_how_much_of_the_wanted_change_it_wrote(weight):
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        (ValueConfig(steps=2), "method.value.steps"),
+        (ValueConfig(steps=2, clamp_norm_factor=1e3), "method.value.steps"),
         (ValueConfig(clamp_norm_factor=1e-3, steps=6), "method.value.clamp_norm_factor"),
     ],
 )
@@ -73,7 +73,10 @@ def test_the_key_is_the_one_that_stood_in_the_way(method, options, key):
     assert said["reached"] < said["values"] and f"(raise {key})" in told([said])
 
 
-@pytest.mark.parametrize("command", [("edit", "limit=1"), ("evaluate", "limit=2", "protocol.batch_size=1")])
+FACT = ("edit.prompt={} plays the", "edit.subject=Jormia Stenenen", "edit.target=organ")
+
+
+@pytest.mark.parametrize("command", [("edit", *FACT), ("evaluate", "limit=2", "protocol.batch_size=1")])
 def test_commands_show_it_and_keep_it(command, cli, tmp_path):
     ended = cli(*command, "method=memit", "run_dir=here", "method.covariance_weight=1e9", quick=True)
     line = json.loads((tmp_path / "here" / "summary.json").read_text())["diagnosis"]

@@ -35,9 +35,9 @@ def told(found: Sequence[Diagnosis]) -> str | None:
     def say(what: str, key: str, turn: bool = True) -> None:
         parts.append(f"{what} ({keys[key]})" if turn and key in keys else what)
 
-    values, reached = (sum(each.get(name, 0) for each in found) for name in ("values", "reached"))
+    values, reached = sum(each.get("values", 0) for each in found), sum(each.get("reached", 0) for each in found)
     if values:
-        say(f"target values reached for {reached:,} of {many(values, 'fact')}", "reached", reached < values)
+        say(f"{reached:,} of {many(values, 'target value')} reached", "reached", reached < values)
     shares = [(each["written"], each.get("values", 1)) for each in found if "written" in each]
     if shares:
         share = sum(part * weight for part, weight in shares) / sum(weight for _, weight in shares)
@@ -51,4 +51,4 @@ def told(found: Sequence[Diagnosis]) -> str | None:
         say(what, "size")
     elif sizes and not max(sizes):
         parts.append("NEGLIGIBLE: no weight was changed")
-    return f"{'; '.join(parts)[:1].upper()}{'; '.join(parts)[1:]}." if parts else None
+    return f"{'; '.join(parts)}." if parts else None
