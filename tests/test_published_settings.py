@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_module
 from torch import nn
 
 import edit_cli
-from edit_cli.config.build import method_of, register_resolvers
+from edit_cli.commands.parts import method_of
+from edit_cli.config.build import register_resolvers
 from edit_cli.editors.base import Method
 from edit_cli.lm.model import LM
 
