@@ -4,7 +4,7 @@ does it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -96,12 +96,11 @@ def plain_value(
     return (initial[0] + shifts[0]).detach(), step + 1, loss.item()
 
 
-@torch.no_grad()
 def plain_update(
     lm: LM,
     requests: Sequence[EditRequest],
     layers: Sequence[int],
-    targets: Tensor,
+    targets: Tensor | Callable[[int], Tensor],
     contexts: Contexts,
     moments: dict[int, Tensor],
     weight: float,
@@ -109,9 +108,12 @@ def plain_update(
     """MEMIT's updates (d, m) by weight for `targets` (d, n): one row at a time, the whole model for every key, a dense
     solve in float64.
 
-    Each layer's update stays in the model until all are made, and is taken out again at the end.
+    targets: what should leave the last layer, or a function that tells what should leave a layer's projection, asked
+    once those below are written. Each layer's update stays in the model until all are made, and is taken out again at
+    the end.
     """
 
+    @torch.no_grad()
     def seen_at(text: str, character: int, module: str, entering: bool) -> Tensor:
         row, seen = lm.head.encode([(text, None)])[0], []
         listen = on_input if entering else on_output
@@ -122,24 +124,26 @@ def plain_update(
     updates, originals = {}, {}
     for number, layer in enumerate(layers):
         keys, missing = [], []
-        for request, target in zip(requests, targets.double().T, strict=True):
+        own = callable(targets)
+        place = lm.layout.mlp_out(layer) if own else lm.layout.block(layers[-1])
+        aimed = targets(layer) if own else targets
+        for request, target in zip(requests, aimed.double().T, strict=True):
             end = request.subject_span[1] - 1
             each = [
                 seen_at(prefix + request.text, len(prefix) + end, lm.layout.mlp_out(layer), True)
                 for prefix in contexts.texts
             ]
             keys.append(sum(share * key for share, key in zip(contexts.weights, each, strict=True)).numpy())
-            missing.append((target - seen_at(request.text, end, lm.layout.block(layers[-1]), False)).numpy())
+            missing.append((target - seen_at(request.text, end, place, False)).numpy())
         k, r = np.stack(keys, axis=1), np.stack(missing, axis=1) / (len(layers) - number)
         update = r @ np.linalg.solve(weight * moments[layer].numpy() + k @ k.T, k).T
         name = f"{lm.layout.mlp_out(layer)}.weight"
         parameter = lm.parameter(name)
         originals[name], updates[name] = parameter.clone(), torch.from_numpy(update)
-        parameter += (updates[name].T if is_transposed(lm.module(lm.layout.mlp_out(layer))) else updates[name]).to(
-            parameter
-        )
+        stored = updates[name].T if is_transposed(lm.module(lm.layout.mlp_out(layer))) else updates[name]
+        parameter.data += stored.to(parameter)
     for name, original in originals.items():
-        lm.parameter(name).copy_(original)
+        lm.parameter(name).data.copy_(original)
     return updates
 
 

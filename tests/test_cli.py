@@ -241,7 +241,7 @@ def test_show_config_tells_default_purpose_and_bounds_of_every_setting(cli):
 
 def test_help_lists_the_settings_of_chosen_options(cli):
     assert "method.covariance_weight" not in cli("evaluate", "--help").out
-    assert "method.covariance_weight=15000.0" in cli("evaluate", "method=memit", "--help").out
+    assert "method.covariance_weight=auto" in cli("evaluate", "method=memit", "--help").out
     assert "protocol.folds=3" in cli("sequential", "protocol=sme", "--help").out
     assert "protocol.save_edits=false" in cli("evaluate", "-h").out
 

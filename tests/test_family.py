@@ -8,20 +8,28 @@ from itertools import pairwise
 
 import pytest
 import torch
-from embedded import Prepared, embedded_lm, requests, same_bits, snapshot, world
-from families import tiny_lm
+from embedded import Prepared, embedded_lm, prepared, requests, same_bits, snapshot, world
+from families import NOT_ADDITIVE, tiny_lm
 from hydra import compose, initialize_config_module
-from oracle import plain_value
+from oracle import plain_update, plain_value
 
 from edit_cli.commands.parts import method_of
 from edit_cli.config.build import register_resolvers
+from edit_cli.editors.locate.base import Subjects
+from edit_cli.editors.locate.blue import BLUE
 from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
+from edit_cli.editors.locate.emmet import EMMET
+from edit_cli.editors.locate.memit import MEMIT
+from edit_cli.editors.locate.memit_merge import MEMITMerge
+from edit_cli.editors.locate.pmet import PMET
 from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.layout import attention_out
 from edit_cli.requests import EditRequest
+from edit_cli.statistics.moments import MomentStore
 
 SPREADING = ["memit", "emmet", "pmet", "alphaedit", "blue", "memit-merge"]
 FAMILY = [*SPREADING, "rome", "r-rome"]
@@ -114,6 +122,66 @@ def test_a_group_shares_one_shift_against_the_mean_loss():
 def test_the_attentions_output_projection_is_found(family, ending):
     lm = tiny_lm(family)
     assert attention_out(lm.model, lm.layout, 1) == f"{lm.layout.block(1)}.{ending}"
+
+
+# --- models that normalise or scale what an MLP writes ---------------------------------------------------------------
+
+QUICK = ValueConfig(steps=5, clamp_norm_factor=2.0)
+PREFIX = ContextConfig(prefixes=["The city"])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2", "granite"])
+def test_where_writes_are_not_additive_each_layer_has_targets_at_its_own_projection(family):
+    """Not the last layer: what it writes at a subject's token never reaches the answer's, so its gradient is noise."""
+    lm, wanted, layers = tiny_lm(family), REQUESTS[:2], [0, 1]
+    editor = prepared(MEMIT, layers=layers, use_covariance=False, covariance_weight=5.0, value=QUICK, context=PREFIX)
+    edit = editor.edit(lm, wanted)
+    contexts = editor.on(lm).contexts
+
+    def targets(layer: int) -> torch.Tensor:
+        return torch.stack([plain_value(lm, fact, layer, "mlp_out", QUICK, contexts)[0] for fact in wanted], dim=1)
+
+    unit = {layer: torch.eye(lm.key_width(layer), dtype=torch.float64) for layer in layers}
+    expected = plain_update(lm, wanted, layers, targets, contexts, unit, 5.0)
+    assert edit.updates.keys() == expected.keys() and len(expected) == len(layers)
+    for name, update in expected.items():
+        assert relative(edit.stored(lm, name).double(), update) < 2e-3, name
+    assert len(edit.info["losses"]) == len(wanted) * len(layers)
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [(family, MEMIT) for family in NOT_ADDITIVE]
+    + [("gemma3_text", other) for other in (EMMET, PMET, BLUE, MEMITMerge)],
+)
+def test_every_member_writes_what_the_last_projection_should_put_out(family, method):
+    lm, wanted = tiny_lm(family), REQUESTS[:2]
+    editor = prepared(
+        method, layers=[0, 1], use_covariance=False, covariance_weight=1e-6, value=QUICK,
+        context=ContextConfig(prefixes=[]),
+    )  # fmt: skip
+    before = snapshot(lm)
+    edit = editor.edit(lm, wanted)
+    assert same_bits(before, snapshot(lm)) and len(edit.updates) == 2
+    (_, site), contexts = editor.on(lm).aims([1])[0], editor.on(lm).contexts
+    first, _ = sorted(edit.updates)
+    with lm.edited(WeightDelta({first: edit.updates[first]})):
+        values = optimise_values(lm, wanted, 1, site, QUICK, contexts)
+    with lm.edited(edit):
+        found = Subjects(lm, wanted, contexts).states(1, 1, site)
+    assert relative(found, values.target) < 1e-3 < relative(values.initial, values.target)
+
+
+def test_what_cannot_be_aimed_at_is_refused_before_statistics(monkeypatch):
+    """PMET moves attention, which the first layer of this model has not; where writes add up, it asks the last only."""
+    lm = tiny_lm("lfm2")
+    asked: list[list[int]] = []
+    monkeypatch.setattr(MomentStore, "collect", lambda self, lm, layers: asked.append(layers))
+    with pytest.raises(UsageError, match="no attention output projection found in layer 0"):
+        prepared(PMET, layers=[0]).warm_up(lm)
+    assert not asked
+    prepared(PMET, layers=[0, 1]).warm_up(lm)
+    assert asked == [[0, 1]]
 
 
 # --- methods

@@ -12,17 +12,17 @@ from embedded import embedded_lm, linear_twin, prepared, requests
 from torch import Tensor
 
 from edit_cli.editors.locate import memit, rome
-from edit_cli.editors.locate.alphaedit import AlphaEdit
+from edit_cli.editors.locate.alphaedit import AlphaEdit, AlphaEditConfig
 from edit_cli.editors.locate.base import Subjects
 from edit_cli.editors.locate.blue import BLUE
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig
 from edit_cli.editors.locate.emmet import EMMET
-from edit_cli.editors.locate.memit import MEMIT
+from edit_cli.editors.locate.memit import MEMIT, MEMITConfig
 from edit_cli.editors.locate.memit_merge import MEMITMerge
 from edit_cli.editors.locate.pmet import PMET
 from edit_cli.editors.locate.regularizers import damped_factors, largest_relative, prune, rect, spectral_norm
 from edit_cli.editors.locate.rome import ROME
-from edit_cli.editors.locate.solver import Covariance, solve
+from edit_cli.editors.locate.solver import AUTO_SHARE, Covariance, Relative, solve
 from edit_cli.editors.locate.ultraedit import RunningMoments
 from edit_cli.editors.locate.value_optimization import Values
 from edit_cli.edits.edit import Factors, WeightDelta
@@ -100,6 +100,43 @@ def test_emmet_under_the_norm_constraint(lm, moment):
     assert relative(exact.on(lm).solve(0, RESIDUAL, KEYS, None).dense(), direct) < 1e-8
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_relative_weight_writes_the_same_share_whatever_the_scale_of_activations(scale, lm, moment):
+    """A single fact to 1 / (1 + share), be keys large or small; several as under the number that it comes to."""
+    half = prepared(MEMIT, layers=[0], covariance_weight="relative:1.0", moments=Given(scale**2 * moment)).on(lm)
+    keys, one = scale * KEYS, scale * KEYS[:, :1]
+    assert relative(half.solve(0, RESIDUAL[:, :1], one, None).dense() @ one, RESIDUAL[:, :1] / 2) < 1e-9
+    weight = float((KEYS * torch.linalg.solve(moment, KEYS)).sum(dim=0).mean())
+    number = prepared(MEMIT, layers=[0], covariance_weight=weight, moments=Given(moment)).on(lm)
+    expected = number.solve(0, RESIDUAL, KEYS, None).dense() @ KEYS
+    assert relative(half.solve(0, RESIDUAL, keys, None).dense() @ keys, expected) < 1e-9
+
+
+def test_alphaedits_weight_may_be_relative_in_its_null_space(lm, moment):
+    editor = prepared(AlphaEdit, layers=[0], l2="relative:0.25", threshold=1.0, moments=Given(moment)).on(lm)
+    one, free = KEYS[:, :1], editor.nullspace(0)
+    written = editor.solve(0, RESIDUAL[:, :1], one, None).dense() @ one
+    assert 0 < free.shape[1] < M and relative(written, 0.8 * RESIDUAL[:, :1]) < 1e-9
+
+
+def test_without_tuned_settings_weights_are_relative(lm):
+    assert prepared(MEMIT, layers=[0]).on(lm).weight(3) == Relative(AUTO_SHARE)
+    assert prepared(AlphaEdit, layers=[0]).on(lm).weight(3) == Relative(AUTO_SHARE)
+    assert AlphaEditConfig(layers=[0]).relative
+
+
+@pytest.mark.parametrize("setting", ["relative:0", "relative:-1", "relative:", "relative:inf", "0.5x", "much"])
+@pytest.mark.parametrize(("config", "name"), [(MEMITConfig, "covariance_weight"), (AlphaEditConfig, "l2")])
+def test_a_weight_that_is_none_is_refused_by_name(config, name, setting):
+    with pytest.raises(UsageError, match=rf"method\.{name}={setting}: give a number from 0 up, auto, or relative:X"):
+        config(layers=[0], **{name: setting})
+
+
+def test_a_norms_weight_counts_beside_a_number_only():
+    with pytest.raises(UsageError, match=r"method\.norm_weight=2 .* method\.covariance_weight is auto: give both"):
+        MEMITConfig(layers=[0], norm_weight=2.0)
+
+
 def test_emmet_solves_a_single_fact_exactly_and_several_softly(lm):
     editor = prepared(EMMET, layers=[0], covariance_weight=4.0, epsilon=0.5)
     assert (editor.on(lm).weight(1), editor.on(lm).weight(2)) == (0.0, 2.0)
@@ -108,7 +145,7 @@ def test_emmet_solves_a_single_fact_exactly_and_several_softly(lm):
 @pytest.mark.parametrize("past", [None, PAST])
 def test_alphaedit_equals_the_released_form(past, lm, moment):
     """[P (K Kᵀ + M) + L2 I]⁻¹ P K Rᵀ, which is not symmetric and m × m."""
-    editor = prepared(AlphaEdit, layers=[0], l2=10.0, threshold=0.02, moments=Given(moment))
+    editor = prepared(AlphaEdit, layers=[0], l2=10.0, threshold=0.02, relative=False, moments=Given(moment))
     values, vectors = torch.linalg.eigh(moment)
     projector = vectors[:, values < 0.02] @ vectors[:, values < 0.02].T
     memory = torch.zeros_like(moment) if past is None else past @ past.T
@@ -127,7 +164,7 @@ def test_alphaedit_threshold_may_be_relative_and_says_how_much_is_free(lm, momen
             .nullspace(0)
         )
         assert free.shape == (M, int((torch.linalg.eigvalsh(moment) < 0.1 * moment.diagonal().mean()).sum()))
-    absolute = prepared(AlphaEdit, layers=[0], threshold=0.02, moments=Given(moment))
+    absolute = prepared(AlphaEdit, layers=[0], threshold=0.02, relative=False, moments=Given(moment))
     assert absolute.on(lm).prepare([0], 1) == {
         "nullspace": {"0": [int((torch.linalg.eigvalsh(moment) < 0.02).sum()), M]}
     }
@@ -135,7 +172,7 @@ def test_alphaedit_threshold_may_be_relative_and_says_how_much_is_free(lm, momen
 
 @pytest.mark.parametrize(("threshold", "message"), [(1e-9, "no direction is free"), (1e9, "every direction is free")])
 def test_alphaedit_refuses_a_threshold_that_frees_nothing_or_all(threshold, message, lm, moment):
-    editor = prepared(AlphaEdit, layers=[0], threshold=threshold, moments=Given(moment))
+    editor = prepared(AlphaEdit, layers=[0], threshold=threshold, relative=False, moments=Given(moment))
     with pytest.raises(UsageError, match=f"method.threshold.*{message}.*method.relative=true"):
         editor.on(lm).prepare([0], 1)
 
@@ -158,7 +195,7 @@ def members() -> dict[str, Any]:
         "emmet": prepared(EMMET, **soft, epsilon=0.0),
         "pmet": prepared(PMET, **soft),
         "blue": prepared(BLUE, **soft),
-        "alphaedit": prepared(AlphaEdit, **plain, l2=1e-3, threshold=0.5, moments=half),
+        "alphaedit": prepared(AlphaEdit, **plain, l2=1e-3, threshold=0.5, relative=False, moments=half),
         "rome": prepared(ROME, layers=[2], context=plain["context"], use_covariance=False),
     }
 
@@ -171,13 +208,13 @@ def test_what_is_written_carries_states_to_their_targets(name, lm, monkeypatch):
     aimed: list[tuple[Tensor, Tensor]] = []
 
     def states() -> Tensor:
-        return Subjects(lm, wanted, BARE).states(2, site, 2).double()
+        return Subjects(lm, wanted, BARE).states(2, 2, site).double()
 
     def optimise(model, facts, layer, site, options, contexts, groups=None):
-        present = Subjects(model, facts, BARE).states(layer, site, layer).double()
+        present = Subjects(model, facts, BARE).states(layer, layer, site).double()
         step = randn(*present.shape, seed=layer) * present.std()
         aimed.append((present + step, step))
-        return Values(present + step, present, [0.0] * len(facts), [1] * len(facts))
+        return Values(present + step, present, [0.0] * len(facts), [1] * len(facts), [True] * len(facts))
 
     monkeypatch.setattr(memit, "optimise_values", optimise)
     monkeypatch.setattr(rome, "optimise_values", optimise)

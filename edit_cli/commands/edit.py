@@ -76,7 +76,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             for case, earlier in zip(dataset.cases, before.observe(lm, dataset.cases), strict=True):
                 if case.id not in run.finished:
                     line = result_line(case, 0, earlier, after.get(case.id), done.seconds, done.rejected.get(case.id))
-                    run.append({**line, "phases": ledger.take()})
+                    run.append({**line, "diagnosis": done.diagnosis, "phases": ledger.take()})
         else:
             monitor.note("this edit is there already (overwrite=true makes it again)")
 

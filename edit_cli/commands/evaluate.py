@@ -115,7 +115,11 @@ def asked_about(lm: LM, done: Attempt, wanted: Sequence[Case], step: int, before
         after = dict(zip((case.id for case in done.cases), found, strict=True))
     seen = zip(wanted, before.observe(lm, wanted), strict=True)
     return [
-        result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)) for case, now in seen
+        {
+            **result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)),
+            "diagnosis": done.diagnosis,
+        }
+        for case, now in seen
     ]
 
 

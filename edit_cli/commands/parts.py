@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from edit_cli.datasets import Dataset
 from edit_cli.distributed import ALONE, Team
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.editors.meta.base import TrainableEditor
+from edit_cli.edits.diagnosis import Diagnosis
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.files.paths import expanded
@@ -176,12 +177,15 @@ def perplexity_texts(options: ModelOptions) -> list[str]:
 
 @dataclass
 class Attempt:
-    """What came of editing some cases at once. rejected: {case id: why}. seconds: of one case, without statistics."""
+    """What came of editing some cases at once. rejected: {case id: why}. seconds: of one case, without statistics.
+    diagnosis: what the edit says of how it went.
+    """
 
     edit: Edit | None
     cases: list[Case]
     rejected: dict[str, str]
     seconds: float
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -215,6 +219,7 @@ def attempt(editor: Editor[Any], cases: Sequence[Case]) -> Attempt:
     except RejectedRequest as error:
         return Attempt(None, [], rejected | {case.id: str(error) for case in able}, 0.0)
     result.seconds = max(time.perf_counter() - began - (lm.monitor.seconds[STATISTICS] - once), 0.0) / len(able)
+    result.diagnosis = made.diagnosis(lm)
     return result
 
 

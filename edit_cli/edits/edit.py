@@ -108,6 +108,14 @@ class WeightDelta(Edit):
         }
         return WeightDelta(updates, self.info, self.memory)
 
+    def diagnosis(self, lm: Weights) -> dict[str, Any]:
+        """What the editor left in `info`, and the largest update in norms of its weight."""
+        sizes = [
+            float(exact(self.stored(lm, name)).norm() / exact(lm.access(name).value()).norm().clamp_min(1e-30))
+            for name in self.updates
+        ]
+        return {**self.info.get("diagnosis", {}), **({"size": max(sizes)} if sizes else {})}
+
     def norms(self) -> dict[str, float]:
         """Frobenius norm of every update."""
         return {n: float((u if isinstance(u, Tensor) else u.dense()).norm()) for n, u in self.updates.items()}

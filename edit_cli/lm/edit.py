@@ -68,6 +68,10 @@ class Edit(ABC):
         """Names of the parameters whose values this edit was made for; their hashes are checked when it is loaded."""
         return []
 
+    def diagnosis(self, lm: Any) -> dict[str, Any]:
+        """What its editor knows of how it went (`edits.diagnosis`), on the model without it; most say nothing."""
+        return {}
+
     @property
     def is_finite(self) -> bool:
         """Whether it holds no NaN and no infinite number."""

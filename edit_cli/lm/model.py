@@ -252,7 +252,7 @@ class LM:
         """Whether adding r to the MLP projection's output adds exactly r to the block's output.
 
         Not so in post-norm blocks and with scaled residuals: there, residuals measured on block outputs cannot be
-        written to the projection (locate-then-edit, where the branch output enters the residual).
+        written to the projection.
         """
         block, projection = self.layout.block(layer), self.layout.mlp_out(layer)
         plain = self._probe(block, hidden_of)

@@ -39,6 +39,8 @@ def before_and_after(summary: Mapping[str, Any], lines: Sequence[Mapping[str, An
     parts.append(prose(LEGEND))
     if len(shown) > 1:
         parts += [Text(), MetricsTable(summary["metrics"]), Text(), *footer(summary)]
+    elif summary.get("diagnosis"):
+        parts.append(prose(summary["diagnosis"]))
     return Group(*parts)
 
 

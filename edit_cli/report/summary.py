@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edit_cli.edits.diagnosis import told
 from edit_cli.metrics.scores import is_scored
 from edit_cli.metrics.summarise import summarise
 
@@ -46,6 +47,7 @@ def summary_of(
             **manifest["protocol"],
             **{k: v for k, v in manifest["config"]["protocol"].items() if k != "batch_size"},
         },
+        "diagnosis": told(list({line["step"]: line["diagnosis"] for line in lines if line.get("diagnosis")}.values())),
         "metrics": summarise(lines, references) if any(map(is_scored, lines)) else {},
         "seconds": total_seconds(lines, seconds),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / edits if edits else None,

@@ -137,4 +137,5 @@ def footer(summary: Mapping[str, Any]) -> list[RenderableType]:
     """What it cost, and how to read the numbers."""
     each, spent = words.seconds(summary["seconds_per_edit"]), words.phases(summary["seconds"])
     by = f" by {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
-    return [prose(f"Time per edit {each}{by}, statistics not counted. Seconds: {spent}."), prose(FOOTNOTE)]
+    about = [prose(summary["diagnosis"])] if summary.get("diagnosis") else []
+    return [*about, prose(f"Time per edit {each}{by}, statistics not counted. Seconds: {spent}."), prose(FOOTNOTE)]

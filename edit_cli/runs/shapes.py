@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from edit_cli.edits.diagnosis import Diagnosis
 from edit_cli.files.shapes import Count, Rule, Seconds, at_least
 from edit_cli.metrics.registry import metrics
 
@@ -228,6 +229,7 @@ class CaseLine(Line):
     before: Observation | None
     after: Observation | None
     seconds: Seconds | None
+    diagnosis: NotRequired[Diagnosis]
 
 
 class StepLine(CaseLine):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from edit_cli.config.schema import NonNegative
 from edit_cli.editors.base import Context
-from edit_cli.editors.locate.memit import MEMIT, MassConfig
-from edit_cli.editors.locate.solver import ScaledIdentity, solve
+from edit_cli.editors.locate.memit import MEMIT, MassConfig, relative_alone
+from edit_cli.editors.locate.solver import Relative, ScaledIdentity, Weight, solve, weight_of
 from edit_cli.edits.edit import Factors
 from edit_cli.errors import UsageError
 
@@ -23,19 +23,20 @@ class AlphaEditConfig(MassConfig):
 
     past_keys: Literal["none", "write", "post"] = "post"
     """Which keys of earlier edits in a sequence keep their values (see method=memit)."""
-    l2: NonNegative = 10.0
-    """Weight of ‖Δ‖²."""
-    threshold: NonNegative = 2.0e-2
-    """Eigenvalues of the mean second moment below it are free directions (released; the paper says 1e-2). It depends on
-    the scale of activations."""
-    relative: bool = False
+    l2: NonNegative | str = "auto"
+    """Weight of ‖Δ‖²: a number (10 as released), relative:X or auto, as covariance_weight of memit."""
+    threshold: NonNegative = 1.0
+    """Eigenvalues of the mean second moment below it are free directions. Published thresholds (2e-2 as released, 1e-2
+    in the paper) go with relative=false, since they depend on the scale of activations."""
+    relative: bool = True
     """Whether the threshold counts in units of the mean eigenvalue."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.use_covariance:
             raise UsageError("method.use_covariance=false leaves alphaedit nothing to project with: take method=memit")
-        if self.l2 + self.norm_weight <= 0:
+        relative_alone(self, "l2")
+        if self.l2 == 0 and self.norm_weight == 0:
             raise UsageError(f"method.l2={self.l2}: give a positive weight")
 
 
@@ -49,10 +50,12 @@ class AlphaEdit(MEMIT[AlphaEditConfig]):
     """
 
     Config = AlphaEditConfig
+    softer = "raise method.threshold or lower method.l2"
 
-    def weight(self, columns: int) -> float:
+    def weight(self, columns: int) -> Weight:
         """The ridge in the null space: C is I there."""
-        return self.config.l2 + self.config.norm_weight
+        weight = weight_of(self.config.l2, self.config.place, "l2")
+        return weight if isinstance(weight, Relative) else weight + self.config.norm_weight
 
     @classmethod
     def require(cls, config: AlphaEditConfig, model: str, context: Context) -> None:

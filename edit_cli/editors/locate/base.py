@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 from annotated_types import Gt
@@ -17,9 +17,10 @@ from edit_cli.editors.base import Context, Editor, EditorConfig, require_layers
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, Contexts, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.regularizers import prune, rect
 from edit_cli.editors.locate.solver import Covariance, ScaledIdentity
-from edit_cli.editors.locate.value_optimization import Site, ValueConfig, shifted_modules
+from edit_cli.editors.locate.value_optimization import Site, ValueConfig, Values, shifted_modules
+from edit_cli.edits.diagnosis import Diagnosis
 from edit_cli.edits.edit import Factors, WeightDelta
-from edit_cli.errors import MissingError, UsageError
+from edit_cli.errors import MissingError
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, LayerwiseReader
 from edit_cli.requests import EditRequest
@@ -57,6 +58,7 @@ class LocateEditor(Editor[L]):
     """An editor that treats an MLP's output projection as a memory of keys and values."""
 
     needs_subject = True
+    softer: ClassVar[str] = ""  # what lets more of the new values through, in words
 
     @classmethod
     def require(cls, config: L, model: str, context: Context) -> None:
@@ -100,19 +102,31 @@ class LocateEditor(Editor[L]):
             matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) if ridge else matrix
         )
 
-    def refuse_unwritable(self, layers: Sequence[int]) -> None:
-        """Residuals measured on block outputs can be written to the projection only where its output is added as it is.
-
-        Raises:
-            UsageError: a post-norm block or a scaled residual.
+    def additive(self, layers: Sequence[int]) -> bool:
+        """Whether what the projections of these layers write reaches the residual stream as it is: nothing normalises
+        or scales it on the way.
         """
-        for layer in layers:
-            if not self.context.once(("additive", layer), lambda layer=layer: self.lm.writes_are_additive(layer)):
-                raise UsageError(
-                    f"layer {layer} of {self.lm.name} normalises or scales its MLP's output before adding it to the"
-                    " residual stream, so a residual of block outputs cannot be written to the projection; use"
-                    " method=rome, method=ft or method=lookup"
-                )
+        return all(
+            self.context.once(("additive", layer), lambda layer=layer: self.lm.writes_are_additive(layer))
+            for layer in layers
+        )
+
+    def diagnosis(self, *found: Values, written: float | None = None) -> Diagnosis:
+        """How the search for values went, and which key to turn."""
+        options = self.config.value
+        missed = clamped = 0
+        for values in found:
+            moved = (values.target - values.initial).norm(dim=0) / values.initial.norm(dim=0)
+            for reached, length in zip(values.reached, moved.tolist(), strict=True):
+                missed += not reached
+                clamped += not reached and length > 0.99 * options.clamp_norm_factor
+        values = sum(len(each.reached) for each in found)
+        key = "clamp_norm_factor" if clamped > missed / 2 else "steps"
+        keys = {"reached": f"raise method.value.{key}", "size": "lower method.value.clamp_norm_factor"}
+        said: Diagnosis = {"values": values, "reached": values - missed, "keys": keys}
+        if written is not None:
+            said["written"], keys["written"] = written, self.softer
+        return said
 
     def finished(self, delta: WeightDelta) -> WeightDelta:
         """The update as it will be attached: damped, sparsified, each if asked for, and stored in the smaller form."""
@@ -166,7 +180,7 @@ class Subjects:
         single = self._together(mine)
         return torch.stack([single[:, group].mean(dim=1) for group in self.groups], dim=1)
 
-    def states(self, layer: int, site: Site, last: int) -> Tensor:
+    def states(self, layer: int, last: int, site: Site) -> Tensor:
         """States (d, groups) at `site` of layer `last`, of the bare prompts; blocks below `layer` are taken as done
         with.
         """

@@ -28,6 +28,7 @@ class EMMET(MEMIT[EMMETConfig]):
     """
 
     Config = EMMETConfig
+    softer = "lower method.epsilon"
 
     def weight(self, columns: int) -> float:
         """λ, and 0 for a single fact."""

@@ -18,9 +18,10 @@ from torch import Tensor
 from edit_cli.config.schema import NonNegative
 from edit_cli.editors.base import Context
 from edit_cli.editors.locate.base import LocateConfig, LocateEditor, Subjects, written
-from edit_cli.editors.locate.solver import similar_keys, solve
-from edit_cli.editors.locate.value_optimization import Site, optimise_values
+from edit_cli.editors.locate.solver import Relative, Weight, similar_keys, solve, weight_of
+from edit_cli.editors.locate.value_optimization import Site, Values, optimise_values, shifted_modules
 from edit_cli.edits.edit import Edit, Factors, WeightDelta
+from edit_cli.errors import UsageError
 from edit_cli.files.tensors import fitted, size
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
@@ -42,9 +43,27 @@ class MassConfig(LocateConfig):
 class MEMITConfig(MassConfig):
     """Settings of MEMIT's soft constraint."""
 
-    covariance_weight: NonNegative = 15_000.0
-    """λ of eq. 15: how strongly old keys are kept against the new ones. It scales with the model (see
-    docs/methods/memit.md)."""
+    covariance_weight: NonNegative | str = "auto"
+    """λ of eq. 15: how strongly old keys are kept against the new ones: a number, as published; relative:X, in units of
+    the new keys, where a single fact is written to 1 / (1 + X); auto, a relative one (see docs/methods/memit.md)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        relative_alone(self, "covariance_weight")
+
+
+def relative_alone(config: MassConfig, name: str) -> None:
+    """Refuse a weight that is none, and one that is relative beside a norm's, which is a number on the same scale.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    setting = getattr(config, name)
+    if isinstance(weight_of(setting, config.place, name), Relative) and config.norm_weight:
+        raise UsageError(
+            f"method.norm_weight={config.norm_weight:g} counts beside a weight of old keys that is a number, and"
+            f" method.{name} is {setting}: give both"
+        )
 
 
 M = TypeVar("M", bound=MassConfig)
@@ -58,7 +77,8 @@ class MEMIT(LocateEditor[M]):
 
     Config = MEMITConfig
     mass_editor = True
-    site: ClassVar[Site] = "block"  # where target states live
+    softer = "lower method.covariance_weight"
+    site: ClassVar[Site] = "block"  # where target states live, unless each layer has its own (see `aims`)
 
     def __init__(self, config: M, lm: LM, context: Context | None = None) -> None:
         super().__init__(config, lm, context)
@@ -66,9 +86,9 @@ class MEMIT(LocateEditor[M]):
 
     # --- the steps in which methods differ --------------------------------------------------------------------------
 
-    def weight(self, columns: int) -> float:
+    def weight(self, columns: int) -> Weight:
         """λ, given how many keys, past ones included, are solved for."""
-        return self.config.covariance_weight
+        return weight_of(self.config.covariance_weight, self.config.place, "covariance_weight")
 
     def prepare(self, layers: Sequence[int], columns: int) -> dict[str, Any]:
         """Compute once a model what `solve` needs; what the edit should remember of it."""
@@ -99,14 +119,31 @@ class MEMIT(LocateEditor[M]):
 
     def ridge(self, columns: int) -> float:
         """λ_n in units of λ, which is how it is added to C; where λ = 0, C itself is the unit."""
-        return self.config.norm_weight / (self.weight(columns) or 1.0)
+        weight = self.weight(columns)
+        return 0.0 if isinstance(weight, Relative) else self.config.norm_weight / (weight or 1.0)
+
+    def aims(self, layers: list[int]) -> list[tuple[int, Site]]:
+        """(layer, site) of the target states that each of a round's layers writes towards: all those of the last one.
+
+        Where an MLP's output is normalised or scaled before it is added, a residual of block outputs cannot be written
+        to a projection. There each layer has targets of its own, at its projection's output.
+
+        Raises:
+            UsageError: a layer lacks what the site is about.
+        """
+        found: list[tuple[int, Site]] = [(layers[-1], self.site)] * len(layers)
+        if not self.additive(layers):
+            found = [(layer, "mlp_out" if self.site == "block" else self.site) for layer in layers]
+        for aim in found:
+            shifted_modules(self.lm, *aim)
+        return found
 
     # --- the algorithm ----------------------------------------------------------------------------------------------
 
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """One low-rank update a layer."""
         lm, layers = self.lm, self.layers
-        self.refuse_unwritable(layers)
+        rounds = [(chosen, self.aims(chosen)) for chosen in self.rounds(layers)]
         groups, contexts = self.groups(requests), self.contexts
         info: dict[str, Any] = {
             "prefixes": contexts.groups[1:],
@@ -118,14 +155,16 @@ class MEMIT(LocateEditor[M]):
         info |= self.prepare(layers, len(groups) + max((past.shape[1] for past in self.past.values()), default=0))
         delta, subjects, keys_of = WeightDelta(info=info), Subjects(lm, requests, contexts, groups), {}
         with ExitStack() as attached:
-            for chosen in self.rounds(layers):
-                values = optimise_values(lm, requests, chosen[-1], self.site, self.config.value, contexts, groups)
-                info["losses"] += values.losses  # of every round, group by group
-                info["steps"] += values.steps
-                for left, layer in countdown(chosen):
+            for chosen, aims in rounds:
+                present = None
+                for (left, layer), aim in zip(countdown(chosen), aims, strict=True):
+                    if aim != present:
+                        present, values = aim, optimise_values(lm, requests, *aim, self.config.value, contexts, groups)
+                        info["losses"] += values.losses  # of all targets one after another, group by group
+                        info["steps"] += values.steps
                     with lm.monitor.phase("keys"):
                         keys = keys_of[layer] = subjects.keys(layer)
-                        residual = values.target - subjects.states(layer, self.site, chosen[-1])
+                        residual = values.target - subjects.states(layer, *aim)
                     if layer == layers[0]:
                         note_similar(lm, [requests[group[0]] for group in groups], keys)
                     with lm.monitor.phase("solve"):
@@ -135,6 +174,9 @@ class MEMIT(LocateEditor[M]):
                         delta.updates.update(step.updates)
                         attached.enter_context(lm.edited(step))
                     info["residual_norms"][str(layer)] = float(residual.norm(dim=0).mean())
+                with lm.monitor.phase("keys"):
+                    missing = values.target - subjects.states(chosen[-1], *aims[-1])
+                info["diagnosis"] = self.diagnosis(values, written=share_written(values, missing))
         delta = self.finished(delta)
         if self.config.past_keys == "post":
             with lm.monitor.phase("keys"), lm.edited(delta):
@@ -144,6 +186,12 @@ class MEMIT(LocateEditor[M]):
             delta.memory = {f"keys.{layer}": keys.float() for layer, keys in keys_of.items()}
         self.recall(delta)
         return delta
+
+    def warm_up(self) -> None:
+        """Second moments, once it is known that all layers can be aimed at."""
+        for chosen in self.rounds(self.layers):
+            self.aims(chosen)
+        super().warm_up()
 
     # --- sequences --------------------------------------------------------------------------------------------------
 
@@ -161,6 +209,15 @@ class MEMIT(LocateEditor[M]):
 def countdown(layers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """(how many layers are left, this one included; layer), lowest layer first."""
     return zip(range(len(layers), 0, -1), layers, strict=True)
+
+
+def share_written(values: Values, missing: Tensor) -> float:
+    """The part of the wanted change (target − initial) that is no longer missing, over all facts; 1 where none was
+    wanted.
+    """
+    wanted = (values.target - values.initial).double()
+    total = float(wanted.square().sum())
+    return 1.0 - float((missing.double() * wanted).sum()) / total if total else 1.0
 
 
 def note_similar(lm: LM, requests: Sequence[EditRequest], keys: Tensor) -> None:

@@ -14,7 +14,7 @@ from edit_cli.editors.locate.base import LocateConfig, LocateEditor, averaged_ke
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, Contexts, rows_in_contexts
 from edit_cli.editors.locate.solver import Covariance
 from edit_cli.editors.locate.value_batch import ValueConfig
-from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.editors.locate.value_optimization import Values, optimise_values
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, read
@@ -50,23 +50,26 @@ class ROME(LocateEditor[ROMEConfig]):
         layers, contexts = self.layers, self.contexts
         covariances = self.covariances(layers, self.config.norm_weight)
         found: dict[str, list[Factors]] = {}
+        sought: list[Values] = []
         info: dict[str, list[Any]] = {"prefixes": contexts.groups[1:], "losses": [], "steps": [], "gains": []}
         with ExitStack() as attached:
             for request in requests:
                 for layer in layers:
-                    update, told = self._rank_one(request, layer, contexts, covariances[layer])
+                    values = optimise_values(self.lm, [request], layer, "mlp_out", self.config.value, contexts)
+                    sought.append(values)
+                    update, told = self._rank_one(request, layer, contexts, covariances[layer], values)
                     for key, value in told.items():
                         info[key].append(value)
                     step = written(self.lm, layer, update)
                     for name, factors in step.updates.items():
                         found.setdefault(name, []).append(factors)
                     attached.enter_context(self.lm.edited(step))
-        return self.finished(WeightDelta({name: _joined(parts) for name, parts in found.items()}, info))
+        said = info | {"diagnosis": self.diagnosis(*sought)}
+        return self.finished(WeightDelta({name: _joined(parts) for name, parts in found.items()}, said))
 
     def _rank_one(
-        self, request: EditRequest, layer: int, contexts: Contexts, covariance: Covariance
+        self, request: EditRequest, layer: int, contexts: Contexts, covariance: Covariance, values: Values
     ) -> tuple[Factors, dict[str, Any]]:
-        values = optimise_values(self.lm, [request], layer, "mlp_out", self.config.value, contexts)
         with self.lm.monitor.phase("keys"):
             bare_key, bare_value = _bare(self.lm, request, layer)
             averaged = averaged_keys(self.lm, [request], layer, contexts)

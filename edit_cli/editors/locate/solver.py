@@ -8,13 +8,19 @@ are columns of K whose residual is zero. All in float64.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from edit_cli.config.schema import SettingError
 from edit_cli.edits.edit import Factors
 from edit_cli.errors import UsageError
+
+RELATIVE = "relative:"  # begins a weight in units of the keys'
+AUTO_SHARE = 0.25  # of `auto`; chosen in docs/methods/memit.md
 
 
 class Covariance:
@@ -53,18 +59,58 @@ class ScaledIdentity(Covariance):
         return keys / self.scale
 
 
+@dataclass(frozen=True)
+class Relative:
+    """λ = share · mean of kᵀ C⁻¹ k over the keys that are written.
+
+    A single fact is written to kᵀ C⁻¹ k / (kᵀ C⁻¹ k + λ) = 1 / (1 + share), whatever the model, the layer and the scale
+    of its activations; facts whose keys have something in common, to more.
+    """
+
+    share: float
+
+    def of(self, keys: Tensor, covariance: Covariance) -> float:
+        return self.share * float(covariance.whiten(keys.double()).square().sum(dim=0).mean())
+
+
+Weight = float | Relative
+
+
+def weight_of(setting: float | str, place: str, name: str) -> Weight:
+    """The weight that a setting gives: a number as it is, `relative:x`, or `auto`.
+
+    Raises:
+        SettingError: it is something else.
+    """
+    if not isinstance(setting, str):
+        return setting
+    if setting == "auto":
+        return Relative(AUTO_SHARE)
+    try:
+        share = float(setting.removeprefix(RELATIVE))
+    except ValueError:
+        share = math.nan
+    if not setting.startswith(RELATIVE) or not 0 < share < math.inf:
+        raise SettingError(
+            place,
+            name,
+            f"={setting}: give a number from 0 up, auto, or {RELATIVE}X with X above 0, such as {RELATIVE}0.5",
+        )
+    return Relative(share)
+
+
 def solve(
     residual: Tensor,
     keys: Tensor,
     covariance: Covariance,
-    weight: float,
+    weight: Weight,
     form: str = "auto",
     past: Tensor | None = None,
 ) -> Factors:
     """The update Δ (d, m) as factors `residual @ right`.
 
     residual: (d, n). keys: (m, n). weight: λ, how strongly old keys are kept against new ones; 0 demands Δ K = R
-    exactly.
+    exactly; one that is relative, to `keys` and C.
     past: (m, t) keys whose values must stay, as strongly as the new ones are written: Δ = R Kᵀ (λC + K_p K_pᵀ + K
     Kᵀ)⁻¹.
     form: "dual" solves (n + t) × (n + t), "primal" m × m, "auto" the cheaper one.
@@ -74,6 +120,8 @@ def solve(
             dimensions.
     """
     keys = keys.double()
+    if isinstance(weight, Relative):
+        weight = weight.of(keys, covariance)
     every = keys if past is None else torch.cat([keys, past.double()], dim=1)
     (width, count), total = keys.shape, every.shape[1]
     if form == "auto":

@@ -36,12 +36,15 @@ Site = Literal["block", "mlp_out", "branches"]
 
 @dataclass
 class Values:
-    """Targets v_0 + δ and where they started, (d, n) float32; final loss and number of forward passes of each edit."""
+    """Targets v_0 + δ and where they started, (d, n) float32; final loss and number of forward passes of each edit, and
+    whether it was good enough before its passes were used up.
+    """
 
     target: Tensor
     initial: Tensor
     losses: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    reached: list[bool] = field(default_factory=list)
 
 
 def shifted_modules(lm: LM, layer: int, site: Site) -> list[str]:
@@ -77,17 +80,15 @@ def optimise_values(
         rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
         mine = lm.team.share(list(zip(tasks, rows, positions, strict=True)))
         found = lm.team.gather(_search(lm, mine, layer, site, options))
-        target, initial, losses, steps = zip(*found, strict=True)
-        return Values(
-            *(torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial)), list(losses), list(steps)
-        )
+        target, initial, *told = zip(*found, strict=True)
+        return Values(*(torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial)), *map(list, told))
 
 
 def _search(
     lm: LM, parts: Sequence[tuple[Task, Row, int]], layer: int, site: Site, options: ValueConfig
-) -> list[tuple[Tensor, Tensor, float, int]]:
-    """(target, initial, loss, steps) of each part, which is an edit's task and its bare prompt with the position of
-    its subject.
+) -> list[tuple[Tensor, Tensor, float, int, bool]]:
+    """(target, initial, loss, steps, reached) of each part, which is an edit's task and its bare prompt with the
+    position of its subject.
     """
     if not parts:
         return []
@@ -100,7 +101,7 @@ def _search(
         while search.unfinished:
             advance(search.step())
     target = initial + search.shift
-    return list(zip(target[:, 0].cpu(), initial[:, 0].cpu(), search.losses, search.steps, strict=True))
+    return list(zip(target[:, 0].cpu(), initial[:, 0].cpu(), search.losses, search.steps, search.reached, strict=True))
 
 
 def _tasks(
@@ -148,6 +149,7 @@ class _Search:
         self.momentum, self.variance = torch.zeros_like(initial), torch.zeros_like(initial)
         self.nll_factor = torch.ones_like(initial[:, 0, 0])
         self.losses, self.steps, self.hits = [0.0] * len(tasks), [0] * len(tasks), [0] * len(tasks)
+        self.reached = [False] * len(tasks)
         self.budget = options.batch_tokens or (16384 if lm.device.type == "cuda" else 512)
         self.waiting = deque(sorted(range(len(tasks)), key=lambda i: (tasks[i].tokens, i)))
         self.batch: Batch | None = None
@@ -165,13 +167,16 @@ class _Search:
             shift = self.shift[edits].requires_grad_()
             scores = self.batch.scores(shift, self.nll_factor[edits], self.initial_norm[edits], self.options)
             losses, terms, hits = scores.loss.tolist(), scores.kl_term.tolist(), scores.hit.tolist()
-            going = [row for row, edit in enumerate(edits) if self._goes_on(edit, losses[row], terms[row], hits[row])]
+            reached = [self._reached(edit, *said) for edit, *said in zip(edits, losses, terms, hits, strict=True)]
+            going = [
+                row for row, edit in enumerate(edits) if not reached[row] and self.steps[edit] + 1 < self.options.steps
+            ]
             gradient = torch.autograd.grad(scores.loss.sum(), shift)[0][going] if going else None
         except torch.OutOfMemoryError:
             self._halve()
             return 0
-        for edit, loss, hit in zip(edits, losses, hits, strict=True):
-            self.losses[edit] = loss
+        for edit, loss, hit, done in zip(edits, losses, hits, reached, strict=True):
+            self.losses[edit], self.reached[edit] = loss, done
             self.steps[edit] += 1
             self.hits[edit] += hit
         if self.options.settle_kl is not None:
@@ -182,13 +187,11 @@ class _Search:
             self.batch = self.batch.select(going) if going else None
         return len(edits) - len(going)
 
-    def _goes_on(self, edit: int, loss: float, kl_term: float, hit: bool) -> bool:
+    def _reached(self, edit: int, loss: float, kl_term: float, hit: bool) -> bool:
         options = self.options
-        if loss < options.stop_loss or self.steps[edit] + 1 >= options.steps:
-            return False
-        if options.mpes is not None and self.hits[edit] + hit >= options.mpes:
-            return False
-        return not (hit and options.settle_kl is not None and kl_term <= options.settle_kl)
+        often = options.mpes is not None and self.hits[edit] + hit >= options.mpes
+        settled = hit and options.settle_kl is not None and kl_term <= options.settle_kl
+        return bool(loss < options.stop_loss or often or settled)
 
     def _fill(self) -> None:
         """Let edits from the queue take free places, once half of the batch is free."""
