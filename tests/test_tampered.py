@@ -23,7 +23,7 @@ from embedded import embedded_lm, prepared
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edit_cli.commands import apply as apply_command
+from edit_cli.commands import saved_edits
 from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.editors.locate.ultraedit import UltraEdit
 from edit_cli.editors.memory.base import MemoryPatch
@@ -197,7 +197,7 @@ def test_files_that_are_no_json(run, file, text):
     right = path.read_bytes() if file == "results.jsonl" else b""  # the lines that come after
     path.write_bytes(text.encode("utf-8", "surrogateescape") + b"\n" + right)
     refused(run("show", "evaluated"), file)
-    refused(run("compare", "evaluated", "lifelong"), file)
+    refused(run("compare", "evaluated", "lifelong", "--anyway"), file)
 
 
 def test_comparisons_and_lists_of_what_was_tampered_with(run):
@@ -211,7 +211,7 @@ def test_comparisons_and_lists_of_what_was_tampered_with(run):
         refused(run("compare", "evaluated", "lifelong", "--out", "c"), file)
         assert json.loads(run("ls", "runs", "--runs-dir", ".", "--json").out)[1]["status"] == "unreadable"
         path.write_text(before)
-    assert run("compare", "evaluated", "lifelong").code == 0
+    assert run("compare", "evaluated", "lifelong", "--anyway").code == 0
 
 
 # --- results.jsonl ----------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ EDIT = {
 
 @pytest.mark.parametrize(("field", "allowed"), EDIT.items())
 def test_edit_manifests(tmp_path, lm, field, allowed, cache_dir, monkeypatch):
-    monkeypatch.setattr(apply_command, "load_model", lambda *_: lm)
+    monkeypatch.setattr(saved_edits, "load_model", lambda *_: lm)
     folder = saved("factors", lm, tmp_path / "edit")
     manifest = json.loads((folder / "edit.json").read_text())
     for wrong in others(allowed):

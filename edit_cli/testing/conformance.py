@@ -68,8 +68,8 @@ class MethodConformance:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def context(cls) -> Context:
-        """What a command would hand to the editor."""
+    def context(cls, method: Any, lm: LM) -> Context:
+        """What a command would hand to the editor: of one method on one model."""
         return Context()
 
     @pytest.fixture(scope="class", params=MODELS)
