@@ -145,7 +145,8 @@ def test_fine_tuning_whole_blocks(kind, statistics):
 @pytest.mark.parametrize("kind", OFFLOADED)
 def test_statistics(kind, tmp_path):
     found, expected = (
-        packaged_editor(tmp_path / which, "memit").moments.collect(model(which), [0, 3]) for which in (kind, "plain")
+        packaged_editor(tmp_path / which, "memit").config.moments.collect(model(which), [0, 3])
+        for which in (kind, "plain")
     )
     assert not any(moment.cached for moment in [*found, *expected])
     for mine, its in zip(found, expected, strict=True):
