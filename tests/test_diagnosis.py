@@ -32,8 +32,8 @@ KEYS = {"reached": "raise method.value.steps", "written": "lower method.covarian
         ([{"values": 1, "reached": 1, "written": 0.02, "keys": KEYS}],
          "1 of 1 target value reached; NEGLIGIBLE: 2 % of the wanted change was written"
          " (lower method.covariance_weight)."),
-        ([{"size": 3.0, "keys": KEYS}, {"size": 0.5}],
-         "DISABLING: 1 edit is up to 3.0 times as large as the weight (be gentle)."),
+        ([{"size": 4.0, "keys": KEYS}, {"size": 0.5}],
+         "may disable the model: 1 edit is up to 4.0 times as large as the weight (be gentle)."),
         ([{"size": 0.0}], "NEGLIGIBLE: no weight was changed."),
     ],
 )  # fmt: skip
