@@ -234,7 +234,7 @@ def test_a_sum_of_a_sequence_stands_for_what_came_before():
 )
 def test_other_parameters_are_refused_with_what_can_hold_them(cli, name, why):
     lm = embedded_lm()
-    edit_store.save(WeightDelta({name: torch.ones(lm.place(name).shape)}), "e", lm, [FACT], {"name": "ft"})
+    edit_store.save(WeightDelta({name: torch.ones(lm.access(name).shape)}), "e", lm, [FACT], {"name": "ft"})
     ended = cli("export", "e", "--to", "peft", "--out", "a")
     assert ended.code == 2
     (line,) = [line for line in ended.err.splitlines() if line.startswith("error")]
@@ -245,7 +245,7 @@ def test_other_parameters_are_refused_with_what_can_hold_them(cli, name, why):
 def test_a_head_that_is_the_embedding_too_is_refused():
     lm = embedded_lm()
     with (
-        lm.edited(WeightDelta({"lm_head.weight": torch.zeros(lm.place("lm_head.weight").shape)})),
+        lm.edited(WeightDelta({"lm_head.weight": torch.zeros(lm.access("lm_head.weight").shape)})),
         pytest.raises(UsageError, match="which the model uses in two places"),
     ):
         added(lm)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,10 +145,11 @@ def test_fine_tuning_whole_blocks(kind, statistics):
 
 @pytest.mark.parametrize("kind", OFFLOADED)
 def test_statistics(kind, tmp_path):
-    found, expected = (
-        packaged_editor(tmp_path / which, "memit").config.moments.collect(model(which), [0, 3])
-        for which in (kind, "plain")
-    )
+    def collected(which: str) -> Any:
+        store: Any = packaged_editor(tmp_path / which, "memit").config
+        return store.moments.collect(model(which), [0, 3])
+
+    found, expected = collected(kind), collected("plain")
     assert not any(moment.cached for moment in [*found, *expected])
     for mine, its in zip(found, expected, strict=True):
         assert mine.tokens == its.tokens

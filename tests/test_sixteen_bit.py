@@ -202,7 +202,8 @@ def test_statistics_are_summed_in_more_digits_than_the_keys_have(dtype, tmp_path
         keys.append(states.double().clone())
 
     # a row at a time: no padding
-    store = packaged_editor(tmp_path, "memit", "stats.batch_tokens=1", "stats.tokens=2000").config.moments
+    config: Any = packaged_editor(tmp_path, "memit", "stats.batch_tokens=1", "stats.tokens=2000").config
+    store = config.moments
     with on_input(lm.module(lm.layout.mlp_out(layer)), keep):
         moment = store.second_moment(lm, layer)
     rows = torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in keys])

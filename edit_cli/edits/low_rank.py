@@ -88,7 +88,7 @@ def _updates(edit: Edit, lm: LM) -> dict[str, Factors | Tensor]:
     if isinstance(edit, WeightDelta):
         return dict(edit.updates)
     if isinstance(edit, WeightState):
-        return {name: value - exact(lm.place(name).value()).to(value) for name, value in edit.values.items()}
+        return {name: value - exact(lm.access(name).value()).to(value) for name, value in edit.values.items()}
     raise UsageError(f"it is of the kind {edit.kind} and no change of weights")
 
 
