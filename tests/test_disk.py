@@ -143,7 +143,7 @@ def test_compare_where_nothing_can_be_written(cli, monkeypatch):
     assert cli("evaluate", *FT, "limit=2", "run_dir=r", quick=True).code == 0
     Path("file").write_text("")
     one_line(cli("compare", "r", "--out", "file/x/y"), "--out file/x/y cannot be written")
-    monkeypatch.setattr("edit_cli.commands.compare.write_table", fails(FULL))
+    monkeypatch.setattr("edit_cli.report.compare.csv_text", fails(FULL))
     one_line(cli("compare", "r", "--out", "c"), "--out c cannot be written: No space left on device; make room")
 
 
