@@ -128,7 +128,7 @@ def test_every_group_of_a_data_set_can_be_asked_for():
     ("options", "told"),
     [
         ({"outer": "sen"}, "method.draw.outer=sen: choose any, "),
-        ({"locality": ["random", "hrad"]}, "hrad.*: give a list of any, same_answer"),
+        ({"locality": ["random", "hrad"]}, r"hrad.*: give some of \[any, same_answer"),
         ({"stays": "all"}, "method.draw.stays=all: choose answer or text"),
     ],
 )

@@ -11,7 +11,7 @@ from embedded import embedded_lm
 from families import tiny
 from omegaconf import OmegaConf
 
-from edit_cli.commands import apply
+from edit_cli.commands import saved_edits
 from edit_cli.config import catalog
 from edit_cli.config.build import register_resolvers
 from edit_cli.edits import store as edit_store
@@ -102,5 +102,5 @@ def test_here_is_called_by_its_own_name(monkeypatch, tmp_path):
 def test_an_edit_names_its_model_at_the_revision_that_it_was_made_for(monkeypatch, tmp_path):
     about = {"name": "mine", "id": "owner/mine", "revision": "abc123", "dtype": "float16"}
     monkeypatch.setattr(edit_store, "read_manifest", lambda path: {"base_model": about})
-    options = apply._model(tmp_path, None, False)
+    options = saved_edits.Base().options(tmp_path)
     assert (options.id, options.revision, options.made_for, options.dtype) == ("owner/mine", "abc123", None, "float16")
