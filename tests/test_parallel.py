@@ -219,7 +219,7 @@ def test_torchrun_starts_it_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("processes=0",), "processes=0: give a number of processes from 1 up"),
+        (("processes=0",), "processes=0: give a whole number from 1 up"),
         (("processes=two",), "processes"),
     ],
 )
