@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edit_cli import distributed as parallel
-from edit_cli import streams
+from edit_cli import distributed, streams
 from edit_cli.cli import help as help_texts
 from edit_cli.config import catalog
 from edit_cli.config.registry import admit
@@ -120,10 +119,9 @@ def ls(
     def work() -> int:
         from edit_cli.commands import ls
 
-        admit(plugin or ())
         return ls.run(what, as_json, expanded(runs_dir))
 
-    _exit(work)
+    _exit(work, plugin)
 
 
 @app.command("show", context_settings=HELP)
@@ -138,10 +136,9 @@ def show(
     def work() -> int:
         from edit_cli.commands import show
 
-        admit(plugin or ())
         return show.run(expanded(run), case, as_json)
 
-    _exit(work)
+    _exit(work, plugin)
 
 
 @app.command("compare", context_settings=HELP)
@@ -183,10 +180,9 @@ def compare(
     def work() -> int:
         from edit_cli.commands import compare
 
-        admit(plugin or ())
         return compare.run(runs, x, metrics, by, out and expanded(out), against, published, form, anyway)
 
-    _exit(work)
+    _exit(work, plugin)
 
 
 @app.command("apply", context_settings=HELP)
@@ -204,10 +200,9 @@ def apply(
         from edit_cli.commands import apply
         from edit_cli.commands.saved_edits import Base
 
-        admit(plugin or ())
         return apply.run(expanded(edit_dir), expanded(out), Base(model, trust_remote_code, device_map))
 
-    _exit(work)
+    _exit(work, plugin)
 
 
 @app.command("export", context_settings=HELP)
@@ -236,10 +231,9 @@ def export(
         from edit_cli.commands import export
         from edit_cli.commands.saved_edits import Base
 
-        admit(plugin or ())
         return export.run(expanded(edit_dir), to, expanded(out), Base(model, trust_remote_code, device_map), rank)
 
-    _exit(work)
+    _exit(work, plugin)
 
 
 @app.command("ask", context_settings=HELP)
@@ -266,10 +260,9 @@ def ask(
         from edit_cli.commands.saved_edits import Base
 
         asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
-        admit(plugin or ())
         return ask.run(expanded(edit_dir), prompts or [], Base(model, trust_remote_code, device_map), asking, as_json)
 
-    _exit(work)
+    _exit(work, plugin)
 
 
 @app.command("edits", context_settings=HELP)
@@ -283,10 +276,9 @@ def edits(
     def work() -> int:
         from edit_cli.commands import edits
 
-        admit(plugin or ())
         return edits.run(expanded(directory), as_json)
 
-    _exit(work)
+    _exit(work, plugin)
 
 
 @app.command("env", context_settings=HELP)
@@ -326,9 +318,10 @@ def _launch(name: str, overrides: list[str]) -> int:
     return conclude(outcomes, is_sweep)
 
 
-def _exit(work: Callable[[], int]) -> None:
-    """Leave with the exit code that `work` returns or that its error stands for."""
+def _exit(work: Callable[[], int], plugins: Sequence[str] | None = None) -> None:
+    """Leave with the exit code that `work` returns or that its error stands for. plugins: packages of the user's."""
     try:
+        admit(plugins or ())
         code = work()
     except EditCliError as error:
         _say(f"error: {error}")
@@ -345,7 +338,7 @@ def _exit(work: Callable[[], int]) -> None:
 
 
 def _say(message: str) -> None:
-    if not parallel.follows():
+    if not distributed.follows():
         typer.echo(one_line(message), err=True)
 
 

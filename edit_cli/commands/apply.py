@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edit_cli.commands.saved_edits import Base, refused, requests_of, require_new, weight_edits
+from edit_cli.commands.saved_edits import Base, edited, requests_of, require_new, weight_edits
 from edit_cli.console import ConsoleMonitor, Screen
-from edit_cli.edits import store as edit_store
 from edit_cli.files.disk import replacing, require_room
 from edit_cli.wording import many
 
@@ -24,11 +23,7 @@ def run(directory: Path, out: Path, base: Base, beside: Beside = lambda folder, 
     screen = Screen()
     monitor = ConsoleMonitor(screen)
     with monitor.working():
-        lm = base.load(paths[-1], monitor)
-    if lm.is_quantised:
-        raise refused(paths[-1], CANNOT, f"{lm.name} is quantised, so the edit would stand beside its matrices")
-    for path in paths:
-        lm.attach(edit_store.load(path, lm))
+        lm = edited(paths, base, CANNOT, monitor)
     require_room(out, sum(part.numel() * part.element_size() for part in lm.model.parameters()), f"--out {out}")
     with replacing(out, f"--out {out}") as temporary:
         lm.model.save_pretrained(temporary)

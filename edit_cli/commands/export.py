@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from edit_cli.commands import apply
-from edit_cli.commands.saved_edits import Base, methods_of, refused, requests_of, require_new, run_of, weight_edits
+from edit_cli.commands.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
 from edit_cli.config.build import did_you_mean
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import peft_adapter
@@ -40,12 +40,8 @@ def _adapter(directory: Path, out: Path, base: Base, rank: int | None) -> int:
     screen = Screen()
     monitor = ConsoleMonitor(screen)
     with monitor.working():
-        lm = base.load(paths[-1], monitor)
-        if lm.is_quantised:
-            raise refused(paths[-1], CANNOT, f"{lm.name} is quantised, so the edit would stand beside its matrices")
+        lm = edited(paths, base, CANNOT, monitor)
         with monitor.phase("factors"):
-            for path in paths:
-                lm.attach(edit_store.load(path, lm))
             try:
                 updates = added(lm)
             except UsageError as error:

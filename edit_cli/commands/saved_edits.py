@@ -109,6 +109,20 @@ def weight_edits(directory: Path, cannot: str, holder: str) -> list[Path]:
     return paths
 
 
+def edited(paths: Sequence[Path], base: Base, cannot: str, monitor: Monitor) -> LM:
+    """The model with these edits, which change weights, in place.
+
+    Raises:
+        UsageError: its weights are quantised: `cannot`, and what to do instead.
+    """
+    lm = base.load(paths[-1], monitor)
+    if lm.is_quantised:
+        raise refused(paths[-1], cannot, f"{lm.name} is quantised, so the edit would stand beside its matrices")
+    for path in paths:
+        lm.attach(edit_store.load(path, lm))
+    return lm
+
+
 def refused(path: Path, cannot: str, why: str) -> UsageError:
     """The refusal of an edit that can only be used here."""
     return UsageError(f"{path} {cannot}: {why}; it can still be used here (base_edit={path})")

@@ -15,7 +15,7 @@ from annotated_types import Ge
 from edit_cli.config.schema import Config, Count, Linked, Natural, Seed
 from edit_cli.distributed import ALONE
 from edit_cli.errors import RejectedRequest
-from edit_cli.metrics import locality_distribution as watching
+from edit_cli.metrics import locality_distribution
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
 
@@ -132,7 +132,7 @@ def _observed(
 
 def _tops(
     lm: Observed, cases: Sequence[Case], options: ObserveOptions, before: Mapping[str, Observation]
-) -> dict[tuple[str, str], watching.Top]:
+) -> dict[tuple[str, str], locality_distribution.Top]:
     """{(prompt, target): its distributions in short}, of the answers that must stay; a row that is rejected has
     none.
     """
@@ -149,13 +149,13 @@ def _tops(
         if probe.get("top")
     }
 
-    def watch(rows: list[Any]) -> list[watching.Top | None]:
+    def watch(rows: list[Any]) -> list[locality_distribution.Top | None]:
         return [
-            None if logprobs is None else watching.watch(logprobs, options.top_tokens, known.get(row))
+            None if logprobs is None else locality_distribution.watch(logprobs, options.top_tokens, known.get(row))
             for row, logprobs in zip(rows, ask(rows), strict=True)
         ]
 
-    seen = _ask(lm, "comparing", watch, wanted, watching.CHUNK)
+    seen = _ask(lm, "comparing", watch, wanted, locality_distribution.CHUNK)
     return {row: top for row, top in seen.items() if isinstance(top, dict)}
 
 
@@ -242,7 +242,7 @@ def _observation(
     case: Case,
     options: ObserveOptions,
     likelihoods: dict[tuple[str, str], Likelihood | RejectedRequest],
-    tops: Mapping[tuple[str, str], watching.Top],
+    tops: Mapping[tuple[str, str], locality_distribution.Top],
     continuations: dict[str, str | RejectedRequest],
     sampled: dict[tuple[str, int], str | RejectedRequest],
     perplexity: dict[str, Any] | None,
@@ -261,7 +261,7 @@ def _probe(
     probe: Probe,
     options: ObserveOptions,
     likelihoods: dict[Any, Any],
-    tops: Mapping[Any, watching.Top],
+    tops: Mapping[Any, locality_distribution.Top],
     continuations: dict[str, Any],
 ) -> dict[str, Any]:
     seen: dict[str, Any] = {"kind": probe.kind, "prompt": probe.prompt, "target": probe.target, "foil": probe.foil}

@@ -84,7 +84,7 @@ def disagreement(probe: ProbeResult, before: ProbeResult | None = None) -> float
 
 
 def kl(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
-    """KL(before ‖ after) at the target positions, mean over them, nats; see `watching.divergence`."""
+    """KL(before ‖ after) at the target positions, mean over them, nats; see `locality_distribution.divergence`."""
     now, then = probe.get("top"), before and before.get("top")
     return divergence(then, now) if now and then else None
 

@@ -24,7 +24,7 @@ from edit_cli.distributed import Team
 from edit_cli.errors import MissingError
 from edit_cli.files.shapes import checked
 from edit_cli.monitor import Advance
-from edit_cli.statistics import files as stats_cache
+from edit_cli.statistics import files
 from edit_cli.statistics.chunk import Chunk, Document, exact_matmul
 from edit_cli.wording import many
 
@@ -100,17 +100,17 @@ class Partial:
     def load(self, layers: Sequence[int]) -> Sums | None:
         """The sums of `layers`, if they are all there."""
         try:
-            tensors, about = stats_cache.read(self.path)
+            tensors, about = files.read(self.path)
             so_far = Progress(**checked(about.get("so_far"), Progress, self.path))
             return Sums({layer: tensors[str(layer)] for layer in layers}, so_far)
-        except (FileNotFoundError, stats_cache.Damaged, KeyError, MissingError):
+        except (FileNotFoundError, files.Damaged, KeyError, MissingError):
             return None
 
     def save_if_due(self, sums: Sums) -> None:
         begin = time.monotonic()
         if begin < self._due:
             return
-        stats_cache.write(
+        files.write(
             self.path, {str(layer): total for layer, total in sums.total.items()}, {"so_far": asdict(sums.so_far)}
         )
         end = time.monotonic()

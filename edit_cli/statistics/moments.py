@@ -22,7 +22,7 @@ from edit_cli.files import shapes
 from edit_cli.files.paths import expanded
 from edit_cli.files.shapes import Seconds
 from edit_cli.lm.kinds import require_causal
-from edit_cli.statistics import files as stats_cache
+from edit_cli.statistics import files
 from edit_cli.statistics.collect import Partial, Plan, Sums, sum_outer_products
 from edit_cli.statistics.corpora import Corpus, EmbeddedText
 from edit_cli.statistics.import_npz import find_npz, read_npz, source_of
@@ -68,7 +68,7 @@ class Moment:
 
     def condition(self) -> float:
         """Estimate of the condition number, never too large (m³/3 operations); infinite if singular."""
-        return stats_cache.condition_estimate(self.matrix)
+        return files.condition_estimate(self.matrix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,14 +173,14 @@ class MomentStore(Config):
     def _load(self, lm: LM, layer: int, identity: dict[str, Any], cached: bool) -> Moment | None:
         path = self._path(lm, layer, identity)
         try:
-            tensors, about = stats_cache.read(path)
+            tensors, about = files.read(path)
             shapes.checked(about, About, path)
             if about["identity"] != identity or "second_moment" not in tensors:
-                raise stats_cache.Damaged("it belongs to something else")
-            stats_cache.check(tensors["second_moment"], about["tokens"], lm.key_width(layer))
+                raise files.Damaged("it belongs to something else")
+            files.check(tensors["second_moment"], about["tokens"], lm.key_width(layer))
         except FileNotFoundError:
             return None
-        except (stats_cache.Damaged, MissingError) as error:
+        except (files.Damaged, MissingError) as error:
             lm.monitor.note(f"{path} is damaged ({error}): computing it again")
             return None
         matrix = tensors["second_moment"].double()
@@ -192,7 +192,7 @@ class MomentStore(Config):
 
     def _compute(self, lm: LM, identities: dict[int, dict[str, Any]]) -> None:
         """One pass for all layers in `identities`; each is stored."""
-        stats_cache.make_folder(self._directory(lm))
+        files.make_folder(self._directory(lm))
         layers, plan = list(identities), self.plan(lm)
         limits = [f"{n:,} {unit}" for n, unit in ((plan.documents, "documents"), (plan.tokens, "tokens")) if n]
         what = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))} of {lm.name}"
@@ -228,9 +228,7 @@ class MomentStore(Config):
             "position0_share": so_far.first[str(layer)] / (so_far.tokens * mean.trace().item() or 1.0),
             "seconds": so_far.seconds,
         }
-        stats_cache.write(
-            self._path(lm, layer, identity), {"second_moment": mean.to(getattr(torch, self.dtype))}, about
-        )
+        files.write(self._path(lm, layer, identity), {"second_moment": mean.to(getattr(torch, self.dtype))}, about)
 
     # --- names ------------------------------------------------------------------------------------------------------
 
@@ -246,25 +244,25 @@ class MomentStore(Config):
         """All that the numbers of any layer depend on. `batch_tokens` only moves rounding errors."""
         settings = asdict(self.plan(lm))
         settings.pop("batch_tokens")
-        return {"model": stats_cache.model_identity(lm), "corpus": self.corpus.identity(), **settings}
+        return {"model": files.model_identity(lm), "corpus": self.corpus.identity(), **settings}
 
     def _identities(self, lm: LM, layers: Sequence[int]) -> dict[int, dict[str, Any]]:
         common = {**self._common(lm), "stored_as": self.dtype}
         return {layer: {**common, "module": lm.layout.mlp_out(layer)} for layer in layers}
 
     def _directory(self, lm: LM) -> Path:
-        return expanded(self.cache_dir) / stats_cache.slug(lm.name)
+        return expanded(self.cache_dir) / files.slug(lm.name)
 
     def _path(self, lm: LM, layer: int, identity: dict[str, Any]) -> Path:
         return expanded(self.cache_dir) / self._name(lm.name, layer, self._key(identity))
 
     def _name(self, model: str, layer: int, key: str) -> str:
         """Of a file in the cache."""
-        return f"{stats_cache.slug(model)}/layer-{layer:02d}_{stats_cache.slug(self.corpus.label)}_{key}.safetensors"
+        return f"{files.slug(model)}/layer-{layer:02d}_{files.slug(self.corpus.label)}_{key}.safetensors"
 
     @staticmethod
     def _key(identity: dict[str, Any]) -> str:
-        return stats_cache.digest_of(identity)[:16]
+        return files.digest_of(identity)[:16]
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Layers are shares of a model's depth (0 is its first block, 1 its last), so that
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,20 +25,20 @@ class Proposals(Protocol):
 
 
 @dataclass(frozen=True)
-class Range:
+class Range(ABC):
     """Values that one setting may take. They are proposed by one or more numbers or words, the parameters."""
 
+    @abstractmethod
     def propose(self, key: str, trial: Proposals, depth: int, chosen: Mapping[str, Any]) -> Any:
         """A value. depth: the model's number of blocks. chosen: settings that were proposed before."""
-        raise NotImplementedError
 
     def parameters(self, key: str, value: Any, depth: int) -> dict[str, Any]:
         """The parameters that propose `value`, to begin with; none where it is outside."""
         return {}
 
+    @abstractmethod
     def placeholder(self) -> Any:
         """A value for any model, until one is proposed."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
