@@ -129,7 +129,7 @@ def run(
 def _form(given: str | None, out: Path | None) -> str | None:
     """The one format that is wanted, by name or by the suffix of the file."""
     if given is not None and given not in FORMATS:
-        raise UsageError(f"--format {given}: choose {', '.join(FORMATS)}{did_you_mean(given, list(FORMATS))}")
+        raise UsageError(f"--format {given}: choose {', '.join(FORMATS)}")
     suffix = next((name for name, kind in FORMATS.items() if out is not None and out.suffix == f".{kind}"), None)
     if given and suffix and given != suffix:
         raise UsageError(f"--format {given} does not go with --out {out}: name it .{FORMATS[given]}")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from edit_cli.commands import apply
 from edit_cli.commands.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
-from edit_cli.config.build import did_you_mean
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import peft_adapter
 from edit_cli.edits import store as edit_store
@@ -26,7 +25,7 @@ CARD = "README.md"
 def run(directory: Path, to: str, out: Path, base: Base, rank: int | None = None) -> int:
     """Write the edit to `out`, with a model card. rank: the most that an adapter may have in each matrix."""
     if to not in FORMATS:
-        raise UsageError(f"--to {to}: choose {' or '.join(FORMATS)}{did_you_mean(to, FORMATS)}")
+        raise UsageError(f"--to {to}: choose {' or '.join(FORMATS)}")
     if to == "checkpoint":
         if rank is not None:
             raise UsageError("--rank is of adapters (--to peft): a checkpoint holds whole matrices")

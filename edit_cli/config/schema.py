@@ -33,6 +33,13 @@ class Linked:
     to: str
 
 
+@dataclass(frozen=True)
+class Form:
+    """Says of a text what it may be, in words, where its class holds it to a form of its own."""
+
+    words: str
+
+
 class Mark(Enum):
     """What else an annotation says of a field."""
 
@@ -170,6 +177,8 @@ def describe(hint: Any) -> str:
         return f"a list of {_plural(inner)}, such as {_example(get_args(hint))}"
     if get_origin(hint) is dict or hint is dict:
         return "settings in braces, such as {a: 1, b: 2}"
+    if hint is str and (forms := [part.words for part in bounds if isinstance(part, Form)]):
+        return forms[0]
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "a value"}
     return words.get(hint, "a group of settings") + _bounds(bounds)
 
@@ -232,7 +241,7 @@ def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """(type, bounds) of an annotated type, whatever the depth."""
     if get_origin(hint) is Annotated:
         inner, bounds = _bare(get_args(hint)[0])
-        return inner, bounds + tuple(part for part in hint.__metadata__ if isinstance(part, Gt | Ge | Lt | Le))
+        return inner, bounds + tuple(part for part in hint.__metadata__ if isinstance(part, Gt | Ge | Lt | Le | Form))
     return hint, ()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from edit_cli.config.schema import NonNegative
 from edit_cli.editors.base import Context
 from edit_cli.editors.locate.memit import MEMIT, MassConfig, relative_alone
-from edit_cli.editors.locate.solver import Relative, ScaledIdentity, Weight, solve, weight_of
+from edit_cli.editors.locate.solver import Relative, ScaledIdentity, Weight, WeightSetting, solve, weight_of
 from edit_cli.edits.edit import Factors
 from edit_cli.errors import UsageError
 
@@ -23,7 +23,7 @@ class AlphaEditConfig(MassConfig):
 
     past_keys: Literal["none", "write", "post"] = "post"
     """Which keys of earlier edits in a sequence keep their values (see method=memit)."""
-    l2: NonNegative | str = "auto"
+    l2: WeightSetting = "auto"
     """Weight of ‖Δ‖²: a number (10 as released), relative:X or auto, as covariance_weight of memit."""
     threshold: NonNegative = 1.0
     """Eigenvalues of the mean second moment below it are free directions. Published thresholds (2e-2 as released, 1e-2

@@ -15,10 +15,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from edit_cli.config.schema import NonNegative
 from edit_cli.editors.base import Context
 from edit_cli.editors.locate.base import LocateConfig, LocateEditor, Subjects, written
-from edit_cli.editors.locate.solver import Relative, Weight, similar_keys, solve, weight_of
+from edit_cli.editors.locate.solver import Relative, Weight, WeightSetting, similar_keys, solve, weight_of
 from edit_cli.editors.locate.value_optimization import Site, Values, optimise_values, shifted_modules
 from edit_cli.edits.edit import Edit, Factors, WeightDelta
 from edit_cli.errors import UsageError
@@ -43,7 +42,7 @@ class MassConfig(LocateConfig):
 class MEMITConfig(MassConfig):
     """Settings of MEMIT's soft constraint."""
 
-    covariance_weight: NonNegative | str = "auto"
+    covariance_weight: WeightSetting = "auto"
     """λ of eq. 15: how strongly old keys are kept against the new ones: a number, as published; relative:X, in units of
     the new keys, where a single fact is written to 1 / (1 + X); auto, a relative one (see docs/methods/memit.md)."""
 

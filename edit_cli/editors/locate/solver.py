@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from edit_cli.config.schema import SettingError
+from edit_cli.config.schema import Form, NonNegative, SettingError
 from edit_cli.edits.edit import Factors
 from edit_cli.errors import UsageError
 
@@ -74,6 +75,9 @@ class Relative:
 
 
 Weight = float | Relative
+
+
+WeightSetting = NonNegative | Annotated[str, Form(f"auto, or {RELATIVE}X with X above 0, such as {RELATIVE}0.5")]
 
 
 def weight_of(setting: float | str, place: str, name: str) -> Weight:
