@@ -35,7 +35,7 @@ import torch
 from common import LAYERS, clocked, facts, random_model
 from torch import Tensor
 
-from edit_cli.distributed import ALONE, join
+from edit_cli.distributed import SINGLE, join
 from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
 from edit_cli.editors.locate.memit import MEMIT, MEMITConfig
 from edit_cli.editors.locate.value_optimization import optimise_values
@@ -156,9 +156,9 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out and options.out.resolve()
     torch.set_num_threads(options.threads)
-    team = join()
+    process_group = join()
     lm, requests = load(options.model), facts(options.edits)
-    lm.team = team
+    lm.process_group = process_group
     prefixes = sample_contexts(lm, ContextConfig()).groups[1]
     # the editor adds ". " to given prefixes, and sampled ones end with it
     config = MEMITConfig(
@@ -171,13 +171,13 @@ def main() -> None:
     editor.covariances(LAYERS)
     editor.edit(requests[:3])
     lm.monitor.seconds.clear()
-    team.gather([0])  # all start at once
+    process_group.gather([0])  # all start at once
     update, (cpu, wall) = clocked(lambda: editor.edit(requests))
-    ours = (sum(team.gather([cpu])), wall)
+    ours = (sum(process_group.gather([cpu])), wall)
     phases = dict(lm.monitor.seconds)
-    if not team.is_main:
+    if not process_group.is_main:
         return
-    lm.team = ALONE
+    lm.process_group = SINGLE
     torch.set_num_threads(options.their_threads or options.threads)
     found = optimise_values(lm, requests, LAYERS[-1], "block", editor.value, editor.contexts(lm))
 
@@ -188,7 +188,8 @@ def main() -> None:
     each = (found.target - values).norm(dim=0) / values.norm(dim=0)
     report = {
         "model": options.model or "random 6x256", "edits": len(requests),
-        "processes": team.size, "threads": options.threads, "their_threads": options.their_threads or options.threads,
+        "processes": process_group.size, "threads": options.threads,
+        "their_threads": options.their_threads or options.threads,
         "mean_steps": sum(found.steps) / len(found.steps),
         "cpu_seconds": {"ours": ours[0], "reference": reference[0], "ratio": reference[0] / ours[0]},
         "wall_seconds": {"ours": ours[1], "reference": reference[1], "ratio": reference[1] / ours[1]},

@@ -32,10 +32,10 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 from rich.table import Table
 
-from edit_cli.commands.parts import method_of
 from edit_cli.config.build import register_resolvers
 from edit_cli.datasets.world import FOLDER, WorldEdits
 from edit_cli.editors.retrieval.scope_examples import ScopeExampleSampler
+from edit_cli.experiment.setup import method_of
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.metrics.text import matches_exactly
 from edit_cli.requests import Case, Probe

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edit_cli.api import evaluate as evaluate
     from edit_cli.api import load as load
     from edit_cli.api import save as save
-    from edit_cli.report.frames import read as read
+    from edit_cli.report.tables.frames import read as read
 
 __version__ = "0.1.0"
 _WHERE = dict.fromkeys(("attach", "edit", "evaluate", "load", "save"), "api") | {"read": "report.frames"}

@@ -9,15 +9,15 @@ from typing import Any
 from torch import nn
 
 from edit_cli.commands.evaluate import result_line
-from edit_cli.commands.parts import attempt, method_of
 from edit_cli.config import catalog
 from edit_cli.config.composed import composed
 from edit_cli.datasets.facts import Facts
-from edit_cli.datasets.rows import Fault, Row
+from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.editors.base import Context
 from edit_cli.edits import store
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
+from edit_cli.experiment.setup import attempt, method_of
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import ObserveOptions, observe

@@ -29,7 +29,7 @@ class PeerLost(EditCliError):
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of one run. rank: the number of this one. size: how many there are."""
 
     rank: int = 0
@@ -89,7 +89,7 @@ class Team:
         parts = every.unflatten(0, (self.size, max(counts)))
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
-    def tell(self, value: Part) -> Part:
+    def broadcast(self, value: Part) -> Part:
         """What the main process has for `value`."""
         if self.size == 1:
             return value
@@ -98,22 +98,22 @@ class Team:
         return _together(lambda: broadcast_object_list([value]))[0]
 
 
-ALONE = Team()
+SINGLE = ProcessGroup()
 
 
-def join() -> Team:
-    """The team for which this process was started (by `processes=N`, torchrun or accelerate launch), connected; else
-    ALONE.
+def join() -> ProcessGroup:
+    """The process group for which this process was started (by `processes=N`, torchrun or accelerate launch),
+    connected; else SINGLE.
     """
     if alone():
-        return ALONE
+        return SINGLE
     import torch
     from accelerate import PartialState
     from accelerate.utils import patch_environment
 
     with patch_environment(accelerate_use_deepspeed="false"):  # it joins those that are connected already
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-    return Team(state.process_index, state.num_processes)
+    return ProcessGroup(state.process_index, state.num_processes)
 
 
 def alone() -> bool:

@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 
 from hydra import compose, initialize_config_module
 
-from edit_cli.commands.parts import method_of
 from edit_cli.config.build import register_resolvers
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.edits.edit import Edit
+from edit_cli.experiment.setup import method_of
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 from edit_cli.testing import embedded_lm, linear_twin, same_bits, snapshot

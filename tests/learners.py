@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from embedded import Prepared
 from hydra import compose, initialize_config_module
 
-from edit_cli.commands.parts import method_of
 from edit_cli.config.build import register_resolvers
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor
+from edit_cli.experiment.setup import method_of
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 from edit_cli.statistics.corpora import WORLD

@@ -75,10 +75,10 @@ def test_examples_compose_and_build(example):
     import hydra
 
     from edit_cli.cli.hydra_launch import kinds
-    from edit_cli.commands.parts import method_of
     from edit_cli.config.build import build, register_resolvers
     from edit_cli.config.composed import Composed
     from edit_cli.config.overrides import regroup
+    from edit_cli.experiment.setup import method_of
 
     words = shlex.split(example)
     command, arguments = words[1], regroup(words[2:], kinds(words[1], words[2:], []))

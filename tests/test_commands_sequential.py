@@ -9,9 +9,9 @@ import pytest
 from conftest import Killed, exact, json_lines
 from embedded import embedded_lm, world
 
-from edit_cli.commands.protocol import SequentialProtocol
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
+from edit_cli.experiment.protocol import SequentialProtocol
 from edit_cli.report.sequence import sequential_summary
 
 FT = ("method=ft", "method.steps=8", "method.lr=5.0e-4")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from edit_cli.commands.parts import method_of
-from edit_cli.commands.settings import Settings
 from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.errors import UsageError
+from edit_cli.experiment.settings import Settings
+from edit_cli.experiment.setup import method_of
 from edit_cli.statistics.moments import MomentStore
 
 MEMIT_NODE = {
@@ -85,7 +85,7 @@ def test_a_field_without_value_or_default_is_named():
 
 
 def test_settings_are_typed_and_the_rest_is_left_alone():
-    top = {"_target_": "edit_cli.commands.settings.Settings"}
+    top = {"_target_": "edit_cli.experiment.settings.Settings"}
     found = settings(OmegaConf.create({**top, "limit": "3", "tag": 7, "anything": {"else": 1}}))
     assert found == Settings(limit=3, tag="7")
     for bad in (0, -1, "x", ""):

@@ -70,8 +70,8 @@ def test_control_characters_are_shown_and_not_sent():
 def test_tables_show_control_characters_markup_and_emoji_codes_as_they_are(terminal):
     from rich.text import Text as Plain
 
-    from edit_cli.report.tables import plain_table
-    from edit_cli.report.texts import Text
+    from edit_cli.report.tables.run import plain_table
+    from edit_cli.report.tables.texts import Text
 
     (here, out, _), table = safe(terminal), plain_table(f"name {HOSTILE}", "value")
     table.add_row(HOSTILE, Text(HOSTILE, style="bold"))

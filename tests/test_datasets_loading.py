@@ -18,10 +18,10 @@ import edit_cli.datasets
 from edit_cli.config.build import build as built
 from edit_cli.config.source import with_defaults
 from edit_cli.datasets import Facts, Remote
-from edit_cli.datasets import snippets as snippets_module
 from edit_cli.datasets.counterfact import CounterFact
-from edit_cli.datasets.files import File
-from edit_cli.datasets.snippets import elements, texts_of
+from edit_cli.datasets.records import snippets as snippets_module
+from edit_cli.datasets.records.files import File
+from edit_cli.datasets.records.snippets import elements, texts_of
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 

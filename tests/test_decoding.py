@@ -8,7 +8,7 @@ import torch
 from families import tiny_lm
 
 from edit_cli.lm.fast.decoding import Decoder
-from edit_cli.lm.sampling import TopKDraws
+from edit_cli.lm.heads.sampling import TopKDraws
 
 PROMPTS = [
     "Ada",

@@ -135,7 +135,7 @@ def test_apply_on_a_full_disk(cli, edited, monkeypatch):
         one_line(cli("apply", "e", "--out", "baked"), "--out baked cannot be written: it takes", "0.0 are free")
     assert not Path("baked").exists() and not any(Path("new").glob("*")) and not list(Path().glob(".baked*"))
     with monkeypatch.context() as patch:
-        patch.setattr("edit_cli.commands.saved_edits.load_model", lambda *_: pytest.fail("it was loaded first"))
+        patch.setattr("edit_cli.experiment.saved_edits.load_model", lambda *_: pytest.fail("it was loaded first"))
         one_line(cli("apply", "e", "--out", "e/manifest.json/baked"), "--out e/manifest.json/baked cannot be written")
 
 

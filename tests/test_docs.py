@@ -50,10 +50,10 @@ def test_every_command_of_the_docs_is_one(page, command):
     import hydra
 
     from edit_cli.cli.hydra_launch import kinds
-    from edit_cli.commands.parts import method_of
     from edit_cli.config.build import build, register_resolvers
     from edit_cli.config.composed import Composed
     from edit_cli.config.overrides import regroup
+    from edit_cli.experiment.setup import method_of
 
     words = words_of(command)
     if "plugins=[nudges]" in words:  # whose package tests/test_plugins.py makes and runs

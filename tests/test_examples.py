@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from edit_cli.commands.examples import OtherRecords
 from edit_cli.datasets.counterfact import CounterFact
 from edit_cli.datasets.world import WorldEdits
+from edit_cli.experiment.examples import OtherRecords
 
 QUESTIONS = WorldEdits(name="world_qa", records="questions")
 

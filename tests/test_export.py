@@ -255,7 +255,7 @@ def test_edits_that_are_no_weights_are_refused_before_a_model_is_loaded(cli, mon
     for method in ("lookup", "grace"):
         made = cli("edit", f"method={method}", *FT[2:], f"run_dir={method}", quick=True)
         assert made.code == 0, made.err
-    monkeypatch.setattr("edit_cli.commands.saved_edits.load_model", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("edit_cli.experiment.saved_edits.load_model", lambda *_: pytest.fail("it was loaded"))
     for method, why in (("lookup", "answers in front of the model"), ("grace", "puts a module of its own")):
         for to, cannot in (("peft", "cannot be exported as an adapter"), ("checkpoint", "cannot be baked")):
             ended = cli("export", method, "--to", to, "--out", "a")

@@ -13,7 +13,6 @@ from families import NOT_ADDITIVE, tiny_lm
 from hydra import compose, initialize_config_module
 from oracle import plain_update, plain_value
 
-from edit_cli.commands.parts import method_of
 from edit_cli.config.build import register_resolvers
 from edit_cli.editors.locate.base import Subjects
 from edit_cli.editors.locate.blue import BLUE
@@ -27,6 +26,7 @@ from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
+from edit_cli.experiment.setup import method_of
 from edit_cli.lm.layout import attention_out
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.moments import MomentStore

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from edit_cli.report import compare, curves, figures, heatmap, learning, patch_heatmap, sme
+from edit_cli.report import compare, learning, sme
 from edit_cli.report.compare import Point
+from edit_cli.report.figures import curves, heatmap, patch_heatmap, style
 
 ENTRY = {"mean": 90.0, "ci95": [80.0, 95.0], "n": 16}
 ABOUT = {
@@ -50,13 +51,13 @@ SME = {**ABOUT, "sme": {"folds": [{}], "course": [RATES, {**RATES, "edits": 4}]}
 def drawn(monkeypatch) -> list[Any]:
     """The figures that are drawn."""
     found: list[Any] = []
-    real = figures.new
+    real = style.new
 
     def new(*arguments: Any) -> Any:
         found.append(real(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(figures, "new", new)
+    monkeypatch.setattr(style, "new", new)
     return found
 
 
@@ -93,7 +94,7 @@ def test_a_colour_bar_says_what_it_counts(drawn, tmp_path):
 @pytest.mark.parametrize("count", [2, 5, 9])
 def test_equal_lines_are_seen_beside_each_other(count):
     """The one above is thinner, and leaves gaps where the one below is whole."""
-    styles = [figures.style(number, count) for number in range(count)]
+    styles = [style.style(number, count) for number in range(count)]
     widths = [style["linewidth"] for style in styles]
     assert widths == sorted(widths, reverse=True) and len(set(widths)) == count
     assert all(a["linestyle"] != b["linestyle"] for a, b in pairwise(styles))
@@ -101,4 +102,4 @@ def test_equal_lines_are_seen_beside_each_other(count):
 
 
 def test_a_line_alone_is_plain():
-    assert figures.style(0, 1)["linewidth"] < figures.style(0, 2)["linewidth"]
+    assert style.style(0, 1)["linewidth"] < style.style(0, 2)["linewidth"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edit_cli.distributed import ALONE
+from edit_cli.distributed import SINGLE
 from edit_cli.editors.meta.factored_gradients import Gradient
 from edit_cli.editors.meta.hypernetwork import Hypernetwork, Normaliser
 from edit_cli.errors import UsageError
@@ -35,8 +35,8 @@ def test_running_statistics_do_not_depend_on_how_rows_come():
     rows = torch.randn(50, 6) * 3 + 1
     parts, whole = Normaliser(6), Normaliser(6)
     for part in rows.split(7):
-        parts.take_in(part, ALONE)
-    whole.take_in(rows, ALONE)
+        parts.take_in(part, SINGLE)
+    whole.take_in(rows, SINGLE)
     torch.testing.assert_close(parts(rows), whole(rows))
     torch.testing.assert_close(whole(rows), (rows - rows.mean(0)) / rows.std(0), rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match="train it first"):

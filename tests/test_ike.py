@@ -15,12 +15,12 @@ import torch
 from embedded import embedded_lm, packaged_editor, prepared, requests, same_bits, snapshot, world
 from torch import Tensor
 
-from edit_cli.commands.examples import OtherRecords
 from edit_cli.datasets import CounterFact
 from edit_cli.editors.retrieval.demonstrations import Store, shown
 from edit_cli.editors.retrieval.ike import IKE
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.experiment.examples import OtherRecords
 from edit_cli.lm.embeddings import EmbeddingOptions, HiddenStates
 from edit_cli.requests import Case, EditRequest, Probe
 

@@ -26,7 +26,7 @@ from edit_cli.editors.memory.tpatcher import TPatcher
 from edit_cli.editors.passes import passes, row_losses, rows_right
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
-from edit_cli.lm.answers import Answers
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.prompt_position import PromptPositionTracker

@@ -14,8 +14,8 @@ from families import DENSE, tiny, tiny_lm, tokenizer
 from scipy.stats import chisquare
 
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.heads.sampling import TopKDraws
 from edit_cli.lm.model import LM
-from edit_cli.lm.sampling import TopKDraws
 
 PAIRS = [
     ("The capital of France is", "Paris"),

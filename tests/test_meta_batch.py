@@ -26,7 +26,7 @@ from edit_cli.editors.meta.factored_gradients import DenseShift
 from edit_cli.editors.meta.mend import MEND, MENDConfig
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
-from edit_cli.lm.answers import Answers
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.metrics.registry import PARTS
 
 DRAWN = EpisodeConfig(outer="any", locality=["random", "same_relation"])

@@ -11,10 +11,10 @@ from embedded import embedded_lm
 from families import tiny
 from omegaconf import OmegaConf
 
-from edit_cli.commands import saved_edits
 from edit_cli.config import catalog
 from edit_cli.config.build import register_resolvers
 from edit_cli.edits import store as edit_store
+from edit_cli.experiment import saved_edits
 
 FACT = ("edit.prompt={} plays the", "edit.subject=Ada Lund", "edit.target=violin")
 FT = ("edit", "method=ft", "method.steps=1", "method.layers=[1]", *FACT)

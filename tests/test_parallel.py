@@ -17,7 +17,7 @@ import torch
 from conftest import QUICK, json_lines, nearly, observations
 from safetensors.torch import load_file
 
-from edit_cli.distributed import ALONE, Team, _alone
+from edit_cli.distributed import SINGLE, ProcessGroup, _alone
 
 MEMIT = ("method=memit", "method.value.steps=6")
 
@@ -61,15 +61,15 @@ def edits(run: str) -> dict[str, torch.Tensor]:
 
 def test_alone_everything_is_the_identity():
     tensor, generator = torch.ones(2), iter([5, 6])
-    assert ALONE.share([3, 4]) == ALONE.gather([3, 4]) == [3, 4]
-    assert list(ALONE.merge(generator, 2)) == [5, 6]
-    assert ALONE.sum(tensor) is tensor
-    assert ALONE.tell("x") == "x"
-    assert ALONE.is_main
+    assert SINGLE.share([3, 4]) == SINGLE.gather([3, 4]) == [3, 4]
+    assert list(SINGLE.merge(generator, 2)) == [5, 6]
+    assert SINGLE.sum(tensor) is tensor
+    assert SINGLE.broadcast("x") == "x"
+    assert SINGLE.is_main
 
 
 def test_every_item_is_in_one_share():
-    shares = [Team(rank, 3).share(range(8)) for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(range(8)) for rank in range(3)]
     assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 

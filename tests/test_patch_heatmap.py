@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edit_cli.report import patch_heatmap
+from edit_cli.report.figures import patch_heatmap
 
 MATRIX = np.array([[2.0, -5.0, -4.0], [3.0, 1.0, -6.0]])
 NEURONS, ROWS = [(0, 0), (1, 0)], [(0, 0), (1, 0), (2, 0)]

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_module
 from torch import nn
 
 import edit_cli
-from edit_cli.commands.parts import method_of
 from edit_cli.config.build import register_resolvers
 from edit_cli.editors.base import Method
+from edit_cli.experiment.setup import method_of
 from edit_cli.lm.model import LM
 
 # as deep as the published models, and as thin as can be

@@ -13,8 +13,8 @@ from fabricated import finished_run
 
 import edit_cli
 from edit_cli.errors import MissingError
-from edit_cli.report.frames import MEANS, OBSERVED, VALUES
 from edit_cli.report.published import keys
+from edit_cli.report.tables.frames import MEANS, OBSERVED, VALUES
 
 PAGE = Path(__file__).parent.parent / "docs" / "reading-results.md"
 CASES = {"a": (True, True, True), "b": (False, True, True), "c": (True, False, True)}

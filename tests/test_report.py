@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from edit_cli.metrics.registry import GROUPS, METRICS, PARTS, PUBLISHED
-from edit_cli.report import facts, words
+from edit_cli.report import words
 from edit_cli.report.comparison import Comparison, shown_metrics
 from edit_cli.report.summary import total_seconds
-from edit_cli.report.tables import MetricsTable, evaluation
+from edit_cli.report.tables import facts
+from edit_cli.report.tables.run import MetricsTable, evaluation
 
 
 def rendered(what, width: int = 80) -> str:

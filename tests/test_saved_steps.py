@@ -8,11 +8,11 @@ import pytest
 import torch
 from embedded import Prepared, embedded_lm, packaged_editor, same_bits, snapshot, world
 
-from edit_cli.commands.saved_steps import SavedSteps
 from edit_cli.editors.memory.side_memory import WisePatch
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Factors, WeightDelta, WeightState
 from edit_cli.errors import MissingError
+from edit_cli.experiment.saved_steps import SavedSteps
 from edit_cli.lm.model import LM
 
 METHODS = {

@@ -11,7 +11,7 @@ from embedded import embedded_lm
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.metrics.sequence import area, checkpoint_rows, first_collapse, forgetting, retention_matrix
 from edit_cli.metrics.weight_drift import Health, largest_singular_value
-from edit_cli.report.curves import _running_median
+from edit_cli.report.figures.curves import _running_median
 
 
 def probe(kind: str, right: bool) -> dict:

@@ -24,7 +24,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig
-from edit_cli.lm.causal import CausalHead
+from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import Killed, exact, json_lines, nearly
 
-from edit_cli.commands.sme_protocol import SmeProtocol, known
 from edit_cli.datasets import Fever, Source, ZsRE, ZsREQuestions
 from edit_cli.errors import UsageError
+from edit_cli.experiment.sme_protocol import SmeProtocol, known
 from edit_cli.metrics.sme import fold_rates, right, sme_rates, spread
 from edit_cli.requests import Case, EditRequest, Probe
 

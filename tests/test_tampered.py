@@ -23,7 +23,6 @@ from embedded import embedded_lm, prepared
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edit_cli.commands import saved_edits
 from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.editors.locate.ultraedit import UltraEdit
 from edit_cli.editors.memory.base import MemoryPatch
@@ -39,6 +38,7 @@ from edit_cli.editors.retrieval.lookup import CacheRoute
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Edit, Factors, WeightDelta, WeightState
 from edit_cli.errors import EditCliError, MissingError
+from edit_cli.experiment import saved_edits
 from edit_cli.lm.embeddings import EmbeddingOptions
 from edit_cli.lm.model import LM
 from edit_cli.report.learning import summary_of

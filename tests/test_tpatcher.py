@@ -32,7 +32,7 @@ from edit_cli.editors.memory.tpatcher import (
     top_exp,
 )
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.lm.answers import Answers
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.requests import EditRequest

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from edit_cli.datasets import KnownFacts
-from edit_cli.report import heatmap
+from edit_cli.report.figures import heatmap
 from edit_cli.report.trace import fact_table, trace_summary, trace_table
 from edit_cli.tracing.averages import effects, peak, propose
 

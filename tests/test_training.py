@@ -15,7 +15,7 @@ from embedded import same_bits
 from safetensors.torch import save_file
 from torch import nn
 
-from edit_cli.distributed import ALONE
+from edit_cli.distributed import SINGLE
 from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor, TrainingConfig
 from edit_cli.editors.meta.episodes import EpisodeConfig, sample_episodes, spared
 from edit_cli.errors import MissingError, UsageError
@@ -87,7 +87,7 @@ def lm(notes: list | None = None):
     if notes is not None:
         monitor.note = notes.append
     head = SimpleNamespace(kind="causal")
-    return SimpleNamespace(team=ALONE, monitor=monitor, device=torch.device("cpu"), head=head, name="none")
+    return SimpleNamespace(process_group=SINGLE, monitor=monitor, device=torch.device("cpu"), head=head, name="none")
 
 
 def run(editor, folder, write=None):

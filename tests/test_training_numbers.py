@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
 
-from edit_cli.distributed import Team
+from edit_cli.distributed import ProcessGroup
 from edit_cli.editors.base import Method
 from edit_cli.editors.meta import base_model_cache, factored_gradients, malmen, mend
 from edit_cli.editors.meta.base import TrainingConfig
@@ -160,7 +160,7 @@ class Threads:
 
 
 @dataclass(frozen=True)
-class Threaded(Team):
+class Threaded(ProcessGroup):
     meeting: Threads = field(default_factory=lambda: Threads(1))
 
     def gather(self, mine):
@@ -189,7 +189,7 @@ def test_two_processes_make_one_edit_of_malmen_together(asked):
         net = editor.build()
         net.load_state_dict(fresh)
         if rank is not None:
-            lm.team = Threaded(rank, 2, meeting)
+            lm.process_group = Threaded(rank, 2, meeting)
         stand_in, told = editor.loss(net.train(), cases)
         stand_in.backward()
         gradients = [parameter.grad for parameter in net.parameters()]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import edit_cli
-from edit_cli.distributed import Team
+from edit_cli.distributed import ProcessGroup
 from edit_cli.editors.meta.base import TrainingConfig
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.training.loop import Training
@@ -219,7 +219,7 @@ def test_launchers_that_want_more_than_a_training_is_made_for_are_refused(variab
 def stand_in(training: TrainingConfig, shares_cases: bool) -> Any:
     """Of an editor in one of two processes, what a training looks at before it begins."""
     return SimpleNamespace(
-        lm=SimpleNamespace(team=Team(0, 2)),
+        lm=SimpleNamespace(process_group=ProcessGroup(0, 2)),
         config=SimpleNamespace(training=training),
         cases_per_edit=1,
         cases_per_evaluation=1,

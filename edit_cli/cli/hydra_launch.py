@@ -18,13 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli import streams
-from edit_cli.commands.job import Outcome
 from edit_cli.config import catalog, registry, source
 from edit_cli.config.build import did_you_mean, register_resolvers
 from edit_cli.config.composed import Composed
 from edit_cli.config.overrides import Kind, kind_of, literal, override_key, regroup, unquoted
 from edit_cli.config.schema import leaves
 from edit_cli.errors import UsageError
+from edit_cli.experiment.job import Outcome
 from edit_cli.files.paths import expanded
 
 NOT_IN_TAG = ("method", "model", "dataset", "tag", "run_dir", "runs_dir", "hydra")

@@ -198,7 +198,7 @@ def apply(
 
     def work() -> int:
         from edit_cli.commands import apply
-        from edit_cli.commands.saved_edits import Base
+        from edit_cli.experiment.saved_edits import Base
 
         return apply.run(expanded(edit_dir), expanded(out), Base(model, trust_remote_code, device_map))
 
@@ -229,7 +229,7 @@ def export(
 
     def work() -> int:
         from edit_cli.commands import export
-        from edit_cli.commands.saved_edits import Base
+        from edit_cli.experiment.saved_edits import Base
 
         return export.run(expanded(edit_dir), to, expanded(out), Base(model, trust_remote_code, device_map), rank)
 
@@ -257,7 +257,7 @@ def ask(
 
     def work() -> int:
         from edit_cli.commands import ask
-        from edit_cli.commands.saved_edits import Base
+        from edit_cli.experiment.saved_edits import Base
 
         asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
         return ask.run(expanded(edit_dir), prompts or [], Base(model, trust_remote_code, device_map), asking, as_json)
@@ -311,8 +311,8 @@ def _launch(name: str, overrides: list[str]) -> int:
 
     regroup(overrides)  # mistakes that can be seen without Hydra are answered without it
     from edit_cli.cli.hydra_launch import launch
-    from edit_cli.commands.execute import execute
-    from edit_cli.commands.sweep import conclude
+    from edit_cli.experiment.execute import execute
+    from edit_cli.experiment.sweep import conclude
 
     outcomes, is_sweep = launch(name, overrides, execute)
     return conclude(outcomes, is_sweep)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edit_cli.commands.saved_edits import Base, edited, requests_of, require_new, weight_edits
 from edit_cli.console import ConsoleMonitor, Screen
+from edit_cli.experiment.saved_edits import Base, edited, requests_of, require_new, weight_edits
 from edit_cli.files.disk import replacing, require_room
 from edit_cli.wording import many
 

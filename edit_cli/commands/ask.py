@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edit_cli.commands.saved_edits import Base, edits_of
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.experiment.saved_edits import Base, edits_of
 from edit_cli.files.json_files import to_json
 from edit_cli.lm.model import LM
 from edit_cli.terminal import one_line

@@ -4,11 +4,11 @@ them.
 
 from __future__ import annotations
 
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import load_model, refuse_missing
 from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.memory.calibration import separation
 from edit_cli.errors import UsageError
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.setup import load_model, refuse_missing
 from edit_cli.report.calibration import calibration_table, overrides
 from edit_cli.requests import Case
 

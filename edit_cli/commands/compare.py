@@ -22,9 +22,9 @@ from edit_cli.report import compare, published
 from edit_cli.report.compare import Point
 from edit_cli.report.comparison import DISPENSABLE, LOST, SHOWN, legend, short, shown_metrics
 from edit_cli.report.measures import TRACED, TRAINED, measures
-from edit_cli.report.sheets import Sheet, latex, markdown, on_screen, width
-from edit_cli.report.tables import prose
-from edit_cli.report.texts import Text
+from edit_cli.report.tables.run import prose
+from edit_cli.report.tables.sheets import Sheet, latex, markdown, on_screen, width
+from edit_cli.report.tables.texts import Text
 from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import MANIFEST
 from edit_cli.wording import many

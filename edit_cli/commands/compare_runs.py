@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edit_cli.commands.recording import NO_INFLUENCE, PLACE, SHARED
 from edit_cli.config.build import did_you_mean
 from edit_cli.config.identity import flatten
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.experiment.run_directory import NO_INFLUENCE, PLACE, SHARED
 from edit_cli.files.paths import expanded
 from edit_cli.metrics.columns import Column, case_columns, over_seeds
 from edit_cli.report.comparison import short

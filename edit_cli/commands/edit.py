@@ -8,23 +8,23 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from edit_cli.commands.evaluate import result_line
-from edit_cli.commands.examples import OtherRecords
-from edit_cli.commands.finish import SOME_FAILED, conclude
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
-from edit_cli.commands.recording import recorded, run_path, slug
-from edit_cli.commands.settings import Fact
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.facts import requested
-from edit_cli.datasets.rows import Fault, Row
+from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
+from edit_cli.experiment.conclude import SOME_FAILED, conclude
+from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.run_directory import recorded, run_path, slug
+from edit_cli.experiment.settings import Fact
+from edit_cli.experiment.setup import PhaseTimer, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.files.paths import expanded
 from edit_cli.metrics.observe import BeforeCache, observe
 from edit_cli.metrics.verdict import verdicts
-from edit_cli.report.facts import before_and_after
 from edit_cli.report.summary import summary_of
+from edit_cli.report.tables.facts import before_and_after
 from edit_cli.requests import Case, Probe, with_join
 from edit_cli.writing import bare
 
@@ -48,9 +48,9 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         "protocol": {"batch_size": len(dataset.cases), "batches": 1, "evaluated": "after all edits", "restored": False}
     }
     with recorded(job, path, monitor, details, dataset, check=check) as run:
-        ledger = Ledger(monitor)
+        timer = PhaseTimer(monitor)
         saved = run.edits / SAVED
-        if not job.team.tell(run.finished.issuperset(dataset.ids) and saved.is_dir()):
+        if not job.process_group.broadcast(run.finished.issuperset(dataset.ids) and saved.is_dir()):
             check()
             lm = load_fitting(job, model, method, context, [dataset], monitor)
             about = job.about_method
@@ -68,7 +68,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             done = attempt(editor, dataset.cases)
             after = {}
             if done.edit is not None:
-                if job.team.is_main:
+                if job.process_group.is_main:
                     edit_store.save(done.edit, saved, lm, done.requests, about, base)
                 with monitor.phase("ask after"), lm.edited(done.edit):
                     found = observe(lm, done.cases, before.options, before.texts, before.seen)
@@ -76,13 +76,13 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             for case, earlier in zip(dataset.cases, before.observe(lm, dataset.cases), strict=True):
                 if case.id not in run.finished:
                     line = result_line(case, 0, earlier, after.get(case.id), done.seconds, done.rejected.get(case.id))
-                    run.append({**line, "diagnosis": done.diagnosis, "phases": ledger.take()})
+                    run.append({**line, "diagnosis": done.diagnosis, "phases": timer.take()})
         else:
             monitor.note("this edit is there already (overwrite=true makes it again)")
 
         def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
             place = {"edit": str(saved.relative_to(run.path)), "took": verdicts(lines)}
-            return {**summary_of(run.manifest, lines, seconds=ledger.take()), **place}
+            return {**summary_of(run.manifest, lines, seconds=timer.take()), **place}
 
         ended = conclude(
             job,
@@ -92,7 +92,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             before_and_after,
             code=lambda summary: SOME_FAILED if top.must_take and summary["took"]["failed"] else 0,
         )
-        if saved.is_dir() and job.team.is_main and not job.in_sweep:
+        if saved.is_dir() and job.process_group.is_main and not job.in_sweep:
             monitor.screen.line(f"edit: {saved}")
         return ended
 

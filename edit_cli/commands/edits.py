@@ -9,7 +9,7 @@ from typing import Any
 from edit_cli.console import Screen
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError
-from edit_cli.report.saved import edits_table
+from edit_cli.report.tables.saved import edits_table
 
 
 def run(directory: Path, as_json: bool) -> int:

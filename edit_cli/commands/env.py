@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from edit_cli.console import Screen
-from edit_cli.report.tables import plain_table
-from edit_cli.report.texts import Text
+from edit_cli.report.tables.run import plain_table
+from edit_cli.report.tables.texts import Text
 from edit_cli.runs.environment import environment
 
 

@@ -7,19 +7,27 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from edit_cli.commands.examples import OtherRecords
-from edit_cli.commands.finish import conclude
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Attempt, Ledger, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
-from edit_cli.commands.recording import recorded, run_path
 from edit_cli.console import ConsoleMonitor
-from edit_cli.distributed import ALONE
+from edit_cli.distributed import SINGLE
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
+from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.run_directory import recorded, run_path
+from edit_cli.experiment.setup import (
+    Attempt,
+    PhaseTimer,
+    attempt,
+    context_of,
+    load_fitting,
+    perplexity_texts,
+    refuse_missing,
+)
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
 from edit_cli.report.summary import summary_of
-from edit_cli.report.tables import evaluation
+from edit_cli.report.tables.run import evaluation
 from edit_cli.requests import Case
 from edit_cli.runs.run import Run
 
@@ -41,7 +49,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     path = run_path(job, job.choices["dataset"], job.model_name)
     check = partial(refuse_missing, job, model, method, context)
     with recorded(job, path, monitor, details, dataset, check=check) as run:
-        ledger = Ledger(monitor)
+        timer = PhaseTimer(monitor)
         if not run.finished.issuperset(dataset.ids):
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
@@ -53,7 +61,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             with monitor.task("cases", len(dataset.cases)) as advance:
                 advance(len(run.finished))
                 for line in evaluate_shared(lm, begin, batches, run, before, about):
-                    run.append({**line, "phases": ledger.take()})
+                    run.append({**line, "phases": timer.take()})
                     advance(1)
         else:
             monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
@@ -61,7 +69,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             job,
             run,
             monitor,
-            lambda lines: summary_of(run.manifest, lines, dataset.references, ledger.take()),
+            lambda lines: summary_of(run.manifest, lines, dataset.references, timer.take()),
             lambda summary, _: evaluation(summary),
         )
 
@@ -72,10 +80,10 @@ def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Itera
     Batches know nothing of each other: each process takes its share of them. Fewer batches than processes are edited by
     all together.
     """
-    together = lm.team
+    together = lm.process_group
     if len(batches) < together.size:
         return chain.from_iterable(evaluate(lm, begin, batches, *rest))
-    lm.team = ALONE
+    lm.process_group = SINGLE
     return chain.from_iterable(together.merge(evaluate(lm, begin, together.share(batches), *rest), len(batches)))
 
 
@@ -101,7 +109,7 @@ def evaluate(
                 yield []
                 continue
             done = attempt(begin(), batch)
-            if done.edit is not None and about is not None and lm.team.is_main:
+            if done.edit is not None and about is not None and lm.process_group.is_main:
                 edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
             yield asked_about(lm, done, wanted, step, before)
 

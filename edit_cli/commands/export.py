@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 
 from edit_cli.commands import apply
-from edit_cli.commands.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import peft_adapter
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.low_rank import LowRank, added, low_rank
 from edit_cli.errors import UsageError
+from edit_cli.experiment.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
 from edit_cli.files.disk import replacing, require_room
 from edit_cli.report.model_card import Card
-from edit_cli.report.saved import adapter_table
+from edit_cli.report.tables.saved import adapter_table
 from edit_cli.wording import many
 
 FORMATS = ("peft", "checkpoint")

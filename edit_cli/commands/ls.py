@@ -9,7 +9,7 @@ from edit_cli.config import catalog
 from edit_cli.config.build import did_you_mean
 from edit_cli.console import Screen
 from edit_cli.errors import UsageError
-from edit_cli.report.listing import metrics_list, named_list, runs_list
+from edit_cli.report.tables.listing import metrics_list, named_list, runs_list
 
 
 def run(what: str, as_json: bool, runs_dir: Path) -> int:

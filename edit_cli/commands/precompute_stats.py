@@ -4,17 +4,17 @@ run.
 
 from __future__ import annotations
 
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import load_model, refuse_missing
 from edit_cli.console import ConsoleMonitor
-from edit_cli.report.moments import moments_table
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.setup import load_model, refuse_missing
+from edit_cli.report.tables.moments import moments_table
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     model, store, layers = job.config.model, job.config.stats, sorted(job.config.settings.layers)
     refuse_missing(job, model)
     store.require(model.name, layers)
-    lm = load_model(model, monitor, job.team)
+    lm = load_model(model, monitor, job.process_group)
     for layer in layers:
         lm.layout.block(layer)
     moments = store.collect(lm, layers)

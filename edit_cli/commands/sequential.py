@@ -15,33 +15,33 @@ from typing import Any
 
 from edit_cli.commands import sme
 from edit_cli.commands.evaluate import result_line
-from edit_cli.commands.examples import OtherRecords
-from edit_cli.commands.figures import draw_own
-from edit_cli.commands.finish import conclude
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import (
+from edit_cli.console import ConsoleMonitor
+from edit_cli.datasets import Dataset, Source
+from edit_cli.editors.base import Editor
+from edit_cli.errors import UsageError
+from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.figures import draw_own
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.protocol import SequentialProtocol
+from edit_cli.experiment.run_directory import recorded, run_path
+from edit_cli.experiment.saved_steps import SavedSteps
+from edit_cli.experiment.setup import (
     Attempt,
-    Ledger,
+    PhaseTimer,
     attempt,
     context_of,
     load_fitting,
     perplexity_texts,
     refuse_missing,
 )
-from edit_cli.commands.protocol import SequentialProtocol
-from edit_cli.commands.recording import recorded, run_path
-from edit_cli.commands.saved_steps import SavedSteps
-from edit_cli.commands.sme_protocol import SmeProtocol
-from edit_cli.console import ConsoleMonitor
-from edit_cli.datasets import Dataset, Source
-from edit_cli.editors.base import Editor
-from edit_cli.errors import UsageError
+from edit_cli.experiment.sme_protocol import SmeProtocol
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, observe
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT, MODEL, checkpoint_rows, first_collapse
 from edit_cli.metrics.weight_drift import Health
 from edit_cli.monitor import Monitor
-from edit_cli.report import curves
+from edit_cli.report.figures import curves
 from edit_cli.report.sequence import sequential_summary, sequential_table, told
 from edit_cli.requests import Case
 from edit_cli.runs.run import SUMMARY, Run
@@ -95,8 +95,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         identities(protocol, steps, held_out).__contains__,
     )
     with recorded(job, path, monitor, details, dataset, KEY, check, belongs) as run:
-        ledger = Ledger(monitor)
-        if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
+        timer = PhaseTimer(monitor)
+        if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, method, context, [dataset], monitor)
             editor = method.begin(lm, context)
             editor.warm_up()
@@ -123,11 +123,11 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                     monitor.note(f"continuing: {known:,} of {len(dataset.cases):,} facts are edited already")
                 advance(known)
                 for line in lines:
-                    run.append({**line, "phases": ledger.take()})
+                    run.append({**line, "phases": timer.take()})
                     advance(line["when"] == AFTER_EDIT)
                     if line["when"] == MODEL and _destroyed(job, run, protocol, monitor):
                         break
-            if job.team.is_main:
+            if job.process_group.is_main:
                 rejected = {line["case_id"] for line in run.lines() if line["error"]}
                 edited = [case for step in steps for case in step if case.id not in rejected]
                 draw_own(editor, edited, run.path, f"{about['name']} on {lm.name}: {dataset.name}")
@@ -137,7 +137,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             job,
             run,
             monitor,
-            lambda lines: sequential_summary(run.manifest, lines, dataset.references, ledger.take()),
+            lambda lines: sequential_summary(run.manifest, lines, dataset.references, timer.take()),
             lambda summary, _: sequential_table(summary),
             curves.draw,
             lambda summary: COLLAPSED if summary["stopped"] else 0,
@@ -258,7 +258,7 @@ def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monito
     The main process decides, from the lines on disk.
     """
     stop = False
-    if job.team.is_main:
+    if job.process_group.is_main:
         lines = run.lines()
         last = max((line["edits"] for line in lines if line["when"] == MODEL), default=None)
         part = [line for line in lines if line["edits"] == last or line["when"] == AFTER_EDIT]
@@ -266,7 +266,7 @@ def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monito
             found = first_collapse(rows, lines, protocol.collapse_below, protocol.collapse_perplexity)
             monitor.note(told(rows[-1]) + (f"; COLLAPSED: {found['reason']}" if found else ""))
             stop = protocol.stop_on_collapse and found is not None
-    return job.team.tell(stop)
+    return job.process_group.broadcast(stop)
 
 
 def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:

@@ -10,11 +10,12 @@ from rich.console import RenderableType
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
-from edit_cli.report import facts, learning, tuning
+from edit_cli.report import learning, tuning
 from edit_cli.report.sequence import sequential_summary, sequential_table
 from edit_cli.report.sme import sme_summary, sme_table
 from edit_cli.report.summary import summary_of
-from edit_cli.report.tables import evaluation
+from edit_cli.report.tables import facts
+from edit_cli.report.tables.run import evaluation
 from edit_cli.report.trace import fact_table, trace_summary, trace_table
 from edit_cli.runs.format import FORMS, kind_of
 from edit_cli.runs.run import RunRecord, read_run

@@ -14,18 +14,18 @@ from functools import partial
 from typing import Any
 
 from edit_cli.commands.evaluate import Begin, result_line
-from edit_cli.commands.examples import OtherRecords
-from edit_cli.commands.figures import draw_own
-from edit_cli.commands.finish import conclude
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Attempt, Ledger, attempt, context_of, load_fitting, refuse_missing
-from edit_cli.commands.recording import recorded, run_path
-from edit_cli.commands.saved_steps import naming
-from edit_cli.commands.sme_protocol import SmeProtocol
 from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
+from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.figures import draw_own
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.run_directory import recorded, run_path
+from edit_cli.experiment.saved_steps import naming
+from edit_cli.experiment.setup import Attempt, PhaseTimer, attempt, context_of, load_fitting, refuse_missing
+from edit_cli.experiment.sme_protocol import SmeProtocol
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import Observation, observe
 from edit_cli.metrics.sme import KEPT, TURN, solved
@@ -73,12 +73,12 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     path = run_path(job, job.choices["dataset"], job.model_name, "sme")
     check = partial(refuse_missing, job, model, method, context)
     with recorded(job, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
-        ledger = Ledger(monitor)
-        if not job.team.tell((run.path / SUMMARY).exists()):  # the last thing that is written
+        timer = PhaseTimer(monitor)
+        if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, method, context, [dataset], monitor)
             begin = partial(method.begin, lm, context)
             begin().warm_up()
-            lines = job.team.tell(run.lines() if job.team.is_main else None)
+            lines = job.process_group.broadcast(run.lines() if job.process_group.is_main else None)
             done = {tuple(line[part] for part in KEY): line for line in lines}
             stream = Stream(
                 lm,
@@ -95,7 +95,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
                 for number, cases in folds.items():
                     for line in walked(stream, number, cases):
                         if tuple(line[part] for part in KEY) not in done:
-                            run.append({**line, "phases": ledger.take()})
+                            run.append({**line, "phases": timer.take()})
                         advance(line["when"] == TURN)
         else:
             monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
@@ -103,7 +103,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
             job,
             run,
             monitor,
-            lambda lines: report.sme_summary(run.manifest, lines, ledger.take()),
+            lambda lines: report.sme_summary(run.manifest, lines, timer.take()),
             lambda summary, _: report.sme_table(summary),
             report.draw,
         )
@@ -165,7 +165,7 @@ def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[st
             yield line
             if line["mistake"] and edited and not line["error"] and len(edited) % stream.protocol.every == 0:
                 yield _kept(stream, fold, edited)
-        if fold == 0 and stream.lm.team.is_main:
+        if fold == 0 and stream.lm.process_group.is_main:
             draw_own(
                 stream.editor,
                 edited,
@@ -205,7 +205,7 @@ def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
     """Attach the turn's edit: the saved one if there is one, else make and save it."""
     directory = stream.run.edits / f"{fold:03d}-{turn:05d}"
     lm = stream.lm
-    if lm.team.tell((directory / edit_store.MANIFEST).exists()):
+    if lm.process_group.broadcast((directory / edit_store.MANIFEST).exists()):
         with naming(directory, "that edit"):
             seconds = edit_store.made_of(directory)["seconds"]
             edit = edit_store.load(directory, lm)
@@ -215,7 +215,7 @@ def _take(stream: Stream, fold: int, turn: int, case: Case) -> Attempt:
         return Attempt(None, [case], {}, seconds)
     done = attempt(stream.editor, [case])
     if done.edit is not None:
-        if lm.team.is_main:
+        if lm.process_group.is_main:
             edit_store.save(
                 done.edit,
                 directory,

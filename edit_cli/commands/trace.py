@@ -7,17 +7,17 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from edit_cli.commands.finish import conclude
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, load_model, refuse_missing
-from edit_cli.commands.recording import recorded, run_path
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.causal import Likelihood
-from edit_cli.lm.kinds import require_causal
+from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.run_directory import recorded, run_path
+from edit_cli.experiment.setup import PhaseTimer, load_model, refuse_missing
+from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.lm.heads.kinds import require_causal
 from edit_cli.lm.model import LM
-from edit_cli.report import heatmap
+from edit_cli.report.figures import heatmap
 from edit_cli.report.trace import trace_summary, trace_table
 from edit_cli.requests import EditRequest
 from edit_cli.runs.run import Run
@@ -39,17 +39,17 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     details = {"protocol": {"facts": len(facts)}}
     check = partial(refuse_missing, job, model)
     with recorded(job, path, monitor, details, dataset, check=check, belongs=facts.__contains__) as run:
-        ledger = Ledger(monitor)
+        timer = PhaseTimer(monitor)
         if not run.finished.issuperset(facts):
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(facts):,} facts are there already")
             check()
-            lm = load_model(model, monitor, job.team)
+            lm = load_model(model, monitor, job.process_group)
             require_causal(lm, "tracing")
             with monitor.task("facts", len(facts)) as advance:
                 advance(len(run.finished))
                 for line in traced(lm, options, facts, run):
-                    run.append({**line, "phases": ledger.take()})
+                    run.append({**line, "phases": timer.take()})
                     advance(1)
         else:
             monitor.note("all facts are there already, so nothing is traced again (overwrite=true would)")
@@ -57,7 +57,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             job,
             run,
             monitor,
-            lambda lines: trace_summary(run.manifest, lines, ledger.take()),
+            lambda lines: trace_summary(run.manifest, lines, timer.take()),
             lambda summary, _: trace_table(summary),
             lambda summary, folder: heatmap.draw(summary, folder) if summary["traced"] else (),
             in_sweeps=True,  # traces cannot be told in a line
@@ -98,12 +98,12 @@ def traced(lm: LM, options: TraceOptions, facts: Facts, run: Run) -> Iterator[di
             rejected[name] = str(error)
     deviation = embedding_deviation(lm, list(usable.values())) if options.noise_std is None and usable else None
     tracer = Tracer(lm, options, options.noise_std if deviation is None else options.noise * deviation)
-    mine = lm.team.share(list(facts))
+    mine = lm.process_group.share(list(facts))
     parts = [
         _lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected, run.finished)
         for start in range(0, len(mine), WINDOW)
     ]
-    return (line for line in lm.team.merge(chain.from_iterable(parts), len(facts)) if line is not None)
+    return (line for line in lm.process_group.merge(chain.from_iterable(parts), len(facts)) if line is not None)
 
 
 def _lines(

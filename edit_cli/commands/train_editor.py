@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edit_cli.commands.finish import outcome
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import Ledger, context_of, load_fitting, refuse_missing
-from edit_cli.commands.recording import recorded, run_path
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.experiment.conclude import outcome
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.run_directory import recorded, run_path
+from edit_cli.experiment.setup import PhaseTimer, context_of, load_fitting, refuse_missing
 from edit_cli.files.disk import require_folder
 from edit_cli.files.paths import expanded
 from edit_cli.report import learning
@@ -57,8 +57,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
     check = partial(refuse_missing, job, model, method, context, training=True)
     with recorded(job, path, monitor, details, cases, KEY, check, belongs) as run:
-        ledger = Ledger(monitor)
-        if not job.team.tell((run.path / SUMMARY).exists()):
+        timer = PhaseTimer(monitor)
+        if not job.process_group.broadcast((run.path / SUMMARY).exists()):
             lm = load_fitting(job, model, method, context, [cases, held_out], monitor, training=True)
             editor: Any = method.begin(lm, context)
 
@@ -68,16 +68,16 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
             stamp = f"{run.manifest['started']} {run.manifest['config_hash']}"
             done = train(editor, cases.cases, held_out.cases, run.path, stamp, write, zero)
-            if job.team.is_main:
+            if job.process_group.is_main:
                 found = {"step": done.step, "metrics": done.best}
                 place = _keep(editor, done.net, cases, found, top.seed)
-                summary = learning.summary_of(run.manifest, run.lines(), found, str(place), ledger.take())
+                summary = learning.summary_of(run.manifest, run.lines(), found, str(place), timer.take())
                 learning.draw(summary, run.path)
                 run.write_summary(summary)
                 State(run.path, stamp).clear()
         else:
             monitor.note("this editor has been trained already (overwrite=true trains it again)")
-        if not job.team.is_main:
+        if not job.process_group.is_main:
             return Outcome(0, str(run.path))
         summary = read_run(run.path).summary or {}
         if not job.in_sweep:

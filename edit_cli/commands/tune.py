@@ -14,11 +14,6 @@ from typing import Any
 from torch.linalg import LinAlgError
 
 from edit_cli.commands.evaluate import asked_about, result_line
-from edit_cli.commands.examples import OtherRecords
-from edit_cli.commands.finish import SOME_FAILED
-from edit_cli.commands.job import Job, Outcome
-from edit_cli.commands.parts import attempt, context_of, load_fitting, perplexity_texts, refuse_missing
-from edit_cli.commands.recording import Followed, recorded, run_path
 from edit_cli.config import users
 from edit_cli.config.identity import flatten
 from edit_cli.console import ConsoleMonitor
@@ -26,6 +21,11 @@ from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Context, EditorConfig, Method
 from edit_cli.editors.locate.base import LocateConfig
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.experiment.conclude import SOME_FAILED
+from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.run_directory import ReadOnlyRun, recorded, run_path
+from edit_cli.experiment.setup import attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.files.disk import require_folder, telling
 from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
@@ -62,7 +62,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     check = partial(refuse_missing, job, model, method, context)
     belongs = lambda identity: isinstance(identity, int)  # noqa: E731
     with recorded(job, path, monitor, details, dataset, key=("trial",), check=check, belongs=belongs) as run:
-        lines: list[Line] = job.team.tell(run.lines() if isinstance(run, Run) else [])
+        lines: list[Line] = job.process_group.broadcast(run.lines() if isinstance(run, Run) else [])
         if not _ended(lines, top.trials, top.seconds, 0.0):
             if lines:
                 monitor.note(f"continuing: {many(len(lines), 'trial')} there already")
@@ -134,7 +134,7 @@ class Bench:
     context: Context
     space: Space
 
-    def search(self, run: Run | Followed, lines: list[Line], began: float) -> None:
+    def search(self, run: Run | ReadOnlyRun, lines: list[Line], began: float) -> None:
         """Try settings until trials or budget are used up; every trial is on disk when the next one begins.
 
         Raises:
@@ -147,7 +147,7 @@ class Bench:
         self._collect(reachable_layers(self.space, layout.depth))
         before, objective = self._asked()
         spent, resumed = (lines[-1]["spent"] if lines else 0.0), time.monotonic() if lines else began
-        if not lines and lm.team.tell(time.monotonic() - began) > top.seconds:
+        if not lines and lm.process_group.broadcast(time.monotonic() - began) > top.seconds:
             raise UsageError(
                 f"budget={top.budget}: {time.monotonic() - began:.0f} s went by before a first trial (model, second"
                 " moments, answers before): give several times as much"
@@ -161,7 +161,7 @@ class Bench:
                 line |= self._tried(settings, before, objective)
                 now = time.monotonic()
                 line |= {"seconds": now - start, "spent": spent + now - resumed}
-                line = lm.team.tell(line)
+                line = lm.process_group.broadcast(line)
                 search.tell(trial, line["objective"])
                 run.append(line)
                 lines.append(line)

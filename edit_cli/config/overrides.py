@@ -17,7 +17,7 @@ from edit_cli.config.schema import Mark, is_text, is_texts, marks
 from edit_cli.errors import UsageError
 
 WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p"}
-ALONE = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
+SINGLE = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 MULTIRUN = {"-m", "--multirun"}
 FUNCTION = re.compile(
     r"(bool|choice|extend_list|float|glob|int|interval|json_str|range|shuffle|sort|str|tag)\(.*\)", re.DOTALL
@@ -68,7 +68,7 @@ def regroup(arguments: Sequence[str], kinds: Kinds = MappingProxyType({})) -> li
                 raise UsageError(f"{flag} needs a value{'; try --cfg job' if flag in ('--cfg', '-c') else ''}")
             value = value if equals else waiting.pop(0)
             flags += [flag, _flag_value(flag, value)]
-        elif flag in ALONE and not equals:
+        elif flag in SINGLE and not equals:
             flags.append(flag)
             if flag in ("--info", "-i") and waiting and waiting[0] in INFO:
                 flags.append(waiting.pop(0))
@@ -95,7 +95,7 @@ def _flag_value(flag: str, value: str) -> str:
 def _unknown_flag(argument: str) -> str:
     name, _, value = argument.lstrip("-").partition("=")
     if re.fullmatch(r"[A-Za-z][\w.-]*", name) and len(name) > 1:
-        near = get_close_matches(f"--{name}", [*WITH_VALUE, *ALONE, "--help"], n=1)
+        near = get_close_matches(f"--{name}", [*WITH_VALUE, *SINGLE, "--help"], n=1)
         if near and not value:
             return f"there is no option {argument}; did you mean {near[0]}?"
         return (

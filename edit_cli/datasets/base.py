@@ -14,9 +14,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from edit_cli.config.schema import Config, FilePath, Linked, Mark, Natural, Seed
-from edit_cli.datasets.files import File, Remote, download, locate
-from edit_cli.datasets.reading import Content, read
-from edit_cli.datasets.rows import Dropped, Fault, Row
+from edit_cli.datasets.records.files import File, Remote, download, locate
+from edit_cli.datasets.records.reading import Content, read
+from edit_cli.datasets.records.rows import Dropped, Fault, Row
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, with_join

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from edit_cli.config.schema import Count
 from edit_cli.datasets.pooled import Pooled
-from edit_cli.datasets.rows import Row
+from edit_cli.datasets.records.rows import Row
 from edit_cli.requests import Case, EditRequest, Probe
 
 PROMPT = "Topic: {}"

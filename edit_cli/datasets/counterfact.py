@@ -12,9 +12,9 @@ from typing import Annotated, ClassVar
 from edit_cli import assets
 from edit_cli.config.schema import FilePath, Linked
 from edit_cli.datasets.base import Chosen, Source
-from edit_cli.datasets.files import File, Remote, download, locate
-from edit_cli.datasets.rows import Fault, Row
-from edit_cli.datasets.snippets import Key, texts_of
+from edit_cli.datasets.records.files import File, Remote, download, locate
+from edit_cli.datasets.records.rows import Fault, Row
+from edit_cli.datasets.records.snippets import Key, texts_of
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edit_cli.datasets.base import Source
-from edit_cli.datasets.rows import Fault, Row, phrase, prompt
+from edit_cli.datasets.records.rows import Fault, Row, phrase, prompt
 from edit_cli.requests import Case, EditRequest, Probe
 
 FIELDS = ("id", "prompt", "subject", "target_new", "target_true", "paraphrases", "neighbors", "split")

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le, Len
 
 from edit_cli.config.schema import Mark, Natural, Sentence
 from edit_cli.datasets.pooled import Pooled
-from edit_cli.datasets.rows import Fault, Row
+from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.datasets.subjects import first_name
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.requests import Case, EditRequest, Probe, slot_prompt

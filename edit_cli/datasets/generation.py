@@ -14,10 +14,10 @@ from annotated_types import Ge
 
 from edit_cli.config.schema import Count, FilePath
 from edit_cli.datasets.base import Chosen
-from edit_cli.datasets.files import File, locate
 from edit_cli.datasets.pooled import Entry, Pooled
-from edit_cli.datasets.reading import Content, contents, suffix
-from edit_cli.datasets.rows import Fault, Row
+from edit_cli.datasets.records.files import File, locate
+from edit_cli.datasets.records.reading import Content, contents, suffix
+from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.errors import MissingError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe

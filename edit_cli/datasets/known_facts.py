@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edit_cli.datasets.base import Source
-from edit_cli.datasets.rows import Row
+from edit_cli.datasets.records.rows import Row
 from edit_cli.requests import Case, EditRequest, Probe
 
 FIELDS = ("known_id", "subject", "attribute", "template", "prediction", "prompt", "relation_id")

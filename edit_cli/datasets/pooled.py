@@ -13,9 +13,9 @@ from annotated_types import Len
 
 from edit_cli.config.schema import Natural, NonNegative, Seed
 from edit_cli.datasets.base import Chosen, Source
-from edit_cli.datasets.files import File
-from edit_cli.datasets.reading import Content
-from edit_cli.datasets.rows import Dropped, Fault, Row
+from edit_cli.datasets.records.files import File
+from edit_cli.datasets.records.reading import Content
+from edit_cli.datasets.records.rows import Dropped, Fault, Row
 from edit_cli.datasets.subjects import split_of
 from edit_cli.errors import UsageError
 from edit_cli.monitor import Monitor

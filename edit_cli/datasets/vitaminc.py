@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from edit_cli.datasets.base import Chosen
 from edit_cli.datasets.fever import PUBLISHED, Claims
-from edit_cli.datasets.files import File
-from edit_cli.datasets.rows import Fault, Row
+from edit_cli.datasets.records.files import File
+from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
 

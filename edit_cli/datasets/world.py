@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 from edit_cli import assets
 from edit_cli.config.schema import Natural
 from edit_cli.datasets.base import Chosen, Source
-from edit_cli.datasets.files import File
-from edit_cli.datasets.rows import Fault, Row, phrase, prompt
+from edit_cli.datasets.records.files import File
+from edit_cli.datasets.records.rows import Fault, Row, phrase, prompt
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 

@@ -10,9 +10,9 @@ from annotated_types import Ge
 
 from edit_cli.config.schema import Count
 from edit_cli.datasets.convsent import ConvSent
-from edit_cli.datasets.files import File
 from edit_cli.datasets.generation import Continuations
 from edit_cli.datasets.pooled import Pooled
+from edit_cli.datasets.records.files import File
 from edit_cli.datasets.world import FOLDER
 from edit_cli.datasets.zsre_hard import ZsREHard
 from edit_cli.monitor import Monitor

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
 
 from edit_cli.datasets.base import Source
-from edit_cli.datasets.rows import Row
+from edit_cli.datasets.records.rows import Row
 from edit_cli.datasets.subjects import first_name
 from edit_cli.requests import Case, EditRequest, Probe
 

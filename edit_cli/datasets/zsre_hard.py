@@ -14,10 +14,10 @@ import numpy as np
 
 from edit_cli.config.schema import FilePath
 from edit_cli.datasets.base import Chosen
-from edit_cli.datasets.files import File, locate
 from edit_cli.datasets.pooled import Entry
-from edit_cli.datasets.reading import Content, contents
-from edit_cli.datasets.rows import Dropped, Fault, Row
+from edit_cli.datasets.records.files import File, locate
+from edit_cli.datasets.records.reading import Content, contents
+from edit_cli.datasets.records.rows import Dropped, Fault, Row
 from edit_cli.datasets.zsre_qa import FLAT, KILT, ZsREQuestions
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 
 from edit_cli.config.schema import FilePath, Natural
 from edit_cli.datasets.base import Chosen
-from edit_cli.datasets.files import File, locate
 from edit_cli.datasets.pooled import Pooled
-from edit_cli.datasets.reading import contents
-from edit_cli.datasets.rows import Fault, Row
+from edit_cli.datasets.records.files import File, locate
+from edit_cli.datasets.records.reading import contents
+from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.datasets.subjects import first_name
 from edit_cli.datasets.zsre import FIELDS, PREFIX, right_answers
 from edit_cli.errors import MissingError, RejectedRequest

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from edit_cli.config.schema import Config
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
-from edit_cli.lm.kinds import NAMES
+from edit_cli.lm.heads.kinds import NAMES
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest
 
@@ -134,7 +134,7 @@ class Editor(ABC, Generic[C]):
         """
 
     def figures(self, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
-        """{name of a figure: its data} of the attached edits of `requests`, in their order; commands/figures.py
+        """{name of a figure: its data} of the attached edits of `requests`, in their order; experiment/figures.py
         names who draws it.
         """
         return {}

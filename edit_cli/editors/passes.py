@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edit_cli.lm.answers import Answers
 from edit_cli.lm.fast.prefix_cache import close
 from edit_cli.lm.fast.repeated_pass import recorded
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.model import LM
 from edit_cli.lm.prompt_position import PromptPosition, PromptPositionTracker

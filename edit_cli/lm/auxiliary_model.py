@@ -11,7 +11,7 @@ from torch import nn
 
 from edit_cli.config.schema import Config
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.lm.kinds import auto_class
+from edit_cli.lm.heads.kinds import auto_class
 from edit_cli.lm.loading import resolve, silent
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edit_cli import assets
 from edit_cli.config.schema import Config, Count, FilePath
-from edit_cli.distributed import ALONE, Team
+from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.files.paths import expanded
 from edit_cli.lm.layout import LayoutOptions
@@ -98,8 +98,8 @@ class ModelOptions(Config):
         if self.max_memory and self.device_map not in SPREADS:
             raise UsageError("model.max_memory says what may be used of each device, so it needs model.device_map=auto")
 
-    def load(self, monitor: Monitor | None = None, team: Team = ALONE) -> LM:
-        """Load model and tokenizer, to be worked on by the processes of `team`.
+    def load(self, monitor: Monitor | None = None, process_group: ProcessGroup = SINGLE) -> LM:
+        """Load model and tokenizer, to be worked on by the processes of `process_group`.
 
         Raises:
             MissingError: no such folder or hub id, no network to fetch it, or damaged files; says what was looked for
@@ -117,14 +117,16 @@ class ModelOptions(Config):
         fetch_again_for_backward(model)
         keep_as_loaded(model)
         size, labels = self.batch_tokens, self.labels
-        lm = LM(model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels, team)
+        lm = LM(
+            model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels, process_group
+        )
         if lm.head.vocabulary.strange:
             lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
         return lm
 
     def read_kind(self) -> str:
         """The kind of the model by its configuration alone (see `kinds.kind_of`). Raises as `load`."""
-        from edit_cli.lm.kinds import kind_of
+        from edit_cli.lm.heads.kinds import kind_of
 
         source = resolve(self.id, self.revision)
         with silent():
@@ -177,7 +179,7 @@ class ModelOptions(Config):
         import torch
         from transformers import AutoTokenizer
 
-        from edit_cli.lm.kinds import auto_class, kind_of
+        from edit_cli.lm.heads.kinds import auto_class, kind_of
         from edit_cli.lm.weights.quantized import how_to_load
 
         common = self._common(source)

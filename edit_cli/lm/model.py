@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.distributed import ALONE, Team
+from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.errors import UsageError
-from edit_cli.lm.answers import Likelihood
 from edit_cli.lm.edit import Edit, MergedEdit, Restore
 from edit_cli.lm.fast.prefix_cache import shortcuts_work
+from edit_cli.lm.heads.answers import Likelihood
+from edit_cli.lm.heads.kinds import Head, head_of
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
-from edit_cli.lm.kinds import Head, head_of
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
 from edit_cli.lm.routing import Answerer, Routed
 from edit_cli.lm.weights.access import Undo, WeightAccess, access_to
@@ -44,7 +44,7 @@ class LM:
         batch_tokens: int | None = None,
         model_id: str | None = None,
         labels: Sequence[str] | None = None,
-        team: Team = ALONE,
+        process_group: ProcessGroup = SINGLE,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -52,7 +52,7 @@ class LM:
         self.id = model_id or name  # where it was loaded from
         self.revision = revision
         self.monitor = monitor or Monitor()
-        self.team = team  # processes that hold a copy of this model and share its work
+        self.process_group = process_group  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
         self.head: Head = head_of(
             model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192), labels

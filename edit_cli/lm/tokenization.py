@@ -1,4 +1,4 @@
-"""THE tokenisation rule of causal models (lm/seq2seq.py and lm/classifier.py have their own).
+"""THE tokenisation rule of causal models (lm/heads/seq2seq.py and lm/heads/classifier.py have their own).
 
 Prompt and target are tokenised once, together, and every index comes from character offsets: no
 length arithmetic, so neither BOS tokens nor merges across the boundary can shift anything. What stands between the two

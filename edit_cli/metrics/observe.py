@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from annotated_types import Ge
 
 from edit_cli.config.schema import Config, Count, Linked, Natural, Seed
-from edit_cli.distributed import ALONE
+from edit_cli.distributed import SINGLE
 from edit_cli.errors import RejectedRequest
 from edit_cli.metrics import locality_distribution
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
 
 if TYPE_CHECKING:
-    from edit_cli.lm.causal import Likelihood
+    from edit_cli.lm.heads.causal import Likelihood
 
 Observation = dict[str, Any]
 # rows a call: between calls progress is told; far above a batch, so that buckets stay full
@@ -94,8 +94,8 @@ def observe(
     that share the model's work ask about a part of the cases each. `before` ({case id: observation of the unedited
     model}) tells which tokens to watch at the answers that must stay.
     """
-    team = getattr(lm, "team", ALONE)
-    return team.gather(_observed(lm, team.share(cases), options, texts, before or {}))
+    process_group = getattr(lm, "process_group", SINGLE)
+    return process_group.gather(_observed(lm, process_group.share(cases), options, texts, before or {}))
 
 
 def _observed(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 
 from edit_cli.report.comparison import right_aligned
-from edit_cli.report.texts import Text
+from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
 if TYPE_CHECKING:

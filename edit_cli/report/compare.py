@@ -12,11 +12,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from edit_cli.metrics.paired import Difference
-from edit_cli.report import figures, words
+from edit_cli.report import words
 from edit_cli.report.comparison import LOST, SHOWN, last_side
-from edit_cli.report.curves import line, scale_perplexity
+from edit_cli.report.figures import style
+from edit_cli.report.figures.curves import line, scale_perplexity
 from edit_cli.report.measures import SHORT, decimals, measures
-from edit_cli.report.sheets import Block, Sheet
+from edit_cli.report.tables.sheets import Block, Sheet
 from edit_cli.terminal import literal
 
 WIDE = 3  # panels side by side
@@ -164,7 +165,7 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
     """The figure, in each of the `paths`: a panel a metric, a line a method, 95 % bands."""
     columns = min(len(metrics), 2 if len(metrics) == 4 else WIDE)
     rows = math.ceil(len(metrics) / columns)
-    figure = figures.new(3.4 * columns + 0.6, 3.2 * rows + 0.3, title)
+    figure = style.new(3.4 * columns + 0.6, 3.2 * rows + 0.3, title)
     plots = figure.subplots(rows, columns, squeeze=False).ravel()
     for empty in plots[len(metrics) :]:
         empty.remove()

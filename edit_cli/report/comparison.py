@@ -12,8 +12,8 @@ from rich.table import Table
 
 from edit_cli.metrics.registry import SME, of_plugins
 from edit_cli.report import words
-from edit_cli.report.tables import plain_table, prose
-from edit_cli.report.texts import Text
+from edit_cli.report.tables.run import plain_table, prose
+from edit_cli.report.tables.texts import Text
 
 SHOWN = {
     "efficacy_success": "edited",

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from edit_cli.report import figures, words
+from edit_cli.report import words
+from edit_cli.report.figures import style
 from edit_cli.report.summary import peak_memory, total_seconds
-from edit_cli.report.tables import plain_table
-from edit_cli.report.texts import Text
+from edit_cli.report.tables.run import plain_table
+from edit_cli.report.tables.texts import Text
 from edit_cli.terminal import literal
 from edit_cli.wording import many
 
@@ -101,7 +102,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     data = f"{summary['dataset']['name']}, {many(summary['protocol']['cases'], 'case')}"
     validated = f"validated on {summary['protocol']['validation']:,} more"
     title = f"{summary['method']} on {summary['model']}: {data}, {validated} (dotted: kept)"
-    figure = figures.new(9, 1 + 1.8 * rows, title)
+    figure = style.new(9, 1 + 1.8 * rows, title)
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
     for plot, name in zip(axes, names, strict=False):
         for kind, (colour, marker) in KINDS.items():
@@ -125,4 +126,4 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
         plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
     figure.supxlabel("optimiser steps", fontsize="small")
-    figures.save(figure, directory, NAME)
+    style.save(figure, directory, NAME)

@@ -12,7 +12,7 @@ from typing import Any
 from edit_cli.edits.low_rank import LowRank
 from edit_cli.report import words
 from edit_cli.report.comparison import last_side
-from edit_cli.report.facts import asked
+from edit_cli.report.tables.facts import asked
 from edit_cli.terminal import one_line
 from edit_cli.wording import many
 from edit_cli.writing import bare

@@ -19,7 +19,7 @@ from edit_cli.errors import UsageError
 from edit_cli.files.shapes import Rule, at_least, checked
 from edit_cli.metrics.registry import METRICS
 from edit_cli.report import words
-from edit_cli.report.sheets import Block, Sheet
+from edit_cli.report.tables.sheets import Block, Sheet
 
 FOLDER = Path(edit_cli.__file__).parent / "published"
 BOUND = re.compile(r"([<>])(\d*\.?\d+)")  # "<0.001", as some tables print it

@@ -12,8 +12,8 @@ from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_c
 from edit_cli.report import words
 from edit_cli.report.comparison import SHOWN, legend, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
-from edit_cli.report.tables import MetricsTable, footer, heading, prose
-from edit_cli.report.texts import Text
+from edit_cli.report.tables.run import MetricsTable, footer, heading, prose
+from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
 # what is told of held-out records: the first that there is

@@ -10,10 +10,11 @@ from rich.console import Group, RenderableType
 
 from edit_cli.metrics.registry import SME
 from edit_cli.metrics.sme import BEFORE, RATES, TURN, sme_rates
-from edit_cli.report import figures, words
+from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
+from edit_cli.report.figures import style
 from edit_cli.report.summary import peak_memory, total_seconds
-from edit_cli.report.texts import Text
+from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
 NAME = "sme"
@@ -102,14 +103,14 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """sme.png and sme.svg: the five rates over the number of edits, mean over folds with bands of one deviation."""
     folds = many(len(summary["sme"]["folds"]), "fold")
     title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}"
-    figure = figures.new(6.4, 4.2, f"{title}, {many(summary['n'], 'example')} in {folds}")
+    figure = style.new(6.4, 4.2, f"{title}, {many(summary['n'], 'example')} in {folds}")
     plot = figure.subplots()
     for number, name in enumerate(RATES):
         points = [(row["edits"], row[name]) for row in summary["sme"]["course"] if name in row]
         if not points:
             continue
         counts, means = [edits for edits, _ in points], [entry["mean"] for _, entry in points]
-        (line,) = plot.plot(counts, means, label=name, **figures.style(number, len(RATES)))
+        (line,) = plot.plot(counts, means, label=name, **style.style(number, len(RATES)))
         deviations = [entry["std"] or 0.0 for _, entry in points]
         low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
         plot.fill_between(counts, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
@@ -117,5 +118,5 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         plot.legend(fontsize="small")
     plot.grid(alpha=0.3)
     plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)")
-    figures.save(figure, directory, NAME)
+    style.save(figure, directory, NAME)
     return [NAME]

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.summary import peak_memory, total_seconds
-from edit_cli.report.tables import prose
-from edit_cli.report.texts import Text
+from edit_cli.report.tables.run import prose
+from edit_cli.report.tables.texts import Text
 from edit_cli.tracing.averages import LOOKUP, effects, peak, propose
 from edit_cli.wording import many
 from edit_cli.writing import bare

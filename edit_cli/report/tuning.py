@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from edit_cli.config.schema import shown
-from edit_cli.report import figures
 from edit_cli.report.comparison import right_aligned
-from edit_cli.report.tables import prose
-from edit_cli.report.texts import Text
+from edit_cli.report.figures import style
+from edit_cli.report.tables.run import prose
+from edit_cli.report.tables.texts import Text
 from edit_cli.tuning.objective import Objective, difference
 from edit_cli.wording import many
 
@@ -138,7 +138,7 @@ def as_csv(trials: Sequence[Trial]) -> str:
 
 def draw(summary: Mapping[str, Any], trials: Sequence[Trial], directory: Path) -> None:
     """What is edited (efficacy · paraphrase) against what stays (neighborhood), the best trial marked."""
-    figure = figures.new(6, 4.4, f"{summary['method']} on {summary['model']}: {many(len(trials), 'trial')}")
+    figure = style.new(6, 4.4, f"{summary['method']} on {summary['model']}: {many(len(trials), 'trial')}")
     plot = figure.subplots()
     points = [(trial["parts"]["neighborhood"], _edited(trial["parts"])) for trial in trials]
     marks = plot.scatter(*zip(*points, strict=True), c=[trial["objective"] for trial in trials], cmap="viridis", s=36)
@@ -152,7 +152,7 @@ def draw(summary: Mapping[str, Any], trials: Sequence[Trial], directory: Path) -
     plot.grid(alpha=0.3)
     plot.legend(loc="best", fontsize="x-small")
     figure.colorbar(marks, ax=plot, label="objective")
-    figures.save(figure, directory, FIGURE)
+    style.save(figure, directory, FIGURE)
 
 
 def _edited(parts: Mapping[str, float]) -> float:

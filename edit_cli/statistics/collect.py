@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edit_cli.distributed import Team
+from edit_cli.distributed import ProcessGroup
 from edit_cli.errors import MissingError
 from edit_cli.files.shapes import checked
 from edit_cli.monitor import Advance
@@ -80,14 +80,14 @@ class Sums:
         finite = all(total.dtype == torch.float64 and bool(total.isfinite().all()) for total in self.total.values())
         return all(same) and finite and self.so_far.first.keys() >= zero.so_far.first.keys()
 
-    def add(self, chunk: Chunk, team: Team) -> None:
-        """Add this process's chunk, and those that the others of the team have at the same time."""
+    def add(self, chunk: Chunk, process_group: ProcessGroup) -> None:
+        """Add this process's chunk, and those that the other processes have at the same time."""
         for layer, total in self.total.items():
-            total += team.sum(chunk.total.get(layer, torch.zeros_like(total)).to("cpu", torch.float64))
-            self.so_far.first[str(layer)] += team.sum(
+            total += process_group.sum(chunk.total.get(layer, torch.zeros_like(total)).to("cpu", torch.float64))
+            self.so_far.first[str(layer)] += process_group.sum(
                 chunk.first.get(layer, torch.zeros(())).to("cpu", torch.float64)
             ).item()
-        self.so_far.tokens += int(team.sum(torch.tensor(chunk.tokens)))
+        self.so_far.tokens += int(process_group.sum(torch.tensor(chunk.tokens)))
 
 
 @dataclass
@@ -138,17 +138,17 @@ def sum_outer_products(lm: LM, layers: Sequence[int], corpus: Corpus, plan: Plan
         advance(getattr(so_far, unit))
         begin = time.perf_counter()
         stream = _chunks(lm, texts, plan, so_far)
-        while chunks := list(islice(stream, lm.team.size)):
+        while chunks := list(islice(stream, lm.process_group.size)):
             chunk = Chunk(lm, layers, plan.batch_tokens)
-            for documents in lm.team.share(chunks):  # one, or none at the very end
+            for documents in lm.process_group.share(chunks):  # one, or none at the very end
                 chunk.read(documents, partial(_advance, advance, unit, len(chunks)))
-            sums.add(chunk, lm.team)
+            sums.add(chunk, lm.process_group)
             documents = list(chain.from_iterable(chunks))
             _hash(seen, (document.text for document in documents))
             so_far.documents, so_far.text = so_far.documents + len(documents), seen.hexdigest()
             now = time.perf_counter()
             so_far.seconds, begin = so_far.seconds + now - begin, now
-            if lm.team.is_main:
+            if lm.process_group.is_main:
                 unfinished.save_if_due(sums)
     if not so_far.tokens:
         raise MissingError(f"corpus {corpus.label} gave no token: nothing to compute second moments from")

@@ -21,7 +21,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.files import shapes
 from edit_cli.files.paths import expanded
 from edit_cli.files.shapes import Seconds
-from edit_cli.lm.kinds import require_causal
+from edit_cli.lm.heads.kinds import require_causal
 from edit_cli.statistics import files
 from edit_cli.statistics.collect import Partial, Plan, Sums, sum_outer_products
 from edit_cli.statistics.corpora import Corpus, EmbeddedText
@@ -164,7 +164,9 @@ class MomentStore(Config):
         identities = self._identities(lm, layers)
         found = {layer: moment for layer in layers if (moment := self._load(lm, layer, identities[layer], cached=True))}
         missing = {layer: identities[layer] for layer in sorted(layers) if layer not in found}
-        missing = lm.team.tell(missing)  # the main process may be done with a file before another one looks for it
+        missing = lm.process_group.broadcast(
+            missing
+        )  # the main process may be done with a file before another one looks for it
         if missing:
             self._compute(lm, missing)
             found |= {layer: self._load(lm, layer, identity, cached=False) for layer, identity in missing.items()}
@@ -202,11 +204,11 @@ class MomentStore(Config):
         )
         unfinished = Partial(self._directory(lm) / f"partial_{self._key(self._common(lm))}.safetensors")
         sums = sum_outer_products(lm, layers, self.corpus, plan, unfinished)
-        if lm.team.is_main:
+        if lm.process_group.is_main:
             for layer, identity in identities.items():
                 self._store(lm, layer, identity, sums)
             unfinished.remove()
-        lm.team.tell(None)  # the files are there
+        lm.process_group.broadcast(None)  # the files are there
 
     def _store(self, lm: LM, layer: int, identity: dict[str, Any], sums: Sums) -> None:
         so_far = sums.so_far

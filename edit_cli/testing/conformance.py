@@ -15,7 +15,7 @@ from edit_cli.editors.base import Context, EditorConfig
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.kinds import KINDS
+from edit_cli.lm.heads.kinds import KINDS
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 from edit_cli.testing.parts import embedded_lm, facts, likelihoods, linear_twin, packaged_method, same_bits, snapshot

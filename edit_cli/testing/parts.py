@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_module
 from torch import Tensor, nn
 
 from edit_cli.cli.hydra_launch import kinds, with_defaults
-from edit_cli.commands.parts import method_of
 from edit_cli.config import registry
 from edit_cli.config.build import register_resolvers
 from edit_cli.config.overrides import regroup
 from edit_cli.datasets.counterfact import CounterFact
+from edit_cli.experiment.setup import method_of
 from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM

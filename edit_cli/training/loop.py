@@ -130,7 +130,7 @@ class Training:
                     " lower what makes up an edit (method.edits, or method.others)"
                 )
         self._refuse_unshared()
-        self.zero = zero if lm.team.size > 1 else 0
+        self.zero = zero if lm.process_group.size > 1 else 0
         if self.zero and (self.config.fsdp or self.config.precision == "fp16"):
             raise UsageError(
                 "DeepSpeed does not work with method.training.fsdp=true and method.training.precision=fp16: use false,"
@@ -141,7 +141,7 @@ class Training:
         self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.config.validation_edits))]
         torch.manual_seed(self.config.seed)
         self.net = editor.build().to(lm.device)
-        self.folder, self.state = folder, State(folder, stamp, lm.team.rank)
+        self.folder, self.state = folder, State(folder, stamp, lm.process_group.rank)
         self.zero_steps, self.bad = 0, 0
 
     def _refuse_unshared(self) -> None:
@@ -150,7 +150,7 @@ class Training:
         Raises:
             UsageError: it would not.
         """
-        size, edits, cases = self.lm.team.size, self.config.edits, self.editor.cases_per_edit
+        size, edits, cases = self.lm.process_group.size, self.config.edits, self.editor.cases_per_edit
         if self.editor.shares_cases and cases < size:
             raise UsageError(f"method.edits={cases} facts cannot be shared by {size} processes: give {size} or more")
         if not self.editor.shares_cases and edits % size:
@@ -168,7 +168,9 @@ class Training:
                     line = self._step(done)
                     done += 1
                     if done % config.log_every == 0 or done == 1:
-                        self._tell(accelerator, {"step": done, "kind": TRAIN, **_mean(self.lm.team.gather([line]))})
+                        self._tell(
+                            accelerator, {"step": done, "kind": TRAIN, **_mean(self.lm.process_group.gather([line]))}
+                        )
                     if done % config.validate_every == 0 or done == config.steps:
                         self._validate(accelerator, done)
                     if done % config.save_every == 0:
@@ -179,7 +181,7 @@ class Training:
                     f"stopped at step {done:,}: no better validation loss for {many(config.patience, 'step')}"
                 )
             self._save(done)
-            self.lm.team.gather([done])  # nobody is writing any more
+            self.lm.process_group.gather([done])  # nobody is writing any more
             accelerator.end_training()
         net = self.editor.build().to(self.lm.device) if any(map(is_spread, self.net.parameters())) else self.net
         if self.state.best is not None:
@@ -187,7 +189,7 @@ class Training:
         return Trained(net, self.state.best_step, self.state.best_line)
 
     def _prepare(self, accelerator: Any) -> None:
-        several = self.lm.team.size > 1
+        several = self.lm.process_group.size > 1
         averaged = several and not self.config.fsdp and not self.zero
         self.accelerator, self.step = accelerator, Step(self.editor, self.net, accelerator.autocast, averaged)
         self.learns = any(parameter.requires_grad for parameter in self.net.parameters())
@@ -196,7 +198,7 @@ class Training:
             return
         if self.config.fsdp and several:
             spread_out(self.step, self.lm.device)
-            self.lm.monitor.note(f"FSDP: the editor's network is spread over {self.lm.team.size} processes")
+            self.lm.monitor.note(f"FSDP: the editor's network is spread over {self.lm.process_group.size} processes")
         groups = [{**group, "lr": group.get("lr", self.config.lr)} for group in self.editor.groups(self.net)]
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
         groups = [group for group in groups if group["params"]]
@@ -206,13 +208,13 @@ class Training:
             self.descent = Zero(
                 self.step, kind(groups), self.zero, self.config.accumulate, self.config.clip, accelerator
             )
-            self.lm.monitor.note(f"DeepSpeed: ZeRO stage {self.zero} over {self.lm.team.size} processes")
+            self.lm.monitor.note(f"DeepSpeed: ZeRO stage {self.zero} over {self.lm.process_group.size} processes")
         else:
             self.descent = Descent(self.step, kind(groups), self.config.clip, accelerator)
         self.step, self.optimizer = self.descent.step, self.descent.optimizer
 
     def _take_up(self) -> int:
-        step = self.lm.team.tell(self.state.latest())
+        step = self.lm.process_group.broadcast(self.state.latest())
         if step:
             self.state.load(step, self.net, self.optimizer, self.accelerator.scaler)
             self.state.load_cache(step, self.editor.cache)
@@ -244,7 +246,7 @@ class Training:
                 loss, line = self._forward(
                     [self.edits[number * config.edits + i] for i in range(config.edits)], f"{config.seed}/{number}"
                 )
-                finite = bool(self.lm.team.sum(torch.tensor(float(not loss.isfinite()))) == 0)
+                finite = bool(self.lm.process_group.sum(torch.tensor(float(not loss.isfinite()))) == 0)
                 if not finite:
                     self._refuse_bad(number + 1)
                     for buffer, value in before:
@@ -266,7 +268,7 @@ class Training:
 
     def _share(self, parts: Sequence[Any]) -> Sequence[Any]:
         """This process's part of a batch: all of it, where each edit is made by all processes together."""
-        return parts if self.editor.shares_cases else self.lm.team.share(parts)
+        return parts if self.editor.shares_cases else self.lm.process_group.share(parts)
 
     def _apply(self, done: int, any_loss: bool) -> float:
         """A step of the optimiser; the norm of the gradient. any_loss: whether a micro-batch had a finite one."""
@@ -310,7 +312,7 @@ class Training:
                 torch.manual_seed(random.Random(f"{VALIDATION}/{number}").getrandbits(62))
                 loss, logs = self.editor.loss(self.net, [case for edit in batch for case in edit])
                 mine.append(({"loss": float(loss), **logs}, len(batch)))
-        line = _mean(*zip(*(mine if self.editor.shares_cases else self.lm.team.gather(mine)), strict=True))
+        line = _mean(*zip(*(mine if self.editor.shares_cases else self.lm.process_group.gather(mine)), strict=True))
         self._tell(accelerator, {"step": step, "kind": VALIDATION, **line})
         self.lm.monitor.note(f"step {step:,}: {told_of(line)}")
         if not math.isfinite(line["loss"]):

@@ -136,7 +136,7 @@ def train_seq2seq(
     options: EncoderOptions,
     report: Report = lambda *_: None,
 ) -> None:
-    """Teach a model to answer; the decoder is fed and scored as `edit_cli.lm.seq2seq` does."""
+    """Teach a model to answer; the decoder is fed and scored as `edit_cli.lm.heads.seq2seq` does."""
     encoded = [tokenizer(list(question.wordings))["input_ids"] for question in questions]
     answers = tokenizer(text_target=[question.answer for question in questions])["input_ids"]
     pad, start, end = tokenizer.pad_token_id, model.config.decoder_start_token_id, tokenizer.eos_token_id

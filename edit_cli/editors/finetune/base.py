@@ -14,7 +14,7 @@ from edit_cli.config.schema import Count, Layers, Positive
 from edit_cli.editors.base import Editor, EditorConfig, require_layers
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import WeightDelta
-from edit_cli.lm.answers import Answers
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
 from edit_cli.lm.weights.access import WeightAccess

@@ -15,7 +15,7 @@ from edit_cli.editors.finetune.base import FinetuneConfig, FinetuneEditor, Tuned
 from edit_cli.editors.passes import in_batches
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
-from edit_cli.lm.answers import Answers
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import pad_right
 from edit_cli.requests import EditRequest

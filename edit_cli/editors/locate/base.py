@@ -155,7 +155,7 @@ class Subjects:
 
     def _readers(self, requests: Sequence[EditRequest], contexts: Contexts) -> list[LayerwiseReader]:
         """This process's share, by chunks."""
-        mine = self.lm.team.share(requests)
+        mine = self.lm.process_group.share(requests)
         chunks = [mine[first : first + CHUNK] for first in range(0, len(mine), CHUNK)]
         return [
             LayerwiseReader(self.lm, *rows_in_contexts(self.lm, chunk, contexts, with_target=False)) for chunk in chunks
@@ -169,7 +169,7 @@ class Subjects:
 
     def _together(self, mine: Sequence[Tensor]) -> Tensor:
         """(width, n): what all processes read of their shares."""
-        return torch.stack(self.lm.team.gather([row.cpu() for row in mine]), dim=1).to(self.lm.device)
+        return torch.stack(self.lm.process_group.gather([row.cpu() for row in mine]), dim=1).to(self.lm.device)
 
     def keys(self, layer: int) -> Tensor:
         """Keys (m, groups) float64: input of the layer's MLP projection, averaged over contexts."""

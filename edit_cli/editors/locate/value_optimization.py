@@ -78,8 +78,8 @@ def optimise_values(
     with lm.monitor.phase("value"):
         tasks = _tasks(lm, requests, options, contexts, groups)
         rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
-        mine = lm.team.share(list(zip(tasks, rows, positions, strict=True)))
-        found = lm.team.gather(_search(lm, mine, layer, site, options))
+        mine = lm.process_group.share(list(zip(tasks, rows, positions, strict=True)))
+        found = lm.process_group.gather(_search(lm, mine, layer, site, options))
         target, initial, *told = zip(*found, strict=True)
         return Values(*(torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial)), *map(list, told))
 

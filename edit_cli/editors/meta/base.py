@@ -133,8 +133,8 @@ class TrainableEditor(Editor[T], Generic[T, N]):
         """(loss of a batch of cases, numbers worth showing).
 
         Whatever is sampled comes from torch's seed and the cases' ids, so that a resumed training samples the same.
-        Where an editor `shares_cases`, every process of `lm.team` gets the same batch; the gradients of their losses
-        are averaged, and the numbers are those of the whole batch.
+        Where an editor `shares_cases`, every process of `lm.process_group` gets the same batch; the gradients of their
+        losses are averaged, and the numbers are those of the whole batch.
 
         Args:
             net: the network, in training mode or not.

@@ -20,7 +20,7 @@ from edit_cli.errors import MissingError
 from edit_cli.files.disk import replacing
 from edit_cli.files.json_files import parse
 from edit_cli.files.tensors import read_tensors, write_tensors
-from edit_cli.lm.answers import Answers
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row

@@ -22,7 +22,7 @@ from edit_cli.editors.meta.factored_gradients import Shift, gradients, largest, 
 from edit_cli.editors.passes import row_losses
 from edit_cli.edits.edit import Edit, WeightDelta
 from edit_cli.errors import UsageError
-from edit_cli.lm.answers import Answers
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row

@@ -18,8 +18,8 @@ from edit_cli.editors.meta.base_model_cache import BaseModelCache
 from edit_cli.editors.meta.factored_gradients import DenseShift, Shift, shifted, sparing
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.errors import UsageError
-from edit_cli.lm.answers import Answers
-from edit_cli.lm.kinds import require_causal
+from edit_cli.lm.heads.answers import Answers
+from edit_cli.lm.heads.kinds import require_causal
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, Probe
 

@@ -21,8 +21,8 @@ from torch.nn.functional import linear
 from edit_cli.editors.passes import row_losses
 from edit_cli.edits.edit import Factors
 from edit_cli.errors import RejectedRequest
-from edit_cli.lm.answers import Answers
 from edit_cli.lm.fast.token_pruning import prune_tokens
+from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from edit_cli.distributed import ALONE, Team
+from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.editors.meta.factored_gradients import Gradient
 from edit_cli.errors import UsageError
 
@@ -31,10 +31,10 @@ class Normaliser(nn.Module):
         self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
 
     @torch.no_grad()
-    def take_in(self, rows: Tensor, team: Team) -> None:
+    def take_in(self, rows: Tensor, process_group: ProcessGroup) -> None:
         """Rows (n, width) of every process (parallel form of Welford's sums)."""
         sums = sum(_sums(part.to(self.mean)) for part in rows.split(CHUNK))
-        n, total, squared = team.sum(sums).split([1, rows.shape[1], rows.shape[1]])
+        n, total, squared = process_group.sum(sums).split([1, rows.shape[1], rows.shape[1]])
         mean = total / n
         away, both = mean - self.mean, self.count + n
         self.squares += (squared - n * mean.square()).clamp_min(0) + away.square() * self.count * n / both
@@ -102,9 +102,9 @@ class Transform(nn.Module):
         self.normaliser = Normaliser(d_in + d_out) if normalise else None
         self.layers = nn.ModuleList(LowRankLayer(width, rank, modules, spread, **layer) for _ in range(2))
 
-    def take_in(self, rows: Tensor, team: Team) -> None:
+    def take_in(self, rows: Tensor, process_group: ProcessGroup) -> None:
         if self.normaliser is not None:
-            self.normaliser.take_in(rows, team)
+            self.normaliser.take_in(rows, process_group)
 
     def forward(self, rows: Tensor, which: Tensor) -> Tensor:
         rows = rows if self.normaliser is None else self.normaliser(rows)
@@ -138,17 +138,19 @@ class Hypernetwork(nn.Module):
             }
         )
 
-    def take_in(self, rows: Sequence[Tensor], team: Team = ALONE) -> None:
+    def take_in(self, rows: Sequence[Tensor], process_group: ProcessGroup = SINGLE) -> None:
         """Train the statistics alone, on the factors [u; δ] (n, d_in + d_out) of each module."""
         for key, members in self.members.items():
-            self.transforms[key].take_in(torch.cat([rows[number] for number in members]), team)
+            self.transforms[key].take_in(torch.cat([rows[number] for number in members]), process_group)
 
     def improved(self, number: int, rows: Tensor) -> Tensor:
         """[ũ; δ̃] of factors [u; δ] (n, d_in + d_out) of one module."""
         key, members = next((key, members) for key, members in self.members.items() if number in members)
         return self.transforms[key](rows, torch.full((len(rows),), members.index(number), device=rows.device))
 
-    def forward(self, gradients: Sequence[Gradient], team: Team = ALONE) -> list[tuple[Tensor, Tensor]]:
+    def forward(
+        self, gradients: Sequence[Gradient], process_group: ProcessGroup = SINGLE
+    ) -> list[tuple[Tensor, Tensor]]:
         """(ũ, δ̃) of each module, as (rows, tokens, d_in) and (rows, tokens, d_out), zero where the gradient is.
 
         Trains its statistics.
@@ -167,7 +169,7 @@ class Hypernetwork(nn.Module):
                 torch.arange(len(members), device=device), torch.tensor([len(part) for part in rows], device=device)
             )
             if self.training:
-                transform.take_in(together, team)
+                transform.take_in(together, process_group)
             parts = transform(together, which).split([len(part) for part in rows])
             for number, mask, part in zip(members, kept, parts, strict=True):
                 whole = part.new_zeros(*mask.shape, part.shape[-1])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from edit_cli.config.schema import Count, Natural, NonNegative, Positive
-from edit_cli.distributed import ALONE
+from edit_cli.distributed import SINGLE
 from edit_cli.editors.locate.solver import ScaledIdentity, solve
 from edit_cli.editors.meta.base import GradientEditor, Logs, StepConfig, StepSizes, TrainingConfig
 from edit_cli.editors.meta.base_model_cache import BaseModelCache
@@ -98,12 +98,15 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
         """A stand-in for the mean loss over independent edits, whose gradient is the loss's; the loss itself is in
         the numbers.
         """
-        size, team = self.config.edits, self.lm.team
+        size, process_group = self.config.edits, self.lm.process_group
         edits = [batch[first : first + size] for first in range(0, len(batch) - size + 1, size)]
-        tokens = [self._tokens([case.requests[0] for case in team.share(cases)], self.cache) for cases in edits]
+        tokens = [
+            self._tokens([case.requests[0] for case in process_group.share(cases)], self.cache) for cases in edits
+        ]
         if net.training:  # all rows of a batch before any is normalised
             net.hypernetwork.take_in(
-                [torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)], team
+                [torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)],
+                process_group,
             )
         stand_ins, logs = zip(*(self._meta_loss(net, *edit) for edit in zip(edits, tokens, strict=True)), strict=True)
         return torch.stack(stand_ins).mean(), _mean([(line, 1.0) for line in logs if line])
@@ -117,10 +120,13 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
         several processes each reads, asks and learns from its share; the least squares are of all tokens, and all solve
         them alike.
         """
-        config, team = self.config, self.lm.team
+        config, process_group = self.config, self.lm.process_group
         episodes = sample_episodes(cases, 1, config.draw)
         changes = [net.changes(number, *pair, config.chunk) for number, pair in enumerate(tokens)]
-        whole = [(team.collect(u), team.collect(d.detach())) for (u, _), d in zip(tokens, changes, strict=True)]
+        whole = [
+            (process_group.collect(u), process_group.collect(d.detach()))
+            for (u, _), d in zip(tokens, changes, strict=True)
+        ]
         if not all(bool(part.isfinite().all()) for pair in whole for part in pair):
             return net.steps.new_full((), math.nan), {}
         solved = [least_squares(u, d, ridge) for (u, d), ridge in zip(whole, net.ridges, strict=True)]
@@ -133,7 +139,7 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
             episodes = random.Random(f"{torch.initial_seed()}/{cases[0].id}").sample(episodes, config.asked)
 
         # the model's pass: G, summed over batches of prompts
-        lines, wanted, mine = [], [shift.change for shift in shifts.values()], team.share(episodes)
+        lines, wanted, mine = [], [shift.change for shift in shifts.values()], process_group.share(episodes)
         to_shift = [torch.zeros_like(change) for change in wanted]
         for part in in_batches(mine, config.prompts):
             share = len(mine[part]) / len(episodes)
@@ -143,18 +149,18 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
             if torch.is_grad_enabled():
                 for total, gradient in zip(to_shift, torch.autograd.grad(loss, wanted), strict=True):
                     total += share * gradient
-        logs = _mean([line for some in team.gather([lines]) for line in some])
+        logs = _mean([line for some in process_group.gather([lines]) for line in some])
         if not net.training:
             logs["shift"] = largest(self.lm, shifts)
 
         # the network's pass: each chunk's activations are computed again when `backward` comes to it
         stand_in = net.steps.new_zeros(())
         for number, (factors, change) in enumerate(zip(solved, changes, strict=True)):
-            to_change, to_ridge = meta_gradient(factors, whole[number][0], team.sum(to_shift[number]))
-            own = to_change.split(team.gather([len(change)]))[team.rank].to(change)
+            to_change, to_ridge = meta_gradient(factors, whole[number][0], process_group.sum(to_shift[number]))
+            own = to_change.split(process_group.gather([len(change)]))[process_group.rank].to(change)
             stand_in = (
                 stand_in
-                + team.size * (own * change).sum().to(stand_in)  # gradients of processes are averaged
+                + process_group.size * (own * change).sum().to(stand_in)  # gradients of processes are averaged
                 + to_ridge.to(stand_in) * net.log_ridges[number]
             )
         return stand_in, logs
@@ -167,11 +173,14 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
             RejectedRequest: a gradient is no number.
         """
         net, lm = self.trained(), self.lm
-        team = lm.team if len(requests) >= lm.team.size else ALONE
-        tokens = self._tokens(team.share(requests), BaseModelCache(lm))
+        process_group = lm.process_group if len(requests) >= lm.process_group.size else SINGLE
+        tokens = self._tokens(process_group.share(requests), BaseModelCache(lm))
         updates = {}
         for number, (name, (u, delta)) in enumerate(zip(self.modules, tokens, strict=True)):
-            keys, changes = team.collect(u), team.collect(net.changes(number, u, delta, self.config.chunk))
+            keys, changes = (
+                process_group.collect(u),
+                process_group.collect(net.changes(number, u, delta, self.config.chunk)),
+            )
             refuse_infinite([Shift(changes, keys)])
             factors = least_squares(keys, changes, net.ridges[number])
             updates[f"{name}.weight"] = Factors(factors.left.float().contiguous(), factors.right.float().contiguous())

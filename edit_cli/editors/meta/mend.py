@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.config.schema import Count, NonNegative
-from edit_cli.distributed import ALONE, Team
+from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.editors.meta.base import GradientEditor, Logs, StepConfig, StepSizes, TrainingConfig
 from edit_cli.editors.meta.episodes import EpisodeEvaluation, sample_episodes
 from edit_cli.editors.meta.factored_gradients import Gradient, Shift, gradients, largest, refuse_infinite
@@ -74,7 +74,7 @@ class MEND(GradientEditor[MENDConfig, "MendNet"]):
         Gradients reach g through ΔW alone, never through u, δ or the model.
         """
         episodes = sample_episodes(batch, self.config.edits, self.config.draw)
-        shifts = net(self._sized(self.support_gradients(episodes)), len(episodes), self.lm.team)
+        shifts = net(self._sized(self.support_gradients(episodes)), len(episodes), self.lm.process_group)
         nll, kl, logs = EpisodeEvaluation(self.cache, episodes, self.lowest).losses(shifts)
         if not net.training:
             logs["shift"] = largest(self.lm, shifts)
@@ -113,9 +113,11 @@ class MendNet(StepSizes):
         )
         self.modules_edited = list(modules)
 
-    def forward(self, gradient: dict[str, Gradient], edits: int, team: Team = ALONE) -> dict[str, Shift]:
+    def forward(
+        self, gradient: dict[str, Gradient], edits: int, process_group: ProcessGroup = SINGLE
+    ) -> dict[str, Shift]:
         """−α Σ δ̃ ũᵀ of each module, for each of `edits` equally large groups of rows."""
-        better = self.hypernetwork([gradient[name] for name in self.modules_edited], team)
+        better = self.hypernetwork([gradient[name] for name in self.modules_edited], process_group)
         return {
             name: Shift((-size * delta).reshape(edits, -1, delta.shape[-1]), u.reshape(edits, -1, u.shape[-1]))
             for name, size, (u, delta) in zip(self.modules_edited, self.sizes, better, strict=True)

@@ -1,0 +1,161 @@
+"""How a sequence classifier answers the two questions: a target is the name of a label, and the answer is the likeliest
+label's name.
+
+The prompt is tokenised as any text, with the special tokens around it. A model with a single output z tells two labels
+apart: the second one has the probability σ(z), which is the softmax over (0, z).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.heads.answers import (
+    NEEDS_CAUSAL,
+    Answers,
+    Likelihood,
+    encode_prompts,
+    likelihoods,
+    logprobs,
+    longest_prompt,
+)
+from edit_cli.lm.hooks import exact
+from edit_cli.lm.tokenization import Row, by_length, pad_right, told
+from edit_cli.lm.vocabulary import Vocabulary
+from edit_cli.writing import bare
+
+
+@dataclass(frozen=True)
+class Labelled(Row):
+    """A text (`ids`) and the number of its label, null where only the text is meant."""
+
+    label: int | None = None
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        return () if self.label is None else (self.label,)
+
+
+class ClassifierHead:
+    """Encoding and scoring for models that choose one of several labels."""
+
+    kind = "classifier"
+    caches_keys = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        device: torch.device,
+        batch_tokens: int,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """labels: names in the order of the logits, of a single output what a negative and a positive one mean; None:
+        those that the model's configuration gives.
+
+        Raises:
+            UsageError: not as many names as there are labels, or a model of one output that gives numbers.
+        """
+        config: Any = model.config
+        self.single = config.num_labels == 1
+        if self.single and not labels and getattr(config, "problem_type", None) == "regression":
+            raise UsageError(
+                "this model has a single output, a number: if a positive one means a label, name both by"
+                " model.labels=[NAME,NAME], first that of a negative one"
+            )
+        own = ["LABEL_0", "LABEL_1"] if self.single else [config.id2label[i] for i in range(config.num_labels)]
+        self.labels = list(labels or own)
+        if labels and not len({name.casefold() for name in labels}) == len(labels) == len(own):
+            raise UsageError(
+                f"model.labels={self.labels}: this classifier tells {len(own)} labels apart, so give as many names"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self.batch_tokens = batch_tokens
+        self.vocabulary = Vocabulary.of(model, tokenizer)
+        self.pad = self.vocabulary.pad(tokenizer.pad_token_id)
+        self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
+        self.trackers = 0  # modules that look at whole prompts
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def max_length(self) -> int:
+        return longest_prompt(self.model, self.tokenizer)
+
+    def written(self, prompt: str, target: str) -> str:
+        """The target as it comes out of `generate` after the prompt."""
+        return self.labels[self._number(target)]
+
+    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Labelled]:
+        """(text, label) pairs; a label of None gives the text alone.
+
+        Raises:
+            RejectedRequest: a text that is too long or has a token without an embedding, or no label of this model.
+        """
+        rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length, self.vocabulary)
+        labels = [None if target is None else self._number(target) for _, target in pairs]
+        return [Labelled(row.ids, row.start, row.offsets, label) for row, label in zip(rows, labels, strict=True)]
+
+    def _number(self, target: str) -> int:
+        names = [name.casefold() for name in self.labels]
+        name = bare(target)
+        if name.casefold() not in names:
+            raise RejectedRequest(f"target {name!r} is no label of this classifier, which has {', '.join(self.labels)}")
+        return names.index(name.casefold())
+
+    def run(self, ids: Tensor, mask: Tensor) -> None:
+        """A pass of the texts alone, for those who read states."""
+        self.model(input_ids=ids, attention_mask=mask)
+
+    def answers(self, rows: Sequence[Labelled], end: bool = False) -> Answers:
+        """Scores of the rows' labels, one position a row; a label has no end."""
+        ids, mask = pad_right([row.ids for row in rows], self.pad, self.device)
+        logits = self._logits(ids, mask)
+        labels = torch.tensor([row.label for row in rows], device=logits.device)
+        return Answers(logits, labels, torch.arange(len(rows), device=logits.device))
+
+    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(rows, labels), at least float32."""
+        logits = exact(self.model(input_ids=ids, attention_mask=mask).logits)
+        return torch.cat([torch.zeros_like(logits), logits], -1) if self.single else logits
+
+    def logits_at(self, *_: Any, **__: Any) -> Tensor:
+        """Refused: an answer is no row of tokens here."""
+        raise UsageError(f"this method {NEEDS_CAUSAL}, and the one at hand is a classifier")
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """One `Likelihood` a (text, label) pair, in order; a label counts as one token."""
+        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
+
+    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+        """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
+        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """The likeliest label's name."""
+        rows = self.encode([(prompt, None) for prompt in prompts])
+        names = [""] * len(rows)
+        for batch in told(by_length([len(row.ids) for row in rows], self.batch_tokens), self.done):
+            ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
+            for index, best in zip(batch, self._logits(ids, mask).argmax(-1).tolist(), strict=True):
+                names[index] = self.labels[best]
+        return names
+
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+        """Refused."""
+        raise UsageError("a classifier writes no texts: protocol.observe.sample=false leaves them out")
+
+    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
+        """Refused."""
+        raise UsageError(f"perplexity of running text {NEEDS_CAUSAL}: model.perplexity_text=null leaves it out")

@@ -1,0 +1,98 @@
+"""What kind of model this is: a causal language model, an encoder-decoder, or a sequence classifier.
+
+Its configuration says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from edit_cli.errors import UsageError
+from edit_cli.lm.heads.answers import NEEDS_CAUSAL
+from edit_cli.lm.heads.causal import CausalHead
+from edit_cli.lm.heads.classifier import ClassifierHead
+from edit_cli.lm.heads.seq2seq import Seq2SeqHead
+
+Head = CausalHead | Seq2SeqHead | ClassifierHead
+NAMES = {
+    "causal": "a causal language model",
+    "seq2seq": "an encoder-decoder model",
+    "classifier": "a sequence classifier",
+}
+KINDS = tuple(NAMES)
+CLASSIFIER = "ForSequenceClassification"
+
+
+def kind_of(config: Any, wanted: str = "auto") -> str:
+    """`wanted`, or what the files were saved from: encoder-decoder models are known by their structure, classifiers by
+    the class they
+    were saved from; all else is causal.
+    """
+    if wanted != "auto":
+        return wanted
+    saved_from = getattr(config, "architectures", None) or [""]
+    if saved_from[0].endswith(CLASSIFIER):
+        return "classifier"
+    return "seq2seq" if getattr(config, "is_encoder_decoder", False) else "causal"
+
+
+def auto_class(kind: str, config: Any, model_id: str) -> Any:
+    """The transformers class that loads a model of that kind.
+
+    Raises:
+        UsageError: the family has none.
+    """
+    import transformers
+
+    name, mapping, what = {
+        "causal": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING", "causal language model"),
+        "seq2seq": (
+            "AutoModelForSeq2SeqLM",
+            "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+            "encoder-decoder language model",
+        ),
+        "classifier": (
+            "AutoModelForSequenceClassification",
+            "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+            "sequence classifier",
+        ),
+    }[kind]
+    if type(config) not in getattr(transformers, mapping) and name not in getattr(config, "auto_map", {}):
+        raise UsageError(f"model.id={model_id} is of the family {config.model_type}, which has no {what}")
+    return getattr(transformers, name)
+
+
+def head_of(
+    model: nn.Module,
+    tokenizer: Any,
+    device: torch.device,
+    batch_tokens: int,
+    labels: Sequence[str] | None = None,
+    replies: bool = False,
+) -> Head:
+    """How this model answers: an encoder-decoder, a model without a language-modelling head, or a causal one.
+
+    labels: names of a classifier's labels, see there. replies: whether a causal one ends after an answer; the other
+    kinds always do.
+
+    Raises:
+        UsageError: such names for a model that writes, or that do not fit.
+    """
+    writes = getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is not None
+    if not writes:
+        return ClassifierHead(model, tokenizer, device, batch_tokens, labels)
+    if labels:
+        raise UsageError(f"model.labels={list(labels)} names a classifier's labels, and this model writes text")
+    if getattr(model.config, "is_encoder_decoder", False):
+        return Seq2SeqHead(model, tokenizer, device, batch_tokens)
+    return CausalHead(model, tokenizer, device, batch_tokens, replies)
+
+
+def require_causal(lm: Any, what: str) -> None:
+    """Refuse an `LM` of another kind (UsageError); `what` is what cannot be done with it."""
+    if lm.head.kind != "causal":
+        raise UsageError(f"{what} {NEEDS_CAUSAL}, and {lm.name} is {NAMES[lm.head.kind]}")

@@ -1,0 +1,141 @@
+"""Tables of one run, from its summary.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.constrain import Constrain
+from rich.table import Table
+
+from edit_cli.report import words
+from edit_cli.report.tables.texts import Text
+from edit_cli.wording import many
+
+PROSE = 100  # columns of a note
+LEAST = 15  # columns that explanations need
+FOOTNOTE = (
+    "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model"
+    " says. P: probability of an answer. n: facts that a mean is over. [low, high]: its 95 % interval. ↑: higher is"
+    " better, ↓: lower is."
+)
+
+
+def prose(text: str) -> RenderableType:
+    """A note in sentences, in lines that can be read however wide the screen is."""
+    return Constrain(Text(text, style="dim"), PROSE)
+
+
+def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
+    """The one look of all tables."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(
+            heading, justify="right" if index in right else "left", overflow="fold", no_wrap=index in right
+        )
+    return table
+
+
+def evaluation(summary: Mapping[str, Any]) -> RenderableType:
+    """What was edited and how, every metric before and after, what it cost."""
+    return Group(heading(summary), Text(), MetricsTable(summary["metrics"]), Text(), *footer(summary))
+
+
+def heading(summary: Mapping[str, Any]) -> Text:
+    """Method, model, number of facts, records, protocol."""
+    protocol, dataset = summary["protocol"], summary["dataset"]
+    facts = f"{many(summary['edits'], 'fact')} edited" + (
+        "" if summary["edits"] == 1 else f", {words.batches(protocol)}"
+    )
+    lines = [
+        (f"{summary['method']} on {summary['model']}: {facts}", "bold"),
+        (f"Data: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", ""),
+        (words.asked(protocol), ""),
+    ]
+    if summary["edits"] != 1:
+        lines.append((words.answers(protocol), ""))
+    if summary["n"] < dataset["records_selected"] and not summary.get("stopped"):
+        lines.append((f"UNFINISHED: {summary['n']:,} of {dataset['records_selected']:,} cases so far", "bold yellow"))
+    if summary["failed"]:
+        lines.append(
+            (f"{summary['failed']:,} of {many(summary['n'], 'case')} FAILED, left out of the means", "bold red")
+        )
+    text = Text()
+    for index, (line, style) in enumerate(lines):
+        text.append(("\n" if index else "") + line, style)
+    return text
+
+
+@dataclass(frozen=True)
+class MetricsTable:
+    """Means with intervals on each of `sides`, teacher-forced and free-running ones apart; explained where there is
+    room.
+    """
+
+    metrics: Mapping[str, Any]
+    sides: Sequence[str] = ("before", "after")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        found = words.sections(self.metrics)
+        if not found:
+            yield Text("No case went through, so there is nothing to measure.")
+            return
+        cells = {
+            name: [words.with_interval(entry.get(side), words.decimals(name)) for side in self.sides]
+            for name, entry in self.metrics.items()
+        }
+        rows = [row for _, groups in found for _, rows in groups for row in rows]
+        named = [side.replace("_", " ") for side in self.sides]
+        told = [(title, [(where, some, *self._counted(some)) for where, some in groups]) for title, groups in found]
+        label = max(len(name) for _, groups in told for *_, labels in groups for name in labels)
+        widths = [max(len(side), *(len(cells[row.metric][index]) for row in rows)) for index, side in enumerate(named)]
+        explained = options.max_width - (label + 2 + sum(widths) + len(widths) + 1) >= LEAST
+        yield _grid([("", *named, "")], label, widths, "dim")
+        for title, groups in told:
+            yield Text(title + "".join(n for where, _, n, _ in groups if not where), style="bold")
+            for where, some, n, labels in groups:
+                if where:
+                    yield Text(f" {where}{n}", style="italic")
+                yield _grid(
+                    [
+                        (name, *cells[row.metric], row.tells if explained else "")
+                        for row, name in zip(some, labels, strict=True)
+                    ],
+                    label,
+                    widths,
+                )
+
+    def _counted(self, rows: Sequence[words.Row]) -> tuple[str, list[str]]:
+        """(how many facts the means of these rows are over, their labels): a row of another number says so."""
+        counts = {row.metric: self._n(row.metric) for row in rows if row.metric != "perplexity"}  # of one model
+        usual = Counter(counts.values()).most_common(1)[0][0] if counts else None
+        others = {metric: f" (n = {n:,})" for metric, n in counts.items() if n != usual}
+        return "" if usual is None else f", n = {usual:,}", [row.label + others.get(row.metric, "") for row in rows]
+
+    def _n(self, metric: str) -> int:
+        """Facts that a mean is over."""
+        return max((entry["n"] for side in self.sides if (entry := self.metrics[metric].get(side))), default=0)
+
+
+def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], style: str = "") -> Table:
+    """Rows of label, values, explanation, in the same columns in every group."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(width=label + 2)
+    for index, width in enumerate(widths):
+        table.add_column(justify="right", width=width, style=style or ("bold" if index == len(widths) - 1 else ""))
+    table.add_column(style="dim")
+    for name, *cells in rows:
+        table.add_row(f"  {name}", *cells)
+    return table
+
+
+def footer(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """What it cost, and how to read the numbers."""
+    each, spent = words.seconds(summary["seconds_per_edit"]), words.phases(summary["seconds"])
+    by = f" by {summary['processes']} processes" if summary.get("processes", 1) > 1 else ""
+    about = [prose(summary["diagnosis"])] if summary.get("diagnosis") else []
+    return [*about, prose(f"Time per edit {each}{by}, statistics not counted. Seconds: {spent}."), prose(FOOTNOTE)]

@@ -1,0 +1,49 @@
+"""Tables of saved edits, and of what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+
+from edit_cli.edits.low_rank import LowRank
+from edit_cli.report.tables.facts import arrow
+from edit_cli.report.tables.run import plain_table
+from edit_cli.report.tables.texts import Text
+
+SHOWN = 3  # facts of an edit
+
+
+def adapter_table(parts: Mapping[str, LowRank]) -> RenderableType:
+    """A line a matrix: the rank of its factors, and what they miss of the edit."""
+    table = plain_table("matrix", "rank", "relative error", right=(1, 2))
+    for module, part in parts.items():
+        table.add_row(Text(module), f"{part.factors.rank:,}", part.told)
+    return table
+
+
+def edits_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A line an edit, with the first of its facts."""
+    if not rows:
+        return Text("no saved edits")
+    table = plain_table("edit", "id", "kind", "method", "model", "size", "on", "facts", right=(5,))
+    for row in rows:
+        if row["error"]:
+            table.add_row(Text(row["path"]), "", Text(row["error"], style="bold red"))
+            continue
+        facts = [arrow(fact) for fact in row["facts"][:SHOWN]]
+        if len(row["facts"]) > SHOWN:
+            facts.append(f"… {len(row['facts']) - SHOWN:,} more")
+        cells = (row["id"][:8], row["kind"], row["method"] or "–", row["model"], size(row["bytes"]))
+        on = row["parent"][:8] if row["parent"] else "–"
+        table.add_row(Text(row["path"]), *map(Text, (*cells, on)), Text("\n".join(facts) or "–"))
+    return table
+
+
+def size(count: int) -> str:
+    """`4.2 MB`"""
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= power:
+            return f"{count / power:.1f} {unit}"
+    return f"{count} B"
