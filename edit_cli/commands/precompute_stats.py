@@ -12,7 +12,7 @@ from edit_cli.report.tables.moments import moments_table
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     model, store, layers = job.config.model, job.config.stats, sorted(job.config.settings.layers)
-    refuse_missing(job, model)
+    refuse_missing(job, model, dense="a second moment of keys")
     store.require(model.name, layers)
     lm = load_model(model, monitor, job.process_group)
     for layer in layers:

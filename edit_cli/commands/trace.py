@@ -37,7 +37,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     facts = named(dataset)
     path = run_path(job, job.choices["dataset"], job.model_name, leaf="trace")
     details = {"protocol": {"facts": len(facts)}}
-    check = partial(refuse_missing, job, model)
+    check = partial(refuse_missing, job, model, dense="tracing")
     with recorded(job, path, monitor, details, dataset, check=check, belongs=facts.__contains__) as run:
         timer = PhaseTimer(monitor)
         if not run.finished.issuperset(facts):

@@ -16,7 +16,7 @@ from edit_cli.distributed import SINGLE, PeerLost, ProcessGroup, alone, follows,
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
 from edit_cli.experiment import launcher
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import ran_out_of_memory
+from edit_cli.experiment.run_directory import memory_remedy, ran_out_of_memory
 from edit_cli.experiment.setup import configured
 from edit_cli.files.disk import is_refusal, refusal
 
@@ -59,7 +59,7 @@ def execute(composed: Composed) -> Outcome:
         return _failed(process_group, error, EditCliError.exit_code)
     except Exception as error:
         if ran_out_of_memory(error):
-            message = f"out of memory while getting ready ({error}); choose a smaller model or model.dtype=bfloat16"
+            message = memory_remedy(error, composed.plain)
             return _failed(process_group, OutOfMemory(message), OutOfMemory.exit_code)
         if isinstance(error, OSError) and is_refusal(error):
             return _failed(process_group, refusal(error), MissingError.exit_code)

@@ -20,13 +20,26 @@ from edit_cli.errors import EditCliError, MissingError, OutOfMemory, UsageError
 from edit_cli.experiment.job import Job
 from edit_cli.files.disk import is_refusal, refusal
 from edit_cli.files.paths import expanded
+from edit_cli.monitor import failed_in
 from edit_cli.runs.run import EDITS, LOG, MANIFEST, Run, write_log
 
 PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
 LENGTH = ("trials", "budget", "out")  # how long is searched, and where it is written: a search may go on for longer
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
 # last parts of keys that move no result: speed and room, and what is refused
-NO_INFLUENCE = ("cache_dir", "batch_tokens", "edits_room", "made_for", "must_take")
+NO_INFLUENCE = ("cache_dir", "batch_tokens", "edits_room", "made_for", "must_take", "refuse_too_large")
+# which settings lower the memory that a phase takes, those that cost nothing but time first
+ROOM = {
+    "load model": (),
+    "statistics": ("stats.batch_tokens", "method.moments.batch_tokens"),
+    "value": ("method.value.batch_tokens", "protocol.batch_size"),
+    "train": ("method.training.edits", "method.training.memory_mib", "protocol.batch_size"),
+    "trace": ("protocol.batch_tokens", "model.batch_tokens"),
+    "edit": ("protocol.batch_size",),
+    "keys": ("protocol.batch_size",),
+    "solve": ("protocol.batch_size",),
+}
+ROOM_TO_ASK = ("model.batch_tokens", "protocol.batch_size")
 
 
 @dataclass
@@ -139,7 +152,7 @@ def recorded(
                 told = refusal(error, path)
                 raise MissingError(f"{told}; what was finished is kept, the same command goes on from there") from error
             if ran_out_of_memory(error):
-                raise OutOfMemory(_memory_remedy(error)) from error
+                raise OutOfMemory(memory_remedy(error, config)) from error
             raise Crashed(
                 f"{type(error).__name__}: {error or 'no message'} (the traceback is in {path / LOG})"
             ) from error
@@ -182,9 +195,14 @@ def ran_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _memory_remedy(error: BaseException) -> str:
+def memory_remedy(error: BaseException, config: Mapping[str, Any]) -> str:
+    """What was being done when memory ran out, and which of the settings that there are lower the need."""
     device = "the device" if type(error).__name__ == "OutOfMemoryError" else "this machine"
+    phase, known = failed_in(error), flatten(config)
+    keys = [key for key in ROOM.get(phase or "", ROOM_TO_ASK) if key in known]
+    lower = f"lower {' or '.join(keys)}, or " if keys else ""
     return (
-        f"{device} ran out of memory: lower protocol.batch_size or model.batch_tokens, or load the model in half the"
-        " size (model.dtype=bfloat16); what was finished is kept, the same command goes on from there"
+        f"{device} ran out of memory{f' in the phase {phase!r}' if phase else ''}: {lower}load the model smaller"
+        " (model.dtype=bfloat16, model.quantise=4bit, model.device_map=auto); what was finished is kept, the same"
+        " command goes on from there"
     )
