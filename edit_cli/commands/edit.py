@@ -17,6 +17,7 @@ from edit_cli.errors import UsageError
 from edit_cli.experiment.conclude import SOME_FAILED, conclude
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import recorded, run_path, slug
 from edit_cli.experiment.settings import Fact
 from edit_cli.experiment.setup import PhaseTimer, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
@@ -131,3 +132,22 @@ def inline(fact: Fact) -> Dataset:
         ) from None
     digest = hashlib.sha256(repr(case.requests[0]).encode()).hexdigest()
     return Dataset(INLINE, (case,), "command line", digest, 1, (), None, 0, None, None)
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    top, source, method = job.config.settings, job.config.dataset, job.config.method
+    dataset = inline(top.edit) if top.edit.given else source.load(top.limit, monitor)
+    base = None if top.base_edit is None else expanded(top.base_edit)
+    plan = Plan(job)
+    plan.facts(dataset.cases, dataset.source, [dataset.cases])
+    if base is not None:
+        edit_store.verify(base)
+        plan.say("stands on", f"{base}, which is there whole")
+    plan.run(_path(job, dataset, base), dataset)
+    plan.needs(method, context_of(job, None if top.edit.given else OtherRecords(source, dataset.cases, top.seed)))
+    plan.model()
+    plan.editing(method, [dataset.cases])
+    plan.asking("before", dataset.cases)
+    plan.asking("after", dataset.cases)
+    return plan

@@ -14,6 +14,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.experiment.conclude import conclude
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import recorded, run_path
 from edit_cli.experiment.setup import (
     Attempt,
@@ -165,3 +166,20 @@ def windows(batches: Iterable[tuple[int, list[Case]]]) -> Iterator[Batches]:
             group = []
     if group:
         yield group
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    top, protocol, method = job.config.settings, job.config.protocol, job.config.method
+    dataset = job.config.dataset.load(top.limit, monitor)
+    batches = protocol.batches(dataset.cases, method)
+    plan = Plan(job)
+    plan.facts(dataset.cases, dataset.source, batches)
+    plan.run(run_path(job, job.choices["dataset"], job.model_name), dataset)
+    plan.needs(method, context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed)))
+    plan.model()
+    plan.editing(method, batches)
+    plan.asking("before", dataset.cases)
+    plan.asking("after", dataset.cases)
+    plan.perplexity("after", len(batches) - 1)
+    return plan

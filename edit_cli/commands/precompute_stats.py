@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from edit_cli.console import ConsoleMonitor
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.setup import load_model, refuse_missing
 from edit_cli.report.tables.moments import moments_table
 
@@ -21,3 +22,12 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     if not job.in_sweep:
         monitor.screen.show(moments_table(lm.name, store.corpus.label, moments))
     return Outcome(0, str(moments[0].path.parent))
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    plan, store = Plan(job), job.config.stats
+    plan.needs(None, None, dense="a second moment of keys")
+    plan.model()
+    plan.moments(store, sorted(job.config.settings.layers))
+    return plan

@@ -23,6 +23,7 @@ from edit_cli.experiment.conclude import conclude
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.protocol import SequentialProtocol
 from edit_cli.experiment.run_directory import recorded, run_path
 from edit_cli.experiment.saved_steps import SavedSteps
@@ -45,6 +46,7 @@ from edit_cli.report.figures import curves
 from edit_cli.report.sequence import sequential_summary, sequential_table, told
 from edit_cli.requests import Case
 from edit_cli.runs.run import SUMMARY, Run
+from edit_cli.wording import many
 
 KEY = ("case_id", "when", "edits")
 COLLAPSED = 6  # exit code of a run that was stopped because it was destroying its model
@@ -281,3 +283,36 @@ def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
         if probes:
             cases.append(Case(f"untouched {case.id}", (), probes))
     return cases
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    protocol, top, method, source = job.config.protocol, job.config.settings, job.config.method, job.config.dataset
+    dataset = source.load(top.limit, monitor)
+    plan = Plan(job)
+    if not isinstance(protocol, SequentialProtocol):
+        plan.facts(dataset.cases, dataset.source)
+        plan.run(run_path(job, job.choices["dataset"], job.model_name), dataset)
+        plan.needs(method, context_of(job, OtherRecords(source, dataset.cases, top.seed)))
+        plan.model()
+        plan.unknown.append("how many of the facts the model gets wrong: only those are edited under this protocol")
+        return plan
+    steps = protocol.batches(dataset.cases, method)
+    held_out = untouched(source, dataset, protocol.holdout)
+    plan.facts(dataset.cases, dataset.source, steps)
+    checkpoints = sorted(protocol.checkpoint_steps([len(step) for step in steps]))
+    done = [sum(map(len, steps[: number + 1])) for number in checkpoints]
+    plan.say("checkpoints", f"after {', '.join(f'{count:,}' for count in done)} facts")
+    plan.run(run_path(job, job.choices["dataset"], job.model_name), dataset)
+    plan.needs(method, context_of(job, OtherRecords(source, [*dataset.cases, *held_out], top.seed)))
+    plan.model()
+    plan.editing(method, steps)
+    plan.asking("before", [*dataset.cases, *held_out])
+    plan.asking("after each step", dataset.cases)
+    for number in checkpoints:
+        edited = [case for step in steps[: number + 1] for case in step]
+        wanted = _sample(edited, protocol) | {case.id for case in edited[: protocol.first]}
+        plan.asking("at checkpoints", [*(case for case in edited if case.id in wanted), *held_out], aloud=False)
+    most = f"up to {protocol.sample:,}" if protocol.sample else "all"
+    plan.say("at checkpoints", f"{most} of the facts so far, and {many(len(held_out), 'held-out record')}")
+    return plan

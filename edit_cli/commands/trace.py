@@ -12,6 +12,7 @@ from edit_cli.datasets import Dataset
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.conclude import conclude
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import recorded, run_path
 from edit_cli.experiment.setup import PhaseTimer, load_model, refuse_missing
 from edit_cli.lm.heads.causal import Likelihood
@@ -166,3 +167,24 @@ def _numbers(lm: LM, fact: Fact, trace: Trace) -> dict[str, Any]:
         "low": round(trace.low, DIGITS),
         "scores": {kind: scores.astype(float).round(DIGITS).tolist() for kind, scores in trace.scores.items()},
     }
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    options, plan = job.config.protocol, Plan(job)
+    dataset = job.config.dataset.load(job.config.settings.limit, monitor)
+    facts = named(dataset)
+    plan.facts(dataset.cases, dataset.source)
+    plan.run(run_path(job, job.choices["dataset"], job.model_name, leaf="trace"), dataset)
+    plan.needs(None, None, dense="tracing")
+    plan.model()
+    if (work := plan.work) is not None:
+        depth = work.outline.depth
+        lengths = [work.length(request.text) for request in facts.values()]
+        runs = sum(length * depth * len(options.kinds) for length in lengths)
+        plan.say("traced", f"up to {runs:,} restored states, each in {options.copies} corrupted runs")
+        tokens = sum(length * length * depth * len(options.kinds) * options.copies / 4 for length in lengths)
+        work.add("traces", work.passes(tokens, runs * options.copies, tokens / options.batch_tokens))
+        work.bytes["traces"] = work.states(options.batch_tokens)
+    plan.unknown.append("how many of the facts the model knows: only those are traced, so this is the most it takes")
+    return plan

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from edit_cli.config.schema import Config
+from edit_cli.editors.cost import Cost
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.lm.heads.kinds import NAMES
 from edit_cli.lm.layout import Layout
 from edit_cli.lm.model import LM
+from edit_cli.lm.outline import Outline
 from edit_cli.requests import Case, EditRequest
 
 # what methods remember, or spare: examples, text, or whichever there is
@@ -136,6 +138,11 @@ class Editor(ABC, Generic[C]):
         Raises:
             MissingError: says what is missing, and what to do about it. UsageError: settings that leave nothing to do.
         """
+
+    @classmethod
+    def cost(cls, config: C, outline: Outline, lengths: Sequence[int]) -> Cost | None:
+        """What editing facts of so many tokens together takes on such a model; None where that cannot be told ahead."""
+        return None
 
     def warm_up(self) -> None:
         """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate

@@ -106,13 +106,9 @@ def recorded(
     anything; a run that lies there is replaced only after it, and only if nothing in it is needed. belongs: whether a
     line of an identity is one of this job's; the ids of `dataset`, if nothing else is said.
     """
-    config, overwrite = dict(job.config.plain), job.config.settings.overwrite
-    config.pop("plugins", None)  # a file names no code: which there were is told beside the versions
-    if dataset is not None:  # other records are another run, even if they come from a file of the same name
-        about = dataset.describe()
-        config["data"] = {"sha256": about["sha256"], "ids_sha256": about["ids_sha256"]}
-        details = {**details, "dataset": about}
-    ignore = [*PLACE, *LENGTH, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
+    (config, ignore), overwrite = identity(job, dataset), job.config.settings.overwrite
+    if dataset is not None:
+        details = {**details, "dataset": dataset.describe()}
     chosen = {"method": job.choices.get("method"), "model": job.model_name}
     brought = {"plugins": found} if (found := registry.sources()) else {}
     details = {**chosen, "seeds": seeds(config), "processes": job.process_group.size, **brought, **details}
@@ -158,6 +154,18 @@ def recorded(
             ) from error
         finally:
             monitor.log = None
+
+
+def identity(job: Job, dataset: Dataset | None = None) -> tuple[dict[str, Any], list[str]]:
+    """(the configuration by which the run is known, its keys that tell no run from another)."""
+    config = dict(job.config.plain)
+    config.pop("plugins", None)  # a file names no code: which there were is told beside the versions
+    config.pop("dry_run", None)  # such a run leaves nothing
+    if dataset is not None:  # other records are another run, even if they come from a file of the same name
+        about = dataset.describe()
+        config["data"] = {"sha256": about["sha256"], "ids_sha256": about["ids_sha256"]}
+    moves_nothing = (name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)
+    return config, [*PLACE, *LENGTH, *SHARED, *moves_nothing]
 
 
 def refuse_needed(path: Path, config: Mapping[str, Any]) -> None:
