@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -150,7 +150,10 @@ def chosen(job: Job, lm: LM, name: str) -> tuple[Method, str]:
         found.node.method.use_covariance = False
         source += ", tried with C = I"
     method = method_of(found.node.method)
-    layers = [f"{key}={value}" for key in KEYS if (value := getattr(method.config, key, None)) not in (None, [])]
+    names = {field.name for field in fields(method.config)}
+    layers = [
+        f"{key}={value}" for key in KEYS if key in names and (value := getattr(method.config, key)) not in (None, [])
+    ]
     return method, f"{' '.join(layers)}{' ' if layers else ''}({source})"
 
 

@@ -222,7 +222,8 @@ class ModelOptions(Config):
     def _refuse_other_architecture(self, config: Any) -> None:
         """Layers, text and records that go with one model mean nothing on another."""
         wanted = {key: str(value) for key, value in (self.made_for or {}).items()}
-        if wanted != (found := {key: str(getattr(config, key, None)) for key in wanted}):
+        text = config.get_text_config()  # of a model that reads more than text, a part of it
+        if wanted != (found := {key: str(getattr(config, key, getattr(text, key, None))) for key in wanted}):
             said = [", ".join(f"{key} {value}" for key, value in values.items()) for values in (wanted, found)]
             raise UsageError(
                 f"model.id={self.id} is no {self.name} ({said[0]}): it has {said[1]}; write model=hf"
