@@ -84,7 +84,7 @@ def _verdict(job: Job, lm: LM, name: str, request: EditRequest) -> str:
         method, settings = chosen(job, lm, name)
         method.editor.refuse_kind(lm.head.kind, lm.name)
         method.editor.refuse_layout(method.config, lm.layout, lm.name)
-        context = Context()
+        context = Context(train_command=lambda: f"edit-cli train-editor method={name} {_named(job)}")
         method.require(lm.name, context)
         told = examined(lm, method, context, request, name)
     except (EditCliError, RejectedRequest) as reason:
@@ -95,6 +95,12 @@ def _verdict(job: Job, lm: LM, name: str, request: EditRequest) -> str:
         why = "out of memory" if ran_out_of_memory(error) else f"{type(error).__name__}: {error}"
         return f"FAILED: {why}"
     return f"{told}; {settings}; {time.monotonic() - began:.0f} s"
+
+
+def _named(job: Job) -> str:
+    """The model, as the command line names it."""
+    model = job.choices["model"]
+    return f"model={model}" if model != "hf" else f"model=hf model.id={job.config.model.id}"
 
 
 def examined(lm: LM, method: Method, context: Context, request: EditRequest, name: str) -> str:
@@ -138,12 +144,13 @@ def chosen(job: Job, lm: LM, name: str) -> tuple[Method, str]:
     options: ModelOptions = job.config.model
     found = _composed(name, job.choices["model"], options)
     user = with_tuned(found.node, name, ())
-    published = catalog.conf_dir() / "tuned" / name / f"{options.name}.yaml"
+    model = job.choices["model"]
+    published = catalog.conf_dir() / "tuned" / name / f"{model}.yaml"
     first = {key: value for key, value in first_layers(name, lm.layout.depth).items() if found.lacks(f"method.{key}")}
     found.fill("method", first)
     source = "settings by relative depth" if first else "its defaults"
     if published.is_file():
-        source = f"conf/tuned/{name}/{options.name}.yaml"
+        source = f"conf/tuned/{name}/{model}.yaml"
     if user is not None:
         source = str(tuned_file(name, options.name))
     if found.has("method.use_covariance"):
@@ -151,9 +158,8 @@ def chosen(job: Job, lm: LM, name: str) -> tuple[Method, str]:
         source += ", tried with C = I"
     method = method_of(found.node.method)
     names = {field.name for field in fields(method.config)}
-    layers = [
-        f"{key}={value}" for key in KEYS if key in names and (value := getattr(method.config, key)) not in (None, [])
-    ]
+    given = {key: getattr(method.config, key) for key in KEYS if key in names}
+    layers = [f"{key}={value}" for key, value in given.items() if value not in (None, [])]
     return method, f"{' '.join(layers)}{' ' if layers else ''}({source})"
 
 
