@@ -77,7 +77,7 @@ TABLE: list[Wrong] = [
     (("evaluate", "method=ft", "model=tiny-bert", "dataset=world"), 2, "label"),
     (("evaluate", "model=nosuch"), 2, "model=nosuch"),
     (("evaluate", "model=hf"), 2, "model.id"),
-    (("evaluate", "model=hf", "model.id=/no/such/folder", "method=ft", "method.layers=[0]", "dataset=world"), 3, "model.id"),
+    (("evaluate", "model=hf", "model.id=/no/such", "method=ft", "method.layers=[0]", "dataset=world"), 3, "model.id"),
     (("evaluate", "model.dtype=float8"), 2, "model.dtype"),
     (("evaluate", "model.device=tpu"), 2, "model.device"),
     (("evaluate", "model.max_memory={0: -1}"), 2, "model.max_memory"),
