@@ -13,6 +13,7 @@ _HOMES = {
     "Row": "records.rows",
     "Remote": "records.files",
     "CounterFact": "counterfact",
+    "TREx": "trex",
     "ZsRE": "zsre",
     "Facts": "facts",
     "KnownFacts": "known_facts",
