@@ -525,9 +525,7 @@ def test_what_an_editor_remembers(lm, tmp_path):
 
 
 def test_edits_that_were_tampered_with_are_no_base(run, lm, monkeypatch):
-    from edit_cli.commands import edit as edit_command
-
-    monkeypatch.setattr(edit_command, "load_fitting", lambda *_: lm)
+    monkeypatch.setattr("edit_cli.experiment.base.load_model", lambda *_: lm)
     manifest = json.loads(Path("edited/edits/0000/edit.json").read_text())
     tensors = load_file("edited/edits/0000/edit.safetensors")
     (name,) = tensors

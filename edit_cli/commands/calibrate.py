@@ -4,6 +4,8 @@ them.
 
 from __future__ import annotations
 
+from functools import partial
+
 from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.memory.calibration import separation
 from edit_cli.errors import UsageError
@@ -52,7 +54,7 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     plan = Plan(job)
     dataset = job.config.dataset.load(job.config.settings.limit, monitor)
     plan.facts(dataset.cases, dataset.source)
-    plan.needs(None, None)
+    plan.needs(partial(refuse_missing, job, job.config.model))
     outline = plan.model()
     if outline is not None:
         layers, modules = job.config.settings.layers, job.config.settings.modules

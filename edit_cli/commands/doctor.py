@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,10 +21,11 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.base import Context, Method
 from edit_cli.edits import store
 from edit_cli.errors import EditCliError, RejectedRequest, UsageError
+from edit_cli.experiment.attempt import attempt
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import ran_out_of_memory
-from edit_cli.experiment.setup import attempt, load_model, method_of, refuse_missing
+from edit_cli.experiment.setup import load_model, method_of, refuse_missing
 from edit_cli.files.disk import telling
 from edit_cli.files.paths import expanded
 from edit_cli.lm.anatomy import described
@@ -192,7 +194,7 @@ def model_file(options: ModelOptions, lm: LM) -> str:
 def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     """What `run` would do, before it costs anything."""
     plan = Plan(job)
-    plan.needs(None, None)
+    plan.needs(partial(refuse_missing, job, job.config.model))
     plan.model()
     names = job.config.settings.methods
     plan.say("tried", "every method that applies" if names is None else ", ".join(names))

@@ -4,6 +4,8 @@ run.
 
 from __future__ import annotations
 
+from functools import partial
+
 from edit_cli.console import ConsoleMonitor
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
@@ -27,7 +29,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     """What `run` would do, before it costs anything."""
     plan, store = Plan(job), job.config.stats
-    plan.needs(None, None, dense="a second moment of keys")
+    plan.needs(partial(refuse_missing, job, job.config.model, dense="a second moment of keys"))
     plan.model()
     plan.moments(store, sorted(job.config.settings.layers))
     return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,13 +10,14 @@ from typing import Any
 
 from edit_cli.config.identity import differences
 from edit_cli.console import ConsoleMonitor, duration
-from edit_cli.editors.base import Context, Method
+from edit_cli.editors.base import Method
 from edit_cli.editors.cost import Cost
 from edit_cli.errors import EditCliError, MissingError
+from edit_cli.experiment.base import Experiment
 from edit_cli.experiment.cost import Asked, Work
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.run_directory import identity
-from edit_cli.experiment.setup import perplexity_texts, refuse_missing
+from edit_cli.experiment.setup import perplexity_texts
 from edit_cli.lm.memory import free, taken
 from edit_cli.lm.outline import Outline
 from edit_cli.report.tables.facts import arrow
@@ -38,6 +39,16 @@ class Plan:
     lines: list[Line] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     work: Work | None = None
+
+    @classmethod
+    def of(cls, whole: Experiment, batches: Sequence[Sequence[Case]] = ()) -> Plan:
+        """Begun with what all experiments have."""
+        plan = cls(whole.job)
+        plan.facts(whole.dataset.cases, whole.dataset.source, batches)
+        plan.run(whole.path(), whole.dataset)
+        plan.needs(whole.check)
+        plan.model()
+        return plan
 
     def say(self, topic: str, sentence: str) -> None:
         self.lines.append((topic, sentence))
@@ -82,10 +93,10 @@ class Plan:
             self.unknown.append("time and memory of a model that is spread over devices")
         return outline
 
-    def needs(self, method: Method | None, context: Context | None, training: bool = False, **more: Any) -> None:
-        """What is missing or unfit, as the command itself would refuse it."""
+    def needs(self, check: Callable[[], None]) -> None:
+        """What is missing or unfit, as the command itself would refuse it by `check`."""
         try:
-            refuse_missing(self.job, self.job.config.model, method, context, training, **more)
+            check()
         except EditCliError as error:
             self.say("REFUSED", str(error))
 
@@ -211,7 +222,7 @@ def standing(job: Job, path: Path, dataset: Any = None) -> str:
     lines = many(len(record.lines), "line")
     if job.config.settings.overwrite:
         return f"holds {lines}, which are deleted first (overwrite=true)"
-    config, ignore = identity(job, dataset)
+    config, ignore = identity(job, None if dataset is None else dataset.describe())
     changed = differences(record.manifest["config"], config, ignore)
     if record.manifest["command"] != job.command or changed:
         if not record.lines:

@@ -184,6 +184,16 @@ _PUBLISHED = (
         "ke_deterioration", "Performance deterioration (KE)", "%", "lower",
         "1 − (share of right replies to locality prompts after the edit / before it), over all cases",
     ),
+    Metric("modified_accuracy", "Modified facts", "%", "higher", "efficacy_accuracy, on sets with locality prompts"),
+    Metric("modified_written", "Modified facts, written", "%", "higher", "efficacy_generated_exact, likewise"),
+    Metric(
+        "unmodified_accuracy", "Unmodified facts", "%", "higher",
+        "accuracy on those locality prompts that were answered right before the edit: facts that the model knew",
+    ),
+    Metric(
+        "unmodified_written", "Unmodified facts, written", "%", "higher",
+        "share of right replies to those locality prompts whose reply was right before the edit",
+    ),
     Metric("malmen_es", "ES (MALMEN)", "%", "higher", "efficacy_token_accuracy, on sets with locality prompts"),
     Metric("malmen_gs", "GS (MALMEN)", "%", "higher", "paraphrase_token_accuracy, likewise"),
     Metric("malmen_ls", "LS (MALMEN)", "%", "higher",
@@ -225,6 +235,12 @@ SME = {
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "MEND": ("es_edit", "es_outer", "es", "perplexity_drawdown"),
     "KE": ("ke_success", "ke_retain", "ke_equivalence", "ke_deterioration"),
+    "Constrained fine-tuning": (
+        "modified_accuracy",
+        "modified_written",
+        "unmodified_accuracy",
+        "unmodified_written",
+    ),
     "MALMEN": ("malmen_es", "malmen_gs", "malmen_ls"),
     "SERAC, ConvSent": ("convsent_es", "convsent_sentiment", "convsent_topic"),
 }

@@ -13,7 +13,7 @@ from edit_cli.metrics.sme import BEFORE, RATES, TURN, sme_rates
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.figures import style
-from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.summary import header
 from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
@@ -31,15 +31,17 @@ Line = Mapping[str, Any]
 
 
 def sme_summary(
-    manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None
+    manifest: Mapping[str, Any],
+    lines: Sequence[Line],
+    references: Mapping[str, Sequence[str]] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """summary.json of a run with protocol=sme; `sme` holds what `metrics.sme.sme_rates` finds."""
     turns = [line for line in lines if line["when"] == TURN]
     edited = [line for line in turns if line["seconds"] is not None]
     about, found = manifest["dataset"], sme_rates(lines)
     return {
-        "method": manifest["method"],
-        "model": manifest["model"],
+        **header(manifest, lines, seconds),
         "dataset": {**about, "records_scored": len(turns)},
         "n": len(turns),
         "failed": sum(bool(line["error"]) for line in turns),
@@ -48,12 +50,7 @@ def sme_summary(
         "metrics": {metric: {"at_end": entry} for metric, entry in _as_metrics(found["rates"]).items()},
         "checkpoints": [{"edits": row["edits"], "metrics": _as_metrics(row)} for row in found["course"]],
         "sme": found,
-        "seconds": total_seconds(lines, seconds),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / len(edited) if edited else None,
-        "peak_memory_bytes": peak_memory(),
-        "processes": manifest.get("processes", 1),
-        "seeds": manifest["seeds"],
-        "versions": manifest["versions"],
     }
 
 
