@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from families import tiny_lm
 
+from edit_cli.config.overrides import Kind, regroup
 from edit_cli.editors.memory.grace import GRACE
+from edit_cli.errors import UsageError
 from edit_cli.lm.anatomy import described, kind_of_blocks
 
 
@@ -53,6 +55,12 @@ def test_every_method_has_a_line_and_the_model_a_file(cli, tmp_path, monkeypatch
     fact = "edit.prompt={} plays the", "edit.subject=Ada", "edit.target=organ"
     dry = cli("edit", "--config-dir", ".", "model=mine", "method=lookup", *fact, "--dry-run")
     assert dry.code == 0 and "mine: 1,484,800 parameters" in dry.out
+
+
+def test_flags_of_settings():
+    assert regroup(["--dry-run", "--out", "a b.yaml"], {"out": Kind.FILE}) == ["dry_run=true", "out='a b.yaml'"]
+    with pytest.raises(UsageError, match="--out needs a file"):
+        regroup(["--out"])
 
 
 def test_an_unknown_method_is_named(cli):

@@ -309,10 +309,6 @@ def _explain(name: str, overrides: list[str]) -> int:
 def _launch(name: str, overrides: list[str]) -> int:
     from edit_cli.config.overrides import regroup
 
-    overrides = ["dry_run=true" if override == "--dry-run" else override for override in overrides]
-    if name == "doctor" and "--out" in overrides[:-1]:
-        place = overrides.index("--out")
-        overrides[place : place + 2] = [f"out={overrides[place + 1]}"]
     regroup(overrides)  # mistakes that can be seen without Hydra are answered without it
     from edit_cli.cli.hydra_launch import launch
     from edit_cli.experiment.execute import execute
