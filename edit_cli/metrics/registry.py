@@ -275,6 +275,20 @@ _PUBLISHED = (
         "1 − (share of right replies to locality prompts after the edit / before it), over all cases",
         row="perf. det.", tells="right answers lost",
     ),
+    Metric("modified_accuracy", "Modified facts", "%", "higher", "efficacy_accuracy, on sets with locality prompts",
+           row="modified", tells="new is top choice"),
+    Metric("modified_written", "Modified facts, written", "%", "higher", "efficacy_generated_exact, likewise",
+           row="modified, writes", tells="just the new answer"),
+    Metric(
+        "unmodified_accuracy", "Unmodified facts", "%", "higher",
+        "accuracy on those locality prompts that were answered right before the edit: facts that the model knew",
+        row="unmodified", tells="known, still top choice",
+    ),
+    Metric(
+        "unmodified_written", "Unmodified facts, written", "%", "higher",
+        "share of right replies to those locality prompts whose reply was right before the edit",
+        row="unmodified, writes", tells="known, still written",
+    ),
     Metric("malmen_es", "ES (MALMEN)", "%", "higher", "efficacy_token_accuracy, on sets with locality prompts",
            row="ES", tells="tokens, edited"),
     Metric("malmen_gs", "GS (MALMEN)", "%", "higher", "paraphrase_token_accuracy, likewise",
@@ -319,6 +333,12 @@ SME = {
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "MEND": ("es_edit", "es_outer", "es", "perplexity_drawdown"),
     "KE": ("ke_success", "ke_retain", "ke_equivalence", "ke_deterioration"),
+    "Constrained fine-tuning": (
+        "modified_accuracy",
+        "modified_written",
+        "unmodified_accuracy",
+        "unmodified_written",
+    ),
     "MALMEN": ("malmen_es", "malmen_gs", "malmen_ls"),
     "SERAC, ConvSent": ("convsent_es", "convsent_sentiment", "convsent_topic"),
 }

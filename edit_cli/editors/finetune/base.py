@@ -57,9 +57,8 @@ class FinetuneEditor(Editor[F]):
         """What is added to the loss of a batch."""
         return 0.0
 
-    def project(self, weight: Tuned) -> Tensor:
-        """What becomes of a weight after a step."""
-        return weight.tuned
+    def project(self, weights: Sequence[Tuned]) -> None:
+        """What becomes of the tuned weights after a step, in place."""
 
     def fit(
         self,
@@ -164,17 +163,17 @@ def step(
     optimizer: torch.optim.Optimizer,
     weights: Sequence[Tuned],
     loss: Tensor,
-    held: Callable[[Tuned], Tensor] | None = None,
+    project: Callable[[Sequence[Tuned]], None] | None = None,
 ) -> None:
-    """One step down `loss`; `held` says what becomes of a weight after it (projections)."""
+    """One step down `loss`; `project` then puts the weights where they may be."""
     gradients = torch.autograd.grad(loss, [weight.present for weight in weights])
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.tuned.grad = gradient.to(weight.tuned)
     optimizer.step()
     with torch.no_grad():
+        if project is not None:
+            project(weights)
         for weight in weights:
-            if held is not None:
-                weight.tuned.copy_(held(weight))
             weight.access.assign(weight.tuned)
 
 
