@@ -57,7 +57,7 @@ def header(
 ) -> dict[str, Any]:
     """What every summary.json says of how its run was made."""
     return {
-        **{name: manifest[name] for name in ("method", "model") if manifest[name] is not None},
+        **{name: manifest[name] for name in ("method", "model") if manifest.get(name) is not None},
         "seconds": total_seconds(lines, seconds),
         "peak_memory_bytes": peak_memory(),
         "processes": manifest.get("processes", 1),
