@@ -19,6 +19,7 @@ from edit_cli.errors import UsageError
 from edit_cli.experiment.attempt import attempt
 from edit_cli.experiment.base import SOME_FAILED, Experiment, Line, Summary
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import run_path, slug
 from edit_cli.experiment.settings import Fact
 from edit_cli.files.paths import expanded
@@ -134,3 +135,16 @@ def inline(fact: Fact) -> Dataset:
         ) from None
     digest = hashlib.sha256(repr(case.requests[0]).encode()).hexdigest()
     return Dataset(INLINE, (case,), "command line", digest, 1, (), None, 0, None, None)
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole = MakeEdit(job, monitor)
+    cases = whole.dataset.cases
+    plan = Plan.of(whole, [cases])
+    if whole.base is not None:
+        plan.say("stands on", str(whole.base))
+    plan.editing(whole.method, [cases])
+    plan.asking("before", cases)
+    plan.asking("after", cases)
+    return plan

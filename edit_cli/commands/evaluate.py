@@ -14,6 +14,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.experiment.attempt import Attempt, attempt
 from edit_cli.experiment.base import Experiment
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
 from edit_cli.requests import Case
@@ -139,3 +140,15 @@ def windows(batches: Iterable[tuple[int, list[Case]]]) -> Iterator[Batches]:
             group = []
     if group:
         yield group
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole = Evaluate(job, monitor)
+    cases, batches = whole.dataset.cases, [batch for _, batch in whole.batches]
+    plan = Plan.of(whole, batches)
+    plan.editing(whole.method, batches)
+    plan.asking("before", cases)
+    plan.asking("after", cases)
+    plan.perplexity("after", len(batches) - 1)
+    return plan

@@ -22,6 +22,7 @@ from edit_cli.experiment.attempt import Attempt, attempt
 from edit_cli.experiment.base import Experiment, Line, Summary
 from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.protocol import SequentialProtocol
 from edit_cli.experiment.saved_steps import SavedSteps
 from edit_cli.experiment.sme_protocol import SmeProtocol
@@ -33,6 +34,7 @@ from edit_cli.monitor import Monitor
 from edit_cli.report.sequence import told
 from edit_cli.requests import Case
 from edit_cli.runs.run import Run, SharedRun
+from edit_cli.wording import many
 
 COLLAPSED = 6  # exit code of a run that was stopped because it was destroying its model
 WATCHED = 64  # prompts on which the drift of activations is measured
@@ -248,3 +250,27 @@ def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
         if probes:
             cases.append(Case(f"untouched {case.id}", (), probes))
     return cases
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    protocol = job.config.protocol
+    if not isinstance(protocol, SequentialProtocol):
+        plan = Plan.of(Sme(job, monitor))
+        plan.unknown.append("how many of the facts the model gets wrong: only those are edited under this protocol")
+        return plan
+    whole = Lifelong(job, monitor)
+    cases, steps, held_out = whole.dataset.cases, whole.steps, whole.held_out
+    plan = Plan.of(whole, steps)
+    checkpoints = sorted(protocol.checkpoint_steps([len(step) for step in steps]))
+    edited = [[case for step in steps[: number + 1] for case in step] for number in checkpoints]
+    plan.say("checkpoints", f"after {', '.join(f'{len(done):,}' for done in edited)} facts")
+    plan.editing(whole.method, steps)
+    plan.asking("before", [*cases, *held_out])
+    plan.asking("after each step", cases)
+    for done in edited:
+        wanted = _sample(done, protocol) | {case.id for case in done[: protocol.first]}
+        plan.asking("at checkpoints", [*(case for case in done if case.id in wanted), *held_out], aloud=False)
+    most = f"up to {protocol.sample:,}" if protocol.sample else "all"
+    plan.say("at checkpoints", f"{most} of the facts so far, and {many(len(held_out), 'held-out record')}")
+    return plan

@@ -12,7 +12,9 @@ from edit_cli.datasets import Dataset
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.base import Experiment
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import run_path
+from edit_cli.experiment.setup import refuse_missing
 from edit_cli.lm.heads.causal import Likelihood
 from edit_cli.lm.heads.kinds import require_causal
 from edit_cli.lm.model import LM
@@ -51,6 +53,9 @@ class CausalTrace(Experiment):
 
     def is_complete(self) -> bool:
         return self.run.finished.issuperset(self.facts)
+
+    def check(self) -> None:
+        refuse_missing(self.job, self.model, dense="tracing")
 
     def refuse_unfit(self, lm: LM) -> None:
         require_causal(lm, "tracing")
@@ -161,3 +166,19 @@ def _numbers(lm: LM, fact: Fact, trace: Trace) -> dict[str, Any]:
         "low": round(trace.low, DIGITS),
         "scores": {kind: scores.astype(float).round(DIGITS).tolist() for kind, scores in trace.scores.items()},
     }
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole, options = CausalTrace(job, monitor), job.config.protocol
+    plan = Plan.of(whole)
+    if (work := plan.work) is not None:
+        depth = work.outline.depth
+        lengths = [work.length(request.text) for request in whole.facts.values()]
+        runs = sum(length * depth * len(options.kinds) for length in lengths)
+        plan.say("traced", f"up to {runs:,} restored states, each in {options.copies} corrupted runs")
+        tokens = sum(length * length * depth * len(options.kinds) * options.copies / 4 for length in lengths)
+        seconds = work.passes(tokens, runs * options.copies, tokens / options.batch_tokens)
+        work.add("traces", seconds, work.states(options.batch_tokens))
+    plan.unknown.append("how many of the facts the model knows: only those are traced, so this is the most it takes")
+    return plan

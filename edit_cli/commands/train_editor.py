@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.base import Experiment, Line, Summary
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.setup import refuse_missing
+from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.run_directory import run_path
+from edit_cli.experiment.setup import context_of, refuse_missing
 from edit_cli.files.disk import require_folder
 from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
@@ -132,3 +135,26 @@ def _keep(editor: TrainableEditor[Any, Any], net: Any, data: Dataset, found: dic
             )
     checkpoints.save(place, net, about)
     return place
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    top, method, source = job.config.settings, job.config.method, job.config.dataset
+    if not isinstance(method.config, TrainableConfig):
+        raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
+    training, plan = method.config.training, Plan(job)
+    cases = replace(source, split=top.splits.train).load(top.limit, monitor, "splits.train")
+    held_out = replace(source, split=top.splits.validation).load(None, monitor, "splits.validation")
+    plan.facts(cases.cases, cases.source)
+    plan.say("validated on", f"{min(training.validation_edits, len(held_out.cases)):,} edits of {held_out.source}")
+    edits = training.edits * training.accumulate
+    plan.say("training", f"{training.steps:,} steps of {edits:,} edits; validated every {training.validate_every:,}")
+    plan.run(run_path(job, job.choices["dataset"], job.model_name), cases)
+    folder = expanded(method.config.cache_dir)
+    there = checkpoints.find(folder, method.editor.kind(method.config))
+    known = f", such as {there[0][0].name}" if there else ""
+    plan.say("editors", f"{many(len(there), 'trained one')} of these settings in {folder}{known}")
+    plan.needs(partial(refuse_missing, job, job.config.model, method, context_of(job), training=True))
+    plan.model()
+    plan.unknown.append("how large the editor's network is on this model, and so the time and memory of a step")
+    return plan

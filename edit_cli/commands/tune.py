@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from edit_cli.editors.locate.base import LocateConfig
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.attempt import attempt
 from edit_cli.experiment.base import SOME_FAILED, Experiment, Line, Summary
+from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.setup import perplexity_texts
+from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.run_directory import run_path
+from edit_cli.experiment.setup import context_of, perplexity_texts, refuse_missing
 from edit_cli.files.disk import require_folder, telling
 from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
@@ -286,3 +289,25 @@ def _keep(file: Path, text: str, monitor: Monitor) -> None:
         replaced = file.with_name(f".{file.name}.new")
         replaced.write_text(text, encoding="utf-8")
         replaced.replace(file)
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    top, method, protocol = job.config.settings, job.config.method, job.config.protocol
+    require_optuna()
+    plan, name = Plan(job), job.choices["method"]
+    dataset, where = facts(job.config.dataset, top.limit, monitor)
+    plan.facts(dataset.cases, f"{dataset.source} ({where})", protocol.batches(dataset.cases, method))
+    searched = [key for key in SPACES[name] if not _is_given(key, job.composed.given)]
+    limit = many(top.trials, "trial") if top.trials else "as many trials as the budget allows"
+    plan.say("searched", f"{', '.join(searched)}; {limit}" + (f", {top.budget} at most" if top.budget else ""))
+    plan.run(run_path(job, job.choices["dataset"], job.model_name), dataset)
+    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
+    plan.needs(partial(refuse_missing, job, job.config.model, method, context))
+    outline = plan.model()
+    if outline is not None and isinstance(method.config, LocateConfig) and method.config.use_covariance:
+        plan.moments(method.config.moments, reachable_layers(SPACES[name], outline.depth))
+    plan.asking("before", dataset.cases)
+    plan.asking("after each trial's edits", dataset.cases, top.trials or 1)
+    plan.unknown.append("how long the edits of a trial take: settings that are proposed differ in it")
+    return plan

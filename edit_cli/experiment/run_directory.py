@@ -18,13 +18,26 @@ from edit_cli.errors import EditCliError, MissingError, OutOfMemory, UsageError
 from edit_cli.experiment.job import Job
 from edit_cli.files.disk import is_refusal, refusal
 from edit_cli.files.paths import expanded
+from edit_cli.monitor import failed_in
 from edit_cli.runs.run import LOG, MANIFEST, Run, SharedRun
 
 PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
 LENGTH = ("trials", "budget", "out")  # how long is searched, and where it is written: a search may go on for longer
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
 # last parts of keys that move no result: speed and room, and what is refused
-NO_INFLUENCE = ("cache_dir", "batch_tokens", "edits_room", "made_for", "must_take")
+NO_INFLUENCE = ("cache_dir", "batch_tokens", "edits_room", "made_for", "must_take", "refuse_too_large")
+# which settings lower the memory that a phase takes, those that cost nothing but time first
+ROOM = {
+    "load model": (),
+    "statistics": ("stats.batch_tokens", "method.moments.batch_tokens"),
+    "value": ("method.value.batch_tokens", "protocol.batch_size"),
+    "train": ("method.training.edits", "method.training.memory_mib", "protocol.batch_size"),
+    "trace": ("protocol.batch_tokens", "model.batch_tokens"),
+    "edit": ("protocol.batch_size",),
+    "keys": ("protocol.batch_size",),
+    "solve": ("protocol.batch_size",),
+}
+ROOM_TO_ASK = ("model.batch_tokens", "protocol.batch_size")
 
 
 class Crashed(EditCliError):
@@ -68,10 +81,7 @@ def opened(
     """
     if not job.process_group.is_main:
         return SharedRun(path, {}, set(), job.process_group.rank)
-    config, overwrite, about = dict(job.config.plain), job.config.settings.overwrite, details["dataset"]
-    config.pop("plugins", None)  # a file names no code: which there were is told beside the versions
-    config["data"] = {"sha256": about["sha256"], "ids_sha256": about["ids_sha256"]}
-    ignore = [*PLACE, *LENGTH, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
+    (config, ignore), overwrite = identity(job, details["dataset"]), job.config.settings.overwrite
     chosen = {"method": job.choices.get("method"), "model": job.model_name}
     brought = {"plugins": found} if (found := registry.sources()) else {}
     details = {**chosen, "seeds": seeds(config), "processes": job.process_group.size, **brought, **details}
@@ -102,17 +112,31 @@ def recorded(run: SharedRun, process_group: ProcessGroup, monitor: ConsoleMonito
             raise
         except Exception as error:
             run.log(traceback.format_exc())
-            raise _told(error, run.path) from error
+            raise _told(error, run.path, run.manifest["config"]) from error
         finally:
             monitor.log = None
 
 
-def _told(error: Exception, path: Path) -> EditCliError:
+def identity(job: Job, about: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """(the configuration by which the run is known, its keys that tell no run from another).
+
+    about: the data set, as it describes itself.
+    """
+    config = dict(job.config.plain)
+    config.pop("plugins", None)  # a file names no code: which there were is told beside the versions
+    config.pop("dry_run", None)  # such a run leaves nothing
+    if about is not None:  # other records are another run, even if they come from a file of the same name
+        config["data"] = {"sha256": about["sha256"], "ids_sha256": about["ids_sha256"]}
+    moves_nothing = (name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)
+    return config, [*PLACE, *LENGTH, *SHARED, *moves_nothing]
+
+
+def _told(error: Exception, path: Path, config: Mapping[str, Any]) -> EditCliError:
     """What nobody foresaw, in a line; its traceback is in the log of the run at `path`."""
     if isinstance(error, OSError) and is_refusal(error):
         return MissingError(f"{refusal(error, path)}; what was finished is kept, the same command goes on from there")
     if ran_out_of_memory(error):
-        return OutOfMemory(_memory_remedy(error))
+        return OutOfMemory(memory_remedy(error, config))
     return Crashed(f"{type(error).__name__}: {error or 'no message'} (the traceback is in {path / LOG})")
 
 
@@ -151,9 +175,14 @@ def ran_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _memory_remedy(error: BaseException) -> str:
+def memory_remedy(error: BaseException, config: Mapping[str, Any]) -> str:
+    """What was being done when memory ran out, and which of the settings that there are lower the need."""
     device = "the device" if type(error).__name__ == "OutOfMemoryError" else "this machine"
+    phase, known = failed_in(error), flatten(config)
+    keys = [key for key in ROOM.get(phase or "", ROOM_TO_ASK) if key in known]
+    lower = f"lower {' or '.join(keys)}, or " if keys else ""
     return (
-        f"{device} ran out of memory: lower protocol.batch_size or model.batch_tokens, or load the model in half the"
-        " size (model.dtype=bfloat16); what was finished is kept, the same command goes on from there"
+        f"{device} ran out of memory{f' in the phase {phase!r}' if phase else ''}: {lower}load the model smaller"
+        " (model.dtype=bfloat16, model.quantise=4bit, model.device_map=auto); what was finished is kept, the same"
+        " command goes on from there"
     )

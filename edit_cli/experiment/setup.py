@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from edit_cli import assets
-from edit_cli.config.build import made_of, target_class
+from edit_cli.config.build import UNPUBLISHED, made_of, target_class
+from edit_cli.config.by_depth import first_layers
 from edit_cli.config.composed import Composed
 from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.editors.base import Context, Editor, Examples, Method
@@ -32,8 +33,16 @@ def configured(composed: Composed) -> RunConfig:
         UsageError: names the first key that is wrong. MissingError: as `ModelOptions.read_kind`.
     """
     settings = composed.settings
-    settings.refuse(composed)
+    try:
+        settings.refuse(composed)
+        return _made(composed, settings)
+    except UsageError as error:
+        if UNPUBLISHED not in str(error):
+            raise
+        raise UsageError(f"{error}{_layers_to_begin_with(composed)}") from None
 
+
+def _made(composed: Composed, settings: Any) -> RunConfig:
     def made(group: str, make: Callable[[Composed], Any] | None = None) -> Any:
         if group not in settings.parts:
             return None
@@ -77,6 +86,23 @@ def context_of(job: Job, examples: Examples | None = None) -> Context:
     return Context(examples, partial(training_command, job))
 
 
+def _layers_to_begin_with(composed: Composed) -> str:
+    """The rest of the line about a method without layers: a first range, and what finds better ones."""
+    method, options = composed.choices["method"], composed.part("model")
+    ways = (
+        f"`edit-cli tune method={method} model=…` searches, and `edit-cli trace model=…` shows where the model's facts"
+        " are"
+    )
+    with suppress(MissingError, UsageError):  # without its files, nothing is known of its depth
+        if (outline := options.outline) is not None and (first := first_layers(method, outline.depth)):
+            words = " ".join(f"'method.{key}={value}'".replace(", ", ",") for key, value in first.items())
+            return (
+                f". Published for other models, by relative depth, would be {words} of its {outline.depth} layers: a"
+                f" place to begin, not tried on this model; {ways}"
+            )
+    return f"; {ways}"
+
+
 def _refuse_kind(composed: Composed) -> None:
     """Of two reasons against a method's settings, tell the one that no setting mends: the model is of a kind that it
     cannot work on.
@@ -96,24 +122,34 @@ def refuse_missing(
     method: Method | None = None,
     context: Context | None = None,
     training: bool = False,
+    dense: str | None = None,
 ) -> None:
     """Refuse what can be told to be missing or unfit before a model is loaded, which may take long.
 
+    dense: what only a model without experts can be right for, in words.
+
     Raises:
+        OutOfMemory: the model is larger than the memory that is free.
         MissingError: the model's files, a text, statistics, a trained network or a library are not there; says how to
-            do without. UsageError: the model is another than the chosen one, or of a kind that the method cannot work
-            on.
+            do without.
+        UsageError: the model is another than the chosen one, lacks a layer, or is of a kind that the method cannot
+            work on.
     """
-    kind = options.read_kind()
+    kind, outline = options.read_kind(), options.outline
+    if dense is not None and outline is not None:
+        outline.layout.refuse_experts(dense, options.name)
     if hasattr(job.config.protocol, "observe"):
         perplexity_texts(options)
     if method is None:
         return
     method.editor.refuse_kind(kind, options.name)
+    if outline is not None:
+        method.editor.refuse_layout(method.config, outline.layout, options.name)
     if training and issubclass(method.editor, TrainableEditor):
         method.editor.require_training(method.config)
     else:
         method.require(options.name, context or Context())
+    options.refuse_what_cannot_fit()
 
 
 def load_model(options: ModelOptions, monitor: Monitor, process_group: ProcessGroup = SINGLE) -> LM:

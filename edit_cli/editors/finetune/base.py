@@ -12,11 +12,13 @@ from torch import Tensor
 
 from edit_cli.config.schema import Count, Layers, Positive
 from edit_cli.editors.base import Editor, EditorConfig, require_layers
+from edit_cli.editors.cost import Cost
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
+from edit_cli.lm.outline import Outline
 from edit_cli.lm.weights.access import WeightAccess
 
 Batches = Sequence[Sequence[Any]]  # of rows, as a head encodes them
@@ -43,6 +45,22 @@ class FinetuneEditor(Editor[F]):
     """Adam on the parameters of a few layers."""
 
     heads = ("causal", "seq2seq", "classifier")
+
+    @classmethod
+    def cost(cls, config: F, outline: Outline, lengths: Sequence[int]) -> Cost | None:
+        """Of all passes over the facts, which end sooner if they are learnt; of a tuned number its start, its value,
+        the one that computes, its gradient and Adam's two.
+        """
+        if not config.layers:
+            return None
+        blocks = [outline.model.get_submodule(outline.layout.block(layer)) for layer in config.layers]
+        names = [outline.layout.mlp_out(layer) for layer in config.layers]
+        parts = [outline.model.get_submodule(name) for name in names] if config.part == "mlp_out" else blocks
+        tuned = sum(parameter.numel() for part in parts for parameter in part.parameters())
+        above = 1 - min(config.layers) / outline.depth
+        passes = config.steps * sum(lengths) * (1 + 2 * above)
+        graph = sum(lengths) * (8 * outline.layout.width + 4 * outline.inner) * outline.depth * above * 4
+        return Cost(passes, 3 * config.steps, round(6 * 4 * tuned + graph), "gradients and Adam's states")
 
     @property
     def names(self) -> list[str]:

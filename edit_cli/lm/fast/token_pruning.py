@@ -38,9 +38,11 @@ def token_modules(lm: Model, layer: int) -> list[nn.Module]:
     projection alone,
     where the MLP is no module of its own) and the output projection of its attention.
     """
-    projection = lm.layout.mlp_out(layer)
-    parent = projection.rpartition(".")[0]
-    found = [projection if parent == lm.layout.block(layer) else parent]
+    found = []
+    if not lm.layout.is_mixture(layer):  # a router may look at all tokens of a pass
+        projection = lm.layout.mlp_out(layer)
+        parent = projection.rpartition(".")[0]
+        found.append(projection if parent == lm.layout.block(layer) else parent)
     with suppress(UsageError):  # a block without attention
         found.append(attention_out(lm.model, lm.layout, layer))
     return [lm.module(name) for name in found]
