@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,14 +11,16 @@ import torch
 from embedded import embedded_lm, same_bits, snapshot, world
 from families import tiny_lm
 
+from edit_cli.editors.base import Context
 from edit_cli.edits.edit import Factors, Route, WeightDelta
 from edit_cli.experiment.asking import Asker
-from edit_cli.experiment.setup import Attempt
+from edit_cli.experiment.setup import Attempt, attempt, attempt_each
 from edit_cli.lm.fast.edits_by_row import EditsByRow
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, ObserveOptions
 from edit_cli.requests import Case, EditRequest, Probe
+from edit_cli.testing.parts import packaged_method
 
 OPTIONS = ObserveOptions(max_new_tokens=6, sample_tokens=24)
 TEXTS = ["The old lighthouse of Marlow stands on the northern shore.", "Ada Lund lives in Oslo."]
@@ -212,3 +215,33 @@ def test_a_fact_without_an_edit_is_left_out():
     attempts = [Attempt(edit, [case], {}, 0.0) for edit, case in zip(made, asked, strict=True)]
     found = [seen for _, seen in Asker(lm, before).answers(attempts)]
     assert [list(seen) for seen in found] == [[asked[0].id], [], [asked[2].id]]
+
+
+@pytest.mark.parametrize("variant", ["original", "r"])
+def test_rome_makes_single_edits_at_once_as_one_by_one(variant):
+    lm = embedded_lm()
+    asked = [[case] for case in world("tune")[:5]]
+    subject = asked[2][0].requests[0]
+    absent = EditRequest(subject.prompt, None, subject.target_new)  # ROME needs a subject
+    asked[2] = [replace(asked[2][0], requests=(absent,))]
+    method = packaged_method("rome", f"method.variant={variant}", "method.use_covariance=false", "method.value.steps=6")
+    begin = partial(method.begin, lm, Context())
+    alone = [attempt(begin(), batch) for batch in asked]
+    together = list(attempt_each(begin, asked))
+    assert [done.edit is None for done in together] == [False, False, True, False, False]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.cases, one.rejected) == (other.cases, other.rejected)
+        if one.edit is not None:
+            for name in one.edit.updates:
+                mine, its = (done.edit.stored(lm, name) for done in (one, other))
+                assert (mine - its).norm() < 1e-5 * its.norm()
+            assert_same(one.diagnosis, other.diagnosis)
+            assert one.edit.info["steps"] == other.edit.info["steps"]
+
+
+def test_several_facts_or_layers_are_written_one_after_another():
+    lm = embedded_lm()
+    facts = [case.requests[0] for case in world("tune")[:4]]
+    settings = ("method.use_covariance=false",)
+    assert packaged_method("rome", *settings).begin(lm).edit_each([facts[:2], facts[2:]]) is None
+    assert packaged_method("rome", *settings, "method.layers=[0,1]").begin(lm).edit_each([[facts[0]]]) is None

@@ -19,7 +19,7 @@ from edit_cli.experiment.run_directory import recorded, run_path
 from edit_cli.experiment.setup import (
     Attempt,
     PhaseTimer,
-    attempt,
+    attempt_each,
     context_of,
     load_fitting,
     perplexity_texts,
@@ -117,11 +117,12 @@ def attempts(asker: Asker, begin: Begin, window: Batches, run: Run, about: dict[
     Those that are asked about one by one say the same in whatever company: there, finished batches are left out.
     """
     lm = asker.lm
-    for step, batch in window:
-        if asker.one_by_one and run.finished.issuperset(case.id for case in batch):
-            yield Attempt(None, [], {}, 0.0)
-            continue
-        done = attempt(begin(), batch)
+
+    def finished(batch: Sequence[Case]) -> bool:
+        return asker.one_by_one and run.finished.issuperset(case.id for case in batch)
+
+    made = attempt_each(begin, [batch for _, batch in window], finished)
+    for (step, _), done in zip(window, made, strict=True):
         if done.edit is not None and about is not None and lm.process_group.is_main:
             edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
         yield done

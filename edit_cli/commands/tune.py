@@ -26,7 +26,7 @@ from edit_cli.experiment.conclude import SOME_FAILED
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.run_directory import ReadOnlyRun, recorded, run_path
-from edit_cli.experiment.setup import attempt, context_of, load_fitting, perplexity_texts, refuse_missing
+from edit_cli.experiment.setup import attempt_each, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.files.disk import require_folder, telling
 from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
@@ -206,7 +206,7 @@ class Bench:
             context = replace(self.context, kept={})
             method.begin(lm, context).warm_up()
             batches = protocol.batches(self.dataset.cases, method)
-            made = (attempt(method.begin(lm, context), batch) for batch in batches)
+            made = attempt_each(partial(method.begin, lm, context), batches)
             for step, (batch, (done, after)) in enumerate(zip(batches, Asker(lm, before).answers(made), strict=True)):
                 found += lines_of(done, batch, step, before.observe(lm, batch), after)
         except (UsageError, RejectedRequest, LinAlgError) as problem:
