@@ -157,7 +157,8 @@ def one_seed(seed: int, sizes: Sequence[int], overrides: Sequence[str]) -> Itera
         }
         start = time.process_time()
         net = (
-            Training(editor, splits["train"], splits["validation"], Path(folder), "", lambda _: None).run()
+            Training(editor, splits["train"], splits["validation"], Path(folder), "", lambda _: None)
+            .run()
             .net.eval()
             .requires_grad_(False)
         )
