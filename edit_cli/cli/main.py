@@ -248,6 +248,15 @@ def ask(
     seed: Annotated[int, typer.Option(min=0, help="of what is drawn")] = 0,
     edited_only: Annotated[bool, typer.Option("--edited-only", help="do not ask the unedited model")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable, an object a line")] = False,
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            help="template: in the model's chat template; none: as plain text; auto: in that of instruct models;"
+            " without it, as the edit was made",
+            autocompletion=lambda: ["template", "none", "auto"],
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="system prompt of the chat")] = None,
     model: ModelName = None,
     device_map: DeviceMap = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -260,7 +269,8 @@ def ask(
         from edit_cli.experiment.saved_edits import Base
 
         asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
-        return ask.run(expanded(edit_dir), prompts or [], Base(model, trust_remote_code, device_map), asking, as_json)
+        base = Base(model, trust_remote_code, device_map)
+        return ask.run(expanded(edit_dir), prompts or [], base, asking, as_json, ask.Chat(chat, system))
 
     _exit(work, plugin)
 

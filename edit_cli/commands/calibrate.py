@@ -43,4 +43,4 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
 
 def _prompts(case: Case, *kinds: str) -> list[str]:
-    return [probe.prompt for probe in case.probes if probe.kind in kinds]
+    return [probe.text for probe in case.probes if probe.kind in kinds]

@@ -15,8 +15,8 @@ from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.experiment.conclude import SOME_FAILED, conclude
-from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import recorded, run_path, slug
 from edit_cli.experiment.settings import Fact
 from edit_cli.experiment.setup import PhaseTimer, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
@@ -33,11 +33,12 @@ SAVED = "0000"  # name of the one edit that this command makes
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top, source, model, method = job.config.settings, job.config.dataset, job.config.model, job.config.method
-    dataset = inline(top.edit) if top.edit.given else source.load(top.limit, monitor)
+    top, model, method = job.config.settings, job.config.model, job.config.method
+    records = records_of(job, monitor, inline(top.edit) if top.edit.given else None)
+    dataset = records.dataset
     base = None if top.base_edit is None else expanded(top.base_edit)
     path = _path(job, dataset, base)
-    context = context_of(job, None if top.edit.given else OtherRecords(source, dataset.cases, top.seed))
+    context = context_of(job, None if top.edit.given else records.others(top.seed))
 
     def check() -> None:
         refuse_missing(job, model, method, context)
@@ -52,7 +53,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         saved = run.edits / SAVED
         if not job.process_group.broadcast(run.finished.issuperset(dataset.ids) and saved.is_dir()):
             check()
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            lm = load_fitting(job, model, method, context, [dataset], monitor, loaded=records.lm)
             about = job.about_method
             editor = method.begin(lm, context)
             editor.warm_up()  # what it lacks is told before anything is asked

@@ -12,8 +12,8 @@ from edit_cli.distributed import SINGLE
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.experiment.conclude import conclude
-from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import recorded, run_path
 from edit_cli.experiment.setup import (
     Attempt,
@@ -39,8 +39,8 @@ Begin = Callable[[], Editor[Any]]
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top, protocol, model, method = job.config.settings, job.config.protocol, job.config.model, job.config.method
-    dataset = job.config.dataset.load(top.limit, monitor)
-    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
+    records = records_of(job, monitor)
+    dataset, context = records.dataset, context_of(job, records.others(top.seed))
     batches = list(enumerate(protocol.batches(dataset.cases, method)))
     size = protocol.size(method, len(dataset.cases))
     details = {
@@ -53,7 +53,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         if not run.finished.issuperset(dataset.ids):
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            lm = load_fitting(job, model, method, context, [dataset], monitor, loaded=records.lm)
             begin = partial(method.begin, lm, context)
             begin().warm_up()
             about = job.about_method if protocol.save_edits else None

@@ -20,10 +20,10 @@ from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Editor
 from edit_cli.errors import UsageError
 from edit_cli.experiment.conclude import conclude
-from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.protocol import SequentialProtocol
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import recorded, run_path
 from edit_cli.experiment.saved_steps import SavedSteps
 from edit_cli.experiment.setup import (
@@ -74,12 +74,13 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         return sme.run(job, protocol, monitor)
     if not isinstance(protocol, SequentialProtocol):
         raise UsageError("protocol names no protocol of sequences: choose protocol=lifelong or protocol=sme")
-    top, model, method, source = job.config.settings, job.config.model, job.config.method, job.config.dataset
-    dataset = source.load(top.limit, monitor)
+    top, model, method = job.config.settings, job.config.model, job.config.method
+    records = records_of(job, monitor)
+    dataset = records.dataset
     steps = protocol.batches(dataset.cases, method)
     protocol.checkpoint_steps([len(step) for step in steps])  # refuses those that are out of reach
-    held_out = untouched(source, dataset, protocol.holdout)
-    context = context_of(job, OtherRecords(source, [*dataset.cases, *held_out], top.seed))
+    left = untouched(records.source, dataset, protocol.holdout)
+    context, held_out = context_of(job, records.others(top.seed, left)), records.put(left)
     details = {
         "protocol": {
             "batch_size": protocol.size(method, len(dataset.cases)),
@@ -97,7 +98,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     with recorded(job, path, monitor, details, dataset, KEY, check, belongs) as run:
         timer = PhaseTimer(monitor)
         if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            lm = load_fitting(job, model, method, context, [dataset], monitor, loaded=records.lm)
             editor = method.begin(lm, context)
             editor.warm_up()
             about = job.about_method
@@ -105,7 +106,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             with monitor.phase("ask before"):
                 before.observe(lm, [*dataset.cases, *held_out])
                 health = Health(
-                    lm, [probe.prompt for case in held_out or dataset.cases for probe in case.probes][:WATCHED]
+                    lm, [probe.text for case in held_out or dataset.cases for probe in case.probes][:WATCHED]
                 )
             walk = Walk(
                 lm,
@@ -271,7 +272,7 @@ def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monito
 
 def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
     """Neighbourhood and locality prompts of up to `count` records that come after the edited ones."""
-    used = dataset.offset + len(dataset.cases)
+    used = dataset.passed
     if not count or source.ids or used >= dataset.total - len(dataset.dropped):
         return []
     following = replace(source, offset=used).load(count, Monitor())

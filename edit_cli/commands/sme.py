@@ -19,9 +19,9 @@ from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.experiment.conclude import conclude
-from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import recorded, run_path
 from edit_cli.experiment.saved_steps import naming
 from edit_cli.experiment.setup import Attempt, PhaseTimer, attempt, context_of, load_fitting, refuse_missing
@@ -61,13 +61,13 @@ class Stream:
 
 
 def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
-    top, model, method, source = job.config.settings, job.config.model, job.config.method, job.config.dataset
-    dataset = source.load(top.limit, monitor)
-    folds = {
-        number: [protocol.as_edited(case) for case in cases] for number, cases in protocol.cut(dataset.cases).items()
-    }
-    kept = dict(zip(("train", "test"), protocol.kept(source, dataset), strict=True))
-    context = context_of(job, OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed))
+    top, model, method = job.config.settings, job.config.model, job.config.method
+    records = records_of(job, monitor)
+    dataset, cut = records.dataset, protocol.cut(records.found.cases)
+    folds = {number: records.put([protocol.as_edited(case) for case in cases]) for number, cases in cut.items()}
+    left = protocol.kept(records.source, records.found)
+    context = context_of(job, records.others(top.seed, [*left[0], *left[1]]))
+    kept = dict(zip(("train", "test"), map(records.put, left), strict=True))
     counts = {name: len(asked) for name, asked in kept.items()}
     details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
     path = run_path(job, job.choices["dataset"], job.model_name, "sme")
@@ -75,7 +75,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     with recorded(job, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
         timer = PhaseTimer(monitor)
         if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
+            lm = load_fitting(job, model, method, context, [dataset], monitor, loaded=records.lm)
             begin = partial(method.begin, lm, context)
             begin().warm_up()
             lines = job.process_group.broadcast(run.lines() if job.process_group.is_main else None)

@@ -22,8 +22,8 @@ from edit_cli.editors.base import Context, EditorConfig, Method
 from edit_cli.editors.locate.base import LocateConfig
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.conclude import SOME_FAILED
-from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import ReadOnlyRun, recorded, run_path
 from edit_cli.experiment.setup import attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.files.disk import require_folder, telling
@@ -53,10 +53,12 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     space = {key: values for key, values in SPACES[name].items() if not _is_given(key, job.composed.given)}
     if not space:
         raise UsageError(f"every setting of method={name} that is searched is given: leave one of them out")
-    dataset, where = facts(job.config.dataset, top.limit, monitor)
+    found, where = facts(job.config.dataset, top.limit, monitor)
+    records = records_of(job, monitor, found)
+    dataset = records.dataset
     out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
     require_folder(out.parent, "out" if top.out is not None else out.parent)
-    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
+    context = context_of(job, records.others(top.seed))
     path = run_path(job, job.choices["dataset"], job.model_name)
     details = {"protocol": {"batch_size": job.config.protocol.size(method, len(dataset.cases)), "facts": where}}
     check = partial(refuse_missing, job, model, method, context)

@@ -144,15 +144,18 @@ def load_fitting(
     datasets: Sequence[Dataset],
     monitor: Monitor,
     training: bool = False,
+    loaded: LM | None = None,
 ) -> LM:
     """The job's model, once it is known to suit method and data: asking it anything may take hours.
+
+    loaded: it, if it is there already.
 
     Raises:
         UsageError: it is of a kind that does not, or lacks a layer. Others as `refuse_missing` and `ModelOptions.load`.
     """
     with monitor.phase("load model"):
         refuse_missing(job, options, method, context, training)
-    lm = load_model(options, monitor, job.process_group)
+    lm = loaded or load_model(options, monitor, job.process_group)
     method.begin(lm, context)  # refuses what it cannot work on
     for dataset in datasets:
         dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from logging import ERROR, getLogger
 from pathlib import Path, PurePosixPath
@@ -132,6 +132,29 @@ class ModelOptions(Config):
         with silent():
             return kind_of(self._config(source), self.kind)
 
+    def read_tokenizer(self) -> Any:
+        """The model's tokenizer alone. Raises as `load`."""
+        with silent():
+            return self._tokenizer(resolve(self.id, self.revision))
+
+    def read_stops(self) -> list[int]:
+        """Ids of the tokens after which the model stops writing, as its files say. Raises as `load`."""
+        from transformers import GenerationConfig
+
+        source = resolve(self.id, self.revision)
+        with silent():
+            found = self._config(source).eos_token_id
+            with suppress(OSError):  # without such a file, config.json says it
+                about = {"revision": source.revision, "local_files_only": source.local}
+                found = GenerationConfig.from_pretrained(source.path, **about).eos_token_id
+        return [id for id in (found if isinstance(found, list) else [found]) if id is not None]
+
+    def _tokenizer(self, source: Source) -> Any:
+        from transformers import AutoTokenizer
+
+        with self._reading("tokenizer"):
+            return AutoTokenizer.from_pretrained(source.path, **self._common(source))
+
     def _config(self, source: Source) -> Any:
         from transformers import AutoConfig
 
@@ -177,7 +200,6 @@ class ModelOptions(Config):
 
     def _read(self, source: Source, place: str | torch.device | dict[str, Any]) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoTokenizer
 
         from edit_cli.lm.heads.kinds import auto_class, kind_of
         from edit_cli.lm.weights.quantized import how_to_load
@@ -186,8 +208,7 @@ class ModelOptions(Config):
         with silent():
             config = self._config(source)
             loader = auto_class(kind_of(config, self.kind), config, self.id)
-            with self._reading("tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(source.path, **common)
+            tokenizer = self._tokenizer(source)
             dtype = getattr(torch, self.dtype)
             # straight to where they are to be: a model larger than the host's memory need not pass through it whole
             how = {
