@@ -57,7 +57,9 @@ def lm():
 
 
 def in_chat(lm, **settings) -> Forms:
-    return forms(ChatOptions(**{"chat": "template", **settings}), lm.tokenizer, ("model",), [])
+    return forms(
+        ChatOptions(**{"chat": "template", "statements": "complete", **settings}), lm.tokenizer, ("model",), []
+    )
 
 
 def test_a_fact_becomes_what_the_user_says_and_the_assistant_answers(lm):
@@ -78,7 +80,7 @@ def test_a_fact_becomes_what_the_user_says_and_the_assistant_answers(lm):
     [
         ("complete", f"{BEFORE}Complete this sentence: ", AFTER, ""),
         ("bare", BEFORE, AFTER, ""),
-        ("begin", f"{BEFORE}Say something that you know.{AFTER}", "", " "),
+        ("begin", f"{BEFORE}State a fact.{AFTER}", "", " "),
     ],
 )
 def test_statements_are_put_as_is_chosen(lm, statements, before, after, joint):
@@ -218,9 +220,10 @@ def test_evaluate_edits_in_one_form_and_asks_in_both(cli, folder):
     run = Path(ended.last)
     found, lines = json.loads((run / "summary.json").read_text()), json_lines(run / "results.jsonl")
     assert found["metrics"]["efficacy_success"] == found["asked"]["plain"]["efficacy_success"]
-    assert found["asked"]["chat"]["efficacy_success"]["after"]["mean"] == 100
-    assert found["dataset"]["forms"]["frames"]["question"] == [BEFORE, AFTER]
-    assert lines[0]["requests"][0]["prompt"].startswith("{}")
+    magnitude = found["asked"]["chat"]["efficacy_magnitude"]
+    assert magnitude["after"]["mean"] > magnitude["before"]["mean"]
+    assert found["dataset"]["forms"]["frames"]["question"] == [f"<|endoftext|>{BEFORE}", AFTER]
+    assert "{}" in lines[0]["requests"][0]["prompt"]
     frames = edit_cli.read(run).cases
     assert set(frames["form"].dropna()) == {"chat"}
     assert frames["form"].isna().sum() == (frames["form"] == "chat").sum()
@@ -264,13 +267,12 @@ def test_a_sequence_and_one_fact_are_edited_in_a_chat_too(cli, folder):
 
 
 def test_python_edits_and_asks_in_a_chat(lm):
-    facts = [{"prompt": "{} plays the", "subject": "Jormia Stenenen", "target_new": "organ"}]
-    edit = edit_cli.edit(lm, facts, method="ft", settings={"steps": 15, "lr": 1e-3}, chat="template")
-    found = edit_cli.evaluate(lm, edit, facts, chat="template", sample=False, perplexity=False)
-    assert found["efficacy_accuracy"]["after"]["mean"] == 100
-    with lm.edited(edit):
-        (text,) = edit_cli.in_chat(lm, ["Jormia Stenenen plays the"])
-        assert lm.generate([text], 3)[0].startswith("organ")
+    facts = [{"prompt": "{} plays the", "subject": "Jormia Stenenen", "target_new": "organ", "target_true": "piano"}]
+    edit = edit_cli.edit(lm, facts, method="ft", settings={"steps": 8, "lr": 5e-4}, chat="template")
+    found = edit_cli.evaluate(lm, edit, facts, chat="template", sample=False, perplexity=False)["efficacy_magnitude"]
+    assert found["after"]["mean"] > found["before"]["mean"]
+    (text,) = edit_cli.in_chat(lm, ["Jormia Stenenen plays the"], {"system": "Be."})
+    assert text == f"<system>Be.</><user>State a fact.{AFTER}Jormia Stenenen plays the"
     with pytest.raises(UsageError, match="^chat=template: .* has no chat template"):
         edit_cli.edit(embedded_lm(), facts, chat="template")
 

@@ -23,6 +23,7 @@ from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.experiment.job import Job, RunConfig
 from edit_cli.experiment.training_command import training_command
 from edit_cli.files.paths import expanded
+from edit_cli.lm.chat import ChatOptions, hint
 from edit_cli.lm.heads.kinds import KINDS
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
 from edit_cli.lm.model import LM
@@ -159,6 +160,8 @@ def load_fitting(
     method.begin(lm, context)  # refuses what it cannot work on
     for dataset in datasets:
         dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+    if isinstance(job.config.protocol, ChatOptions) and (told := hint(lm, job.config.protocol)):
+        monitor.note(told)
     return lm
 
 

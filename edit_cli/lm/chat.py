@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 PLAIN, CHAT = "plain", "chat"
 QUESTION_MARKS = ("?", "\uff1f", "\u061f", "\u037e")  # Latin, full-width, Arabic, Greek
 STATEMENTS = {  # what the user says of a statement that is to be completed; {} stands for it
+    "begin": "State a fact.",  # and the assistant begins with the statement
     "complete": "Complete this sentence: {}",
-    "begin": "Say something that you know.",  # and the assistant begins with the statement
     "bare": "{}",
 }
 WORDS, REPLY = "QWORDSQ", "QREPLYQ"  # stand for a prompt and its answer while a template is read
@@ -48,8 +49,8 @@ class ChatOptions(Config):
     (docs/chat.md)."""
     asked: Annotated[list[Literal["plain", "chat"]], Len(1), Mark.DISTINCT] | None = None
     """Forms in which facts are asked, side by side; null: the one in which they are edited."""
-    statements: Literal["complete", "begin", "bare"] = "complete"
-    """How a chat puts what is no question: the user asks to complete it, the assistant begins with it, or it is all
+    statements: Literal["begin", "complete", "bare"] = "begin"
+    """How a chat puts what is no question: the assistant begins with it, the user asks to complete it, or it is all
     that the user says."""
     system: Sentence | None = None
     """The system prompt of a chat; null: the template's own, if it has one."""
@@ -182,9 +183,25 @@ def is_question(words: str) -> bool:
 
 def forms_on(lm: LM, options: ChatOptions, setting: str = "chat") -> Forms:
     """As `forms`, on a model that is loaded. setting: what asks for the form, for messages. Raises as `forms`."""
+    return forms(options, lm.tokenizer, (lm.name, lm.id), _stops(lm), setting)
+
+
+def hint(lm: LM, options: ChatOptions) -> str | None:
+    """What to tell the user of an instruct model whose facts are edited and asked as plain text."""
+    if options.chat != "none" or options.asked is not None:
+        return None
+    with suppress(UsageError):  # whatever is wrong with a template that nobody wants
+        if is_instruct(lm.tokenizer, (lm.name, lm.id), _stops(lm)):
+            return (
+                f"{lm.name} has a chat template and is edited and asked as plain text; protocol.chat=template edits and"
+                " asks in chats (docs/chat.md)"
+            )
+    return None
+
+
+def _stops(lm: LM) -> list[int]:
     stops = getattr(lm.model.generation_config, "eos_token_id", None)
-    found = stops if isinstance(stops, list) else [stops]
-    return forms(options, lm.tokenizer, (lm.name, lm.id), [id for id in found if id is not None], setting)
+    return [id for id in (stops if isinstance(stops, list) else [stops]) if id is not None]
 
 
 def forms(
@@ -202,7 +219,7 @@ def forms(
     Raises:
         UsageError: the model has no chat template, or one that cannot be used so; names the setting.
     """
-    auto = options.chat == "auto" and bool(tokenizer.chat_template) and is_instruct(tokenizer, names, stops)
+    auto = options.chat == "auto" and is_instruct(tokenizer, names, stops)
     edited = CHAT if auto or options.chat == "template" else PLAIN
     asked = tuple(options.asked or [edited])
     if CHAT not in (edited, *asked):
@@ -277,9 +294,11 @@ def _rendered(tokenizer: Any, options: ChatOptions, said: str, reply: str | None
 
 
 def is_instruct(tokenizer: Any, names: Sequence[str], stops: Sequence[int]) -> bool:
-    """Whether a model is made for its chat template: its name says so, or it stops where the template ends a reply
-    (base models often come with a template, too, but stop at the end of a text).
+    """Whether a model has a chat template and is made for it: its name says so, or it stops where the template ends a
+    reply (base models often come with a template, too, but stop at the end of a text).
     """
+    if not tokenizer.chat_template:
+        return False
     if any(INSTRUCT.search(name) for name in names):
         return True
     ending = _rendered(tokenizer, ChatOptions(), WORDS, REPLY).rpartition(REPLY)[2]
