@@ -11,25 +11,15 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.distributed import SINGLE
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
-from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.attempt import Attempt, attempt
+from edit_cli.experiment.base import Experiment
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.records import records_of
-from edit_cli.experiment.run_directory import recorded, run_path
-from edit_cli.experiment.setup import (
-    Attempt,
-    PhaseTimer,
-    attempt,
-    context_of,
-    load_fitting,
-    perplexity_texts,
-    refuse_missing,
-)
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
-from edit_cli.report.summary import summary_of
-from edit_cli.report.tables.run import evaluation
 from edit_cli.requests import Case
-from edit_cli.runs.run import Run
+from edit_cli.runs.run import SharedRun
 
 WINDOW = 100  # cases that are asked about in one go before they are edited
 
@@ -38,40 +28,26 @@ Begin = Callable[[], Editor[Any]]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top, protocol, model, method = job.config.settings, job.config.protocol, job.config.model, job.config.method
-    records = records_of(job, monitor)
-    dataset, context = records.dataset, context_of(job, records.others(top.seed))
-    batches = list(enumerate(protocol.batches(dataset.cases, method)))
-    size = protocol.size(method, len(dataset.cases))
-    details = {
-        "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
-    }
-    path = run_path(job, job.choices["dataset"], job.model_name)
-    check = partial(refuse_missing, job, model, method, context)
-    with recorded(job, path, monitor, details, dataset, check=check) as run:
-        timer = PhaseTimer(monitor)
-        if not run.finished.issuperset(dataset.ids):
-            if run.finished:
-                monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
-            lm = load_fitting(job, model, method, context, [dataset], monitor, loaded=records.lm)
-            begin = partial(method.begin, lm, context)
-            begin().warm_up()
-            about = job.about_method if protocol.save_edits else None
-            before = BeforeCache(protocol.observe, perplexity_texts(model))
-            with monitor.task("cases", len(dataset.cases)) as advance:
-                advance(len(run.finished))
-                for line in evaluate_shared(lm, begin, batches, run, before, about):
-                    run.append({**line, "phases": timer.take()})
-                    advance(1)
-        else:
-            monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
-        return conclude(
-            job,
-            run,
-            monitor,
-            lambda lines: summary_of(run.manifest, lines, dataset.references, timer.take()),
-            lambda summary, _: evaluation(summary),
-        )
+    return Evaluate(job, monitor).conduct()
+
+
+class Evaluate(Experiment):
+    COMPLETE = "all cases are there already, so nothing is edited again (overwrite=true would)"
+
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        records = records_of(job, monitor)
+        super().__init__(job, monitor, records.dataset, records.found.cases, records)
+        self.batches = list(enumerate(self.protocol.batches(self.dataset.cases, self.method)))
+
+    def details(self) -> dict[str, Any]:
+        size = self.protocol.size(self.method, len(self.dataset.cases))
+        return {"batch_size": size, "batches": len(self.batches), "evaluated": "after each batch", "restored": True}
+
+    def work(self, lm: LM) -> None:
+        self.begin(lm).warm_up()
+        about = self.job.about_method if self.protocol.save_edits else None
+        lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about)
+        self.write_all(lines, "cases", len(self.dataset.cases))
 
 
 def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
@@ -88,7 +64,7 @@ def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Itera
 
 
 def evaluate(
-    lm: LM, begin: Begin, batches: Batches, run: Run, before: BeforeCache, about: dict[str, Any] | None = None
+    lm: LM, begin: Begin, batches: Batches, run: SharedRun, before: BeforeCache, about: dict[str, Any] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Lines of results, a list a batch, of the cases that `run` has not finished.
 
@@ -165,3 +141,15 @@ def windows(batches: Iterable[tuple[int, list[Case]]]) -> Iterator[Batches]:
             group = []
     if group:
         yield group
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole = Evaluate(job, monitor)
+    cases, batches = whole.dataset.cases, [batch for _, batch in whole.batches]
+    plan = Plan.of(whole, batches)
+    plan.editing(whole.method, batches)
+    plan.asking("before", cases)
+    plan.asking("after", cases)
+    plan.perplexity("after", len(batches) - 1)
+    return plan

@@ -5,7 +5,7 @@ edited and asked. All before the run's directory is opened, since they are part 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any, TypedDict
 
 from edit_cli.datasets import Dataset, Source
 from edit_cli.errors import MissingError
-from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job
 from edit_cli.experiment.setup import load_model, refuse_missing
 from edit_cli.files.json_files import read_json, to_json, write_json
@@ -46,15 +45,9 @@ class Records:
         """The chosen records in the forms of the run."""
         return replace(self.found, cases=tuple(self.put(self.found.cases)), forms=self.forms.told())
 
-    def put(self, cases: Sequence[Case]) -> list[Case]:
+    def put(self, cases: Iterable[Case]) -> list[Case]:
         """Cases in the forms of the run."""
         return [self.forms.case(case) for case in cases]
-
-    def others(self, seed: int, more: Sequence[Case] = ()) -> OtherRecords:
-        """Records that the run neither edits nor asks about. more: cases that it asks about, too, as the data have
-        them.
-        """
-        return OtherRecords(self.source, [*self.found.cases, *more], seed, self.forms)
 
 
 def records_of(job: Job, monitor: Monitor, given: Dataset | None = None) -> Records:
@@ -69,7 +62,7 @@ def records_of(job: Job, monitor: Monitor, given: Dataset | None = None) -> Reco
         return Records(source, given, chosen)
     knowing = Knowing(job, chosen, monitor) if source.known else None
     found = source.load(job.config.settings.limit, monitor, knows=knowing)
-    if found.known:
+    if found.known and not job.config.settings.dry_run:
         asked, known = found.known["asked"], found.known["known"]
         monitor.note(f"{source.name}: the model knows {known:,} of {many(asked, 'fact')} that it was asked")
     return Records(replace(source, known=False), found, chosen, knowing and knowing.lm)
@@ -79,8 +72,8 @@ def forms_of(model: ModelOptions, chat: ChatOptions) -> Forms:
     """The forms of a run, from the model's files alone. Raises as `forms`."""
     if chat.chat == "none" and CHAT not in (chat.asked or ()):
         return Forms()
-    stops = model.read_stops() if chat.chat == "auto" else []
-    return forms(chat, model.read_tokenizer(), (model.name, model.id), stops)
+    stops = model.stops() if chat.chat == "auto" else []
+    return forms(chat, model.tokenizer(), (model.name, model.id), stops)
 
 
 class Verdicts(TypedDict):
@@ -113,6 +106,8 @@ class Knowing:
     def __call__(self, cases: Sequence[Case]) -> list[bool]:
         questions = [self.forms.case(knowledge.question(case)) for case in cases]
         keys = list(map(_key, questions))
+        if self.job.config.settings.dry_run:  # which loads nothing: what was not asked yet is taken as known
+            return [self.known.get(key, True) for key in keys]
         if not self.known.keys() >= set(keys):  # all again: in other company, answers differ in their last bits
             self.lm = self.lm or self._loaded()
             with self.monitor.phase("ask what is known"):

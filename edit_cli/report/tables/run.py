@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.constrain import Constrain
 from rich.table import Table
 
+from edit_cli.metrics.registry import Metric, metrics
 from edit_cli.report import words
 from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
@@ -50,16 +51,16 @@ def metrics_of(summary: Mapping[str, Any]) -> list[RenderableType]:
     """Every metric before and after; of a run that asks in several forms, those of all forms side by side, and below
     them what tells of the model as a whole.
     """
-    forms, metrics = summary.get("asked"), summary["metrics"]
+    forms, means = summary.get("asked"), summary["metrics"]
     if not forms:
-        return [MetricsTable(metrics)]
+        return [MetricsTable(means)]
     sides = {f"{form} {side}": (form, side) for form in forms for side in ("before", "after")}
     told = {
         name: {named: forms[form][name][side] for named, (form, side) in sides.items() if side in forms[form][name]}
-        for name in metrics
+        for name in means
         if all(name in found for found in forms.values())
     }
-    rest = {name: entry for name, entry in metrics.items() if name not in told}
+    rest = {name: entry for name, entry in means.items() if name not in told}
     return [MetricsTable(told, list(sides)), *([Text(), MetricsTable(rest)] if rest else [])]
 
 
@@ -100,19 +101,19 @@ class MetricsTable:
     sides: Sequence[str] = ("before", "after")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        found = words.sections(self.metrics)
+        found, known = words.sections(self.metrics), metrics()
         if not found:
             yield Text("No case went through, so there is nothing to measure.")
             return
-        cells = self._cells(words.with_interval)
-        if len(self.sides) > 2 and sum(max(len(row[side]) for row in cells.values()) for side in range(len(self.sides))
-                                       ) > options.max_width - WIDEST_LABEL:  # fmt: skip
-            cells = self._cells(words.mean)  # several columns find room without their intervals
+        cells = self._cells(known, words.with_interval)
+        wide = sum(max(len(row[side]) for row in cells.values()) for side in range(len(self.sides)))
+        if len(self.sides) > 2 and wide > options.max_width - WIDEST_LABEL:
+            cells = self._cells(known, words.mean)  # several columns find room without their intervals
         rows = [row for _, groups in found for _, rows in groups for row in rows]
         named = [side.replace("_", " ") for side in self.sides]
         told = [(title, [(where, some, *self._counted(some)) for where, some in groups]) for title, groups in found]
         label = max(len(name) for _, groups in told for *_, labels in groups for name in labels)
-        widths = [max(len(side), *(len(cells[row.metric][index]) for row in rows)) for index, side in enumerate(named)]
+        widths = [max(len(side), *(len(cells[row.id][index]) for row in rows)) for index, side in enumerate(named)]
         explained = options.max_width - (label + 2 + sum(widths) + len(widths) + 1) >= LEAST
         yield _grid([("", *named, "")], label, widths, "dim")
         for title, groups in told:
@@ -122,26 +123,26 @@ class MetricsTable:
                     yield Text(f" {where}{n}", style="italic")
                 yield _grid(
                     [
-                        (name, *cells[row.metric], row.tells if explained else "")
+                        (name, *cells[row.id], row.explained if explained else "")
                         for row, name in zip(some, labels, strict=True)
                     ],
                     label,
                     widths,
                 )
 
-    def _cells(self, told: Callable[[Any, int], str]) -> dict[str, list[str]]:
+    def _cells(self, known: Mapping[str, Metric], told: Callable[[Any, int], str]) -> dict[str, list[str]]:
         """{metric: a cell of each side}."""
         return {
-            name: [told(entry.get(side), words.decimals(name)) for side in self.sides]
+            name: [told(entry.get(side), known[name].decimals) for side in self.sides]
             for name, entry in self.metrics.items()
         }
 
-    def _counted(self, rows: Sequence[words.Row]) -> tuple[str, list[str]]:
+    def _counted(self, rows: Sequence[Metric]) -> tuple[str, list[str]]:
         """(how many facts the means of these rows are over, their labels): a row of another number says so."""
-        counts = {row.metric: self._n(row.metric) for row in rows if row.metric != "perplexity"}  # of one model
+        counts = {row.id: self._n(row.id) for row in rows if row.id != "perplexity"}  # of one model
         usual = Counter(counts.values()).most_common(1)[0][0] if counts else None
         others = {metric: f" (n = {n:,})" for metric, n in counts.items() if n != usual}
-        return "" if usual is None else f", n = {usual:,}", [row.label + others.get(row.metric, "") for row in rows]
+        return "" if usual is None else f", n = {usual:,}", [row.named + others.get(row.id, "") for row in rows]
 
     def _n(self, metric: str) -> int:
         """Facts that a mean is over."""
