@@ -200,12 +200,21 @@ def ask(
     seed: Annotated[int, typer.Option(min=0, help="of what is drawn")] = 0,
     edited_only: Annotated[bool, typer.Option("--edited-only", help="do not ask the unedited model")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable, an object a line")] = False,
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            help="template: in the model's chat template; none: as plain text; auto: in that of instruct models;"
+            " without it, as the edit was made",
+            autocompletion=lambda: ["template", "none", "auto"],
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="system prompt of the chat")] = None,
 ) -> int:
     from edit_cli.commands import ask
     from edit_cli.experiment.saved_edits import Base
 
     asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
-    return ask.run(expanded(edit_dir), prompts or [], Base(**base), asking, as_json)
+    return ask.run(expanded(edit_dir), prompts or [], Base(**base), asking, as_json, ask.Chat(chat, system))
 
 
 @_command("edits")

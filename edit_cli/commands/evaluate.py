@@ -16,6 +16,7 @@ from edit_cli.experiment.attempt import Attempt, attempt_each
 from edit_cli.experiment.base import Experiment
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import records_of
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation
 from edit_cli.requests import Case
@@ -35,9 +36,9 @@ class Evaluate(Experiment):
     COMPLETE = "all cases are there already, so nothing is edited again (overwrite=true would)"
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
-        dataset = job.config.dataset.load(job.config.settings.limit, monitor)
-        super().__init__(job, monitor, dataset, asked=dataset.cases)
-        self.batches = list(enumerate(self.protocol.batches(dataset.cases, self.method)))
+        records = records_of(job, monitor)
+        super().__init__(job, monitor, records.dataset, records.found.cases, records)
+        self.batches = list(enumerate(self.protocol.batches(self.dataset.cases, self.method)))
 
     def details(self) -> dict[str, Any]:
         size = self.protocol.size(self.method, len(self.dataset.cases))

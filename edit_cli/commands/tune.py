@@ -27,6 +27,7 @@ from edit_cli.experiment.base import SOME_FAILED, Experiment, Line, Summary
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import run_path
 from edit_cli.experiment.setup import context_of, perplexity_texts, refuse_missing
 from edit_cli.files.disk import require_folder, telling
@@ -64,7 +65,8 @@ class Tune(Experiment):
         dataset, self.where = facts(job.config.dataset, top.limit, monitor)
         self.out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
         require_folder(self.out.parent, "out" if top.out is not None else self.out.parent)
-        super().__init__(job, monitor, dataset, asked=dataset.cases)
+        records = records_of(job, monitor, dataset)
+        super().__init__(job, monitor, records.dataset, dataset.cases, records)
         self.trials: list[Line] = []
 
     def details(self) -> dict[str, Any]:

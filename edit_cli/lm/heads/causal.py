@@ -22,7 +22,7 @@ from edit_cli.lm.heads.sampling import Drawn, StopAtNewline, TopKDraws, likelies
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.tokenization import Row, by_length, pad_left, pad_right, tokenize, told
 from edit_cli.lm.vocabulary import Vocabulary
-from edit_cli.writing import answer
+from edit_cli.writing import THINK, answer, spoken
 
 
 class CausalHead:
@@ -249,12 +249,28 @@ class CausalHead:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
-        """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`. edits: numbers of
-        those that the prompts meet.
+        """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`; the line breaks of a
+        thought (`writing.spoken`) end none. edits: numbers of those that the prompts meet.
         """
         rows = [row.ids for row in self.encode([(prompt, None) for prompt in prompts], new=max_new_tokens)]
         written = self._write(rows, [max_new_tokens] * len(rows), stop_at_newline=True, edits=edits)
-        return [self._continuation(row, new).split("\n")[0] for row, new in zip(rows, written, strict=True)]
+        numbers = [None] * len(rows) if edits is None else [[edit] for edit in edits]
+        return [
+            self._line(row, new, max_new_tokens, number)
+            for row, new, number in zip(rows, written, numbers, strict=True)
+        ]
+
+    def _line(self, row: Sequence[int], new: list[int], limit: int, edits: Sequence[int] | None) -> str:
+        """The first line of what a row was continued with, which goes on while it is a thought."""
+        text = self._continuation(row, new)
+        if not text.lstrip().startswith(THINK):
+            return text.split("\n")[0]
+        while not spoken(text) and len(new) < limit and new[-1] not in (self._stop_ids() or ()):
+            (more,) = self._write([[*row, *new]], [limit - len(new)], stop_at_newline=True, edits=edits)
+            new = [*new, *more]
+            text = self._continuation(row, new)
+        said = spoken(text)
+        return text.removesuffix(said) + said.split("\n")[0]
 
     @torch.no_grad()
     def sample(
