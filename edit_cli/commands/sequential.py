@@ -24,6 +24,7 @@ from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.protocol import SequentialProtocol
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.saved_steps import SavedSteps
 from edit_cli.experiment.sme_protocol import SmeProtocol
 from edit_cli.lm.model import LM
@@ -54,12 +55,13 @@ class Lifelong(Experiment):
     COMPLETE = "this run is complete, so nothing is edited again (overwrite=true would)"
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
-        source, protocol = job.config.dataset, job.config.protocol
-        dataset = source.load(job.config.settings.limit, monitor)
+        records, protocol = records_of(job, monitor), job.config.protocol
+        dataset = records.dataset
         self.steps = protocol.batches(dataset.cases, job.config.method)
         protocol.checkpoint_steps([len(step) for step in self.steps])  # refuses those that are out of reach
-        self.held_out = untouched(source, dataset, protocol.holdout)
-        super().__init__(job, monitor, dataset, asked=[*dataset.cases, *self.held_out])
+        left = untouched(records.source, dataset, protocol.holdout)
+        self.held_out = records.put(left)
+        super().__init__(job, monitor, dataset, [*records.found.cases, *left], records)
 
     def details(self) -> dict[str, Any]:
         return {
@@ -83,7 +85,7 @@ class Lifelong(Experiment):
         before = self.unedited()
         with self.monitor.phase("ask before"):
             before.observe(lm, [*cases, *self.held_out])
-            watched = [probe.prompt for case in self.held_out or cases for probe in case.probes][:WATCHED]
+            watched = [probe.text for case in self.held_out or cases for probe in case.probes][:WATCHED]
             health = Health(lm, watched)
         saved = SavedSteps(self.run.edits, lm, editor, self.protocol.edits_room)
         walk = Walk(lm, editor, self.run, before, self.protocol, about, health, saved)
@@ -240,7 +242,7 @@ def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> set[str]:
 
 def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
     """Neighbourhood and locality prompts of up to `count` records that come after the edited ones."""
-    used = dataset.offset + len(dataset.cases)
+    used = dataset.passed
     if not count or source.ids or used >= dataset.total - len(dataset.dropped):
         return []
     following = replace(source, offset=used).load(count, Monitor())

@@ -26,7 +26,7 @@ from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
 from edit_cli.report import learning
 from edit_cli.runs.run import Run, read_run
-from edit_cli.training.loop import KEY, train
+from edit_cli.training.loop import KEY, Training
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State
 from edit_cli.training.zero import stage_of_launcher
@@ -81,7 +81,8 @@ class TrainEditor(Experiment):
         editor: Any = self.begin(lm)
         run = self.run
         stamp = f"{run.manifest['started']} {run.manifest['config_hash']}"
-        done = train(editor, self.dataset.cases, self.held_out.cases, run.path, stamp, self._write, self.zero)
+        training = Training(editor, self.dataset.cases, self.held_out.cases, run.path, stamp, self._write, self.zero)
+        done = training.run()
         if isinstance(run, Run):
             found = {"step": done.step, "metrics": done.best}
             place = _keep(editor, done.net, self.dataset, found, self.settings.seed)

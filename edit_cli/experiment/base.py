@@ -14,8 +14,10 @@ from edit_cli.datasets import Dataset
 from edit_cli.editors.base import Editor
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.records import Records
 from edit_cli.experiment.run_directory import opened, recorded, run_path
 from edit_cli.experiment.setup import context_of, load_model, perplexity_texts, refuse_missing
+from edit_cli.lm.chat import ALL_PLAIN, ChatOptions, hint
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache
 from edit_cli.monitor import Monitor
@@ -44,8 +46,17 @@ class Experiment(ABC):
     SHOWN_IN_SWEEPS: ClassVar[bool] = False
     run: SharedRun
 
-    def __init__(self, job: Job, monitor: ConsoleMonitor, dataset: Dataset, asked: Sequence[Case] | None = None):
-        """asked: cases of which no editor may remember a prompt; None: editors have nothing to remember."""
+    def __init__(
+        self,
+        job: Job,
+        monitor: ConsoleMonitor,
+        dataset: Dataset,
+        asked: Sequence[Case] | None = None,
+        records: Records | None = None,
+    ):
+        """asked: cases, as the data have them, of which no editor may remember a prompt; None: editors have nothing to
+        remember. records: where `dataset` is from, of commands that choose form and knowledge.
+        """
         config = job.config
         self.job, self.monitor, self.dataset = job, monitor, dataset
         self.settings, self.protocol, self.model, self.method = (
@@ -54,7 +65,10 @@ class Experiment(ABC):
             config.model,
             config.method,
         )
-        others = None if asked is None else OtherRecords(config.dataset, asked, self.settings.seed)
+        self.loaded = records and records.lm
+        forms = records.forms if records else ALL_PLAIN
+        source = records.source if records else config.dataset
+        others = None if asked is None else OtherRecords(source, asked, self.settings.seed, forms)
         self.context = context_of(job, others)
         self.timer = PhaseTimer(monitor)
 
@@ -105,8 +119,10 @@ class Experiment(ABC):
         """
         with self.monitor.phase("load model"):
             self.check()
-        lm = load_model(self.model, self.monitor, self.job.process_group)
+        lm = self.loaded or load_model(self.model, self.monitor, self.job.process_group)
         self.refuse_unfit(lm)
+        if isinstance(self.protocol, ChatOptions) and (told := hint(lm, self.protocol)):
+            self.monitor.note(told)
         return lm
 
     def refuse_unfit(self, lm: LM) -> None:

@@ -38,14 +38,14 @@ class Asked:
     def of(cls, cases: Sequence[Case], options: ObserveOptions) -> Asked:
         probes = [probe for case in cases for probe in case.probes]
         rows = [
-            (probe.prompt, text)
+            (probe.text, text)
             for probe in probes
             if options.scores(probe)
             for text in (probe.target, probe.foil)
             if text is not None
         ]
-        texts = [probe.prompt for probe in probes if probe.kind == "generation"] if options.sample else []
-        prompts = [probe.prompt for probe in probes if options.continues(probe)]
+        texts = [probe.text for probe in probes if probe.kind == "generation"] if options.sample else []
+        prompts = [probe.text for probe in probes if options.continues(probe)]
         return cls(list(dict.fromkeys(rows)), list(dict.fromkeys(prompts)), texts)
 
     def told(self, options: ObserveOptions) -> str:

@@ -353,23 +353,6 @@ def attention_out(model: nn.Module, layout: Layout, layer: int, mixers: Sequence
     return f"{block}.{found[-1]}"
 
 
-def attention_ins(model: nn.Module, layout: Layout, layer: int) -> list[str]:
-    """Projections of a layer's attention that read the hidden state (queries, keys, values); none in a layer without
-    attention.
-    """
-    try:
-        out = attention_out(model, layout, layer)
-    except UsageError:
-        return []
-    parent, found = out.rpartition(".")[0], []
-    for name, module in model.get_submodule(parent).named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)):
-            reads = module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features
-            if reads == layout.width and f"{parent}.{name}" != out:
-                found.append(f"{parent}.{name}")
-    return found
-
-
 def _find_final_norm(model: nn.Module, blocks: str, width: int, otherwise: str | None) -> str:
     """The last norm of the hidden width beside the blocks; one of the embeddings counts only if it comes after the
     blocks.

@@ -18,15 +18,6 @@ from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
 NAME = "sme"
-TELLS = {
-    "SR": "the edited prompt, right after its edit",
-    "GR": "its other wordings, right after its edit, all of them pooled",
-    BEFORE: "these wordings before the edit",
-    "ER": "all edited prompts of the fold, with all its edits in place",
-    "TrainR": "accuracy on training records with all edits, over that before",
-    "TestR": "accuracy on test records with all edits, over that before",
-}
-
 Line = Mapping[str, Any]
 
 
@@ -75,8 +66,9 @@ def sme_table(summary: Mapping[str, Any]) -> RenderableType:
     data = f"Data: {dataset['name']} ({dataset['source']}); right is the {wanted}"
     table = right_aligned("rate", "mean", "deviation")
     table.add_column("", style="dim")
+    tells = {metric.label: metric.tells for metric in SME.values()} | {BEFORE: "these wordings before the edit"}
     for name, entry in found["rates"].items():
-        table.add_row(name, _number(entry["mean"]), _number(entry["std"]), TELLS[name])
+        table.add_row(name, _number(entry["mean"]), _number(entry["std"]), tells[name])
     each = right_aligned("fold", "examples", "edits", *RATES)
     for fold in found["folds"]:
         each.add_row(

@@ -37,6 +37,25 @@ class Manifest(Identity):
     plugins: NotRequired[dict[str, str]]
 
 
+class Known(TypedDict):
+    """Of the facts that a model was asked, how many it knows."""
+
+    by: Literal["reply", "rank"]
+    asked: Count
+    known: Count
+
+
+Form = Literal["plain", "chat"]
+
+
+class Forms(TypedDict):
+    """The form in which facts are edited, those in which they are asked, and what stands around them in a chat."""
+
+    edited: Form
+    asked: Annotated[list[Form], Rule(bool, "a list of forms")]
+    frames: dict[str, list[str]]
+
+
 class About(TypedDict):
     """Which records were used."""
 
@@ -48,6 +67,8 @@ class About(TypedDict):
     limit: int | None
     split: str | None
     ids_sha256: str
+    known: NotRequired[Known]
+    forms: NotRequired[Forms]
 
 
 class Measuring(Identity):
@@ -190,6 +211,7 @@ class Seen(TypedDict):
     foil_nll: Nats | None
     foil_hits: list[bool] | None
     generated: str | None
+    generated_whole: NotRequired[str]
     group: NotRequired[str]
     aliases: NotRequired[list[str]]
     top: NotRequired[Annotated[Top, Rule(_paired, "as many log-probabilities as tokens")]]
@@ -204,10 +226,16 @@ def _has_tokens(seen: Any) -> bool:
     return seen["target_nll"] is None or bool(seen["target_hits"])
 
 
-class Observation(TypedDict):
-    """What a model said to all probes of a case."""
+class Asked(TypedDict):
+    """What a model said to the probes of a case in one form."""
 
     probes: list[Annotated[Seen, Rule(_has_tokens, "an answer with its tokens")]]
+
+
+class Observation(Asked):
+    """What a model said to all probes of a case. forms: what it said in others than the first."""
+
+    forms: NotRequired[dict[Form, Asked]]
     texts: list[str]
     perplexity: Perplexity | None
     error: NotRequired[str]
@@ -379,6 +407,7 @@ class EditingSummary(Summary):
     dataset: About
     edits: Count
     protocol: Told
+    asked: NotRequired[dict[Form, Metrics]]
 
 
 class Moved(TypedDict):
