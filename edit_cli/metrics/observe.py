@@ -20,7 +20,7 @@ from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
 
 if TYPE_CHECKING:
-    from edit_cli.lm.heads.causal import Likelihood
+    from edit_cli.lm.heads.answers import Likelihood
 
 Observation = dict[str, Any]
 Asked = tuple[Case, int | None]
