@@ -59,8 +59,9 @@ class Asked:
 
 @dataclass
 class Work:
-    """What is to be done on one model, summed up. given_tokens: of a batch, where a setting says it. seconds: by what
-    is done. bytes: memory at the peak of each.
+    """What is to be done on one model, summed up.
+
+    given_tokens: of a batch, where a setting says it. seconds: by what is done. bytes: memory at the peak of each.
     """
 
     outline: Outline
