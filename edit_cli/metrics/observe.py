@@ -22,7 +22,7 @@ from edit_cli.requests import Case, Probe
 from edit_cli.writing import spoken
 
 if TYPE_CHECKING:
-    from edit_cli.lm.heads.causal import Likelihood
+    from edit_cli.lm.heads.answers import Likelihood
 
 Observation = dict[str, Any]
 Asked = tuple[Case, int | None]
