@@ -185,6 +185,24 @@ def compare(
     _exit(work, plugin)
 
 
+@app.command("report", context_settings=HELP)
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(help="directories of runs, folders of them, or patterns ('runs/*/memit*')")
+    ],
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+    plugin: Plugins = None,
+) -> None:
+    """Write a page to look at: tables, figures, every case, settings; several runs side by side."""
+
+    def work() -> int:
+        from edit_cli.commands import report
+
+        return report.run(runs, expanded(out))
+
+    _exit(work, plugin)
+
+
 @app.command("apply", context_settings=HELP)
 def apply(
     edit_dir: EditDir,

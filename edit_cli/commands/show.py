@@ -11,22 +11,15 @@ from edit_cli.console import Screen
 from edit_cli.errors import MissingError
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
 from edit_cli.report import learning, tuning
-from edit_cli.report.sequence import sequential_summary, sequential_table
-from edit_cli.report.sme import sme_summary, sme_table
-from edit_cli.report.summary import summary_of
+from edit_cli.report.sequence import sequential_table
+from edit_cli.report.sme import sme_table
+from edit_cli.report.so_far import summary_so_far
 from edit_cli.report.tables import facts
 from edit_cli.report.tables.run import evaluation
-from edit_cli.report.trace import fact_table, trace_summary, trace_table
+from edit_cli.report.trace import fact_table, trace_table
 from edit_cli.runs.format import FORMS, kind_of
 from edit_cli.runs.run import RunRecord, read_run
 
-SUMMARIES = {
-    "sequential": sequential_summary,
-    "sme": sme_summary,
-    "trace": trace_summary,
-    "train-editor": learning.summary_of,
-    "tune": tuning.summary_of,
-}
 TABLES = {
     "evaluate": evaluation,
     "sequential": sequential_table,
@@ -53,17 +46,9 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
         shown = fact_table if record.manifest["command"] == "trace" else facts.case
         screen.json(line) if as_json else screen.show(shown(line))
         return 0
-    summary = record.summary or _so_far(record)
+    summary = summary_so_far(record)
     screen.json(summary) if as_json else screen.show(_table(record, summary))
     return 0
-
-
-def _so_far(record: RunRecord) -> dict[str, Any]:
-    """A summary of what an unfinished run has."""
-    kind = kind_of(record.manifest)
-    if not record.lines and kind != "train-editor":
-        raise MissingError(f"{record.path} has no finished case yet")
-    return SUMMARIES.get(kind, summary_of)(record.manifest, record.lines)
 
 
 def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:

@@ -261,7 +261,7 @@ def _conclude(job: Job, run: Run, monitor: ConsoleMonitor, lines: Sequence[Line]
     run.write_summary(summary)
     with telling(run.path / report.TRIALS):
         (run.path / report.TRIALS).write_text(report.as_csv(rows), encoding="utf-8")
-    report.draw(summary, rows, run.path)
+    report.draw(summary, run.path)
     own = flatten(job.config.plain["method"])  # what was given is part of what was tried
     given = {key: value for key, value in own.items() if _is_given(key, job.composed.given)}
     _keep(out, users.written(given | best["settings"], report.comment(summary)), monitor)

@@ -14,6 +14,7 @@ from typing import Any
 
 from edit_cli.config import registry
 from edit_cli.config.identity import flatten
+from edit_cli.config.origins import origins
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, UsageError
@@ -102,7 +103,8 @@ def recorded(
     ignore = [*PLACE, *LENGTH, *SHARED, *(name for name in flatten(config) if name.rpartition(".")[2] in NO_INFLUENCE)]
     chosen = {"method": job.choices.get("method"), "model": job.model_name}
     brought = {"plugins": found} if (found := registry.sources()) else {}
-    details = {**chosen, "seeds": seeds(config), "processes": job.process_group.size, **brought, **details}
+    typed = {"arguments": list(job.composed.arguments), "origins": origins(job.composed)}
+    details = {**chosen, "seeds": seeds(config), "processes": job.process_group.size, **typed, **brought, **details}
     opened = nullcontext(ReadOnlyRun(path, job.process_group.rank))
     if job.process_group.is_main:
         if overwrite and (path / MANIFEST).exists():

@@ -200,5 +200,5 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
         plot.grid(alpha=0.3)
     plots[0].legend(fontsize="x-small", handlelength=3)
     for path in paths:
-        figure.savefig(path, dpi=150)
+        style.write(figure, path)
     return paths

@@ -66,13 +66,18 @@ TELLS = {
 
 def legend(metrics: Collection[str], *others: str) -> RenderableType:
     """What the columns of a table mean: those of `metrics`, and others by their headings."""
+    return prose(meaning(metrics, *others))
+
+
+def meaning(metrics: Collection[str], *others: str) -> str:
+    """As `legend`, in sentences."""
     named, own = [*map(_column, metrics), *others], of_plugins()
     rated = "; ".join(f"{name}, {RATED[name]}" for name in named if name in RATED)
     measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
     told = [f"{measure} in % on: {rated}"] if rated else []
     told += [f"{name}: {TELLS[name]}" for name in named if name in TELLS]
     told += [f"{own[metric].label}: {own[metric].definition}" for metric in metrics if metric in own]
-    return prose(". ".join(told) + ".")
+    return ". ".join(told) + "."
 
 
 def _column(metric: str) -> str:

@@ -75,28 +75,36 @@ def summary_of(
 
 def table(summary: Mapping[str, Any]) -> RenderableType:
     """The kept network on validation edits."""
-    title = (
-        f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']},"
-        f" {many(summary['protocol']['cases'], 'case')}"
-    )
     found = summary["best"]["metrics"]
     rows = plain_table("on validation edits", "", "", right=(1,))
     for name, value in found.items():
-        rows.add_row(
-            name, words.number(value) if abs(value) >= 1 else f"{value:.3g}", Text(MEANING.get(name, ""), style="dim")
-        )
+        rows.add_row(name, number(value), Text(MEANING.get(name, ""), style="dim"))
     seconds = ", ".join(f"{phase} {words.seconds(spent)}" for phase, spent in summary["seconds"].items())
     return Group(
-        Text(title, style="bold"),
-        Text(f"best at step {summary['best']['step']:,}"),
+        heading(summary),
         Text(),
         rows,
         Text(seconds, style="dim"),
     )
 
 
-def draw(summary: Mapping[str, Any], directory: Path) -> None:
-    """One panel a number, training and validation in each."""
+def heading(summary: Mapping[str, Any]) -> Text:
+    """Method, model, records, the best step."""
+    text = Text(
+        f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']},"
+        f" {many(summary['protocol']['cases'], 'case')}",
+        style="bold",
+    )
+    text.append(f"\nbest at step {summary['best']['step']:,}", style="not bold")
+    return text
+
+
+def number(value: float) -> str:
+    return words.number(value) if abs(value) >= 1 else f"{value:.3g}"
+
+
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
+    """curves.png and curves.svg: one panel a number, training and validation in each."""
     names = list(dict.fromkeys(name for kind in summary["series"].values() for name in kind))
     rows = -(-len(names) // 2)
     data = f"{summary['dataset']['name']}, {many(summary['protocol']['cases'], 'case')}"
@@ -127,3 +135,4 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     axes[0].legend(fontsize="x-small")
     figure.supxlabel("optimiser steps", fontsize="small")
     style.save(figure, directory, NAME)
+    return [NAME]

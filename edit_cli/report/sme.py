@@ -69,13 +69,7 @@ def _as_metrics(rates: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def sme_table(summary: Mapping[str, Any]) -> RenderableType:
     """The rates over folds, and each fold's own."""
-    found, dataset, protocol = summary["sme"], summary["dataset"], summary["protocol"]
-    head = (
-        f"{summary['method']} on {summary['model']}: {many(summary['edits'], 'mistake')} of"
-        f" {many(summary['n'], 'example')} edited, one at a time"
-    )
-    wanted = "answer to be written" if protocol["answers"] == "written" else "true answer"
-    data = f"Data: {dataset['name']} ({dataset['source']}); right is the {wanted}"
+    found = summary["sme"]
     table = right_aligned("rate", "mean", "deviation")
     table.add_column("", style="dim")
     for name, entry in found["rates"].items():
@@ -85,14 +79,24 @@ def sme_table(summary: Mapping[str, Any]) -> RenderableType:
         each.add_row(
             str(fold["fold"]), str(fold["examples"]), str(fold["edits"]), *(_number(fold.get(name)) for name in RATES)
         )
-    unfinished = [fold["fold"] for fold in found["folds"] if not fold["finished"]]
-    parts: list[RenderableType] = [Text(head, style="bold"), Text(data)]
-    if unfinished:
-        parts.append(
-            Text(f"UNFINISHED: fold {', '.join(map(str, unfinished))} is left out of the means", style="bold yellow")
-        )
     spent = f"Time per edit {words.seconds(summary['seconds_per_edit'])}. Seconds: {words.phases(summary['seconds'])}."
-    return Group(*parts, Text(), table, Text(), each, Text(), Text(spent))
+    return Group(heading(summary), Text(), table, Text(), each, Text(), Text(spent))
+
+
+def heading(summary: Mapping[str, Any]) -> Text:
+    """Method, model, number of mistakes, records, what is unfinished."""
+    dataset = summary["dataset"]
+    text = Text(
+        f"{summary['method']} on {summary['model']}: {many(summary['edits'], 'mistake')} of"
+        f" {many(summary['n'], 'example')} edited, one at a time",
+        style="bold",
+    )
+    wanted = "answer to be written" if summary["protocol"]["answers"] == "written" else "true answer"
+    text.append(f"\nData: {dataset['name']} ({dataset['source']}); right is the {wanted}", style="not bold")
+    unfinished = [str(fold["fold"]) for fold in summary["sme"]["folds"] if not fold["finished"]]
+    if unfinished:
+        text.append(f"\nUNFINISHED: fold {', '.join(unfinished)} is left out of the means", style="bold yellow")
+    return text
 
 
 def _number(value: float | None) -> str:

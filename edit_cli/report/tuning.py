@@ -66,19 +66,27 @@ def table(summary: Mapping[str, Any]) -> RenderableType:
             f"{trial['seconds']:.1f}",
             trial["error"] if trial["failed"] == summary["n"] else settings(trial),
         )
-    title = f"Settings of {summary['method']} for {summary['model']}: {many(len(trials), 'trial')}, best first"
-    before = trials[0]["perplexity"][0]
-    notes = [
+    more = [f"{len(trials) - SHOWN} more trials are in {TRIALS}."] if len(trials) > SHOWN else []
+    notes = prose(" ".join([*told(summary), *more]))
+    return Group(Text(title(summary), style="bold"), Text(), found, Text(), notes, Text(), prose(verdict(summary)))
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """Method, model, number of trials."""
+    count = many(len(summary["ranked"]), "trial")
+    return f"Settings of {summary['method']} for {summary['model']}: {count}, best first"
+
+
+def told(summary: Mapping[str, Any]) -> list[str]:
+    """Which facts were tried, and what was sought."""
+    before = summary["ranked"][0]["perplexity"][0]
+    return [
         f"Facts: {summary['n']} of {summary['dataset']['name']}, {summary['facts']}.",
         f"Objective, %: {summary['objective']}.",
         "Perplexity is not bounded, because the model has no text for it (model.perplexity_text=FILE)."
         if before is None
         else f"Perplexity of the unedited model: {before:.3g}.",
-        *([f"{len(trials) - SHOWN} more trials are in {TRIALS}."] if len(trials) > SHOWN else []),
     ]
-    return Group(
-        Text(title, style="bold"), Text(), found, Text(), prose(" ".join(notes)), Text(), prose(verdict(summary))
-    )
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
@@ -136,8 +144,11 @@ def as_csv(trials: Sequence[Trial]) -> str:
     return text.getvalue()
 
 
-def draw(summary: Mapping[str, Any], trials: Sequence[Trial], directory: Path) -> None:
-    """What is edited (efficacy · paraphrase) against what stays (neighborhood), the best trial marked."""
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
+    """tradeoff.png and tradeoff.svg: what is edited (efficacy · paraphrase) against what stays (neighborhood), the best
+    trial marked.
+    """
+    trials = summary["ranked"]
     figure = style.new(6, 4.4, f"{summary['method']} on {summary['model']}: {many(len(trials), 'trial')}")
     plot = figure.subplots()
     points = [(trial["parts"]["neighborhood"], _edited(trial["parts"])) for trial in trials]
@@ -153,6 +164,7 @@ def draw(summary: Mapping[str, Any], trials: Sequence[Trial], directory: Path) -
     plot.legend(loc="best", fontsize="x-small")
     figure.colorbar(marks, ax=plot, label="objective")
     style.save(figure, directory, FIGURE)
+    return [FIGURE]
 
 
 def _edited(parts: Mapping[str, float]) -> float:

@@ -13,6 +13,9 @@ from edit_cli.wording import many
 LETTER = 0.085  # inches that a letter of a title takes, with something to spare
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = "osD^vP*X"
+KINDS = ("png", "svg")
+# Okabe and Ito's palette without black and yellow: colours that people with any kind of colour vision tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 
 def new(width: float, height: float, title: str) -> Any:
@@ -38,9 +41,18 @@ def style(number: int, count: int) -> dict[str, Any]:
 
 
 def save(figure: Any, directory: Path, name: str) -> None:
-    """NAME.png and NAME.svg."""
-    for kind in ("png", "svg"):
-        figure.savefig(directory / f"{name}.{kind}", dpi=150)
+    """NAME.png and NAME.svg, the same bytes whenever they are drawn."""
+    for kind in KINDS:
+        write(figure, directory / f"{name}.{kind}")
+
+
+def write(figure: Any, file: Path) -> None:
+    """One file, of the kind that its name says."""
+    from matplotlib import rc_context
+
+    metadata = {"Date": None} if file.suffix == ".svg" else {}
+    with rc_context({"svg.hashsalt": "edit-cli"}):
+        figure.savefig(file, dpi=150, metadata=metadata)
 
 
 def about(summary: Mapping[str, Any]) -> str:
