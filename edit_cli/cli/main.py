@@ -110,6 +110,14 @@ def ls(
         str,
         typer.Argument(help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(catalog.LISTS)),
     ],
+    wanted: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="of runs, only those with method=…, dataset=…, model=…, status=… or any setting; * fits anything",
+        ),
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="metric by which runs are sorted, the best first")] = None,
     as_json: Json = False,
     runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
     plugin: Plugins = None,
@@ -119,7 +127,7 @@ def ls(
     def work() -> int:
         from edit_cli.commands import ls
 
-        return ls.run(what, as_json, expanded(runs_dir))
+        return ls.run(what, as_json, expanded(runs_dir), wanted or [], sort)
 
     _exit(work, plugin)
 
@@ -191,6 +199,12 @@ def report(
         list[str], typer.Argument(help="directories of runs, folders of them, or patterns ('runs/*/memit*')")
     ],
     out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+    against: Annotated[
+        str | None, typer.Option(help="run, or its name in the table, that the others are paired with, case by case")
+    ] = None,
+    published: Annotated[
+        str | None, typer.Option(help="published tables beside it, such as rome-counterfact, with commas between them")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Write a page to look at: tables, figures, every case, settings; several runs side by side."""
@@ -198,7 +212,7 @@ def report(
     def work() -> int:
         from edit_cli.commands import report
 
-        return report.run(runs, expanded(out))
+        return report.run(runs, expanded(out), against, published)
 
     _exit(work, plugin)
 

@@ -24,6 +24,8 @@ from edit_cli.experiment.setup import (
     perplexity_texts,
     refuse_missing,
 )
+from edit_cli.experiment.tracking import require as require_trackers
+from edit_cli.experiment.tracking import tracking
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
 from edit_cli.report.summary import summary_of
@@ -48,7 +50,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     }
     path = run_path(job, job.choices["dataset"], job.model_name)
     check = partial(refuse_missing, job, model, method, context)
-    with recorded(job, path, monitor, details, dataset, check=check) as run:
+    require_trackers(job)
+    with recorded(job, path, monitor, details, dataset, check=check) as run, tracking(job, run) as tracked:
         timer = PhaseTimer(monitor)
         if not run.finished.issuperset(dataset.ids):
             if run.finished:
@@ -62,6 +65,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 advance(len(run.finished))
                 for line in evaluate_shared(lm, begin, batches, run, before, about):
                     run.append({**line, "phases": timer.take()})
+                    tracked.line(line)
                     advance(1)
         else:
             monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
@@ -71,6 +75,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             monitor,
             lambda lines: summary_of(run.manifest, lines, dataset.references, timer.take()),
             lambda summary, _: evaluation(summary),
+            tracking=tracked,
         )
 
 

@@ -36,6 +36,8 @@ from edit_cli.experiment.setup import (
     refuse_missing,
 )
 from edit_cli.experiment.sme_protocol import SmeProtocol
+from edit_cli.experiment.tracking import Tracking, tracking
+from edit_cli.experiment.tracking import require as require_trackers
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, observe
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT, MODEL, checkpoint_rows, first_collapse
@@ -94,7 +96,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         partial(refuse_missing, job, model, method, context),
         identities(protocol, steps, held_out).__contains__,
     )
-    with recorded(job, path, monitor, details, dataset, KEY, check, belongs) as run:
+    require_trackers(job)
+    with recorded(job, path, monitor, details, dataset, KEY, check, belongs) as run, tracking(job, run) as tracked:
         timer = PhaseTimer(monitor)
         if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, method, context, [dataset], monitor)
@@ -117,7 +120,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 health,
                 SavedSteps(run.edits, lm, editor, protocol.edits_room),
             )
-            lines = iter(()) if _destroyed(job, run, protocol, monitor) else walked(walk, steps, held_out)
+            lines = iter(()) if _destroyed(job, run, protocol, monitor, tracked) else walked(walk, steps, held_out)
             with monitor.task("facts", len(dataset.cases)) as advance:
                 if known := sum(when == AFTER_EDIT for _, when, _ in run.finished):
                     monitor.note(f"continuing: {known:,} of {len(dataset.cases):,} facts are edited already")
@@ -125,7 +128,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 for line in lines:
                     run.append({**line, "phases": timer.take()})
                     advance(line["when"] == AFTER_EDIT)
-                    if line["when"] == MODEL and _destroyed(job, run, protocol, monitor):
+                    if line["when"] == MODEL and _destroyed(job, run, protocol, monitor, tracked):
                         break
             if job.process_group.is_main:
                 rejected = {line["case_id"] for line in run.lines() if line["error"]}
@@ -141,6 +144,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             lambda summary, _: sequential_table(summary),
             curves.draw,
             lambda summary: COLLAPSED if summary["stopped"] else 0,
+            tracking=tracked,
         )
 
 
@@ -252,7 +256,7 @@ def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> set[str]:
     return {case.id for case in sorted(cases, key=lambda case: rank[case.id])[: protocol.sample]}
 
 
-def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monitor) -> bool:
+def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monitor, tracked: Tracking) -> bool:
     """Tell how the last checkpoint went; whether the run is to be stopped there.
 
     The main process decides, from the lines on disk.
@@ -264,6 +268,7 @@ def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monito
         part = [line for line in lines if line["edits"] == last or line["when"] == AFTER_EDIT]
         if rows := checkpoint_rows(part, protocol.first) if last else []:
             found = first_collapse(rows, lines, protocol.collapse_below, protocol.collapse_perplexity)
+            tracked.means(rows[-1]["metrics"], rows[-1]["edits"])
             monitor.note(told(rows[-1]) + (f"; COLLAPSED: {found['reason']}" if found else ""))
             stop = protocol.stop_on_collapse and found is not None
     return job.process_group.broadcast(stop)

@@ -26,6 +26,8 @@ from edit_cli.experiment.run_directory import recorded, run_path
 from edit_cli.experiment.saved_steps import naming
 from edit_cli.experiment.setup import Attempt, PhaseTimer, attempt, context_of, load_fitting, refuse_missing
 from edit_cli.experiment.sme_protocol import SmeProtocol
+from edit_cli.experiment.tracking import require as require_trackers
+from edit_cli.experiment.tracking import tracking
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import Observation, observe
 from edit_cli.metrics.sme import KEPT, TURN, solved
@@ -72,7 +74,9 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
     details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
     path = run_path(job, job.choices["dataset"], job.model_name, "sme")
     check = partial(refuse_missing, job, model, method, context)
-    with recorded(job, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
+    require_trackers(job)
+    opened = recorded(job, path, monitor, details, dataset, KEY, check, partial(belongs, folds))
+    with opened as run, tracking(job, run) as tracked:
         timer = PhaseTimer(monitor)
         if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
             lm = load_fitting(job, model, method, context, [dataset], monitor)
@@ -106,6 +110,7 @@ def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
             lambda lines: report.sme_summary(run.manifest, lines, timer.take()),
             lambda summary, _: report.sme_table(summary),
             report.draw,
+            tracking=tracked,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from edit_cli.console import ConsoleMonitor
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.run_directory import ReadOnlyRun
+from edit_cli.experiment.tracking import SILENT, Tracking
 from edit_cli.runs.run import Run
 
 SOME_FAILED = 5
@@ -28,11 +29,12 @@ def conclude(
     draw: Callable[[Summary, Path], Sequence[str]] = lambda summary, folder: (),
     code: Callable[[Summary], int] = lambda summary: 0,
     in_sweeps: bool = False,
+    tracking: Tracking = SILENT,
 ) -> Outcome:
     """Write summary.json and figures, and show the table; a sweep shows one for all its runs instead.
 
     draw: names of the figures, without suffix. code: an exit code that comes before those of failed cases. in_sweeps:
-    the table is shown there, too.
+    the table is shown there, too. tracking: is told the means at the end.
     """
     if not isinstance(run, Run):
         return Outcome(0, str(run.path))
@@ -40,6 +42,7 @@ def conclude(
     with monitor.phase("score"):
         summary = summarise(lines)
     run.write_summary(summary)
+    tracking.end(summary)
     drawn = draw(summary, run.path)
     if in_sweeps or not job.in_sweep:
         monitor.screen.show(table(summary, lines))
@@ -56,3 +59,14 @@ def outcome(run: Run, failed: Lines, monitor: ConsoleMonitor) -> Outcome:
     if len(failed) > NAMED:
         monitor.note(f"… and {len(failed) - NAMED:,} more failed; all reasons are in {run.path / 'results.jsonl'}")
     return Outcome(SOME_FAILED if failed else 0, str(run.path))
+
+
+def with_page(ended: Outcome, monitor: ConsoleMonitor) -> Outcome:
+    """The outcome, after the run's page has been written. A command that keeps no run has none."""
+    if ended.run_dir is None:
+        monitor.note("report=true: this command keeps no run, so there is no page")
+        return ended
+    from edit_cli.report.page.run import write_own
+
+    monitor.screen.line(f"page: {write_own(Path(ended.run_dir))}")
+    return ended

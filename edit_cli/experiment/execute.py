@@ -15,6 +15,7 @@ from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.distributed import SINGLE, PeerLost, ProcessGroup, alone, follows, join
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
 from edit_cli.experiment import launcher
+from edit_cli.experiment.conclude import with_page
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.run_directory import ran_out_of_memory
 from edit_cli.experiment.setup import configured
@@ -71,7 +72,8 @@ def _command(composed: Composed, process_group: ProcessGroup, monitor: ConsoleMo
     if composed.in_sweep:
         monitor.screen.note(f"--- {title(composed)}")
     command = importlib.import_module(f"edit_cli.commands.{composed.command.replace('-', '_')}")
-    return command.run(Job(composed, configured(composed), process_group), monitor)
+    outcome = command.run(Job(composed, configured(composed), process_group), monitor)
+    return with_page(outcome, monitor) if composed.settings.report and process_group.is_main else outcome
 
 
 def title(composed: Composed) -> str:

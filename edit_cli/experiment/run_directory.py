@@ -23,7 +23,8 @@ from edit_cli.files.disk import is_refusal, refusal
 from edit_cli.files.paths import expanded
 from edit_cli.runs.run import EDITS, LOG, MANIFEST, Run, write_log
 
-PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
+# where things lie, who works on them, and who is told
+PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir", "report", "trackers")
 LENGTH = ("trials", "budget", "out")  # how long is searched, and where it is written: a search may go on for longer
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
 # last parts of keys that move no result: speed and room, and what is refused

@@ -18,7 +18,7 @@ from edit_cli.wording import many
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
-KINDS = {"train": ("C0", None), "validation": ("C1", "o")}  # colour and marker
+MARKERS = {"train": None, "validation": "o"}
 MEANING = {
     "loss": "what is minimised",
     "nll": "negative log-likelihood of the new answer after rephrased prompts, nats",
@@ -109,11 +109,11 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     rows = -(-len(names) // 2)
     data = f"{summary['dataset']['name']}, {many(summary['protocol']['cases'], 'case')}"
     validated = f"validated on {summary['protocol']['validation']:,} more"
-    title = f"{summary['method']} on {summary['model']}: {data}, {validated} (dotted: kept)"
+    title = f"{summary['method']} on {summary['model']}: {data}, {validated}; dotted: the step that is kept"
     figure = style.new(9, 1 + 1.8 * rows, title)
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
     for plot, name in zip(axes, names, strict=False):
-        for kind, (colour, marker) in KINDS.items():
+        for colour, (kind, marker) in zip(style.COLOURS, MARKERS.items(), strict=False):
             if name in summary["series"].get(kind, {}):
                 plot.plot(
                     *zip(*summary["series"][kind][name], strict=True),

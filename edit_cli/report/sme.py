@@ -107,7 +107,8 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """sme.png and sme.svg: the five rates over the number of edits, mean over folds with bands of one deviation."""
     folds = many(len(summary["sme"]["folds"]), "fold")
     title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}"
-    figure = style.new(6.4, 4.2, f"{title}, {many(summary['n'], 'example')} in {folds}")
+    about = f"{title}, {many(summary['n'], 'example')} in {folds}; bands: ± 1 standard deviation over folds"
+    figure = style.new(6.4, 4.2, about)
     plot = figure.subplots()
     for number, name in enumerate(RATES):
         points = [(row["edits"], row[name]) for row in summary["sme"]["course"] if name in row]
@@ -119,7 +120,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
         plot.fill_between(counts, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
     if plot.lines:
-        plot.legend(fontsize="small")
+        plot.legend(fontsize="small", handlelength=3)
     plot.grid(alpha=0.3)
     plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)")
     style.save(figure, directory, NAME)

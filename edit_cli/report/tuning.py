@@ -149,11 +149,19 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     trial marked.
     """
     trials = summary["ranked"]
-    figure = style.new(6, 4.4, f"{summary['method']} on {summary['model']}: {many(len(trials), 'trial')}")
+    data = f"{many(len(trials), 'trial')} on {many(summary['n'], 'fact')} of {summary['dataset']['name']}"
+    figure = style.new(6, 4.4, f"{summary['method']} on {summary['model']}: {data}")
     plot = figure.subplots()
     points = [(trial["parts"]["neighborhood"], _edited(trial["parts"])) for trial in trials]
     marks = plot.scatter(*zip(*points, strict=True), c=[trial["objective"] for trial in trials], cmap="viridis", s=36)
-    plot.scatter(*points[0], s=160, facecolors="none", edgecolors="tab:red", label=f"best: trial {trials[0]['trial']}")
+    plot.scatter(
+        *points[0],
+        s=160,
+        facecolors="none",
+        edgecolors=style.COLOURS[1],
+        linewidths=2,
+        label=f"best: trial {trials[0]['trial']}",
+    )
     for trial, point in zip(trials, points, strict=True):
         plot.annotate(str(trial["trial"]), point, textcoords="offset points", xytext=(4, 4), fontsize="x-small")
     both = "efficacy · paraphrase" if "paraphrase" in trials[0]["parts"] else "efficacy"
@@ -162,7 +170,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     plot.set(xlabel="others that stay (neighborhood), %", ylabel=f"{both}, %")
     plot.grid(alpha=0.3)
     plot.legend(loc="best", fontsize="x-small")
-    figure.colorbar(marks, ax=plot, label="objective")
+    figure.colorbar(marks, ax=plot, label="objective, %")
     style.save(figure, directory, FIGURE)
     return [FIGURE]
 

@@ -35,7 +35,7 @@ def _course(summary: Mapping[str, Any]) -> Any:
     """
     panels = [panel for panel in _panels(summary) if panel is not None]
     title = f"{style.about(summary)}, {words.batches(summary['protocol'])}"
-    title += " (dotted: collapsed)" if summary["collapse"] else ""
+    title += "; bands: 95 % intervals over facts" + ("; dotted: collapsed" if summary["collapse"] else "")
     figure = style.new(7, 1.7 + sum(height for _, height, _ in panels), title)
     axes = figure.subplots(
         len(panels), 1, sharex=True, squeeze=False, height_ratios=[height for _, height, _ in panels]
@@ -47,7 +47,7 @@ def _course(summary: Mapping[str, Any]) -> Any:
         if len(plot.lines) > 1:
             plot.legend(loc="best", fontsize="x-small", ncols=2)
         if summary["collapse"]:
-            plot.axvline(summary["collapse"]["edits"], color="tab:red", linestyle=":", linewidth=1.2)
+            plot.axvline(summary["collapse"]["edits"], color=style.COLLAPSE, linestyle=":", linewidth=1.2)
     axes[0].set(ylim=(-2, 102))
     axes[-1].set_xlabel("facts edited, all still in place")
     axes[-1].xaxis.set_major_formatter("{x:,.0f}")
@@ -66,13 +66,15 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
             line(plot, points, name, number, len(series))
 
     def norms(plot: Any) -> None:
-        for module in weights[-1][1]["weights"] if weights else ():
+        modules = list(weights[-1][1]["weights"]) if weights else []
+        for number, module in enumerate(modules):
             points = [
                 (edits, 100 * model["weights"][module]["change"])
                 for edits, model in weights
                 if module in model["weights"]
             ]
-            plot.plot(*zip(*points, strict=True), marker=".", label=f"weight of {literal(_short(module))}", linewidth=1)
+            name = f"weight of {literal(_short(module))}"
+            plot.plot(*zip(*points, strict=True), label=name, **style.style(number, len(modules)))
         if drift:
             plot.plot(
                 *zip(*drift, strict=True), marker=".", color="black", linestyle="--", label="last states", linewidth=1
@@ -87,13 +89,13 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
 
     def seconds(plot: Any) -> None:
         facts, each = zip(*summary["cost"], strict=True)
-        plot.plot(facts, each, linewidth=0.6, color="tab:blue", alpha=0.4, label="each step")
-        plot.plot(facts, _running_median(each), linewidth=1.4, color="tab:blue", label="running median")
+        plot.plot(facts, each, linewidth=0.6, color=style.COLOURS[0], alpha=0.4, label="each step")
+        plot.plot(facts, _running_median(each), linewidth=1.4, color=style.COLOURS[0], label="running median")
         # a pause of the machine must not flatten the rest
         plot.set_ylim(0, 1.5 * sorted(each)[int(0.98 * (len(each) - 1))] or None)
 
     return [
-        ("%, with 95 % bands", 3, shares),
+        ("%", 3, shares),
         ("perplexity", 1.2, fluency) if perplexity else None,
         ("moved by, %", 1.6, norms) if weights or drift else None,
         ("seconds a fact", 1.2, seconds) if summary["cost"] else None,

@@ -13,6 +13,7 @@ from edit_cli.wording import many
 LETTER = 0.085  # inches that a letter of a title takes, with something to spare
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = "osD^vP*X"
+COLLAPSE = "#B22222"
 KINDS = ("png", "svg")
 # Okabe and Ito's palette without black and yellow: colours that people with any kind of colour vision tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -33,6 +34,7 @@ def style(number: int, count: int) -> dict[str, Any]:
     """
     above = number / (count - 1) if count > 1 else 1.0
     return {
+        "color": COLOURS[number % len(COLOURS)],
         "linestyle": DASHES[number % len(DASHES)],
         "marker": MARKERS[number % len(MARKERS)],
         "linewidth": 2.8 - 1.6 * above,

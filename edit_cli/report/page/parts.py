@@ -23,7 +23,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Cell:
-    """text: what is read. sort: what it is ordered by. marks: drawn instead of the text."""
+    """text: what is read. sort: what it is ordered by. marks: drawn below the text, or alone."""
 
     text: str = ""
     sort: float | None = None
