@@ -353,4 +353,4 @@ def _about(groups: Sequence[Group]) -> str:
     names = ", ".join(dict.fromkeys(name for name, _ in _data(groups)))
     n = sorted({count for _, count in _data(groups)})
     facts = many(n[0], "fact") if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} facts"
-    return f"{', '.join(_models(groups))}: {names}, n = {facts}; bands: 95 %"
+    return f"{', '.join(_models(groups))}: {names}, n = {facts}; bands: 95 % intervals"

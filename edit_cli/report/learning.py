@@ -18,6 +18,7 @@ from edit_cli.wording import many
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
+UNITS = {"es": "%", "drawdown": "points", "nll": "nats", "kl": "nats", "base": "nats", "bound": "nats"}
 MARKERS = {"train": None, "validation": "o"}
 MEANING = {
     "loss": "what is minimised",
@@ -124,15 +125,17 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
                     markersize=4,
                 )
         plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
-        plot.set_title(literal(name), fontsize="small")
+        unit = UNITS.get(name)
+        plot.set_title(literal(f"{name}, {unit}" if unit else name), fontsize="small")
         plot.grid(alpha=0.3)
         if name in ("loss", "nll", "kl", "gradient"):
-            plot.set_yscale("log")
+            style.logarithmic(plot)
     for plot in axes[len(names) :]:
         plot.set_axis_off()
     for plot in axes[max(len(names) - 2, 0) : len(names)]:
         plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
+    style.whole_numbers(axes[0].xaxis)
     figure.supxlabel("optimiser steps", fontsize="small")
     style.save(figure, directory, NAME)
     return [NAME]

@@ -7,7 +7,7 @@ from typing import Any
 
 from edit_cli.metrics.registry import Metric, metrics
 from edit_cli.report import words
-from edit_cli.report.learning import MEANING
+from edit_cli.report.learning import MEANING, UNITS
 
 TRACED = {
     "clean": Metric("clean", "P(answer), clean", "%", "neither", "before anything is corrupted"),
@@ -21,7 +21,6 @@ TRACED = {
     },
 }
 SHORT = {"total_effect": "effect"} | {name: name.removeprefix("peak_") for name in TRACED if name != "total_effect"}
-UNITS: dict[str, str] = {"es": "%", "drawdown": "points", "nll": "nats", "kl": "nats", "base": "nats", "bound": "nats"}
 TRAINED = {
     f"best_{name}": Metric(f"best_{name}", f"{name}, best step", UNITS.get(name, ""), "neither", meaning)
     for name, meaning in MEANING.items()

@@ -119,8 +119,9 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         deviations = [entry["std"] or 0.0 for _, entry in points]
         low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
         plot.fill_between(counts, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
-    if plot.lines:
-        plot.legend(fontsize="small", handlelength=3)
+    style.legend_beside(plot)
+    style.whole_numbers(plot.xaxis)
+    style.from_zero(plot)
     plot.grid(alpha=0.3)
     plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)")
     style.save(figure, directory, NAME)

@@ -20,6 +20,7 @@ from edit_cli.wording import many
 
 TRIALS, FIGURE = "trials.csv", "tradeoff"
 SHOWN = 15  # trials in the table; the file has all
+NAMED = 6  # trials at one place of the figure
 TITLES = {"efficacy": "edited", "paraphrase": "reworded", "neighborhood": "others", "written": "writes"}
 
 RANKED = ("trial", "settings", "objective", "parts", "perplexity", "seconds", "failed", "error")
@@ -162,14 +163,20 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         linewidths=2,
         label=f"best: trial {trials[0]['trial']}",
     )
-    for trial, point in zip(trials, points, strict=True):
-        plot.annotate(str(trial["trial"]), point, textcoords="offset points", xytext=(4, 4), fontsize="x-small")
+    labels: dict[tuple[float, ...], list[str]] = {}
+    for trial, point in zip(trials, points, strict=True):  # what lies close together is named together
+        labels.setdefault(tuple(5 * round(part / 5) for part in point), []).append(str(trial["trial"]))
+    for point, names in labels.items():
+        text = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+        plot.annotate(
+            text, point, textcoords="offset points", xytext=(9, -3), fontsize="x-small", annotation_clip=False
+        )
     both = "efficacy · paraphrase" if "paraphrase" in trials[0]["parts"] else "efficacy"
     left = min(others for others, _ in points)
-    plot.set(xlim=(max(left - 5, -2), 102), ylim=(-2, 102))
+    plot.set(xlim=(max(left - 5, -2), 104), ylim=(-4, 104))
     plot.set(xlabel="others that stay (neighborhood), %", ylabel=f"{both}, %")
     plot.grid(alpha=0.3)
-    plot.legend(loc="best", fontsize="x-small")
+    figure.legend(loc="outside lower right", fontsize="x-small", frameon=False)
     figure.colorbar(marks, ax=plot, label="objective, %")
     style.save(figure, directory, FIGURE)
     return [FIGURE]

@@ -42,6 +42,36 @@ def style(number: int, count: int) -> dict[str, Any]:
     }
 
 
+def legend_beside(plot: Any) -> None:
+    """Names of the lines at the right of a panel, where they hide none of them."""
+    if plot.get_legend_handles_labels()[1]:
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
+        plot.legend(**beside, fontsize="x-small", frameon=False, handlelength=3)
+
+
+def whole_numbers(axis: Any) -> None:
+    """Ticks at whole numbers alone, thousands apart."""
+    axis.get_major_locator().set_params(integer=True)
+    axis.set_major_formatter("{x:,.0f}")
+
+
+def from_zero(plot: Any) -> None:
+    """A y-axis that begins at 0, or below where values do, with room above the highest."""
+    low, high = plot.dataLim.y0, plot.dataLim.y1
+    if high > 0:
+        plot.set_ylim(min(0.0, 1.05 * low), 1.05 * high)
+
+
+def logarithmic(plot: Any) -> None:
+    """A logarithmic y-axis with plain numbers beside it."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    plot.set_yscale("log")
+    plot.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    plot.yaxis.set_minor_locator(NullLocator())
+    plot.yaxis.set_major_formatter("{x:g}")
+
+
 def save(figure: Any, directory: Path, name: str) -> None:
     """NAME.png and NAME.svg, the same bytes whenever they are drawn."""
     for kind in KINDS:

@@ -99,10 +99,11 @@ def _metrics(metrics: Mapping[str, Any], sides: Sequence[str]) -> Grid:
     blocks = []
     for title, groups in words.sections(metrics):
         for number, (where, rows) in enumerate(groups):
-            n = max((entry["n"] for row in rows for entry in metrics[row.metric].values()), default=0)
-            counted = f"{where}, n = {n:,}" if where else f"n = {n:,}"
+            of_cases = [row.metric for row in rows if row.metric != "perplexity"]  # which is of one model
+            n = max((entry["n"] for name in of_cases for entry in metrics[name].values()), default=None)
+            label = ", ".join([*([where] if where else []), *([] if n is None else [f"n = {n:,}"])])
             part = "" if number else title
-            blocks.append(Rows(counted, [_metric(row, metrics[row.metric], sides) for row in rows], part))
+            blocks.append(Rows(label, [_metric(row, metrics[row.metric], sides) for row in rows], part))
     named = [side.replace("_", " ") for side in sides]
     scale = f"0 to 100 %: {', '.join(f'{sign} {side}' for sign, side in zip(SIGNS, named, strict=False))}"
     heads = ("", *named, scale, "")
