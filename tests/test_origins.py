@@ -120,6 +120,18 @@ def test_trackers_that_are_not_there_are_refused_before_any_work(look, monkeypat
     assert not Path("runs/evaluate/counterfact/tiny-gpt2/lookup-tracked").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "setting", "told"),
+    [
+        ("calibrate", "report=true", "`calibrate` keeps no run"),
+        ("trace", "trackers=[tensorboard]", "`trace` has nothing to tell them"),
+    ],
+)
+def test_what_a_command_cannot_do_with_them_is_refused(command, setting, told, look):
+    ended = look(command, setting)
+    assert ended.code == 2 and told in ended.err
+
+
 def test_trackers_are_told_of_windows_checkpoints_and_the_end(tmp_path, monkeypatch):
     from fabricated import finished_run
 

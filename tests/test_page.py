@@ -34,8 +34,10 @@ class Tags(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text += data
 
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [
+            {key: value or "" for key, value in attributes.items()} for name, attributes in self.tags if name == tag
+        ]
 
 
 def tampered(run: Path, text: str) -> Path:

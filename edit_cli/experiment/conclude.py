@@ -62,11 +62,9 @@ def outcome(run: Run, failed: Lines, monitor: ConsoleMonitor) -> Outcome:
 
 
 def with_page(ended: Outcome, monitor: ConsoleMonitor) -> Outcome:
-    """The outcome, after the run's page has been written. A command that keeps no run has none."""
-    if ended.run_dir is None:
-        monitor.note("report=true: this command keeps no run, so there is no page")
-        return ended
+    """The outcome, after the run's page has been written."""
     from edit_cli.report.page.run import write_own
 
+    assert ended.run_dir is not None  # commands that keep no run have been refused
     monitor.screen.line(f"page: {write_own(Path(ended.run_dir))}")
     return ended

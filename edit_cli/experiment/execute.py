@@ -21,6 +21,9 @@ from edit_cli.experiment.run_directory import ran_out_of_memory
 from edit_cli.experiment.setup import configured
 from edit_cli.files.disk import is_refusal, refusal
 
+WITHOUT_RUN = ("calibrate", "precompute-stats")
+TRACKED = ("evaluate", "sequential")
+
 
 def execute(composed: Composed) -> Outcome:
     """Run a command with what Hydra composed for it, in as many processes as that asks for.
@@ -69,11 +72,24 @@ def execute(composed: Composed) -> Outcome:
 
 
 def _command(composed: Composed, process_group: ProcessGroup, monitor: ConsoleMonitor) -> Outcome:
+    _refuse_unheard(composed)
     if composed.in_sweep:
         monitor.screen.note(f"--- {title(composed)}")
     command = importlib.import_module(f"edit_cli.commands.{composed.command.replace('-', '_')}")
     outcome = command.run(Job(composed, configured(composed), process_group), monitor)
     return with_page(outcome, monitor) if composed.settings.report and process_group.is_main else outcome
+
+
+def _refuse_unheard(composed: Composed) -> None:
+    """Raises:
+    UsageError: a page is wanted of a command that keeps no run, or trackers of one that tells them nothing.
+    """
+    command, settings = composed.command, composed.settings
+    if settings.report and command in WITHOUT_RUN:
+        raise UsageError(f"report=true: `{command}` keeps no run, so there is no page")
+    if settings.trackers and command not in TRACKED:
+        own = "; a training has method.training.trackers" if command == "train-editor" else ""
+        raise UsageError(f"trackers: `{command}` has nothing to tell them, {' and '.join(TRACKED)} have{own}")
 
 
 def title(composed: Composed) -> str:

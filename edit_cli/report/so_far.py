@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from edit_cli.errors import MissingError
@@ -13,7 +14,7 @@ from edit_cli.report.trace import trace_summary
 from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import RunRecord
 
-SUMMARIES = {
+SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
     "sequential": sequential_summary,
     "sme": sme_summary,
     "trace": trace_summary,

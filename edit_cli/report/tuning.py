@@ -163,14 +163,14 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         linewidths=2,
         label=f"best: trial {trials[0]['trial']}",
     )
-    labels: dict[tuple[float, ...], list[str]] = {}
-    for trial, point in zip(trials, points, strict=True):  # what lies close together is named together
-        labels.setdefault(tuple(5 * round(part / 5) for part in point), []).append(str(trial["trial"]))
-    for point, names in labels.items():
+    near: dict[tuple[float, ...], list[int]] = {}
+    for number, point in enumerate(points):
+        near.setdefault(tuple(round(part / 5) for part in point), []).append(number)
+    for group in near.values():  # what lies close together is named together
+        names = [str(trials[number]["trial"]) for number in group]
         text = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-        plot.annotate(
-            text, point, textcoords="offset points", xytext=(9, -3), fontsize="x-small", annotation_clip=False
-        )
+        beside = {"textcoords": "offset points", "xytext": (9, -3), "fontsize": "x-small", "annotation_clip": False}
+        plot.annotate(text, points[group[0]], **beside)
     both = "efficacy · paraphrase" if "paraphrase" in trials[0]["parts"] else "efficacy"
     left = min(others for others, _ in points)
     plot.set(xlim=(max(left - 5, -2), 104), ylim=(-4, 104))

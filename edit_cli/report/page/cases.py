@@ -82,7 +82,7 @@ def _item(kind: str, line: Line, moments: Sequence[Moment], shown: Sequence[str]
     ]
     return Item(
         named,
-        "; ".join(map(arrow, line["requests"])) or "no fact",
+        "; ".join(map(arrow, line["requests"])) or _first_prompt(moments),
         cells,
         Cell(status, tone=TONES[status]),
         _rank(values, shown) if status in (TOOK, DID_NOT) else None,
@@ -90,6 +90,11 @@ def _item(kind: str, line: Line, moments: Sequence[Moment], shown: Sequence[str]
         list(_asked(moments)),
         texts=texts,
     )
+
+
+def _first_prompt(moments: Sequence[Moment]) -> str:
+    """What a record that is never edited is known by."""
+    return next((f"{probe['prompt']} …" for _, seen in moments if seen for probe in seen["probes"]), "")
 
 
 def _status(kind: str, line: Line, moments: Sequence[Moment]) -> str:

@@ -9,10 +9,15 @@ from typing import Any
 from edit_cli.config.identity import flatten
 from edit_cli.config.origins import COMMAND_LINE, DEFAULT, SKIPPED, TUNE
 from edit_cli.config.schema import shown
-from edit_cli.report.page.parts import Block, Cell, Code, Grid, Note, Rows, Section, pairs
+from edit_cli.report.page.parts import Block, Cell, Code, Grid, Note, Rows, Section, Tone, pairs
 
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
-COPIES = ("method.moments", "dataset.published", "model.made_for")  # groups that tell nothing of their own
+COPIES = (
+    "method.moments",
+    "dataset.published",
+    "dataset.published_snippets",
+    "model.made_for",
+)  # groups that tell nothing of their own
 LONGEST = 300  # characters of a value
 ORIGINS = (
     f"Where each comes from: {COMMAND_LINE}; {TUNE}: found for this model by `edit-cli tune`; conf/…: a packaged file,"
@@ -61,7 +66,7 @@ def _settings(manifest: Mapping[str, Any]) -> Grid:
             continue
         origin = origins.get(key, DEFAULT if "origins" in manifest else "not written down")
         group = key.partition(".")[0] if "." in key else "of the command"
-        tone = "quiet" if origin == DEFAULT else "good" if origin == COMMAND_LINE else ""
+        tone: Tone = "quiet" if origin == DEFAULT else "good" if origin == COMMAND_LINE else ""
         rows.setdefault(group, []).append([Cell(key), Cell(_value(value)), Cell(origin, tone=tone)])
     blocks = [
         Rows(group, sorted(cells, key=lambda row: row[2].tone == "quiet"))
