@@ -152,6 +152,27 @@ def test_trackers_are_told_of_windows_checkpoints_and_the_end(tmp_path, monkeypa
     assert told[3][0]["after/efficacy_success"] == 100.0 and told[3][0]["seconds_per_edit"] == 0.5
 
 
+def test_a_tracker_that_does_not_start_is_told_in_a_line(tmp_path, monkeypatch):
+    from accelerate import tracking
+
+    from edit_cli.errors import MissingError
+    from edit_cli.training.trackers import reporting
+
+    class Offline:
+        requires_logging_directory = False
+
+        def __init__(self, project: str) -> None:
+            self.project = project
+
+        def start(self) -> None:
+            raise ConnectionError("no such host\nand more")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Offline)
+    told = r"wandb does not start \(ConnectionError: no such host\): leave it out"
+    with pytest.raises(MissingError, match=told), reporting(["wandb"], "edit-cli", tmp_path, {}):
+        pass
+
+
 def test_tensorboard_gets_its_files(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from edit_cli.training.trackers import reporting

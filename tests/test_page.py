@@ -117,6 +117,95 @@ def test_a_training_has_a_page_without_cases(cli, tmp_path):
     assert "mend trained for m" in text and "All cases" not in text
 
 
+ABOUT = {
+    "name": "counterfact", "source": "made up", "records_total": 2, "records_dropped": 0, "records_selected": 2,
+    "limit": None, "split": None, "ids_sha256": "a" * 64,
+}  # fmt: skip
+MANIFEST: dict[str, Any] = {
+    "method": "memit", "model": "m", "dataset": ABOUT, "seeds": {}, "versions": {}, "protocol": {"facts": 2},
+    "config": {"seed": 0, "protocol": {"window": 1, "copies": 3, "proposed_layers": 1, "noise_std": None}},
+}  # fmt: skip
+
+
+def traced(name: str, known: bool) -> dict[str, Any]:
+    request = {"prompt": "{} is in", "subject": "Rome", "target_true": "Italy"}
+    line = {"case_id": name, "request": request, "known": known, "says": None if known else "Gaul", "error": None}
+    numbers = {
+        "tokens": ["Rome", " in"], "roles": ["subject_last", "last"], "answer": " Italy", "high": 0.9, "low": 0.1,
+        "scores": {"mlp": [[0.8, 0.2], [0.1, 0.3]]}, "noise_std": 0.1,
+    }  # fmt: skip
+    return {**line, **numbers} if known else line
+
+
+def test_a_trace_tells_effects_and_facts():
+    from edit_cli.report.page.results import found
+    from edit_cli.report.trace import trace_summary
+
+    lines = [traced("a", True), traced("b", False)]
+    told = found("trace", trace_summary(MANIFEST, lines), lines)
+    assert told.lines[0] == "Causal trace of m: 1 fact" and told.tiles[0].more == "of 2"
+    assert told.items is not None
+    assert [item.status.text for item in told.items.items] == ["traced", "not known"]
+    (rows,) = told.items.items[0].grids[0].blocks
+    assert [cell.text for cell in rows.cells[0]] == ["Rome", "last subject token", "70.0 (layer 0)"]
+
+
+def test_a_search_tells_trials_with_their_facts():
+    from edit_cli.report import tuning
+    from edit_cli.report.page.results import found
+
+    parts = {"efficacy": 100.0, "neighborhood": 50.0}
+    trials = [
+        {"trial": number, "settings": {"layers": [number]}, "objective": 60.0 + number, "parts": parts, "failed": 0,
+         "perplexity": [4.0, 5.0], "seconds": 1.0, "error": None, "penalty": 1.0,
+         "metrics": {"efficacy": "efficacy_success", "neighborhood": "neighborhood_success"},
+         "facts": {"a": parts, "b": parts}}
+        for number in range(2)
+    ]  # fmt: skip
+    told = found("tune", tuning.summary_of(MANIFEST, trials), trials)
+    assert told.items is not None
+    assert [item.lead for item in told.items.items] == ["layers=[1]", "layers=[0]"]  # best first
+    assert told.tiles[0].value == "61.0 %" and len(told.items.items[0].grids[0].blocks[0].cells) == 2
+
+
+def test_folds_tell_mistakes_apart_from_what_was_right():
+    from fabricated import observation
+
+    from edit_cli.report.page.cases import cases
+
+    turn = {"when": "turn", "fold": 0, "step": 0, "edits": 1, "requests": [], "seconds": None, "error": None}
+    right = {**turn, "turn": 0, "case_id": "a", "mistake": False, "before": observation(HIT), "after": None}
+    wrong = {**turn, "turn": 1, "case_id": "b", "mistake": True, "before": observation(MISS), "after": observation(HIT)}
+    kept = {**turn, "when": "kept", "case_id": "model", "edited": [1], "train": [], "test": []}
+    found = cases("sme", [right, wrong, kept]).items
+    assert [(item.name, item.status.text) for item in found] == [
+        ("fold 0, a", "right already"),
+        ("fold 0, b", "took"),
+    ]
+
+
+def test_several_runs_stand_side_by_side(cli, tmp_path):
+    for method, hits in (("memit", HIT), ("rome", MISS)):
+        finished_run(tmp_path / "runs" / method, {str(n): hits for n in range(4)}, method)
+    finished_run(tmp_path / "runs" / "stream", {str(n): HIT for n in range(4)}, "ft", command="sequential")
+    ended = cli("report", "runs", "--against", "memit", "--out", "all.html")
+    assert ended.code == 0, ended.err
+    text = Tags(Path("all.html").read_text()).text
+    assert text.index("Comparison") < text.index("Difference from memit over the same cases") < text.index("All cases")
+    assert "command sequential" in text  # unlike runs are listed apart
+    assert all(f"{method} on m: 4 facts edited" in text for method in ("memit", "rome", "ft"))
+
+
+def test_an_unfinished_run_has_a_page_of_what_there_is(cli, tmp_path):
+    run = finished_run(tmp_path / "run", CASES)
+    (run / "summary.json").unlink()
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    assert cli("report", "run").code == 0
+    text = Tags(Path("report.html").read_text()).text
+    assert "This run was not finished (interrupted)." in text and "case 7" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

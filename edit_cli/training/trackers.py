@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_cli.config.build import did_you_mean
-from edit_cli.errors import UsageError
+from edit_cli.errors import MissingError, UsageError
 
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -48,14 +48,24 @@ def require(names: Sequence[str], key: str) -> None:
 
 @contextmanager
 def reporting(names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
-    """What tells the trackers {name: value} at a step, for the block. Those that write files do so in `folder`."""
+    """What tells the trackers {name: value} at a step, for the block. Those that write files do so in `folder`.
+
+    Raises:
+        MissingError: one does not start, for want of a library, an account or a network of its own.
+    """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    classes = [LOGGER_TYPE_TO_CLASS[name] for name in names]
-    started = [cls(project, *([str(folder)] if cls.requires_logging_directory else [])) for cls in classes]
-    for tracker in started:
-        tracker.start()
-        tracker.store_init_configuration(dict(config))
+    started = []
+    for name in names:
+        cls = LOGGER_TYPE_TO_CLASS[name]
+        tracker = cls(project, *([str(folder)] if cls.requires_logging_directory else []))
+        try:
+            tracker.start()
+            tracker.store_init_configuration(dict(config))
+        except Exception as error:  # whatever a program of others may raise
+            why = str(error).strip().splitlines() or ["no message"]
+            raise MissingError(f"{name} does not start ({type(error).__name__}: {why[0]}): leave it out") from error
+        started.append(tracker)
 
     def log(values: Mapping[str, float], step: int) -> None:
         for tracker in started:
