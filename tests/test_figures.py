@@ -118,7 +118,7 @@ def test_before_and_after_are_told_apart_without_colour(drawn, tmp_path):
     (plot,) = next(axes for axes in (figure.axes for figure in drawn) if axes[0].containers)
     assert [label.get_text() for label in plot.get_yticklabels()] == ["Efficacy success", "Score S"]  # shares alone
     markers = {bars[0].get_marker() for bars in plot.containers}
-    assert len(markers) == 2 and before_after.draw(ABOUT | {"metrics": {}}, tmp_path) == ()
+    assert len(markers) == 2 and before_after.draw(ABOUT | {"metrics": {}}, tmp_path) == []
 
 
 def test_files_are_the_same_whenever_they_are_drawn(tmp_path):

@@ -11,27 +11,15 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.distributed import SINGLE
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
-from edit_cli.experiment.conclude import conclude
-from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.asking import Asker, Seen
+from edit_cli.experiment.attempt import Attempt, attempt_each
+from edit_cli.experiment.base import Experiment, Line
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import recorded, run_path
-from edit_cli.experiment.setup import (
-    Attempt,
-    PhaseTimer,
-    attempt,
-    context_of,
-    load_fitting,
-    perplexity_texts,
-    refuse_missing,
-)
-from edit_cli.experiment.tracking import require as require_trackers
-from edit_cli.experiment.tracking import tracking
+from edit_cli.experiment.plan import Plan
 from edit_cli.lm.model import LM
-from edit_cli.metrics.observe import BeforeCache, Observation, observe
-from edit_cli.report.summary import summary_of
-from edit_cli.report.tables.run import evaluation
+from edit_cli.metrics.observe import BeforeCache, Observation
 from edit_cli.requests import Case
-from edit_cli.runs.run import Run
+from edit_cli.runs.run import SharedRun
 
 WINDOW = 100  # cases that are asked about in one go before they are edited
 
@@ -40,43 +28,30 @@ Begin = Callable[[], Editor[Any]]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top, protocol, model, method = job.config.settings, job.config.protocol, job.config.model, job.config.method
-    dataset = job.config.dataset.load(top.limit, monitor)
-    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
-    batches = list(enumerate(protocol.batches(dataset.cases, method)))
-    size = protocol.size(method, len(dataset.cases))
-    details = {
-        "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
-    }
-    path = run_path(job, job.choices["dataset"], job.model_name)
-    check = partial(refuse_missing, job, model, method, context)
-    require_trackers(job)
-    with recorded(job, path, monitor, details, dataset, check=check) as run, tracking(job, run) as tracked:
-        timer = PhaseTimer(monitor)
-        if not run.finished.issuperset(dataset.ids):
-            if run.finished:
-                monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
-            begin = partial(method.begin, lm, context)
-            begin().warm_up()
-            about = job.about_method if protocol.save_edits else None
-            before = BeforeCache(protocol.observe, perplexity_texts(model))
-            with monitor.task("cases", len(dataset.cases)) as advance:
-                advance(len(run.finished))
-                for line in evaluate_shared(lm, begin, batches, run, before, about):
-                    run.append({**line, "phases": timer.take()})
-                    tracked.line(line)
-                    advance(1)
-        else:
-            monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
-        return conclude(
-            job,
-            run,
-            monitor,
-            lambda lines: summary_of(run.manifest, lines, dataset.references, timer.take()),
-            lambda summary, _: evaluation(summary),
-            tracking=tracked,
-        )
+    return Evaluate(job, monitor).conduct()
+
+
+class Evaluate(Experiment):
+    COMPLETE = "all cases are there already, so nothing is edited again (overwrite=true would)"
+
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        dataset = job.config.dataset.load(job.config.settings.limit, monitor)
+        super().__init__(job, monitor, dataset, asked=dataset.cases)
+        self.batches = list(enumerate(self.protocol.batches(dataset.cases, self.method)))
+
+    def details(self) -> dict[str, Any]:
+        size = self.protocol.size(self.method, len(self.dataset.cases))
+        return {"batch_size": size, "batches": len(self.batches), "evaluated": "after each batch", "restored": True}
+
+    def work(self, lm: LM) -> None:
+        self.begin(lm).warm_up()
+        about = self.job.about_method if self.protocol.save_edits else None
+        lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about)
+        self.write_all(lines, "cases", len(self.dataset.cases))
+
+    def write(self, line: Line) -> None:
+        super().write(line)
+        self.tracked.line(line)
 
 
 def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
@@ -93,46 +68,57 @@ def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Itera
 
 
 def evaluate(
-    lm: LM, begin: Begin, batches: Batches, run: Run, before: BeforeCache, about: dict[str, Any] | None = None
+    lm: LM, begin: Begin, batches: Batches, run: SharedRun, before: BeforeCache, about: dict[str, Any] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Lines of results, a list a batch, of the cases that `run` has not finished.
 
     begin: makes an editor that remembers nothing. about: what saved edits say of their method; without, none is saved.
 
-    In other company, answers differ in their last bits. So what was cut off is done again as a whole: a batch is edited
-    and asked about, and the cases of its window asked about before, finished or not, as in a run that was not.
+    In other company, answers differ in their last bits. So what was cut off is done again as a whole: of a window with
+    unfinished cases all are edited and asked about, finished or not, as in a run that was not cut off.
     """
+    asker = Asker(lm, before)
     for window in windows(batches):
         if run.finished.issuperset(case.id for _, batch in window for case in batch):
             yield from ([] for _ in window)
             continue
         with lm.monitor.phase("ask before"):
             before.observe(lm, [case for _, batch in window for case in batch])
-        for step, batch in window:
+        made = attempts(asker, begin, window, run, about)
+        for (step, batch), (done, after) in zip(window, asker.answers(made), strict=True):
             wanted = [case for case in batch if case.id not in run.finished]
-            if not wanted:
-                yield []
-                continue
-            done = attempt(begin(), batch)
-            if done.edit is not None and about is not None and lm.process_group.is_main:
-                edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
-            yield asked_about(lm, done, wanted, step, before)
+            yield lines_of(done, wanted, step, before.observe(lm, wanted), after)
 
 
-def asked_about(lm: LM, done: Attempt, wanted: Sequence[Case], step: int, before: BeforeCache) -> list[dict[str, Any]]:
-    """Lines of results of those `wanted` of the cases that were edited, asked about with the edit in place."""
-    after: dict[str, Observation] = {}
-    if done.edit is not None:
-        with lm.monitor.phase("ask after"), lm.edited(done.edit):
-            found = observe(lm, done.cases, before.options, before.texts, before.seen)
-        after = dict(zip((case.id for case in done.cases), found, strict=True))
-    seen = zip(wanted, before.observe(lm, wanted), strict=True)
+def attempts(
+    asker: Asker, begin: Begin, window: Batches, run: SharedRun, about: dict[str, Any] | None
+) -> Iterator[Attempt]:
+    """The edits of the batches, saved if `about` says of what method.
+
+    Those that are asked about one by one say the same in whatever company: there, finished batches are left out.
+    """
+    lm = asker.lm
+
+    def finished(batch: Sequence[Case]) -> bool:
+        return asker.one_by_one and run.finished.issuperset(case.id for case in batch)
+
+    made = attempt_each(begin, [batch for _, batch in window], finished)
+    for (step, _), done in zip(window, made, strict=True):
+        if done.edit is not None and about is not None and lm.process_group.is_main:
+            edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
+        yield done
+
+
+def lines_of(
+    done: Attempt, wanted: Sequence[Case], step: int, before: Sequence[Observation], after: Seen
+) -> list[dict[str, Any]]:
+    """Lines of results of those `wanted` of the cases that were to be edited, with what was said before and after."""
     return [
         {
             **result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)),
             "diagnosis": done.diagnosis,
         }
-        for case, now in seen
+        for case, now in zip(wanted, before, strict=True)
     ]
 
 
@@ -170,3 +156,15 @@ def windows(batches: Iterable[tuple[int, list[Case]]]) -> Iterator[Batches]:
             group = []
     if group:
         yield group
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole = Evaluate(job, monitor)
+    cases, batches = whole.dataset.cases, [batch for _, batch in whole.batches]
+    plan = Plan.of(whole, batches)
+    plan.editing(whole.method, batches)
+    plan.asking("before", cases)
+    plan.asking("after", cases)
+    plan.perplexity("after", len(batches) - 1)
+    return plan

@@ -5,35 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
-
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
-from edit_cli.report import learning, tuning
-from edit_cli.report.sequence import sequential_table
-from edit_cli.report.sme import sme_table
-from edit_cli.report.so_far import summary_so_far
+from edit_cli.report.kinds import REPORTS, report_of, summary_so_far
 from edit_cli.report.tables import facts
-from edit_cli.report.tables.run import evaluation
-from edit_cli.report.trace import fact_table, trace_table
-from edit_cli.runs.format import FORMS, kind_of
+from edit_cli.report.trace import fact_table
+from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import RunRecord, read_run
-
-TABLES = {
-    "evaluate": evaluation,
-    "sequential": sequential_table,
-    "sme": sme_table,
-    "trace": trace_table,
-    "train-editor": learning.table,
-    "tune": tuning.table,
-}
 
 
 def run(path: Path, case: str | None, as_json: bool) -> int:
     """Print the run's table, or one case."""
     record, screen = read_run(path), Screen()
-    if (kind := kind_of(record.manifest)) not in FORMS:
+    if (kind := kind_of(record.manifest)) not in REPORTS:
         raise MissingError(f"{path} holds a run of `{kind}`, which this version of edit-cli does not know")
     if record.status != "success":
         screen.note(
@@ -47,13 +32,8 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
         screen.json(line) if as_json else screen.show(shown(line))
         return 0
     summary = summary_so_far(record)
-    screen.json(summary) if as_json else screen.show(_table(record, summary))
+    screen.json(summary) if as_json else screen.show(report_of(record.manifest).table(summary, record.lines))
     return 0
-
-
-def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:
-    kind = kind_of(record.manifest)
-    return facts.before_and_after(summary, record.lines) if kind == "edit" else TABLES[kind](summary)
 
 
 def _case(record: RunRecord, case: str) -> dict[str, Any]:

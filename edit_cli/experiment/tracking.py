@@ -10,9 +10,8 @@ from typing import Any
 
 from edit_cli.config.identity import flatten
 from edit_cli.experiment.job import Job
-from edit_cli.experiment.run_directory import ReadOnlyRun
 from edit_cli.metrics.summarise import summarise
-from edit_cli.runs.run import Run
+from edit_cli.runs.run import Run, SharedRun
 from edit_cli.training import trackers
 
 KEY, PROJECT = "trackers", "edit-cli"
@@ -88,7 +87,7 @@ def require(job: Job) -> None:
 
 
 @contextmanager
-def tracking(job: Job, run: Run | ReadOnlyRun) -> Iterator[Tracking]:
+def tracking(job: Job, run: SharedRun) -> Iterator[Tracking]:
     """The trackers of the job, at work for the block; only the main process tells them anything. Those that write files
     do so in the run's directory.
     """

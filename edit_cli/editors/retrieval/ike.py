@@ -69,6 +69,7 @@ class IKE(Editor[IKEConfig]):
     """Can We Edit Factual Knowledge by In-Context Learning? (Zheng et al., 2023)."""
 
     Config = IKEConfig
+    experts = True
 
     @classmethod
     def require(cls, config: IKEConfig, model: str, context: Context) -> None:

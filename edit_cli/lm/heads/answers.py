@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import RejectedRequest
+from edit_cli.lm.fast.edits_by_row import Meeting
 from edit_cli.lm.tokenization import Row, by_length, require_offsets, told
 from edit_cli.lm.vocabulary import Vocabulary
 
@@ -73,12 +74,20 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], longest: int, vocabul
 
 @torch.no_grad()
 def likelihoods(
-    rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int, done: Callable[[int], None]
+    rows: Sequence[R],
+    answers: Callable[[Sequence[R]], Answers],
+    budget: int,
+    done: Callable[[int], None],
+    meeting: Meeting,
+    edits: Sequence[int] | None,
 ) -> list[Likelihood]:
-    """One `Likelihood` a row, in order; batches by length, at most `budget` tokens each. done: hears of them."""
+    """One `Likelihood` a row, in order; batches by length, at most `budget` tokens each. done: hears of them. edits:
+    numbers of those that the rows meet.
+    """
     scores: list[Likelihood | None] = [None] * len(rows)
     for batch in told(by_length([len(row.ids) + len(row.target) for row in rows], budget), done):
-        found = answers([rows[i] for i in batch])
+        with meeting(edits and [edits[i] for i in batch]):
+            found = answers([rows[i] for i in batch])
         losses = (found.logits.logsumexp(-1) - found.logits.gather(1, found.labels[:, None])[:, 0]).cpu().tolist()
         best, position = found.logits.argmax(-1).cpu().tolist(), 0
         for index in batch:
@@ -92,14 +101,20 @@ def likelihoods(
 
 @torch.no_grad()
 def logprobs(
-    rows: Sequence[R], answers: Callable[[Sequence[R]], Answers], budget: int, done: Callable[[int], None]
+    rows: Sequence[R],
+    answers: Callable[[Sequence[R]], Answers],
+    budget: int,
+    done: Callable[[int], None],
+    meeting: Meeting,
+    edits: Sequence[int] | None,
 ) -> list[Tensor | None]:
     """Log-probabilities (target tokens, classes), float32, of what could stand at each target token; one tensor a
-    row, in order.
+    row, in order. edits: as in `likelihoods`.
     """
     found: list[Tensor | None] = [None] * len(rows)
     for batch in told(by_length([len(row.ids) + len(row.target) for row in rows], budget), done):
-        scores = answers([rows[i] for i in batch]).logits.float().log_softmax(-1)
+        with meeting(edits and [edits[i] for i in batch]):
+            scores = answers([rows[i] for i in batch]).logits.float().log_softmax(-1)
         for index, part in zip(batch, scores.split([len(rows[i].target) for i in batch]), strict=True):
             found[index] = part
     return found

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.fast.decoding import CACHE_BYTES, Decoder
+from edit_cli.lm.fast.edits_by_row import EditsByRow, meeting
 from edit_cli.lm.heads.answers import Answers, Likelihood
 from edit_cli.lm.heads.sampling import Drawn, StopAtNewline, TopKDraws, likeliest, without_defaults
 from edit_cli.lm.hooks import exact, gather_before
@@ -45,6 +46,7 @@ class CausalHead:
         # (rows,) during a pass: column of each prompt's last token (see lm.prompt_position)
         self.prompt_ends: Tensor | None = None
         self.trackers = 0  # modules that look at whole prompts
+        self.edits_by_row: EditsByRow | None = None  # what rows of a question that names `edits` meet
         self._line_breaks: dict[int, bool] = {}  # of tokens that were met
         self.vocabulary = Vocabulary.of(model, tokenizer)
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
@@ -182,17 +184,17 @@ class CausalHead:
         return frozenset(inspect.signature(self.model.forward).parameters)
 
     @torch.no_grad()
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """One `Likelihood` a (prompt, target) pair, in order.
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None) -> list[Likelihood]:
+        """One `Likelihood` a (prompt, target) pair, in order. edits: numbers of those that the pairs meet.
 
         The last target token is never fed, since nothing reads past it; so targets of one token share their prompt's
         forward pass.
         """
-        encoded = self.encode(list(pairs))
-        sharing: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        encoded, numbers = self.encode(list(pairs)), edits or [0] * len(pairs)
+        sharing: dict[tuple[tuple[int, ...], int, int], list[int]] = {}
         for index, row in enumerate(encoded):
-            sharing.setdefault((row.ids[:-1], row.start), []).append(index)
-        inputs, groups = [ids for ids, _ in sharing], list(sharing.values())
+            sharing.setdefault((row.ids[:-1], row.start, numbers[index]), []).append(index)
+        inputs, groups = [ids for ids, *_ in sharing], list(sharing.values())
         scores: list[Likelihood | None] = [None] * len(encoded)
         batches = by_length([len(ids) for ids in inputs], self.batch_tokens)
         for batch in told(batches, self.done, lambda batch: sum(len(groups[i]) for i in batch)):
@@ -205,7 +207,8 @@ class CausalHead:
             ]
             distinct = {position: number for number, position in enumerate(dict.fromkeys(where))}
             at = torch.tensor(list(distinct), device=self.device)
-            logits = self.logits_at(ids, mask, at[:, 0], at[:, 1]).to(self.device)
+            with meeting(self, edits and [edits[groups[i][0]] for i in batch]):
+                logits = self.logits_at(ids, mask, at[:, 0], at[:, 1]).to(self.device)
             best = logits.argmax(-1).cpu().tolist()
             number = torch.tensor([distinct[position] for position in where], device=self.device)
             labels = torch.tensor([i for _, index in asked for i in encoded[index].target], device=self.device)
@@ -221,9 +224,11 @@ class CausalHead:
         return scores  # type: ignore[return-value]
 
     @torch.no_grad()
-    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+    def target_logprobs(
+        self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None
+    ) -> list[Tensor | None]:
         """Log-probabilities (target tokens, vocabulary), float32, of what could stand at each target token; one tensor
-        a pair, in order.
+        a pair, in order. edits: as in `loglikelihood`.
 
         They are large: ask about few pairs at a time.
         """
@@ -236,21 +241,32 @@ class CausalHead:
                 (place, column) for place, row in enumerate(rows) for column in range(row.start - 1, len(row.ids) - 1)
             ]
             at = torch.tensor(where, device=self.device)
-            logprobs = self.logits_at(ids, mask, at[:, 0], at[:, 1]).float().log_softmax(-1)
+            with meeting(self, edits and [edits[i] for i in batch]):
+                logprobs = self.logits_at(ids, mask, at[:, 0], at[:, 1]).float().log_softmax(-1)
             for index, part in zip(batch, logprobs.split([len(row.target) for row in rows]), strict=True):
                 found[index] = part
         return found
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
+        """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`. edits: numbers of
+        those that the prompts meet.
+        """
         rows = [row.ids for row in self.encode([(prompt, None) for prompt in prompts], new=max_new_tokens)]
-        written = self._write(rows, [max_new_tokens] * len(rows), stop_at_newline=True)
+        written = self._write(rows, [max_new_tokens] * len(rows), stop_at_newline=True, edits=edits)
         return [self._continuation(row, new).split("\n")[0] for row, new in zip(rows, written, strict=True)]
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        max_tokens: int,
+        top_k: int,
+        edits: Sequence[int] | None = None,
+    ) -> list[str]:
         """Prompt and sampled continuation, `max_tokens` in all, from the `top_k` likeliest tokens (no temperature).
+        edits: as in `generate`.
 
         Each row draws from its own seed, so a text does not depend on what else was in the batch.
         """
@@ -261,13 +277,13 @@ class CausalHead:
             )
         rows = [row.ids for row in self.encode([(prompt, None) for prompt in prompts])]
         room = [max(max_tokens - len(row), 0) for row in rows]
-        written = self._write(rows, room, TopKDraws(seeds, room, top_k))
+        written = self._write(rows, room, TopKDraws(seeds, room, top_k), edits=edits)
         return [self._decode(new, after=row) for row, new in zip(rows, written, strict=True)]
 
     @torch.no_grad()
-    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
+    def token_nlls(self, texts: Sequence[str], window: int, edit: int | None = None) -> tuple[float, int]:
         """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window`
-        tokens.
+        tokens. edit: number of the one that the texts meet.
 
         Windows begin with what the tokenizer puts before every text (a BOS, or nothing); the first token after nothing
         has no score.
@@ -283,7 +299,8 @@ class CausalHead:
         for batch in by_length([len(piece) for piece in kept], self.batch_tokens // 4):
             rows = [kept[i] for i in batch]
             padded, mask = pad_right(rows, self.pad, self.device)
-            logits = self.model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+            with meeting(self, None if edit is None else [edit] * len(rows)):
+                logits = self.model(input_ids=padded, attention_mask=mask, use_cache=False).logits
             for row, scores in zip(rows, logits, strict=True):
                 labels = torch.tensor(row[first:], device=scores.device)
                 total += nn.functional.cross_entropy(
@@ -298,16 +315,17 @@ class CausalHead:
         limits: Sequence[int],
         draws: TopKDraws | None = None,
         stop_at_newline: bool = False,
+        edits: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """New tokens of each row, `limits` at most: the likeliest ones, or what is drawn."""
         if len(rows) == 1 or not self.caches_keys or not self.decodes_together:
-            return self._write_plainly(rows, limits, draws, stop_at_newline)
+            return self._write_plainly(rows, limits, draws, stop_at_newline, edits)
         stops = set(self._stop_ids() or ())
 
         def ends(token: int) -> bool:
             return token in stops or (stop_at_newline and self._breaks_line(token))
 
-        return self._decoder.write(rows, limits, draws or likeliest, ends, self.done)
+        return self._decoder.write(rows, limits, draws or likeliest, ends, self.done, edits)
 
     def _write_plainly(
         self,
@@ -315,6 +333,7 @@ class CausalHead:
         limits: Sequence[int],
         draws: TopKDraws | None = None,
         stop_at_newline: bool = False,
+        edits: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """As `_write`, by `model.generate`: batches whose rows stay until all have ended."""
         written: list[list[int]] = [[] for _ in rows]
@@ -322,7 +341,8 @@ class CausalHead:
         for batch in told(self._to_continue(rows, lengths), self.done):
             steps = max(limits[i] for i in batch)
             drawn = None if draws is None else Drawn(draws, batch)
-            new = self._continue([rows[i] for i in batch], steps, drawn, stop_at_newline) if steps else []
+            with meeting(self, edits and [edits[i] for i in batch]):
+                new = self._continue([rows[i] for i in batch], steps, drawn, stop_at_newline) if steps else []
             for i, ids in zip(batch, new, strict=False):
                 written[i] = ids[: limits[i]]
         return written
@@ -330,7 +350,15 @@ class CausalHead:
     @cached_property
     def _decoder(self) -> Decoder:
         cache_bytes = CACHE_BYTES.get(self.device.type, CACHE_BYTES["cpu"])
-        return Decoder(self.model, self.pad, self.device, self._takes_positions, self.batch_tokens, cache_bytes)
+        return Decoder(
+            self.model,
+            self.pad,
+            self.device,
+            self._takes_positions,
+            self.batch_tokens,
+            cache_bytes,
+            partial(meeting, self),
+        )
 
     @cached_property
     def decodes_together(self) -> bool:

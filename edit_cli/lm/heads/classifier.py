@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.fast.edits_by_row import EditsByRow, meeting
 from edit_cli.lm.heads.answers import (
     NEEDS_CAUSAL,
     Answers,
@@ -83,6 +84,7 @@ class ClassifierHead:
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id)
         self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
         self.trackers = 0  # modules that look at whole prompts
+        self.edits_by_row: EditsByRow | None = None  # what rows of a question that names `edits` meet
 
     @property
     def classes(self) -> int:
@@ -133,29 +135,44 @@ class ClassifierHead:
         """Refused: an answer is no row of tokens here."""
         raise UsageError(f"this method {NEEDS_CAUSAL}, and the one at hand is a classifier")
 
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None) -> list[Likelihood]:
         """One `Likelihood` a (text, label) pair, in order; a label counts as one token."""
-        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
+        return likelihoods(
+            self.encode(list(pairs)), self.answers, self.batch_tokens, self.done, partial(meeting, self), edits
+        )
 
-    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+    def target_logprobs(
+        self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None
+    ) -> list[Tensor | None]:
         """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
-        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
+        return logprobs(
+            self.encode(list(pairs)), self.answers, self.batch_tokens, self.done, partial(meeting, self), edits
+        )
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
         """The likeliest label's name."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         names = [""] * len(rows)
         for batch in told(by_length([len(row.ids) for row in rows], self.batch_tokens), self.done):
             ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
-            for index, best in zip(batch, self._logits(ids, mask).argmax(-1).tolist(), strict=True):
+            with meeting(self, edits and [edits[i] for i in batch]):
+                logits = self._logits(ids, mask)
+            for index, best in zip(batch, logits.argmax(-1).tolist(), strict=True):
                 names[index] = self.labels[best]
         return names
 
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        max_tokens: int,
+        top_k: int,
+        edits: Sequence[int] | None = None,
+    ) -> list[str]:
         """Refused."""
         raise UsageError("a classifier writes no texts: protocol.observe.sample=false leaves them out")
 
-    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
+    def token_nlls(self, texts: Sequence[str], window: int, edit: int | None = None) -> tuple[float, int]:
         """Refused."""
         raise UsageError(f"perplexity of running text {NEEDS_CAUSAL}: model.perplexity_text=null leaves it out")

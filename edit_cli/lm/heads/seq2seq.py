@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.fast.edits_by_row import EditsByRow, meeting
 from edit_cli.lm.heads.answers import (
     NEEDS_CAUSAL,
     Answers,
@@ -62,6 +63,7 @@ class Seq2SeqHead:
         self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
         self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
         self.trackers = 0  # modules that look at whole prompts
+        self.edits_by_row: EditsByRow | None = None  # what rows of a question that names `edits` meet
 
     @cached_property
     def max_length(self) -> int:
@@ -148,37 +150,52 @@ class Seq2SeqHead:
         """Refused: prompt and answer are not one row of tokens here."""
         raise UsageError(f"this method {NEEDS_CAUSAL}, and the one at hand is an encoder-decoder")
 
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None) -> list[Likelihood]:
         """One `Likelihood` a (prompt, target) pair, in order."""
-        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
+        return likelihoods(
+            self.encode(list(pairs)), self.answers, self.batch_tokens, self.done, partial(meeting, self), edits
+        )
 
-    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+    def target_logprobs(
+        self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None
+    ) -> list[Tensor | None]:
         """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
-        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
+        return logprobs(
+            self.encode(list(pairs)), self.answers, self.batch_tokens, self.done, partial(meeting, self), edits
+        )
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
         """Greedy answers, up to the end token, a line break or `max_new_tokens`."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(rows)
         for batch in told(by_length([len(row.ids) + max_new_tokens for row in rows], self.batch_tokens), self.done):
-            new = self._write([rows[i].ids for i in batch], max_new_tokens)
+            with meeting(self, edits and [edits[i] for i in batch]):
+                new = self._write([rows[i].ids for i in batch], max_new_tokens)
             for index, ids in zip(batch, new, strict=True):
                 texts[index] = self._decode(ids).split("\n")[0]
         return texts
 
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        max_tokens: int,
+        top_k: int,
+        edits: Sequence[int] | None = None,
+    ) -> list[str]:
         """Prompt and sampled answer, `max_tokens` in all, from the `top_k` likeliest tokens; one seed a row."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(rows)
         for batch in told(by_length([max(max_tokens, len(row.ids)) for row in rows], self.batch_tokens), self.done):
             left = [max(max_tokens - len(rows[i].ids), 0) for i in batch]
             draw = Drawn(TopKDraws([seeds[i] for i in batch], left, top_k), range(len(batch)))
-            new = self._write([rows[i].ids for i in batch], max(left), draw) if max(left) else [[] for _ in batch]
+            with meeting(self, edits and [edits[i] for i in batch]):
+                new = self._write([rows[i].ids for i in batch], max(left), draw) if max(left) else [[] for _ in batch]
             for index, room, ids in zip(batch, left, new, strict=True):
                 texts[index] = prompts[index] + joint(prompts[index], text := self._decode(ids[:room])) + text
         return texts
 
-    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
+    def token_nlls(self, texts: Sequence[str], window: int, edit: int | None = None) -> tuple[float, int]:
         """Refused."""
         raise UsageError(f"perplexity of running text {NEEDS_CAUSAL}: model.perplexity_text=null leaves it out")
 

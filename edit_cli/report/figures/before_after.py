@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edit_cli.metrics.registry import metrics as registered
 from edit_cli.report import words
 from edit_cli.report.figures import style
 from edit_cli.terminal import literal
@@ -15,11 +14,11 @@ NAME = "before_after"
 SIDES = ("before", "after")
 
 
-def draw(summary: Mapping[str, Any], directory: Path) -> Sequence[str]:
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """Write before_after.png and before_after.svg: a row a metric in %, means with 95 % intervals over facts."""
     rows = _rows(summary["metrics"])
     if not rows:
-        return ()
+        return []
     title = f"{style.about(summary)}, {words.batches(summary['protocol'])}; bars: 95 % intervals over facts"
     figure = style.new(7.5, 1.3 + 0.26 * len(rows) + 0.02 * len(rows), title)
     plot = figure.subplots()
@@ -48,11 +47,10 @@ def draw(summary: Mapping[str, Any], directory: Path) -> Sequence[str]:
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """(what a row is called, its entries) of the shares that a table shows, in its order."""
-    known = registered()
     return [
-        (known[row.metric].label, found[row.metric])
+        (row.label, found[row.id])
         for _, groups in words.sections(found)
         for _, rows in groups
         for row in rows
-        if known[row.metric].unit == "%"
+        if row.unit == "%"
     ]

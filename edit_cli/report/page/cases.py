@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from edit_cli.metrics.registry import metrics as registered
 from edit_cli.metrics.scores import MEASURES, is_scored, probe_values
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT
 from edit_cli.metrics.sme import TURN
 from edit_cli.metrics.verdict import edited, of_probe, took
 from edit_cli.report import words
-from edit_cli.report.comparison import RATED, SHOWN, TELLS, shown_metrics
+from edit_cli.report.comparison import column, shown_metrics
 from edit_cli.report.page.parts import Asked, Cell, Item, Items, Note, Said, Tone
 from edit_cli.report.tables.facts import arrow
 from edit_cli.writing import bare
@@ -35,13 +36,13 @@ Moment = tuple[str, Any]  # a name, and what the model said then
 
 def cases(kind: str, lines: Sequence[Line]) -> Items:
     """Every case of a run of that kind, with its own numbers as last asked."""
-    told = list(_told(kind, lines))
+    told, known = list(_told(kind, lines)), registered()
     values = [_values({**line, "before": moments[0][1], "after": moments[-1][1]}) for line, moments in told]
     measured = {name for one in values for name in one}
     shown = [name for name in shown_metrics(measured) if name not in NOT_OF_A_CASE]
     items = [_item(kind, line, moments, shown, own) for (line, moments), own in zip(told, values, strict=True)]
-    heads = [SHOWN[name] for name in shown]
-    notes = [f"{head}: {RATED.get(head) or TELLS.get(head, '')}, in %" for head in heads]
+    heads = [column(name) for name in shown]
+    notes = [f"{column(name)}: {known[name].legend or known[name].definition}, in %" for name in shown]
     last = " as last asked, with all edits in place" if kind == "sequential" else ""
     about = [f"Numbers of each case{last}. {'; '.join(notes)}."] if notes else []
     return Items("case", "cases", heads, items, about)

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 from edit_cli.report import compare
 from edit_cli.report.compare import Point
-from edit_cli.report.comparison import LOST, SHOWN, meaning
-from edit_cli.report.measures import TRACED, TRAINED, decimals, measures
+from edit_cli.report.comparison import COMPARED, LOST, meaning
+from edit_cli.report.measures import TRACED, TRAINED, measures
 from edit_cli.report.page.parts import Block, Cell, Figure, Grid, Note, Rows, Section, mark
 from edit_cli.report.page.pictures import picture
 from edit_cli.report.tables.sheets import Sheet
@@ -49,7 +49,7 @@ def _means(ends: Sequence[Point], metrics: Sequence[str]) -> Grid:
     for point in ends:
         row = rows.setdefault(point.conditions, {}).setdefault(point.line, {"run": Cell(point.line)})
         row |= {key: Cell(text) for key, text in point.cost.items()}
-        text = compare.mean(point.entry, decimals(point.metric))
+        text = compare.mean(point.entry, measures()[point.metric].decimals)
         marks = mark(1, point.entry) if measures()[point.metric].unit == "%" else []
         row[point.metric] = Cell(text, point.entry["mean"], marks=marks)
     keys = ["run", *metrics, *spent]
@@ -63,7 +63,7 @@ def _means(ends: Sequence[Point], metrics: Sequence[str]) -> Grid:
 
 def _meaning(metrics: Sequence[str]) -> list[str]:
     """What the headings mean."""
-    known = [name for name in metrics if name in SHOWN | LOST]
+    known = [name for name in metrics if name in (*COMPARED, *LOST)]
     others = [
         f"{compare.heading(name, True)}: {measures()[name].definition}" for name in metrics if name in TRACED | TRAINED
     ]

@@ -5,13 +5,13 @@ from its folder.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from edit_cli.report import learning, sme, tuning
 from edit_cli.report.figures import before_after, curves, heatmap, patch_heatmap
+from edit_cli.report.kinds import REPORTS, Summary
 from edit_cli.report.page.parts import Figure
 
 CAPTIONS = {
@@ -26,33 +26,18 @@ CAPTIONS = {
 }
 FROM_FOLDER = (patch_heatmap.NAME,)
 
-Summary = Mapping[str, Any]
 Drawer = Callable[[Summary, Path], Sequence[str]]
 
 
-def _heatmap(summary: Summary, folder: Path) -> Sequence[str]:
-    return heatmap.draw(summary, folder) if summary["traced"] else ()
-
-
-def _curves(summary: Summary, folder: Path) -> Sequence[str]:
-    return curves.draw(summary, folder) if summary["checkpoints"] else ()
-
-
-DRAWERS: dict[str, Drawer] = {
-    "evaluate": before_after.draw,
-    "edit": before_after.draw,
-    "sequential": _curves,
-    "sme": sme.draw,
-    "trace": _heatmap,
-    "train-editor": learning.draw,
-    "tune": tuning.draw,
-}
+DRAWERS: dict[str, Drawer] = {"evaluate": before_after.draw, "edit": before_after.draw}  # where a run draws nothing
 
 
 def pictures(kind: str, summary: Summary, folder: Path) -> list[Figure]:
     """Of a run of that kind, whose directory is `folder`."""
     with TemporaryDirectory(prefix="edit-cli-") as place:
-        drawn = {name: Path(place) / f"{name}.svg" for name in DRAWERS[kind](summary, Path(place))}
+        drawn = {
+            name: Path(place) / f"{name}.svg" for name in DRAWERS.get(kind, REPORTS[kind].draw)(summary, Path(place))
+        }
         kept = {name: file for name in FROM_FOLDER if (file := folder / f"{name}.svg").is_file()}
         return [picture(file, CAPTIONS[name]) for name, file in (drawn | kept).items()]
 

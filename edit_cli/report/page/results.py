@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edit_cli.metrics.registry import Metric
+from edit_cli.metrics.registry import metrics as registered
 from edit_cli.metrics.sequence import AFTER_EDIT
 from edit_cli.metrics.sme import RATES
 from edit_cli.report import learning, sme, trace, tuning, words
-from edit_cli.report.comparison import RATED, SHOWN, TELLS, last_side, shown_metrics
+from edit_cli.report.comparison import column, last_side, shown_metrics
 from edit_cli.report.page.cases import cases
 from edit_cli.report.page.parts import (
     Block,
@@ -81,15 +83,14 @@ def _took(summary: Summary) -> Note:
 
 def _tiles(summary: Summary) -> list[Tile]:
     """The numbers that tell runs apart, as they are at the end."""
-    metrics, tiles = summary["metrics"], list[Tile]()
+    metrics, tiles, known = summary["metrics"], list[Tile](), registered()
     for name in shown_metrics(metrics):
         entry = last_side(metrics[name])
         if entry is not None and len(tiles) < TILES:
-            head = SHOWN[name]
             percent = " %" if name != "perplexity" else ""
             low_high = words.with_interval(entry).partition(" ")[2]
-            more = " · ".join(filter(None, (low_high, RATED.get(head) or TELLS.get(head, ""))))
-            tiles.append(Tile(head, f"{words.number(entry['mean'])}{percent}", more))
+            more = " · ".join(filter(None, (low_high, known[name].legend)))
+            tiles.append(Tile(column(name), f"{words.number(entry['mean'])}{percent}", more))
     if summary.get("seconds_per_edit") is not None:
         tiles.append(Tile("time an edit", words.seconds(summary["seconds_per_edit"]), "statistics not counted"))
     return tiles
@@ -99,11 +100,11 @@ def _metrics(metrics: Mapping[str, Any], sides: Sequence[str]) -> Grid:
     blocks = []
     for title, groups in words.sections(metrics):
         for number, (where, rows) in enumerate(groups):
-            of_cases = [row.metric for row in rows if row.metric != "perplexity"]  # which is of one model
+            of_cases = [row.id for row in rows if row.id != "perplexity"]  # which is of one model
             n = max((entry["n"] for name in of_cases for entry in metrics[name].values()), default=None)
             label = ", ".join([*([where] if where else []), *([] if n is None else [f"n = {n:,}"])])
             part = "" if number else title
-            blocks.append(Rows(label, [_metric(row, metrics[row.metric], sides) for row in rows], part))
+            blocks.append(Rows(label, [_metric(row, metrics[row.id], sides) for row in rows], part))
     named = [side.replace("_", " ") for side in sides]
     scale = f"0 to 100 %: {', '.join(f'{sign} {side}' for sign, side in zip(SIGNS, named, strict=False))}"
     heads = ("", *named, scale, "")
@@ -111,15 +112,15 @@ def _metrics(metrics: Mapping[str, Any], sides: Sequence[str]) -> Grid:
                 right=range(1, len(sides) + 1))  # fmt: skip
 
 
-def _metric(row: words.Row, entries: Mapping[str, Any], sides: Sequence[str]) -> list[Cell]:
-    digits = words.decimals(row.metric)
-    shares = "%" in row.label
+def _metric(row: Metric, entries: Mapping[str, Any], sides: Sequence[str]) -> list[Cell]:
+    digits = row.decimals
+    shares = row.unit == "%"
     marks = [m for number, side in enumerate(sides) for m in mark(number, entries.get(side))] if shares else []
     return [
-        Cell(row.label),
+        Cell(row.named),
         *(value(entries.get(side), digits) for side in sides),
         Cell(marks=marks),
-        Cell(row.tells, tone="quiet"),
+        Cell(row.explained, tone="quiet"),
     ]
 
 
@@ -134,9 +135,9 @@ def _course(summary: Summary) -> Grid:
 
 def _sme(kind: str, summary: Summary, lines: Lines) -> Found:
     rates = summary["sme"]["rates"]
-    tiles = [Tile(name, f"{rates[name]['mean']:.3f}", sme.TELLS[name]) for name in RATES if name in rates]
+    tiles = [Tile(name, f"{rates[name]['mean']:.3f}", sme.TOLD[name]) for name in RATES if name in rates]
     means = [
-        [Cell(name), _rate(entry["mean"]), _rate(entry["std"]), Cell(sme.TELLS[name], tone="quiet")]
+        [Cell(name), _rate(entry["mean"]), _rate(entry["std"]), Cell(sme.TOLD[name], tone="quiet")]
         for name, entry in rates.items()
     ]
     folds = [

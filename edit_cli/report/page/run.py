@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edit_cli.errors import MissingError
 from edit_cli.files.disk import telling
+from edit_cli.report.kinds import summary_so_far
 from edit_cli.report.page.made import made
 from edit_cli.report.page.parts import Block, Page, Part, Section, extremes
 from edit_cli.report.page.pictures import pictures
 from edit_cli.report.page.render import html
 from edit_cli.report.page.results import found
 from edit_cli.report.sequence import collapse_line
-from edit_cli.report.so_far import summary_so_far
-from edit_cli.runs.format import FORMS, kind_of
+from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import RunRecord, read_run
 
 NAME = "report.html"  # in the directory of a run that writes its own page
@@ -28,10 +27,7 @@ def part_of(record: RunRecord) -> Part:
     Raises:
         MissingError: the run has no finished case yet, or is of a kind that this version does not know.
     """
-    kind = kind_of(record.manifest)
-    if kind not in FORMS:
-        raise MissingError(f"{record.path} holds a run of `{kind}`, which this version of edit-cli does not know")
-    summary = summary_so_far(record)
+    kind, summary = kind_of(record.manifest), summary_so_far(record)
     told = found(kind, summary, record.lines)
     title, *lines = told.lines
     drawn = pictures(kind, summary, record.path)
