@@ -189,9 +189,12 @@ def test_prefixes_of_chat_models_begin_with_ordinary_words_and_none_stands_twice
     own.chat_template = own.chat_template.replace("</>", "{{ eos_token }}")
     assert marks_turns(own, own.eos_token)
     asked = []
-    monkeypatch.setattr(
-        lm.head, "sample", lambda starts, *_: asked.extend(starts) or [text + " end" for text in starts]
-    )
+
+    def sample(starts, *_):
+        asked.extend(starts)
+        return [text + " end" for text in starts]
+
+    monkeypatch.setattr(lm.head, "sample", sample)
     found = sample_contexts(lm, ContextConfig(starts=["", "When"], lengths=[4], per_start=3))
     assert asked == ["\nThe", "\nTherefore", "\nBecause", "\nWhen", "\nWhen", "\nWhen"]
     assert found.groups[1] == ["The end. ", "Therefore end. ", "Because end. ", "When end. "]

@@ -13,7 +13,7 @@ from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.experiment.asking import Asker, Seen
 from edit_cli.experiment.attempt import Attempt, attempt_each
-from edit_cli.experiment.base import Experiment
+from edit_cli.experiment.base import Experiment, Line
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.records import records_of
@@ -49,6 +49,10 @@ class Evaluate(Experiment):
         about = self.job.about_method if self.protocol.save_edits else None
         lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about)
         self.write_all(lines, "cases", len(self.dataset.cases))
+
+    def write(self, line: Line) -> None:
+        super().write(line)
+        self.tracked.line(line)
 
 
 def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:

@@ -115,6 +115,7 @@ class Lifelong(Experiment):
             part = [line for line in lines if line["edits"] == last or line["when"] == AFTER_EDIT]
             if rows := checkpoint_rows(part, protocol.first) if last else []:
                 found = first_collapse(rows, lines, protocol.collapse_below, protocol.collapse_perplexity)
+                self.tracked.means(rows[-1]["metrics"], rows[-1]["edits"])
                 self.monitor.note(told(rows[-1]) + (f"; COLLAPSED: {found['reason']}" if found else ""))
                 stop = protocol.stop_on_collapse and found is not None
         return self.job.process_group.broadcast(stop)

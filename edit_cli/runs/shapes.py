@@ -31,10 +31,14 @@ class Identity(TypedDict):
 
 
 class Manifest(Identity):
-    """What every run says of itself. plugins: {package: version} of those that there were."""
+    """What every run says of itself. plugins: {package: version} of those that there were. arguments: what was typed
+    after the command. origins: {dotted key: where its value comes from}, of settings that are not defaults.
+    """
 
     config: dict[str, Any]
     plugins: NotRequired[dict[str, str]]
+    arguments: NotRequired[list[str]]
+    origins: NotRequired[dict[str, str]]
 
 
 class Known(TypedDict):
