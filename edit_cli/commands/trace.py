@@ -15,7 +15,7 @@ from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import run_path
 from edit_cli.experiment.setup import refuse_missing
-from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import require_causal
 from edit_cli.lm.model import LM
 from edit_cli.metrics.knowledge import first_choice

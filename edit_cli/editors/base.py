@@ -94,6 +94,15 @@ class Editor(ABC, Generic[C]):
     def edit(self, requests: Sequence[EditRequest]) -> Edit:
         """An Edit after which the model answers every request. Leaves the model bit for bit as it was."""
 
+    def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> Sequence[Edit] | None:
+        """Edits of batches that know nothing of each other, together: each what `edit` makes of it on a new editor,
+        but for last digits. None: this method makes them one by one.
+
+        Raises:
+            RejectedRequest: one of them cannot be made.
+        """
+        return None
+
     def check(self, request: EditRequest) -> None:
         """Refuse a request that this method cannot work on, before any work is done.
 
