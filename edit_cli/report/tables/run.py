@@ -61,7 +61,8 @@ def metrics_of(summary: Mapping[str, Any]) -> list[RenderableType]:
         if all(name in found for found in forms.values())
     }
     rest = {name: entry for name, entry in means.items() if name not in told}
-    return [MetricsTable(told, list(sides)), *([Text(), MetricsTable(rest)] if rest else [])]
+    below: list[RenderableType] = [Text(), MetricsTable(rest)] if rest else []
+    return [MetricsTable(told, list(sides)), *below]
 
 
 def heading(summary: Mapping[str, Any]) -> Text:
