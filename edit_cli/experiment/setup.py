@@ -209,7 +209,7 @@ def attempt(editor: Editor[Any], cases: Sequence[Case]) -> Attempt:
     began, once = time.perf_counter(), lm.monitor.seconds[STATISTICS]
     try:
         with lm.monitor.phase("edit"):
-            made = editor.edit(result.requests)
+            made = editor.edit_cases(able)
         if not made.is_finite:
             raise RejectedRequest(
                 "the edit came out as NaN or infinite and is not kept: give a smaller method.lr, or load the model with"
