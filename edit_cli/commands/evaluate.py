@@ -12,6 +12,7 @@ from edit_cli.distributed import SINGLE
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.downstream import GeneralAbility, downstream_of
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.run_directory import recorded, run_path
@@ -47,31 +48,62 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
     }
     path = run_path(job, job.choices["dataset"], job.model_name)
-    check = partial(refuse_missing, job, model, method, context)
+    general, last = GeneralAbility(protocol, path), batches[-1]
+
+    def check() -> None:
+        general.require(job)
+        refuse_missing(job, model, method, context)
+
     with recorded(job, path, monitor, details, dataset, check=check) as run:
         timer = PhaseTimer(monitor)
-        if not run.finished.issuperset(dataset.ids):
+        lacking = any(general.lacks(job.process_group, edits) for edits in (0, len(last[1])))
+        if lacking or not run.finished.issuperset(dataset.ids):
             if run.finished:
                 monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
+            general.require(job)
             lm = load_fitting(job, model, method, context, [dataset], monitor)
+            general.ask(lm, 0)
             begin = partial(method.begin, lm, context)
             begin().warm_up()
             about = job.about_method if protocol.save_edits else None
             before = BeforeCache(protocol.observe, perplexity_texts(model))
             with monitor.task("cases", len(dataset.cases)) as advance:
                 advance(len(run.finished))
-                for line in evaluate_shared(lm, begin, batches, run, before, about):
+                made: dict[int, Attempt] = {}
+                for line in evaluate_shared(lm, begin, batches, run, before, about, made):
                     run.append({**line, "phases": timer.take()})
                     advance(1)
+            lm.process_group = job.process_group
+            if general.lacks(lm.process_group, len(last[1])):
+                _ask_general(lm, general, begin, last, made)
         else:
             monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
         return conclude(
             job,
             run,
             monitor,
-            lambda lines: summary_of(run.manifest, lines, dataset.references, timer.take()),
+            lambda lines: {
+                **summary_of(run.manifest, lines, dataset.references, timer.take()),
+                **downstream_of(run.path),
+            },
             lambda summary, _: evaluation(summary),
         )
+
+
+def _ask_general(
+    lm: LM, general: GeneralAbility, begin: Begin, last: tuple[int, list[Case]], made: dict[int, Attempt]
+) -> None:
+    """Ask downstream tasks with the last batch's edit in place. It is made again where this process, or another, has
+    not got it.
+    """
+    step, cases = last
+    has_it = all(lm.process_group.gather([step in made]))
+    done = made[step] if has_it else attempt(begin(), cases)
+    if done.edit is None:
+        lm.monitor.note("the last batch came to no edit, so downstream tasks are not asked again")
+        return
+    with lm.edited(done.edit):
+        general.ask(lm, len(cases))
 
 
 def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
@@ -88,11 +120,18 @@ def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Itera
 
 
 def evaluate(
-    lm: LM, begin: Begin, batches: Batches, run: Run, before: BeforeCache, about: dict[str, Any] | None = None
+    lm: LM,
+    begin: Begin,
+    batches: Batches,
+    run: Run,
+    before: BeforeCache,
+    about: dict[str, Any] | None = None,
+    made: dict[int, Attempt] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Lines of results, a list a batch, of the cases that `run` has not finished.
 
     begin: makes an editor that remembers nothing. about: what saved edits say of their method; without, none is saved.
+    made: is given what came of the last of the batches.
 
     In other company, answers differ in their last bits. So what was cut off is done again as a whole: a batch is edited
     and asked about, and the cases of its window asked about before, finished or not, as in a run that was not.
@@ -109,6 +148,8 @@ def evaluate(
                 yield []
                 continue
             done = attempt(begin(), batch)
+            if made is not None and step == batches[-1][0]:
+                made[step] = done
             if done.edit is not None and about is not None and lm.process_group.is_main:
                 edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
             yield asked_about(lm, done, wanted, step, before)

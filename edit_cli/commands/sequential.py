@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from edit_cli.commands import sme
@@ -20,6 +19,7 @@ from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Editor
 from edit_cli.errors import UsageError
 from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.downstream import GeneralAbility, downstream_of
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
@@ -53,7 +53,9 @@ WATCHED = 64  # prompts on which the drift of activations is measured
 
 @dataclass
 class Walk:
-    """What one pass over the steps needs. `before` knows what the unedited model says, `health` how it was."""
+    """What one pass over the steps needs. `before` knows what the unedited model says, `health` how it was, `general`
+    asks downstream tasks.
+    """
 
     lm: LM
     editor: Editor[Any]
@@ -63,6 +65,7 @@ class Walk:
     method: dict[str, Any]
     health: Health
     steps: SavedSteps
+    general: GeneralAbility
 
     def missing(self, cases: Sequence[Case], when: str, edits: int) -> list[Case]:
         return [case for case in cases if (case.id, when, edits) not in self.run.finished]
@@ -90,13 +93,16 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
         }
     }
     path = run_path(job, job.choices["dataset"], job.model_name)
-    check, belongs = (
-        partial(refuse_missing, job, model, method, context),
-        identities(protocol, steps, held_out).__contains__,
-    )
+    belongs, general = identities(protocol, steps, held_out).__contains__, GeneralAbility(protocol, path)
+
+    def check() -> None:
+        general.require(job)
+        refuse_missing(job, model, method, context)
+
     with recorded(job, path, monitor, details, dataset, KEY, check, belongs) as run:
         timer = PhaseTimer(monitor)
         if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
+            general.require(job)
             lm = load_fitting(job, model, method, context, [dataset], monitor)
             editor = method.begin(lm, context)
             editor.warm_up()
@@ -107,6 +113,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 health = Health(
                     lm, [probe.prompt for case in held_out or dataset.cases for probe in case.probes][:WATCHED]
                 )
+            general.ask(lm, 0)
             walk = Walk(
                 lm,
                 editor,
@@ -116,6 +123,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
                 about,
                 health,
                 SavedSteps(run.edits, lm, editor, protocol.edits_room),
+                general,
             )
             lines = iter(()) if _destroyed(job, run, protocol, monitor) else walked(walk, steps, held_out)
             with monitor.task("facts", len(dataset.cases)) as advance:
@@ -137,7 +145,10 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             job,
             run,
             monitor,
-            lambda lines: sequential_summary(run.manifest, lines, dataset.references, timer.take()),
+            lambda lines: {
+                **sequential_summary(run.manifest, lines, dataset.references, timer.take()),
+                **downstream_of(run.path),
+            },
             lambda summary, _: sequential_table(summary),
             curves.draw,
             lambda summary: COLLAPSED if summary["stopped"] else 0,
@@ -175,6 +186,7 @@ def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) ->
         if number in checkpoints:
             yield from _asked(walk, number, edited, CHECKPOINT, total)
             yield from _asked(walk, number, held_out, HELD_OUT, total)
+            walk.general.ask(walk.lm, total)
             if (MODEL, MODEL, total) not in walk.run.finished:
                 with walk.lm.monitor.phase("ask at checkpoints"):
                     found = walk.health.measure(walk.lm)

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError
+from edit_cli.experiment.downstream import downstream_of
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
 from edit_cli.report import learning, tuning
 from edit_cli.report.sequence import sequential_summary, sequential_table
@@ -63,7 +64,7 @@ def _so_far(record: RunRecord) -> dict[str, Any]:
     kind = kind_of(record.manifest)
     if not record.lines and kind != "train-editor":
         raise MissingError(f"{record.path} has no finished case yet")
-    return SUMMARIES.get(kind, summary_of)(record.manifest, record.lines)
+    return {**SUMMARIES.get(kind, summary_of)(record.manifest, record.lines), **downstream_of(record.path)}
 
 
 def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:

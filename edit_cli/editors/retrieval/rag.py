@@ -23,7 +23,7 @@ from edit_cli.requests import EditRequest
 class RAGConfig(EditorConfig):
     """Settings of retrieval without training."""
 
-    threshold: Annotated[float, Ge(-1), Le(1)] = 0.7
+    threshold: Annotated[float, Ge(-1), Le(1)] = 0.9
     """Cosine of fact and prompt above which the fact goes before the prompt. Each encoder has its own scale."""
     template: Sentence = PROMPT
     """What the model reads: {fact} is prompt and new answer."""
