@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edit_cli.report.tables.frames import read as read
 
 __version__ = "0.1.0"
-_WHERE = dict.fromkeys(("attach", "edit", "evaluate", "load", "save"), "api") | {"read": "report.frames"}
+_WHERE = dict.fromkeys(("attach", "edit", "evaluate", "load", "save"), "api") | {"read": "report.tables.frames"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,8 @@ from edit_cli.editors.base import Context
 from edit_cli.edits import store
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
-from edit_cli.experiment.setup import attempt, method_of
+from edit_cli.experiment.attempt import attempt
+from edit_cli.experiment.setup import method_of
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import ObserveOptions, observe

@@ -183,7 +183,7 @@ def test_evaluate_tells_what_flipped(cli):
     (state,) = json.loads((run / "summary.json").read_text())["downstream"]
     entry = state["tasks"]["world_choice"]["acc"]
     assert (entry["n"], entry["before"]) == (20, 100.0) and entry["lost"] > 0
-    assert entry["after"] == 100.0 - 5 * entry["lost"]
+    assert entry["after"] == pytest.approx(100 - 5 * entry["lost"])
     assert "GENERAL ABILITY" in cli("show", str(run)).out
 
 

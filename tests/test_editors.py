@@ -74,7 +74,7 @@ IN_TURN = (
 TOGETHER = (
     *("alphaedit", "blue", "emmet", "memit", "memit-merge", "pmet", "ultraedit"),
     *("enn", "ke", "malmen", "mend", "mend-identity"),
-    *("ewc", "ft", "ft-l", "ft-m", "locft", "lora", "melo", "replay", "retrain"),
+    *("ewc", "ft", "ft-l", "ft-m", "ft-mixed", "locft", "lora", "melo", "replay", "retrain"),
 )
 
 

@@ -20,7 +20,7 @@ from edit_cli.metrics.paired import TEST, Difference, corrected, paired_differen
 from edit_cli.metrics.registry import SME
 from edit_cli.report import compare, published
 from edit_cli.report.compare import Point
-from edit_cli.report.comparison import DISPENSABLE, LOST, SHOWN, legend, short, shown_metrics
+from edit_cli.report.comparison import COMPARED, DISPENSABLE, LOST, legend, short, shown_metrics
 from edit_cli.report.measures import TRACED, TRAINED, measures
 from edit_cli.report.tables.run import prose
 from edit_cli.report.tables.sheets import Sheet, latex, markdown, on_screen, width
@@ -259,7 +259,7 @@ def _show(
             for note in notes_now:
                 screen.show(prose(note))
         rest = rest[len(part) :]
-    known = [name for name in names if name in SHOWN | LOST]
+    known = [name for name in names if name in (*COMPARED, *LOST)]
     told = legend(known, "s/edit", "cases") if known else None
     others = [
         f"{compare.heading(name, True)}: {measures()[name].definition}" for name in names if name in TRACED | TRAINED

@@ -11,26 +11,15 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.distributed import SINGLE
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
-from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.attempt import Attempt, attempt
+from edit_cli.experiment.base import Experiment, Line, Summary
 from edit_cli.experiment.downstream import GeneralAbility, downstream_of
-from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import recorded, run_path
-from edit_cli.experiment.setup import (
-    Attempt,
-    PhaseTimer,
-    attempt,
-    context_of,
-    load_fitting,
-    perplexity_texts,
-    refuse_missing,
-)
+from edit_cli.experiment.plan import Plan
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
-from edit_cli.report.summary import summary_of
-from edit_cli.report.tables.run import evaluation
 from edit_cli.requests import Case
-from edit_cli.runs.run import Run
+from edit_cli.runs.run import SharedRun
 
 WINDOW = 100  # cases that are asked about in one go before they are edited
 
@@ -39,71 +28,57 @@ Begin = Callable[[], Editor[Any]]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top, protocol, model, method = job.config.settings, job.config.protocol, job.config.model, job.config.method
-    dataset = job.config.dataset.load(top.limit, monitor)
-    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
-    batches = list(enumerate(protocol.batches(dataset.cases, method)))
-    size = protocol.size(method, len(dataset.cases))
-    details = {
-        "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
-    }
-    path = run_path(job, job.choices["dataset"], job.model_name)
-    general, last = GeneralAbility(protocol, path), batches[-1]
-
-    def check() -> None:
-        general.require(job)
-        refuse_missing(job, model, method, context)
-
-    with recorded(job, path, monitor, details, dataset, check=check) as run:
-        timer = PhaseTimer(monitor)
-        lacking = any(general.lacks(job.process_group, edits) for edits in (0, len(last[1])))
-        if lacking or not run.finished.issuperset(dataset.ids):
-            if run.finished:
-                monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
-            general.require(job)
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
-            general.ask(lm, 0)
-            begin = partial(method.begin, lm, context)
-            begin().warm_up()
-            about = job.about_method if protocol.save_edits else None
-            before = BeforeCache(protocol.observe, perplexity_texts(model))
-            with monitor.task("cases", len(dataset.cases)) as advance:
-                advance(len(run.finished))
-                made: dict[int, Attempt] = {}
-                for line in evaluate_shared(lm, begin, batches, run, before, about, made):
-                    run.append({**line, "phases": timer.take()})
-                    advance(1)
-            lm.process_group = job.process_group
-            if general.lacks(lm.process_group, len(last[1])):
-                _ask_general(lm, general, begin, last, made)
-        else:
-            monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
-        return conclude(
-            job,
-            run,
-            monitor,
-            lambda lines: {
-                **summary_of(run.manifest, lines, dataset.references, timer.take()),
-                **downstream_of(run.path),
-            },
-            lambda summary, _: evaluation(summary),
-        )
+    return Evaluate(job, monitor).conduct()
 
 
-def _ask_general(
-    lm: LM, general: GeneralAbility, begin: Begin, last: tuple[int, list[Case]], made: dict[int, Attempt]
-) -> None:
-    """Ask downstream tasks with the last batch's edit in place. It is made again where this process, or another, has
-    not got it.
-    """
-    step, cases = last
-    has_it = all(lm.process_group.gather([step in made]))
-    done = made[step] if has_it else attempt(begin(), cases)
-    if done.edit is None:
-        lm.monitor.note("the last batch came to no edit, so downstream tasks are not asked again")
-        return
-    with lm.edited(done.edit):
-        general.ask(lm, len(cases))
+class Evaluate(Experiment):
+    COMPLETE = "all cases are there already, so nothing is edited again (overwrite=true would)"
+
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        dataset = job.config.dataset.load(job.config.settings.limit, monitor)
+        super().__init__(job, monitor, dataset, asked=dataset.cases)
+        self.batches = list(enumerate(self.protocol.batches(dataset.cases, self.method)))
+        self.general = GeneralAbility(self.protocol, self.path())
+
+    def details(self) -> dict[str, Any]:
+        size = self.protocol.size(self.method, len(self.dataset.cases))
+        return {"batch_size": size, "batches": len(self.batches), "evaluated": "after each batch", "restored": True}
+
+    def check(self) -> None:
+        self.general.require(self.job)
+        super().check()
+
+    def is_complete(self) -> bool:
+        states = (0, len(self.batches[-1][1]))
+        lacking = [edits for edits in states if self.general.lacks(self.job.process_group, edits)]
+        return super().is_complete() and not lacking
+
+    def work(self, lm: LM) -> None:
+        self.general.ask(lm, 0)
+        self.begin(lm).warm_up()
+        about = self.job.about_method if self.protocol.save_edits else None
+        made: dict[int, Attempt] = {}
+        lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about, made)
+        self.write_all(lines, "cases", len(self.dataset.cases))
+        self._ask_general(lm, made)
+
+    def _ask_general(self, lm: LM, made: dict[int, Attempt]) -> None:
+        """Ask downstream tasks with the last batch's edit in place. It is made again where this process, or another,
+        has not got it.
+        """
+        (step, cases), lm.process_group = self.batches[-1], self.job.process_group
+        if not self.general.lacks(lm.process_group, len(cases)):
+            return
+        has_it = all(lm.process_group.gather([step in made]))
+        done = made[step] if has_it else attempt(self.begin(lm), cases)
+        if done.edit is None:
+            self.monitor.note("the last batch came to no edit, so downstream tasks are not asked again")
+            return
+        with lm.edited(done.edit):
+            self.general.ask(lm, len(cases))
+
+    def summary(self, lines: Sequence[Line]) -> Summary:
+        return {**super().summary(lines), **downstream_of(self.run.path)}
 
 
 def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
@@ -123,7 +98,7 @@ def evaluate(
     lm: LM,
     begin: Begin,
     batches: Batches,
-    run: Run,
+    run: SharedRun,
     before: BeforeCache,
     about: dict[str, Any] | None = None,
     made: dict[int, Attempt] | None = None,
@@ -206,3 +181,16 @@ def windows(batches: Iterable[tuple[int, list[Case]]]) -> Iterator[Batches]:
             group = []
     if group:
         yield group
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole = Evaluate(job, monitor)
+    cases, batches = whole.dataset.cases, [batch for _, batch in whole.batches]
+    plan = Plan.of(whole, batches)
+    plan.editing(whole.method, batches)
+    plan.asking("before", cases)
+    plan.asking("after", cases)
+    plan.perplexity("after", len(batches) - 1)
+    plan.unknown += whole.general.untold
+    return plan

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -91,7 +93,7 @@ def composed(command: str, choices: Mapping[str, str], values: Mapping[str, Any]
         UsageError: there is no such option or key.
     """
     register_resolvers()
-    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+    with _composing():
         try:
             node = compose(command, [f"{group}={option}" for group, option in choices.items()])
         except MissingConfigException as error:
@@ -104,10 +106,22 @@ def composed(command: str, choices: Mapping[str, str], values: Mapping[str, Any]
     return Composed(command, node, dict(choices))
 
 
+@contextmanager
+def _composing() -> Iterator[None]:
+    """Hydra's `compose` for the block, also within a job that Hydra runs."""
+    around = GlobalHydra.instance()
+    kept, around.hydra = around.hydra, None
+    try:
+        with initialize_config_module("edit_cli.conf", version_base="1.3"):
+            yield
+    finally:
+        around.hydra = kept
+
+
 def packaged_option(group: str, option: str) -> Any:
     """The typed object of a packaged option, as `evaluate` composes it."""
     register_resolvers()
-    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+    with _composing():
         return build(compose("evaluate", [f"{group}={option}"])[group])
 
 

@@ -65,6 +65,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "facts": "edit_cli.datasets.facts:Facts",
         "fever": "edit_cli.datasets.fever:Fever",
         "known-facts": "edit_cli.datasets.known_facts:KnownFacts",
+        "trex": "edit_cli.datasets.trex:TREx",
         "vitaminc": "edit_cli.datasets.vitaminc:VitaminC",
         "world": "edit_cli.datasets.world:WorldEdits",
         "world-hard": "edit_cli.datasets.world_tasks:WorldHard",

@@ -33,6 +33,11 @@ class GeneralAbility:
             model = job.config.model
             self.harness.require(model.read_kind(), model.name)
 
+    @property
+    def untold(self) -> list[str]:
+        """What nobody knows before it is done."""
+        return ["how long downstream tasks take"] if self.wanted else []
+
     def lacks(self, lm_group: Any, edits: int) -> bool:
         """Whether the model with so many facts edited has not been asked yet; all processes are told the same."""
         return self.wanted and not lm_group.broadcast(self._file(edits).exists())

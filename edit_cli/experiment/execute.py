@@ -16,7 +16,8 @@ from edit_cli.distributed import SINGLE, PeerLost, ProcessGroup, alone, follows,
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
 from edit_cli.experiment import launcher
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import ran_out_of_memory
+from edit_cli.experiment.plan import show
+from edit_cli.experiment.run_directory import memory_remedy, ran_out_of_memory
 from edit_cli.experiment.setup import configured
 from edit_cli.files.disk import is_refusal, refusal
 
@@ -38,7 +39,7 @@ def execute(composed: Composed) -> Outcome:
         if tuple(composed.node.get("plugins") or ()) != composed.plugins:  # files may be from anywhere
             raise UsageError("plugins are named on the command line, by plugins=[mypackage], and in no file")
         registry.admit(composed.plugins)
-        size = composed.settings.processes
+        size = 1 if composed.settings.dry_run else composed.settings.processes
         if size > 1 and alone():
             return launcher.run(composed, size, execute)
         monitor = ConsoleMonitor(Screen.of(int(follows())))
@@ -59,7 +60,7 @@ def execute(composed: Composed) -> Outcome:
         return _failed(process_group, error, EditCliError.exit_code)
     except Exception as error:
         if ran_out_of_memory(error):
-            message = f"out of memory while getting ready ({error}); choose a smaller model or model.dtype=bfloat16"
+            message = memory_remedy(error, composed.plain)
             return _failed(process_group, OutOfMemory(message), OutOfMemory.exit_code)
         if isinstance(error, OSError) and is_refusal(error):
             return _failed(process_group, refusal(error), MissingError.exit_code)
@@ -71,7 +72,10 @@ def _command(composed: Composed, process_group: ProcessGroup, monitor: ConsoleMo
     if composed.in_sweep:
         monitor.screen.note(f"--- {title(composed)}")
     command = importlib.import_module(f"edit_cli.commands.{composed.command.replace('-', '_')}")
-    return command.run(Job(composed, configured(composed), process_group), monitor)
+    job = Job(composed, configured(composed), process_group)
+    if composed.settings.dry_run:
+        return show(command.plan(job, monitor), monitor)
+    return command.run(job, monitor)
 
 
 def title(composed: Composed) -> str:

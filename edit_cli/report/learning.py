@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 
 from edit_cli.report import words
 from edit_cli.report.figures import style
-from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.summary import header
 from edit_cli.report.tables.run import plain_table
 from edit_cli.report.tables.texts import Text
 from edit_cli.terminal import literal
@@ -36,9 +36,11 @@ MEANING = {
 def summary_of(
     manifest: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
+    references: Mapping[str, Sequence[str]] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    *,
     found: Mapping[str, Any] | None = None,
     checkpoint: str | None = None,
-    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """summary.json of a training. series: {kind: {name: [[step, value]]}}.
 
@@ -58,18 +60,12 @@ def summary_of(
                 series.setdefault(line["kind"], {}).setdefault(name, []).append([line["step"], value])
     about = manifest["dataset"]
     return {
-        "method": manifest["method"],
-        "model": manifest["model"],
+        **header(manifest, [], seconds),
         "dataset": {name: about[name] for name in ("name", "source", "records_selected", "split", "ids_sha256")},
         "protocol": manifest["protocol"],
         "best": dict(found),
         "checkpoint": checkpoint,
         "series": series,
-        "seconds": total_seconds([], seconds or {}),
-        "peak_memory_bytes": peak_memory(),
-        "processes": manifest.get("processes", 1),
-        "seeds": manifest["seeds"],
-        "versions": manifest["versions"],
     }
 
 
@@ -95,8 +91,8 @@ def table(summary: Mapping[str, Any]) -> RenderableType:
     )
 
 
-def draw(summary: Mapping[str, Any], directory: Path) -> None:
-    """One panel a number, training and validation in each."""
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
+    """curves.png and curves.svg: one panel a number, training and validation in each."""
     names = list(dict.fromkeys(name for kind in summary["series"].values() for name in kind))
     rows = -(-len(names) // 2)
     data = f"{summary['dataset']['name']}, {many(summary['protocol']['cases'], 'case')}"
@@ -127,3 +123,4 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
     axes[0].legend(fontsize="x-small")
     figure.supxlabel("optimiser steps", fontsize="small")
     style.save(figure, directory, NAME)
+    return [NAME]

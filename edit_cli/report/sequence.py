@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 
 from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_collapse, retention_matrix
 from edit_cli.report import words
-from edit_cli.report.comparison import SHOWN, legend, right_aligned, shown_metrics
+from edit_cli.report.comparison import column, legend, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
 from edit_cli.report.tables.run import MetricsTable, footer, general_ability, heading, prose
 from edit_cli.report.tables.texts import Text
@@ -106,7 +106,7 @@ def checkpoints(summary: Mapping[str, Any]) -> RenderableType:
     shown = shown_metrics({name for row in rows for name in row["metrics"]})
     shown = [name for name in shown if name not in ("score", "token_score")]
     more = _more(rows)
-    table = right_aligned("facts", *(SHOWN[name] for name in shown), *more)
+    table = right_aligned("facts", *map(column, shown), *more)
     for row in rows:
         means = [row["metrics"].get(name) for name in shown]
         cells = [words.number(entry["mean"]) if entry else "–" for entry in means]
@@ -133,7 +133,7 @@ def _more(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float | None
 def told(row: Mapping[str, Any]) -> str:
     """A checkpoint in a line, while the run goes on."""
     shown = [name for name in shown_metrics(row["metrics"]) if name not in ("score", "token_score")]
-    means = [f"{SHOWN[name]} {words.number(row['metrics'][name]['mean'])}" for name in shown]
+    means = [f"{column(name)} {words.number(row['metrics'][name]['mean'])}" for name in shown]
     return f"after {row['edits']:,} fact{'s' if row['edits'] != 1 else ''}: {', '.join(means)}"
 
 
@@ -143,7 +143,7 @@ def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mappin
     measured = {name for row in rows for name in row["metrics"]}
     names = [name for name in shown_metrics(measured) if name not in ("perplexity", "score", "token_score")]
     series = {
-        SHOWN[name]: [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names
+        column(name): [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names
     }
     for name, group, wanted in (("first", "first", EARLY), ("held out", "held_out", UNTOUCHED)):
         entries = [

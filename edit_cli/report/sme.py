@@ -13,33 +13,26 @@ from edit_cli.metrics.sme import BEFORE, RATES, TURN, sme_rates
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
 from edit_cli.report.figures import style
-from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.summary import header
 from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
 NAME = "sme"
-TELLS = {
-    "SR": "the edited prompt, right after its edit",
-    "GR": "its other wordings, right after its edit, all of them pooled",
-    BEFORE: "these wordings before the edit",
-    "ER": "all edited prompts of the fold, with all its edits in place",
-    "TrainR": "accuracy on training records with all edits, over that before",
-    "TestR": "accuracy on test records with all edits, over that before",
-}
-
 Line = Mapping[str, Any]
 
 
 def sme_summary(
-    manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None
+    manifest: Mapping[str, Any],
+    lines: Sequence[Line],
+    references: Mapping[str, Sequence[str]] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """summary.json of a run with protocol=sme; `sme` holds what `metrics.sme.sme_rates` finds."""
     turns = [line for line in lines if line["when"] == TURN]
     edited = [line for line in turns if line["seconds"] is not None]
     about, found = manifest["dataset"], sme_rates(lines)
     return {
-        "method": manifest["method"],
-        "model": manifest["model"],
+        **header(manifest, lines, seconds),
         "dataset": {**about, "records_scored": len(turns)},
         "n": len(turns),
         "failed": sum(bool(line["error"]) for line in turns),
@@ -48,12 +41,7 @@ def sme_summary(
         "metrics": {metric: {"at_end": entry} for metric, entry in _as_metrics(found["rates"]).items()},
         "checkpoints": [{"edits": row["edits"], "metrics": _as_metrics(row)} for row in found["course"]],
         "sme": found,
-        "seconds": total_seconds(lines, seconds),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / len(edited) if edited else None,
-        "peak_memory_bytes": peak_memory(),
-        "processes": manifest.get("processes", 1),
-        "seeds": manifest["seeds"],
-        "versions": manifest["versions"],
     }
 
 
@@ -78,8 +66,9 @@ def sme_table(summary: Mapping[str, Any]) -> RenderableType:
     data = f"Data: {dataset['name']} ({dataset['source']}); right is the {wanted}"
     table = right_aligned("rate", "mean", "deviation")
     table.add_column("", style="dim")
+    tells = {metric.label: metric.tells for metric in SME.values()} | {BEFORE: "these wordings before the edit"}
     for name, entry in found["rates"].items():
-        table.add_row(name, _number(entry["mean"]), _number(entry["std"]), TELLS[name])
+        table.add_row(name, _number(entry["mean"]), _number(entry["std"]), tells[name])
     each = right_aligned("fold", "examples", "edits", *RATES)
     for fold in found["folds"]:
         each.add_row(

@@ -25,7 +25,7 @@ def summary_of(
     references: Mapping[str, Sequence[str]] | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Everything of summary.json that all commands share; `lines` are one a case.
+    """summary.json of a run that edits and takes back; `lines` are one a case.
 
     references: {case id: reference texts}, for the consistency score. seconds: by phase, in addition to those in the
     lines.
@@ -34,8 +34,7 @@ def summary_of(
     edited = [line for line in lines if line["seconds"] is not None]
     edits = sum(len(line["requests"]) for line in edited)
     return {
-        "method": manifest["method"],
-        "model": manifest["model"],
+        **header(manifest, lines, seconds),
         "dataset": {
             **{key: about[key] for key in ABOUT_DATA},
             "records_scored": sum(map(is_scored, lines)),
@@ -49,8 +48,17 @@ def summary_of(
         },
         "diagnosis": told(list({line["step"]: line["diagnosis"] for line in lines if line.get("diagnosis")}.values())),
         "metrics": summarise(lines, references) if any(map(is_scored, lines)) else {},
-        "seconds": total_seconds(lines, seconds),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / edits if edits else None,
+    }
+
+
+def header(
+    manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """What every summary.json says of how its run was made."""
+    return {
+        **{name: manifest[name] for name in ("method", "model") if manifest.get(name) is not None},
+        "seconds": total_seconds(lines, seconds),
         "peak_memory_bytes": peak_memory(),
         "processes": manifest.get("processes", 1),
         "seeds": manifest["seeds"],

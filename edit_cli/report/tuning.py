@@ -136,8 +136,11 @@ def as_csv(trials: Sequence[Trial]) -> str:
     return text.getvalue()
 
 
-def draw(summary: Mapping[str, Any], trials: Sequence[Trial], directory: Path) -> None:
-    """What is edited (efficacy · paraphrase) against what stays (neighborhood), the best trial marked."""
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
+    """tradeoff.png and tradeoff.svg: what is edited (efficacy · paraphrase) against what stays (neighborhood), the
+    best trial marked.
+    """
+    trials = summary["ranked"]
     figure = style.new(6, 4.4, f"{summary['method']} on {summary['model']}: {many(len(trials), 'trial')}")
     plot = figure.subplots()
     points = [(trial["parts"]["neighborhood"], _edited(trial["parts"])) for trial in trials]
@@ -153,6 +156,7 @@ def draw(summary: Mapping[str, Any], trials: Sequence[Trial], directory: Path) -
     plot.legend(loc="best", fontsize="x-small")
     figure.colorbar(marks, ax=plot, label="objective")
     style.save(figure, directory, FIGURE)
+    return [FIGURE]
 
 
 def _edited(parts: Mapping[str, float]) -> float:

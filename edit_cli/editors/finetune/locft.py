@@ -10,11 +10,14 @@ import torch
 
 from edit_cli.config.schema import Count, Layers, Linked, NonNegative, Positive, Seed, Share
 from edit_cli.editors.base import Context
+from edit_cli.editors.cost import Cost
 from edit_cli.editors.finetune.base import FinetuneConfig, FinetuneEditor, moved, tuning
 from edit_cli.editors.passes import in_batches
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.lm.heads.answers import Answers
+from edit_cli.lm.layout import Layout
 from edit_cli.lm.model import LM
+from edit_cli.lm.outline import Outline
 from edit_cli.requests import EditRequest
 
 
@@ -50,9 +53,12 @@ class LocFT(FinetuneEditor[LocFTConfig]):
     mass_editor = True
 
     def __init__(self, config: LocFTConfig, lm: LM, context: Context | None = None) -> None:
-        layers = [late(lm, config.depth)] if config.layers is None else config.layers
-        super().__init__(replace(config, layers=layers), lm, context)
+        super().__init__(placed(config, lm.layout), lm, context)
         self.ends = (lm.head.end,) if config.end and lm.head.kind == "causal" else ()
+
+    @classmethod
+    def cost(cls, config: LocFTConfig, outline: Outline, lengths: Sequence[int]) -> Cost | None:
+        return super().cost(placed(config, outline.layout), outline, lengths)
 
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """Dense updates of the tuned parameters; float32 masters whatever the model's dtype."""
@@ -85,6 +91,8 @@ class Shuffled:
             yield [self.rows[i] for i in order[part]]
 
 
-def late(lm: LM, share: float) -> int:
-    """The layer at a share of the depth: 22 of 32 at 0.7."""
-    return min(int(share * lm.layout.depth), lm.layout.depth - 1)
+def placed(config: LocFTConfig, layout: Layout) -> LocFTConfig:
+    """With the layer at a share of the depth (22 of 32 at 0.7), where none are given."""
+    if config.layers is not None:
+        return config
+    return replace(config, layers=[min(int(config.depth * layout.depth), layout.depth - 1)])

@@ -41,6 +41,11 @@ class ContextConfig(Config):
     prefixes: list[str] | None = None
     """Texts to take instead of sampled ones, one group; ". " and the prompt follow each."""
 
+    @property
+    def count(self) -> int:
+        """Prefixes, the empty one left out."""
+        return len(self.starts) * self.per_start * len(self.lengths) if self.prefixes is None else len(self.prefixes)
+
 
 def sample_contexts(lm: LM, config: ContextConfig) -> Contexts:
     """Prefixes sampled from the unedited model, or those that are given."""

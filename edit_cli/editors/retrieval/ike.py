@@ -70,6 +70,7 @@ class IKE(Editor[IKEConfig]):
     """Can We Edit Factual Knowledge by In-Context Learning? (Zheng et al., 2023)."""
 
     Config = IKEConfig
+    experts = True
 
     @classmethod
     def require(cls, config: IKEConfig, model: str, context: Context) -> None:

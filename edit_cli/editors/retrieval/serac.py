@@ -82,6 +82,7 @@ class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
     bound_to = "words"
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
+    experts = True
 
     @classmethod
     def require_training(cls, config: SERACConfig) -> None:

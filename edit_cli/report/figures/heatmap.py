@@ -19,6 +19,8 @@ COLOURS = {"hidden": "Purples", "mlp": "Greens", "attn": "Reds"}
 
 def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """Write heatmap.png and heatmap.svg: a panel a kind of state, rows are token roles and columns layers."""
+    if not summary["traced"]:
+        return []
     indirect = summary["trace"]["indirect_effect"]
     facts = f"{many(summary['traced'], 'fact')} of {summary['dataset']['name']}"
     title = f"{summary['model']}: average indirect effect on P(answer), {facts}"

@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.constrain import Constrain
 from rich.table import Table
 
+from edit_cli.metrics.registry import Metric, metrics
 from edit_cli.report import words
 from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
@@ -62,8 +63,8 @@ def general_ability(summary: Mapping[str, Any]) -> list[RenderableType]:
         "task", "facts", "n", "before", "after", "change", "p", "lost", "gained", right=tuple(range(1, 9))
     )
     for state in states:
-        for name, metrics in state["tasks"].items():
-            for metric, found in metrics.items():
+        for name, by_metric in state["tasks"].items():
+            for metric, found in by_metric.items():
                 digits = 1 if found["share"] else 3
                 change = "–" if found["change"] is None else f"{found['change']:+.{digits}f}"
                 if found["ci95"] is not None:
@@ -115,19 +116,19 @@ class MetricsTable:
     sides: Sequence[str] = ("before", "after")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        found = words.sections(self.metrics)
+        found, known = words.sections(self.metrics), metrics()
         if not found:
             yield Text("No case went through, so there is nothing to measure.")
             return
         cells = {
-            name: [words.with_interval(entry.get(side), words.decimals(name)) for side in self.sides]
+            name: [words.with_interval(entry.get(side), known[name].decimals) for side in self.sides]
             for name, entry in self.metrics.items()
         }
         rows = [row for _, groups in found for _, rows in groups for row in rows]
         named = [side.replace("_", " ") for side in self.sides]
         told = [(title, [(where, some, *self._counted(some)) for where, some in groups]) for title, groups in found]
         label = max(len(name) for _, groups in told for *_, labels in groups for name in labels)
-        widths = [max(len(side), *(len(cells[row.metric][index]) for row in rows)) for index, side in enumerate(named)]
+        widths = [max(len(side), *(len(cells[row.id][index]) for row in rows)) for index, side in enumerate(named)]
         explained = options.max_width - (label + 2 + sum(widths) + len(widths) + 1) >= LEAST
         yield _grid([("", *named, "")], label, widths, "dim")
         for title, groups in told:
@@ -137,19 +138,19 @@ class MetricsTable:
                     yield Text(f" {where}{n}", style="italic")
                 yield _grid(
                     [
-                        (name, *cells[row.metric], row.tells if explained else "")
+                        (name, *cells[row.id], row.explained if explained else "")
                         for row, name in zip(some, labels, strict=True)
                     ],
                     label,
                     widths,
                 )
 
-    def _counted(self, rows: Sequence[words.Row]) -> tuple[str, list[str]]:
+    def _counted(self, rows: Sequence[Metric]) -> tuple[str, list[str]]:
         """(how many facts the means of these rows are over, their labels): a row of another number says so."""
-        counts = {row.metric: self._n(row.metric) for row in rows if row.metric != "perplexity"}  # of one model
+        counts = {row.id: self._n(row.id) for row in rows if row.id != "perplexity"}  # of one model
         usual = Counter(counts.values()).most_common(1)[0][0] if counts else None
         others = {metric: f" (n = {n:,})" for metric, n in counts.items() if n != usual}
-        return "" if usual is None else f", n = {usual:,}", [row.label + others.get(row.metric, "") for row in rows]
+        return "" if usual is None else f", n = {usual:,}", [row.named + others.get(row.id, "") for row in rows]
 
     def _n(self, metric: str) -> int:
         """Facts that a mean is over."""
