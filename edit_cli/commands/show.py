@@ -7,6 +7,7 @@ from typing import Any
 
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError
+from edit_cli.experiment.downstream import downstream_of
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
 from edit_cli.report.kinds import REPORTS, report_of, summary_so_far
 from edit_cli.report.tables import facts
@@ -31,7 +32,7 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
         shown = fact_table if record.manifest["command"] == "trace" else facts.case
         screen.json(line) if as_json else screen.show(shown(line))
         return 0
-    summary = summary_so_far(record)
+    summary = {**summary_so_far(record), **downstream_of(record.path)}
     screen.json(summary) if as_json else screen.show(report_of(record.manifest).table(summary, record.lines))
     return 0
 

@@ -12,7 +12,7 @@ from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_c
 from edit_cli.report import words
 from edit_cli.report.comparison import column, meaning, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
-from edit_cli.report.tables.run import MetricsTable, footer, heading, prose
+from edit_cli.report.tables.run import MetricsTable, footer, general_ability, heading, prose
 from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
@@ -83,7 +83,7 @@ def sequential_table(summary: Mapping[str, Any]) -> RenderableType:
             checkpoints(summary),
             Text(),
         ]
-    return Group(*parts, *footer(summary), prose(NOTE))
+    return Group(*parts, *general_ability(summary), *footer(summary), prose(NOTE))
 
 
 NOTE = "after edit: each fact right after its own step; at end: all facts with all edits in place."

@@ -163,8 +163,8 @@ class Run(SharedRun):
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line to results.jsonl. Numbers that are not finite become null.
 
-        A killed process loses none; when the machine itself goes down, the lines of its last second may be lost, and are
-        made again.
+        A killed process loses none; when the machine itself goes down, the lines of its last second may be lost, and
+        are made again.
 
         Raises:
             ValueError: a line of this identity is there already.

@@ -406,12 +406,32 @@ class Told(Batches):
     observe: Asking
 
 
+class Flips(TypedDict):
+    """A downstream task by one metric, before and after. share: an item is right or not; means are in % then."""
+
+    n: Count
+    share: bool
+    before: float
+    after: float
+    change: float | None
+    ci95: tuple[float, float] | None
+    p: float | None
+    lost: int | None
+    gained: int | None
+
+
+class Downstream(TypedDict):
+    edits: Count
+    tasks: dict[str, dict[str, Flips]]
+
+
 class EditingSummary(Summary):
     method: str
     dataset: About
     edits: Count
     protocol: Told
     asked: NotRequired[dict[Form, Metrics]]
+    downstream: NotRequired[list[Downstream]]
 
 
 class Moved(TypedDict):
