@@ -166,7 +166,7 @@ def attach(directory: str | Path, lm: LM) -> list[Edit]:
 
 
 def _options(chat: Chat) -> ChatOptions:
-    return ChatOptions(chat=chat) if isinstance(chat, str) else ChatOptions(**{"chat": "template", **chat})
+    return ChatOptions(**({"chat": chat} if isinstance(chat, str) else {"chat": "template", **chat}))
 
 
 def _forms(lm: LM, chat: Chat) -> Forms:

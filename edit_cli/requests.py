@@ -50,7 +50,7 @@ class EditRequest:
     subject: str | None
     target_new: str
     target_true: str | None = None
-    frame: Frame = field(default=UNFRAMED, repr=False)
+    frame: Frame = field(default=UNFRAMED, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.subject is None:
@@ -106,8 +106,8 @@ class Probe:
     foil: str | None = None
     aliases: tuple[str, ...] = ()
     group: str | None = None
-    frame: Frame = field(default=UNFRAMED, repr=False)
-    form: str | None = None
+    frame: Frame = field(default=UNFRAMED, repr=False, kw_only=True)
+    form: str | None = field(default=None, kw_only=True)
 
     @property
     def text(self) -> str:

@@ -71,7 +71,7 @@ def keep_trained(editor: TrainableEditor[Any, Any], folder: Path) -> None:
     """Train `editor` on the world and leave the checkpoint where it looks for it, unless it is there."""
     identity = editor.identity()
     place = checkpoints.place(folder, identity, type(editor).__name__.lower(), editor.lm.name)
-    if not place.exists():
+    if not checkpoints.find(folder, identity):
         done = Training(
             editor,
             statements("train")[:120],

@@ -41,7 +41,7 @@ CASE = Case(
     ),
     right=("Rome",),
 )
-FT = ("method=ft", "method.steps=8", "method.lr=5.0e-4")
+FT = ("method=ft", "method.steps=2", "method.lr=5.0e-4", "model.perplexity_text=null")
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +188,13 @@ def test_prefixes_of_chat_models_begin_with_ordinary_words_and_none_stands_twice
     assert sample_contexts(lm, ContextConfig(starts=["", "When"], lengths=[4], per_start=3)).groups == plain.groups
     own.chat_template = own.chat_template.replace("</>", "{{ eos_token }}")
     assert marks_turns(own, own.eos_token)
-    asked = []
-    monkeypatch.setattr(
-        lm.head, "sample", lambda starts, *_: asked.extend(starts) or [text + " end" for text in starts]
-    )
+    asked: list[str] = []
+
+    def sample(starts, *_):
+        asked.extend(starts)
+        return [f"{start} end" for start in starts]
+
+    monkeypatch.setattr(lm.head, "sample", sample)
     found = sample_contexts(lm, ContextConfig(starts=["", "When"], lengths=[4], per_start=3))
     assert asked == ["\nThe", "\nTherefore", "\nBecause", "\nWhen", "\nWhen", "\nWhen"]
     assert found.groups[1] == ["The end. ", "Therefore end. ", "Because end. ", "When end. "]
@@ -212,7 +215,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_evaluate_edits_in_one_form_and_asks_in_both(cli, folder):
-    here = ("model=tiny-gpt2", f"model.id={folder}", "limit=2", "protocol.chat=template")
+    here = ("model=tiny-gpt2", f"model.id={folder}", "limit=1", "protocol.chat=template", "method.steps=8")
     ended = cli("evaluate", *FT, *here, "protocol.asked=[plain,chat]", "protocol.save_edits=true", quick=True)
     assert ended.code == 0, ended.err
     assert "Edited in the model's chat template, asked as plain text and in it." in ended.words
@@ -261,7 +264,7 @@ def test_a_sequence_and_one_fact_are_edited_in_a_chat_too(cli, folder):
     ended = cli("edit", *FT, *here, *fact, quick=True)
     assert ended.code == 0, ended.err
     assert "Edited and asked in the model's chat template." in ended.words
-    ended = cli("sequential", *FT, *here, "limit=2", "protocol.holdout=1", quick=True)
+    ended = cli("sequential", *FT, *here, "limit=1", "protocol.holdout=1", quick=True)
     assert ended.code == 0, ended.err
     assert "Edited and asked in the model's chat template." in ended.words
 

@@ -105,12 +105,20 @@ def ls(
         str,
         typer.Argument(help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(catalog.LISTS)),
     ],
+    wanted: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="of runs, only those with method=…, dataset=…, model=…, status=… or any setting; * fits anything",
+        ),
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="metric by which runs are sorted, the best first")] = None,
     as_json: Json = False,
     runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
 ) -> int:
     from edit_cli.commands import ls
 
-    return ls.run(what, as_json, expanded(runs_dir))
+    return ls.run(what, as_json, expanded(runs_dir), wanted or [], sort)
 
 
 @_command("show")
@@ -154,6 +162,18 @@ def compare(
     from edit_cli.commands import compare
 
     return compare.run(runs, x, metrics, by, out and expanded(out), against, published, form, anyway)
+
+
+@_command("report")
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+    against: Against = None,
+    published: Published = None,
+) -> int:
+    from edit_cli.commands import report
+
+    return report.run(runs, expanded(out), against, published)
 
 
 @_command("apply")

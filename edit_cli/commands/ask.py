@@ -76,7 +76,7 @@ class Chat:
         if self.chat is None and any("frame" in request for request in manifest["requests"]):
             options = ChatOptions(**{"chat": "template", **manifest["method"].get("chat", {})})
         elif self.chat is not None:
-            options = ChatOptions(chat=self.chat)
+            options = ChatOptions(**{"chat": self.chat})
         if self.system is not None:
             options = replace(options, system=self.system)
         return forms_on(lm, options, "--chat")

@@ -20,6 +20,7 @@ from edit_cli.editors.base import Editor
 from edit_cli.errors import UsageError
 from edit_cli.experiment.attempt import Attempt, attempt
 from edit_cli.experiment.base import Experiment, Line, Summary
+from edit_cli.experiment.downstream import GeneralAbility, downstream_of
 from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
@@ -62,6 +63,7 @@ class Lifelong(Experiment):
         left = untouched(records.source, dataset, protocol.holdout)
         self.held_out = records.put(left)
         super().__init__(job, monitor, dataset, [*records.found.cases, *left], records)
+        self.general = GeneralAbility(protocol, self.path())
 
     def details(self) -> dict[str, Any]:
         return {
@@ -75,6 +77,10 @@ class Lifelong(Experiment):
     def belongs(self) -> Callable[[Any], bool]:
         return identities(self.protocol, self.steps, self.held_out).__contains__
 
+    def check(self) -> None:
+        self.general.require(self.job)
+        super().check()
+
     def is_complete(self) -> bool:
         return self.is_summarised()
 
@@ -87,8 +93,9 @@ class Lifelong(Experiment):
             before.observe(lm, [*cases, *self.held_out])
             watched = [probe.text for case in self.held_out or cases for probe in case.probes][:WATCHED]
             health = Health(lm, watched)
+        self.general.ask(lm, 0)
         saved = SavedSteps(self.run.edits, lm, editor, self.protocol.edits_room)
-        walk = Walk(lm, editor, self.run, before, self.protocol, about, health, saved)
+        walk = Walk(lm, editor, self.run, before, self.protocol, about, health, saved, self.general)
         self.write_all(self._until_destroyed(walk), "facts", len(cases), lambda identity: identity[1] == AFTER_EDIT)
         if isinstance(self.run, Run):
             rejected = {line["case_id"] for line in self.run.lines() if line["error"]}
@@ -115,9 +122,13 @@ class Lifelong(Experiment):
             part = [line for line in lines if line["edits"] == last or line["when"] == AFTER_EDIT]
             if rows := checkpoint_rows(part, protocol.first) if last else []:
                 found = first_collapse(rows, lines, protocol.collapse_below, protocol.collapse_perplexity)
+                self.tracked.means(rows[-1]["metrics"], rows[-1]["edits"])
                 self.monitor.note(told(rows[-1]) + (f"; COLLAPSED: {found['reason']}" if found else ""))
                 stop = protocol.stop_on_collapse and found is not None
         return self.job.process_group.broadcast(stop)
+
+    def summary(self, lines: Sequence[Line]) -> Summary:
+        return {**super().summary(lines), **downstream_of(self.run.path)}
 
     def exit_code(self, summary: Summary, lines: Sequence[Line]) -> int:
         failed = super().exit_code(summary, lines)
@@ -126,7 +137,9 @@ class Lifelong(Experiment):
 
 @dataclass
 class Walk:
-    """What one pass over the steps needs. `before` knows what the unedited model says, `health` how it was."""
+    """What one pass over the steps needs. `before` knows what the unedited model says, `health` how it was, `general`
+    asks downstream tasks.
+    """
 
     lm: LM
     editor: Editor[Any]
@@ -136,6 +149,7 @@ class Walk:
     method: dict[str, Any]
     health: Health
     steps: SavedSteps
+    general: GeneralAbility
 
     def missing(self, cases: Sequence[Case], when: str, edits: int) -> list[Case]:
         return [case for case in cases if (case.id, when, edits) not in self.run.finished]
@@ -178,6 +192,7 @@ def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) ->
         if number in checkpoints:
             yield from _asked(walk, number, edited, CHECKPOINT, total)
             yield from _asked(walk, number, held_out, HELD_OUT, total)
+            walk.general.ask(walk.lm, total)
             if (MODEL, MODEL, total) not in walk.run.finished:
                 with walk.lm.monitor.phase("ask at checkpoints"):
                     found = walk.health.measure(walk.lm)
@@ -274,5 +289,6 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
         wanted = _sample(done, protocol) | {case.id for case in done[: protocol.first]}
         plan.asking("at checkpoints", [*(case for case in done if case.id in wanted), *held_out], aloud=False)
     most = f"up to {protocol.sample:,}" if protocol.sample else "all"
+    plan.unknown += whole.general.untold
     plan.say("at checkpoints", f"{most} of the facts so far, and {many(len(held_out), 'held-out record')}")
     return plan

@@ -103,6 +103,12 @@ class Editor(ABC, Generic[C]):
         """
         return None
 
+    def edit_cases(self, cases: Sequence[Case]) -> Edit:
+        """An Edit of all requests of some cases. What the cases' probes ask is none of an editor's business: only a
+        reference that is told the answers looks at it.
+        """
+        return self.edit([request for case in cases for request in case.requests])
+
     def check(self, request: EditRequest) -> None:
         """Refuse a request that this method cannot work on, before any work is done.
 

@@ -43,7 +43,7 @@ def attempt(editor: Editor[Any], cases: Sequence[Case]) -> Attempt:
     took = _stopwatch(lm)
     try:
         with lm.monitor.phase("edit"):
-            made = editor.edit(_requests(able))
+            made = editor.edit_cases(able)
         return _kept(lm, made, able, rejected, took() / len(able))
     except RejectedRequest as error:
         return Attempt(None, [], rejected | {case.id: str(error) for case in able}, 0.0)

@@ -17,6 +17,8 @@ from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.records import Records
 from edit_cli.experiment.run_directory import opened, recorded, run_path
 from edit_cli.experiment.setup import context_of, load_model, perplexity_texts, refuse_missing
+from edit_cli.experiment.tracking import Tracking, tracking
+from edit_cli.experiment.tracking import require as require_trackers
 from edit_cli.lm.chat import ALL_PLAIN, ChatOptions, hint
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache
@@ -38,13 +40,14 @@ class Experiment(ABC):
         COMPLETE: what is said of a run in which nothing is left to do.
         SHOWN_IN_SWEEPS: whether each run of a sweep shows its table; else one table stands for all of them.
         context: what its editors are handed.
-        run: its run, while it is open.
+        run: its run, while it is open. tracked: tells trackers how it goes.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("case_id",)
     COMPLETE: ClassVar[str]
     SHOWN_IN_SWEEPS: ClassVar[bool] = False
     run: SharedRun
+    tracked: Tracking
 
     def __init__(
         self,
@@ -75,8 +78,9 @@ class Experiment(ABC):
     def conduct(self) -> Outcome:
         """All of it. Raises as `Run.open` and `recorded`."""
         path, about = self.path(), {"protocol": self.details(), "dataset": self.dataset.describe()}
+        require_trackers(self.job)
         self.run = opened(self.job, path, about, self.KEY, self.check, self.belongs())
-        with recorded(self.run, self.job.process_group, self.monitor):
+        with recorded(self.run, self.job.process_group, self.monitor), tracking(self.job, self.run) as self.tracked:
             if self.is_complete():
                 self.monitor.note(self.COMPLETE)
             else:
@@ -174,6 +178,7 @@ class Experiment(ABC):
         with self.monitor.phase("score"):
             summary = self.summary(lines)
         run.write_summary(summary)
+        self.tracked.end(summary)
         left = self.leave(summary, lines)
         if self.SHOWN_IN_SWEEPS or not self.job.in_sweep:
             self.monitor.screen.show(report_of(run.manifest).table(summary, lines))

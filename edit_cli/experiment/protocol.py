@@ -13,6 +13,7 @@ from annotated_types import Len
 from edit_cli.config.schema import Count, Limit, Linked, Mark, Natural, NonNegative, Seed
 from edit_cli.errors import UsageError
 from edit_cli.lm.chat import ChatOptions
+from edit_cli.metrics.downstream.options import DownstreamOptions
 from edit_cli.metrics.observe import ObserveOptions
 from edit_cli.requests import Case
 
@@ -67,7 +68,7 @@ class Protocol(Asked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateProtocol(Protocol):
+class EvaluateProtocol(DownstreamOptions, Protocol):
     """Of `evaluate`: every batch is taken back before the next one."""
 
     side_by_side = True
@@ -87,7 +88,7 @@ class TuningProtocol(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequentialProtocol(Protocol):
+class SequentialProtocol(DownstreamOptions, Protocol):
     """One stream of facts whose edits stay. When a model counts as destroyed, `metrics.sequence.collapse` says."""
 
     batch_size: Count | Literal["all", "auto"] = 10

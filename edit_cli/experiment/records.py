@@ -65,7 +65,7 @@ def records_of(job: Job, monitor: Monitor, given: Dataset | None = None) -> Reco
     if found.known and not job.config.settings.dry_run:
         asked, known = found.known["asked"], found.known["known"]
         monitor.note(f"{source.name}: the model knows {known:,} of {many(asked, 'fact')} that it was asked")
-    return Records(replace(source, known=False), found, chosen, knowing and knowing.lm)
+    return Records(replace(source, known=False), found, chosen, knowing.lm if knowing else None)
 
 
 def forms_of(model: ModelOptions, chat: ChatOptions) -> Forms:

@@ -31,10 +31,14 @@ class Identity(TypedDict):
 
 
 class Manifest(Identity):
-    """What every run says of itself. plugins: {package: version} of those that there were."""
+    """What every run says of itself. plugins: {package: version} of those that there were. arguments: what was typed
+    after the command. origins: {dotted key: where its value comes from}, of settings that are not defaults.
+    """
 
     config: dict[str, Any]
     plugins: NotRequired[dict[str, str]]
+    arguments: NotRequired[list[str]]
+    origins: NotRequired[dict[str, str]]
 
 
 class Known(TypedDict):
@@ -402,12 +406,32 @@ class Told(Batches):
     observe: Asking
 
 
+class Flips(TypedDict):
+    """A downstream task by one metric, before and after. share: an item is right or not; means are in % then."""
+
+    n: Count
+    share: bool
+    before: float
+    after: float
+    change: float | None
+    ci95: tuple[float, float] | None
+    p: float | None
+    lost: int | None
+    gained: int | None
+
+
+class Downstream(TypedDict):
+    edits: Count
+    tasks: dict[str, dict[str, Flips]]
+
+
 class EditingSummary(Summary):
     method: str
     dataset: About
     edits: Count
     protocol: Told
     asked: NotRequired[dict[Form, Metrics]]
+    downstream: NotRequired[list[Downstream]]
 
 
 class Moved(TypedDict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -21,7 +21,7 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.outline import Outline
 from edit_cli.lm.weights.access import WeightAccess
 
-Batches = Sequence[Sequence[Any]]  # of rows, as a head encodes them
+Batches = Iterable[Sequence[Any]]  # of rows, as a head encodes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class FinetuneEditor(Editor[F]):
 
         Args:
             weights: what is trained.
-            batches: the facts, encoded.
+            batches: the facts, encoded; gone through once a pass.
             weight_decay: of Adam.
             until: says of (mean loss in nats, share of facts that are answered wrong) whether this is good enough: of
                 a batch, which is then not learnt from, and of a pass over all, which is then the last one.
@@ -98,14 +98,14 @@ class FinetuneEditor(Editor[F]):
             The mean loss of each pass.
         """
         optimizer = torch.optim.Adam([weight.tuned for weight in weights], lr=self.config.lr, weight_decay=weight_decay)
-        facts, losses = sum(map(len, batches)), []
+        losses: list[float] = []
         for _ in self.lm.monitor.counted("fine-tuning", self.config.steps):
-            total, wrong = 0.0, 0
+            total, wrong, facts = 0.0, 0, 0
             for batch in batches:
                 found = self.answers(batch)
                 loss = row_losses(found, len(batch)).mean()
                 missed = len(batch) - int(rows_right(found, len(batch)).sum())
-                total, wrong = total + loss.item() * len(batch), wrong + missed
+                total, wrong, facts = total + loss.item() * len(batch), wrong + missed, facts + len(batch)
                 if not until(loss.item(), missed / len(batch)):
                     step(optimizer, weights, loss + self.penalty(weights), self.project)
             losses.append(total / facts)

@@ -44,7 +44,7 @@ def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
 
 def evaluation(summary: Mapping[str, Any]) -> RenderableType:
     """What was edited and how, every metric before and after, what it cost."""
-    return Group(heading(summary), Text(), *metrics_of(summary), Text(), *footer(summary))
+    return Group(heading(summary), Text(), *metrics_of(summary), Text(), *general_ability(summary), *footer(summary))
 
 
 def metrics_of(summary: Mapping[str, Any]) -> list[RenderableType]:
@@ -61,7 +61,41 @@ def metrics_of(summary: Mapping[str, Any]) -> list[RenderableType]:
         if all(name in found for found in forms.values())
     }
     rest = {name: entry for name, entry in means.items() if name not in told}
-    return [MetricsTable(told, list(sides)), *([Text(), MetricsTable(rest)] if rest else [])]
+    below: list[RenderableType] = [Text(), MetricsTable(rest)] if rest else []
+    return [MetricsTable(told, list(sides)), *below]
+
+
+FLIPS = (
+    "change: after minus before over the same items, its 95 % interval and p-value (swapping items). lost: items that"
+    " went from right to wrong; gained: from wrong to right."
+)
+
+
+def general_ability(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """A row a downstream task and metric, at every number of edited facts; nothing where no tasks were asked."""
+    states = summary.get("downstream") or []
+    if not states:
+        return []
+    table = plain_table(
+        "task", "facts", "n", "before", "after", "change", "p", "lost", "gained", right=tuple(range(1, 9))
+    )
+    for state in states:
+        for name, by_metric in state["tasks"].items():
+            for metric, found in by_metric.items():
+                digits = 1 if found["share"] else 3
+                change = "–" if found["change"] is None else f"{found['change']:+.{digits}f}"
+                if found["ci95"] is not None:
+                    change += " [{:+.{d}f}, {:+.{d}f}]".format(*found["ci95"], d=digits)
+                table.add_row(
+                    f"{name}, {metric}" + (", %" if found["share"] else ""),
+                    f"{state['edits']:,}",
+                    f"{found['n']:,}",
+                    *(f"{found[side]:.{digits}f}" for side in ("before", "after")),
+                    change,
+                    "–" if found["p"] is None else f"{found['p']:.3f}",
+                    *("–" if found[side] is None else f"{found[side]:,}" for side in ("lost", "gained")),
+                )
+    return [Text("GENERAL ABILITY: tasks of lm-evaluation-harness", style="bold"), table, Text(), prose(FLIPS), Text()]
 
 
 def heading(summary: Mapping[str, Any]) -> Text:
