@@ -184,9 +184,10 @@ def model_file(options: ModelOptions, lm: LM) -> str:
     if options.layout != LayoutOptions():
         settings["layout"] = {key: value for key, value in asdict(options.layout).items() if value is not None}
     total = sum(parameter.numel() for parameter in lm.model.parameters())
+    example = "method=memit dataset=counterfact" if lm.head.kind == "causal" else "method=lookup dataset=NAME"
     head = (
         f"# {options.name} ({total / 1e6:,.0f} M parameters)\n"
-        f"#   edit-cli evaluate method=memit dataset=counterfact model={options.name} limit=100\n"
+        f"#   edit-cli evaluate {example} model={options.name} limit=100\n"
         "_target_: edit_cli.lm.loading.ModelOptions\n"
     )
     return head + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)

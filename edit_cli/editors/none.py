@@ -15,6 +15,7 @@ class NoEditing(Editor[EditorConfig]):
     Config = EditorConfig
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
+    experts = True
 
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """An edit of no weight."""

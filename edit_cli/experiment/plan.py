@@ -194,6 +194,8 @@ class Plan:
         if room is not None:
             free_there = room + own
             told += f"; {size(free_there)} are free" + ("" if need < free_there else ": IT MAY NOT FIT")
+        if not work.seconds:
+            return [("memory", told)]
         shown = sorted(work.seconds.items(), key=lambda item: -item[1])
         parts = [f"{what} {duration(seconds)}" for what, seconds in shown if seconds >= 0.5]
         when = f"about {duration(work.total)}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")

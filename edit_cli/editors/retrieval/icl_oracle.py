@@ -52,6 +52,7 @@ class ICLOracle(Editor[OracleConfig]):
 
     Config = OracleConfig
     heads = ("causal", "seq2seq", "classifier")
+    experts = True
 
     def edit(self, requests: Sequence[EditRequest]) -> OracleRoute:
         """Without records, a fact belongs to its own prompt alone."""

@@ -41,6 +41,7 @@ class RAG(Editor[RAGConfig]):
     Config = RAGConfig
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
+    experts = True
 
     @classmethod
     def require(cls, config: RAGConfig, model: str, context: Context) -> None:
