@@ -135,7 +135,7 @@ class Run:
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line to results.jsonl. Numbers that are not finite become null.
 
-        A killed process loses none; when the machine itself goes down, the lines of its last second may be lost, and are
+        A killed process loses none; when the machine itself goes down, lines of its last second may be lost, and are
         made again.
 
         Raises:
