@@ -11,6 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[int], None]
+PHASE = "edit_cli_phase"  # attribute of an error
+
+
+def failed_in(error: BaseException) -> str | None:
+    """The innermost phase that the error came from."""
+    return vars(error).get(PHASE)
 
 
 class Monitor:
@@ -22,11 +28,14 @@ class Monitor:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside under `name` (seconds, wall clock)."""
+        """Count the time inside under `name` (seconds, wall clock). An error that leaves it says so (`failed_in`)."""
         self._charge()
         self._stack.append((name, time.perf_counter()))
         try:
             yield
+        except Exception as error:
+            vars(error).setdefault(PHASE, name)  # the innermost one
+            raise
         finally:
             self._charge()
             self._stack.pop()

@@ -34,6 +34,12 @@ class Ended:
         """Standard output without its line breaks."""
         return " ".join(self.out.split())
 
+    @property
+    def error(self) -> str:
+        """The one line that says what is wrong; on a slow machine lines of progress come before it."""
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        return line
+
 
 Cli = Callable[..., Ended]
 

@@ -112,9 +112,17 @@ NOT_ADDITIVE: dict[str, dict[str, Any]] = {
 
 EXPERTS: dict[str, dict[str, Any]] = {
     "mixtral": ROTARY | {"num_local_experts": 2},
-    "qwen2_moe": ROTARY | {"num_experts": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
-    "qwen3_moe": ROTARY | {"num_experts": 2, "moe_intermediate_size": 16},
-    "olmoe": ROTARY | {"num_experts": 2},
+    "qwen2_moe": (
+        ROTARY
+        | {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        }
+    ),
+    "qwen3_moe": ROTARY | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "olmoe": ROTARY | {"num_experts": 4, "num_experts_per_tok": 2},
     "granitemoe": ROTARY | {"num_local_experts": 2},
     "gpt_oss": GROUPED | {"num_local_experts": 2},
     "phimoe": ROTARY | {"num_local_experts": 2},

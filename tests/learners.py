@@ -19,7 +19,7 @@ from edit_cli.experiment.setup import method_of
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
 from edit_cli.statistics.corpora import WORLD
-from edit_cli.training.loop import train
+from edit_cli.training.loop import Training
 
 E = TypeVar("E", bound=TrainableEditor[Any, Any])
 FEW_LINES = "\n".join(WORLD.read_text(encoding="utf-8").splitlines()[:60])
@@ -71,15 +71,15 @@ def keep_trained(editor: TrainableEditor[Any, Any], folder: Path) -> None:
     """Train `editor` on the world and leave the checkpoint where it looks for it, unless it is there."""
     identity = editor.identity()
     place = checkpoints.place(folder, identity, type(editor).__name__.lower(), editor.lm.name)
-    if not place.exists():
-        done = train(
+    if not checkpoints.find(folder, identity):
+        done = Training(
             editor,
             statements("train")[:120],
             statements("validation")[:40],
             folder / "at-work" / place.name,
             "test",
             lambda line: None,
-        )
+        ).run()
         about = {**identity, "model": {"name": editor.lm.name}, "dataset": {"name": "world"}}
         checkpoints.save(place, done.net, about)
 

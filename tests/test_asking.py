@@ -14,7 +14,7 @@ from families import tiny_lm
 from edit_cli.editors.base import Context
 from edit_cli.edits.edit import Factors, Route, WeightDelta
 from edit_cli.experiment.asking import Asker
-from edit_cli.experiment.setup import Attempt, attempt, attempt_each
+from edit_cli.experiment.attempt import Attempt, attempt, attempt_each
 from edit_cli.lm.fast.edits_by_row import EditsByRow
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
@@ -232,8 +232,9 @@ def test_rome_makes_single_edits_at_once_as_one_by_one(variant):
     for one, other in zip(together, alone, strict=True):
         assert (one.cases, one.rejected) == (other.cases, other.rejected)
         if one.edit is not None:
+            assert isinstance(one.edit, WeightDelta) and isinstance(other.edit, WeightDelta)
             for name in one.edit.updates:
-                mine, its = (done.edit.stored(lm, name) for done in (one, other))
+                mine, its = (edit.stored(lm, name) for edit in (one.edit, other.edit))
                 assert (mine - its).norm() < 1e-5 * its.norm()
             assert_same(one.diagnosis, other.diagnosis)
             assert one.edit.info["steps"] == other.edit.info["steps"]

@@ -60,8 +60,7 @@ def test_an_edit_that_is_no_number_is_not_kept(cli):
 def test_a_method_of_many_facts_says_what_one_alone_lacks(cli):
     ended = cli("edit", "method=ultraedit", *FACT, "run_dir=r", quick=True)
     assert ended.code == 2
-    (line,) = ended.err.splitlines()
-    assert "a first turn of 1 shows too little" in line and "method.begin_with=0" in line
+    assert "a first turn of 1 shows too little" in ended.error and "method.begin_with=0" in ended.error
     assert not edit_dir("r").exists()
 
 

@@ -259,7 +259,7 @@ def test_edits_that_are_no_weights_are_refused_before_a_model_is_loaded(cli, mon
     for method, why in (("lookup", "answers in front of the model"), ("grace", "puts a module of its own")):
         for to, cannot in (("peft", "cannot be exported as an adapter"), ("checkpoint", "cannot be baked")):
             ended = cli("export", method, "--to", to, "--out", "a")
-            (line,) = ended.err.strip().splitlines()
+            line = ended.error
             assert ended.code == 2 and cannot in line and why in line and "base_edit=" in line
     assert not Path("a").exists()
 

@@ -15,7 +15,6 @@ from families import (
     CONTEXT,
     DENSE,
     DEPTH,
-    EXPERTS,
     INNER,
     NOT_ADDITIVE,
     SMALL,
@@ -129,7 +128,7 @@ def logits(lm: LM, ids: Tensor, mask: Tensor) -> Tensor:
 def test_layout_is_found(family):
     lm = shared(family)
     blocks, mlp_out, final_norm, inner = LAYOUTS.get(family, LLAMA)
-    assert (lm.layout.blocks, lm.layout.stacks[0].mlp_out, lm.layout.final_norm) == (blocks, mlp_out, final_norm)
+    assert (lm.layout.blocks, lm.layout.mlp(0).out, lm.layout.final_norm) == (blocks, mlp_out, final_norm)
     assert (lm.layout.depth, lm.layout.width) == (DEPTH, WIDTH)
     assert [lm.key_width(layer) for layer in range(DEPTH)] == [inner] * DEPTH
     assert lm.head.max_length == CONTEXT
@@ -287,19 +286,6 @@ def test_logits_at_positions_of_a_model_that_never_calls_its_head():
         expected = plain.head.logits_at(ids[:1], mask[:1], rows, columns)
         model.__class__ = WeightOnly
         torch.testing.assert_close(own.head.logits_at(ids[:1], mask[:1], rows, columns), expected)
-
-
-@pytest.mark.parametrize("family", EXPERTS)
-def test_mixtures_of_experts_are_refused_with_the_reason(family):
-    model, _ = tiny(family)
-    with pytest.raises(UsageError, match=r"mixture of experts .*routing.*model\.id"):
-        discover(model)
-
-
-def test_a_mixture_of_experts_is_refused_even_with_the_layout_given():
-    model, _ = tiny("mixtral")
-    with pytest.raises(UsageError, match="mixture of experts"):
-        discover(model, LayoutOptions(blocks="model.layers", mlp_out="self_attn.o_proj", final_norm="model.norm"))
 
 
 def test_a_state_space_model_has_no_mlp_to_edit():

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import edit_cli.conf
@@ -200,6 +201,7 @@ def test_a_broken_configuration(damaged):
     for content in ("{", "{}", "[]", '{"model_type": "no-such-family"}'):
         (damaged / "config.json").write_text(content)
         assert refused(damaged).startswith(f"model.id={damaged}: its config.json cannot be read: ")
+    assert "does not know the architecture no-such-family; update transformers" in refused(damaged)
 
 
 def test_a_broken_tokenizer(damaged):
@@ -244,6 +246,18 @@ def test_an_encoder_decoder_is_no_causal_model(damaged):
         AutoModelForSeq2SeqLM.from_config(config).save_pretrained(damaged)
     line = refused(damaged, UsageError, kind="causal")
     assert line == f"model.id={damaged} is of the family t5, which has no causal language model"
+
+
+def test_a_model_larger_than_what_is_free_is_refused_before_it_is_loaded(folder, monkeypatch):
+    options = ModelOptions("llama", str(folder), device="cpu")
+    assert options.outline is not None
+    need = options.outline.bytes
+    assert need == sum(weight.nbytes for weight in options.load().model.parameters())
+    monkeypatch.setattr("edit_cli.lm.memory.free", lambda device: need - 1)
+    with pytest.raises(OutOfMemory, match=r"cannot fit: .*kB in float32, .* free on cpu: choose model\.dtype=bfloat16"):
+        options.load()
+    assert replace(options, dtype="bfloat16").load().dtype == torch.bfloat16
+    assert replace(options, refuse_too_large=False).load().dtype == torch.float32
 
 
 def test_a_model_larger_than_the_device(folder, monkeypatch):

@@ -20,7 +20,7 @@ from edit_cli.editors.meta.malmen import MALMEN, MALMENConfig, MalmenNet, least_
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
-from edit_cli.training.loop import train
+from edit_cli.training.loop import Training
 
 DRAWN = EpisodeConfig(outer="any", locality=["random", "same_relation"])
 MODULES = [f"transformer.h.{layer}.mlp.c_proj" for layer in (4, 5)]
@@ -274,7 +274,7 @@ def test_a_short_training_learns(tmp_path):
     with torch.no_grad():
         _, before = editor.loss(net.eval(), held_out)
     lines = []
-    done = train(editor, cases, held_out, tmp_path, "test", lines.append)
+    done = Training(editor, cases, held_out, tmp_path, "test", lines.append).run()
     assert done.best["loss"] < 0.8 * before["loss"] and done.best["es"] > before["es"]
     assert lines[-1]["kind"] == "validation" and 0 < lines[-1]["shift"] < 2
 

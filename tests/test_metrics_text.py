@@ -143,10 +143,13 @@ def test_words_are_nltks_whatever_stands_between_them(seed):
     meter, rng = EntropyMeter(), random.Random(seed)
     sentences, tokenizer = PunktSentenceTokenizer(), NLTKWordTokenizer()
     parts = [
-        *"can cannot gonna wanna Gimme 'tis 'twas more'n d'ye ' '' \" `` ` . .. ... , : a b I x 1 2,3 3.14 - -- —".split(),
-        *"( ) [ ] { } < > « » “ ” \u2019 \u2018 ! ? * % $ & ; s 's n't 'll 'LL don't Mr. é 東京".split(),
-        *"İ g\u0131mme ² _ the not na is t".split(),
-        *"\n\t \u00a0",
+        *"can cannot gonna wanna Gimme 'tis 'twas more'n d'ye ' '' \" `` ` . .. ... , : a b I x 1 2,3 3.14 - -- —"
+        " ( ) [ ] { } < >"
+        " « » “ ” ’ ‘ ! ? * % $ & ; s 's n't 'll 'LL don't Mr. é 東京 İ g\u0131mme ² _ the not na is t".split(),
+        "\n",
+        "\t",
+        " ",
+        "\xa0",
     ]
     for _ in range(700):
         text = "".join(rng.choice(parts) + " " * (rng.random() < 0.55) for _ in range(rng.randrange(1, 14)))

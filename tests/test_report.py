@@ -130,7 +130,7 @@ def test_every_metric_that_can_be_measured_can_be_shown():
         (set(METRICS), parted | published),
     ):
         found = words.sections(measured)
-        shown = [row.metric for _, groups in found for _, rows in groups for row in rows]
+        shown = [row.id for _, groups in found for _, rows in groups for row in rows]
         assert len(shown) == len(set(shown))
         assert set(shown) >= expected - told_by_others and not set(shown) & told_by_others
         assert all(row.tells for _, groups in found for _, rows in groups for row in rows)
@@ -138,15 +138,17 @@ def test_every_metric_that_can_be_measured_can_be_shown():
 
 def test_parts_stand_in_the_place_of_their_group_and_bring_the_published_names():
     metrics = {"efficacy_accuracy", "locality_accuracy", "locality_random_accuracy", "locality_random_kl", "es_edit"}
-    titles = {title: [row.metric for _, rows in groups for row in rows] for title, groups in words.sections(metrics)}
+    titles = {title: [row.id for _, rows in groups for row in rows] for title, groups in words.sections(metrics)}
     assert titles[words.TEACHER_FORCED] == ["efficacy_accuracy", "locality_random_accuracy", "locality_random_kl"]
     assert titles[words.AS_PUBLISHED] == ["es_edit"]
     assert words.AS_PUBLISHED not in dict(words.sections({"efficacy_accuracy", "locality_accuracy", "es_edit"}))
 
 
 def test_small_numbers_keep_their_decimals():
-    assert words.with_interval(entry(0.00321, 0.0011, 0.00502), words.decimals("locality_kl")) == "0.003 [0.001, 0.005]"
-    assert words.with_interval(entry(98.46, 95.24, 100.0), words.decimals("locality_drawdown")) == "98.5 [95, 100]"
+    assert (
+        words.with_interval(entry(0.00321, 0.0011, 0.00502), METRICS["locality_kl"].decimals) == "0.003 [0.001, 0.005]"
+    )
+    assert words.with_interval(entry(98.46, 95.24, 100.0), METRICS["locality_drawdown"].decimals) == "98.5 [95, 100]"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from edit_cli.errors import MissingError
 from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
-from edit_cli.training.loop import train
+from edit_cli.training.loop import Training
 
 JOBS = ("pilot", "baker", "judge", "farmer", "painter", "doctor")
 GPT2 = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 64}
@@ -76,7 +76,7 @@ def checkpoint(tmp_path_factory) -> Path:
     """Trained beside the first model, on the disk."""
     folder = tmp_path_factory.mktemp("serac")
     untouched = snapshot(first())
-    done = train(serac(first()), CASES, CASES, folder, "", lambda _: None)
+    done = Training(serac(first()), CASES, CASES, folder, "", lambda _: None).run()
     assert same_bits(snapshot(first()), untouched)
     about = {"model": {"name": "tiny-gpt2"}, "dataset": {"name": "none"}}
     checkpoints.save(folder / "networks", done.net, {**serac(first()).identity(), **about})

@@ -21,7 +21,7 @@ from edit_cli.editors.meta.episodes import EpisodeConfig, sample_episodes, spare
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
-from edit_cli.training.loop import TRAIN, VALIDATION, TrainingFailed, rate, train
+from edit_cli.training.loop import TRAIN, VALIDATION, Training, TrainingFailed, rate
 from edit_cli.training.order import Edits
 
 
@@ -98,7 +98,7 @@ def run(editor, folder, write=None):
         if write is not None:
             write(line)
 
-    done = train(editor, cases(10), cases(6), folder, "stamp", keep)
+    done = Training(editor, cases(10), cases(6), folder, "stamp", keep).run()
     return done, lines
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_state_names_what_to_delete(tmp_path, damage):
 def test_a_state_of_another_training_is_not_taken_up(tmp_path):
     run(fit(steps=8), tmp_path)
     notes, lines = [], []
-    train(fit(steps=8, notes=notes), cases(10), cases(6), tmp_path, "another", lines.append)
+    Training(fit(steps=8, notes=notes), cases(10), cases(6), tmp_path, "another", lines.append).run()
     assert not any("goes on" in note for note in notes)
     assert [line["step"] for line in lines if line["kind"] == TRAIN] == list(range(1, 9))
 
@@ -209,7 +209,7 @@ def test_validation_does_not_depend_on_how_many_edits_a_step_has(tmp_path, count
     for edits in (1, 2, 5):
         editor = fit(steps=1, lr=1e-30, edits=edits, validation_edits=count)
         lines: list[dict] = []
-        train(editor, cases(10), cases(30), tmp_path / str(edits), "stamp", lines.append)
+        Training(editor, cases(10), cases(30), tmp_path / str(edits), "stamp", lines.append).run()
         losses |= {line["loss"] for line in lines if line["kind"] == VALIDATION}
     assert len(losses) == 1
 

@@ -21,7 +21,7 @@ from edit_cli.editors.passes import row_losses
 from edit_cli.edits import store as edit_store
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.training.loop import VALIDATION, train
+from edit_cli.training.loop import VALIDATION, Training
 
 FORMS = {"tiny-t5": "questions", "tiny-bart": "questions", "tiny-bert": "claims"}
 TRAINING = TrainingConfig(steps=8, edits=8, lr=1e-3, validate_every=8, validation_edits=24, save_every=8, trackers=[])
@@ -110,7 +110,9 @@ def test_training_makes_it_better_and_its_edits_hold(model, tmp_path):
     for learn in ("nothing", "all"):
         editor = mend(lm, learn=learn, step_size=STEP[model], training=replace(TRAINING, memory_mib=8))
         lines = []
-        done = train(editor, cases(model, "train"), cases(model, "validation"), tmp_path / learn, "test", lines.append)
+        done = Training(
+            editor, cases(model, "train"), cases(model, "validation"), tmp_path / learn, "test", lines.append
+        ).run()
         losses[learn] = next(line["loss"] for line in lines if line["kind"] == VALIDATION)
     assert losses["all"] < 0.9 * losses["nothing"], losses
     editor.context.kept["network"] = done.net.eval().requires_grad_(False)

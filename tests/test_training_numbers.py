@@ -30,7 +30,7 @@ from edit_cli.editors.meta.malmen import MALMEN, MALMENConfig
 from edit_cli.editors.meta.mend import MEND, MENDConfig
 from edit_cli.errors import RejectedRequest
 from edit_cli.training.descent import Descent
-from edit_cli.training.loop import Step, train
+from edit_cli.training.loop import Step, Training
 
 OPTIONS = TrainingConfig(
     steps=6, edits=2, lr=1e-3, clip=1.0, validate_every=6, validation_edits=2, trackers=[], memory_mib=0, log_every=1
@@ -72,7 +72,7 @@ def test_a_gradient_that_is_no_number_leaves_no_trace(name, bad, monkeypatch, tm
     lines: list[dict] = []
     poison(monkeypatch, name, bad, 3)
     editor: Any = METHODS[name].begin(embedded_lm())
-    done = train(editor, statements("train")[:40], statements("validation")[:8], tmp_path, "x", lines.append)
+    done = Training(editor, statements("train")[:40], statements("validation")[:8], tmp_path, "x", lines.append).run()
     found = {line["step"]: line for line in lines if line["kind"] == "train"}
     assert "loss" not in found[3] and all(found[step]["loss"] > 0 for step in (1, 2, 4, 5, 6))
     assert all(value.isfinite().all() for value in done.net.state_dict().values())
@@ -83,7 +83,7 @@ def test_a_gradient_that_is_no_number_leaves_no_trace(name, bad, monkeypatch, tm
 @pytest.mark.parametrize("name", METHODS)
 def test_an_edit_whose_gradient_is_no_number_is_refused(name, monkeypatch, tmp_path):
     editor: Any = METHODS[name].begin(embedded_lm())
-    done = train(editor, statements("train")[:40], statements("validation")[:8], tmp_path, "x", lambda _: None)
+    done = Training(editor, statements("train")[:40], statements("validation")[:8], tmp_path, "x", lambda _: None).run()
     editor.context.kept["network"] = done.net.eval().requires_grad_(False)
     requests = [statements("test")[0].requests[0]]
     assert editor.edit(requests).updates

@@ -17,6 +17,7 @@ COMMANDS = {
     "calibrate": "Find the layer and the radius for a method that remembers prompts (GRACE, MELO).",
     "tune": "Find settings of a method for any model: tries many on facts put aside, and keeps the best.",
     "precompute-stats": "Compute the second moments that some methods need, ahead of time.",
+    "doctor": "Examine a model: its layout, which methods work on it, and a file of settings for it.",
 }
 CONFIGURED = tuple(COMMANDS)
 OTHERS = {
@@ -24,6 +25,7 @@ OTHERS = {
     "ls": "List methods, models, datasets, metrics or runs.",
     "show": "Show a run: its table, or one case with the answers before and after.",
     "compare": "Put several runs side by side: a table, differences, published numbers, a figure.",
+    "report": "Write a page to look at: tables, figures, every case, settings; several runs side by side.",
     "ask": "Ask a model with and without an edit, side by side.",
     "edits": "List saved edits: facts, kind, size, and what each stands on.",
     "apply": "Bake a weight edit into a plain transformers checkpoint.",
@@ -63,9 +65,14 @@ EXAMPLES = {
         "edit-cli precompute-stats method=memit model=gpt2-xl corpus=wikipedia",
         "edit-cli precompute-stats model=gpt-j-6b 'layers=[3,4,5]' stats.documents=20000",
     ),
+    "doctor": (
+        "edit-cli doctor model=hf model.id=/path/to/folder",
+        "edit-cli doctor model=gpt2-xl 'methods=[rome,memit,grace]' --out gpt2-xl.yaml",
+    ),
 }
 FLAGS = {
     "-m, --multirun": "run every combination of values given with commas: -m method=rome,memit",
+    "--dry-run": "say what would be done, what is there and missing, memory and time; load and write nothing",
     "--cfg job": "print all settings and do nothing",
     "--config-dir DIR": "take configurations of your own from DIR/method, DIR/model, …",
     "plugins=[PACKAGE]": "use methods, data sets and metrics of a package of yours that is not installed as a plug-in",
@@ -104,8 +111,8 @@ def command(name: str, overrides: Sequence[str] = ()) -> str:
         "",
     ]
     lines += _groups(
-        *(() if name in ("trace", "calibrate") else ("methods",)),
-        *(() if name == "precompute-stats" else ("datasets",)),
+        *(() if name in ("trace", "calibrate", "doctor") else ("methods",)),
+        *(() if name in ("precompute-stats", "doctor") else ("datasets",)),
         "models",
         *(("corpora",) if name == "precompute-stats" else ()),
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edit_cli import distributed, streams
 from edit_cli.cli import help as help_texts
+from edit_cli.cli.options import BASE, PLUGIN, Against, EditDir, Json, Out, Overrides, Published, Runs, Wanted
 from edit_cli.config import catalog
 from edit_cli.config.registry import admit
 from edit_cli.errors import EditCliError, MissingError
@@ -29,32 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=False,
 )
-
-
-def _complete(context: typer.Context, incomplete: str) -> list[str]:
-    return help_texts.complete(
-        context.info_name or "", [*(context.params.get("overrides") or ()), *context.args], incomplete
-    )
-
-
-Json = Annotated[bool, typer.Option("--json", help="machine-readable")]
-Overrides = Annotated[list[str] | None, typer.Argument(autocompletion=_complete, metavar="[KEY=VALUE]...")]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", help="a package of yours whose metrics and edits are used; may be repeated"),
-]
-Wanted = Annotated[bool, typer.Option("--help", "-h", is_eager=True)]
-EditDir = Annotated[Path, typer.Argument(help="directory of an edit, or of a run with saved edits")]
-Out = Annotated[Path, typer.Option(help="folder for what is written; must not exist or be empty")]
-ModelName = Annotated[
-    str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")
-]
-DeviceMap = Annotated[
-    str | None, typer.Option(help="how to spread a model that is too large for one device, such as auto")
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="run code that comes with the model: only if you trust it")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -86,69 +62,80 @@ for _name in help_texts.CONFIGURED:
     _configured(_name)
 
 
-@app.command("show-config", context_settings=PASS_ON | HELP)
+def _command(name: str, plugins: bool = True, **settings: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Register a command whose function returns the exit code; its options are the function's parameters.
+
+    A parameter `base` takes the options that say which model an edit is put on, as a dict. plugins: whether the command
+    takes packages of the user's, which are admitted before it begins.
+    """
+
+    def register(work: Callable[..., int]) -> Callable[..., int]:
+        def command(plugin: Sequence[str] | None = None, **given: Any) -> None:
+            if takes_base:
+                given["base"] = {each.name: given.pop(each.name) for each in BASE}
+            _exit(lambda: work(**given), plugin)
+
+        own = signature(work, eval_str=True).parameters.values()
+        takes_base = any(each.name == "base" for each in own)
+        shown = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own if each.name != "base"]
+        shown += [*(BASE if takes_base else ()), *([PLUGIN] if plugins else ())]
+        command.__signature__ = Signature(shown)  # type: ignore[attr-defined] # which typer reads
+        app.command(name, context_settings=HELP | settings, help=help_texts.OTHERS[name])(command)
+        return work
+
+    return register
+
+
+@_command("show-config", plugins=False, **PASS_ON | HELP)
 def show_config(
     what: Annotated[str, typer.Argument(help="a method, or KIND/NAME, such as dataset/fever or model/gpt2-xl")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as model=gpt2-xl: as published for it")
     ] = None,
     as_json: Json = False,
-) -> None:
-    """Show every setting of a method, a data set, a model, a protocol, …, with what it takes."""
+) -> int:
+    from edit_cli.cli import show_config
 
-    def work() -> int:
-        from edit_cli.cli import show_config
-
-        return show_config.run(what, overrides or [], as_json)
-
-    _exit(work)
+    return show_config.run(what, overrides or [], as_json)
 
 
-@app.command("ls", context_settings=HELP)
+@_command("ls")
 def ls(
     what: Annotated[
         str,
         typer.Argument(help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(catalog.LISTS)),
     ],
+    wanted: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="of runs, only those with method=…, dataset=…, model=…, status=… or any setting; * fits anything",
+        ),
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="metric by which runs are sorted, the best first")] = None,
     as_json: Json = False,
     runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
-    plugin: Plugins = None,
-) -> None:
-    """List methods, models, datasets, metrics or runs."""
+) -> int:
+    from edit_cli.commands import ls
 
-    def work() -> int:
-        from edit_cli.commands import ls
-
-        return ls.run(what, as_json, expanded(runs_dir))
-
-    _exit(work, plugin)
+    return ls.run(what, as_json, expanded(runs_dir), wanted or [], sort)
 
 
-@app.command("show", context_settings=HELP)
+@_command("show")
 def show(
     run: Annotated[Path, typer.Argument(help="directory of a run")],
     case: Annotated[str | None, typer.Option(help="show what the model said before and after, for this case")] = None,
     as_json: Json = False,
-    plugin: Plugins = None,
-) -> None:
-    """Show a run: its table, or one case."""
+) -> int:
+    from edit_cli.commands import show
 
-    def work() -> int:
-        from edit_cli.commands import show
-
-        return show.run(expanded(run), case, as_json)
-
-    _exit(work, plugin)
+    return show.run(expanded(run), case, as_json)
 
 
-@app.command("compare", context_settings=HELP)
+@_command("compare")
 def compare(
-    runs: Annotated[
-        list[str], typer.Argument(help="directories of runs, folders of them, or patterns ('runs/*/memit*')")
-    ],
-    against: Annotated[
-        str | None, typer.Option(help="run, or its name in the table, that the others are paired with, case by case")
-    ] = None,
+    runs: Runs,
+    against: Against = None,
     x: Annotated[
         str | None,
         typer.Option(help="setting on the x-axis, such as protocol.batch_size; facts: checkpoints of sequential runs"),
@@ -167,45 +154,37 @@ def compare(
     form: Annotated[
         str | None, typer.Option("--format", help="csv, markdown or latex, printed instead of the table, or for OUT")
     ] = None,
-    published: Annotated[
-        str | None, typer.Option(help="published tables beside it, such as rome-counterfact, with commas between them")
-    ] = None,
+    published: Published = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="list runs apart that are not alike; refused otherwise")
     ] = False,
-    plugin: Plugins = None,
-) -> None:
-    """Put several runs side by side: a table, differences, published numbers, a figure."""
+) -> int:
+    from edit_cli.commands import compare
 
-    def work() -> int:
-        from edit_cli.commands import compare
-
-        return compare.run(runs, x, metrics, by, out and expanded(out), against, published, form, anyway)
-
-    _exit(work, plugin)
+    return compare.run(runs, x, metrics, by, out and expanded(out), against, published, form, anyway)
 
 
-@app.command("apply", context_settings=HELP)
-def apply(
-    edit_dir: EditDir,
-    out: Out,
-    model: ModelName = None,
-    device_map: DeviceMap = None,
-    trust_remote_code: TrustRemoteCode = False,
-    plugin: Plugins = None,
-) -> None:
-    """Bake a weight edit into a plain transformers checkpoint."""
+@_command("report")
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+    against: Against = None,
+    published: Published = None,
+) -> int:
+    from edit_cli.commands import report
 
-    def work() -> int:
-        from edit_cli.commands import apply
-        from edit_cli.experiment.saved_edits import Base
-
-        return apply.run(expanded(edit_dir), expanded(out), Base(model, trust_remote_code, device_map))
-
-    _exit(work, plugin)
+    return report.run(runs, expanded(out), against, published)
 
 
-@app.command("export", context_settings=HELP)
+@_command("apply")
+def apply(edit_dir: EditDir, out: Out, base: dict[str, Any]) -> int:
+    from edit_cli.commands import apply
+    from edit_cli.experiment.saved_edits import Base
+
+    return apply.run(expanded(edit_dir), expanded(out), Base(**base))
+
+
+@_command("export")
 def export(
     edit_dir: EditDir,
     out: Out,
@@ -216,29 +195,22 @@ def export(
             autocompletion=lambda: ["peft", "checkpoint"],
         ),
     ],
+    base: dict[str, Any],
     rank: Annotated[
         int | None,
         typer.Option(min=1, help="the most that an adapter may have in a matrix; without it, as many as it takes"),
     ] = None,
-    model: ModelName = None,
-    device_map: DeviceMap = None,
-    trust_remote_code: TrustRemoteCode = False,
-    plugin: Plugins = None,
-) -> None:
-    """Write a weight edit for other programs: a PEFT adapter or a checkpoint, with a model card."""
+) -> int:
+    from edit_cli.commands import export
+    from edit_cli.experiment.saved_edits import Base
 
-    def work() -> int:
-        from edit_cli.commands import export
-        from edit_cli.experiment.saved_edits import Base
-
-        return export.run(expanded(edit_dir), to, expanded(out), Base(model, trust_remote_code, device_map), rank)
-
-    _exit(work, plugin)
+    return export.run(expanded(edit_dir), to, expanded(out), Base(**base), rank)
 
 
-@app.command("ask", context_settings=HELP)
+@_command("ask")
 def ask(
     edit_dir: EditDir,
+    base: dict[str, Any],
     prompts: Annotated[list[str] | None, typer.Argument(help="without any, lines of standard input")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer")] = 20,
     sample: Annotated[
@@ -248,49 +220,38 @@ def ask(
     seed: Annotated[int, typer.Option(min=0, help="of what is drawn")] = 0,
     edited_only: Annotated[bool, typer.Option("--edited-only", help="do not ask the unedited model")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable, an object a line")] = False,
-    model: ModelName = None,
-    device_map: DeviceMap = None,
-    trust_remote_code: TrustRemoteCode = False,
-    plugin: Plugins = None,
-) -> None:
-    """Ask a model with and without an edit, side by side."""
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            help="template: in the model's chat template; none: as plain text; auto: in that of instruct models;"
+            " without it, as the edit was made",
+            autocompletion=lambda: ["template", "none", "auto"],
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="system prompt of the chat")] = None,
+) -> int:
+    from edit_cli.commands import ask
+    from edit_cli.experiment.saved_edits import Base
 
-    def work() -> int:
-        from edit_cli.commands import ask
-        from edit_cli.experiment.saved_edits import Base
-
-        asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
-        return ask.run(expanded(edit_dir), prompts or [], Base(model, trust_remote_code, device_map), asking, as_json)
-
-    _exit(work, plugin)
+    asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
+    return ask.run(expanded(edit_dir), prompts or [], Base(**base), asking, as_json, ask.Chat(chat, system))
 
 
-@app.command("edits", context_settings=HELP)
+@_command("edits")
 def edits(
     directory: Annotated[Path, typer.Argument(help="an edit, a run with saved edits, or a folder of such")],
     as_json: Json = False,
-    plugin: Plugins = None,
-) -> None:
-    """List saved edits: facts, kind, size, and what each stands on."""
+) -> int:
+    from edit_cli.commands import edits
 
-    def work() -> int:
-        from edit_cli.commands import edits
-
-        return edits.run(expanded(directory), as_json)
-
-    _exit(work, plugin)
+    return edits.run(expanded(directory), as_json)
 
 
-@app.command("env", context_settings=HELP)
-def env(as_json: Json = False) -> None:
-    """Show versions and devices, as every run stores them."""
+@_command("env", plugins=False)
+def env(as_json: Json = False) -> int:
+    from edit_cli.commands import env
 
-    def work() -> int:
-        from edit_cli.commands import env
-
-        return env.run(as_json)
-
-    _exit(work)
+    return env.run(as_json)
 
 
 def _explain(name: str, overrides: list[str]) -> int:

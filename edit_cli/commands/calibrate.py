@@ -4,10 +4,13 @@ them.
 
 from __future__ import annotations
 
+from functools import partial
+
 from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.memory.calibration import separation
 from edit_cli.errors import UsageError
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.setup import load_model, refuse_missing
 from edit_cli.report.calibration import calibration_table, overrides
 from edit_cli.requests import Case
@@ -43,4 +46,23 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
 
 def _prompts(case: Case, *kinds: str) -> list[str]:
-    return [probe.prompt for probe in case.probes if probe.kind in kinds]
+    return [probe.text for probe in case.probes if probe.kind in kinds]
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    plan = Plan(job)
+    dataset = job.config.dataset.load(job.config.settings.limit, monitor)
+    plan.facts(dataset.cases, dataset.source)
+    plan.needs(partial(refuse_missing, job, job.config.model))
+    outline = plan.model()
+    if outline is not None:
+        layers, modules = job.config.settings.layers, job.config.settings.modules
+        count = len(layers) if layers is not None else outline.layout.prompt_depth
+        plan.say("measured", f"at {count} layers, {', '.join(modules)} of each")
+    if (work := plan.work) is not None:
+        texts = {probe.text for case in dataset.cases for probe in case.probes}
+        tokens = sum(work.length(text) for text in texts) * count * len(modules) / 2
+        work.add("reading keys", work.passes(tokens, 0, tokens / work.batch_tokens))
+        work.bytes["reading keys"] = work.states(work.batch_tokens)
+    return plan

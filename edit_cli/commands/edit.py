@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
-from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.evaluate import lines_of
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.facts import requested
 from edit_cli.datasets.records.rows import Fault, Row
+from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
-from edit_cli.experiment.conclude import SOME_FAILED, conclude
-from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.asking import Asker
+from edit_cli.experiment.attempt import attempt
+from edit_cli.experiment.base import SOME_FAILED, Experiment, Line, Summary
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import recorded, run_path, slug
+from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import records_of
+from edit_cli.experiment.run_directory import run_path, slug
 from edit_cli.experiment.settings import Fact
-from edit_cli.experiment.setup import PhaseTimer, attempt, context_of, load_fitting, perplexity_texts, refuse_missing
 from edit_cli.files.paths import expanded
-from edit_cli.metrics.observe import BeforeCache, observe
+from edit_cli.lm.model import LM
 from edit_cli.metrics.verdict import verdicts
 from edit_cli.report.summary import summary_of
-from edit_cli.report.tables.facts import before_and_after
 from edit_cli.requests import Case, Probe, with_join
 from edit_cli.writing import bare
 
@@ -33,68 +36,72 @@ SAVED = "0000"  # name of the one edit that this command makes
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top, source, model, method = job.config.settings, job.config.dataset, job.config.model, job.config.method
-    dataset = inline(top.edit) if top.edit.given else source.load(top.limit, monitor)
-    base = None if top.base_edit is None else expanded(top.base_edit)
-    path = _path(job, dataset, base)
-    context = context_of(job, None if top.edit.given else OtherRecords(source, dataset.cases, top.seed))
+    return MakeEdit(job, monitor).conduct()
 
-    def check() -> None:
-        refuse_missing(job, model, method, context)
-        if base is not None:
-            edit_store.verify(base)
 
-    details = {
-        "protocol": {"batch_size": len(dataset.cases), "batches": 1, "evaluated": "after all edits", "restored": False}
-    }
-    with recorded(job, path, monitor, details, dataset, check=check) as run:
-        timer = PhaseTimer(monitor)
-        saved = run.edits / SAVED
-        if not job.process_group.broadcast(run.finished.issuperset(dataset.ids) and saved.is_dir()):
-            check()
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
-            about = job.about_method
-            editor = method.begin(lm, context)
-            editor.warm_up()  # what it lacks is told before anything is asked
-            if base is not None:
-                for directory in edit_store.chain(base):
-                    edit = edit_store.load(directory, lm)
-                    if edit_store.read_manifest(directory)["method"].get("type") == about["type"]:
-                        editor.recall(edit)  # before it is attached, as in a sequence
-                    lm.attach(edit)
-            before = BeforeCache(job.config.protocol.observe, perplexity_texts(model))
-            with monitor.phase("ask before"):
-                before.observe(lm, dataset.cases)
-            done = attempt(editor, dataset.cases)
-            after = {}
-            if done.edit is not None:
-                if job.process_group.is_main:
-                    edit_store.save(done.edit, saved, lm, done.requests, about, base)
-                with monitor.phase("ask after"), lm.edited(done.edit):
-                    found = observe(lm, done.cases, before.options, before.texts, before.seen)
-                after = dict(zip((case.id for case in done.cases), found, strict=True))
-            for case, earlier in zip(dataset.cases, before.observe(lm, dataset.cases), strict=True):
-                if case.id not in run.finished:
-                    line = result_line(case, 0, earlier, after.get(case.id), done.seconds, done.rejected.get(case.id))
-                    run.append({**line, "diagnosis": done.diagnosis, "phases": timer.take()})
-        else:
-            monitor.note("this edit is there already (overwrite=true makes it again)")
+class MakeEdit(Experiment):
+    COMPLETE = "this edit is there already (overwrite=true makes it again)"
 
-        def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
-            place = {"edit": str(saved.relative_to(run.path)), "took": verdicts(lines)}
-            return {**summary_of(run.manifest, lines, seconds=timer.take()), **place}
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        top = job.config.settings
+        records = records_of(job, monitor, inline(top.edit) if top.edit.given else None)
+        super().__init__(job, monitor, records.dataset, None if top.edit.given else records.found.cases, records)
+        self.base = None if top.base_edit is None else expanded(top.base_edit)
 
-        ended = conclude(
-            job,
-            run,
-            monitor,
-            summarise,
-            before_and_after,
-            code=lambda summary: SOME_FAILED if top.must_take and summary["took"]["failed"] else 0,
-        )
-        if saved.is_dir() and job.process_group.is_main and not job.in_sweep:
-            monitor.screen.line(f"edit: {saved}")
-        return ended
+    @property
+    def saved(self) -> Path:
+        return self.run.edits / SAVED
+
+    def path(self) -> Path:
+        return _path(self.job, self.dataset, self.base)
+
+    def details(self) -> dict[str, Any]:
+        size = len(self.dataset.cases)
+        return {"batch_size": size, "batches": 1, "evaluated": "after all edits", "restored": False}
+
+    def check(self) -> None:
+        super().check()
+        if self.base is not None:
+            edit_store.verify(self.base)
+
+    def is_complete(self) -> bool:
+        return self.job.process_group.broadcast(super().is_complete() and self.saved.is_dir())
+
+    def work(self, lm: LM) -> None:
+        editor, about = self.begin(lm), self.job.about_method
+        editor.warm_up()  # what it lacks is told before anything is asked
+        if self.base is not None:
+            attach_base(self.base, editor, about["type"])
+        before = self.unedited()
+        with self.monitor.phase("ask before"):
+            before.observe(lm, self.dataset.cases)
+        done = attempt(editor, self.dataset.cases)
+        if done.edit is not None and lm.process_group.is_main:
+            edit_store.save(done.edit, self.saved, lm, done.requests, about, self.base)
+        wanted = [case for case in self.dataset.cases if case.id not in self.run.finished]
+        after = Asker(lm, before).attached(done)
+        for line in lines_of(done, wanted, 0, before.observe(lm, wanted), after):
+            self.write(line)
+
+    def summary(self, lines: Sequence[Line]) -> Summary:
+        found = summary_of(self.run.manifest, lines, seconds=self.timer.take())
+        return {**found, "edit": str(self.saved.relative_to(self.run.path)), "took": verdicts(lines)}
+
+    def leave(self, summary: Summary, lines: Sequence[Line]) -> list[str]:
+        return [f"edit: {self.saved}"] if self.saved.is_dir() else []
+
+    def exit_code(self, summary: Summary, lines: Sequence[Line]) -> int:
+        failed = super().exit_code(summary, lines)
+        return SOME_FAILED if self.settings.must_take and summary["took"]["failed"] else failed
+
+
+def attach_base(base: Path, editor: Editor[Any], kind: str) -> None:
+    """Put the edit that this one stands on in place; what a method of the same kind remembers of it is taken up."""
+    for directory in edit_store.chain(base):
+        edit = edit_store.load(directory, editor.lm)
+        if edit_store.read_manifest(directory)["method"].get("type") == kind:
+            editor.recall(edit)  # before it is attached, as in a sequence
+        editor.lm.attach(edit)
 
 
 def _path(job: Job, dataset: Dataset, base: Path | None) -> Path:
@@ -131,3 +138,16 @@ def inline(fact: Fact) -> Dataset:
         ) from None
     digest = hashlib.sha256(repr(case.requests[0]).encode()).hexdigest()
     return Dataset(INLINE, (case,), "command line", digest, 1, (), None, 0, None, None)
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole = MakeEdit(job, monitor)
+    cases = whole.dataset.cases
+    plan = Plan.of(whole, [cases])
+    if whole.base is not None:
+        plan.say("stands on", str(whole.base))
+    plan.editing(whole.method, [cases])
+    plan.asking("before", cases)
+    plan.asking("after", cases)
+    return plan

@@ -12,25 +12,16 @@ from edit_cli.distributed import SINGLE
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.experiment.asking import Asker, Seen
-from edit_cli.experiment.conclude import conclude
-from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.attempt import Attempt, attempt, attempt_each
+from edit_cli.experiment.base import Experiment, Line, Summary
+from edit_cli.experiment.downstream import GeneralAbility, downstream_of
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import recorded, run_path
-from edit_cli.experiment.setup import (
-    Attempt,
-    PhaseTimer,
-    attempt_each,
-    context_of,
-    load_fitting,
-    perplexity_texts,
-    refuse_missing,
-)
+from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import records_of
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation
-from edit_cli.report.summary import summary_of
-from edit_cli.report.tables.run import evaluation
 from edit_cli.requests import Case
-from edit_cli.runs.run import Run
+from edit_cli.runs.run import SharedRun
 
 WINDOW = 100  # cases that are asked about in one go before they are edited
 
@@ -39,40 +30,61 @@ Begin = Callable[[], Editor[Any]]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    top, protocol, model, method = job.config.settings, job.config.protocol, job.config.model, job.config.method
-    dataset = job.config.dataset.load(top.limit, monitor)
-    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
-    batches = list(enumerate(protocol.batches(dataset.cases, method)))
-    size = protocol.size(method, len(dataset.cases))
-    details = {
-        "protocol": {"batch_size": size, "batches": len(batches), "evaluated": "after each batch", "restored": True}
-    }
-    path = run_path(job, job.choices["dataset"], job.model_name)
-    check = partial(refuse_missing, job, model, method, context)
-    with recorded(job, path, monitor, details, dataset, check=check) as run:
-        timer = PhaseTimer(monitor)
-        if not run.finished.issuperset(dataset.ids):
-            if run.finished:
-                monitor.note(f"continuing: {len(run.finished):,} of {len(dataset.cases):,} cases are there already")
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
-            begin = partial(method.begin, lm, context)
-            begin().warm_up()
-            about = job.about_method if protocol.save_edits else None
-            before = BeforeCache(protocol.observe, perplexity_texts(model))
-            with monitor.task("cases", len(dataset.cases)) as advance:
-                advance(len(run.finished))
-                for line in evaluate_shared(lm, begin, batches, run, before, about):
-                    run.append({**line, "phases": timer.take()})
-                    advance(1)
-        else:
-            monitor.note("all cases are there already, so nothing is edited again (overwrite=true would)")
-        return conclude(
-            job,
-            run,
-            monitor,
-            lambda lines: summary_of(run.manifest, lines, dataset.references, timer.take()),
-            lambda summary, _: evaluation(summary),
-        )
+    return Evaluate(job, monitor).conduct()
+
+
+class Evaluate(Experiment):
+    COMPLETE = "all cases are there already, so nothing is edited again (overwrite=true would)"
+
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        records = records_of(job, monitor)
+        super().__init__(job, monitor, records.dataset, records.found.cases, records)
+        self.batches = list(enumerate(self.protocol.batches(self.dataset.cases, self.method)))
+        self.general = GeneralAbility(self.protocol, self.path())
+
+    def details(self) -> dict[str, Any]:
+        size = self.protocol.size(self.method, len(self.dataset.cases))
+        return {"batch_size": size, "batches": len(self.batches), "evaluated": "after each batch", "restored": True}
+
+    def check(self) -> None:
+        self.general.require(self.job)
+        super().check()
+
+    def is_complete(self) -> bool:
+        states = (0, len(self.batches[-1][1]))
+        lacking = [edits for edits in states if self.general.lacks(self.job.process_group, edits)]
+        return super().is_complete() and not lacking
+
+    def work(self, lm: LM) -> None:
+        self.general.ask(lm, 0)
+        self.begin(lm).warm_up()
+        about = self.job.about_method if self.protocol.save_edits else None
+        made: dict[int, Attempt] = {}
+        lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about, made)
+        self.write_all(lines, "cases", len(self.dataset.cases))
+        self._ask_general(lm, made)
+
+    def _ask_general(self, lm: LM, made: dict[int, Attempt]) -> None:
+        """Ask downstream tasks with the last batch's edit in place. It is made again where this process, or another,
+        has not got it.
+        """
+        (step, cases), lm.process_group = self.batches[-1], self.job.process_group
+        if not self.general.lacks(lm.process_group, len(cases)):
+            return
+        has_it = all(lm.process_group.gather([step in made]))
+        done = made[step] if has_it else attempt(self.begin(lm), cases)
+        if done.edit is None:
+            self.monitor.note("the last batch came to no edit, so downstream tasks are not asked again")
+            return
+        with lm.edited(done.edit):
+            self.general.ask(lm, len(cases))
+
+    def summary(self, lines: Sequence[Line]) -> Summary:
+        return {**super().summary(lines), **downstream_of(self.run.path)}
+
+    def write(self, line: Line) -> None:
+        super().write(line)
+        self.tracked.line(line)
 
 
 def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
@@ -89,11 +101,18 @@ def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Itera
 
 
 def evaluate(
-    lm: LM, begin: Begin, batches: Batches, run: Run, before: BeforeCache, about: dict[str, Any] | None = None
+    lm: LM,
+    begin: Begin,
+    batches: Batches,
+    run: SharedRun,
+    before: BeforeCache,
+    about: dict[str, Any] | None = None,
+    made: dict[int, Attempt] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Lines of results, a list a batch, of the cases that `run` has not finished.
 
     begin: makes an editor that remembers nothing. about: what saved edits say of their method; without, none is saved.
+    made: is given what came of the last of the batches.
 
     In other company, answers differ in their last bits. So what was cut off is done again as a whole: of a window with
     unfinished cases all are edited and asked about, finished or not, as in a run that was not cut off.
@@ -105,13 +124,17 @@ def evaluate(
             continue
         with lm.monitor.phase("ask before"):
             before.observe(lm, [case for _, batch in window for case in batch])
-        made = attempts(asker, begin, window, run, about)
-        for (step, batch), (done, after) in zip(window, asker.answers(made), strict=True):
+        answers = asker.answers(attempts(asker, begin, window, run, about))
+        for (step, batch), (done, after) in zip(window, answers, strict=True):
             wanted = [case for case in batch if case.id not in run.finished]
+            if made is not None and step == batches[-1][0] and (wanted or done.edit is not None):
+                made[step] = done
             yield lines_of(done, wanted, step, before.observe(lm, wanted), after)
 
 
-def attempts(asker: Asker, begin: Begin, window: Batches, run: Run, about: dict[str, Any] | None) -> Iterator[Attempt]:
+def attempts(
+    asker: Asker, begin: Begin, window: Batches, run: SharedRun, about: dict[str, Any] | None
+) -> Iterator[Attempt]:
     """The edits of the batches, saved if `about` says of what method.
 
     Those that are asked about one by one say the same in whatever company: there, finished batches are left out.
@@ -175,3 +198,16 @@ def windows(batches: Iterable[tuple[int, list[Case]]]) -> Iterator[Batches]:
             group = []
     if group:
         yield group
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole = Evaluate(job, monitor)
+    cases, batches = whole.dataset.cases, [batch for _, batch in whole.batches]
+    plan = Plan.of(whole, batches)
+    plan.editing(whole.method, batches)
+    plan.asking("before", cases)
+    plan.asking("after", cases)
+    plan.perplexity("after", len(batches) - 1)
+    plan.unknown += whole.general.untold
+    return plan

@@ -8,140 +8,157 @@ uninterrupted run.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from edit_cli.commands import sme
 from edit_cli.commands.evaluate import result_line
+from edit_cli.commands.sme import Sme
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Editor
 from edit_cli.errors import UsageError
-from edit_cli.experiment.conclude import conclude
-from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.attempt import Attempt, attempt
+from edit_cli.experiment.base import Experiment, Line, Summary
+from edit_cli.experiment.downstream import GeneralAbility, downstream_of
 from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.protocol import SequentialProtocol
-from edit_cli.experiment.run_directory import recorded, run_path
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.saved_steps import SavedSteps
-from edit_cli.experiment.setup import (
-    Attempt,
-    PhaseTimer,
-    attempt,
-    context_of,
-    load_fitting,
-    perplexity_texts,
-    refuse_missing,
-)
 from edit_cli.experiment.sme_protocol import SmeProtocol
 from edit_cli.lm.model import LM
-from edit_cli.metrics.observe import BeforeCache, observe
+from edit_cli.metrics.observe import BeforeCache, Observation, observe
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT, MODEL, checkpoint_rows, first_collapse
 from edit_cli.metrics.weight_drift import Health
 from edit_cli.monitor import Monitor
-from edit_cli.report.figures import curves
-from edit_cli.report.sequence import sequential_summary, sequential_table, told
+from edit_cli.report.sequence import told
 from edit_cli.requests import Case
-from edit_cli.runs.run import SUMMARY, Run
+from edit_cli.runs.run import Run, SharedRun
+from edit_cli.wording import many
 
-KEY = ("case_id", "when", "edits")
 COLLAPSED = 6  # exit code of a run that was stopped because it was destroying its model
 WATCHED = 64  # prompts on which the drift of activations is measured
 
 
+def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
+    """Raises UsageError where the protocol is none of sequences."""
+    if isinstance(job.config.protocol, SmeProtocol):
+        return Sme(job, monitor).conduct()
+    if not isinstance(job.config.protocol, SequentialProtocol):
+        raise UsageError("protocol names no protocol of sequences: choose protocol=lifelong or protocol=sme")
+    return Lifelong(job, monitor).conduct()
+
+
+class Lifelong(Experiment):
+    KEY = ("case_id", "when", "edits")
+    COMPLETE = "this run is complete, so nothing is edited again (overwrite=true would)"
+
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        records, protocol = records_of(job, monitor), job.config.protocol
+        dataset = records.dataset
+        self.steps = protocol.batches(dataset.cases, job.config.method)
+        protocol.checkpoint_steps([len(step) for step in self.steps])  # refuses those that are out of reach
+        left = untouched(records.source, dataset, protocol.holdout)
+        self.held_out = records.put(left)
+        super().__init__(job, monitor, dataset, [*records.found.cases, *left], records)
+        self.general = GeneralAbility(protocol, self.path())
+
+    def details(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.protocol.size(self.method, len(self.dataset.cases)),
+            "batches": len(self.steps),
+            "evaluated": "right after each step, and at checkpoints",
+            "restored": False,
+            "held_out": len(self.held_out),
+        }
+
+    def belongs(self) -> Callable[[Any], bool]:
+        return identities(self.protocol, self.steps, self.held_out).__contains__
+
+    def check(self) -> None:
+        self.general.require(self.job)
+        super().check()
+
+    def is_complete(self) -> bool:
+        return self.is_summarised()
+
+    def work(self, lm: LM) -> None:
+        cases, about = self.dataset.cases, self.job.about_method
+        editor = self.begin(lm)
+        editor.warm_up()
+        before = self.unedited()
+        with self.monitor.phase("ask before"):
+            before.observe(lm, [*cases, *self.held_out])
+            watched = [probe.text for case in self.held_out or cases for probe in case.probes][:WATCHED]
+            health = Health(lm, watched)
+        self.general.ask(lm, 0)
+        saved = SavedSteps(self.run.edits, lm, editor, self.protocol.edits_room)
+        walk = Walk(lm, editor, self.run, before, self.protocol, about, health, saved, self.general)
+        self.write_all(self._until_destroyed(walk), "facts", len(cases), lambda identity: identity[1] == AFTER_EDIT)
+        if isinstance(self.run, Run):
+            rejected = {line["case_id"] for line in self.run.lines() if line["error"]}
+            edited = [case for step in self.steps for case in step if case.id not in rejected]
+            draw_own(editor, edited, self.run.path, f"{about['name']} on {lm.name}: {self.dataset.name}")
+
+    def _until_destroyed(self, walk: Walk) -> Iterator[Line]:
+        if self._is_destroyed():
+            return
+        for line in walked(walk, self.steps, self.held_out):
+            yield line
+            if line["when"] == MODEL and self._is_destroyed():
+                return
+
+    def _is_destroyed(self) -> bool:
+        """Tell how the last checkpoint went; whether the run is to be stopped there.
+
+        The main process decides, from the lines on disk.
+        """
+        stop, protocol = False, self.protocol
+        if isinstance(self.run, Run):
+            lines = self.run.lines()
+            last = max((line["edits"] for line in lines if line["when"] == MODEL), default=None)
+            part = [line for line in lines if line["edits"] == last or line["when"] == AFTER_EDIT]
+            if rows := checkpoint_rows(part, protocol.first) if last else []:
+                found = first_collapse(rows, lines, protocol.collapse_below, protocol.collapse_perplexity)
+                self.tracked.means(rows[-1]["metrics"], rows[-1]["edits"])
+                self.monitor.note(told(rows[-1]) + (f"; COLLAPSED: {found['reason']}" if found else ""))
+                stop = protocol.stop_on_collapse and found is not None
+        return self.job.process_group.broadcast(stop)
+
+    def summary(self, lines: Sequence[Line]) -> Summary:
+        return {**super().summary(lines), **downstream_of(self.run.path)}
+
+    def exit_code(self, summary: Summary, lines: Sequence[Line]) -> int:
+        failed = super().exit_code(summary, lines)
+        return COLLAPSED if summary["stopped"] else failed
+
+
 @dataclass
 class Walk:
-    """What one pass over the steps needs. `before` knows what the unedited model says, `health` how it was."""
+    """What one pass over the steps needs. `before` knows what the unedited model says, `health` how it was, `general`
+    asks downstream tasks.
+    """
 
     lm: LM
     editor: Editor[Any]
-    run: Run
+    run: SharedRun
     before: BeforeCache
     protocol: SequentialProtocol
     method: dict[str, Any]
     health: Health
     steps: SavedSteps
+    general: GeneralAbility
 
     def missing(self, cases: Sequence[Case], when: str, edits: int) -> list[Case]:
         return [case for case in cases if (case.id, when, edits) not in self.run.finished]
 
-
-def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    protocol = job.config.protocol
-    if isinstance(protocol, SmeProtocol):
-        return sme.run(job, protocol, monitor)
-    if not isinstance(protocol, SequentialProtocol):
-        raise UsageError("protocol names no protocol of sequences: choose protocol=lifelong or protocol=sme")
-    top, model, method, source = job.config.settings, job.config.model, job.config.method, job.config.dataset
-    dataset = source.load(top.limit, monitor)
-    steps = protocol.batches(dataset.cases, method)
-    protocol.checkpoint_steps([len(step) for step in steps])  # refuses those that are out of reach
-    held_out = untouched(source, dataset, protocol.holdout)
-    context = context_of(job, OtherRecords(source, [*dataset.cases, *held_out], top.seed))
-    details = {
-        "protocol": {
-            "batch_size": protocol.size(method, len(dataset.cases)),
-            "batches": len(steps),
-            "evaluated": "right after each step, and at checkpoints",
-            "restored": False,
-            "held_out": len(held_out),
-        }
-    }
-    path = run_path(job, job.choices["dataset"], job.model_name)
-    check, belongs = (
-        partial(refuse_missing, job, model, method, context),
-        identities(protocol, steps, held_out).__contains__,
-    )
-    with recorded(job, path, monitor, details, dataset, KEY, check, belongs) as run:
-        timer = PhaseTimer(monitor)
-        if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
-            editor = method.begin(lm, context)
-            editor.warm_up()
-            about = job.about_method
-            before = BeforeCache(protocol.observe, perplexity_texts(model))
-            with monitor.phase("ask before"):
-                before.observe(lm, [*dataset.cases, *held_out])
-                health = Health(
-                    lm, [probe.prompt for case in held_out or dataset.cases for probe in case.probes][:WATCHED]
-                )
-            walk = Walk(
-                lm,
-                editor,
-                run,
-                before,
-                protocol,
-                about,
-                health,
-                SavedSteps(run.edits, lm, editor, protocol.edits_room),
-            )
-            lines = iter(()) if _destroyed(job, run, protocol, monitor) else walked(walk, steps, held_out)
-            with monitor.task("facts", len(dataset.cases)) as advance:
-                if known := sum(when == AFTER_EDIT for _, when, _ in run.finished):
-                    monitor.note(f"continuing: {known:,} of {len(dataset.cases):,} facts are edited already")
-                advance(known)
-                for line in lines:
-                    run.append({**line, "phases": timer.take()})
-                    advance(line["when"] == AFTER_EDIT)
-                    if line["when"] == MODEL and _destroyed(job, run, protocol, monitor):
-                        break
-            if job.process_group.is_main:
-                rejected = {line["case_id"] for line in run.lines() if line["error"]}
-                edited = [case for step in steps for case in step if case.id not in rejected]
-                draw_own(editor, edited, run.path, f"{about['name']} on {lm.name}: {dataset.name}")
-        else:
-            monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
-        return conclude(
-            job,
-            run,
-            monitor,
-            lambda lines: sequential_summary(run.manifest, lines, dataset.references, timer.take()),
-            lambda summary, _: sequential_table(summary),
-            curves.draw,
-            lambda summary: COLLAPSED if summary["stopped"] else 0,
-        )
+    def ask(self, cases: Sequence[Case], phase: str, texts: Sequence[str] = ()) -> dict[str, Observation]:
+        """{case id: what the model says now}."""
+        with self.lm.monitor.phase(phase):
+            seen = observe(self.lm, cases, self.before.options, texts, self.before.seen)
+        return dict(zip((case.id for case in cases), seen, strict=True))
 
 
 def identities(
@@ -175,6 +192,7 @@ def walked(walk: Walk, steps: Sequence[list[Case]], held_out: Sequence[Case]) ->
         if number in checkpoints:
             yield from _asked(walk, number, edited, CHECKPOINT, total)
             yield from _asked(walk, number, held_out, HELD_OUT, total)
+            walk.general.ask(walk.lm, total)
             if (MODEL, MODEL, total) not in walk.run.finished:
                 with walk.lm.monitor.phase("ask at checkpoints"):
                     found = walk.health.measure(walk.lm)
@@ -206,14 +224,7 @@ def _after_edit(walk: Walk, number: int, step: Sequence[Case], done: Attempt, to
     wanted = walk.missing(step, AFTER_EDIT, total)
     # all together: in other company, answers differ in their last bits
     asked = [case for case in step if case.id not in done.rejected] if wanted else []
-    with walk.lm.monitor.phase("ask after"):
-        seen = dict(
-            zip(
-                (case.id for case in asked),
-                observe(walk.lm, asked, walk.before.options, before=walk.before.seen),
-                strict=True,
-            )
-        )
+    seen = walk.ask(asked, "ask after")
     for case in wanted:
         earlier = walk.before.observe(walk.lm, [case])[0]
         line = result_line(case, number, earlier, seen.get(case.id), done.seconds, done.rejected.get(case.id))
@@ -229,15 +240,7 @@ def _asked(walk: Walk, number: int, cases: Sequence[Case], when: str, total: int
     early = {case.id for case in cases[: walk.protocol.first]}
     group = [case for case in cases if case.id in sampled | early]
     wanted = walk.missing(group, when, total)
-    with walk.lm.monitor.phase("ask at checkpoints"):
-        asked = group if wanted else []
-        seen = dict(
-            zip(
-                (case.id for case in asked),
-                observe(walk.lm, asked, walk.before.options, walk.before.texts, walk.before.seen),
-                strict=True,
-            )
-        )
+    seen = walk.ask(group if wanted else [], "ask at checkpoints", walk.before.texts)
     for case in wanted:
         earlier = walk.before.observe(walk.lm, [case])[0] if when == HELD_OUT else None
         line = result_line(case, number, earlier, seen[case.id], 0.0, None)
@@ -252,26 +255,9 @@ def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> set[str]:
     return {case.id for case in sorted(cases, key=lambda case: rank[case.id])[: protocol.sample]}
 
 
-def _destroyed(job: Job, run: Run, protocol: SequentialProtocol, monitor: Monitor) -> bool:
-    """Tell how the last checkpoint went; whether the run is to be stopped there.
-
-    The main process decides, from the lines on disk.
-    """
-    stop = False
-    if job.process_group.is_main:
-        lines = run.lines()
-        last = max((line["edits"] for line in lines if line["when"] == MODEL), default=None)
-        part = [line for line in lines if line["edits"] == last or line["when"] == AFTER_EDIT]
-        if rows := checkpoint_rows(part, protocol.first) if last else []:
-            found = first_collapse(rows, lines, protocol.collapse_below, protocol.collapse_perplexity)
-            monitor.note(told(rows[-1]) + (f"; COLLAPSED: {found['reason']}" if found else ""))
-            stop = protocol.stop_on_collapse and found is not None
-    return job.process_group.broadcast(stop)
-
-
 def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
     """Neighbourhood and locality prompts of up to `count` records that come after the edited ones."""
-    used = dataset.offset + len(dataset.cases)
+    used = dataset.passed
     if not count or source.ids or used >= dataset.total - len(dataset.dropped):
         return []
     following = replace(source, offset=used).load(count, Monitor())
@@ -281,3 +267,28 @@ def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
         if probes:
             cases.append(Case(f"untouched {case.id}", (), probes))
     return cases
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    protocol = job.config.protocol
+    if not isinstance(protocol, SequentialProtocol):
+        plan = Plan.of(Sme(job, monitor))
+        plan.unknown.append("how many of the facts the model gets wrong: only those are edited under this protocol")
+        return plan
+    whole = Lifelong(job, monitor)
+    cases, steps, held_out = whole.dataset.cases, whole.steps, whole.held_out
+    plan = Plan.of(whole, steps)
+    checkpoints = sorted(protocol.checkpoint_steps([len(step) for step in steps]))
+    edited = [[case for step in steps[: number + 1] for case in step] for number in checkpoints]
+    plan.say("checkpoints", f"after {', '.join(f'{len(done):,}' for done in edited)} facts")
+    plan.editing(whole.method, steps)
+    plan.asking("before", [*cases, *held_out])
+    plan.asking("after each step", cases)
+    for done in edited:
+        wanted = _sample(done, protocol) | {case.id for case in done[: protocol.first]}
+        plan.asking("at checkpoints", [*(case for case in done if case.id in wanted), *held_out], aloud=False)
+    most = f"up to {protocol.sample:,}" if protocol.sample else "all"
+    plan.unknown += whole.general.untold
+    plan.say("at checkpoints", f"{most} of the facts so far, and {many(len(held_out), 'held-out record')}")
+    return plan

@@ -5,42 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
-
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError
+from edit_cli.experiment.downstream import downstream_of
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
-from edit_cli.report import learning, tuning
-from edit_cli.report.sequence import sequential_summary, sequential_table
-from edit_cli.report.sme import sme_summary, sme_table
-from edit_cli.report.summary import summary_of
+from edit_cli.report.kinds import REPORTS, report_of, summary_so_far
 from edit_cli.report.tables import facts
-from edit_cli.report.tables.run import evaluation
-from edit_cli.report.trace import fact_table, trace_summary, trace_table
-from edit_cli.runs.format import FORMS, kind_of
+from edit_cli.report.trace import fact_table
+from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import RunRecord, read_run
-
-SUMMARIES = {
-    "sequential": sequential_summary,
-    "sme": sme_summary,
-    "trace": trace_summary,
-    "train-editor": learning.summary_of,
-    "tune": tuning.summary_of,
-}
-TABLES = {
-    "evaluate": evaluation,
-    "sequential": sequential_table,
-    "sme": sme_table,
-    "trace": trace_table,
-    "train-editor": learning.table,
-    "tune": tuning.table,
-}
 
 
 def run(path: Path, case: str | None, as_json: bool) -> int:
     """Print the run's table, or one case."""
     record, screen = read_run(path), Screen()
-    if (kind := kind_of(record.manifest)) not in FORMS:
+    if (kind := kind_of(record.manifest)) not in REPORTS:
         raise MissingError(f"{path} holds a run of `{kind}`, which this version of edit-cli does not know")
     if record.status != "success":
         screen.note(
@@ -53,22 +32,9 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
         shown = fact_table if record.manifest["command"] == "trace" else facts.case
         screen.json(line) if as_json else screen.show(shown(line))
         return 0
-    summary = record.summary or _so_far(record)
-    screen.json(summary) if as_json else screen.show(_table(record, summary))
+    summary = {**summary_so_far(record), **downstream_of(record.path)}
+    screen.json(summary) if as_json else screen.show(report_of(record.manifest).table(summary, record.lines))
     return 0
-
-
-def _so_far(record: RunRecord) -> dict[str, Any]:
-    """A summary of what an unfinished run has."""
-    kind = kind_of(record.manifest)
-    if not record.lines and kind != "train-editor":
-        raise MissingError(f"{record.path} has no finished case yet")
-    return SUMMARIES.get(kind, summary_of)(record.manifest, record.lines)
-
-
-def _table(record: RunRecord, summary: dict[str, Any]) -> RenderableType:
-    kind = kind_of(record.manifest)
-    return facts.before_and_after(summary, record.lines) if kind == "edit" else TABLES[kind](summary)
 
 
 def _case(record: RunRecord, case: str) -> dict[str, Any]:

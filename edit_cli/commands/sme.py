@@ -8,9 +8,10 @@ edits: the numbers are those of an unbroken run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from edit_cli.commands.evaluate import Begin, result_line
@@ -18,24 +19,59 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
-from edit_cli.experiment.conclude import conclude
-from edit_cli.experiment.examples import OtherRecords
+from edit_cli.experiment.attempt import Attempt, attempt
+from edit_cli.experiment.base import Experiment, Line
 from edit_cli.experiment.figures import draw_own
-from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import recorded, run_path
+from edit_cli.experiment.job import Job
+from edit_cli.experiment.records import records_of
+from edit_cli.experiment.run_directory import run_path
 from edit_cli.experiment.saved_steps import naming
-from edit_cli.experiment.setup import Attempt, PhaseTimer, attempt, context_of, load_fitting, refuse_missing
 from edit_cli.experiment.sme_protocol import SmeProtocol
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import Observation, observe
 from edit_cli.metrics.sme import KEPT, TURN, solved
-from edit_cli.report import sme as report
 from edit_cli.requests import Case
-from edit_cli.runs.run import SUMMARY, Run
+from edit_cli.runs.run import Run, SharedRun
 from edit_cli.wording import many
 
-KEY = ("case_id", "when", "fold", "edits")
 MODEL, END = "model", " at the end"  # names of lines about no case
+
+
+class Sme(Experiment):
+    KEY = ("case_id", "when", "fold", "edits")
+    COMPLETE = "this run is complete, so nothing is edited again (overwrite=true would)"
+
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        records, protocol = records_of(job, monitor), job.config.protocol
+        cut, kept = protocol.cut(records.found.cases), protocol.kept(records.source, records.found)
+        self.folds = {number: records.put(map(protocol.as_edited, cases)) for number, cases in cut.items()}
+        self.kept = dict(zip(("train", "test"), map(records.put, kept), strict=True))
+        super().__init__(job, monitor, records.dataset, [*records.found.cases, *kept[0], *kept[1]], records)
+
+    def path(self) -> Path:
+        return run_path(self.job, self.job.choices["dataset"], self.job.model_name, "sme")
+
+    def details(self) -> dict[str, Any]:
+        counts = {name: len(asked) for name, asked in self.kept.items()}
+        return {"kind": "sme", "batch_size": 1, "batches": len(self.dataset.cases), **counts}
+
+    def belongs(self) -> Callable[[Any], bool]:
+        return partial(belongs, self.folds)
+
+    def is_complete(self) -> bool:
+        return self.is_summarised()
+
+    def work(self, lm: LM) -> None:
+        begin = partial(self.begin, lm)
+        begin().warm_up()
+        lines = self.job.process_group.broadcast(self.run.lines() if isinstance(self.run, Run) else [])
+        done = {self.run.identity(line): line for line in lines}
+        stream = Stream(lm, begin, begin(), self.run, self.protocol, self.job.about_method, self.kept, done)
+        _refuse_too_few(stream, self.folds)
+        every = (line for number, cases in self.folds.items() for line in walked(stream, number, cases))
+        new = (line for line in every if self.run.identity(line) not in done)
+        total = sum(map(len, self.folds.values()))
+        self.write_all(new, "facts", total, lambda identity: identity[1] == TURN)
 
 
 @dataclass
@@ -49,64 +85,15 @@ class Stream:
     lm: LM
     begin: Begin
     editor: Editor[Any]
-    run: Run
+    run: SharedRun
     protocol: SmeProtocol
     method: dict[str, Any]
     kept: dict[str, list[Case]]
-    done: dict[Any, Mapping[str, Any]]
+    done: dict[Any, Line]
 
     def ask(self, cases: Sequence[Case], phase: str) -> list[Observation]:
         with self.lm.monitor.phase(phase):
             return observe(self.lm, cases, self.protocol.observe)
-
-
-def run(job: Job, protocol: SmeProtocol, monitor: ConsoleMonitor) -> Outcome:
-    top, model, method, source = job.config.settings, job.config.model, job.config.method, job.config.dataset
-    dataset = source.load(top.limit, monitor)
-    folds = {
-        number: [protocol.as_edited(case) for case in cases] for number, cases in protocol.cut(dataset.cases).items()
-    }
-    kept = dict(zip(("train", "test"), protocol.kept(source, dataset), strict=True))
-    context = context_of(job, OtherRecords(source, [*dataset.cases, *kept["train"], *kept["test"]], top.seed))
-    counts = {name: len(asked) for name, asked in kept.items()}
-    details = {"protocol": {"kind": "sme", "batch_size": 1, "batches": len(dataset.cases), **counts}}
-    path = run_path(job, job.choices["dataset"], job.model_name, "sme")
-    check = partial(refuse_missing, job, model, method, context)
-    with recorded(job, path, monitor, details, dataset, KEY, check, partial(belongs, folds)) as run:
-        timer = PhaseTimer(monitor)
-        if not job.process_group.broadcast((run.path / SUMMARY).exists()):  # the last thing that is written
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
-            begin = partial(method.begin, lm, context)
-            begin().warm_up()
-            lines = job.process_group.broadcast(run.lines() if job.process_group.is_main else None)
-            done = {tuple(line[part] for part in KEY): line for line in lines}
-            stream = Stream(
-                lm,
-                begin,
-                begin(),
-                run,
-                protocol,
-                job.about_method,
-                kept,
-                done,
-            )
-            _refuse_too_few(stream, folds)
-            with monitor.task("facts", sum(map(len, folds.values()))) as advance:
-                for number, cases in folds.items():
-                    for line in walked(stream, number, cases):
-                        if tuple(line[part] for part in KEY) not in done:
-                            run.append({**line, "phases": timer.take()})
-                        advance(line["when"] == TURN)
-        else:
-            monitor.note("this run is complete, so nothing is edited again (overwrite=true would)")
-        return conclude(
-            job,
-            run,
-            monitor,
-            lambda lines: report.sme_summary(run.manifest, lines, timer.take()),
-            lambda summary, _: report.sme_table(summary),
-            report.draw,
-        )
 
 
 def belongs(folds: Mapping[int, Sequence[Case]], identity: tuple[str, str, int, int]) -> bool:
@@ -239,7 +226,7 @@ def _kept(stream: Stream, fold: int, edited: Sequence[Case], end: str = "") -> d
     found = {
         name: [int(solved(seen)) for seen in stream.ask(cases, "ask at checkpoints")] for name, cases in asked.items()
     }
-    return {**dict(zip(KEY, identity, strict=True)), "seconds": None, "error": None, **found}
+    return {**dict(zip(Sme.KEY, identity, strict=True)), "seconds": None, "error": None, **found}
 
 
 def _bare(case: Case) -> Case:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.experiment.conclude import conclude
+from edit_cli.experiment.base import Experiment
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import recorded, run_path
-from edit_cli.experiment.setup import PhaseTimer, load_model, refuse_missing
-from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.run_directory import run_path
+from edit_cli.experiment.setup import refuse_missing
+from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import require_causal
 from edit_cli.lm.model import LM
-from edit_cli.report.figures import heatmap
-from edit_cli.report.trace import trace_summary, trace_table
+from edit_cli.metrics.knowledge import first_choice
 from edit_cli.requests import EditRequest
-from edit_cli.runs.run import Run
+from edit_cli.runs.run import SharedRun
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
 from edit_cli.tracing.restore import Trace, Tracer
 from edit_cli.tracing.settings import TraceOptions
@@ -32,36 +32,37 @@ Facts = dict[str, EditRequest]
 
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    model, options = job.config.model, job.config.protocol
-    dataset = job.config.dataset.load(job.config.settings.limit, monitor)
-    facts = named(dataset)
-    path = run_path(job, job.choices["dataset"], job.model_name, leaf="trace")
-    details = {"protocol": {"facts": len(facts)}}
-    check = partial(refuse_missing, job, model)
-    with recorded(job, path, monitor, details, dataset, check=check, belongs=facts.__contains__) as run:
-        timer = PhaseTimer(monitor)
-        if not run.finished.issuperset(facts):
-            if run.finished:
-                monitor.note(f"continuing: {len(run.finished):,} of {len(facts):,} facts are there already")
-            check()
-            lm = load_model(model, monitor, job.process_group)
-            require_causal(lm, "tracing")
-            with monitor.task("facts", len(facts)) as advance:
-                advance(len(run.finished))
-                for line in traced(lm, options, facts, run):
-                    run.append({**line, "phases": timer.take()})
-                    advance(1)
-        else:
-            monitor.note("all facts are there already, so nothing is traced again (overwrite=true would)")
-        return conclude(
-            job,
-            run,
-            monitor,
-            lambda lines: trace_summary(run.manifest, lines, timer.take()),
-            lambda summary, _: trace_table(summary),
-            lambda summary, folder: heatmap.draw(summary, folder) if summary["traced"] else (),
-            in_sweeps=True,  # traces cannot be told in a line
-        )
+    return CausalTrace(job, monitor).conduct()
+
+
+class CausalTrace(Experiment):
+    COMPLETE = "all facts are there already, so nothing is traced again (overwrite=true would)"
+    SHOWN_IN_SWEEPS = True  # traces cannot be told in a line
+
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        super().__init__(job, monitor, job.config.dataset.load(job.config.settings.limit, monitor))
+        self.facts = named(self.dataset)
+
+    def path(self) -> Path:
+        return run_path(self.job, self.job.choices["dataset"], self.job.model_name, leaf="trace")
+
+    def details(self) -> dict[str, Any]:
+        return {"facts": len(self.facts)}
+
+    def belongs(self) -> Callable[[Any], bool]:
+        return self.facts.__contains__
+
+    def is_complete(self) -> bool:
+        return self.run.finished.issuperset(self.facts)
+
+    def check(self) -> None:
+        refuse_missing(self.job, self.model, dense="tracing")
+
+    def refuse_unfit(self, lm: LM) -> None:
+        require_causal(lm, "tracing")
+
+    def work(self, lm: LM) -> None:
+        self.write_all(traced(lm, self.protocol, self.facts, self.run), "facts", len(self.facts))
 
 
 def named(dataset: Dataset) -> Facts:
@@ -83,7 +84,7 @@ def named(dataset: Dataset) -> Facts:
     return facts
 
 
-def traced(lm: LM, options: TraceOptions, facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
+def traced(lm: LM, options: TraceOptions, facts: Facts, run: SharedRun) -> Iterator[dict[str, Any]]:
     """A line for each fact that `run` has not finished.
 
     The noise level is that of all facts, whatever is finished, and so is the company in which a fact is asked about and
@@ -125,7 +126,7 @@ def _lines(
         answers = dict(
             zip(able, lm.loglikelihood([(facts[name].text, facts[name].target_true) for name in able]), strict=True)
         )
-    known = [name for name in able if all(answers[name].hits)]
+    known = [name for name in able if first_choice(answers[name].hits)]
     for name in names:
         if name in rejected or name not in known:
             error = rejected.get(name)
@@ -166,3 +167,19 @@ def _numbers(lm: LM, fact: Fact, trace: Trace) -> dict[str, Any]:
         "low": round(trace.low, DIGITS),
         "scores": {kind: scores.astype(float).round(DIGITS).tolist() for kind, scores in trace.scores.items()},
     }
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    whole, options = CausalTrace(job, monitor), job.config.protocol
+    plan = Plan.of(whole)
+    if (work := plan.work) is not None:
+        depth = work.outline.depth
+        lengths = [work.length(request.text) for request in whole.facts.values()]
+        runs = sum(length * depth * len(options.kinds) for length in lengths)
+        plan.say("traced", f"up to {runs:,} restored states, each in {options.copies} corrupted runs")
+        tokens = sum(length * length * depth * len(options.kinds) * options.copies / 4 for length in lengths)
+        seconds = work.passes(tokens, runs * options.copies, tokens / options.batch_tokens)
+        work.add("traces", seconds, work.states(options.batch_tokens))
+    plan.unknown.append("how many of the facts the model knows: only those are traced, so this is the most it takes")
+    return plan

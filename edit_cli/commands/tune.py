@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -22,11 +22,14 @@ from edit_cli.editors.base import Context, EditorConfig, Method
 from edit_cli.editors.locate.base import LocateConfig
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.asking import Asker
-from edit_cli.experiment.conclude import SOME_FAILED
+from edit_cli.experiment.attempt import attempt_each
+from edit_cli.experiment.base import SOME_FAILED, Experiment, Line, Summary
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import ReadOnlyRun, recorded, run_path
-from edit_cli.experiment.setup import attempt_each, context_of, load_fitting, perplexity_texts, refuse_missing
+from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import records_of
+from edit_cli.experiment.run_directory import run_path
+from edit_cli.experiment.setup import context_of, perplexity_texts, refuse_missing
 from edit_cli.files.disk import require_folder, telling
 from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
@@ -34,7 +37,7 @@ from edit_cli.metrics.bootstrap import finite
 from edit_cli.metrics.observe import BeforeCache
 from edit_cli.monitor import Monitor
 from edit_cli.report import tuning as report
-from edit_cli.runs.run import Run
+from edit_cli.runs.run import Run, SharedRun
 from edit_cli.tuning.objective import Objective, penalty, perplexities
 from edit_cli.tuning.spaces import SPACES, Space, reachable_layers
 from edit_cli.tuning.study import Search, require_optuna
@@ -43,38 +46,70 @@ from edit_cli.wording import many
 FEWEST = 4  # facts that settings can be compared on
 SPLITS = "tune", "validation"  # of embedded records: those that nothing is reported on
 
-Line = dict[str, Any]
-
 
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
-    began = time.monotonic()
-    top, model, method = job.config.settings, job.config.model, job.config.method
-    name = job.choices["method"]
-    require_optuna()
-    space = {key: values for key, values in SPACES[name].items() if not _is_given(key, job.composed.given)}
-    if not space:
-        raise UsageError(f"every setting of method={name} that is searched is given: leave one of them out")
-    dataset, where = facts(job.config.dataset, top.limit, monitor)
-    out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
-    require_folder(out.parent, "out" if top.out is not None else out.parent)
-    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
-    path = run_path(job, job.choices["dataset"], job.model_name)
-    details = {"protocol": {"batch_size": job.config.protocol.size(method, len(dataset.cases)), "facts": where}}
-    check = partial(refuse_missing, job, model, method, context)
-    belongs = lambda identity: isinstance(identity, int)  # noqa: E731
-    with recorded(job, path, monitor, details, dataset, key=("trial",), check=check, belongs=belongs) as run:
-        lines: list[Line] = job.process_group.broadcast(run.lines() if isinstance(run, Run) else [])
-        if not _ended(lines, top.trials, top.seconds, 0.0):
-            if lines:
-                monitor.note(f"continuing: {many(len(lines), 'trial')} there already")
-            lm = load_fitting(job, model, method, context, [dataset], monitor)
-            bench = Bench(job, lm, method, dataset, context, space)
-            bench.search(run, lines, began)
-        else:
-            monitor.note("the search is done already; more trials=N or budget=TIME would go on with it")
-        if not isinstance(run, Run):
-            return Outcome(0, str(run.path))
-        return _conclude(job, run, monitor, lines, out)
+    return Tune(job, monitor).conduct()
+
+
+class Tune(Experiment):
+    KEY = ("trial",)
+    COMPLETE = "the search is done already; more trials=N or budget=TIME would go on with it"
+
+    def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
+        self.began = time.monotonic()
+        top, name = job.config.settings, job.choices["method"]
+        require_optuna()
+        self.space = {key: values for key, values in SPACES[name].items() if not _is_given(key, job.composed.given)}
+        if not self.space:
+            raise UsageError(f"every setting of method={name} that is searched is given: leave one of them out")
+        dataset, self.where = facts(job.config.dataset, top.limit, monitor)
+        self.out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
+        require_folder(self.out.parent, "out" if top.out is not None else self.out.parent)
+        records = records_of(job, monitor, dataset)
+        super().__init__(job, monitor, records.dataset, dataset.cases, records)
+        self.trials: list[Line] = []
+
+    def details(self) -> dict[str, Any]:
+        size = self.protocol.size(self.method, len(self.dataset.cases))
+        return {"batch_size": size, "facts": self.where}
+
+    def belongs(self) -> Callable[[Any], bool]:
+        return lambda identity: isinstance(identity, int)
+
+    def is_complete(self) -> bool:
+        self.trials = self.job.process_group.broadcast(self.run.lines() if isinstance(self.run, Run) else [])
+        return _ended(self.trials, self.settings.trials, self.settings.seconds, 0.0)
+
+    def load(self) -> LM:
+        if self.trials:
+            self.monitor.note(f"continuing: {many(len(self.trials), 'trial')} there already")
+        return super().load()
+
+    def work(self, lm: LM) -> None:
+        bench = Bench(self.job, lm, self.method, self.dataset, self.context, self.space)
+        bench.search(self.run, self.trials, self.began)
+
+    def summary(self, lines: Sequence[Line]) -> Summary:
+        """Raises UsageError where no trial came to anything."""
+        best = report.best_first(lines)[0]
+        if best["objective"] <= 0:
+            why = best["error"] or "no fact took"
+            raise UsageError(f"none of {many(len(lines), 'trial')} came to anything ({why}): go on with more trials=N")
+        return super().summary(lines)
+
+    def leave(self, summary: Summary, lines: Sequence[Line]) -> list[str]:
+        """All trials as CSV and as a figure, and the best settings as a file."""
+        rows, path = report.best_first(lines), self.run.path
+        with telling(path / report.TRIALS):
+            (path / report.TRIALS).write_text(report.as_csv(rows), encoding="utf-8")
+        drawn = super().leave(summary, lines)
+        own = flatten(self.job.config.plain["method"])  # what was given is part of what was tried
+        given = {key: value for key, value in own.items() if _is_given(key, self.job.composed.given)}
+        _keep(self.out, users.written(given | rows[0]["settings"], report.comment(summary)), self.monitor)
+        return [f"trials: {path / report.TRIALS}", *drawn, f"settings: {self.out}"]
+
+    def exit_code(self, summary: Summary, lines: Sequence[Line]) -> int:
+        return SOME_FAILED if report.best_first(lines)[0]["failed"] else 0
 
 
 def facts(source: Source, limit: int | None, monitor: Monitor) -> tuple[Dataset, str]:
@@ -135,7 +170,7 @@ class Bench:
     context: Context
     space: Space
 
-    def search(self, run: Run | ReadOnlyRun, lines: list[Line], began: float) -> None:
+    def search(self, run: SharedRun, lines: list[Line], began: float) -> None:
         """Try settings until trials or budget are used up; every trial is on disk when the next one begins.
 
         Raises:
@@ -249,33 +284,6 @@ def _value(config: Any, key: str) -> Any:
     return reduce(getattr, key.split("."), config)
 
 
-def _conclude(job: Job, run: Run, monitor: ConsoleMonitor, lines: Sequence[Line], out: Path) -> Outcome:
-    """The best settings as a file, all trials as a table and as CSV, and how far the best is from the second best.
-
-    Raises:
-        UsageError: no trial came to anything.
-    """
-    rows = report.best_first(lines)
-    best = rows[0]
-    if best["objective"] <= 0:
-        why = best["error"] or "no fact took"
-        raise UsageError(f"none of {many(len(lines), 'trial')} came to anything ({why}): go on with more trials=N")
-    summary = report.summary_of(run.manifest, lines)
-    run.write_summary(summary)
-    with telling(run.path / report.TRIALS):
-        (run.path / report.TRIALS).write_text(report.as_csv(rows), encoding="utf-8")
-    report.draw(summary, rows, run.path)
-    own = flatten(job.config.plain["method"])  # what was given is part of what was tried
-    given = {key: value for key, value in own.items() if _is_given(key, job.composed.given)}
-    _keep(out, users.written(given | best["settings"], report.comment(summary)), monitor)
-    if not job.in_sweep:
-        monitor.screen.show(report.table(summary))
-        monitor.screen.line(f"trials: {run.path / report.TRIALS}")
-        monitor.screen.line(f"figure: {run.path / report.FIGURE}.png")
-        monitor.screen.line(f"settings: {out}")
-    return Outcome(SOME_FAILED if best["failed"] else 0, str(run.path))
-
-
 def _keep(file: Path, text: str, monitor: Monitor) -> None:
     """Write the file; another one that is there is kept beside it."""
     with telling(file):
@@ -286,3 +294,25 @@ def _keep(file: Path, text: str, monitor: Monitor) -> None:
         replaced = file.with_name(f".{file.name}.new")
         replaced.write_text(text, encoding="utf-8")
         replaced.replace(file)
+
+
+def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
+    """What `run` would do, before it costs anything."""
+    top, method, protocol = job.config.settings, job.config.method, job.config.protocol
+    require_optuna()
+    plan, name = Plan(job), job.choices["method"]
+    dataset, where = facts(job.config.dataset, top.limit, monitor)
+    plan.facts(dataset.cases, f"{dataset.source} ({where})", protocol.batches(dataset.cases, method))
+    searched = [key for key in SPACES[name] if not _is_given(key, job.composed.given)]
+    limit = many(top.trials, "trial") if top.trials else "as many trials as the budget allows"
+    plan.say("searched", f"{', '.join(searched)}; {limit}" + (f", {top.budget} at most" if top.budget else ""))
+    plan.run(run_path(job, job.choices["dataset"], job.model_name), dataset)
+    context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
+    plan.needs(partial(refuse_missing, job, job.config.model, method, context))
+    outline = plan.model()
+    if outline is not None and isinstance(method.config, LocateConfig) and method.config.use_covariance:
+        plan.moments(method.config.moments, reachable_layers(SPACES[name], outline.depth))
+    plan.asking("before", dataset.cases)
+    plan.asking("after each trial's edits", dataset.cases, top.trials or 1)
+    plan.unknown.append("how long the edits of a trial take: settings that are proposed differ in it")
+    return plan

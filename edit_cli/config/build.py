@@ -39,6 +39,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("last_part", last_part, replace=True)
 
 
+UNPUBLISHED = "because nothing is published"
 GROUPS = ("method", "model", "dataset", "protocol", "stats", "edit", "splits")
 
 
@@ -185,7 +186,7 @@ def _missing(path: str) -> str:
     """What a value of `???` means to a user; methods get theirs from the published settings of a model."""
     remedy = f"give {path}=VALUE"
     if path.startswith("method."):
-        return f"{path} has no value, because nothing is published for this method on this model: {remedy}"
+        return f"{path} has no value, {UNPUBLISHED} for this method on this model: {remedy}"
     return f"{path} has no value: {remedy}"
 
 

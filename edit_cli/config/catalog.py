@@ -19,7 +19,7 @@ FROM_PLUGINS = {"method": registry.METHODS, "dataset": registry.DATASETS}
 GROUPS = {"methods": "method", "datasets": "dataset", "models": "model", "corpora": "corpus"}
 # classes of settings that help can import, since their modules import nothing heavy
 LIGHT = (
-    "edit_cli.commands.",
+    "edit_cli.experiment.",
     "edit_cli.tracing.settings.",
 )
 LISTS = ("methods", "models", "datasets", "metrics", "runs")

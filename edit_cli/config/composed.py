@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -27,7 +29,8 @@ class Composed:
     """What Hydra hands over, and what its run directory is called by.
 
     choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
-    plugins: packages that the command line names. given: keys of the method that the command line gives.
+    plugins: packages that the command line names. given: keys of the method that the command line gives. overrides: all
+    that it gives to this job, as Hydra reads them. arguments: what was typed.
     """
 
     command: str
@@ -37,6 +40,8 @@ class Composed:
     in_sweep: bool = False
     plugins: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
     @cached_property
     def settings(self) -> Any:
@@ -91,7 +96,7 @@ def composed(command: str, choices: Mapping[str, str], values: Mapping[str, Any]
         UsageError: there is no such option or key.
     """
     register_resolvers()
-    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+    with _composing():
         try:
             node = compose(command, [f"{group}={option}" for group, option in choices.items()])
         except MissingConfigException as error:
@@ -104,10 +109,22 @@ def composed(command: str, choices: Mapping[str, str], values: Mapping[str, Any]
     return Composed(command, node, dict(choices))
 
 
+@contextmanager
+def _composing() -> Iterator[None]:
+    """Hydra's `compose` for the block, also within a job that Hydra runs."""
+    around = GlobalHydra.instance()
+    kept, around.hydra = around.hydra, None
+    try:
+        with initialize_config_module("edit_cli.conf", version_base="1.3"):
+            yield
+    finally:
+        around.hydra = kept
+
+
 def packaged_option(group: str, option: str) -> Any:
     """The typed object of a packaged option, as `evaluate` composes it."""
     register_resolvers()
-    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+    with _composing():
         return build(compose("evaluate", [f"{group}={option}"])[group])
 
 

@@ -50,7 +50,8 @@ def kind_of(hint: Any) -> Kind | None:
 
 
 def regroup(arguments: Sequence[str], kinds: Kinds = MappingProxyType({})) -> list[str]:
-    """Flags first, then all overrides together, as Hydra's parser wants them; texts are quoted.
+    """Flags first, then all overrides together, as Hydra's parser wants them; texts are quoted. `--dry-run` and
+    `--out FILE` are settings, too.
 
     kinds: of settings that hold text, by dotted key.
 
@@ -72,6 +73,12 @@ def regroup(arguments: Sequence[str], kinds: Kinds = MappingProxyType({})) -> li
             flags.append(flag)
             if flag in ("--info", "-i") and waiting and waiting[0] in INFO:
                 flags.append(waiting.pop(0))
+        elif argument == "--dry-run":
+            overrides.append("dry_run=true")
+        elif flag == "--out":
+            if not equals and not waiting:
+                raise UsageError("--out needs a file: --out FILE")
+            overrides.append(_override(f"out={value if equals else waiting.pop(0)}", kinds, sweeps))
         elif argument.startswith("-"):
             raise UsageError(_unknown_flag(argument))
         else:

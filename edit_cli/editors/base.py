@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from edit_cli.config.schema import Config
+from edit_cli.editors.cost import Cost
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.lm.heads.kinds import NAMES
+from edit_cli.lm.layout import Layout
 from edit_cli.lm.model import LM
+from edit_cli.lm.outline import Outline
 from edit_cli.requests import Case, EditRequest
 
 # what methods remember, or spare: examples, text, or whichever there is
@@ -64,6 +67,7 @@ class Editor(ABC, Generic[C]):
         mass_editor: the method is meant for many facts at once (sets the default of `protocol.batch_size`).
         needs_subject: requests without a subject are refused.
         heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier".
+        experts: it works on mixtures of experts, since it writes to no matrix of the model.
         looks_back: how many of the latest edits `recall` needs with their weights; 0: what they remember beside those
             is enough.
     """
@@ -72,6 +76,7 @@ class Editor(ABC, Generic[C]):
     mass_editor: ClassVar[bool] = False
     needs_subject: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ("causal",)
+    experts: ClassVar[bool] = False
     looks_back: ClassVar[int] = 0
 
     def __init__(self, config: C, lm: LM, context: Context | None = None) -> None:
@@ -83,8 +88,7 @@ class Editor(ABC, Generic[C]):
         self.config, self.lm = config, lm
         self.context = context or Context()
         self.refuse_kind(lm.head.kind, lm.name)
-        for layer in getattr(config, "layers", None) or ():
-            lm.layout.block(layer)
+        self.refuse_layout(config, lm.layout, lm.name)
 
     @abstractmethod
     def edit(self, requests: Sequence[EditRequest]) -> Edit:
@@ -98,6 +102,12 @@ class Editor(ABC, Generic[C]):
             RejectedRequest: one of them cannot be made.
         """
         return None
+
+    def edit_cases(self, cases: Sequence[Case]) -> Edit:
+        """An Edit of all requests of some cases. What the cases' probes ask is none of an editor's business: only a
+        reference that is told the answers looks at it.
+        """
+        return self.edit([request for case in cases for request in case.requests])
 
     def check(self, request: EditRequest) -> None:
         """Refuse a request that this method cannot work on, before any work is done.
@@ -124,6 +134,18 @@ class Editor(ABC, Generic[C]):
             )
 
     @classmethod
+    def refuse_layout(cls, config: C, layout: Layout, model: str) -> None:
+        """Refuse a model that lacks a layer, or with whose experts this method cannot be right; it need not be loaded.
+
+        Raises:
+            UsageError: says why.
+        """
+        if not cls.experts:
+            layout.refuse_experts(cls.__name__, model)
+        for layer in getattr(config, "layers", None) or ():
+            layout.block(layer)
+
+    @classmethod
     def require(cls, config: C, model: str, context: Context) -> None:
         """Refuse what this method needs and cannot have (text, a trained network, a library) before the model of that
         name is loaded, which may take long. What only the loaded model can tell is left to `warm_up`.
@@ -131,6 +153,11 @@ class Editor(ABC, Generic[C]):
         Raises:
             MissingError: says what is missing, and what to do about it. UsageError: settings that leave nothing to do.
         """
+
+    @classmethod
+    def cost(cls, config: C, outline: Outline, lengths: Sequence[int]) -> Cost | None:
+        """What editing facts of so many tokens together takes on such a model; None where that cannot be told ahead."""
+        return None
 
     def warm_up(self) -> None:
         """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate

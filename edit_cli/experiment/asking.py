@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from edit_cli.experiment.setup import Attempt
+from edit_cli.experiment.attempt import Attempt
 from edit_cli.lm.edit import Added, Edit
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, Observation, observe
@@ -45,7 +45,7 @@ class Asker:
             added = {} if done.edit is None else self._added(done.edit)
             if added is None:
                 yield from self._together(held)
-                yield done, self._attached(done)
+                yield done, self.attached(done)
                 held, size = [], 0
                 continue
             more = sum(term.bytes for term in added.values())
@@ -74,7 +74,7 @@ class Asker:
         edited = [(done, added) for done, added in held if done.edit is not None]
         if len(edited) < 2 or not self._agree(edited[0], edited[-1]):
             for done, _ in held:
-                yield done, self._attached(done)
+                yield done, self.attached(done)
             return
         asked = [(case, number) for number, (done, _) in enumerate(edited) for case in done.cases]
         with self.lm.monitor.phase("ask after"), self.lm.edited_by_row([added for _, added in edited]):
@@ -82,7 +82,8 @@ class Asker:
         for done, _ in held:
             yield done, {} if done.edit is None else {case.id: next(found) for case in done.cases}
 
-    def _attached(self, done: Attempt) -> Seen:
+    def attached(self, done: Attempt) -> Seen:
+        """What the model says with this edit alone attached."""
         if done.edit is None:
             return {}
         with self.lm.monitor.phase("ask after"), self.lm.edited(done.edit):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import traceback
+from pathlib import Path
 
 from edit_cli.config import registry
 from edit_cli.config.build import register_resolvers
@@ -16,9 +17,14 @@ from edit_cli.distributed import SINGLE, PeerLost, ProcessGroup, alone, follows,
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
 from edit_cli.experiment import launcher
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.run_directory import ran_out_of_memory
+from edit_cli.experiment.plan import show
+from edit_cli.experiment.run_directory import memory_remedy, ran_out_of_memory
 from edit_cli.experiment.setup import configured
 from edit_cli.files.disk import is_refusal, refusal
+from edit_cli.report.page.run import write_own
+
+WITHOUT_RUN = ("calibrate", "precompute-stats")
+TRACKED = ("evaluate", "sequential")
 
 
 def execute(composed: Composed) -> Outcome:
@@ -38,7 +44,7 @@ def execute(composed: Composed) -> Outcome:
         if tuple(composed.node.get("plugins") or ()) != composed.plugins:  # files may be from anywhere
             raise UsageError("plugins are named on the command line, by plugins=[mypackage], and in no file")
         registry.admit(composed.plugins)
-        size = composed.settings.processes
+        size = 1 if composed.settings.dry_run else composed.settings.processes
         if size > 1 and alone():
             return launcher.run(composed, size, execute)
         monitor = ConsoleMonitor(Screen.of(int(follows())))
@@ -59,7 +65,7 @@ def execute(composed: Composed) -> Outcome:
         return _failed(process_group, error, EditCliError.exit_code)
     except Exception as error:
         if ran_out_of_memory(error):
-            message = f"out of memory while getting ready ({error}); choose a smaller model or model.dtype=bfloat16"
+            message = memory_remedy(error, composed.plain)
             return _failed(process_group, OutOfMemory(message), OutOfMemory.exit_code)
         if isinstance(error, OSError) and is_refusal(error):
             return _failed(process_group, refusal(error), MissingError.exit_code)
@@ -68,10 +74,29 @@ def execute(composed: Composed) -> Outcome:
 
 
 def _command(composed: Composed, process_group: ProcessGroup, monitor: ConsoleMonitor) -> Outcome:
+    _refuse_unheard(composed)
     if composed.in_sweep:
         monitor.screen.note(f"--- {title(composed)}")
     command = importlib.import_module(f"edit_cli.commands.{composed.command.replace('-', '_')}")
-    return command.run(Job(composed, configured(composed), process_group), monitor)
+    job = Job(composed, configured(composed), process_group)
+    if composed.settings.dry_run:
+        return show(command.plan(job, monitor), monitor)
+    ended = command.run(job, monitor)
+    if composed.settings.report and process_group.is_main and ended.run_dir is not None:
+        monitor.screen.line(f"page: {write_own(Path(ended.run_dir))}")
+    return ended
+
+
+def _refuse_unheard(composed: Composed) -> None:
+    """Raises:
+    UsageError: a page is wanted of a command that keeps no run, or trackers of one that tells them nothing.
+    """
+    command, settings = composed.command, composed.settings
+    if settings.report and command in WITHOUT_RUN:
+        raise UsageError(f"report=true: `{command}` keeps no run, so there is no page")
+    if settings.trackers and command not in TRACKED:
+        own = "; a training has method.training.trackers" if command == "train-editor" else ""
+        raise UsageError(f"trackers: `{command}` has nothing to tell them, {' and '.join(TRACKED)} have{own}")
 
 
 def title(composed: Composed) -> str:

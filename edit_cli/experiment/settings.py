@@ -31,8 +31,14 @@ class Settings(Config):
     """Where the run lies instead, exactly."""
     overwrite: bool = False
     """Replace the run that lies there instead of continuing it."""
+    dry_run: bool = False
+    """Say what would be done and what it would cost, and do nothing; --dry-run says the same."""
     processes: Count = 1
     """Processes of this machine that share the work, each with its own GPU where there are any."""
+    report: bool = False
+    """Write a page to look at, report.html, into the run's directory."""
+    trackers: Annotated[list[str], Mark.DISTINCT] = field(default_factory=list)
+    """Programs that `evaluate` and `sequential` tell their metrics to: tensorboard, wandb, mlflow, trackio, …"""
     plugins: list[str] = field(default_factory=list)
     """Packages of yours that bring methods, data sets or metrics; on the command line only."""
     cache_dir: FilePath = "~/.cache/edit-cli"
@@ -201,6 +207,20 @@ class TuningSettings(Settings):
         if method not in SPACES:
             raise UsageError(f"method={method} cannot be tuned: choose one of {', '.join(sorted(SPACES))}")
         composed.fill("method", {key: values.placeholder() for key, values in SPACES[method].items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorSettings(Settings):
+    """Of `doctor`."""
+
+    methods: Annotated[list[str], Len(1), Mark.DISTINCT] | None = None
+    """Methods to try; null: all that there are."""
+    out: FilePath | None = None
+    """File for the model's settings, to be kept as DIR/model/NAME.yaml; null: they are shown."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("model",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,22 @@
-"""Steps that several commands take: build the parts, load the model, edit one batch."""
+"""What commands begin with: typed settings of all parts, what is missing for them, and the model."""
 
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from edit_cli import assets
-from edit_cli.config.build import made_of, target_class
+from edit_cli.config.build import UNPUBLISHED, made_of, target_class
+from edit_cli.config.by_depth import first_layers
 from edit_cli.config.composed import Composed
-from edit_cli.datasets import Dataset
 from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.editors.meta.base import TrainableEditor
-from edit_cli.edits.diagnosis import Diagnosis
-from edit_cli.edits.edit import Edit
-from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.job import Job, RunConfig
 from edit_cli.experiment.training_command import training_command
 from edit_cli.files.paths import expanded
@@ -27,10 +24,6 @@ from edit_cli.lm.heads.kinds import KINDS
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
-from edit_cli.requests import Case, EditRequest
-
-EACH = 50  # batches that are edited at once, where the method can: bounds what is held
-STATISTICS = "statistics"  # phase that is paid once a model, not once an edit
 
 
 def configured(composed: Composed) -> RunConfig:
@@ -40,8 +33,16 @@ def configured(composed: Composed) -> RunConfig:
         UsageError: names the first key that is wrong. MissingError: as `ModelOptions.read_kind`.
     """
     settings = composed.settings
-    settings.refuse(composed)
+    try:
+        settings.refuse(composed)
+        return _made(composed, settings)
+    except UsageError as error:
+        if UNPUBLISHED not in str(error):
+            raise
+        raise UsageError(f"{error}{_layers_to_begin_with(composed)}") from None
 
+
+def _made(composed: Composed, settings: Any) -> RunConfig:
     def made(group: str, make: Callable[[Composed], Any] | None = None) -> Any:
         if group not in settings.parts:
             return None
@@ -85,6 +86,23 @@ def context_of(job: Job, examples: Examples | None = None) -> Context:
     return Context(examples, partial(training_command, job))
 
 
+def _layers_to_begin_with(composed: Composed) -> str:
+    """The rest of the line about a method without layers: a first range, and what finds better ones."""
+    method, options = composed.choices["method"], composed.part("model")
+    ways = (
+        f"`edit-cli tune method={method} model=…` searches, and `edit-cli trace model=…` shows where the model's facts"
+        " are"
+    )
+    with suppress(MissingError, UsageError):  # without its files, nothing is known of its depth
+        if (outline := options.outline) is not None and (first := first_layers(method, outline.depth)):
+            words = " ".join(f"'method.{key}={value}'".replace(", ", ",") for key, value in first.items())
+            return (
+                f". Published for other models, by relative depth, would be {words} of its {outline.depth} layers: a"
+                f" place to begin, not tried on this model; {ways}"
+            )
+    return f"; {ways}"
+
+
 def _refuse_kind(composed: Composed) -> None:
     """Of two reasons against a method's settings, tell the one that no setting mends: the model is of a kind that it
     cannot work on.
@@ -104,24 +122,34 @@ def refuse_missing(
     method: Method | None = None,
     context: Context | None = None,
     training: bool = False,
+    dense: str | None = None,
 ) -> None:
     """Refuse what can be told to be missing or unfit before a model is loaded, which may take long.
 
+    dense: what only a model without experts can be right for, in words.
+
     Raises:
+        OutOfMemory: the model is larger than the memory that is free.
         MissingError: the model's files, a text, statistics, a trained network or a library are not there; says how to
-            do without. UsageError: the model is another than the chosen one, or of a kind that the method cannot work
-            on.
+            do without.
+        UsageError: the model is another than the chosen one, lacks a layer, or is of a kind that the method cannot
+            work on.
     """
-    kind = options.read_kind()
+    kind, outline = options.read_kind(), options.outline
+    if dense is not None and outline is not None:
+        outline.layout.refuse_experts(dense, options.name)
     if hasattr(job.config.protocol, "observe"):
         perplexity_texts(options)
     if method is None:
         return
     method.editor.refuse_kind(kind, options.name)
+    if outline is not None:
+        method.editor.refuse_layout(method.config, outline.layout, options.name)
     if training and issubclass(method.editor, TrainableEditor):
         method.editor.require_training(method.config)
     else:
         method.require(options.name, context or Context())
+    options.refuse_what_cannot_fit()
 
 
 def load_model(options: ModelOptions, monitor: Monitor, process_group: ProcessGroup = SINGLE) -> LM:
@@ -134,29 +162,6 @@ def load_model(options: ModelOptions, monitor: Monitor, process_group: ProcessGr
         lm = options.load(monitor, process_group)
     # libraries and model stay to the end: each collection would look through all of their objects (4 % of a mass edit)
     gc.freeze()
-    return lm
-
-
-def load_fitting(
-    job: Job,
-    options: ModelOptions,
-    method: Method,
-    context: Context,
-    datasets: Sequence[Dataset],
-    monitor: Monitor,
-    training: bool = False,
-) -> LM:
-    """The job's model, once it is known to suit method and data: asking it anything may take hours.
-
-    Raises:
-        UsageError: it is of a kind that does not, or lacks a layer. Others as `refuse_missing` and `ModelOptions.load`.
-    """
-    with monitor.phase("load model"):
-        refuse_missing(job, options, method, context, training)
-    lm = load_model(options, monitor, job.process_group)
-    method.begin(lm, context)  # refuses what it cannot work on
-    for dataset in datasets:
-        dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
     return lm
 
 
@@ -174,124 +179,3 @@ def perplexity_texts(options: ModelOptions) -> list[str]:
         raise MissingError(
             f"model.perplexity_text={name} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None
-
-
-@dataclass
-class Attempt:
-    """What came of editing some cases at once. rejected: {case id: why}. seconds: of one case, without statistics.
-    diagnosis: what the edit says of how it went.
-    """
-
-    edit: Edit | None
-    cases: list[Case]
-    rejected: dict[str, str]
-    seconds: float
-    diagnosis: Diagnosis = field(default_factory=Diagnosis)
-
-    @property
-    def requests(self) -> list[EditRequest]:
-        return [request for case in self.cases for request in case.requests]
-
-
-def attempt(editor: Editor[Any], cases: Sequence[Case]) -> Attempt:
-    """Edit all requests of `cases` at once, leaving out the cases that cannot be worked on."""
-    lm = editor.lm
-    able, rejected = _able(editor, cases)
-    if not able:
-        return Attempt(None, able, rejected, 0.0)
-    took = _stopwatch(lm)
-    try:
-        with lm.monitor.phase("edit"):
-            made = editor.edit(_requests(able))
-        return _kept(lm, made, able, rejected, took() / len(able))
-    except RejectedRequest as error:
-        return Attempt(None, [], rejected | {case.id: str(error) for case in able}, 0.0)
-
-
-def attempt_each(
-    begin: Callable[[], Editor[Any]],
-    batches: Sequence[Sequence[Case]],
-    leave_out: Callable[[Sequence[Case]], bool] = lambda batch: False,
-) -> Iterator[Attempt]:
-    """Edit batches that know nothing of each other: some at once where the method can (`Editor.edit_each`), else one
-    by one.
-
-    begin: makes an editor that remembers nothing. leave_out: asked before a batch is edited by itself, whether there is
-    nothing to be done for it.
-    """
-    for start in range(0, len(batches), EACH):
-        some = batches[start : start + EACH]
-        yield from _at_once(begin, some) or (
-            Attempt(None, [], {}, 0.0) if leave_out(batch) else attempt(begin(), batch) for batch in some
-        )
-
-
-def _at_once(begin: Callable[[], Editor[Any]], batches: Sequence[Sequence[Case]]) -> list[Attempt]:
-    """None at all where the method makes them one by one, or one of them cannot be made."""
-    editor = begin()
-    lm, parts = editor.lm, [_able(editor, batch) for batch in batches]
-    wanted = [able for able, _ in parts if able]
-    if len(wanted) < 2:
-        return []
-    took = _stopwatch(lm)
-    try:
-        with lm.monitor.phase("edit"):
-            made = editor.edit_each([_requests(able) for able in wanted])
-        if made is None:
-            return []
-        seconds, edits = took() / sum(map(len, wanted)), iter(made)
-        return [
-            _kept(lm, next(edits), able, rejected, seconds) if able else Attempt(None, able, rejected, 0.0)
-            for able, rejected in parts
-        ]
-    except RejectedRequest:
-        return []
-
-
-def _kept(lm: LM, made: Edit, cases: list[Case], rejected: dict[str, str], seconds: float) -> Attempt:
-    """What came of them. Raises RejectedRequest if the edit is none."""
-    if not made.is_finite:
-        raise RejectedRequest(
-            "the edit came out as NaN or infinite and is not kept: give a smaller method.lr, or load the model with"
-            " more digits (model.dtype=float32)"
-        )
-    return Attempt(made, cases, rejected, seconds, made.diagnosis(lm))
-
-
-def _stopwatch(lm: LM) -> Callable[[], float]:
-    """What tells the seconds since now, without those of statistics."""
-    began, once = time.perf_counter(), lm.monitor.seconds[STATISTICS]
-    return lambda: max(time.perf_counter() - began - (lm.monitor.seconds[STATISTICS] - once), 0.0)
-
-
-def _able(editor: Editor[Any], cases: Sequence[Case]) -> tuple[list[Case], dict[str, str]]:
-    """(those that can be worked on, {case id: why not} of the others)."""
-    rejected: dict[str, str] = {}
-    for case in cases:
-        try:
-            for request in case.requests:
-                editor.check(request)
-        except RejectedRequest as error:
-            rejected[case.id] = str(error)
-    return [case for case in cases if case.id not in rejected], rejected
-
-
-def _requests(cases: Sequence[Case]) -> list[EditRequest]:
-    return [request for case in cases for request in case.requests]
-
-
-class PhaseTimer:
-    """Seconds by phase since they were last asked for: every line of results takes its share, so that a killed run
-    keeps them.
-    """
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-        self._taken: dict[str, float] = {}
-
-    def take(self) -> dict[str, float]:
-        """{phase: seconds} since the last call."""
-        now = dict(self._monitor.seconds)
-        spent = {phase: round(seconds - self._taken.get(phase, 0.0), 4) for phase, seconds in now.items()}
-        self._taken = now
-        return {phase: seconds for phase, seconds in spent.items() if seconds > 0}

@@ -8,8 +8,8 @@ stack.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -37,25 +37,38 @@ class LayoutOptions(Config):
 
 
 @dataclass(frozen=True)
+class MLP:
+    """Names of its projections inside a block, in the order in which they run; a gated one has two ins, unless one
+    matrix holds both.
+    """
+
+    ins: tuple[str, ...]
+    out: str
+
+
+@dataclass(frozen=True)
 class Stack:
     """Blocks that run one after another. first: number of its first layer in the model.
 
-    `mlp_ins` and `mlp_out`: names inside a block, in
-    the order in which they run; a gated MLP has two ins, unless one matrix holds both. final_norm: the last block where
-    there is none.
+    mlp: that of every block without experts. mixtures: of each block, counted within the stack, whose tokens are dealt
+    out to experts, the MLP that all of them pass beside those, or None. final_norm: the last block where there is none.
     """
 
     name: str  # encoder or decoder
     blocks: str
-    mlp_ins: tuple[str, ...]
-    mlp_out: str
+    mlp: MLP | None
     final_norm: str
     first: int
     depth: int
+    mixtures: Mapping[int, MLP | None] = field(default_factory=dict)
 
     @property
     def layers(self) -> range:
         return range(self.first, self.first + self.depth)
+
+    def mlp_of(self, layer: int) -> MLP | None:
+        """The MLP that every token of a layer passes; None where there are experts alone."""
+        return self.mixtures.get(layer - self.first, self.mlp)
 
 
 @dataclass(frozen=True)
@@ -103,8 +116,42 @@ class Layout:
         stack = self.stack(layer)
         return f"{stack.blocks}.{layer - stack.first}"
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether some blocks are mixtures of experts."""
+        return any(stack.mixtures for stack in self.stacks)
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether this block's MLP is a mixture of experts."""
+        stack = self.stack(layer)
+        return layer - stack.first in stack.mixtures
+
+    def refuse_experts(self, what: str, model: str) -> None:
+        """Raises UsageError: the model has experts, with which `what` cannot be right."""
+        if self.has_experts:
+            raise UsageError(
+                f"{what} cannot be right on {model}, a mixture of experts: which matrix a key reaches depends on the"
+                " routing, and a written matrix changes the routing of the layers above it; choose a dense model"
+                " (model.id), or a method that stands beside the model (grace, tpatcher, lookup, ike, serac)"
+            )
+
+    def mlp(self, layer: int) -> MLP:
+        """The MLP of a layer; of a mixture of experts the shared one, which every token passes.
+
+        Raises:
+            UsageError: there is none.
+        """
+        found = self.stack(layer).mlp_of(layer)
+        if found is None:
+            raise UsageError(
+                f"layer {layer} is a mixture of experts without an MLP that every token passes: choose another layer,"
+                " another method (grace), or a dense model (model.id)"
+            )
+        return found
+
     def mlp_out(self, layer: int) -> str:
-        return f"{self.block(layer)}.{self.stack(layer).mlp_out}"
+        """Raises UsageError: there is none that every token passes."""
+        return f"{self.block(layer)}.{self.mlp(layer).out}"
 
     def mlp_weights(self, layer: int, second_in: bool = True) -> tuple[str, ...]:
         """Names of the weight matrices of a layer's MLP, ins before out. second_in: whether those of gated MLPs count.
@@ -112,11 +159,11 @@ class Layout:
         Raises:
             UsageError: no matrix before the MLP's output was found.
         """
-        stack = self.stack(layer)
-        if not stack.mlp_ins:
+        mlp = self.mlp(layer)
+        if not mlp.ins:
             raise UsageError(f"no MLP input projection found in layer {layer}")
-        ins = stack.mlp_ins if second_in else stack.mlp_ins[:1]
-        return tuple(f"{self.block(layer)}.{name}.weight" for name in (*ins, stack.mlp_out))
+        ins = mlp.ins if second_in else mlp.ins[:1]
+        return tuple(f"{self.block(layer)}.{name}.weight" for name in (*ins, mlp.out))
 
     def last_layers(self, count: int) -> list[int]:
         """The last `count` layers of every stack, or all of a stack that has no more."""
@@ -147,8 +194,7 @@ def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
     """Find the layout of a model.
 
     Raises:
-        UsageError: a mixture-of-experts model (keys depend on the routing), or a part that cannot be found; names the
-            override.
+        UsageError: a part that cannot be found; names the override.
     """
     options, config = options or LayoutOptions(), model.config.get_text_config()
     if not getattr(model.config, "is_encoder_decoder", False):
@@ -175,17 +221,24 @@ def _stack(
     stack = _module(model, blocks, "model.layout.blocks")
     if not isinstance(stack, nn.ModuleList) or not len(stack):
         raise UsageError(f"model.layout.blocks={blocks} is no list of blocks")
-    _refuse_experts(stack, type(model).__name__)
-    mlp_out = options.mlp_out or _find_mlp_out(stack[0], width)
-    for number, block in enumerate(stack):
-        if not is_projection(_module(block, mlp_out, "model.layout.mlp_out", f"block {number}")):
-            raise UsageError(f"model.layout.mlp_out={mlp_out} is no Linear or Conv1D layer of block {number}")
+    mixtures = {number: _shared_mlp(block, width) for number, block in enumerate(stack) if _has_experts(block)}
+    dense = [number for number in range(len(stack)) if number not in mixtures]
+    mlp = _mlp(stack, dense, width, options) if dense else None
     optional = bool(inside) or name == "encoder"  # post-norm stacks end with a block
     final_norm = options.final_norm or _find_final_norm(
         model, blocks, width, f"{blocks}.{len(stack) - 1}" if optional else None
     )
     _module(model, final_norm, "model.layout.final_norm", "this model")
-    return Stack(name, blocks, _find_mlp_ins(stack[0], mlp_out, width), mlp_out, final_norm, first, len(stack))
+    return Stack(name, blocks, mlp, final_norm, first, len(stack), mixtures)
+
+
+def _mlp(stack: nn.ModuleList, dense: Sequence[int], width: int, options: LayoutOptions) -> MLP:
+    """The MLP of the blocks of these numbers, found in the first of them."""
+    out = options.mlp_out or _find_mlp_out(stack[dense[0]], width)
+    for number in dense:
+        if not is_projection(_module(stack[number], out, "model.layout.mlp_out", f"block {number}")):
+            raise UsageError(f"model.layout.mlp_out={out} is no Linear or Conv1D layer of block {number}")
+    return MLP(_find_mlp_ins(stack[dense[0]], out, width), out)
 
 
 def _module(root: nn.Module, name: str, field: str, where: str = "this model") -> nn.Module:
@@ -208,15 +261,29 @@ def _find_blocks(model: nn.Module, depth: int | None, width: int, inside: str) -
     raise UsageError(f"no list of {wanted} found in {inside or type(model).__name__}: name it with model.layout.blocks")
 
 
-def _refuse_experts(blocks: nn.ModuleList, model: str) -> None:
-    """All blocks are looked at: in some families the first few are dense."""
-    for name, module in blocks.named_modules():
-        words = f"{name} {type(module).__name__}".lower()
-        if "expert" in words or "moe" in words:
-            raise UsageError(
-                f"{model} is a mixture of experts ({type(module).__name__} in its blocks): which matrix a key reaches"
-                " depends on the routing, so no editor here can be right on it; choose a dense model (model.id)"
-            )
+def _has_experts(block: nn.Module) -> bool:
+    """Whether a router deals its tokens out: of some families only some blocks do so."""
+    return any("expert" in f"{name} {type(module).__name__}".lower() for name, module in block.named_modules())
+
+
+def _shared_mlp(block: nn.Module, width: int) -> MLP | None:
+    """The MLP that every token of a mixture passes beside its experts, if it has one."""
+    dealt_out = [
+        name
+        for name, module in block.named_modules()
+        if name
+        and "expert" in f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+        and "shared" not in name.lower()
+    ]
+    found = [
+        name
+        for name in _onto(block, width)
+        if not _mixes(name) and not any(f"{name}.".startswith(f"{part}.") for part in dealt_out)
+    ]
+    if not found:
+        return None
+    parent = found[-1].rpartition(".")[0]
+    return MLP(tuple(name for name in _find_mlp_ins(block, found[-1], width) if name.startswith(parent)), found[-1])
 
 
 def _onto(block: nn.Module, width: int) -> list[str]:
@@ -284,23 +351,6 @@ def attention_out(model: nn.Module, layout: Layout, layer: int, mixers: Sequence
             f"no attention output projection found in layer {layer}: choose a layer with attention (method.layers)"
         )
     return f"{block}.{found[-1]}"
-
-
-def attention_ins(model: nn.Module, layout: Layout, layer: int) -> list[str]:
-    """Projections of a layer's attention that read the hidden state (queries, keys, values); none in a layer without
-    attention.
-    """
-    try:
-        out = attention_out(model, layout, layer)
-    except UsageError:
-        return []
-    parent, found = out.rpartition(".")[0], []
-    for name, module in model.get_submodule(parent).named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)):
-            reads = module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features
-            if reads == layout.width and f"{parent}.{name}" != out:
-                found.append(f"{parent}.{name}")
-    return found
 
 
 def _find_final_norm(model: nn.Module, blocks: str, width: int, otherwise: str | None) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
 from logging import ERROR, getLogger
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,12 +20,13 @@ from edit_cli.errors import MissingError, OutOfMemory, UsageError
 from edit_cli.files.paths import expanded
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.monitor import Monitor
-from edit_cli.wording import many
+from edit_cli.wording import many, size
 
 if TYPE_CHECKING:
     import torch
 
     from edit_cli.lm.model import LM
+    from edit_cli.lm.outline import Outline
 
 EMBEDDED = "embedded:"
 SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -34,6 +37,7 @@ PLACEMENT = {  # what transformers and accelerate say of settings that cannot wo
     "on the meta device": "device_map, where parts that share weights (embeddings and head) lie apart,",
     "`size`": "max_memory",
 }
+UNKNOWN = re.compile(r"model type `(.+?)` but Transformers does not recognize")
 SIZE = re.compile(r"\d+(\.\d+)?\s*[KMG]i?B", re.IGNORECASE)
 TIMEOUT = 5  # seconds that the hub may take to answer
 REMEDY = "give a local folder instead: {key}=/path/to/folder (written by save_pretrained)"
@@ -70,6 +74,8 @@ class ModelOptions(Config):
     """Matrices in few bits by bitsandbytes, edits beside them (docs/models.md)."""
     trust_remote_code: bool = False
     """Run code that comes with the model: only for repositories that you trust."""
+    refuse_too_large: bool = True
+    """Whether a model whose weights are larger than the memory that is free is refused before it is loaded."""
     labels: list[str] | None = None
     """Names of a classifier's labels in their order; of a single output, what a negative and a positive one mean; null:
     its config.json's."""
@@ -112,13 +118,14 @@ class ModelOptions(Config):
         from edit_cli.lm.weights.quantized import keep_as_loaded
 
         place = self._place()
+        self.refuse_what_cannot_fit()
         source = resolve(self.id, self.revision)
         model, tokenizer = self._read(source, place)
         fetch_again_for_backward(model)
         keep_as_loaded(model)
-        size, labels = self.batch_tokens, self.labels
+        tokens, labels = self.batch_tokens, self.labels
         lm = LM(
-            model, tokenizer, self.name, source.revision, self.layout, monitor, size, self.id, labels, process_group
+            model, tokenizer, self.name, source.revision, self.layout, monitor, tokens, self.id, labels, process_group
         )
         if lm.head.vocabulary.strange:
             lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
@@ -132,18 +139,103 @@ class ModelOptions(Config):
         with silent():
             return kind_of(self._config(source), self.kind)
 
+    @cached_property
+    def outline(self) -> Outline | None:
+        """The model without its values, as its configuration describes it; None of one whose code cannot make it
+        without them. Raises as `load`.
+        """
+        import torch
+
+        from edit_cli.lm.heads.kinds import auto_class, kind_of
+        from edit_cli.lm.outline import outlined
+        from edit_cli.lm.weights.quantized import how_to_load, written_in
+
+        source = resolve(self.id, self.revision)
+        with silent():
+            config = self._config(source)
+            loader, dtype = auto_class(kind_of(config, self.kind), config, self.id), getattr(torch, self.dtype)
+            how_to_load(self.id, self.quantise, dtype, config)  # refuses what cannot be read
+            more = {"trust_remote_code": True} if self.trust_remote_code else {}
+            quantise = self.quantise or written_in(config)
+            try:
+                return outlined(loader, config, self.name, self.layout, dtype, quantise, **more)
+            except (RuntimeError, NotImplementedError, TypeError):  # it computes while it is made
+                return None
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer alone. Raises as `load`."""
+        from transformers import AutoTokenizer
+
+        source = resolve(self.id, self.revision)
+        with silent(), self._reading("tokenizer"):
+            return AutoTokenizer.from_pretrained(source.path, **self._common(source))
+
+    def stops(self) -> list[int]:
+        """Ids of the tokens after which it stops writing, as its files say. Raises as `load`."""
+        from transformers import GenerationConfig
+
+        source = resolve(self.id, self.revision)
+        with silent():
+            found = self._config(source).eos_token_id
+            with suppress(OSError):  # without such a file, config.json says it
+                about = {"revision": source.revision, "local_files_only": source.local}
+                found = GenerationConfig.from_pretrained(source.path, **about).eos_token_id
+        return [id for id in (found if isinstance(found, list) else [found]) if id is not None]
+
+    @property
+    def target(self) -> torch.device | None:
+        """The one device that all weights go to; None where they are spread. Raises UsageError: it is not there."""
+        place = self._place()
+        return None if isinstance(place, str | dict) else place
+
+    def refuse_what_cannot_fit(self) -> None:
+        """Refuse a model whose weights alone are larger than what is free on the device that they are to go to.
+
+        Raises:
+            OutOfMemory: names the settings that lower the need.
+        """
+        from edit_cli.lm.memory import free
+
+        device = self.target if self.refuse_too_large else None
+        room = None if device is None else free(device)
+        if room is None or (outline := self.outline) is None:
+            return
+        if (need := outline.bytes) > room:
+            kind = f"in {self.quantise or self.dtype}"
+            raise OutOfMemory(
+                f"model.id={self.id} cannot fit: its weights take {size(need)} {kind}, and {size(room)} are free on"
+                f" {device}: {self._smaller()}; model.refuse_too_large=false tries all the same"
+            )
+
+    def _smaller(self) -> str:
+        """Settings with which the model takes less of its device, as a remedy."""
+        ways = [] if self.dtype in ("bfloat16", "float16") or self.quantise else ["model.dtype=bfloat16"]
+        ways += [] if self.quantise else ["model.quantise=4bit"]
+        ways += ["model.device_map=auto (spreads it over devices, host memory and disk)"]
+        ways += [] if self.device == "cpu" else ["model.device=cpu"]
+        return f"choose {', '.join(ways[:-1])} or {ways[-1]}, or a smaller model"
+
     def _config(self, source: Source) -> Any:
         from transformers import AutoConfig
 
-        with self._reading("config.json"):
-            config = AutoConfig.from_pretrained(source.path, **self._common(source))
+        try:
+            with self._reading("config.json"):
+                config = AutoConfig.from_pretrained(source.path, **self._common(source))
+        except MissingError as error:
+            if (found := UNKNOWN.search(str(error))) is None:
+                raise
+            raise MissingError(
+                f"model.id={self.id}: its config.json cannot be read: transformers {version('transformers')} does not"
+                f" know the architecture {found[1]}; update transformers, or choose another model"
+            ) from None
         self._refuse_other_architecture(config)
         return config
 
     def _refuse_other_architecture(self, config: Any) -> None:
         """Layers, text and records that go with one model mean nothing on another."""
         wanted = {key: str(value) for key, value in (self.made_for or {}).items()}
-        if wanted != (found := {key: str(getattr(config, key, None)) for key in wanted}):
+        text = config.get_text_config()  # of a model that reads more than text, a part of it
+        if wanted != (found := {key: str(getattr(config, key, getattr(text, key, None))) for key in wanted}):
             said = [", ".join(f"{key} {value}" for key, value in values.items()) for values in (wanted, found)]
             raise UsageError(
                 f"model.id={self.id} is no {self.name} ({said[0]}): it has {said[1]}; write model=hf"
@@ -228,9 +320,8 @@ class ModelOptions(Config):
         try:
             yield
         except torch.OutOfMemoryError:
-            smaller = "a smaller model.dtype (bfloat16), model.device_map=auto for several devices, or model.device=cpu"
             raise OutOfMemory(
-                f"model.id={self.id} does not fit the device's memory in {self.dtype}: use {smaller}"
+                f"model.id={self.id} does not fit the device's memory in {self.dtype}: {self._smaller()}"
             ) from None
         except Exception as error:
             if isinstance(error, ValueError) and "trust_remote_code" in str(error):

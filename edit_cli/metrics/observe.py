@@ -16,11 +16,13 @@ from edit_cli.config.schema import Config, Count, Linked, Natural, Seed
 from edit_cli.distributed import SINGLE
 from edit_cli.errors import RejectedRequest
 from edit_cli.metrics import locality_distribution
+from edit_cli.metrics.forms import seen_in
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
+from edit_cli.writing import spoken
 
 if TYPE_CHECKING:
-    from edit_cli.lm.heads.causal import Likelihood
+    from edit_cli.lm.heads.answers import Likelihood
 
 Observation = dict[str, Any]
 Asked = tuple[Case, int | None]
@@ -115,16 +117,14 @@ def _observed(
     before: Mapping[str, Observation],
 ) -> list[Observation]:
     rows = _distinct(
-        (edit, probe.prompt, text)
+        (edit, probe.text, text)
         for case, edit in asked
         for probe in case.probes
         if options.scores(probe)
         for text in (probe.target, probe.foil)
         if text is not None
     )
-    prompts = _distinct(
-        (edit, probe.prompt) for case, edit in asked for probe in case.probes if options.continues(probe)
-    )
+    prompts = _distinct((edit, probe.text) for case, edit in asked for probe in case.probes if options.continues(probe))
     draws = _distinct((edit, *draw) for case, edit in asked for draw in _draws(case, options))
 
     likelihoods = _ask(lm, "scoring", lambda some: lm.loglikelihood(_pairs(some), **_edits(some)), rows, SCORING_CHUNK)
@@ -173,15 +173,17 @@ def _tops(
     """
     ask = getattr(lm, "target_logprobs", None)
     wanted = _distinct(
-        (edit, probe.prompt, probe.target) for case, edit in asked for probe in case.probes if options.watches(probe)
+        (edit, probe.text, probe.target) for case, edit in asked for probe in case.probes if options.watches(probe)
     )
     if ask is None or not wanted:
         return {}
     known = {
-        (probe["prompt"], probe["target"]): probe["top"]["ids"]
+        (probe.text, probe.target): seen["top"]["ids"]
         for case, _ in asked
-        for probe in before.get(case.id, {}).get("probes", ())
-        if probe.get("top")
+        if case.id in before
+        for form, probes in _by_form(case, options).items()
+        for probe, seen in zip(probes, seen_in(before[case.id], form)["probes"], strict=False)
+        if seen.get("top")
     }
 
     def watch(rows: list[Any]) -> list[locality_distribution.Top | None]:
@@ -286,15 +288,24 @@ def _observation(
     perplexity: dict[str, Any] | None,
 ) -> Observation:
     try:
-        probes = [
-            _probe(probe, edit, options, likelihoods, tops, continuations)
-            for probe in case.probes
-            if options.scores(probe)
-        ]
+        probes = {
+            form: [_probe(probe, edit, options, likelihoods, tops, continuations) for probe in asked]
+            for form, asked in _by_form(case, options).items()
+        }
         texts = [_answered(sampled[edit, *draw], "generation", draw[0]) for draw in _draws(case, options)]
     except RejectedRequest as error:
         return {"probes": [], "texts": [], "perplexity": perplexity, "error": str(error)}
-    return {"probes": probes, "texts": texts, "perplexity": perplexity}
+    others = {form: {"probes": seen} for form, seen in probes.items() if form is not None}
+    return {"probes": probes[None], "texts": texts, "perplexity": perplexity, **({"forms": others} if others else {})}
+
+
+def _by_form(case: Case, options: ObserveOptions) -> dict[str | None, list[Probe]]:
+    """{form: its probes that are scored}; None: the first form that the case is asked in."""
+    found: dict[str | None, list[Probe]] = {None: []}
+    for probe in case.probes:
+        if options.scores(probe):
+            found.setdefault(probe.form, []).append(probe)
+    return found
 
 
 def _probe(
@@ -311,18 +322,17 @@ def _probe(
     if probe.aliases:
         seen["aliases"] = list(probe.aliases)
     for role, text in (("target", probe.target), ("foil", probe.foil)):
-        likelihood = (
-            None if text is None else _answered(likelihoods[edit, probe.prompt, text], probe.kind, probe.prompt)
-        )
+        likelihood = None if text is None else _answered(likelihoods[edit, probe.text, text], probe.kind, probe.prompt)
         seen[f"{role}_nll"] = likelihood.nll if likelihood and math.isfinite(likelihood.nll) else None
         seen[f"{role}_hits"] = list(likelihood.hits) if likelihood else None
         if role == "target":
             seen["target_predicted"] = list(likelihood.predicted) if likelihood else None
-    if options.watches(probe) and (top := tops.get((edit, probe.prompt, probe.target))):
+    if options.watches(probe) and (top := tops.get((edit, probe.text, probe.target))):
         seen["top"] = top
-    seen["generated"] = (
-        _answered(continuations[edit, probe.prompt], probe.kind, probe.prompt) if options.continues(probe) else None
-    )
+    written = _answered(continuations[edit, probe.text], probe.kind, probe.prompt) if options.continues(probe) else None
+    seen["generated"] = written and spoken(written)
+    if seen["generated"] != written:
+        seen["generated_whole"] = written  # with its thoughts
     return seen
 
 

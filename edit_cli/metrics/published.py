@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from edit_cli.metrics.scores import Pair, ProbeResult, Side, paired_probes
+from edit_cli.metrics.scores import Pair, ProbeResult, Side, accuracy, paired_probes
 from edit_cli.metrics.text import first_sentence
 
 SAME = {  # published name: the metric that it is
     "es_edit": "efficacy_accuracy",
     "es_outer": "paraphrase_accuracy",
+    "modified_accuracy": "efficacy_accuracy",
+    "modified_written": "efficacy_generated_exact",
     "malmen_es": "efficacy_token_accuracy",
     "malmen_gs": "paraphrase_token_accuracy",
     "malmen_ls": "locality_token_accuracy",
@@ -36,6 +38,7 @@ def published_values(line: Mapping[str, Any], side: Side, values: Mapping[str, f
         found |= {name: values.get(same) for name, same in SAME.items()}
         found["es"] = _mean([found["es_edit"], found["es_outer"]])
         found |= _ke(pairs)
+        found |= _unmodified(pairs["locality"])
     found |= _convsent(pairs.get("opinion", ()))
     return {name: value for name, value in found.items() if value is not None}
 
@@ -81,6 +84,18 @@ def _ke(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, float | None]:
         "ke_equivalence": _share(
             [said == edited for probe, _ in pairs.get("paraphrase", ()) if (said := reply(probe)) is not None]
         ),
+    }
+
+
+# --- constrained fine-tuning (Zhu et al., 2020): facts that the model knew
+# ---------------------------------------------------------------------------------------------------
+
+
+def _unmodified(pairs: Sequence[Pair]) -> dict[str, float | None]:
+    known = [(probe, before or probe) for probe, before in pairs]
+    return {
+        "unmodified_accuracy": _share([accuracy(now) == 1.0 for now, then in known if accuracy(then) == 1.0]),
+        "unmodified_written": _share([is_right(now) for now, then in known if is_right(then)]),
     }
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from edit_cli.metrics.paired import Difference
 from edit_cli.report import words
-from edit_cli.report.comparison import LOST, SHOWN, last_side
+from edit_cli.report.comparison import last_side
 from edit_cli.report.figures import style
 from edit_cli.report.figures.curves import line, scale_perplexity
-from edit_cli.report.measures import SHORT, decimals, measures
+from edit_cli.report.measures import measures
 from edit_cli.report.tables.sheets import Block, Sheet
 from edit_cli.terminal import literal
 
@@ -109,7 +109,7 @@ def means(points: Sequence[Point], x: str | None, metrics: Sequence[str], short:
     for point in points:
         row = blocks.setdefault(point.conditions, {}).setdefault((point.line, str(point.x)), dict(point.cost))
         row["seeds"] = str(point.entry.get("seeds", 1))
-        row[point.metric] = mean(point.entry, decimals(point.metric))
+        row[point.metric] = mean(point.entry, measures()[point.metric].decimals)
     at = [x] if x and not short else []
     heads = ["run", *at, *(["seeds"] if several else []), *(heading(name, short) for name in metrics), *spent]
     keys = [*(["seeds"] if several else []), *metrics, *spent]
@@ -130,7 +130,7 @@ def differences(
         if point.difference is not None and point.metric in metrics:
             name = f"{point.line} ({point.conditions})" if point.conditions else point.line
             row = rows.setdefault((name, str(point.x)), {})
-            row[point.metric] = difference(point.difference, decimals(point.metric))
+            row[point.metric] = difference(point.difference, measures()[point.metric].decimals)
     at = [x] if x and not short else []
     body = [
         [name, *([place] if at else []), *(row.get(metric, "–") for metric in metrics)]
@@ -155,9 +155,9 @@ def difference(found: Difference, digits: int) -> str:
 
 
 def heading(metric: str, short: bool = False) -> str:
-    if short:
-        return (SHOWN | LOST | SHORT).get(metric) or measures()[metric].label.replace(" ", "\n")
     found = measures()[metric]
+    if short:
+        return found.heading or found.label.replace(" ", "\n")
     return f"{found.label}, {found.unit}" if found.unit else found.label
 
 
@@ -184,7 +184,7 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
         if numeric and places[0] > 0 and places[-1] / places[0] >= 30:
             plot.set_xscale("log")
         elif numeric and all(isinstance(place, int) for place in places):
-            plot.xaxis.get_major_locator().set_params(integer=True)
+            style.whole_numbers(plot.xaxis)
         if not numeric:
             plot.set_xticks(range(len(places)), list(map(literal, places)), rotation=30, ha="right")
         unit = measures()[metric].unit
@@ -198,7 +198,10 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
         if unit == "%":
             plot.set_ylim(-2, 102)
         plot.grid(alpha=0.3)
-    plots[0].legend(fontsize="x-small", handlelength=3)
+    handles, names = plots[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=4, fontsize="x-small", handlelength=3, frameon=False
+    )
     for path in paths:
-        figure.savefig(path, dpi=150)
+        style.write(figure, path)
     return paths

@@ -11,52 +11,36 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from edit_cli.metrics.registry import SME, of_plugins
+from edit_cli.metrics.registry import metrics as registered
 from edit_cli.report import words
 from edit_cli.report.tables.run import plain_table, prose
 from edit_cli.report.tables.texts import Text
 
-SHOWN = {
-    "efficacy_success": "edited",
-    "paraphrase_success": "reworded",
-    "neighborhood_success": "others",
-    "score": "score",
-    "efficacy_token_accuracy": "edited",
-    "paraphrase_token_accuracy": "reworded",
-    "locality_token_accuracy": "unrelated",
-    "token_score": "score",
-    "efficacy_generated_contains": "writes",
-    "neighborhood_generated_unchanged": "same",
-    "perplexity": "ppl",
-    **{metric.id: metric.label for metric in SME.values()},
-}
-LOST = {  # of the data of trained editors: shown beside the others where runs are compared
-    "locality_random_drawdown": "DD",
-    "locality_same_relation_drawdown": "DD rel",
-    "locality_same_subject_drawdown": "DD subj",
-    "convsent_es": "ConvSent",
-}
+COMPARED = (
+    "efficacy_success",
+    "paraphrase_success",
+    "neighborhood_success",
+    "score",
+    "efficacy_token_accuracy",
+    "paraphrase_token_accuracy",
+    "locality_token_accuracy",
+    "token_score",
+    "efficacy_generated_contains",
+    "neighborhood_generated_unchanged",
+    "perplexity",
+    *SME,
+)
+# of the data of trained editors: shown beside the others where runs are compared
+LOST = (
+    "locality_random_drawdown",
+    "locality_same_relation_drawdown",
+    "locality_same_subject_drawdown",
+    "convsent_es",
+)
+RATED = ("success", "token_accuracy")  # measures whose legends are told together
 DISPENSABLE = ("token_score", "score", "perplexity", "efficacy_generated_contains", "neighborhood_generated_unchanged")
-RATED = {  # what success, or token accuracy, is told of
-    "edited": "the edited prompts",
-    "reworded": "the same in other words",
-    "others": "other subjects, which must keep their answers",
-    "unrelated": "unrelated prompts, which must keep their answers",
-}
-TELLS = {
-    "score": "harmonic mean of these",
-    "writes": "its own reply holds the new answer",
-    "same": "of other subjects it writes what it wrote before",
-    "ppl": "perplexity of plain text, lower is better",
+TELLS = {  # of columns that are no metrics
     "held out": "success on records that were never edited",
-    "DD": "drawdown, points of accuracy lost on other subjects and matters",
-    "DD rel": "on the same relation of other subjects",
-    "DD subj": "on other matters about the same subject",
-    "ConvSent": "ES of its replies, in %",
-    "SR": "mistakes put right, in %",
-    "GR": "their other wordings",
-    "ER": "all edited prompts at the end",
-    "TrainR": "accuracy on training records over that before",
-    "TestR": "on test records",
     "first": "success on the first facts of all",
     "drift": "by how much, in %, the last state of untouched prompts has moved",
     "s/edit": "seconds",
@@ -66,25 +50,32 @@ TELLS = {
 
 def legend(metrics: Collection[str], *others: str) -> RenderableType:
     """What the columns of a table mean: those of `metrics`, and others by their headings."""
-    named, own = [*map(_column, metrics), *others], of_plugins()
-    rated = "; ".join(f"{name}, {RATED[name]}" for name in named if name in RATED)
+    return prose(meaning(metrics, *others))
+
+
+def meaning(metrics: Collection[str], *others: str) -> str:
+    """As `legend`, in sentences."""
+    known, own = registered(), of_plugins()
+    named = [known[metric] for metric in metrics]
+    rated = "; ".join(f"{one.heading}, {one.legend}" for one in named if one.measure in RATED)
     measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
     told = [f"{measure} in % on: {rated}"] if rated else []
-    told += [f"{name}: {TELLS[name]}" for name in named if name in TELLS]
-    told += [f"{own[metric].label}: {own[metric].definition}" for metric in metrics if metric in own]
-    return prose(". ".join(told) + ".")
+    told += [f"{column(one.id)}: {one.legend}" for one in named if one.legend and one.measure not in RATED]
+    told += [f"{name}: {TELLS[name]}" for name in others]
+    told += [f"{one.label}: {one.definition}" for one in named if one.id in own and not one.legend]
+    return ". ".join(told) + "."
 
 
-def _column(metric: str) -> str:
+def column(metric: str) -> str:
     """The heading of a metric's column."""
-    own = of_plugins()
-    return own[metric].label if metric in own else (SHOWN | LOST)[metric]
+    found = registered()[metric]
+    return found.heading or found.label
 
 
 def shown_metrics(measured: Collection[str]) -> list[str]:
     """Those of the measured metrics that have a column; token accuracies only where whole answers are not compared."""
     hidden = {"efficacy_token_accuracy", "paraphrase_token_accuracy"} if "efficacy_success" in measured else set()
-    return [metric for metric in SHOWN if metric in measured and metric not in hidden]
+    return [metric for metric in COMPARED if metric in measured and metric not in hidden]
 
 
 def right_aligned(*names: str) -> Table:
@@ -117,7 +108,7 @@ class Comparison:
         yield legend(shown, "s/edit", "cases")
 
     def _table(self, shown: Sequence[str]) -> Table:
-        table = right_aligned("run", *map(_column, shown), "s/edit", "cases")
+        table = right_aligned("run", *map(column, shown), "s/edit", "cases")
         for name, summary in self.rows:
             table.add_row(Text(name), *(_cells(summary, shown) if summary else ["failed", *[""] * (len(shown) + 1)]))
         return table

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 
 from edit_cli.report import words
 from edit_cli.report.figures import style
-from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.summary import header
 from edit_cli.report.tables.run import plain_table
 from edit_cli.report.tables.texts import Text
 from edit_cli.terminal import literal
@@ -18,7 +18,8 @@ from edit_cli.wording import many
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
-KINDS = {"train": ("C0", None), "validation": ("C1", "o")}  # colour and marker
+UNITS = {"es": "%", "drawdown": "points", "nll": "nats", "kl": "nats", "base": "nats", "bound": "nats"}
+MARKERS = {"train": None, "validation": "o"}
 MEANING = {
     "loss": "what is minimised",
     "nll": "negative log-likelihood of the new answer after rephrased prompts, nats",
@@ -36,9 +37,11 @@ MEANING = {
 def summary_of(
     manifest: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
+    references: Mapping[str, Sequence[str]] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    *,
     found: Mapping[str, Any] | None = None,
     checkpoint: str | None = None,
-    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """summary.json of a training. series: {kind: {name: [[step, value]]}}.
 
@@ -58,54 +61,56 @@ def summary_of(
                 series.setdefault(line["kind"], {}).setdefault(name, []).append([line["step"], value])
     about = manifest["dataset"]
     return {
-        "method": manifest["method"],
-        "model": manifest["model"],
+        **header(manifest, [], seconds),
         "dataset": {name: about[name] for name in ("name", "source", "records_selected", "split", "ids_sha256")},
         "protocol": manifest["protocol"],
         "best": dict(found),
         "checkpoint": checkpoint,
         "series": series,
-        "seconds": total_seconds([], seconds or {}),
-        "peak_memory_bytes": peak_memory(),
-        "processes": manifest.get("processes", 1),
-        "seeds": manifest["seeds"],
-        "versions": manifest["versions"],
     }
 
 
 def table(summary: Mapping[str, Any]) -> RenderableType:
     """The kept network on validation edits."""
-    title = (
-        f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']},"
-        f" {many(summary['protocol']['cases'], 'case')}"
-    )
     found = summary["best"]["metrics"]
     rows = plain_table("on validation edits", "", "", right=(1,))
     for name, value in found.items():
-        rows.add_row(
-            name, words.number(value) if abs(value) >= 1 else f"{value:.3g}", Text(MEANING.get(name, ""), style="dim")
-        )
+        rows.add_row(name, number(value), Text(MEANING.get(name, ""), style="dim"))
     seconds = ", ".join(f"{phase} {words.seconds(spent)}" for phase, spent in summary["seconds"].items())
     return Group(
-        Text(title, style="bold"),
-        Text(f"best at step {summary['best']['step']:,}"),
+        heading(summary),
         Text(),
         rows,
         Text(seconds, style="dim"),
     )
 
 
-def draw(summary: Mapping[str, Any], directory: Path) -> None:
-    """One panel a number, training and validation in each."""
+def heading(summary: Mapping[str, Any]) -> Text:
+    """Method, model, records, the best step."""
+    text = Text(
+        f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']},"
+        f" {many(summary['protocol']['cases'], 'case')}",
+        style="bold",
+    )
+    text.append(f"\nbest at step {summary['best']['step']:,}", style="not bold")
+    return text
+
+
+def number(value: float) -> str:
+    return words.number(value) if abs(value) >= 1 else f"{value:.3g}"
+
+
+def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
+    """curves.png and curves.svg: one panel a number, training and validation in each."""
     names = list(dict.fromkeys(name for kind in summary["series"].values() for name in kind))
     rows = -(-len(names) // 2)
     data = f"{summary['dataset']['name']}, {many(summary['protocol']['cases'], 'case')}"
     validated = f"validated on {summary['protocol']['validation']:,} more"
-    title = f"{summary['method']} on {summary['model']}: {data}, {validated} (dotted: kept)"
+    title = f"{summary['method']} on {summary['model']}: {data}, {validated}; dotted: the step that is kept"
     figure = style.new(9, 1 + 1.8 * rows, title)
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
     for plot, name in zip(axes, names, strict=False):
-        for kind, (colour, marker) in KINDS.items():
+        for colour, (kind, marker) in zip(style.COLOURS, MARKERS.items(), strict=False):
             if name in summary["series"].get(kind, {}):
                 plot.plot(
                     *zip(*summary["series"][kind][name], strict=True),
@@ -116,14 +121,17 @@ def draw(summary: Mapping[str, Any], directory: Path) -> None:
                     markersize=4,
                 )
         plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
-        plot.set_title(literal(name), fontsize="small")
+        unit = UNITS.get(name)
+        plot.set_title(literal(f"{name}, {unit}" if unit else name), fontsize="small")
         plot.grid(alpha=0.3)
         if name in ("loss", "nll", "kl", "gradient"):
-            plot.set_yscale("log")
+            style.logarithmic(plot)
     for plot in axes[len(names) :]:
         plot.set_axis_off()
     for plot in axes[max(len(names) - 2, 0) : len(names)]:
         plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
+    style.whole_numbers(axes[0].xaxis)
     figure.supxlabel("optimiser steps", fontsize="small")
     style.save(figure, directory, NAME)
+    return [NAME]

@@ -6,40 +6,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from edit_cli.metrics.registry import Metric, metrics
-from edit_cli.report import words
-from edit_cli.report.learning import MEANING
+from edit_cli.report.learning import MEANING, UNITS
 
 TRACED = {
-    "clean": Metric("clean", "P(answer), clean", "%", "neither", "before anything is corrupted"),
-    "corrupted": Metric("corrupted", "P(answer), corrupted", "%", "neither", "with the subject corrupted"),
-    "total_effect": Metric("total_effect", "Total effect", "points", "neither", "clean minus corrupted"),
-    **{
-        f"peak_{kind}": Metric(
-            f"peak_{kind}", f"Largest effect, {kind}", "points", "neither", "indirect effect at its best place"
-        )
-        for kind in ("hidden", "mlp", "attn")
-    },
-}
-SHORT = {"total_effect": "effect"} | {name: name.removeprefix("peak_") for name in TRACED if name != "total_effect"}
-UNITS: dict[str, str] = {"es": "%", "drawdown": "points", "nll": "nats", "kl": "nats", "base": "nats", "bound": "nats"}
+    metric.id: metric
+    for metric in (
+        Metric("clean", "P(answer), clean", "%", "neither", "before anything is corrupted", heading="clean"),
+        Metric("corrupted", "P(answer), corrupted", "%", "neither", "with the subject corrupted", heading="corrupted"),
+        Metric("total_effect", "Total effect", "points", "neither", "clean minus corrupted", heading="effect"),
+        *(
+            Metric(f"peak_{kind}", f"Largest effect, {kind}", "points", "neither",
+                   "indirect effect at its best place", heading=kind)
+            for kind in ("hidden", "mlp", "attn")
+        ),
+    )
+}  # fmt: skip
 TRAINED = {
-    f"best_{name}": Metric(f"best_{name}", f"{name}, best step", UNITS.get(name, ""), "neither", meaning)
+    f"best_{name}": Metric(
+        f"best_{name}",
+        f"{name}, best step",
+        UNITS.get(name, ""),
+        "neither",
+        meaning,
+        heading=name,
+        digits=1 if UNITS.get(name) in ("%", "points") else 3,
+    )
     for name, meaning in MEANING.items()
 }
-SHORT |= {name: name.removeprefix("best_") for name in TRAINED}
-SMALL = 3  # decimals of what a training minimises
 
 
 def measures() -> dict[str, Metric]:
     """All of them by their ids, those of plug-ins included. Raises as `registry.metrics`."""
     return metrics() | TRACED | TRAINED
-
-
-def decimals(name: str) -> int:
-    """How many a table shows of this measure."""
-    if name not in TRACED | TRAINED:
-        return words.decimals(name)
-    return SMALL if name in TRAINED and TRAINED[name].unit not in ("%", "points") else 1
 
 
 def measured(kind: str, summary: Mapping[str, Any]) -> Mapping[str, Any]:

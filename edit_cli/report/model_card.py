@@ -90,9 +90,9 @@ class Card:
             rows = []
             for where, some in groups:
                 for row in some:
-                    sides, digits = metrics[row.metric], words.decimals(row.metric)
+                    sides, digits = metrics[row.id], row.decimals
                     ends = [words.with_interval(side, digits) for side in (sides.get("before"), last_side(sides))]
-                    rows.append((f"{where.partition(':')[0]}: {row.label}" if where else row.label, *ends))
+                    rows.append((f"{where.partition(':')[0]}: {row.named}" if where else row.named, *ends))
             yield from ("", f"{title.capitalize()}:", "")
             yield from table([" ", "before", "after"], rows)
 

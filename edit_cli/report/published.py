@@ -178,7 +178,7 @@ def sheet(table: Table, metrics: Sequence[str], headings: Sequence[str], edited:
     body = []
     for row in rows:
         found = {metric: table.printed(row, column) for metric, column in columns.items()}
-        cells = [one.told(words.decimals(metric)) if (one := found.get(metric)) else "–" for metric in metrics]
+        cells = [one.told(METRICS[metric].decimals) if (one := found.get(metric)) else "–" for metric in metrics]
         if any(found.values()):
             body.append([f"{row['method']} on {row['model']}", *cells])
     notes = [_told(table.told), *_unlike(table.told, rows, edited), *_measured_otherwise(table.told, columns)]

@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 
 from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_collapse, retention_matrix
 from edit_cli.report import words
-from edit_cli.report.comparison import SHOWN, legend, right_aligned, shown_metrics
+from edit_cli.report.comparison import column, meaning, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
-from edit_cli.report.tables.run import MetricsTable, footer, heading, prose
+from edit_cli.report.tables.run import MetricsTable, footer, general_ability, heading, prose
 from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
@@ -83,7 +83,7 @@ def sequential_table(summary: Mapping[str, Any]) -> RenderableType:
             checkpoints(summary),
             Text(),
         ]
-    return Group(*parts, *footer(summary), prose(NOTE))
+    return Group(*parts, *general_ability(summary), *footer(summary), prose(NOTE))
 
 
 NOTE = "after edit: each fact right after its own step; at end: all facts with all edits in place."
@@ -102,16 +102,24 @@ def collapse_line(summary: Mapping[str, Any]) -> str:
 
 def checkpoints(summary: Mapping[str, Any]) -> RenderableType:
     """One line a checkpoint."""
+    heads, rows, told = checkpoint_columns(summary)
+    table = right_aligned(*heads)
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, prose(told))
+
+
+def checkpoint_columns(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
+    """(headings, a row a checkpoint, what the headings mean)."""
     rows = summary["checkpoints"]
     shown = shown_metrics({name for row in rows for name in row["metrics"]})
     shown = [name for name in shown if name not in ("score", "token_score")]
-    more = _more(rows)
-    table = right_aligned("facts", *(SHOWN[name] for name in shown), *more)
+    more, cells = _more(rows), []
     for row in rows:
         means = [row["metrics"].get(name) for name in shown]
-        cells = [words.number(entry["mean"]) if entry else "–" for entry in means]
-        table.add_row(f"{row['edits']:,}", *cells, *(words.number(values[row["edits"]]) for values in more.values()))
-    return Group(table, legend(shown, *more))
+        numbers = [words.number(entry["mean"]) if entry else "–" for entry in means]
+        cells.append([f"{row['edits']:,}", *numbers, *(words.number(each[row["edits"]]) for each in more.values())])
+    return ["facts", *map(column, shown), *more], cells, meaning(shown, *more)
 
 
 def _more(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float | None]]:
@@ -133,7 +141,7 @@ def _more(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float | None
 def told(row: Mapping[str, Any]) -> str:
     """A checkpoint in a line, while the run goes on."""
     shown = [name for name in shown_metrics(row["metrics"]) if name not in ("score", "token_score")]
-    means = [f"{SHOWN[name]} {words.number(row['metrics'][name]['mean'])}" for name in shown]
+    means = [f"{column(name)} {words.number(row['metrics'][name]['mean'])}" for name in shown]
     return f"after {row['edits']:,} fact{'s' if row['edits'] != 1 else ''}: {', '.join(means)}"
 
 
@@ -143,7 +151,7 @@ def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mappin
     measured = {name for row in rows for name in row["metrics"]}
     names = [name for name in shown_metrics(measured) if name not in ("perplexity", "score", "token_score")]
     series = {
-        SHOWN[name]: [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names
+        column(name): [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names
     }
     for name, group, wanted in (("first", "first", EARLY), ("held out", "held_out", UNTOUCHED)):
         entries = [

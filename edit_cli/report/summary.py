@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edit_cli.edits.diagnosis import told
+from edit_cli.metrics.forms import line_in
 from edit_cli.metrics.scores import is_scored
 from edit_cli.metrics.summarise import summarise
 
 Line = Mapping[str, Any]
+NOT_ALWAYS = ("known", "forms")  # of a data set: where only known facts are edited, or not all is plain text
 ABOUT_DATA = ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")
 
 
@@ -25,7 +27,7 @@ def summary_of(
     references: Mapping[str, Sequence[str]] | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Everything of summary.json that all commands share; `lines` are one a case.
+    """summary.json of a run that edits and takes back; `lines` are one a case.
 
     references: {case id: reference texts}, for the consistency score. seconds: by phase, in addition to those in the
     lines.
@@ -34,10 +36,10 @@ def summary_of(
     edited = [line for line in lines if line["seconds"] is not None]
     edits = sum(len(line["requests"]) for line in edited)
     return {
-        "method": manifest["method"],
-        "model": manifest["model"],
+        **header(manifest, lines, seconds),
         "dataset": {
             **{key: about[key] for key in ABOUT_DATA},
+            **{key: about[key] for key in NOT_ALWAYS if key in about},
             "records_scored": sum(map(is_scored, lines)),
         },
         "n": len(lines),
@@ -49,13 +51,39 @@ def summary_of(
         },
         "diagnosis": told(list({line["step"]: line["diagnosis"] for line in lines if line.get("diagnosis")}.values())),
         "metrics": summarise(lines, references) if any(map(is_scored, lines)) else {},
-        "seconds": total_seconds(lines, seconds),
+        **_side_by_side(about, lines),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / edits if edits else None,
+    }
+
+
+def header(
+    manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """What every summary.json says of how its run was made."""
+    return {
+        **{name: manifest[name] for name in ("method", "model") if manifest.get(name) is not None},
+        "seconds": total_seconds(lines, seconds),
         "peak_memory_bytes": peak_memory(),
         "processes": manifest.get("processes", 1),
         "seeds": manifest["seeds"],
         "versions": manifest["versions"],
     }
+
+
+def _side_by_side(about: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
+    """Of a run that asks in several forms, the metrics of what is asked in each; `metrics` are those of the first."""
+    asked = (about.get("forms") or {}).get("asked", ())
+    if len(asked) < 2 or not any(map(is_scored, lines)):
+        return {}
+    names = [None, *asked[1:]]
+    return {"asked": {form: summarise([_probes_alone(line_in(line, name)) for line in lines])
+                      for form, name in zip(asked, names, strict=True)}}  # fmt: skip
+
+
+def _probes_alone(line: Line) -> Line:
+    """Without what tells of the model as a whole."""
+    sides = {side: line[side] and {**line[side], "texts": [], "perplexity": None} for side in ("before", "after")}
+    return {**line, **sides}
 
 
 def total_seconds(lines: Sequence[Line], more: Mapping[str, float] | None = None) -> dict[str, float]:

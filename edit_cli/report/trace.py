@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 
 from edit_cli.report import words
 from edit_cli.report.comparison import right_aligned
-from edit_cli.report.summary import peak_memory, total_seconds
+from edit_cli.report.summary import ABOUT_DATA, header
 from edit_cli.report.tables.run import prose
 from edit_cli.report.tables.texts import Text
 from edit_cli.tracing.averages import LOOKUP, effects, peak, propose
@@ -27,7 +27,6 @@ ROLE_NAMES = {
     "last": "last token",
 }
 KIND_NAMES = {"hidden": "state", "mlp": "MLP", "attn": "attention"}
-DATASET = ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")
 TRIVIAL = ("hidden", "last")  # in the top layer this is the whole answer
 SHOWN = (("hidden", LOOKUP), ("mlp", LOOKUP), ("attn", LOOKUP), ("attn", "last"))  # columns of the table
 END = "subject's end"
@@ -43,7 +42,10 @@ CAVEAT = (
 
 
 def trace_summary(
-    manifest: Mapping[str, Any], lines: Sequence[Line], seconds: Mapping[str, float] | None = None
+    manifest: Mapping[str, Any],
+    lines: Sequence[Line],
+    references: Mapping[str, Sequence[str]] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """summary.json of a trace.
 
@@ -54,8 +56,8 @@ def trace_summary(
     found = effects(traced) if traced else None
     indirect = found["indirect_effect"] if found else {}
     return {
-        "model": manifest["model"],
-        "dataset": {key: about[key] for key in DATASET},
+        **header(manifest, lines, seconds),
+        "dataset": {key: about[key] for key in ABOUT_DATA},
         "facts": manifest["protocol"]["facts"],
         "n": len(lines),
         "traced": len(traced),
@@ -73,10 +75,6 @@ def trace_summary(
         "metrics": {},  # lists of runs read these two of every run
         "seconds_per_edit": None,
         "proposal": propose(indirect, protocol["window"], protocol["proposed_layers"]),
-        "seconds": total_seconds(lines, seconds),
-        "peak_memory_bytes": peak_memory(),
-        "seeds": manifest["seeds"],
-        "versions": manifest["versions"],
     }
 
 
@@ -86,7 +84,7 @@ def _at(role: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def trace_table(summary: Mapping[str, Any]) -> RenderableType:
     """How many facts were traced, effects layer by layer, peaks, and the proposal with its caveat."""
-    parts: list[RenderableType] = [_heading(summary)]
+    parts: list[RenderableType] = [heading(summary)]
     if not summary["traced"]:
         return Group(*parts, Text("\nThe model knows none of these facts, so there is nothing to trace."))
     found, indirect = summary["trace"], summary["trace"]["indirect_effect"]
@@ -134,7 +132,8 @@ def fact_table(line: Line) -> RenderableType:
     return Group(title, told, Text(), table)
 
 
-def _heading(summary: Mapping[str, Any]) -> Text:
+def heading(summary: Mapping[str, Any]) -> Text:
+    """Model, number of facts, records, noise, and what is left out."""
     protocol, dataset = summary["protocol"], summary["dataset"]
     text = Text(f"Causal trace of {summary['model']}: {many(summary['traced'], 'fact')}", style="bold")
     text.append(f"\nData: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", style="not bold")

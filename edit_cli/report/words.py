@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from edit_cli.metrics.registry import GROUPS, METRICS, PARTS, PUBLISHED
+from edit_cli.metrics.registry import GROUPS, METRICS, PARTS, PUBLISHED, Metric, of_plugins
 from edit_cli.metrics.registry import metrics as registered
-
-ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 TEACHER_FORCED = "TEACHER-FORCED: how it rates answers that are put to it"
 FREE_RUNNING = "FREE-RUNNING: what it writes by itself"
@@ -33,103 +30,35 @@ WHERE = {
     "portability_implied": "What the edit implies (portability)",
     "portability_true_false": "Statements, true or false after the edit (portability)",
 }
-LABELS = {
-    "token_accuracy": "token accuracy",
-    "generated_exact": "exact match",
-    "generated_contains": "contains",
-    "generated_unchanged": "unchanged",
-    "generated_length": "length",
-    "score": "score S",
-    "token_score": "score S",
-    "generation_entropy": "entropy",
-    "reference_score": "consistency",
-    "kl": "KL",
-    "es_edit": "ES, edited",
-    "es_outer": "ES, reworded",
-    "es": "ES, both",
-    "perplexity_drawdown": "DD perplexity",
-    "ke_success": "success rate",
-    "ke_retain": "retain acc.",
-    "ke_equivalence": "equiv. acc.",
-    "ke_deterioration": "perf. det.",
-    "malmen_es": "ES",
-    "malmen_gs": "GS",
-    "malmen_ls": "LS",
-    "convsent_es": "ES",
-    "convsent_sentiment": "z sentiment",
-    "convsent_topic": "z topic",
-}
-WHAT = {
-    "success": "new answer likelier",
-    "magnitude": "P(new) − P(old)",
-    "accuracy": "new is top choice",
-    "token_accuracy": "tokens it got right",
-    "unchanged": "same top choices",
-    "generated_exact": "just the answer",
-    "generated_contains": "answer is in reply",
-    "generated_unchanged": "it writes the same",
-    "generated_length": "of its reply",
-    "score": "mean of 3 successes",
-    "token_score": "of 3 token accuracies",
-    "generation_entropy": "fluency of texts",
-    "reference_score": "fits new property",
-    "perplexity": "of plain text",
-    "drawdown": "accuracy lost",
-    "disagreement": "another top choice",
-    "kl": "how far it moved",
-    "es_edit": "new is top choice",
-    "es_outer": "same, reworded",
-    "es": "mean of these two",
-    "perplexity_drawdown": "of locality answers",
-    "ke_success": "writes the target",
-    "ke_retain": "others unchanged",
-    "ke_equivalence": "rewordings agree",
-    "ke_deterioration": "right answers lost",
-    "malmen_es": "tokens, edited",
-    "malmen_gs": "tokens, reworded",
-    "malmen_ls": "tokens, unrelated",
-    "convsent_es": "product of these",
-    "convsent_sentiment": "wanted likelier",
-    "convsent_topic": "as likely as before",
-}
-KEPT = {"success": "theirs is likelier", "magnitude": "P(theirs) − P(new)", "accuracy": "still top choice"}
-FOLLOWS = {"success": "right one is likelier", "accuracy": "right is top choice"}
-UNITS = {"%": "%", "points": "points", "bits × 100": "bits×100", "nats": "nats", "words": "words", "": ""}
-FINE = {"nats": 3, "perplexity_drawdown": 2}  # decimals, by unit or metric
 
 
-@dataclass(frozen=True)
-class Row:
-    """One metric of a table: its id, short name with unit and direction, and what it tells."""
-
-    metric: str
-    label: str
-    tells: str
-
-
-def sections(metrics: Collection[str]) -> list[tuple[str, list[tuple[str, list[Row]]]]]:
-    """[(section, [(which prompts, rows)])] for those of `metrics` that a table shows; teacher-forced and
+def sections(metrics: Collection[str]) -> list[tuple[str, list[tuple[str, list[Metric]]]]]:
+    """[(section, [(which prompts, metrics)])] for those of `metrics` that a table shows; teacher-forced and
     free-running ones apart.
     """
-    rated, written = [], []
+    known, rated, written = registered(), [], []
     for group in GROUPS:
         for place in parts_of(group, metrics) or [group]:
-            ids = [name for name in _measured(place, metrics) if not _told_otherwise(name, place, metrics)]
-            generated = [name for name in ids if str(METRICS[name].measure).startswith("generated")]
-            rated.append((WHERE[place], [_row(name, group) for name in ids if name not in generated]))
-            written.append((WHERE[place], [_row(name, group) for name in generated]))
-    rated.append(("All three together", [_row(name) for name in ("score", "token_score") if name in metrics]))
-    whole = [("", [_row(name) for name in ("generation_entropy", "reference_score", "perplexity") if name in metrics])]
-    named = [(paper, [_row(name) for name in names if name in metrics]) for paper, names in PUBLISHED.items()]
+            own = [known[name] for name in _measured(place, metrics) if not _told_otherwise(name, place, metrics)]
+            generated = [metric for metric in own if str(metric.measure).startswith("generated")]
+            rated.append((WHERE[place], [metric for metric in own if metric not in generated]))
+            written.append((WHERE[place], generated))
+
+    def measured(*names: str) -> list[Metric]:
+        return [known[name] for name in names if name in metrics]
+
+    rated.append(("All three together", measured("score", "token_score")))
+    whole = [("", measured("generation_entropy", "reference_score", "perplexity"))]
+    named = [(paper, measured(*names)) for paper, names in PUBLISHED.items()]
     # not the data of a trained editor
     if not (any(parts_of(group, metrics) for group in GROUPS) or "convsent_es" in metrics):
         named = []
-    own = [("", [_row(name) for name, metric in registered().items() if metric.of and name in metrics])]
+    plugged = [("", measured(*of_plugins()))]
     parts = (
         (TEACHER_FORCED, rated),
         (FREE_RUNNING, written),
         (AS_A_WHOLE, whole),
-        (FROM_PLUGINS, own),
+        (FROM_PLUGINS, plugged),
         (AS_PUBLISHED, named),
     )
     filled = [(title, [(where, rows) for where, rows in groups if rows]) for title, groups in parts]
@@ -154,22 +83,6 @@ def _told_otherwise(name: str, place: str, metrics: Collection[str]) -> bool:
     return measure == ("unchanged" if place in PARTS else "disagreement")
 
 
-def _row(name: str, group: str = "") -> Row:
-    metric = registered()[name]
-    measure = metric.measure or name
-    named = metric.label if metric.of else LABELS.get(measure, measure)
-    label = " ".join(
-        part for part in (f"{named}, {UNITS[metric.unit]}" if metric.unit else named, ARROWS[metric.better]) if part
-    )
-    tells = KEPT if group in ("neighborhood", "locality", "attribute") else FOLLOWS if group == "portability" else {}
-    return Row(name, label, metric.definition if metric.of else tells.get(measure, WHAT[measure]))
-
-
-def decimals(name: str) -> int:
-    """How many a table shows of this metric."""
-    return FINE.get(name, FINE.get(registered()[name].unit, 1))
-
-
 def number(value: float | None, digits: int = 1) -> str:
     """One decimal, thousands apart; a value that is not finite is told as such."""
     return "not finite" if value is None else f"{value:,.{digits}f}"
@@ -189,8 +102,27 @@ def with_interval(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:
     return f"{number(entry['mean'], decimals)} [{low}, {high}]"
 
 
+def mean(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:
+    """`98.5`: the mean alone."""
+    return "–" if entry is None else number(entry["mean"], decimals)
+
+
+def forms(told: Mapping[str, Any]) -> str:
+    """In which forms facts were edited and asked (lm/chat.py)."""
+    named = {"plain": "as plain text", "chat": "in the model's chat template"}
+    edited, asked = named[told["edited"]], [named[form] for form in told["asked"]]
+    if asked == [edited]:
+        return f"Edited and asked {edited}."
+    told_again = {named["chat"]: "in it"} if edited == named["chat"] else {}
+    return f"Edited {edited}, asked {' and '.join(told_again.get(form, form) for form in asked)}."
+
+
 def records(dataset: Mapping[str, Any]) -> str:
     """Which records were used, and out of how many."""
+    if known := dataset.get("known"):
+        rule = {"reply": "its reply holds the answer", "rank": "the answer is its first choice"}[known["by"]]
+        used = f"{dataset['records_selected']:,} of {dataset['records_total']:,} records"
+        return f"{used}: {known['known']:,} of {known['asked']:,} asked are known to the model ({rule})"
     used, total, dropped, limit = (
         dataset[key] for key in ("records_selected", "records_total", "records_dropped", "limit")
     )

@@ -1,6 +1,6 @@
 """Whether the files of a run can be what the program wrote: a tampered, merged or torn run is told in a line.
 
-Every value is held against its shape (`run_shapes`), no line may be there twice, and the lines of a run must agree on
+Every value is held against its shape (`shapes`), no line may be there twice, and the lines of a run must agree on
 what they are about.
 """
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from edit_cli.config.identity import UNSET, config_hash, differences, plain
 from edit_cli.errors import MissingError, UsageError
@@ -35,23 +35,56 @@ UNREADABLE = "unreadable"  # status of a run of which a file is damaged
 REMEDY = "give it a place of its own (tag=NAME or run_dir=DIR), or replace the old run (overwrite=true)"
 
 
-class Run:
-    """A run directory that this process writes to. Use it as a context manager: how the block ends becomes the status.
+class SharedRun:
+    """A run as every process knows it that works on it, to take the same steps. The main one's is a `Run`: what others
+    append, it writes.
 
     Attributes:
         path: the directory. manifest: the content of manifest.json. finished: the identities (by default case ids) of
         the lines that are already there.
     """
 
+    def __init__(self, path: Path, manifest: dict[str, Any], finished: set[Any], rank: int = 0) -> None:
+        self.path, self.manifest, self.finished, self._rank = path, manifest, finished, rank
+
+    @property
+    def edits(self) -> Path:
+        """Where edit directories go."""
+        return self.path / EDITS
+
+    def identity(self, line: Mapping[str, Any]) -> Any:
+        """What tells the line from the others of its run."""
+        return itemgetter(*self.manifest["key"])(line)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Take note of a line that the main process writes."""
+        self.finished.add(self.identity(line))
+
+    def log(self, message: str) -> None:
+        """Add a line with the time to log.txt, for what only this process has seen."""
+        write_log(self.path, f"process {self._rank}: {message}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The main process records how the run ended."""
+
+
+class Run(SharedRun):
+    """A run directory that this process writes to. Use it as a context manager: how the block ends becomes the
+    status.
+    """
+
     def __init__(
         self, path: Path, manifest: dict[str, Any], lock: int, belongs: Callable[[Any], bool] = lambda identity: True
     ) -> None:
-        self.path = path
-        self.manifest = manifest
+        super().__init__(path, manifest, set())
         self._lock = lock
-        self._identity = itemgetter(*manifest["key"])
         lines, self._end = _lines(path, manifest)
-        self.finished: set[Any] = set(map(self._identity, lines))
+        self.finished |= set(map(self.identity, lines))
         if foreign := sorted(_told(identity) for identity in self.finished if not belongs(identity)):
             raise MissingError(
                 f"{path / RESULTS} has a line of {foreign[0]}, which is not of this run: delete that line and run"
@@ -127,22 +160,17 @@ class Run:
             os.close(lock)
             raise
 
-    @property
-    def edits(self) -> Path:
-        """Where edit directories go."""
-        return self.path / EDITS
-
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line to results.jsonl. Numbers that are not finite become null.
 
-        A killed process loses none; when the machine itself goes down, lines of its last second may be lost, and are
-        made again.
+        A killed process loses none; when the machine itself goes down, the lines of its last second may be lost, and
+        are made again.
 
         Raises:
             ValueError: a line of this identity is there already.
             MissingError: the disk does not take it.
         """
-        identity = self._identity(line)
+        identity = self.identity(line)
         if identity in self.finished:
             raise ValueError(f"{self.path / RESULTS} already has a line for {identity!r}")
         data = to_json(line).encode() + b"\n"
@@ -197,9 +225,6 @@ class Run:
         finally:
             self._file.close()
             os.close(self._lock)
-
-    def __enter__(self) -> Run:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -115,8 +115,16 @@ class MomentStore(Config):
         if self.import_npz:
             for layer in layers:
                 source_of(self.import_npz, layer)
-        elif not all(any(expanded(self.cache_dir).glob(self._name(model, layer, "*"))) for layer in layers):
+        elif not all(self.found(model, layer) for layer in layers):
             self.corpus.require()
+
+    def found(self, model: str, layer: int) -> bool:
+        """Whether there is a file of that layer of a model of this name, be it of the same weights or not."""
+        return any(expanded(self.cache_dir).glob(self._name(model, layer, "*")))
+
+    def folder(self, model: str) -> Path:
+        """Where the files of a model of this name lie."""
+        return expanded(self.cache_dir) / files.slug(model)
 
     def second_moment(self, lm: LM, layer: int) -> Moment:
         """The second moment of one layer; computed and stored if it is not there yet.
@@ -253,7 +261,7 @@ class MomentStore(Config):
         return {layer: {**common, "module": lm.layout.mlp_out(layer)} for layer in layers}
 
     def _directory(self, lm: LM) -> Path:
-        return expanded(self.cache_dir) / files.slug(lm.name)
+        return self.folder(lm.name)
 
     def _path(self, lm: LM, layer: int, identity: dict[str, Any]) -> Path:
         return expanded(self.cache_dir) / self._name(lm.name, layer, self._key(identity))

@@ -86,62 +86,49 @@ class Trained:
     best: Line
 
 
-def train(
-    editor: TrainableEditor[Any, Any],
-    cases: Sequence[Case],
-    validation: Sequence[Case],
-    folder: Path,
-    stamp: str,
-    write: Callable[[Line], None],
-    zero: int = 0,
-) -> Trained:
-    """Train the editor's network on `cases`; the state of an earlier start of this training in `folder` is taken up.
+@dataclass
+class Training:
+    """One training at work: of the editor's network on `cases`. The state of an earlier start of this training in
+    `folder` is taken up.
 
     stamp: tells this training from another one in the same folder. write: takes the lines of the curves; on going on,
-    some come again.
-    zero: stage of DeepSpeed's ZeRO for several processes; 0 for none.
+    some come again. zero: stage of DeepSpeed's ZeRO for several processes; 0 for none.
 
     Raises:
-        TrainingFailed: losses that are no numbers, no gradient, or edits that grow without bounds. UsageError: settings
-            that do not fit.
+        UsageError: settings that do not fit.
     """
-    return Training(editor, cases, validation, folder, stamp, write, zero).run()
 
+    editor: TrainableEditor[Any, Any]
+    cases: Sequence[Case]
+    validation: Sequence[Case]
+    folder: Path
+    stamp: str
+    write: Callable[[Line], None]
+    zero: int = 0
 
-class Training:
-    """One training at work."""
-
-    def __init__(
-        self,
-        editor: TrainableEditor[Any, Any],
-        cases: Sequence[Case],
-        validation: Sequence[Case],
-        folder: Path,
-        stamp: str,
-        write: Callable[[Line], None],
-        zero: int = 0,
-    ) -> None:
-        self.editor, self.lm, self.config, self.write = editor, editor.lm, editor.config.training, write
-        lm, per_edit, per_evaluation = editor.lm, editor.cases_per_edit, editor.cases_per_evaluation
-        for name, given, size in (("training", cases, per_edit), ("validation", validation, per_evaluation)):
+    def __post_init__(self) -> None:
+        editor, lm = self.editor, self.editor.lm
+        self.lm, self.config = lm, editor.config.training
+        per_edit, per_evaluation = editor.cases_per_edit, editor.cases_per_evaluation
+        for name, given, size in (("training", self.cases, per_edit), ("validation", self.validation, per_evaluation)):
             if len(given) < size:
                 raise UsageError(
                     f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or"
                     " lower what makes up an edit (method.edits, or method.others)"
                 )
         self._refuse_unshared()
-        self.zero = zero if lm.process_group.size > 1 else 0
+        self.zero = self.zero if lm.process_group.size > 1 else 0
         if self.zero and (self.config.fsdp or self.config.precision == "fp16"):
             raise UsageError(
                 "DeepSpeed does not work with method.training.fsdp=true and method.training.precision=fp16: use false,"
                 " and bf16 or no"
             )
-        self.edits = Edits(spared(cases), per_edit, self.config.seed)
-        held_out = Edits(spared(validation), per_evaluation, self.config.seed)
+        self.edits = Edits(spared(self.cases), per_edit, self.config.seed)
+        held_out = Edits(spared(self.validation), per_evaluation, self.config.seed)
         self.held_out = [held_out[i] for i in range(min(held_out.per_epoch, self.config.validation_edits))]
         torch.manual_seed(self.config.seed)
         self.net = editor.build().to(lm.device)
-        self.folder, self.state = folder, State(folder, stamp, lm.process_group.rank)
+        self.state = State(self.folder, self.stamp, lm.process_group.rank)
         self.zero_steps, self.bad = 0, 0
 
     def _refuse_unshared(self) -> None:
@@ -157,6 +144,11 @@ class Training:
             raise UsageError(f"method.training.edits={edits} cannot be shared by {size} processes: give a multiple")
 
     def run(self) -> Trained:
+        """All steps that are left.
+
+        Raises:
+            TrainingFailed: losses that are no numbers, no gradient, or edits that grow without bounds.
+        """
         config = self.config
         with accelerated(self.lm, config, self.folder) as accelerator:
             self._prepare(accelerator)

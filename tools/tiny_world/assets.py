@@ -17,7 +17,7 @@ from tools.tiny_world.names import pool
 from tools.tiny_world.opinions import opinion_records
 from tools.tiny_world.records import make_records, make_snippets
 from tools.tiny_world.statements import Statement, Text, listing, statement
-from tools.tiny_world.tasks import claims, questions, statements
+from tools.tiny_world.tasks import claims, lama, questions, statements
 from tools.tiny_world.texts import text_records
 from tools.tiny_world.tokenizer import check_single_tokens, train_tokenizer, world_texts
 from tools.tiny_world.world import World, documents, make_world
@@ -136,6 +136,7 @@ def write_world(folder: Path, world: World, not_recalled: Sequence[int]) -> None
     write_json(folder / "snippets.json", make_snippets(world))
     for form in (statements, questions, claims):
         write_json(folder / f"{form.__name__}.json", form(world))
+    write_lines(folder / "trex.jsonl", lama(world))
     write_lines(folder / "texts.jsonl", text_records(world))
     write_lines(folder / "opinions.jsonl", opinion_records(world))
     for told in ("questions", "statements"):

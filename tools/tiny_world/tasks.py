@@ -32,6 +32,21 @@ def statements(world: World) -> list[dict[str, Any]]:
     return records(world, "statements", list(world.facts), lambda fact: fact.relation.objects)
 
 
+def lama(world: World) -> list[dict[str, Any]]:
+    """The same facts as LAMA has those of T-REx: an object behind a mask at the end of a sentence."""
+    return [
+        {
+            "uuid": f"world-{record['id']}",
+            "predicate_id": record["relation"],
+            "sub_label": record["subject"],
+            "obj_label": record["target_true"],
+            "evidences": [{"masked_sentence": f"{record['prompt'].replace('{}', record['subject'])} [MASK]."}],
+            "split": record["split"],
+        }
+        for record in statements(world)
+    ]
+
+
 def questions(world: World) -> list[dict[str, Any]]:
     return records(world, "questions", asked(world), lambda fact: fact.relation.objects)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from edit_cli.config.schema import Count, Layers, Positive
 from edit_cli.editors.base import Editor, EditorConfig, require_layers
+from edit_cli.editors.cost import Cost
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.model import LM
+from edit_cli.lm.outline import Outline
 from edit_cli.lm.weights.access import WeightAccess
 
-Batches = Sequence[Sequence[Any]]  # of rows, as a head encodes them
+Batches = Iterable[Sequence[Any]]  # of rows, as a head encodes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,22 @@ class FinetuneEditor(Editor[F]):
 
     heads = ("causal", "seq2seq", "classifier")
 
+    @classmethod
+    def cost(cls, config: F, outline: Outline, lengths: Sequence[int]) -> Cost | None:
+        """Of all passes over the facts, which end sooner if they are learnt; of a tuned number its start, its value,
+        the one that computes, its gradient and Adam's two.
+        """
+        if not config.layers:
+            return None
+        blocks = [outline.model.get_submodule(outline.layout.block(layer)) for layer in config.layers]
+        names = [outline.layout.mlp_out(layer) for layer in config.layers]
+        parts = [outline.model.get_submodule(name) for name in names] if config.part == "mlp_out" else blocks
+        tuned = sum(parameter.numel() for part in parts for parameter in part.parameters())
+        above = 1 - min(config.layers) / outline.depth
+        passes = config.steps * sum(lengths) * (1 + 2 * above)
+        graph = sum(lengths) * (8 * outline.layout.width + 4 * outline.inner) * outline.depth * above * 4
+        return Cost(passes, 3 * config.steps, round(6 * 4 * tuned + graph), "gradients and Adam's states")
+
     @property
     def names(self) -> list[str]:
         """The tuned parameters. Raises UsageError if there are none."""
@@ -57,9 +75,8 @@ class FinetuneEditor(Editor[F]):
         """What is added to the loss of a batch."""
         return 0.0
 
-    def project(self, weight: Tuned) -> Tensor:
-        """What becomes of a weight after a step."""
-        return weight.tuned
+    def project(self, weights: Sequence[Tuned]) -> None:
+        """What becomes of the tuned weights after a step, in place."""
 
     def fit(
         self,
@@ -72,7 +89,7 @@ class FinetuneEditor(Editor[F]):
 
         Args:
             weights: what is trained.
-            batches: the facts, encoded.
+            batches: the facts, encoded; gone through once a pass.
             weight_decay: of Adam.
             until: says of (mean loss in nats, share of facts that are answered wrong) whether this is good enough: of
                 a batch, which is then not learnt from, and of a pass over all, which is then the last one.
@@ -81,14 +98,14 @@ class FinetuneEditor(Editor[F]):
             The mean loss of each pass.
         """
         optimizer = torch.optim.Adam([weight.tuned for weight in weights], lr=self.config.lr, weight_decay=weight_decay)
-        facts, losses = sum(map(len, batches)), []
+        losses: list[float] = []
         for _ in self.lm.monitor.counted("fine-tuning", self.config.steps):
-            total, wrong = 0.0, 0
+            total, wrong, facts = 0.0, 0, 0
             for batch in batches:
                 found = self.answers(batch)
                 loss = row_losses(found, len(batch)).mean()
                 missed = len(batch) - int(rows_right(found, len(batch)).sum())
-                total, wrong = total + loss.item() * len(batch), wrong + missed
+                total, wrong, facts = total + loss.item() * len(batch), wrong + missed, facts + len(batch)
                 if not until(loss.item(), missed / len(batch)):
                     step(optimizer, weights, loss + self.penalty(weights), self.project)
             losses.append(total / facts)
@@ -164,17 +181,17 @@ def step(
     optimizer: torch.optim.Optimizer,
     weights: Sequence[Tuned],
     loss: Tensor,
-    held: Callable[[Tuned], Tensor] | None = None,
+    project: Callable[[Sequence[Tuned]], None] | None = None,
 ) -> None:
-    """One step down `loss`; `held` says what becomes of a weight after it (projections)."""
+    """One step down `loss`; `project` then puts the weights where they may be."""
     gradients = torch.autograd.grad(loss, [weight.present for weight in weights])
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.tuned.grad = gradient.to(weight.tuned)
     optimizer.step()
     with torch.no_grad():
+        if project is not None:
+            project(weights)
         for weight in weights:
-            if held is not None:
-                weight.tuned.copy_(held(weight))
             weight.access.assign(weight.tuned)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from edit_cli.config.schema import Count, NonNegative, Positive
+from edit_cli.config.schema import Count, Natural, NonNegative, Positive
 from edit_cli.editors.base import Context
 from edit_cli.editors.finetune.base import FinetuneConfig, FinetuneEditor, Tuned, moved, tuning
 from edit_cli.editors.passes import in_batches
@@ -36,7 +37,12 @@ class FTConfig(FinetuneConfig):
     weight_decay: NonNegative = 0.0
     """Weight decay of Adam."""
     norm_constraint: Positive | None = None
-    """δ of ‖θ − θ₀‖_∞ ≤ δ, to which every weight is clamped after a step (FT-L), or null for none."""
+    """δ of ‖θ − θ₀‖ ≤ δ, onto which the weights are projected after a step (FT-L), or null for none."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Of which norm: every weight is clamped (linf), or the change of all tuned weights together is shortened (l2)."""
+    unmodified: Natural = 0
+    """Unmodified facts that are learnt along with each modified one, from records which the run neither edits nor asks
+    about."""
     objective: Literal["target", "prompt_last"] = "target"
     """What is learnt: all target tokens, teacher-forced (target), or each of them from the prompt's last token
     (prompt_last, as released with ROME; the same for targets of one token)."""
@@ -55,18 +61,52 @@ class FT(FinetuneEditor[FTConfig]):
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """Dense updates of the tuned parameters; float32 masters whatever the model's dtype."""
         lm, config = self.lm, self.config
-        rows = lm.head.encode([(request.text, request.target_new) for request in requests])
+        rows = lm.head.encode(self.facts(requests))
         batches = [rows[part] for part in in_batches(rows, config.batch_size)]
         with lm.monitor.phase("train"), tuning(lm, self.names) as weights:
             losses = self.fit(weights, batches, lambda loss, _: loss < config.stop_loss, config.weight_decay)
             return moved(weights, {"losses": losses})
 
-    def project(self, weight: Tuned) -> Tensor:
-        """The weight, no further than `norm_constraint` from where it started."""
+    def facts(self, requests: Sequence[EditRequest]) -> list[tuple[str, str]]:
+        """(prompt, answer) of what is learnt: each request, and behind it its share of unmodified facts.
+
+        Raises:
+            UsageError: the data set has too few of them.
+        """
+        modified = [(request.text, request.target_new) for request in requests]
+        each = self.config.unmodified
+        if not each:
+            return modified
+        wanted = each * len(modified)
+        examples = self.context.examples
+        others = [] if examples is None else examples.others()
+        pairs = [(request.text, case.right_or(request.target_true)) for case in others for request in case.requests]
+        found = [(prompt, answer) for prompt, answer in pairs if answer is not None]
+        if len(found) < wanted:
+            raise UsageError(
+                f"method.unmodified={each} asks for {wanted:,} unmodified facts, and the data set has"
+                f" {len(found):,} that this run neither edits nor asks about: choose a smaller number, fewer facts an"
+                " edit (protocol.batch_size), or a larger file"
+            )
+        kept = random.Random(f"unmodified {modified[0]}").sample(found, wanted)
+        return [fact for i, one in enumerate(modified) for fact in (one, *kept[i * each : (i + 1) * each])]
+
+    def project(self, weights: Sequence[Tuned]) -> None:
+        """The weights, no further than `norm_constraint` from where they started: the nearest point in the ball."""
         bound = self.config.norm_constraint
         if bound is None:
-            return weight.tuned
-        return torch.maximum(torch.minimum(weight.tuned, weight.start + bound), weight.start - bound)
+            return
+        if self.config.norm == "linf":
+            for weight in weights:
+                weight.tuned.copy_(
+                    torch.maximum(torch.minimum(weight.tuned, weight.start + bound), weight.start - bound)
+                )
+            return
+        moves = [weight.tuned - weight.start for weight in weights]
+        far = math.sqrt(math.fsum(move.double().square().sum().item() for move in moves))
+        if far > bound:
+            for weight, move in zip(weights, moves, strict=True):
+                weight.tuned.copy_(weight.start + move * (bound / far))
 
     def answers(self, rows: Sequence[Any]) -> Answers:
         """By `objective`: every target token after those before it, or as if it were the first."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edit_cli.config.schema import Layers, Linked, NonNegative, Share
 from edit_cli.editors.base import Context, Editor, EditorConfig, require_layers
+from edit_cli.editors.cost import Cost
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, Contexts, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.regularizers import prune, rect
 from edit_cli.editors.locate.solver import Covariance, ScaledIdentity
@@ -22,10 +23,12 @@ from edit_cli.edits.diagnosis import Diagnosis
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError
 from edit_cli.lm.model import LM
+from edit_cli.lm.outline import Outline
 from edit_cli.lm.reading import HookPoint, LayerwiseReader
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.moments import MomentStore
 
+VALUE_TOKENS = 512  # of a step of the values, on a processor
 CHUNK = 512  # requests whose keys are read at once: bounds memory, 10,000 requests have 60,000 rows
 
 
@@ -67,6 +70,28 @@ class LocateEditor(Editor[L]):
                 config.moments.require(model, config.layers)
             except MissingError as error:
                 raise MissingError(f"{error}; or do without second moments: method.use_covariance=false") from None
+
+    @classmethod
+    def cost(cls, config: L, outline: Outline, lengths: Sequence[int]) -> Cost | None:
+        """Of the values, whose rows are run from the subject on, forward and backward, in the blocks above; and of what
+        is solved: C, its factor, and the keys of all facts.
+        """
+        if not config.layers:
+            return None
+        last, rows = max(config.layers), 1 + config.context.count
+        above = 1 - (last + 1) / outline.depth
+        tokens = sum(lengths) * 0.5  # the subject and what stands before it are kept
+        optimised = 3 * config.value.steps * (rows + 1) * tokens * max(above, 1 / outline.depth)
+        read = rows * sum(lengths) * (last + 1) / outline.depth * 2
+        budget = config.value.batch_tokens or VALUE_TOKENS
+        steps = 3 * config.value.steps * max(1.0, (rows + 1) * tokens / budget)
+        at_once = min(budget, (rows + 1) * tokens)
+        widths = [outline.key_width(layer) for layer in config.layers]
+        matrices = sum(2 * m * m * 8 for m in widths) if config.use_covariance else 0
+        solved = max(widths) * len(lengths) * 8 * 3
+        graph = at_once * (8 * outline.layout.width + 4 * outline.inner) * outline.depth * above * 4
+        words = at_once * outline.vocabulary * 4 * 0.5
+        return Cost(optimised + read, round(steps), round(matrices + solved + max(graph + words, 0)), "values, keys, C")
 
     def warm_up(self) -> None:
         """Second moments of all layers, in one pass over the text."""

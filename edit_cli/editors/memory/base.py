@@ -25,7 +25,7 @@ from edit_cli.errors import UsageError
 from edit_cli.files.shapes import checked
 from edit_cli.files.tensors import Size
 from edit_cli.lm.hooks import Wrapper, unwrapped
-from edit_cli.lm.layout import is_projection, widths
+from edit_cli.lm.layout import attention_out, is_projection, widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.prompt_position import PromptPosition, PromptPositionTracker
 from edit_cli.lm.weights.access import Undo
@@ -310,6 +310,7 @@ class MemoryEditor(Editor[C]):
     """
 
     heads: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "classifier")
+    experts = True
     Patch: ClassVar[type[MemoryPatch]]
 
     def __init__(self, config: C, lm: LM, context: Context | None = None) -> None:
@@ -373,12 +374,17 @@ def mlp_in(lm: LM, layer: int) -> str:
 def module_of(lm: LM, layer: int, part: str, key: str = "method.module") -> str:
     """A projection of a layer: "mlp_in" and "mlp_out" in any family, else its name in the block.
 
+    In a mixture of experts those are of the MLP that every token passes; where there is none, attention's output
+    projection stands for both.
+
     key: the setting that names it.
 
     Raises:
         UsageError: there is none of that name.
     """
     if part in ("mlp_in", "mlp_out"):
+        if lm.layout.stack(layer).mlp_of(layer) is None:
+            return attention_out(lm.model, lm.layout, layer)
         return mlp_in(lm, layer) if part == "mlp_in" else lm.layout.mlp_out(layer)
     name = f"{lm.layout.block(layer)}.{part}"
     try:

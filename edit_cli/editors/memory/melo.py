@@ -288,7 +288,8 @@ class MELO(MemoryEditor[MELOConfig]):
 
     def __init__(self, config: MELOConfig, lm: LM, context: Context | None = None) -> None:
         super().__init__(config, lm, context)
-        self.lora = [module_of(lm, layer, part) for layer in sorted(config.lora_layers) for part in config.lora_modules]
+        found = [module_of(lm, layer, part) for layer in sorted(config.lora_layers) for part in config.lora_modules]
+        self.lora = list(dict.fromkeys(found))  # of a mixture of experts, two names may mean one projection
 
     def edit(self, requests: Sequence[EditRequest]) -> MeloPatch:
         """A block for the requests, and their prompts in the database."""

@@ -8,21 +8,23 @@ learnt.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
+from edit_cli.config.schema import Config, SettingError
 from edit_cli.editors.memory.base import Entries
 from edit_cli.edits.edit import Route
 from edit_cli.files.shapes import Rule
 from edit_cli.files.tensors import Size, size
-from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import Head
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination
@@ -30,8 +32,11 @@ from edit_cli.lm.weights.access import Undo
 from edit_cli.monitor import Monitor
 from edit_cli.requests import EditRequest
 from edit_cli.wording import many
+from edit_cli.writing import as_text
 
+F = TypeVar("F")  # what was found for a prompt
 CPU = torch.device("cpu")
+PROMPT = "New Fact: {fact}\nPrompt: {prompt}"  # how a model is told a fact before it is asked, as for IKE
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,24 @@ class Fact:
     def asked(self) -> str:
         """The prompt apart from case and spacing: facts of one prompt replace each other."""
         return normalised(self.prompt)
+
+    @property
+    def text(self) -> str:
+        """Prompt and answer."""
+        return as_text(self.prompt, self.answer)
+
+
+def told(template: str, fact: str, prompt: str) -> str:
+    """A template with its {fact} and {prompt} filled in; other braces are text."""
+    parts = {"{fact}": fact, "{prompt}": prompt}
+    return re.sub(r"\{fact\}|\{prompt\}", lambda slot: parts[slot[0]], template)
+
+
+def check_template(config: Config, name: str) -> None:
+    """Refuse a setting that is no template (SettingError)."""
+    template = getattr(config, name)
+    if "{fact}" not in template or "{prompt}" not in template:
+        raise SettingError(config.place, name, f"={template}: it must hold {{fact}} and {{prompt}}")
 
 
 def normalised(prompt: str) -> str:
@@ -211,3 +234,18 @@ class Retold:
 
     def tokens(self, text: str) -> int:
         return len(self.head.tokenizer(text, add_special_tokens=True)["input_ids"])
+
+
+def prompted(
+    below: Answerer, head: Head, found: Mapping[str, F | None], tell: Callable[[F, str, int], str]
+) -> list[Destination | None]:
+    """Who answers each prompt of `found` (distinct ones): the model itself, which reads what `tell` makes of what was
+    found, the prompt, and the tokens to leave room for; nothing found: the bare prompt.
+    """
+
+    def text(prompt: str, room: int) -> str:
+        fact = found[prompt]
+        return prompt if fact is None else tell(fact, prompt, room)
+
+    retold = Retold(below, text, head)
+    return [None if fact is None else Destination(retold, prompt) for prompt, fact in found.items()]

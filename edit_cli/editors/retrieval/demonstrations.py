@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edit_cli.editors.retrieval.base import PROMPT, told
 from edit_cli.lm.embeddings import Embedder
 from edit_cli.requests import Case, EditRequest
 from edit_cli.writing import as_text
@@ -35,10 +36,10 @@ def tell(case: Case) -> list[Told]:
 
     What a case lacks is told as a copy.
     """
-    paraphrase = next((probe.prompt for probe in case.probes if probe.kind == "paraphrase"), None)
+    paraphrase = next((probe.text for probe in case.probes if probe.kind == "paraphrase"), None)
     kept = next(
         (
-            (probe.prompt, probe.target)
+            (probe.text, probe.target)
             for probe in case.probes
             if probe.kind in ("neighborhood", "locality") and probe.target
         ),
@@ -60,7 +61,7 @@ class Store:
     """Facts to demonstrate with, and the embedding of each (n, width), computed once."""
 
     def __init__(self, cases: Sequence[Case], embed: Embedder) -> None:
-        self.facts = [told for case in cases for told in tell(case)]
+        self.facts = [fact for case in cases for fact in tell(case)]
         self.vectors: Tensor = embed([shown(fact, "copy") for fact in self.facts]) if self.facts else torch.zeros(0, 0)
 
     def nearest(self, request: EditRequest, vector: Tensor, count: int) -> list[Told]:
@@ -81,7 +82,7 @@ def _about(fact: Told, request: EditRequest) -> bool:
 
 def headed(prompt: str, answer: str, asked: str) -> str:
     """A prompt with a new fact before it."""
-    return f"New Fact: {as_text(prompt, answer)}\nPrompt: {asked}"
+    return told(PROMPT, as_text(prompt, answer), asked)
 
 
 def shown(fact: Told, kind: str) -> str:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from edit_cli.config.schema import Linked, Natural, Seed
 from edit_cli.editors.base import Context, Editor, EditorConfig
-from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, Retold, facts_of, normalised
+from edit_cli.editors.retrieval.base import Fact, facts_of, normalised, prompted
 from edit_cli.editors.retrieval.demonstrations import KINDS, Store, headed, shown
+from edit_cli.editors.retrieval.similarity import SimilarRoute, SimilarSaid
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.files.shapes import Rule
 from edit_cli.lm.embeddings import Embedder, EmbeddingOptions
@@ -69,6 +70,7 @@ class IKE(Editor[IKEConfig]):
     """Can We Edit Factual Knowledge by In-Context Learning? (Zheng et al., 2023)."""
 
     Config = IKEConfig
+    experts = True
 
     @classmethod
     def require(cls, config: IKEConfig, model: str, context: Context) -> None:
@@ -136,20 +138,15 @@ class IKE(Editor[IKEConfig]):
         return kinds
 
 
-class IkeSaid(FactsSaid):
-    """embedding: the name of the model that made the keys."""
+class IkeSaid(SimilarSaid):
+    """What a saved edit says beside the keys of its facts."""
 
     prefixes: list[list[str]]
     router: Literal["auto", "none", "embedding"]
-    threshold: float
-    embedding: str
 
 
-class IkeRoute(FactRoute):
-    """prefixes: what stands before a prompt, a list of texts for each fact, the least similar first.
-
-    keys: of the facts' prompts, (n, width).
-    """
+class IkeRoute(SimilarRoute):
+    """prefixes: what stands before a prompt, a list of texts for each fact, the least similar first."""
 
     said = Annotated[
         IkeSaid, Rule(lambda said: len(said["prefixes"]) == len(said["facts"]), "as many prefixes as facts")
@@ -166,9 +163,8 @@ class IkeRoute(FactRoute):
         embedding: EmbeddingOptions,
         embed: Embedder | None = None,
     ) -> None:
-        super().__init__(facts, keys, maker)
-        self.prefixes = [list(prefix) for prefix in prefixes]
-        self.router, self.threshold, self.embedding, self.embed = router, threshold, embedding, embed
+        super().__init__(facts, keys, maker, threshold, embedding, embed)
+        self.prefixes, self.router = [list(prefix) for prefix in prefixes], router
 
     def attach(self, lm: LM) -> Undo:
         undo = super().attach(lm)
@@ -183,14 +179,8 @@ class IkeRoute(FactRoute):
 
     def prepare(self, lm: LM) -> None:
         self.lm, self.shelf = lm, []  # prefixes of all facts of the memory, in its order
-        if self.router != "none" and self.embed is None:
-            self.embed = self.embedding.load(lm)
-            width = self.embed([self.facts[0].prompt]).shape[1]
-            if not self.maker.endswith(self.embed.name) or self.keys.shape[1] != width:
-                raise UsageError(
-                    f"this edit compares prompts by other embeddings than {self.embed.name}: load the model that it was"
-                    " made with"
-                )
+        if self.router != "none":
+            super().prepare(lm)
 
     def follow(self, front: IkeRoute) -> None:
         if self.router == "none":
@@ -198,21 +188,18 @@ class IkeRoute(FactRoute):
                 "method.router=none puts one fact before every prompt, and another edit of its kind is attached: give"
                 " method.router=embedding"
             )
-        self.lm, self.embed, self.shelf = front.lm, front.embed, front.shelf
+        super().follow(front)
+        self.shelf = front.shelf
 
     def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
-        found = dict(zip(prompts, self._facts(prompts), strict=True))
-        retold = Retold(below, lambda prompt, room: self._told(found[prompt], prompt, room), self.lm.head)
         self._length = {}
-        return [None if found[prompt] is None else Destination(retold, prompt) for prompt in prompts]
+        return prompted(below, self.lm.head, dict(zip(prompts, self._facts(prompts), strict=True)), self._told)
 
     def _facts(self, prompts: Sequence[str]) -> list[int | None]:
         """The number of the fact that goes before each prompt."""
         if self.router == "none" or (self.router == "auto" and int(self.memory.current.sum()) == 1):
             return [len(self.memory) - 1] * len(prompts)
-        likeness = (self.embed(prompts) @ self.memory.keys.all.T).masked_fill(~self.memory.current, -2.0)
-        best, index = likeness.max(1)
-        return [i if score > self.threshold else None for score, i in zip(best.tolist(), index.tolist(), strict=True)]
+        return self.most_similar(prompts)
 
     def _told(self, number: int, prompt: str, room: int) -> str:
         """Prompt and all that stands before it; demonstrations that the context does not hold are left out, the least
@@ -243,8 +230,7 @@ class IkeRoute(FactRoute):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, rest = super().state()
-        rest |= {"prefixes": self.prefixes, "router": self.router, "threshold": self.threshold}
-        return tensors, rest | {"embedding": self.embedding.model}
+        return tensors, rest | {"prefixes": self.prefixes, "router": self.router}
 
     @classmethod
     def from_state(cls, tensors: dict[str, Tensor], rest: dict[str, Any]) -> IkeRoute:

@@ -49,6 +49,7 @@ class Lookup(Editor[LookupConfig]):
     Config = LookupConfig
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
+    experts = True
 
     def edit(self, requests: Sequence[EditRequest]) -> CacheRoute:
         """A route in front of the model; no weight changes."""

@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -17,17 +17,16 @@ from torch import Tensor, nn
 from edit_cli.config.schema import NonNegative, SettingError, restored
 from edit_cli.editors.base import Context
 from edit_cli.editors.meta.base import Logs, NotInRecipe, TrainableConfig, TrainableEditor, TrainingConfig
-from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, Retold, facts_of
+from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, Retold, check_template, facts_of, told
 from edit_cli.editors.retrieval.scope_classifier import TINY, Scope, ScopeConfig
 from edit_cli.editors.retrieval.scope_examples import ScopeExample, ScopeExampleSampler
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig, same_vocabulary
-from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import Head, head_of
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination, Routed
 from edit_cli.requests import Case, EditRequest
-from edit_cli.writing import as_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +68,11 @@ class SERACConfig(TrainableConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "{fact}" not in self.join or "{prompt}" not in self.join:
-            raise SettingError(self.place, "join", f"={self.join}: it must hold {{fact}} and {{prompt}}")
+        check_template(self, "join")
 
     def read(self, fact: Fact, prompt: str) -> str:
         """What the counterfactual model reads."""
-        return self.join.format(fact=as_text(fact.prompt, fact.answer), prompt=prompt)
+        return told(self.join, fact.text, prompt)
 
 
 class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
@@ -84,6 +82,7 @@ class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
     bound_to = "words"
     mass_editor = True
     heads = ("causal", "seq2seq", "classifier")
+    experts = True
 
     @classmethod
     def require_training(cls, config: SERACConfig) -> None:
@@ -149,11 +148,15 @@ class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
 
     def edit(self, requests: Sequence[EditRequest]) -> SeracRoute:
         """The facts and their embeddings; neither model is touched."""
+        return SeracRoute(*self.remembered(requests))
+
+    def remembered(self, requests: Sequence[EditRequest]) -> tuple[Any, ...]:
+        """What a route is made of."""
         net, context = self.trained(), self.context
         facts = facts_of(requests, self.lm.monitor)
         maker = context.once("maker", lambda: net.digest(self.config))
         command = context.once("train_command", lambda: context.train_command and context.train_command())
-        return SeracRoute(facts, net.scope.keys(facts), maker, self.config, command, net)
+        return facts, net.scope.keys(facts), maker, self.config, command, net
 
 
 class SeracNet(nn.Module):
@@ -231,9 +234,10 @@ class SeracSaid(FactsSaid):
 
 
 class SeracRoute(FactRoute):
-    """Facts in front of a model, and who answers what is in their scope."""
+    """Facts in front of a model, and who answers what is in their scope. Settings: the class of its settings."""
 
     said = SeracSaid
+    Settings: ClassVar[type[SERACConfig]] = SERACConfig
 
     def __init__(
         self,
@@ -292,7 +296,7 @@ class SeracRoute(FactRoute):
         MissingError: settings that no editor has.
         """
         try:
-            config: SERACConfig = restored(SERACConfig, rest["editor"])
+            config = restored(cls.Settings, rest["editor"])
         except SettingError as error:
             raise MissingError(f"this edit is damaged: {error}; make it again") from None
         facts = [Fact(*pair) for pair in rest["facts"]]

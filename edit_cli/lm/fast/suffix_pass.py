@@ -6,19 +6,17 @@ leave block ℓ are constants, and so are the keys and values of earlier tokens 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from edit_cli.lm.fast.prefix_cache import Prefilled, PrefixCache, close, common_lengths, placeholder, take_columns
-from edit_cli.lm.fast.token_pruning import prune_unread_tokens, pruned_to
+from edit_cli.lm.fast.token_pruning import prune_unread_tokens
 from edit_cli.lm.hooks import on_output
-from edit_cli.lm.layout import attention_ins
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import pad_right
 
@@ -47,9 +45,8 @@ class SuffixForward:
     reuse_prefix: whether tokens before the start are kept as cached keys and values (where the family has such a
     cache).
     prune_from: the first block that is not changed inside, but only by what enters it at the rows' starts; null for
-    none. From it on MLPs are spared the tokens that nobody reads; it makes anew the queries, keys and values of the
-    starts alone; rows share their beginnings. Only for callers without hooks of their own in those blocks, which would
-    see a few tokens in place of (rows, tokens).
+    none. From it on MLPs are spared the tokens that nobody reads, and rows share their beginnings. Only for callers
+    without hooks of their own in those blocks, which would see a few tokens in place of (rows, tokens).
 
     base: float32 logits (wanted positions of all rows, vocabulary) of the unchanged model.
     """
@@ -99,12 +96,7 @@ class SuffixForward:
                 skipped[:, None] + torch.arange(ids.shape[1], device=device),
             )
         states: list[Tensor] = []
-        projected: dict[str, Tensor] = {}
         with ExitStack() as stack:
-            if prunes and self.prune_from < lm.layout.depth:
-                for name in attention_ins(lm.model, lm.layout, self.prune_from):
-                    keep = partial(projected.__setitem__, name)
-                    stack.enter_context(on_output(lm.module(name), lambda found, keep=keep: keep(found)))
             if self.frozen >= 0:
                 block = lm.module(lm.layout.block(self.frozen))
                 stack.enter_context(on_output(block, lambda hidden: states.append(hidden.clone())))
@@ -117,9 +109,6 @@ class SuffixForward:
             self.base = lm.head.logits_at(ids, everything, self.rows, columns, past=past, positions=positions)
         own = self.positions - skipped[:, None]
         self.states = _columns(states[0], own).to(device) if states else None
-        self.projected = {
-            name: _columns(found, own) for name, found in projected.items() if found.shape[:2] == ids.shape
-        }
         index = self.positions[:, :1] - length + torch.arange(length, device=device) + prefixes.width - skipped[:, None]
         above = past.layers[self.frozen + 1 :] if past is not None else []
         self.prefix = [tuple(take_columns(part, index) for part in (layer.keys, layer.values)) for layer in above]
@@ -145,9 +134,6 @@ class SuffixForward:
                 prune_unread_tokens(
                     stack, lm, range(self.prune_from, lm.layout.depth), self.tail, self.rows, self.columns
                 )
-            starts = rows * self.ids.shape[1] + self.at
-            for name, others in self.projected.items():
-                stack.enter_context(pruned_to(lm.module(name), starts, self.ids.numel(), others))
             past, positions = (self._cache(), self.positions) if self.prefix else (None, None)
             return lm.head.logits_at(self.ids, mask, self.rows, self.columns, past=past, positions=positions)
 
@@ -160,15 +146,6 @@ class SuffixForward:
     def agrees(self, logits: Tensor) -> bool:
         """Whether `logits` of an empty change equal the whole model's: some families do not take a cached prefix."""
         return close(self.lm, logits, self.base)
-
-    @contextmanager
-    def projecting_all(self) -> Iterator[None]:
-        """Queries, keys and values of all tokens are made anew, as a check."""
-        kept, self.projected = self.projected, {}
-        try:
-            yield
-        finally:
-            self.projected = kept
 
     # --- rows come and go -------------------------------------------------------------------------------------------
 
@@ -186,7 +163,6 @@ class SuffixForward:
         part.ids, part.tail, part.positions = (x[keep, :tail] for x in (self.ids, self.tail, self.positions))
         part.before = self.before[keep, cut:]
         part.states = None if self.states is None else self.states[keep, :tail]
-        part.projected = {name: x[keep.to(x.device), :tail] for name, x in self.projected.items()}
         whole = part.before.shape[1] > 0
         part.prefix = [tuple(x[keep.to(x.device), :, cut:] for x in pair) for pair in self.prefix] if whole else []
         return part
@@ -204,7 +180,6 @@ class SuffixForward:
         )
         both.before = _stack_rows(self.before, other.before, left=True)
         both.states = None if self.states is None else _stack_rows(self.states, other.states)
-        both.projected = {name: _stack_rows(x, other.projected[name]) for name, x in self.projected.items()}
         both.prefix = [
             tuple(
                 _stack_rows(a.transpose(1, 2), b.transpose(1, 2), left=True).transpose(1, 2)

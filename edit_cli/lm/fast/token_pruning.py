@@ -38,9 +38,11 @@ def token_modules(lm: Model, layer: int) -> list[nn.Module]:
     projection alone,
     where the MLP is no module of its own) and the output projection of its attention.
     """
-    projection = lm.layout.mlp_out(layer)
-    parent = projection.rpartition(".")[0]
-    found = [projection if parent == lm.layout.block(layer) else parent]
+    found = []
+    if not lm.layout.is_mixture(layer):  # a router may look at all tokens of a pass
+        projection = lm.layout.mlp_out(layer)
+        parent = projection.rpartition(".")[0]
+        found.append(projection if parent == lm.layout.block(layer) else parent)
     with suppress(UsageError):  # a block without attention
         found.append(attention_out(lm.model, lm.layout, layer))
     return [lm.module(name) for name in found]
@@ -67,10 +69,9 @@ def prune_unread_tokens(
 
 
 @contextmanager
-def pruned_to(module: nn.Module, chosen: Tensor, total: int, others: Tensor | None = None) -> Iterator[None]:
-    """Let `module` work on the `chosen` tokens only, indices into rows · tokens = `total`; `others` (rows, tokens,
-    width) leaves it for
-    all the rest, or zeros.
+def pruned_to(module: nn.Module, chosen: Tensor, total: int) -> Iterator[None]:
+    """Let `module` work on the `chosen` tokens only, indices into rows · tokens = `total`; zeros leave it for all the
+    rest.
     """
     shape: torch.Size | None = None
 
@@ -87,8 +88,7 @@ def pruned_to(module: nn.Module, chosen: Tensor, total: int, others: Tensor | No
             return output
         hidden = hidden_of(output)
         found = hidden.reshape(-1, hidden.shape[-1])
-        rest = found.new_zeros(total, found.shape[1]) if others is None else others.reshape(total, -1).to(found)
-        everywhere = rest.index_copy(0, chosen.to(found.device), found)
+        everywhere = found.new_zeros(total, found.shape[1]).index_copy(0, chosen.to(found.device), found)
         return with_hidden(output, everywhere.view(*shape, -1))
 
     handles = (module.register_forward_pre_hook(gather), module.register_forward_hook(scatter))

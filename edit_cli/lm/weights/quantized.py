@@ -5,6 +5,7 @@ Their matrices cannot take in an edit: `places.Quantised` puts it beside them.
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,15 @@ def _quantiser(config: PretrainedConfig) -> str | None:
         return None
     method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
     return str(getattr(method, "value", method))
+
+
+def written_in(config: PretrainedConfig) -> str | None:
+    """`4bit` or `8bit` of files that bitsandbytes wrote, else None."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    told = settings.get if isinstance(settings, dict) else partial(getattr, settings)
+    return "4bit" if told("load_in_4bit", False) else "8bit" if told("load_in_8bit", False) else None
 
 
 def _settings(quantise: str, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -19,9 +19,11 @@ COLOURS = {"hidden": "Purples", "mlp": "Greens", "attn": "Reds"}
 
 def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """Write heatmap.png and heatmap.svg: a panel a kind of state, rows are token roles and columns layers."""
+    if not summary["traced"]:
+        return []
     indirect = summary["trace"]["indirect_effect"]
     facts = f"{many(summary['traced'], 'fact')} of {summary['dataset']['name']}"
-    title = f"{summary['model']}: average indirect effect on P(answer), {facts}"
+    title = f"{summary['model']}: average indirect effect on P(answer) in points, {facts}"
     figure = style.new(1.5 + 3.6 * len(indirect), 3.0, title)
     panels = figure.subplots(1, len(indirect), sharey=True, squeeze=False)[0]
     for panel, (kind, roles) in zip(panels, indirect.items(), strict=True):

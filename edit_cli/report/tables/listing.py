@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from edit_cli.metrics.registry import ARROWS
 from edit_cli.report import words
-from edit_cli.report.comparison import SHOWN, last_side
+from edit_cli.report.comparison import column, last_side
 from edit_cli.report.tables.run import plain_table
 from edit_cli.report.tables.texts import Text
 
@@ -27,21 +28,20 @@ def metrics_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
     for row in rows:
         table.add_row(
             Text(row["id"], style="bold"),
-            words.UNITS[row["unit"]],
-            words.ARROWS[row["better"]],
+            row["unit"].replace(" ", ""),
+            ARROWS[row["better"]],
             Text(row["definition"]),
         )
     return table
 
 
-def runs_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """One line a run, with the few numbers that tell runs apart."""
+def runs_list(rows: Sequence[dict[str, Any]], metric: str | None = None) -> RenderableType:
+    """One line a run, with the few numbers that tell runs apart, and another one if it is asked for."""
     if not rows:
-        return Text("no runs yet")
-    shown = [name for name in ("score", "token_score") if any(name in row["metrics"] for row in rows)]
-    table = plain_table(
-        "run", "status", "day", "cases", *(SHOWN[name] for name in shown), right=tuple(range(3, 4 + len(shown)))
-    )
+        return Text("no runs")
+    usual = [name for name in ("score", "token_score") if any(name in row["metrics"] for row in rows)]
+    shown = usual if metric is None else [metric, *(name for name in usual if name != metric)]
+    table = plain_table("run", "status", "day", "cases", *map(column, shown), right=tuple(range(3, 4 + len(shown))))
     for row in rows:
         entries = [last_side(row["metrics"].get(name, {})) for name in shown]
         cases = "–" if row["n"] is None else f"{row['n']:,}" + (f", {row['failed']} failed" if row["failed"] else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,13 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.constrain import Constrain
 from rich.table import Table
 
+from edit_cli.metrics.registry import Metric, metrics
 from edit_cli.report import words
 from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
 PROSE = 100  # columns of a note
+WIDEST_LABEL = 34  # columns that labels, and what stands between columns, may take
 LEAST = 15  # columns that explanations need
 FOOTNOTE = (
     "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model"
@@ -42,7 +44,58 @@ def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
 
 def evaluation(summary: Mapping[str, Any]) -> RenderableType:
     """What was edited and how, every metric before and after, what it cost."""
-    return Group(heading(summary), Text(), MetricsTable(summary["metrics"]), Text(), *footer(summary))
+    return Group(heading(summary), Text(), *metrics_of(summary), Text(), *general_ability(summary), *footer(summary))
+
+
+def metrics_of(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Every metric before and after; of a run that asks in several forms, those of all forms side by side, and below
+    them what tells of the model as a whole.
+    """
+    forms, means = summary.get("asked"), summary["metrics"]
+    if not forms:
+        return [MetricsTable(means)]
+    sides = {f"{form} {side}": (form, side) for form in forms for side in ("before", "after")}
+    told = {
+        name: {named: forms[form][name][side] for named, (form, side) in sides.items() if side in forms[form][name]}
+        for name in means
+        if all(name in found for found in forms.values())
+    }
+    rest = {name: entry for name, entry in means.items() if name not in told}
+    below: list[RenderableType] = [Text(), MetricsTable(rest)] if rest else []
+    return [MetricsTable(told, list(sides)), *below]
+
+
+FLIPS = (
+    "change: after minus before over the same items, its 95 % interval and p-value (swapping items). lost: items that"
+    " went from right to wrong; gained: from wrong to right."
+)
+
+
+def general_ability(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """A row a downstream task and metric, at every number of edited facts; nothing where no tasks were asked."""
+    states = summary.get("downstream") or []
+    if not states:
+        return []
+    table = plain_table(
+        "task", "facts", "n", "before", "after", "change", "p", "lost", "gained", right=tuple(range(1, 9))
+    )
+    for state in states:
+        for name, by_metric in state["tasks"].items():
+            for metric, found in by_metric.items():
+                digits = 1 if found["share"] else 3
+                change = "–" if found["change"] is None else f"{found['change']:+.{digits}f}"
+                if found["ci95"] is not None:
+                    change += " [{:+.{d}f}, {:+.{d}f}]".format(*found["ci95"], d=digits)
+                table.add_row(
+                    f"{name}, {metric}" + (", %" if found["share"] else ""),
+                    f"{state['edits']:,}",
+                    f"{found['n']:,}",
+                    *(f"{found[side]:.{digits}f}" for side in ("before", "after")),
+                    change,
+                    "–" if found["p"] is None else f"{found['p']:.3f}",
+                    *("–" if found[side] is None else f"{found[side]:,}" for side in ("lost", "gained")),
+                )
+    return [Text("GENERAL ABILITY: tasks of lm-evaluation-harness", style="bold"), table, Text(), prose(FLIPS), Text()]
 
 
 def heading(summary: Mapping[str, Any]) -> Text:
@@ -56,6 +109,8 @@ def heading(summary: Mapping[str, Any]) -> Text:
         (f"Data: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", ""),
         (words.asked(protocol), ""),
     ]
+    if dataset.get("forms"):
+        lines.append((words.forms(dataset["forms"]), ""))
     if summary["edits"] != 1:
         lines.append((words.answers(protocol), ""))
     if summary["n"] < dataset["records_selected"] and not summary.get("stopped"):
@@ -80,19 +135,19 @@ class MetricsTable:
     sides: Sequence[str] = ("before", "after")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        found = words.sections(self.metrics)
+        found, known = words.sections(self.metrics), metrics()
         if not found:
             yield Text("No case went through, so there is nothing to measure.")
             return
-        cells = {
-            name: [words.with_interval(entry.get(side), words.decimals(name)) for side in self.sides]
-            for name, entry in self.metrics.items()
-        }
+        cells = self._cells(known, words.with_interval)
+        wide = sum(max(len(row[side]) for row in cells.values()) for side in range(len(self.sides)))
+        if len(self.sides) > 2 and wide > options.max_width - WIDEST_LABEL:
+            cells = self._cells(known, words.mean)  # several columns find room without their intervals
         rows = [row for _, groups in found for _, rows in groups for row in rows]
         named = [side.replace("_", " ") for side in self.sides]
         told = [(title, [(where, some, *self._counted(some)) for where, some in groups]) for title, groups in found]
         label = max(len(name) for _, groups in told for *_, labels in groups for name in labels)
-        widths = [max(len(side), *(len(cells[row.metric][index]) for row in rows)) for index, side in enumerate(named)]
+        widths = [max(len(side), *(len(cells[row.id][index]) for row in rows)) for index, side in enumerate(named)]
         explained = options.max_width - (label + 2 + sum(widths) + len(widths) + 1) >= LEAST
         yield _grid([("", *named, "")], label, widths, "dim")
         for title, groups in told:
@@ -102,19 +157,26 @@ class MetricsTable:
                     yield Text(f" {where}{n}", style="italic")
                 yield _grid(
                     [
-                        (name, *cells[row.metric], row.tells if explained else "")
+                        (name, *cells[row.id], row.explained if explained else "")
                         for row, name in zip(some, labels, strict=True)
                     ],
                     label,
                     widths,
                 )
 
-    def _counted(self, rows: Sequence[words.Row]) -> tuple[str, list[str]]:
+    def _cells(self, known: Mapping[str, Metric], told: Callable[[Any, int], str]) -> dict[str, list[str]]:
+        """{metric: a cell of each side}."""
+        return {
+            name: [told(entry.get(side), known[name].decimals) for side in self.sides]
+            for name, entry in self.metrics.items()
+        }
+
+    def _counted(self, rows: Sequence[Metric]) -> tuple[str, list[str]]:
         """(how many facts the means of these rows are over, their labels): a row of another number says so."""
-        counts = {row.metric: self._n(row.metric) for row in rows if row.metric != "perplexity"}  # of one model
+        counts = {row.id: self._n(row.id) for row in rows if row.id != "perplexity"}  # of one model
         usual = Counter(counts.values()).most_common(1)[0][0] if counts else None
         others = {metric: f" (n = {n:,})" for metric, n in counts.items() if n != usual}
-        return "" if usual is None else f", n = {usual:,}", [row.label + others.get(row.metric, "") for row in rows]
+        return "" if usual is None else f", n = {usual:,}", [row.named + others.get(row.id, "") for row in rows]
 
     def _n(self, metric: str) -> int:
         """Facts that a mean is over."""

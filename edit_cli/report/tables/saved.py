@@ -11,6 +11,7 @@ from edit_cli.edits.low_rank import LowRank
 from edit_cli.report.tables.facts import arrow
 from edit_cli.report.tables.run import plain_table
 from edit_cli.report.tables.texts import Text
+from edit_cli.wording import size
 
 SHOWN = 3  # facts of an edit
 
@@ -39,11 +40,3 @@ def edits_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         on = row["parent"][:8] if row["parent"] else "–"
         table.add_row(Text(row["path"]), *map(Text, (*cells, on)), Text("\n".join(facts) or "–"))
     return table
-
-
-def size(count: int) -> str:
-    """`4.2 MB`"""
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= power:
-            return f"{count / power:.1f} {unit}"
-    return f"{count} B"

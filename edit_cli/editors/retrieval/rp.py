@@ -1,0 +1,75 @@
+"""RP: SERAC without its counterfactual model. The fact that the scope classifier finds is put before the prompt, and
+the model itself answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from edit_cli.config.schema import Sentence
+from edit_cli.editors.meta.base import NotInRecipe
+from edit_cli.editors.retrieval.base import PROMPT, Fact, FactsSaid, check_template, prompted, told
+from edit_cli.editors.retrieval.serac import SERAC, SERACConfig, SeracRoute
+from edit_cli.lm.model import LM
+from edit_cli.lm.routing import Answerer, Destination
+from edit_cli.requests import EditRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class RPConfig(SERACConfig):
+    """Settings of retrieve-and-prompt; `counterfactual`, `join` and `mixing` only say whose training is looked up."""
+
+    template: Annotated[Sentence, NotInRecipe] = PROMPT
+    """What the model reads: {fact} is prompt and new answer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_template(self, "template")
+
+
+class RP(SERAC):
+    """Retrieve and prompt (the ablation of Mitchell et al., 2022): what was trained for SERAC decides."""
+
+    Config = RPConfig
+    config: RPConfig
+
+    @classmethod
+    def kind(cls, config: SERACConfig) -> dict[str, Any]:
+        """A checkpoint is SERAC's."""
+        return SERAC.kind(config)
+
+    def edit(self, requests: Sequence[EditRequest]) -> RpRoute:
+        """The facts and their embeddings; the model is not touched."""
+        return RpRoute(*self.remembered(requests))
+
+
+class RpSaid(FactsSaid):
+    """editor: the settings that the edit was made with."""
+
+    editor: RPConfig
+    train_command: str | None
+
+
+class RpRoute(SeracRoute):
+    """Facts in front of a model that is told the one whose scope a prompt is in."""
+
+    said = RpSaid
+    Settings = RPConfig
+    config: RPConfig
+
+    def attach(self, lm: LM) -> Any:
+        self.lm = lm
+        return super().attach(lm)
+
+    def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
+        shares, best = (values.tolist() for values in self.net.scope.best(self.memory, prompts))
+        found: dict[str, Fact | None] = {
+            prompt: self.memory.facts[i] if g > self.config.threshold else None
+            for prompt, g, i in zip(prompts, shares, best, strict=True)
+        }
+        return prompted(below, self.lm.head, found, self._told)
+
+    def _told(self, fact: Fact, prompt: str, room: int) -> str:
+        return told(self.config.template, fact.text, prompt)
