@@ -22,7 +22,7 @@ from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import optimise_values
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.experiment.asking import Asker
-from edit_cli.experiment.setup import Attempt
+from edit_cli.experiment.attempt import Attempt
 from edit_cli.lm.hooks import on_input, on_output
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
