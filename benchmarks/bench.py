@@ -25,11 +25,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from common import random_model, records
 from growth import Point, measure_apart
-from paths import Ratio, evaluation, keys_and_states, linear_algebra, statistics, texts, value_optimisation
+from paths import (
+    Ratio,
+    evaluation,
+    keys_and_states,
+    linear_algebra,
+    scoring,
+    single_edits,
+    statistics,
+    texts,
+    value_optimisation,
+)
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("value", "keys", "statistics", "solve", "evaluation", "texts", "growth")
+PARTS = ("value", "keys", "statistics", "solve", "evaluation", "texts", "single", "scoring", "growth")
 COLUMNS = (
     "edits",
     "width",
@@ -56,6 +66,8 @@ def compare(parts: list[str], edits: int, stats_width: int, stats_depth: int) ->
         "solve": lambda: [linear_algebra()],
         "evaluation": lambda: evaluation(lm, cases[:100]),
         "texts": lambda: texts(cases[:100]),
+        "single": lambda: single_edits(cases[:50]),
+        "scoring": lambda: scoring(cases[:50]),
     }
     return [found for part in parts if part in work for found in work[part]()]
 

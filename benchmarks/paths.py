@@ -20,9 +20,15 @@ from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_i
 from edit_cli.editors.locate.solver import Covariance, solve
 from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.edits.edit import Factors, WeightDelta
+from edit_cli.experiment.asking import Asker
+from edit_cli.experiment.attempt import Attempt
 from edit_cli.lm.hooks import on_input, on_output
+from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import pad_right
+from edit_cli.metrics.observe import BeforeCache, ObserveOptions
+from edit_cli.metrics.text import EntropyMeter
 from edit_cli.requests import Case, EditRequest
 from edit_cli.statistics.corpora import EmbeddedText
 from edit_cli.statistics.moments import MomentStore
@@ -158,6 +164,59 @@ def evaluation(lm: LM, cases: list[Case]) -> list[Ratio]:
             f"plain: {len(some)} rows, scaled",
         ),
     ]
+
+
+def single_edits(cases: list[Case]) -> list[Ratio]:
+    """What the embedded model says to records' prompts, each with an edit of its own in place, against attaching one
+    after another.
+
+    Rank-one edits of one projection, as ROME's; replies of 20 tokens at most, texts of 100.
+    """
+    lm = embedded_lm()
+    name, generator = f"{lm.layout.mlp_out(0)}.weight", torch.Generator().manual_seed(0)
+    d_out, d_in = widths(lm.module(lm.layout.mlp_out(0)))
+
+    def edit() -> WeightDelta:
+        left, right = (torch.randn(*shape, generator=generator) for shape in ((d_out, 1), (1, d_in)))
+        return WeightDelta({name: Factors(left, right * 0.1 / d_in**0.5)})
+
+    before, attempts = BeforeCache(ObserveOptions()), [Attempt(edit(), [case], {}, 0.0) for case in cases]
+    before.observe(lm, cases)
+
+    def ask(together: bool) -> tuple[list[Any], float]:
+        asker = Asker(lm, before)
+        parts = [attempts] if together else [[done] for done in attempts]  # one by itself is attached
+        found, (seconds, _) = clocked(lambda: [seen for part in parts for _, seen in asker.answers(part)])
+        return found, seconds
+
+    ask(True)
+    (found, fast), (expected, plain) = ask(True), ask(False)
+    for mine, its in zip(found, expected, strict=True):
+        for seen, other in zip(mine.values(), its.values(), strict=True):
+            assert seen["texts"] == other["texts"]
+            for probe, same in zip(seen["probes"], other["probes"], strict=True):
+                assert probe["generated"] == same["generated"] and probe["target_hits"] == same["target_hits"]
+    return [Ratio(f"asking about {len(cases)} single edits, against one after another", plain, fast)]
+
+
+def scoring(cases: list[Case]) -> list[Ratio]:
+    """Entropy of sampled texts, against all words put to NLTK."""
+    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+    sentences, words = PunktSentenceTokenizer(), NLTKWordTokenizer()
+    lm, meter = embedded_lm(), EntropyMeter()
+    openings = [probe.prompt for case in cases for probe in case.probes if probe.target is None]
+    sampled = lm.sample(openings, range(len(openings)), 100, 5)
+    plainly = EntropyMeter()
+    plainly.words = lambda text: [  # type: ignore[method-assign]
+        word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)
+    ]
+    meter(sampled[0])
+    found, (fast, _) = clocked(lambda: [meter(text) for text in sampled])
+    expected, (plain, _) = clocked(lambda: [plainly(text) for text in sampled])
+    assert found == expected
+    return [Ratio(f"entropy of {len(sampled):,} texts of 100 tokens, against all words put to NLTK", plain, fast)]
 
 
 def texts(cases: list[Case]) -> list[Ratio]:

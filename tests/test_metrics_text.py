@@ -144,7 +144,8 @@ def test_words_are_nltks_whatever_stands_between_them(seed):
     sentences, tokenizer = PunktSentenceTokenizer(), NLTKWordTokenizer()
     parts = [
         *"can cannot gonna wanna Gimme 'tis 'twas more'n d'ye ' '' \" `` ` . .. ... , : a b I x 1 2,3 3.14 - -- —"
-        " ( ) [ ] { } < > « » “ ” ’ ‘ ! ? * % $ & ; s 's n't 'll 'LL don't Mr. é 東京 İ g\u0131mme ² _ the not na is t".split(),
+        " ( ) [ ] { } < >"
+        " « » “ ” ’ ‘ ! ? * % $ & ; s 's n't 'll 'LL don't Mr. é 東京 İ g\u0131mme ² _ the not na is t".split(),
         "\n",
         "\t",
         " ",

@@ -45,6 +45,8 @@ class Plan:
         """Begun with what all experiments have."""
         plan = cls(whole.job)
         plan.facts(whole.dataset.cases, whole.dataset.source, batches)
+        if whole.dataset.known:
+            plan.unknown.append("which facts the model knows: what it was not asked before is counted as known here")
         plan.run(whole.path(), whole.dataset)
         plan.needs(whole.check)
         plan.model()
