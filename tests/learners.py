@@ -12,9 +12,12 @@ from embedded import Prepared
 from hydra import compose, initialize_config_module
 
 from edit_cli.config.build import register_resolvers
+from edit_cli.datasets.counterfact import CounterFact
 from edit_cli.datasets.world import WorldEdits
+from edit_cli.editors.base import Examples, Method
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor
+from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.setup import method_of
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case
@@ -101,4 +104,10 @@ def quick_editor(folder: Path, name: str, models: Iterable[LM], *overrides: str)
         method = replace(method, config=brief(method.config, folder))
         for lm in models:
             keep_trained(method.begin(lm), folder)
-    return Prepared(method)
+    return Prepared(method, examples_of(method))
+
+
+def examples_of(method: Method) -> Examples | None:
+    """Records beside the edited ones, for methods that learn some of them along (ft-mixed)."""
+    learns_some = getattr(method.config, "unmodified", 0)
+    return OtherRecords(CounterFact("counterfact", records="world"), []) if learns_some else None

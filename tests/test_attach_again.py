@@ -73,7 +73,7 @@ def test_attached_again_and_in_a_new_process_it_is_the_same_bits(name, dtype, st
         first, bits, masters = answers(lm, pairs), snapshot(lm), dict(lm.masters)
     assert same_bits(snapshot(lm), untouched) and answers(lm, pairs) == before
     assert all(map(math.isfinite, first[0]))
-    assert first != before or name == "serac"  # a few steps of training let nothing into its scope
+    assert first != before or name in ("none", "rp", "serac")  # a few steps of training let nothing into a scope
     with lm.edited(edit):
         assert answers(lm, pairs) == first
     copy = load(dtype)

@@ -10,10 +10,10 @@ from functools import cache
 import pytest
 import torch
 from embedded import embedded_lm, requests, same_bits, snapshot, world
-from learners import quick_editor
+from learners import examples_of, quick_editor
 
 from edit_cli.config.catalog import names
-from edit_cli.editors.base import Editor
+from edit_cli.editors.base import Context, Editor
 from edit_cli.editors.retrieval.serac import SeracRoute
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import WeightDelta
@@ -43,6 +43,11 @@ class TestEveryMethod(MethodConformance):
     @classmethod
     def method(cls, request, editor):
         return editor(request.param).method
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def context(cls, method, lm):
+        return Context(examples_of(method))
 
     @pytest.fixture(scope="class", params=MODELS)
     @classmethod
