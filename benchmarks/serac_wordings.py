@@ -39,7 +39,7 @@ from edit_cli.experiment.setup import method_of
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.metrics.text import matches_exactly
 from edit_cli.requests import Case, Probe
-from edit_cli.training.loop import train
+from edit_cli.training.loop import Training
 
 HELD_OUT = 3  # wordings of a relation
 REPLY = 8  # tokens
@@ -157,7 +157,8 @@ def one_seed(seed: int, sizes: Sequence[int], overrides: Sequence[str]) -> Itera
         }
         start = time.process_time()
         net = (
-            train(editor, splits["train"], splits["validation"], Path(folder), "", lambda _: None)
+            Training(editor, splits["train"], splits["validation"], Path(folder), "", lambda _: None)
+            .run()
             .net.eval()
             .requires_grad_(False)
         )

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from edit_cli.api import attach as attach
     from edit_cli.api import edit as edit
     from edit_cli.api import evaluate as evaluate
+    from edit_cli.api import in_chat as in_chat
     from edit_cli.api import load as load
     from edit_cli.api import save as save
     from edit_cli.report.tables.frames import read as read
 
 __version__ = "0.1.0"
-_WHERE = dict.fromkeys(("attach", "edit", "evaluate", "load", "save"), "api") | {"read": "report.tables.frames"}
+_WHERE = dict.fromkeys(("attach", "edit", "evaluate", "in_chat", "load", "save"), "api")
+_WHERE["read"] = "report.tables.frames"
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.experiment.attempt import attempt
 from edit_cli.experiment.setup import method_of
+from edit_cli.lm.chat import PLAIN, ChatOptions, Forms, forms_on
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import ObserveOptions, observe
@@ -26,6 +27,9 @@ from edit_cli.metrics.scores import Side
 from edit_cli.metrics.summarise import summarise
 from edit_cli.requests import Case
 
+Chat = str | Mapping[str, Any]
+"""How facts are put to the model: "none" (plain text), "template" (its chat template), "auto" (the template of instruct
+models), or keys of the template's use, such as {"system": "Be brief."} (docs/chat.md)."""
 Fact = Mapping[str, Any]
 """A fact as files of facts hold it: prompt, subject, target_new; optional target_true, paraphrases, neighbors, id."""
 
@@ -55,7 +59,13 @@ def load(model: str | nn.Module, tokenizer: Any = None, **settings: Any) -> LM:
     return options.load()
 
 
-def edit(lm: LM, facts: Sequence[Fact], method: str = "memit", settings: Mapping[str, Any] | None = None) -> Edit:
+def edit(
+    lm: LM,
+    facts: Sequence[Fact],
+    method: str = "memit",
+    settings: Mapping[str, Any] | None = None,
+    chat: Chat = "none",
+) -> Edit:
     """The edit after which the model answers the facts; the model itself is left as it is.
 
     `with lm.edited(edit):` shows it, `lm.attach(edit)` and `lm.detach()` put it on and take it off, bit for bit.
@@ -65,6 +75,7 @@ def edit(lm: LM, facts: Sequence[Fact], method: str = "memit", settings: Mapping
         facts: see `Fact`; all are edited at once.
         method: one of `edit-cli ls methods`. What is published for the model, by its name, is taken up.
         settings: keys of the method, such as {"layers": [3, 4], "value.steps": 20} (`edit-cli show-config METHOD`).
+        chat: see `Chat`.
 
     Raises:
         UsageError: a wrong setting, or a fact that cannot be used; names the key or field.
@@ -81,14 +92,14 @@ def edit(lm: LM, facts: Sequence[Fact], method: str = "memit", settings: Mapping
     chosen.require(lm.name, context)
     editor = chosen.begin(lm, context)
     editor.warm_up()
-    done = attempt(editor, _cases(facts))
+    done = attempt(editor, _cases(facts, _forms(lm, chat)))
     if done.edit is None or done.rejected:
         raise UsageError("; ".join(f"fact {case}: {why}" for case, why in done.rejected.items()))
     return done.edit
 
 
 def evaluate(
-    lm: LM, edit: Edit, facts: Sequence[Fact], **observe_options: Any
+    lm: LM, edit: Edit, facts: Sequence[Fact], chat: Chat = "none", **observe_options: Any
 ) -> dict[str, dict[Side, dict[str, Any]]]:
     """{metric: {"before": entry, "after": entry}}; an entry has mean, ci95 (an interval) and n (cases).
 
@@ -96,9 +107,10 @@ def evaluate(
         lm: the model, as it was before the edit.
         edit: an edit that was made for it.
         facts: those that were edited, or others; their paraphrases and neighbors are asked, too.
+        chat: see `Chat`.
         observe_options: keys of `protocol.observe`, such as generate=False.
     """
-    options, cases = ObserveOptions(**observe_options), _cases(facts)
+    options, cases = ObserveOptions(**observe_options), _cases(facts, _forms(lm, chat))
     before = observe(lm, cases, options)
     with lm.edited(edit):
         after = observe(lm, cases, options, before={case.id: seen for case, seen in zip(cases, before, strict=True)})
@@ -109,7 +121,23 @@ def evaluate(
     return summarise(lines)
 
 
-def save(edit: Edit, directory: str | Path, lm: LM, facts: Sequence[Fact], method: str = "python") -> str:
+def in_chat(lm: LM, prompts: Sequence[str], chat: Chat = "template") -> list[str]:
+    """The prompts as texts for `lm.generate` and its like, each a conversation that the model is to answer.
+
+    Args:
+        lm: the model.
+        prompts: questions, and statements up to their ends.
+        chat: see `Chat`.
+
+    Raises:
+        UsageError: the model has no chat template.
+    """
+    return list(map(_forms(lm, chat).text, prompts))
+
+
+def save(
+    edit: Edit, directory: str | Path, lm: LM, facts: Sequence[Fact], method: str = "python", chat: Chat = "none"
+) -> str:
     """Write an edit to a directory, as safetensors and JSON; its id.
 
     The model is in the state that the edit is to be attached to.
@@ -120,9 +148,12 @@ def save(edit: Edit, directory: str | Path, lm: LM, facts: Sequence[Fact], metho
         lm: the model that it was made for.
         facts: what it was made for.
         method: the name of what made it.
+        chat: see `Chat`.
     """
-    requests = [request for case in _cases(facts) for request in case.requests]
-    return store.save(edit, directory, lm, requests, {"name": method})
+    forms = _forms(lm, chat)
+    requests = [request for case in _cases(facts, forms) for request in case.requests]
+    about = {"name": method} if forms.edited == PLAIN else {"name": method, "chat": _options(chat).as_made}
+    return store.save(edit, directory, lm, requests, about)
 
 
 def attach(directory: str | Path, lm: LM) -> list[Edit]:
@@ -134,12 +165,20 @@ def attach(directory: str | Path, lm: LM) -> list[Edit]:
     return store.attach(directory, lm)
 
 
-def _cases(facts: Sequence[Fact]) -> list[Case]:
+def _options(chat: Chat) -> ChatOptions:
+    return ChatOptions(**({"chat": chat} if isinstance(chat, str) else {"chat": "template", **chat}))
+
+
+def _forms(lm: LM, chat: Chat) -> Forms:
+    return forms_on(lm, _options(chat))
+
+
+def _cases(facts: Sequence[Fact], forms: Forms) -> list[Case]:
     source, found = Facts("facts"), []
     for number, fact in enumerate(facts):
         row = Row(f"fact {number}", number, dict(fact))
         try:
-            found.append(source.case(row))
+            found.append(forms.case(source.case(row)))
         except Fault as fault:
             raise UsageError(f"fact {number}: {fault.field} {fault.reason}") from None
     return found

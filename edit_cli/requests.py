@@ -23,6 +23,22 @@ PROBE_GROUPS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What stands around a prompt's own words where they are put to a model: nothing, or the turns and markers of its
+    chat template (lm/chat.py).
+    """
+
+    before: str = ""
+    after: str = ""
+
+    def around(self, words: str) -> str:
+        return self.before + words + self.after
+
+
+UNFRAMED = Frame()
+
+
+@dataclass(frozen=True)
 class EditRequest:
     """A requested rewrite: after the edit, `text` should be continued with `target_new`.
 
@@ -34,6 +50,7 @@ class EditRequest:
     subject: str | None
     target_new: str
     target_true: str | None = None
+    frame: Frame = field(default=UNFRAMED, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.subject is None:
@@ -45,11 +62,20 @@ class EditRequest:
 
     @property
     def text(self) -> str:
-        """The prompt with its subject filled in. Split at the slot: braces in the text are ordinary characters."""
+        """The prompt with its subject filled in, in its frame."""
+        return self.in_context("")
+
+    @property
+    def words(self) -> str:
+        """The prompt's own words, with its subject. Split at the slot: braces in the text are ordinary characters."""
         if self.subject is None:
             return self.prompt
         before, after = self.prompt.split("{}")
         return before + self.subject + after
+
+    def in_context(self, prefix: str) -> str:
+        """`text` with `prefix` before the prompt's own words: what follows the prefix moves back by its length."""
+        return self.frame.around(prefix + self.words)
 
     @property
     def subject_span(self) -> tuple[int, int]:
@@ -60,7 +86,7 @@ class EditRequest:
         """
         if self.subject is None:
             raise RejectedRequest(f"this method needs a subject: {self.prompt!r} names none")
-        start = self.prompt.index("{}")
+        start = len(self.frame.before) + self.prompt.index("{}")
         return start, start + len(self.subject)
 
 
@@ -70,7 +96,8 @@ class Probe:
 
     rewrite, paraphrase: target is the new object and foil the true one; neighborhood: the reverse; locality and
     portability: target only, or a foil too; opinion: target only, a whole reply; generation: neither. group: see
-    `PROBE_GROUPS`.
+    `PROBE_GROUPS`. form: where a case is asked about in several forms (lm/chat.py), the one of this probe, if it is not
+    the first.
     """
 
     kind: ProbeKind
@@ -79,6 +106,13 @@ class Probe:
     foil: str | None = None
     aliases: tuple[str, ...] = ()
     group: str | None = None
+    frame: Frame = field(default=UNFRAMED, repr=False, kw_only=True)
+    form: str | None = field(default=None, kw_only=True)
+
+    @property
+    def text(self) -> str:
+        """What is asked: the prompt in its frame."""
+        return self.frame.around(self.prompt)
 
     def __post_init__(self) -> None:
         if self.group is not None and self.group not in PROBE_GROUPS.get(self.kind, ()):

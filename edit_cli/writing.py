@@ -21,6 +21,7 @@ CLOSING = frozenset(".,;:!?…%‰°。、،؛؟।॥")
 STRAIGHT = frozenset("\"'`")
 BINDING = frozenset("/\\_&=")  # like dashes: they stand between two words, with spaces on both sides or on neither
 PREFIXES = frozenset("#@")
+THINK, THOUGHT = "<think>", "</think>"  # what reasoning models put around what they do not say
 CONTRACTED = re.compile(r"['’](?:s|t|d|m|re|ve|ll)\b", re.IGNORECASE)
 
 
@@ -120,6 +121,14 @@ def _script(character: str) -> str:
     """The first word of the character's Unicode name, which for these scripts is the script; "" of no character."""
     plain = unicodedata.normalize("NFKC", character)[:1]  # half-width letters are named after their width
     return unicodedata.name(plain, "").split(" ")[0] if plain else ""
+
+
+def spoken(text: str) -> str:
+    """A reply without the thoughts of a reasoning model in it, closed or not; one without any as it is."""
+    if THINK not in text and THOUGHT not in text:
+        return text
+    said = text.rpartition(THOUGHT)[2] if THOUGHT in text else text
+    return said.partition(THINK)[0].lstrip()
 
 
 def occurrences(text: str, part: str) -> Iterator[int]:

@@ -34,6 +34,7 @@ ONLY_IN = {
     "typer": {"cli"},
     "accelerate": {"distributed", "training"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
     "optuna": {"tuning"},
 }
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Killed, exact, json_lines
+from conftest import Killed, exact, json_lines, observations
 
 from edit_cli.metrics.summarise import summarise
 
@@ -67,7 +67,7 @@ def test_batches_do_not_see_each_other(cli):
     first, second = json_lines(RUN / "results.jsonl")
     alone = cli("evaluate", *FT, f"dataset.ids=[{second['case_id']}]", "run_dir=alone", quick=True)
     assert alone.code == 0
-    assert json_lines(Path("alone/results.jsonl"))[0]["after"]["probes"] == second["after"]["probes"]
+    assert observations(Path("alone"))[0]["after"] == observations(RUN)[1]["after"]
     assert first["before"]["perplexity"] == second["before"]["perplexity"]
 
 

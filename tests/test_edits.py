@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edit_cli.edits.edit import Edit, Factors, ModulePatch, Route, WeightDelta
 from edit_cli.errors import UsageError
-from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.hooks import Wrapper
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Destination

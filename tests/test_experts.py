@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 from families import EXPERTS, quiet, tiny, tiny_lm, tokenizer
 from transformers import AutoConfig
 
+from edit_cli.editors.base import Editor
 from edit_cli.editors.finetune.ft import FT, FTConfig
 from edit_cli.editors.locate.rome import ROME
 from edit_cli.editors.memory.grace import GRACE
@@ -24,7 +26,7 @@ from edit_cli.statistics.corpora import EmbeddedText
 FACTS = [EditRequest("{} lives in", "Ada Lund", "Paris"), EditRequest("The capital of {} is", "France", "Rome")]
 ASKED = [(fact.text, fact.target_new) for fact in FACTS]
 SHARED = {"qwen2_moe": "mlp.shared_expert.down_proj", "deepseek_v3": "mlp.shared_experts.down_proj"}
-BESIDE = {
+BESIDE: dict[type[Editor[Any]], dict[str, Any]] = {
     GRACE: {"layer": 1, "steps": 8, "lr": 1.0},
     TPatcher: {"corpus": EmbeddedText(), "memory_size": 60, "validation_size": 20, "steps": 15},
     Lookup: {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from edit_cli.report import compare, learning, sme
+from edit_cli.report import compare, learning, sme, tuning
 from edit_cli.report.compare import Point
-from edit_cli.report.figures import curves, heatmap, patch_heatmap, style
+from edit_cli.report.figures import before_after, curves, heatmap, patch_heatmap, style
 
 ENTRY = {"mean": 90.0, "ci95": [80.0, 95.0], "n": 16}
 ABOUT = {
@@ -45,11 +46,15 @@ TRAINING = {
 }
 RATES = {"edits": 2, "SR": {"mean": 1.0, "std": 0.0}, "ER": {"mean": 1.0, "std": 0.0}}
 SME = {**ABOUT, "sme": {"folds": [{}], "course": [RATES, {**RATES, "edits": 4}]}}
+TRIAL = {"trial": 0, "objective": 80.0, "parts": {"efficacy": 90.0, "neighborhood": 70.0}}
+TUNING = {**ABOUT, "ranked": [TRIAL, {**TRIAL, "trial": 1, "objective": 60.0}]}
+SIDES = {"before": {**ENTRY, "mean": 0.0, "ci95": [0.0, 5.0]}, "after": ENTRY}
+EDITED = {**SEQUENCE, "metrics": {"efficacy_success": SIDES, "efficacy_magnitude": SIDES, "score": {"after": ENTRY}}}
 
 
-@pytest.fixture
-def drawn(monkeypatch) -> list[Any]:
-    """The figures that are drawn."""
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> list[Any]:
+    """All figures, drawn once."""
     found: list[Any] = []
     real = style.new
 
@@ -57,7 +62,9 @@ def drawn(monkeypatch) -> list[Any]:
         found.append(real(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(style, "new", new)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "new", new)
+        draw_all(tmp_path_factory.mktemp("figures"))
     return found
 
 
@@ -66,15 +73,22 @@ def draw_all(folder: Path) -> None:
     heatmap.draw(TRACE, folder)
     learning.draw(TRAINING, folder)
     sme.draw(SME, folder)
+    tuning.draw(TUNING, folder)
+    before_after.draw(EDITED, folder)
     title = "tpatcher on a-model-with-a-long-name-7b: multi_counterfact"
     patch_heatmap.draw([[1.0, -2.0], [-3.0, 1.0]], [[-1.0], [-2.0]], [(0, 0), (1, 0)], [(0, 0), (1, 0)], folder, title)
     points = [Point("memit", n, "efficacy_success", ENTRY) for n in (1, 2)]
-    compare.draw(points, "facts", ["efficacy_success"], [folder / "c.png"], "a-model-with-a-long-name-7b, n = 16 facts")
+    compare.draw(
+        points,
+        "facts",
+        ["efficacy_success"],
+        [folder / "c.png"],
+        "a-model-with-a-long-name-7b, n = 16 facts; bands: 95 %",
+    )
 
 
-def test_every_title_is_whole_and_names_model_and_number(drawn, tmp_path):
-    draw_all(tmp_path)
-    assert len(drawn) == 7
+def test_every_title_is_whole_and_names_model_and_number(drawn):
+    assert len(drawn) == 9
     for figure in drawn:
         title = figure._suptitle
         said = title.get_text().replace("\n", " ")
@@ -85,10 +99,34 @@ def test_every_title_is_whole_and_names_model_and_number(drawn, tmp_path):
         assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
 
 
-def test_a_colour_bar_says_what_it_counts(drawn, tmp_path):
-    draw_all(tmp_path)
+def test_a_colour_bar_says_what_it_counts(drawn):
     labels = {axes.get_ylabel() for figure in drawn for axes in figure.axes if axes.get_label() == "<colorbar>"}
-    assert labels == {"%", "points", "pre-activation"}
+    assert labels == {"%", "points", "pre-activation", "objective, %"}
+
+
+def test_bands_and_bars_are_explained(drawn):
+    with_bands = [
+        figure for figure in drawn if any(axes.collections and not axes.images and axes.lines for axes in figure.axes)
+    ]
+    assert len(with_bands) >= 3
+    for figure in with_bands:
+        said = figure._suptitle.get_text().replace("\n", " ")
+        assert re.search("(bands|bars): (95 %|± 1 standard deviation)", said), said
+
+
+def test_before_and_after_are_told_apart_without_colour(drawn, tmp_path):
+    (plot,) = next(axes for axes in (figure.axes for figure in drawn) if axes[0].containers)
+    assert [label.get_text() for label in plot.get_yticklabels()] == ["Efficacy success", "Score S"]  # shares alone
+    markers = {bars[0].get_marker() for bars in plot.containers}
+    assert len(markers) == 2 and before_after.draw(ABOUT | {"metrics": {}}, tmp_path) == []
+
+
+def test_files_are_the_same_whenever_they_are_drawn(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        sme.draw(SME, tmp_path / folder)
+    for name in ("sme.svg", "sme.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 @pytest.mark.parametrize("count", [2, 5, 9])

@@ -128,7 +128,7 @@ def logits(lm: LM, ids: Tensor, mask: Tensor) -> Tensor:
 def test_layout_is_found(family):
     lm = shared(family)
     blocks, mlp_out, final_norm, inner = LAYOUTS.get(family, LLAMA)
-    assert (lm.layout.blocks, lm.layout.stacks[0].mlp.out, lm.layout.final_norm) == (blocks, mlp_out, final_norm)
+    assert (lm.layout.blocks, lm.layout.mlp(0).out, lm.layout.final_norm) == (blocks, mlp_out, final_norm)
     assert (lm.layout.depth, lm.layout.width) == (DEPTH, WIDTH)
     assert [lm.key_width(layer) for layer in range(DEPTH)] == [inner] * DEPTH
     assert lm.head.max_length == CONTEXT

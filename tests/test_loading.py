@@ -250,6 +250,7 @@ def test_an_encoder_decoder_is_no_causal_model(damaged):
 
 def test_a_model_larger_than_what_is_free_is_refused_before_it_is_loaded(folder, monkeypatch):
     options = ModelOptions("llama", str(folder), device="cpu")
+    assert options.outline is not None
     need = options.outline.bytes
     assert need == sum(weight.nbytes for weight in options.load().model.parameters())
     monkeypatch.setattr("edit_cli.lm.memory.free", lambda device: need - 1)

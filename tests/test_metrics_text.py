@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -131,3 +132,20 @@ def test_what_an_answer_says_of_its_joint_is_no_part_of_it():
     for join in JOINS:
         assert normalise(joined("Oslo", join)) == "oslo"
         assert matches_exactly("Oslo.", [joined("Oslo", join)]) and contains_any("in Oslo", [joined("Oslo", join)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_words_are_nltks_whatever_stands_between_them(seed):
+    """Most words are not put to NLTK at all, others without those around them."""
+    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+    meter, rng = EntropyMeter(), random.Random(seed)
+    sentences, tokenizer = PunktSentenceTokenizer(), NLTKWordTokenizer()
+    parts = (
+        "can cannot gonna wanna Gimme 'tis 'twas more'n d'ye ' '' \" `` ` . .. ... , : a b I x 1 2,3 3.14 - -- — ( ) [ ]"
+        " { } < > « » “ ” ’ ‘ ! ? * % $ & ; s 's n't 'll 'LL don't Mr. é 東京 İ gımme ² _ the not na is t"
+    ).split() + ["\n", "\t", " ", "\u00a0"]
+    for _ in range(700):
+        text = "".join(rng.choice(parts) + " " * (rng.random() < 0.55) for _ in range(rng.randrange(1, 14)))
+        assert meter.words(text) == [word for s in sentences.tokenize(text) for word in tokenizer.tokenize(s)], text

@@ -148,12 +148,13 @@ def test_layout_is_found_on_both_stacks(family):
         ("encoder", 0, ENCODER),
         ("decoder", ENCODER, DECODER),
     ]
-    assert [(stack.blocks, stack.mlp.out, stack.final_norm) for stack in layout.stacks] == expected
+    assert [(stack.blocks, layout.mlp(stack.first).out, stack.final_norm) for stack in layout.stacks] == expected
     assert (layout.depth, layout.width, layout.prompt_depth) == (ENCODER + DECODER, WIDTH, ENCODER)
     for layer in range(layout.depth):
         stack = layout.stack(layer)
-        parent = stack.mlp.out.rpartition(".")[0]
-        names = [f"{parent}.{name}".lstrip(".") for name in ins] + [stack.mlp.out]
+        out = layout.mlp(layer).out
+        parent = out.rpartition(".")[0]
+        names = [f"{parent}.{name}".lstrip(".") for name in ins] + [out]
         block = f"{stack.blocks}.{layer - stack.first}"
         assert layout.mlp_weights(layer) == tuple(f"{block}.{name}.weight" for name in names)
         assert layout.mlp_weights(layer, second_in=False) == tuple(

@@ -10,7 +10,7 @@ from tokenizers.normalizers import Lowercase
 
 from edit_cli.statistics import collect as stats_pass
 from edit_cli.statistics import files as stats_cache
-from edit_cli.statistics.files import Damaged, check, listing
+from edit_cli.statistics.files import Damaged, check
 
 
 def refuse_to_run(lm) -> None:
@@ -219,19 +219,6 @@ def test_symmetry_is_checked_everywhere_in_a_large_matrix():
     matrix[2400, 3] = 0.5
     with pytest.raises(Damaged, match="symmetric"):
         check(matrix, 5, 2500)
-
-
-def test_listing_tells_what_there_is(tmp_path):
-    moments = store(tmp_path, tokens=200).collect(language_model("gpt2"), [0, 1])
-    (tmp_path / "cache" / "layer-00_junk.safetensors").write_bytes(b"junk")
-    found = listing(tmp_path / "cache")
-    assert [(entry["layer"], entry["tokens"], entry["model"], entry["corpus"]) for entry in found] == [
-        (0, 200, "tiny-gpt2", "corpus"),
-        (1, 200, "tiny-gpt2", "corpus"),
-    ]
-    assert [entry["path"] for entry in found] == [str(moment.path) for moment in moments]
-    assert all(len(entry["documents_sha256"]) == 64 and entry["bytes"] > 64 * 64 * 8 for entry in found)
-    assert listing(tmp_path / "nowhere") == []
 
 
 def test_writing_leaves_the_old_file_if_it_fails(tmp_path):

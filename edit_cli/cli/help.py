@@ -25,6 +25,7 @@ OTHERS = {
     "ls": "List methods, models, datasets, metrics or runs.",
     "show": "Show a run: its table, or one case with the answers before and after.",
     "compare": "Put several runs side by side: a table, differences, published numbers, a figure.",
+    "report": "Write a page to look at: tables, figures, every case, settings; several runs side by side.",
     "ask": "Ask a model with and without an edit, side by side.",
     "edits": "List saved edits: facts, kind, size, and what each stands on.",
     "apply": "Bake a weight edit into a plain transformers checkpoint.",

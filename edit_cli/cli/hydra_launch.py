@@ -68,7 +68,8 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
         tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
         given = tuple(key for text in settings.overrides.task if (key := override_key(text)).startswith("method."))
-        outcome = execute(Composed(command, config, choices, tag, in_sweep, tuple(named), given))
+        typed = {"overrides": tuple(settings.overrides.task), "arguments": tuple(arguments)}
+        outcome = execute(Composed(command, config, choices, tag, in_sweep, tuple(named), given, **typed))
         number = settings.job.num if in_sweep else 0
         diary.add(Outcome(outcome.exit_code, outcome.run_dir, number, varied, outcome.error))
 

@@ -105,12 +105,20 @@ def ls(
         str,
         typer.Argument(help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(catalog.LISTS)),
     ],
+    wanted: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="of runs, only those with method=…, dataset=…, model=…, status=… or any setting; * fits anything",
+        ),
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="metric by which runs are sorted, the best first")] = None,
     as_json: Json = False,
     runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
 ) -> int:
     from edit_cli.commands import ls
 
-    return ls.run(what, as_json, expanded(runs_dir))
+    return ls.run(what, as_json, expanded(runs_dir), wanted or [], sort)
 
 
 @_command("show")
@@ -154,6 +162,18 @@ def compare(
     from edit_cli.commands import compare
 
     return compare.run(runs, x, metrics, by, out and expanded(out), against, published, form, anyway)
+
+
+@_command("report")
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+    against: Against = None,
+    published: Published = None,
+) -> int:
+    from edit_cli.commands import report
+
+    return report.run(runs, expanded(out), against, published)
 
 
 @_command("apply")
@@ -200,12 +220,21 @@ def ask(
     seed: Annotated[int, typer.Option(min=0, help="of what is drawn")] = 0,
     edited_only: Annotated[bool, typer.Option("--edited-only", help="do not ask the unedited model")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable, an object a line")] = False,
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            help="template: in the model's chat template; none: as plain text; auto: in that of instruct models;"
+            " without it, as the edit was made",
+            autocompletion=lambda: ["template", "none", "auto"],
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="system prompt of the chat")] = None,
 ) -> int:
     from edit_cli.commands import ask
     from edit_cli.experiment.saved_edits import Base
 
     asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
-    return ask.run(expanded(edit_dir), prompts or [], Base(**base), asking, as_json)
+    return ask.run(expanded(edit_dir), prompts or [], Base(**base), asking, as_json, ask.Chat(chat, system))
 
 
 @_command("edits")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edit_cli.console import ConsoleMonitor, Screen
@@ -12,8 +12,10 @@ from edit_cli.edits import store as edit_store
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.saved_edits import Base, edits_of
 from edit_cli.files.json_files import to_json
+from edit_cli.lm.chat import ALL_PLAIN, ChatOptions, Forms, forms_on
 from edit_cli.lm.model import LM
 from edit_cli.terminal import one_line
+from edit_cli.writing import spoken
 
 SIDES = ("base", "edited")
 
@@ -23,13 +25,14 @@ class Asking:
     """How answers are written.
 
     max_new_tokens: their length. sample: draw from so many of the likeliest tokens, with `seed`; None: always the
-    likeliest. edited_only: the unedited model is not asked.
+    likeliest. edited_only: the unedited model is not asked. forms: prompts are put to it in the one that is edited.
     """
 
     max_new_tokens: int = 20
     sample: int | None = None
     seed: int = 0
     edited_only: bool = False
+    forms: Forms = ALL_PLAIN
 
     def answers(self, lm: LM, prompt: str) -> dict[str, str]:
         """{"base", "edited"}: how either goes on.
@@ -51,13 +54,37 @@ class Asking:
 
     def _answer(self, lm: LM, prompt: str) -> str:
         """One prompt at a time, so that an answer does not hang on what else is asked."""
+        text = self.forms.text(prompt)
         if self.sample is None:
-            return lm.generate([prompt], self.max_new_tokens)[0]
-        length = len(lm.head.encode([(prompt, None)])[0].ids) + self.max_new_tokens
-        return lm.sample([prompt], [self.seed], length, self.sample)[0].removeprefix(prompt)
+            return spoken(lm.generate([text], self.max_new_tokens)[0])
+        length = len(lm.head.encode([(text, None)])[0].ids)
+        (written,) = lm.sample([text], [self.seed], length + self.max_new_tokens, self.sample)
+        (read,) = lm.head.sample([text], [self.seed], length, self.sample)  # the prompt, as it is written out
+        return spoken(written.removeprefix(text).removeprefix(read))
 
 
-def run(directory: Path, prompts: Sequence[str], base: Base, asking: Asking, as_json: bool) -> int:
+@dataclass(frozen=True)
+class Chat:
+    """How prompts are put to the model, as the command line says; None: as the edit was made."""
+
+    chat: str | None = None
+    system: str | None = None
+
+    def forms(self, edits: Sequence[Path], lm: LM) -> Forms:
+        """Raises UsageError: the model has no chat template."""
+        options, manifest = ChatOptions(), edit_store.read_manifest(edits[-1])
+        if self.chat is None and any("frame" in request for request in manifest["requests"]):
+            options = ChatOptions(**{"chat": "template", **manifest["method"].get("chat", {})})
+        elif self.chat is not None:
+            options = ChatOptions(**{"chat": self.chat})
+        if self.system is not None:
+            options = replace(options, system=self.system)
+        return forms_on(lm, options, "--chat")
+
+
+def run(
+    directory: Path, prompts: Sequence[str], base: Base, asking: Asking, as_json: bool, chat: Chat | None = None
+) -> int:
     """Answer the prompts, or those that standard input has, a line each."""
     screen = Screen()
     monitor = ConsoleMonitor(screen)
@@ -66,6 +93,7 @@ def run(directory: Path, prompts: Sequence[str], base: Base, asking: Asking, as_
         lm = base.load(paths[-1], monitor)
         for path in paths:
             lm.attach(edit_store.load(path, lm))
+        asking = replace(asking, forms=(chat or Chat()).forms(paths, lm))
     for prompt in prompts or _lines(screen):
         try:
             found = asking.answers(lm, prompt)

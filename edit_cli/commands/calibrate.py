@@ -46,7 +46,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
 
 def _prompts(case: Case, *kinds: str) -> list[str]:
-    return [probe.prompt for probe in case.probes if probe.kind in kinds]
+    return [probe.text for probe in case.probes if probe.kind in kinds]
 
 
 def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
@@ -61,7 +61,7 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
         count = len(layers) if layers is not None else outline.layout.prompt_depth
         plan.say("measured", f"at {count} layers, {', '.join(modules)} of each")
     if (work := plan.work) is not None:
-        texts = {probe.prompt for case in dataset.cases for probe in case.probes}
+        texts = {probe.text for case in dataset.cases for probe in case.probes}
         tokens = sum(work.length(text) for text in texts) * count * len(modules) / 2
         work.add("reading keys", work.passes(tokens, 0, tokens / work.batch_tokens))
         work.bytes["reading keys"] = work.states(work.batch_tokens)

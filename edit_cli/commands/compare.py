@@ -5,7 +5,7 @@ of facts; against a reference run, and beside published numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from edit_cli.report.tables.run import prose
 from edit_cli.report.tables.sheets import Sheet, latex, markdown, on_screen, width
 from edit_cli.report.tables.texts import Text
 from edit_cli.runs.format import kind_of
-from edit_cli.runs.run import MANIFEST
+from edit_cli.runs.run import MANIFEST, RunRecord
 from edit_cli.wording import many
 
 DEFAULT = ("efficacy_success", "paraphrase_success", "neighborhood_success")
@@ -67,6 +67,85 @@ def run(
     screen = Screen()
     reference = [against] if against is not None and (expanded(against) / MANIFEST).exists() else []
     records = found([*places, *reference], screen.note)
+    done = compared(records, x, metrics, by, against, anyway, beside)
+    if done.moving:
+        screen.note(f"along {done.x}, the runs differ in {', '.join(done.moving)}, too")
+    x, wanted, points, told, notes = done.x, done.wanted, done.points, done.told, done.notes
+    sheets = done.sheets
+    texts: dict[str, Callable[[], str]] = {
+        "csv": lambda: compare.csv_text(points, x, told, [row for table in beside for row in table.rows(wanted)]),
+        "md": lambda: markdown([*sheets(points, wanted), *_as_sheet(notes)]),
+        "tex": lambda: latex([*sheets(points, wanted), *_as_sheet(notes)]),
+    }
+    if form is not None and out is None:
+        screen.out.print(Text(texts[FORMATS[form]]()), soft_wrap=True, end="")
+        return 0
+    _show(screen, lambda names: sheets(done.ends, names, True), done.shown, metrics is None, notes)
+    if out is None:
+        return 0
+    with telling(f"--out {out}"):
+        for kind in ("csv", "md") if form is None else (FORMATS[form],):
+            path = _beside(out, kind)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(texts[kind](), "utf-8", "backslashreplace", newline="")
+            screen.line(str(path))
+        if x is not None and form is None:
+            for path in compare.draw(points, x, wanted, [_beside(out, kind) for kind in FIGURES], done.about):
+                screen.line(str(path))
+    return 0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Runs side by side.
+
+    x: the key on the axis. wanted, shown: metrics of files and figures, and of the screen. points: at every place of
+    the axis; ends: those of the end alone, with their differences. told: what the reference is called, or nothing.
+    moving: what else differs along the axis.
+    """
+
+    groups: Sequence[Group]
+    x: str | None
+    wanted: Sequence[str]
+    shown: Sequence[str]
+    points: Sequence[Point]
+    ends: Sequence[Point]
+    told: str
+    notes: Sequence[str]
+    moving: Sequence[str]
+    beside: Sequence[published.Table]
+
+    def sheets(self, points: Sequence[Point], metrics: Sequence[str], screen: bool = False) -> list[Sheet]:
+        """Means, differences, published numbers."""
+        edited = [conditions(group.records[0]) | {"cases": group.summaries[0]["n"]} for group in self.groups]
+        heads = [compare.heading(name, screen) for name in metrics]
+        paired = any(point.difference is not None for point in [*self.points, *self.ends])
+        return [
+            compare.means(points, self.x, metrics, screen),
+            *([compare.differences(points, self.x, metrics, self.told, screen)] if paired else []),
+            *(published.sheet(table, metrics, heads, edited) for table in self.beside),
+        ]
+
+    @property
+    def about(self) -> str:
+        """The title of a figure."""
+        return _about(self.groups)
+
+
+def compared(
+    records: Sequence[RunRecord],
+    x: str | None = None,
+    metrics: str | None = None,
+    by: str | None = None,
+    against: str | None = None,
+    anyway: bool = False,
+    beside: Sequence[published.Table] = (),
+) -> Compared:
+    """The runs side by side; arguments as of `run`.
+
+    Raises:
+        UsageError: the runs are not alike, or have no such setting or metric.
+    """
     sequential = all(record.manifest["command"] == "sequential" for record in records)
     if x == FACTS and not sequential:
         raise UsageError(
@@ -74,8 +153,6 @@ def run(
         )
     x = x or (FACTS if sequential else None)
     groups, moving = told_apart(grouped(records, x, by), x, by, anyway)
-    if moving:
-        screen.note(f"along {x}, the runs differ in {', '.join(moving)}, too")
     measured = [
         name
         for name in measures()
@@ -86,41 +163,8 @@ def run(
     paired = {} if chosen is None else _paired(chosen, groups, list(dict.fromkeys([*wanted, *shown])))
     told = "" if chosen is None else _titled(chosen, x)
     points = [point for group in groups for point in _points(group, x, wanted, paired)]
-    notes = _notes(groups, paired, told)
-    edited = [conditions(group.records[0]) | {"cases": group.summaries[0]["n"]} for group in groups]
-
-    def sheets(points: Sequence[Point], metrics: Sequence[str], screen: bool = False) -> list[Sheet]:
-        return [
-            compare.means(points, x, metrics, screen),
-            *([compare.differences(points, x, metrics, told, screen)] if paired else []),
-            *(
-                published.sheet(table, metrics, [compare.heading(name, screen) for name in metrics], edited)
-                for table in beside
-            ),
-        ]
-
-    texts: dict[str, Callable[[], str]] = {
-        "csv": lambda: compare.csv_text(points, x, told, [row for table in beside for row in table.rows(wanted)]),
-        "md": lambda: markdown([*sheets(points, wanted), *_as_sheet(notes)]),
-        "tex": lambda: latex([*sheets(points, wanted), *_as_sheet(notes)]),
-    }
-    if form is not None and out is None:
-        screen.out.print(Text(texts[FORMATS[form]]()), soft_wrap=True, end="")
-        return 0
     ends = [point for group in groups for point in _ends(group, x, shown, paired)]
-    _show(screen, lambda names: sheets(ends, names, True), shown, metrics is None, notes)
-    if out is None:
-        return 0
-    with telling(f"--out {out}"):
-        for kind in ("csv", "md") if form is None else (FORMATS[form],):
-            path = _beside(out, kind)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(texts[kind](), "utf-8", "backslashreplace", newline="")
-            screen.line(str(path))
-        if x is not None and form is None:
-            for path in compare.draw(points, x, wanted, [_beside(out, kind) for kind in FIGURES], _about(groups)):
-                screen.line(str(path))
-    return 0
+    return Compared(groups, x, wanted, shown, points, ends, told, _notes(groups, paired, told), moving, beside)
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------
@@ -309,4 +353,4 @@ def _about(groups: Sequence[Group]) -> str:
     names = ", ".join(dict.fromkeys(name for name, _ in _data(groups)))
     n = sorted({count for _, count in _data(groups)})
     facts = many(n[0], "fact") if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} facts"
-    return f"{', '.join(_models(groups))}: {names}, n = {facts}; bands: 95 %"
+    return f"{', '.join(_models(groups))}: {names}, n = {facts}; bands: 95 % intervals"

@@ -41,28 +41,39 @@ def found(places: Sequence[str], note: Callable[[str], None]) -> list[RunRecord]
 
     Those that are named themselves must be finished and measure something; others are left out with a note.
     """
-    records: dict[Path, RunRecord] = {}
+    records: list[RunRecord] = []
+    for run, named in places_of_runs(places).items():
+        try:
+            records.append(finished(run))
+        except (MissingError, UsageError) as error:
+            if named:
+                raise
+            note(f"left out: {error}")
+    if not records:
+        raise MissingError(f"{', '.join(places)}: no finished run of {_either(COMPARED)}")
+    return records
+
+
+def places_of_runs(places: Sequence[str]) -> dict[Path, bool]:
+    """{directory of a run: whether it is named itself}, each once, in the order of the places.
+
+    Raises:
+        MissingError: there is no run at a place.
+    """
+    found: dict[Path, tuple[Path, bool]] = {}
     for place in places:
         path = expanded(place)
         named = (path / MANIFEST).exists()
         matches = [Path(match) for match in sorted(glob.glob(str(path)))] if not path.exists() else [path]
-        if not matches:
-            if glob.has_magic(str(path)):
-                raise MissingError(f"{place} matches nothing")
-            raise MissingError(f"{place} holds no run: {MANIFEST} is missing")
+        if not matches and glob.has_magic(str(path)):
+            raise MissingError(f"{place} matches nothing")
         inside = [record.path for match in matches if match.is_dir() for record in list_runs(match)]
         if not inside:
             raise MissingError(f"{place} holds no run: {MANIFEST} is missing")
         for run in inside:
-            try:
-                records.setdefault(run.resolve(), finished(run))
-            except (MissingError, UsageError) as error:
-                if named:
-                    raise
-                note(f"left out: {error}")
-    if not records:
-        raise MissingError(f"{', '.join(places)}: no finished run of {_either(COMPARED)}")
-    return list(records.values())
+            before, whole = found.get(run.resolve(), (run, False))
+            found[run.resolve()] = (before, whole or named)
+    return dict(found.values())
 
 
 def finished(path: Path) -> RunRecord:

@@ -29,6 +29,7 @@ from edit_cli.experiment.setup import load_model, method_of, refuse_missing
 from edit_cli.files.disk import telling
 from edit_cli.files.paths import expanded
 from edit_cli.lm.anatomy import described
+from edit_cli.lm.heads.classifier import ClassifierHead
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -72,7 +73,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
 
 def tried(lm: LM) -> EditRequest:
     """The edit that is tried: of a classifier, another label than it gives."""
-    if lm.head.kind != "classifier":
+    if not isinstance(lm.head, ClassifierHead):
         return TRIED
     (says,) = lm.generate([TRIED.text], 1)
     other = next(label for label in lm.head.labels if label.casefold() != says.strip().casefold())

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
-from edit_cli.commands.evaluate import asked_about
+from edit_cli.commands.evaluate import lines_of
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.facts import requested
@@ -16,10 +16,12 @@ from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
+from edit_cli.experiment.asking import Asker
 from edit_cli.experiment.attempt import attempt
 from edit_cli.experiment.base import SOME_FAILED, Experiment, Line, Summary
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import run_path, slug
 from edit_cli.experiment.settings import Fact
 from edit_cli.files.paths import expanded
@@ -42,8 +44,8 @@ class MakeEdit(Experiment):
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
         top = job.config.settings
-        dataset = inline(top.edit) if top.edit.given else job.config.dataset.load(top.limit, monitor)
-        super().__init__(job, monitor, dataset, asked=None if top.edit.given else dataset.cases)
+        records = records_of(job, monitor, inline(top.edit) if top.edit.given else None)
+        super().__init__(job, monitor, records.dataset, None if top.edit.given else records.found.cases, records)
         self.base = None if top.base_edit is None else expanded(top.base_edit)
 
     @property
@@ -77,7 +79,8 @@ class MakeEdit(Experiment):
         if done.edit is not None and lm.process_group.is_main:
             edit_store.save(done.edit, self.saved, lm, done.requests, about, self.base)
         wanted = [case for case in self.dataset.cases if case.id not in self.run.finished]
-        for line in asked_about(lm, done, wanted, 0, before):
+        after = Asker(lm, before).attached(done)
+        for line in lines_of(done, wanted, 0, before.observe(lm, wanted), after):
             self.write(line)
 
     def summary(self, lines: Sequence[Line]) -> Summary:

@@ -11,13 +11,15 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.distributed import SINGLE
 from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
-from edit_cli.experiment.attempt import Attempt, attempt
+from edit_cli.experiment.asking import Asker, Seen
+from edit_cli.experiment.attempt import Attempt, attempt, attempt_each
 from edit_cli.experiment.base import Experiment, Line, Summary
 from edit_cli.experiment.downstream import GeneralAbility, downstream_of
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import records_of
 from edit_cli.lm.model import LM
-from edit_cli.metrics.observe import BeforeCache, Observation, observe
+from edit_cli.metrics.observe import BeforeCache, Observation
 from edit_cli.requests import Case
 from edit_cli.runs.run import SharedRun
 
@@ -35,9 +37,9 @@ class Evaluate(Experiment):
     COMPLETE = "all cases are there already, so nothing is edited again (overwrite=true would)"
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
-        dataset = job.config.dataset.load(job.config.settings.limit, monitor)
-        super().__init__(job, monitor, dataset, asked=dataset.cases)
-        self.batches = list(enumerate(self.protocol.batches(dataset.cases, self.method)))
+        records = records_of(job, monitor)
+        super().__init__(job, monitor, records.dataset, records.found.cases, records)
+        self.batches = list(enumerate(self.protocol.batches(self.dataset.cases, self.method)))
         self.general = GeneralAbility(self.protocol, self.path())
 
     def details(self) -> dict[str, Any]:
@@ -57,10 +59,10 @@ class Evaluate(Experiment):
         self.general.ask(lm, 0)
         self.begin(lm).warm_up()
         about = self.job.about_method if self.protocol.save_edits else None
-        made: dict[int, Attempt] = {}
-        lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about, made)
+        last: dict[int, Attempt] = {}
+        lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about, last)
         self.write_all(lines, "cases", len(self.dataset.cases))
-        self._ask_general(lm, made)
+        self._ask_general(lm, last)
 
     def _ask_general(self, lm: LM, made: dict[int, Attempt]) -> None:
         """Ask downstream tasks with the last batch's edit in place. It is made again where this process, or another,
@@ -79,6 +81,10 @@ class Evaluate(Experiment):
 
     def summary(self, lines: Sequence[Line]) -> Summary:
         return {**super().summary(lines), **downstream_of(self.run.path)}
+
+    def write(self, line: Line) -> None:
+        super().write(line)
+        self.tracked.line(line)
 
 
 def evaluate_shared(lm: LM, begin: Begin, batches: Batches, *rest: Any) -> Iterator[dict[str, Any]]:
@@ -101,49 +107,60 @@ def evaluate(
     run: SharedRun,
     before: BeforeCache,
     about: dict[str, Any] | None = None,
-    made: dict[int, Attempt] | None = None,
+    last: dict[int, Attempt] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Lines of results, a list a batch, of the cases that `run` has not finished.
 
     begin: makes an editor that remembers nothing. about: what saved edits say of their method; without, none is saved.
-    made: is given what came of the last of the batches.
+    last: is given what came of the last of the batches.
 
-    In other company, answers differ in their last bits. So what was cut off is done again as a whole: a batch is edited
-    and asked about, and the cases of its window asked about before, finished or not, as in a run that was not.
+    In other company, answers differ in their last bits. So what was cut off is done again as a whole: of a window with
+    unfinished cases all are edited and asked about, finished or not, as in a run that was not cut off.
     """
+    asker = Asker(lm, before)
     for window in windows(batches):
         if run.finished.issuperset(case.id for _, batch in window for case in batch):
             yield from ([] for _ in window)
             continue
         with lm.monitor.phase("ask before"):
             before.observe(lm, [case for _, batch in window for case in batch])
-        for step, batch in window:
+        made = attempts(asker, begin, window, run, about)
+        for (step, batch), (done, after) in zip(window, asker.answers(made), strict=True):
             wanted = [case for case in batch if case.id not in run.finished]
-            if not wanted:
-                yield []
-                continue
-            done = attempt(begin(), batch)
-            if made is not None and step == batches[-1][0]:
-                made[step] = done
-            if done.edit is not None and about is not None and lm.process_group.is_main:
-                edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
-            yield asked_about(lm, done, wanted, step, before)
+            if last is not None and step == batches[-1][0] and done.edit is not None:
+                last[step] = done
+            yield lines_of(done, wanted, step, before.observe(lm, wanted), after)
 
 
-def asked_about(lm: LM, done: Attempt, wanted: Sequence[Case], step: int, before: BeforeCache) -> list[dict[str, Any]]:
-    """Lines of results of those `wanted` of the cases that were edited, asked about with the edit in place."""
-    after: dict[str, Observation] = {}
-    if done.edit is not None:
-        with lm.monitor.phase("ask after"), lm.edited(done.edit):
-            found = observe(lm, done.cases, before.options, before.texts, before.seen)
-        after = dict(zip((case.id for case in done.cases), found, strict=True))
-    seen = zip(wanted, before.observe(lm, wanted), strict=True)
+def attempts(
+    asker: Asker, begin: Begin, window: Batches, run: SharedRun, about: dict[str, Any] | None
+) -> Iterator[Attempt]:
+    """The edits of the batches, saved if `about` says of what method.
+
+    Those that are asked about one by one say the same in whatever company: there, finished batches are left out.
+    """
+    lm = asker.lm
+
+    def finished(batch: Sequence[Case]) -> bool:
+        return asker.one_by_one and run.finished.issuperset(case.id for case in batch)
+
+    made = attempt_each(begin, [batch for _, batch in window], finished)
+    for (step, _), done in zip(window, made, strict=True):
+        if done.edit is not None and about is not None and lm.process_group.is_main:
+            edit_store.save(done.edit, run.edits / f"{step:04d}", lm, done.requests, about)
+        yield done
+
+
+def lines_of(
+    done: Attempt, wanted: Sequence[Case], step: int, before: Sequence[Observation], after: Seen
+) -> list[dict[str, Any]]:
+    """Lines of results of those `wanted` of the cases that were to be edited, with what was said before and after."""
     return [
         {
             **result_line(case, step, now, after.get(case.id), done.seconds, done.rejected.get(case.id)),
             "diagnosis": done.diagnosis,
         }
-        for case, now in seen
+        for case, now in zip(wanted, before, strict=True)
     ]
 
 

@@ -25,6 +25,7 @@ from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.protocol import SequentialProtocol
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.saved_steps import SavedSteps
 from edit_cli.experiment.sme_protocol import SmeProtocol
 from edit_cli.lm.model import LM
@@ -55,12 +56,13 @@ class Lifelong(Experiment):
     COMPLETE = "this run is complete, so nothing is edited again (overwrite=true would)"
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
-        source, protocol = job.config.dataset, job.config.protocol
-        dataset = source.load(job.config.settings.limit, monitor)
+        records, protocol = records_of(job, monitor), job.config.protocol
+        dataset = records.dataset
         self.steps = protocol.batches(dataset.cases, job.config.method)
         protocol.checkpoint_steps([len(step) for step in self.steps])  # refuses those that are out of reach
-        self.held_out = untouched(source, dataset, protocol.holdout)
-        super().__init__(job, monitor, dataset, asked=[*dataset.cases, *self.held_out])
+        left = untouched(records.source, dataset, protocol.holdout)
+        self.held_out = records.put(left)
+        super().__init__(job, monitor, dataset, [*records.found.cases, *left], records)
         self.general = GeneralAbility(protocol, self.path())
 
     def details(self) -> dict[str, Any]:
@@ -89,7 +91,7 @@ class Lifelong(Experiment):
         before = self.unedited()
         with self.monitor.phase("ask before"):
             before.observe(lm, [*cases, *self.held_out])
-            watched = [probe.prompt for case in self.held_out or cases for probe in case.probes][:WATCHED]
+            watched = [probe.text for case in self.held_out or cases for probe in case.probes][:WATCHED]
             health = Health(lm, watched)
         self.general.ask(lm, 0)
         saved = SavedSteps(self.run.edits, lm, editor, self.protocol.edits_room)
@@ -120,6 +122,7 @@ class Lifelong(Experiment):
             part = [line for line in lines if line["edits"] == last or line["when"] == AFTER_EDIT]
             if rows := checkpoint_rows(part, protocol.first) if last else []:
                 found = first_collapse(rows, lines, protocol.collapse_below, protocol.collapse_perplexity)
+                self.tracked.means(rows[-1]["metrics"], rows[-1]["edits"])
                 self.monitor.note(told(rows[-1]) + (f"; COLLAPSED: {found['reason']}" if found else ""))
                 stop = protocol.stop_on_collapse and found is not None
         return self.job.process_group.broadcast(stop)
@@ -254,7 +257,7 @@ def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> set[str]:
 
 def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
     """Neighbourhood and locality prompts of up to `count` records that come after the edited ones."""
-    used = dataset.offset + len(dataset.cases)
+    used = dataset.passed
     if not count or source.ids or used >= dataset.total - len(dataset.dropped):
         return []
     following = replace(source, offset=used).load(count, Monitor())
@@ -286,6 +289,6 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
         wanted = _sample(done, protocol) | {case.id for case in done[: protocol.first]}
         plan.asking("at checkpoints", [*(case for case in done if case.id in wanted), *held_out], aloud=False)
     most = f"up to {protocol.sample:,}" if protocol.sample else "all"
-    plan.unknown += whole.general.untold
     plan.say("at checkpoints", f"{most} of the facts so far, and {many(len(held_out), 'held-out record')}")
+    plan.unknown += whole.general.untold
     return plan

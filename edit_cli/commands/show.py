@@ -9,7 +9,7 @@ from edit_cli.console import Screen
 from edit_cli.errors import MissingError
 from edit_cli.experiment.downstream import downstream_of
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
-from edit_cli.report.kinds import REPORTS, report_of
+from edit_cli.report.kinds import REPORTS, report_of, summary_so_far
 from edit_cli.report.tables import facts
 from edit_cli.report.trace import fact_table
 from edit_cli.runs.format import kind_of
@@ -32,16 +32,9 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
         shown = fact_table if record.manifest["command"] == "trace" else facts.case
         screen.json(line) if as_json else screen.show(shown(line))
         return 0
-    summary = record.summary or _so_far(record)
+    summary = {**downstream_of(record.path), **summary_so_far(record)}
     screen.json(summary) if as_json else screen.show(report_of(record.manifest).table(summary, record.lines))
     return 0
-
-
-def _so_far(record: RunRecord) -> dict[str, Any]:
-    """A summary of what an unfinished run has."""
-    if not record.lines and kind_of(record.manifest) != "train-editor":
-        raise MissingError(f"{record.path} has no finished case yet")
-    return {**report_of(record.manifest).summary(record.manifest, record.lines), **downstream_of(record.path)}
 
 
 def _case(record: RunRecord, case: str) -> dict[str, Any]:

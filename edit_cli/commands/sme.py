@@ -23,6 +23,7 @@ from edit_cli.experiment.attempt import Attempt, attempt
 from edit_cli.experiment.base import Experiment, Line
 from edit_cli.experiment.figures import draw_own
 from edit_cli.experiment.job import Job
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import run_path
 from edit_cli.experiment.saved_steps import naming
 from edit_cli.experiment.sme_protocol import SmeProtocol
@@ -41,12 +42,11 @@ class Sme(Experiment):
     COMPLETE = "this run is complete, so nothing is edited again (overwrite=true would)"
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
-        source, protocol = job.config.dataset, job.config.protocol
-        dataset = source.load(job.config.settings.limit, monitor)
-        cut = protocol.cut(dataset.cases)
-        self.folds = {number: [protocol.as_edited(case) for case in cases] for number, cases in cut.items()}
-        self.kept = dict(zip(("train", "test"), protocol.kept(source, dataset), strict=True))
-        super().__init__(job, monitor, dataset, asked=[*dataset.cases, *self.kept["train"], *self.kept["test"]])
+        records, protocol = records_of(job, monitor), job.config.protocol
+        cut, kept = protocol.cut(records.found.cases), protocol.kept(records.source, records.found)
+        self.folds = {number: records.put(map(protocol.as_edited, cases)) for number, cases in cut.items()}
+        self.kept = dict(zip(("train", "test"), map(records.put, kept), strict=True))
+        super().__init__(job, monitor, records.dataset, [*records.found.cases, *kept[0], *kept[1]], records)
 
     def path(self) -> Path:
         return run_path(self.job, self.job.choices["dataset"], self.job.model_name, "sme")

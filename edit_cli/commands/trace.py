@@ -15,9 +15,10 @@ from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import run_path
 from edit_cli.experiment.setup import refuse_missing
-from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import require_causal
 from edit_cli.lm.model import LM
+from edit_cli.metrics.knowledge import first_choice
 from edit_cli.requests import EditRequest
 from edit_cli.runs.run import SharedRun
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
@@ -125,7 +126,7 @@ def _lines(
         answers = dict(
             zip(able, lm.loglikelihood([(facts[name].text, facts[name].target_true) for name in able]), strict=True)
         )
-    known = [name for name in able if all(answers[name].hits)]
+    known = [name for name in able if first_choice(answers[name].hits)]
     for name in names:
         if name in rejected or name not in known:
             error = rejected.get(name)

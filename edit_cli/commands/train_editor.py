@@ -140,7 +140,7 @@ def _keep(editor: TrainableEditor[Any, Any], net: Any, data: Dataset, found: dic
 def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     """What `run` would do, before it costs anything."""
     top, method, source = job.config.settings, job.config.method, job.config.dataset
-    if not isinstance(method.config, TrainableConfig):
+    if not (isinstance(method.config, TrainableConfig) and issubclass(method.editor, TrainableEditor)):
         raise UsageError(f"method={job.choices['method']} learns nothing ahead of time: evaluate it right away")
     training, plan = method.config.training, Plan(job)
     cases = replace(source, split=top.splits.train).load(top.limit, monitor, "splits.train")

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.linalg import LinAlgError
 
-from edit_cli.commands.evaluate import asked_about, result_line
+from edit_cli.commands.evaluate import lines_of, result_line
 from edit_cli.config import users
 from edit_cli.config.identity import flatten
 from edit_cli.console import ConsoleMonitor
@@ -21,11 +21,13 @@ from edit_cli.datasets import Dataset, Source
 from edit_cli.editors.base import Context, EditorConfig, Method
 from edit_cli.editors.locate.base import LocateConfig
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.experiment.attempt import attempt
+from edit_cli.experiment.asking import Asker
+from edit_cli.experiment.attempt import attempt_each
 from edit_cli.experiment.base import SOME_FAILED, Experiment, Line, Summary
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import run_path
 from edit_cli.experiment.setup import context_of, perplexity_texts, refuse_missing
 from edit_cli.files.disk import require_folder, telling
@@ -63,7 +65,8 @@ class Tune(Experiment):
         dataset, self.where = facts(job.config.dataset, top.limit, monitor)
         self.out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
         require_folder(self.out.parent, "out" if top.out is not None else self.out.parent)
-        super().__init__(job, monitor, dataset, asked=dataset.cases)
+        records = records_of(job, monitor, dataset)
+        super().__init__(job, monitor, records.dataset, dataset.cases, records)
         self.trials: list[Line] = []
 
     def details(self) -> dict[str, Any]:
@@ -237,8 +240,10 @@ class Bench:
             method = Method(self.method.editor, with_settings(self.method.config, settings))
             context = replace(self.context, kept={})
             method.begin(lm, context).warm_up()
-            for step, batch in enumerate(protocol.batches(self.dataset.cases, method)):
-                found += asked_about(lm, attempt(method.begin(lm, context), batch), batch, step, before)
+            batches = protocol.batches(self.dataset.cases, method)
+            made = attempt_each(partial(method.begin, lm, context), batches)
+            for step, (batch, (done, after)) in enumerate(zip(batches, Asker(lm, before).answers(made), strict=True)):
+                found += lines_of(done, batch, step, before.observe(lm, batch), after)
         except (UsageError, RejectedRequest, LinAlgError) as problem:
             found = [
                 result_line(case, 0, now, None, 0.0, str(problem))

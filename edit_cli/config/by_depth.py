@@ -14,7 +14,7 @@ import yaml
 from edit_cli.config import catalog
 
 KEYS = ("layers", "layer", "lora_layers")  # of methods, that name layers
-TRANSFERRED = "by relative depth"  # in the comment of settings that were themselves made so
+TRANSFERRED = "transferred"  # in the comment of settings that were themselves made so
 EMBEDDED = "embedded:"
 
 
@@ -45,8 +45,8 @@ def _published(method: str) -> Iterator[tuple[Mapping[str, Any], int]]:
     for file in sorted((catalog.conf_dir() / "tuned" / method).glob("*.yaml")):
         model = _read(catalog.conf_dir() / "model" / file.name)
         blocks = (model.get("made_for") or {}).get("num_hidden_layers")
-        known = not str(model.get("id", EMBEDDED)).startswith(EMBEDDED) and blocks
-        if known and TRANSFERRED not in file.read_text(encoding="utf-8").partition("\nlayer")[0]:
+        known = not str(model.get("id", EMBEDDED)).startswith(EMBEDDED)
+        if known and blocks and TRANSFERRED not in file.read_text(encoding="utf-8").partition("\nlayer")[0]:
             yield _read(file), blocks
 
 

@@ -29,7 +29,8 @@ class Composed:
     """What Hydra hands over, and what its run directory is called by.
 
     choices: the option of each group, such as {"method": "memit"}. tag: the user's, or made of what a sweep varies.
-    plugins: packages that the command line names. given: keys of the method that the command line gives.
+    plugins: packages that the command line names. given: keys of the method that the command line gives. overrides: all
+    that it gives to this job, as Hydra reads them. arguments: what was typed.
     """
 
     command: str
@@ -39,6 +40,8 @@ class Composed:
     in_sweep: bool = False
     plugins: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
     @cached_property
     def settings(self) -> Any:

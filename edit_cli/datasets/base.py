@@ -9,7 +9,7 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,6 +24,9 @@ from edit_cli.wording import many
 from edit_cli.writing import bare
 
 Chosen = tuple[Row, Case]
+Knows = Callable[[Sequence[Case]], list[bool]]
+"""Of each case, whether a model gives its true answers."""
+WINDOW = 100  # cases of which a model is asked at once whether it knows them
 REPORTED = 20  # dropped records that are named one by one; the rest are counted by reason
 
 
@@ -43,6 +46,8 @@ class Dataset:
     split: str | None
     labels: tuple[str, ...] | None = None  # what a classifier must be able to answer; None: the targets are texts
     as_text: str | None = None  # the setting that puts them as texts, where there is one
+    known: dict[str, Any] | None = None  # of those that were asked whether the model knows them: how many it does
+    forms: dict[str, Any] | None = None  # in which they are edited and asked, where not all is plain text (lm/chat.py)
 
     def refuse_unfit(self, labels: Sequence[str] | None, model: str) -> None:
         """Refuse a model of the wrong kind before it is asked anything.
@@ -80,6 +85,11 @@ class Dataset:
         return tuple(case.id for case in self.cases)
 
     @property
+    def passed(self) -> int:
+        """Usable records up to the last one that was considered."""
+        return self.offset + (len(self.cases) if self.known is None else self.known["asked"])
+
+    @property
     def references(self) -> dict[str, Any]:
         """{case id: reference texts} of the cases that have some."""
         return {case.id: case.references for case in self.cases if case.references}
@@ -98,6 +108,8 @@ class Dataset:
             "shuffle_seed": self.shuffle_seed,
             "split": self.split,
             "ids_sha256": hashlib.sha256("\n".join(self.ids).encode()).hexdigest(),
+            **({"known": self.known} if self.known else {}),
+            **({"forms": self.forms} if self.forms else {}),
         }
 
 
@@ -126,6 +138,10 @@ class Source(Config, ABC):
     """Usable records to skip."""
     shuffle_seed: Seed | None = None
     """Shuffle before offset and limit; null keeps the order of the file."""
+    known: bool = False
+    """Edit only facts whose true answer the unedited model gives; limit counts these."""
+    known_by: Literal["reply", "rank"] = "reply"
+    """What that means: the answer is in what the model writes (reply), or its first choice token by token (rank)."""
     join: Literal["none", "space"] | None = None
     """What stands between prompt and answer; null: what the characters that meet ask for (docs/datasets.md)."""
     cache_dir: Annotated[FilePath, Linked("${cache_dir}")] = "~/.cache/edit-cli"
@@ -181,11 +197,16 @@ class Source(Config, ABC):
         return None
 
     def load(
-        self, limit: int | None = None, monitor: Monitor | None = None, split_key: str = "dataset.split"
+        self,
+        limit: int | None = None,
+        monitor: Monitor | None = None,
+        split_key: str = "dataset.split",
+        knows: Knows | None = None,
     ) -> Dataset:
         """Read, validate, select. Records that cannot be used are dropped and reported; `limit` counts the others.
 
-        split_key: the setting that names the split, for messages.
+        split_key: the setting that names the split, for messages. knows: asked of the selected ones where `known` is
+        set.
 
         Raises:
             UsageError: a limit or selection that makes no sense.
@@ -193,11 +214,13 @@ class Source(Config, ABC):
         """
         if limit is not None and limit <= 0:
             raise UsageError(f"limit={limit}: give a number of records above 0, or null for all of them")
+        if self.known and knows is None:
+            raise UsageError("dataset.known=true is for commands that edit facts: leave it out here")
         monitor = monitor or Monitor()
         with monitor.task("reading data", None):
-            return self._load(limit, monitor, split_key)
+            return self._load(limit, monitor, split_key, knows if self.known else None)
 
-    def _load(self, limit: int | None, monitor: Monitor, split_key: str) -> Dataset:
+    def _load(self, limit: int | None, monitor: Monitor, split_key: str, knows: Knows | None) -> Dataset:
         file = self.locate(monitor)
         content = self.read(file)
         if file.sha256 not in (None, content.sha256):
@@ -212,7 +235,11 @@ class Source(Config, ABC):
             )
         self._report(rows, dropped, monitor)
         usable = self.usable(usable)
-        chosen = self._select(list(usable), dropped)[:limit]
+        candidates, known = self._select(list(usable), dropped), None
+        if knows is None:
+            chosen = candidates[:limit]
+        else:
+            chosen, known = self._known(candidates, limit, knows)
         cases = tuple(with_join(case, self.join) for case in self.complete(chosen, usable, file, monitor))
         _tell_repeated(self.name, cases, monitor)
         source = f"{file.label}, split {split}" if split else file.label
@@ -227,7 +254,38 @@ class Source(Config, ABC):
             *selection,
             self.answer_labels(),
             self.as_text,
+            known,
         )
+
+    def _known(
+        self, candidates: Sequence[Chosen], limit: int | None, knows: Knows
+    ) -> tuple[list[Chosen], dict[str, Any]]:
+        """(the first `limit` that the model knows, what was asked for that): whole windows, so that a fact is asked in
+        the same company whatever the limit.
+
+        Raises:
+            UsageError: records without true answers, or none that the model knows.
+        """
+        if not any(case.right or any(request.target_true for request in case.requests) for _, case in candidates):
+            raise UsageError(
+                f"dataset.known=true: {self.name} names no true answers (target_true), so it cannot be told which facts"
+                " the model knows"
+            )
+        found: list[Chosen] = []
+        asked = 0
+        for start in range(0, len(candidates), WINDOW):
+            window = candidates[start : start + WINDOW]
+            asked += len(window)
+            verdicts = knows([case for _, case in window])
+            found += [one for one, known in zip(window, verdicts, strict=True) if known]
+            if limit is not None and len(found) >= limit:
+                break
+        if not found:
+            raise UsageError(
+                f"dataset.known=true: the model knows none of the {asked:,} facts of {self.name} that it was asked"
+                f" (dataset.known_by={self.known_by})"
+            )
+        return found[:limit], {"by": self.known_by, "asked": asked, "known": len(found)}
 
     def _cases(self, rows: Sequence[Row | Dropped]) -> tuple[list[Chosen], list[Dropped]]:
         usable: dict[str, Chosen] = {}

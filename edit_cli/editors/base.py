@@ -100,6 +100,15 @@ class Editor(ABC, Generic[C]):
         """
         return self.edit([request for case in cases for request in case.requests])
 
+    def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> Sequence[Edit] | None:
+        """Edits of batches that know nothing of each other, together: each what `edit` makes of it on a new editor,
+        but for last digits. None: this method makes them one by one.
+
+        Raises:
+            RejectedRequest: one of them cannot be made.
+        """
+        return None
+
     def check(self, request: EditRequest) -> None:
         """Refuse a request that this method cannot work on, before any work is done.
 

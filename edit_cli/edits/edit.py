@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
 from edit_cli.files.tensors import Size, size
-from edit_cli.lm.edit import Edit, Restore, Weights, present
-from edit_cli.lm.hooks import exact
-from edit_cli.lm.layout import is_transposed, widths
+from edit_cli.lm.edit import Added, Edit, Restore, Weights, present
+from edit_cli.lm.hooks import Wrapper, exact
+from edit_cli.lm.layout import is_projection, is_transposed, widths
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.weights.access import Undo
+
+if TYPE_CHECKING:
+    from edit_cli.lm.model import LM
 
 MEMORY = "|memory"  # ends the names of saved tensors that are added to nothing
 
@@ -95,6 +98,25 @@ class WeightDelta(Edit):
                 f" model than {lm.name}"
             )
         return update
+
+    def added(self, lm: LM) -> dict[str, Added] | None:
+        """Of projections in blocks with the digits of float32: other weights round what is attached to them."""
+        found: dict[str, Added] = {}
+        for name, update in self.updates.items():
+            owner, _, leaf = name.rpartition(".")
+            inside = any(owner.startswith(f"{stack.blocks}.") for stack in lm.layout.stacks)
+            if leaf != "weight" or not inside or lm.access(name).rounds:
+                return None
+            if not is_projection(lm.module(owner)) or isinstance(lm.module(owner), Wrapper):
+                return None
+            if isinstance(update, Factors):
+                found[owner] = Added(update.left, update.right)
+            else:
+                found[owner] = Added(None, update.T if is_transposed(lm.module(owner)) else update)
+            left, right = found[owner].left, found[owner].right
+            if (len(right) if left is None else len(left), right.shape[1]) != widths(lm.module(owner)):
+                return None  # made for another model, as attaching it says
+        return found
 
     def compact(self, lm: Weights) -> WeightDelta:
         """The same edit, with factors kept only while they are smaller than the matrix."""

@@ -26,7 +26,7 @@ from edit_cli.files.json_files import read_json, to_json, write_json
 from edit_cli.files.shapes import Count, Rule, Seconds, checked
 from edit_cli.files.tensors import are_finite, fitted, read_tensors, write_tensors
 from edit_cli.lm.model import LM
-from edit_cli.requests import EditRequest
+from edit_cli.requests import UNFRAMED, EditRequest
 
 FORMAT = 2
 AGAIN = "make the edit again"
@@ -40,6 +40,7 @@ class Request(TypedDict):
     subject: str | None
     target_new: str
     target_true: str | None
+    frame: NotRequired[list[str]]  # what stands before and after the prompt in the text that was edited
 
 
 class BaseModel(TypedDict):
@@ -61,8 +62,17 @@ class Made(TypedDict):
     rejected: NotRequired[dict[str, str]]
 
 
+class Chat(TypedDict):
+    """How the facts were put into the model's chat template (lm/chat.py)."""
+
+    statements: Literal["complete", "begin", "bare"]
+    system: str | None
+    thinking: bool
+
+
 class Method(TypedDict):
     name: NotRequired[str]
+    chat: NotRequired[Chat]
     made: NotRequired[Made]
     type: NotRequired[str]
 
@@ -85,6 +95,13 @@ class Manifest(TypedDict):
     state: dict[str, Any]
     parent: str | None
     state_after: NotRequired[Annotated[str, Rule(_is_state, "the name of a sum beside it")]]
+
+
+def _told(request: EditRequest) -> dict[str, Any]:
+    """A request as files hold it."""
+    found = asdict(request)
+    frame = found.pop("frame")
+    return found if request.frame == UNFRAMED else {**found, "frame": [frame["before"], frame["after"]]}
 
 
 def save(
@@ -127,7 +144,7 @@ def save(
             **({"quantised": True} if lm.is_quantised else {}),
         },
         "touched": dict(touched) if touched else {name: lm.fingerprint([name]) for name in edit.touches(lm)},
-        "requests": [asdict(request) for request in requests],
+        "requests": [_told(request) for request in requests],
         "state": rest,
         "norms": edit.norms() if isinstance(edit, WeightDelta) else {},
         "parent": read_manifest(parent)["id"] if parent else None,

@@ -14,8 +14,12 @@ from edit_cli.datasets import Dataset
 from edit_cli.editors.base import Editor
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.job import Job, Outcome
+from edit_cli.experiment.records import Records
 from edit_cli.experiment.run_directory import opened, recorded, run_path
 from edit_cli.experiment.setup import context_of, load_model, perplexity_texts, refuse_missing
+from edit_cli.experiment.tracking import Tracking, tracking
+from edit_cli.experiment.tracking import require as require_trackers
+from edit_cli.lm.chat import ALL_PLAIN, ChatOptions, hint
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache
 from edit_cli.monitor import Monitor
@@ -36,16 +40,26 @@ class Experiment(ABC):
         COMPLETE: what is said of a run in which nothing is left to do.
         SHOWN_IN_SWEEPS: whether each run of a sweep shows its table; else one table stands for all of them.
         context: what its editors are handed.
-        run: its run, while it is open.
+        run: its run, while it is open. tracked: tells trackers how it goes.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("case_id",)
     COMPLETE: ClassVar[str]
     SHOWN_IN_SWEEPS: ClassVar[bool] = False
     run: SharedRun
+    tracked: Tracking
 
-    def __init__(self, job: Job, monitor: ConsoleMonitor, dataset: Dataset, asked: Sequence[Case] | None = None):
-        """asked: cases of which no editor may remember a prompt; None: editors have nothing to remember."""
+    def __init__(
+        self,
+        job: Job,
+        monitor: ConsoleMonitor,
+        dataset: Dataset,
+        asked: Sequence[Case] | None = None,
+        records: Records | None = None,
+    ):
+        """asked: cases, as the data have them, of which no editor may remember a prompt; None: editors have nothing to
+        remember. records: where `dataset` is from, of commands that choose form and knowledge.
+        """
         config = job.config
         self.job, self.monitor, self.dataset = job, monitor, dataset
         self.settings, self.protocol, self.model, self.method = (
@@ -54,15 +68,19 @@ class Experiment(ABC):
             config.model,
             config.method,
         )
-        others = None if asked is None else OtherRecords(config.dataset, asked, self.settings.seed)
+        self.loaded = records and records.lm
+        forms = records.forms if records else ALL_PLAIN
+        source = records.source if records else config.dataset
+        others = None if asked is None else OtherRecords(source, asked, self.settings.seed, forms)
         self.context = context_of(job, others)
         self.timer = PhaseTimer(monitor)
 
     def conduct(self) -> Outcome:
         """All of it. Raises as `Run.open` and `recorded`."""
         path, about = self.path(), {"protocol": self.details(), "dataset": self.dataset.describe()}
+        require_trackers(self.job)
         self.run = opened(self.job, path, about, self.KEY, self.check, self.belongs())
-        with recorded(self.run, self.job.process_group, self.monitor):
+        with recorded(self.run, self.job.process_group, self.monitor), tracking(self.job, self.run) as self.tracked:
             if self.is_complete():
                 self.monitor.note(self.COMPLETE)
             else:
@@ -105,8 +123,10 @@ class Experiment(ABC):
         """
         with self.monitor.phase("load model"):
             self.check()
-        lm = load_model(self.model, self.monitor, self.job.process_group)
+        lm = self.loaded or load_model(self.model, self.monitor, self.job.process_group)
         self.refuse_unfit(lm)
+        if isinstance(self.protocol, ChatOptions) and (told := hint(lm, self.protocol)):
+            self.monitor.note(told)
         return lm
 
     def refuse_unfit(self, lm: LM) -> None:
@@ -158,6 +178,7 @@ class Experiment(ABC):
         with self.monitor.phase("score"):
             summary = self.summary(lines)
         run.write_summary(summary)
+        self.tracked.end(summary)
         left = self.leave(summary, lines)
         if self.SHOWN_IN_SWEEPS or not self.job.in_sweep:
             self.monitor.screen.show(report_of(run.manifest).table(summary, lines))

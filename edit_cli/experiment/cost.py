@@ -19,7 +19,7 @@ from edit_cli.metrics.observe import ObserveOptions
 from edit_cli.requests import Case
 from edit_cli.wording import many
 
-OPERATIONS = 40  # small ones in a block, beside its products
+OPERATIONS = 80  # small ones in a block, beside its products
 MOMENT = 0.05  # seconds that a speed is measured for
 ROWS = 256  # of the product that is measured
 
@@ -38,14 +38,14 @@ class Asked:
     def of(cls, cases: Sequence[Case], options: ObserveOptions) -> Asked:
         probes = [probe for case in cases for probe in case.probes]
         rows = [
-            (probe.prompt, text)
+            (probe.text, text)
             for probe in probes
             if options.scores(probe)
             for text in (probe.target, probe.foil)
             if text is not None
         ]
-        texts = [probe.prompt for probe in probes if probe.kind == "generation"] if options.sample else []
-        prompts = [probe.prompt for probe in probes if options.continues(probe)]
+        texts = [probe.text for probe in probes if probe.kind == "generation"] if options.sample else []
+        prompts = [probe.text for probe in probes if options.continues(probe)]
         return cls(list(dict.fromkeys(rows)), list(dict.fromkeys(prompts)), texts)
 
     def told(self, options: ObserveOptions) -> str:
@@ -59,18 +59,21 @@ class Asked:
 
 @dataclass
 class Work:
-    """What is to be done on one model, summed up. seconds: by what is done. bytes: memory at the peak of each."""
+    """What is to be done on one model, summed up.
+
+    given_tokens: of a batch, where a setting says it. seconds: by what is done. bytes: memory at the peak of each.
+    """
 
     outline: Outline
     tokenizer: Any
     device: torch.device
-    batch_tokens: int | None
+    given_tokens: int | None
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lengths: dict[str, int] = {}
-        self.batch_tokens = self.batch_tokens or BATCH_TOKENS.get(self.device.type, 8192)
+        self.batch_tokens: int = self.given_tokens or BATCH_TOKENS.get(self.device.type, 8192)
 
     # --- how fast this machine is -------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import traceback
+from pathlib import Path
 
 from edit_cli.config import registry
 from edit_cli.config.build import register_resolvers
@@ -20,6 +21,10 @@ from edit_cli.experiment.plan import show
 from edit_cli.experiment.run_directory import memory_remedy, ran_out_of_memory
 from edit_cli.experiment.setup import configured
 from edit_cli.files.disk import is_refusal, refusal
+from edit_cli.report.page.run import write_own
+
+WITHOUT_RUN = ("calibrate", "precompute-stats")
+TRACKED = ("evaluate", "sequential")
 
 
 def execute(composed: Composed) -> Outcome:
@@ -69,13 +74,29 @@ def execute(composed: Composed) -> Outcome:
 
 
 def _command(composed: Composed, process_group: ProcessGroup, monitor: ConsoleMonitor) -> Outcome:
+    _refuse_unheard(composed)
     if composed.in_sweep:
         monitor.screen.note(f"--- {title(composed)}")
     command = importlib.import_module(f"edit_cli.commands.{composed.command.replace('-', '_')}")
     job = Job(composed, configured(composed), process_group)
     if composed.settings.dry_run:
         return show(command.plan(job, monitor), monitor)
-    return command.run(job, monitor)
+    ended = command.run(job, monitor)
+    if composed.settings.report and process_group.is_main and ended.run_dir is not None:
+        monitor.screen.line(f"page: {write_own(Path(ended.run_dir))}")
+    return ended
+
+
+def _refuse_unheard(composed: Composed) -> None:
+    """Raises:
+    UsageError: a page is wanted of a command that keeps no run, or trackers of one that tells them nothing.
+    """
+    command, settings = composed.command, composed.settings
+    if settings.report and command in WITHOUT_RUN:
+        raise UsageError(f"report=true: `{command}` keeps no run, so there is no page")
+    if settings.trackers and command not in TRACKED:
+        own = "; a training has method.training.trackers" if command == "train-editor" else ""
+        raise UsageError(f"trackers: `{command}` has nothing to tell them, {' and '.join(TRACKED)} have{own}")
 
 
 def title(composed: Composed) -> str:

@@ -63,8 +63,13 @@ class Job:
 
     @property
     def about_method(self) -> dict[str, Any]:
-        """What saved edits say of their method."""
-        return {"name": self.choices["method"], **self.config.plain["method"]}
+        """What saved edits say of their method, and of the chats that it may have been given facts in."""
+        protocol = self.config.protocol
+        return {
+            "name": self.choices["method"],
+            **self.config.plain["method"],
+            **({} if protocol.chat == "none" else {"chat": protocol.as_made}),
+        }
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ class Plan:
         """What the edits take, as far as the method can tell, and the second moments or the training it needs."""
         if self.work is None:
             return
-        config = method.config
+        config: Any = method.config
         if getattr(config, "use_covariance", False) and (layers := getattr(config, "layers", None)):
             self.moments(config.moments, sorted(layers))
         costs: list[Cost | None] = []

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Len
 
-from edit_cli.config.schema import Config, Count, Limit, Linked, Mark, Natural, NonNegative, Seed
+from edit_cli.config.schema import Count, Limit, Linked, Mark, Natural, NonNegative, Seed
 from edit_cli.errors import UsageError
+from edit_cli.lm.chat import ChatOptions
 from edit_cli.metrics.downstream.options import DownstreamOptions
 from edit_cli.metrics.observe import ObserveOptions
 from edit_cli.requests import Case
@@ -23,10 +24,8 @@ MASS_BATCH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(Config):
+class Asked(ChatOptions):
     """Of commands that ask about all facts at once."""
-
-    place = "protocol"
 
     observe: ObserveOptions = field(default_factory=ObserveOptions)
     """What is asked of the model before and after an edit."""
@@ -35,6 +34,8 @@ class Asked(Config):
 @dataclass(frozen=True, kw_only=True)
 class EditProtocol(Asked):
     """Of `edit`."""
+
+    side_by_side = True
 
     observe: ObserveOptions = field(default_factory=lambda: ObserveOptions(sample=False))
     """What is asked of the model before and after the edit."""
@@ -69,6 +70,8 @@ class Protocol(Asked):
 @dataclass(frozen=True, kw_only=True)
 class EvaluateProtocol(DownstreamOptions, Protocol):
     """Of `evaluate`: every batch is taken back before the next one."""
+
+    side_by_side = True
 
     save_edits: bool = False
     """Keep every edit in the run's directory."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from edit_cli.config import registry
 from edit_cli.config.identity import flatten
+from edit_cli.config.origins import origins
 from edit_cli.console import ConsoleMonitor
 from edit_cli.distributed import ProcessGroup
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, UsageError
@@ -21,7 +22,8 @@ from edit_cli.files.paths import expanded
 from edit_cli.monitor import failed_in
 from edit_cli.runs.run import LOG, MANIFEST, Run, SharedRun
 
-PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir")  # where things lie, and who works on them
+# where things lie, who works on them, and who is told
+PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir", "report", "trackers")
 LENGTH = ("trials", "budget", "out")  # how long is searched, and where it is written: a search may go on for longer
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
 # last parts of keys that move no result: speed and room, and what is refused
@@ -83,8 +85,9 @@ def opened(
         return SharedRun(path, {}, set(), job.process_group.rank)
     (config, ignore), overwrite = identity(job, details["dataset"]), job.config.settings.overwrite
     chosen = {"method": job.choices.get("method"), "model": job.model_name}
+    typed = {"arguments": list(job.composed.arguments), "origins": origins(job.composed)}
     brought = {"plugins": found} if (found := registry.sources()) else {}
-    details = {**chosen, "seeds": seeds(config), "processes": job.process_group.size, **brought, **details}
+    details = {**chosen, "seeds": seeds(config), "processes": job.process_group.size, **typed, **brought, **details}
     if overwrite and (path / MANIFEST).exists():
         refuse_needed(path, config)
         check()

@@ -35,6 +35,10 @@ class Settings(Config):
     """Say what would be done and what it would cost, and do nothing; --dry-run says the same."""
     processes: Count = 1
     """Processes of this machine that share the work, each with its own GPU where there are any."""
+    report: bool = False
+    """Write a page to look at, report.html, into the run's directory."""
+    trackers: Annotated[list[str], Mark.DISTINCT] = field(default_factory=list)
+    """Programs that `evaluate` and `sequential` tell their metrics to: tensorboard, wandb, mlflow, trackio, …"""
     plugins: list[str] = field(default_factory=list)
     """Packages of yours that bring methods, data sets or metrics; on the command line only."""
     cache_dir: FilePath = "~/.cache/edit-cli"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Len
 
-from edit_cli.config.schema import Config, Count, Linked, Mark, Natural, Seed
+from edit_cli.config.schema import Count, Linked, Mark, Natural, Seed
 from edit_cli.errors import UsageError
+from edit_cli.lm.chat import ChatOptions
 from edit_cli.metrics.observe import ObserveOptions
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
@@ -22,12 +23,10 @@ EDITED = ("rewrite", "paraphrase")  # kinds of probes that the metrics need
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmeProtocol(Config):
+class SmeProtocol(ChatOptions):
     """Folds of an edit set, each a stream from the unedited model, in which only what is wrong at its turn is edited,
     one at a time.
     """
-
-    place = "protocol"
 
     answers: Literal["written", "right"] = "written"
     """What counts as right of an edit: what it writes, or the data's own answer (true mistakes of the model)."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -28,6 +29,20 @@ class Weights(Protocol):
     def module(self, name: str) -> nn.Module: ...
 
     def access(self, parameter: str) -> WeightAccess: ...
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a change of a projection's weight adds to what leaves it: left (right x). left: (d_out, r), None for the
+    identity; right: (r, d_in).
+    """
+
+    left: Tensor | None
+    right: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in (self.left, self.right) if part is not None)
 
 
 class Edit(ABC):
@@ -67,6 +82,12 @@ class Edit(ABC):
     def touches(self, lm: Any) -> list[str]:
         """Names of the parameters whose values this edit was made for; their hashes are checked when it is loaded."""
         return []
+
+    def added(self, lm: Any) -> dict[str, Added] | None:
+        """{module: what it adds to what leaves it}, if the edit is no more than that, to the last bits; None where it
+        has to be attached.
+        """
+        return None
 
     def diagnosis(self, lm: Any) -> dict[str, Any]:
         """What its editor knows of how it went (`edits.diagnosis`), on the model without it; most say nothing."""

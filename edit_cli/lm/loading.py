@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -169,6 +169,18 @@ class ModelOptions(Config):
         source = resolve(self.id, self.revision)
         with silent(), self._reading("tokenizer"):
             return AutoTokenizer.from_pretrained(source.path, **self._common(source))
+
+    def stops(self) -> list[int]:
+        """Ids of the tokens after which it stops writing, as its files say. Raises as `load`."""
+        from transformers import GenerationConfig
+
+        source = resolve(self.id, self.revision)
+        with silent():
+            found = self._config(source).eos_token_id
+            with suppress(OSError):  # without such a file, config.json says it
+                about = {"revision": source.revision, "local_files_only": source.local}
+                found = GenerationConfig.from_pretrained(source.path, **about).eos_token_id
+        return [id for id in (found if isinstance(found, list) else [found]) if id is not None]
 
     @property
     def target(self) -> torch.device | None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.errors import UsageError
-from edit_cli.lm.edit import Edit, MergedEdit, Restore
+from edit_cli.lm.edit import Added, Edit, MergedEdit, Restore
+from edit_cli.lm.fast.edits_by_row import EditsByRow
 from edit_cli.lm.fast.prefix_cache import shortcuts_work
 from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import Head, head_of
@@ -68,31 +69,49 @@ class LM:
         routes = [edit for edit in self.attached if edit.kind == "route" and not edit.covered]
         return reduce(Routed, routes, self.head)
 
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Teacher-forced scores of (prompt, target) pairs, in order."""
-        return self.answerer.loglikelihood(pairs)
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None) -> list[Likelihood]:
+        """Teacher-forced scores of (prompt, target) pairs, in order.
 
-    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+        edits: inside `edited_by_row`, the number of the edit that each pair is to meet; likewise in all questions.
+        """
+        return self.answerer.loglikelihood(pairs) if edits is None else self.head.loglikelihood(pairs, edits)
+
+    def target_logprobs(
+        self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None
+    ) -> list[Tensor | None]:
         """Log-probabilities (target tokens, vocabulary) at the targets of (prompt, target) pairs, float32; None
         where a route has none.
         """
+        if edits is not None:
+            return self.head.target_logprobs(pairs, edits)
         ask = getattr(self.answerer, "target_logprobs", None)
         return ask(pairs) if ask else [None] * len(pairs)
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
         """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""
+        if edits is not None:
+            return self.head.generate(prompts, max_new_tokens, edits)
         return self.answerer.generate(prompts, max_new_tokens)
 
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        max_tokens: int,
+        top_k: int,
+        edits: Sequence[int] | None = None,
+    ) -> list[str]:
         """Prompt plus sampled continuation, `max_tokens` tokens in all, one seed a row."""
+        if edits is not None:
+            return self.head.sample(prompts, seeds, max_tokens, top_k, edits)
         return self.answerer.sample(prompts, seeds, max_tokens, top_k)
 
-    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
-        """(summed negative log-likelihood in nats, tokens) of running text.
+    def token_nlls(self, texts: Sequence[str], window: int, edit: int | None = None) -> tuple[float, int]:
+        """(summed negative log-likelihood in nats, tokens) of running text. edit: the number of the one that it meets.
 
         Routes answer prompts, so they play no part here.
         """
-        return self.head.token_nlls(texts, window)
+        return self.head.token_nlls(texts, window, edit)
 
     @contextmanager
     def telling(self, done: Callable[[int], None]) -> Iterator[None]:
@@ -148,6 +167,18 @@ class LM:
         finally:
             while len(self._stack) >= depth:
                 self.detach()
+
+    @contextmanager
+    def edited_by_row(self, added: Sequence[dict[str, Added]]) -> Iterator[LM]:
+        """The model with edits beside it (`Edit.added`), inside the block only: of every question that says so by
+        `edits`, each row meets the edit of that number. To all others the model is what it is; no weight is touched.
+        """
+        before, self.head.edits_by_row = self.head.edits_by_row, EditsByRow(added)
+        try:
+            with self.head.edits_by_row.beside(self):
+                yield self
+        finally:
+            self.head.edits_by_row = before
 
     @contextmanager
     def pristine(self) -> Iterator[LM]:

@@ -22,11 +22,11 @@ QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 class Outline:
     """A model without its values.
 
-    model: its modules on the meta device. quantise: "4bit" or "8bit", or None.
+    model: its modules on the meta device (one of transformers). quantise: "4bit" or "8bit", or None.
     """
 
     name: str
-    model: nn.Module
+    model: Any
     options: LayoutOptions
     dtype: torch.dtype
     quantise: str | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edit_cli.lm.heads.causal import Likelihood
+    from edit_cli.lm.heads.answers import Likelihood
 
 
 class Answerer(Protocol):

@@ -16,19 +16,27 @@ from edit_cli.config.schema import Config, Count, Linked, Natural, Seed
 from edit_cli.distributed import SINGLE
 from edit_cli.errors import RejectedRequest
 from edit_cli.metrics import locality_distribution
+from edit_cli.metrics.forms import seen_in
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
+from edit_cli.writing import spoken
 
 if TYPE_CHECKING:
-    from edit_cli.lm.heads.causal import Likelihood
+    from edit_cli.lm.heads.answers import Likelihood
 
 Observation = dict[str, Any]
+Asked = tuple[Case, int | None]
+"""A case, and the number of the edit that it is asked about with; None: whatever the model has in place."""
+Row = tuple[Any, ...]
+"""(number of the edit, prompt, …): what is asked of the model."""
 # rows a call: between calls progress is told; far above a batch, so that buckets stay full
 SCORING_CHUNK, TEXT_CHUNK = 8192, 1024
 
 
 class Observed(Protocol):
-    """What is asked of a model (see lm.LM)."""
+    """What is asked of a model (see lm.LM). Where rows meet edits of their own (`LM.edited_by_row`), every question
+    also says by `edits` which.
+    """
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]: ...
 
@@ -85,6 +93,7 @@ def observe(
     options: ObserveOptions,
     texts: Sequence[str] = (),
     before: Mapping[str, Observation] | None = None,
+    edits: Sequence[int] | None = None,
 ) -> list[Observation]:
     """One observation a case, in order, as JSON-able dicts (docs/metrics.md describes them).
 
@@ -92,67 +101,97 @@ def observe(
     on; its one value is part of every observation. A case with a probe that the model cannot be asked (say, longer than
     its context) holds no results but an "error" that names the probe; the other cases are not touched by it. Processes
     that share the model's work ask about a part of the cases each. `before` ({case id: observation of the unedited
-    model}) tells which tokens to watch at the answers that must stay.
+    model}) tells which tokens to watch at the answers that must stay. `edits`: the number of the edit that each case
+    is asked about with, of a model that is edited by row.
     """
     process_group = getattr(lm, "process_group", SINGLE)
-    return process_group.gather(_observed(lm, process_group.share(cases), options, texts, before or {}))
+    asked = list(zip(cases, [None] * len(cases) if edits is None else edits, strict=True))
+    return process_group.gather(_observed(lm, process_group.share(asked), options, texts, before or {}))
 
 
 def _observed(
     lm: Observed,
-    cases: Sequence[Case],
+    asked: Sequence[Asked],
     options: ObserveOptions,
     texts: Sequence[str],
     before: Mapping[str, Observation],
 ) -> list[Observation]:
     rows = _distinct(
-        (probe.prompt, text)
-        for case in cases
+        (edit, probe.text, text)
+        for case, edit in asked
         for probe in case.probes
         if options.scores(probe)
         for text in (probe.target, probe.foil)
         if text is not None
     )
-    prompts = _distinct(probe.prompt for case in cases for probe in case.probes if options.continues(probe))
-    draws = _distinct(draw for case in cases for draw in _draws(case, options))
+    prompts = _distinct((edit, probe.text) for case, edit in asked for probe in case.probes if options.continues(probe))
+    draws = _distinct((edit, *draw) for case, edit in asked for draw in _draws(case, options))
 
-    likelihoods = _ask(lm, "scoring", lm.loglikelihood, rows, SCORING_CHUNK)
-    tops = _tops(lm, cases, options, before)
-    continuations = _ask(lm, "generating", lambda some: lm.generate(some, options.max_new_tokens), prompts, TEXT_CHUNK)
+    likelihoods = _ask(lm, "scoring", lambda some: lm.loglikelihood(_pairs(some), **_edits(some)), rows, SCORING_CHUNK)
+    tops = _tops(lm, asked, options, before)
+    continuations = _ask(
+        lm,
+        "generating",
+        lambda some: lm.generate([prompt for _, prompt in some], options.max_new_tokens, **_edits(some)),
+        prompts,
+        TEXT_CHUNK,
+    )
     sampled = _ask(
         lm,
         "sampling",
-        lambda some: lm.sample([p for p, _ in some], [s for _, s in some], options.sample_tokens, options.sample_top_k),
+        lambda some: lm.sample(
+            [p for _, p, _ in some],
+            [s for *_, s in some],
+            options.sample_tokens,
+            options.sample_top_k,
+            **_edits(some),
+        ),
         draws,
         TEXT_CHUNK,
     )
-    fixed = _perplexity(lm, options, texts)
-    return [_observation(case, options, likelihoods, tops, continuations, sampled, fixed) for case in cases]
+    fixed = {edit: _perplexity(lm, options, texts, edit) for edit in _distinct(edit for _, edit in asked)}
+    return [
+        _observation(case, edit, options, likelihoods, tops, continuations, sampled, fixed[edit])
+        for case, edit in asked
+    ]
+
+
+def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [(prompt, target) for _, prompt, target in rows]
+
+
+def _edits(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Which edit each row meets, for a model that is edited by row; nothing to say to any other."""
+    return {} if rows[0][0] is None else {"edits": [number for number, *_ in rows]}
 
 
 def _tops(
-    lm: Observed, cases: Sequence[Case], options: ObserveOptions, before: Mapping[str, Observation]
-) -> dict[tuple[str, str], locality_distribution.Top]:
-    """{(prompt, target): its distributions in short}, of the answers that must stay; a row that is rejected has
+    lm: Observed, asked: Sequence[Asked], options: ObserveOptions, before: Mapping[str, Observation]
+) -> dict[Row, locality_distribution.Top]:
+    """{(edit, prompt, target): its distributions in short}, of the answers that must stay; a row that is rejected has
     none.
     """
     ask = getattr(lm, "target_logprobs", None)
     wanted = _distinct(
-        (probe.prompt, probe.target) for case in cases for probe in case.probes if options.watches(probe)
+        (edit, probe.text, probe.target) for case, edit in asked for probe in case.probes if options.watches(probe)
     )
     if ask is None or not wanted:
         return {}
     known = {
-        (probe["prompt"], probe["target"]): probe["top"]["ids"]
-        for case in cases
-        for probe in before.get(case.id, {}).get("probes", ())
-        if probe.get("top")
+        (probe.text, probe.target): seen["top"]["ids"]
+        for case, _ in asked
+        if case.id in before
+        for form, probes in _by_form(case, options).items()
+        for probe, seen in zip(probes, seen_in(before[case.id], form)["probes"], strict=False)
+        if seen.get("top")
     }
 
     def watch(rows: list[Any]) -> list[locality_distribution.Top | None]:
         return [
-            None if logprobs is None else locality_distribution.watch(logprobs, options.top_tokens, known.get(row))
-            for row, logprobs in zip(rows, ask(rows), strict=True)
+            None
+            if logprobs is None
+            else locality_distribution.watch(logprobs, options.top_tokens, known.get((prompt, target)))
+            for (_, prompt, target), logprobs in zip(rows, ask(_pairs(rows), **_edits(rows)), strict=True)
         ]
 
     seen = _ask(lm, "comparing", watch, wanted, locality_distribution.CHUNK)
@@ -240,29 +279,42 @@ def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> li
 
 def _observation(
     case: Case,
+    edit: int | None,
     options: ObserveOptions,
-    likelihoods: dict[tuple[str, str], Likelihood | RejectedRequest],
-    tops: Mapping[tuple[str, str], locality_distribution.Top],
-    continuations: dict[str, str | RejectedRequest],
-    sampled: dict[tuple[str, int], str | RejectedRequest],
+    likelihoods: dict[Row, Likelihood | RejectedRequest],
+    tops: Mapping[Row, locality_distribution.Top],
+    continuations: dict[Row, str | RejectedRequest],
+    sampled: dict[Row, str | RejectedRequest],
     perplexity: dict[str, Any] | None,
 ) -> Observation:
     try:
-        probes = [
-            _probe(probe, options, likelihoods, tops, continuations) for probe in case.probes if options.scores(probe)
-        ]
-        texts = [_answered(sampled[draw], "generation", draw[0]) for draw in _draws(case, options)]
+        probes = {
+            form: [_probe(probe, edit, options, likelihoods, tops, continuations) for probe in asked]
+            for form, asked in _by_form(case, options).items()
+        }
+        texts = [_answered(sampled[edit, *draw], "generation", draw[0]) for draw in _draws(case, options)]
     except RejectedRequest as error:
         return {"probes": [], "texts": [], "perplexity": perplexity, "error": str(error)}
-    return {"probes": probes, "texts": texts, "perplexity": perplexity}
+    others = {form: {"probes": seen} for form, seen in probes.items() if form is not None}
+    return {"probes": probes[None], "texts": texts, "perplexity": perplexity, **({"forms": others} if others else {})}
+
+
+def _by_form(case: Case, options: ObserveOptions) -> dict[str | None, list[Probe]]:
+    """{form: its probes that are scored}; None: the first form that the case is asked in."""
+    found: dict[str | None, list[Probe]] = {None: []}
+    for probe in case.probes:
+        if options.scores(probe):
+            found.setdefault(probe.form, []).append(probe)
+    return found
 
 
 def _probe(
     probe: Probe,
+    edit: int | None,
     options: ObserveOptions,
-    likelihoods: dict[Any, Any],
-    tops: Mapping[Any, locality_distribution.Top],
-    continuations: dict[str, Any],
+    likelihoods: Mapping[Row, Any],
+    tops: Mapping[Row, locality_distribution.Top],
+    continuations: Mapping[Row, Any],
 ) -> dict[str, Any]:
     seen: dict[str, Any] = {"kind": probe.kind, "prompt": probe.prompt, "target": probe.target, "foil": probe.foil}
     if probe.group is not None:
@@ -270,16 +322,17 @@ def _probe(
     if probe.aliases:
         seen["aliases"] = list(probe.aliases)
     for role, text in (("target", probe.target), ("foil", probe.foil)):
-        likelihood = None if text is None else _answered(likelihoods[probe.prompt, text], probe.kind, probe.prompt)
+        likelihood = None if text is None else _answered(likelihoods[edit, probe.text, text], probe.kind, probe.prompt)
         seen[f"{role}_nll"] = likelihood.nll if likelihood and math.isfinite(likelihood.nll) else None
         seen[f"{role}_hits"] = list(likelihood.hits) if likelihood else None
         if role == "target":
             seen["target_predicted"] = list(likelihood.predicted) if likelihood else None
-    if options.watches(probe) and (top := tops.get((probe.prompt, probe.target))):
+    if options.watches(probe) and (top := tops.get((edit, probe.text, probe.target))):
         seen["top"] = top
-    seen["generated"] = (
-        _answered(continuations[probe.prompt], probe.kind, probe.prompt) if options.continues(probe) else None
-    )
+    written = _answered(continuations[edit, probe.text], probe.kind, probe.prompt) if options.continues(probe) else None
+    seen["generated"] = written and spoken(written)
+    if seen["generated"] != written:
+        seen["generated_whole"] = written  # with its thoughts
     return seen
 
 
@@ -289,8 +342,10 @@ def _answered(answer: Any, kind: str, prompt: str) -> Any:
     return answer
 
 
-def _perplexity(lm: Observed, options: ObserveOptions, texts: Sequence[str]) -> dict[str, Any] | None:
+def _perplexity(
+    lm: Observed, options: ObserveOptions, texts: Sequence[str], edit: int | None = None
+) -> dict[str, Any] | None:
     if not options.perplexity or not texts:
         return None
-    nll, tokens = lm.token_nlls(texts, options.perplexity_window)
+    nll, tokens = lm.token_nlls(texts, options.perplexity_window, **({} if edit is None else {"edit": edit}))
     return {"nll": nll if math.isfinite(nll) else None, "tokens": tokens}

@@ -360,9 +360,9 @@ def _probe_metrics() -> list[Metric]:
                     if own is None:
                         told = f"{one.definition}; on {which}; mean over the case's prompts"
                     heading, legend = _COLUMNS.get(id := f"{name}_{measure}", ("", ""))
-                    texts = {"row": one.row or one.label, "tells": one.told_of(group), "heading": heading}
-                    about = (f"{title} {one.label}", one.unit, one.better, told, kind, measure, own)
-                    found.append(Metric(id, *about, **texts, legend=legend))
+                    label, row, tells = f"{title} {one.label}", one.row or one.label, one.told_of(group)
+                    about = (id, label, one.unit, one.better, told, kind, measure, own)
+                    found.append(Metric(*about, row=row, tells=tells, heading=heading, legend=legend))
     return found
 
 

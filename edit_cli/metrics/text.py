@@ -7,19 +7,21 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from edit_cli.writing import bare, is_unspaced, occurrences
 
+WORDS_KEPT = 2**16  # words, replies and places in texts, with what was found out about them
 ARTICLES = frozenset({"a", "an", "the"})
 STOPS = ".!?\u061f\u06d4\u0964\u0965"  # with Arabic, Urdu and Devanagari ones, before a space or the end
 WIDE_STOPS = "\u3002\uff01\uff1f\uff0e\uff61\u104b\u17d4"  # of scripts without spaces: East Asian, Burmese, Khmer
 SENTENCE_END = re.compile(rf"[{STOPS}](?=\s|$)|[{WIDE_STOPS}]")
 
 
+@lru_cache(WORDS_KEPT)
 def normalise(text: str) -> str:
     """Lower case, without punctuation and the articles a/an/the, spaces collapsed.
 
@@ -32,6 +34,7 @@ def normalise(text: str) -> str:
     return " ".join([word for word in words if word not in ARTICLES] or words)
 
 
+@lru_cache(WORDS_KEPT)
 def first_sentence(text: str, answer: str = "") -> str:
     """What a reader takes as the reply: `text` up to its first line break or sentence end.
 
@@ -81,18 +84,49 @@ class EntropyMeter:
     Tokens are those of NLTK's `word_tokenize` but for the sentence splitter: its trained parameters are a download, so
     the same Punkt algorithm runs without them. It then cuts after abbreviations, which hardly moves the entropy
     (docs/metrics.md).
+
+    Most words stand alone: letters and digits between spaces, which no rule looks across. Only what stands between such
+    words is put to NLTK, once.
     """
+
+    def __init__(self) -> None:
+        self._alone = lru_cache(WORDS_KEPT)(self._is_alone)
+        self._parts = lru_cache(WORDS_KEPT)(self._split)
 
     @cached_property
     def _tokenizers(self) -> tuple[Any, Any]:
         from nltk.tokenize import NLTKWordTokenizer
         from nltk.tokenize.punkt import PunktSentenceTokenizer
 
-        return PunktSentenceTokenizer(), NLTKWordTokenizer()
+        sentences = PunktSentenceTokenizer()  # untrained, so what it says to a place in a text is always the same
+        sentences.text_contains_sentbreak = lru_cache(WORDS_KEPT)(sentences.text_contains_sentbreak)
+        return sentences, NLTKWordTokenizer()
 
     def words(self, text: str) -> list[str]:
-        sentences, words = self._tokenizers
-        return [word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)]
+        sentences, _ = self._tokenizers
+        return [word for sentence in sentences.tokenize(text) for word in self._words(sentence)]
+
+    def _words(self, sentence: str) -> list[str]:
+        words: list[str] = []
+        begun, held = 0, sentence.split(" ")
+        for place, word in enumerate([*held, None]):
+            if word is None or self._alone(word):
+                if begun < place:
+                    words += self._parts(" ".join(held[begun:place]), begun > 0, place < len(held))
+                if word is not None:
+                    words.append(word)
+                begun = place + 1
+        return words
+
+    def _is_alone(self, word: str) -> bool:
+        """Whether it stays as it is, whatever stands beside it."""
+        return word.isalnum() and self._split(word, True, True) == [word]
+
+    def _split(self, text: str, after: bool, before: bool) -> list[str]:
+        """NLTK's tokens of a text that stands after a word of its own, or before one, or is all there is."""
+        _, words = self._tokenizers
+        found = words.tokenize("x " * after + text + " x" * before)
+        return found[after : len(found) - before]
 
     def __call__(self, text: str) -> float:
         """Bits: H₂/3 + 2·H₃/3 over the text's word bigrams and trigrams; 0 for fewer than three words."""

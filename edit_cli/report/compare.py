@@ -184,7 +184,7 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
         if numeric and places[0] > 0 and places[-1] / places[0] >= 30:
             plot.set_xscale("log")
         elif numeric and all(isinstance(place, int) for place in places):
-            plot.xaxis.get_major_locator().set_params(integer=True)
+            style.whole_numbers(plot.xaxis)
         if not numeric:
             plot.set_xticks(range(len(places)), list(map(literal, places)), rotation=30, ha="right")
         unit = measures()[metric].unit
@@ -198,7 +198,10 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
         if unit == "%":
             plot.set_ylim(-2, 102)
         plot.grid(alpha=0.3)
-    plots[0].legend(fontsize="x-small", handlelength=3)
+    handles, names = plots[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=4, fontsize="x-small", handlelength=3, frameon=False
+    )
     for path in paths:
-        figure.savefig(path, dpi=150)
+        style.write(figure, path)
     return paths

@@ -50,6 +50,11 @@ TELLS = {  # of columns that are no metrics
 
 def legend(metrics: Collection[str], *others: str) -> RenderableType:
     """What the columns of a table mean: those of `metrics`, and others by their headings."""
+    return prose(meaning(metrics, *others))
+
+
+def meaning(metrics: Collection[str], *others: str) -> str:
+    """As `legend`, in sentences."""
     known, own = registered(), of_plugins()
     named = [known[metric] for metric in metrics]
     rated = "; ".join(f"{one.heading}, {one.legend}" for one in named if one.measure in RATED)
@@ -58,7 +63,7 @@ def legend(metrics: Collection[str], *others: str) -> RenderableType:
     told += [f"{column(one.id)}: {one.legend}" for one in named if one.legend and one.measure not in RATED]
     told += [f"{name}: {TELLS[name]}" for name in others]
     told += [f"{one.label}: {one.definition}" for one in named if one.id in own and not one.legend]
-    return prose(". ".join(told) + ".")
+    return ". ".join(told) + "."
 
 
 def column(metric: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from edit_cli.errors import MissingError
 from edit_cli.report import learning, sme, tuning
 from edit_cli.report.figures import curves, heatmap
 from edit_cli.report.sequence import sequential_summary, sequential_table
@@ -17,6 +18,7 @@ from edit_cli.report.tables.facts import before_and_after
 from edit_cli.report.tables.run import evaluation
 from edit_cli.report.trace import trace_summary, trace_table
 from edit_cli.runs.format import kind_of
+from edit_cli.runs.run import RunRecord
 
 Line = dict[str, Any]
 Summary = dict[str, Any]
@@ -53,3 +55,19 @@ REPORTS = {
 def report_of(manifest: Mapping[str, Any]) -> Report:
     """That of the kind of run which the manifest is of."""
     return REPORTS[kind_of(manifest)]
+
+
+def summary_so_far(record: RunRecord) -> Summary:
+    """The summary of a run, made of its lines where it has none yet.
+
+    Raises:
+        MissingError: it has no finished case, or is of a kind that this version does not know.
+    """
+    kind = kind_of(record.manifest)
+    if kind not in REPORTS:
+        raise MissingError(f"{record.path} holds a run of `{kind}`, which this version of edit-cli does not know")
+    if record.summary is not None:
+        return record.summary
+    if not record.lines and kind != "train-editor":
+        raise MissingError(f"{record.path} has no finished case yet")
+    return REPORTS[kind].summary(record.manifest, record.lines)

@@ -18,7 +18,8 @@ from edit_cli.wording import many
 
 NAME = "curves"
 APART = ("step", "kind", "phases")
-KINDS = {"train": ("C0", None), "validation": ("C1", "o")}  # colour and marker
+UNITS = {"es": "%", "drawdown": "points", "nll": "nats", "kl": "nats", "base": "nats", "bound": "nats"}
+MARKERS = {"train": None, "validation": "o"}
 MEANING = {
     "loss": "what is minimised",
     "nll": "negative log-likelihood of the new answer after rephrased prompts, nats",
@@ -71,24 +72,32 @@ def summary_of(
 
 def table(summary: Mapping[str, Any]) -> RenderableType:
     """The kept network on validation edits."""
-    title = (
-        f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']},"
-        f" {many(summary['protocol']['cases'], 'case')}"
-    )
     found = summary["best"]["metrics"]
     rows = plain_table("on validation edits", "", "", right=(1,))
     for name, value in found.items():
-        rows.add_row(
-            name, words.number(value) if abs(value) >= 1 else f"{value:.3g}", Text(MEANING.get(name, ""), style="dim")
-        )
+        rows.add_row(name, number(value), Text(MEANING.get(name, ""), style="dim"))
     seconds = ", ".join(f"{phase} {words.seconds(spent)}" for phase, spent in summary["seconds"].items())
     return Group(
-        Text(title, style="bold"),
-        Text(f"best at step {summary['best']['step']:,}"),
+        heading(summary),
         Text(),
         rows,
         Text(seconds, style="dim"),
     )
+
+
+def heading(summary: Mapping[str, Any]) -> Text:
+    """Method, model, records, the best step."""
+    text = Text(
+        f"{summary['method']} trained for {summary['model']} on {summary['dataset']['name']},"
+        f" {many(summary['protocol']['cases'], 'case')}",
+        style="bold",
+    )
+    text.append(f"\nbest at step {summary['best']['step']:,}", style="not bold")
+    return text
+
+
+def number(value: float) -> str:
+    return words.number(value) if abs(value) >= 1 else f"{value:.3g}"
 
 
 def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
@@ -97,11 +106,11 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     rows = -(-len(names) // 2)
     data = f"{summary['dataset']['name']}, {many(summary['protocol']['cases'], 'case')}"
     validated = f"validated on {summary['protocol']['validation']:,} more"
-    title = f"{summary['method']} on {summary['model']}: {data}, {validated} (dotted: kept)"
+    title = f"{summary['method']} on {summary['model']}: {data}, {validated}; dotted: the step that is kept"
     figure = style.new(9, 1 + 1.8 * rows, title)
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
     for plot, name in zip(axes, names, strict=False):
-        for kind, (colour, marker) in KINDS.items():
+        for colour, (kind, marker) in zip(style.COLOURS, MARKERS.items(), strict=False):
             if name in summary["series"].get(kind, {}):
                 plot.plot(
                     *zip(*summary["series"][kind][name], strict=True),
@@ -112,15 +121,17 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
                     markersize=4,
                 )
         plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
-        plot.set_title(literal(name), fontsize="small")
+        unit = UNITS.get(name)
+        plot.set_title(literal(f"{name}, {unit}" if unit else name), fontsize="small")
         plot.grid(alpha=0.3)
         if name in ("loss", "nll", "kl", "gradient"):
-            plot.set_yscale("log")
+            style.logarithmic(plot)
     for plot in axes[len(names) :]:
         plot.set_axis_off()
     for plot in axes[max(len(names) - 2, 0) : len(names)]:
         plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
+    style.whole_numbers(axes[0].xaxis)
     figure.supxlabel("optimiser steps", fontsize="small")
     style.save(figure, directory, NAME)
     return [NAME]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edit_cli.metrics.registry import Metric, metrics
-from edit_cli.report.learning import MEANING
+from edit_cli.report.learning import MEANING, UNITS
 
 TRACED = {
     metric.id: metric
@@ -21,7 +21,6 @@ TRACED = {
         ),
     )
 }  # fmt: skip
-UNITS: dict[str, str] = {"es": "%", "drawdown": "points", "nll": "nats", "kl": "nats", "base": "nats", "bound": "nats"}
 TRAINED = {
     f"best_{name}": Metric(
         f"best_{name}",

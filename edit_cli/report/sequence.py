@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 
 from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_collapse, retention_matrix
 from edit_cli.report import words
-from edit_cli.report.comparison import column, legend, right_aligned, shown_metrics
+from edit_cli.report.comparison import column, meaning, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
 from edit_cli.report.tables.run import MetricsTable, footer, general_ability, heading, prose
 from edit_cli.report.tables.texts import Text
@@ -102,16 +102,24 @@ def collapse_line(summary: Mapping[str, Any]) -> str:
 
 def checkpoints(summary: Mapping[str, Any]) -> RenderableType:
     """One line a checkpoint."""
+    heads, rows, told = checkpoint_columns(summary)
+    table = right_aligned(*heads)
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, prose(told))
+
+
+def checkpoint_columns(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
+    """(headings, a row a checkpoint, what the headings mean)."""
     rows = summary["checkpoints"]
     shown = shown_metrics({name for row in rows for name in row["metrics"]})
     shown = [name for name in shown if name not in ("score", "token_score")]
-    more = _more(rows)
-    table = right_aligned("facts", *map(column, shown), *more)
+    more, cells = _more(rows), []
     for row in rows:
         means = [row["metrics"].get(name) for name in shown]
-        cells = [words.number(entry["mean"]) if entry else "–" for entry in means]
-        table.add_row(f"{row['edits']:,}", *cells, *(words.number(values[row["edits"]]) for values in more.values()))
-    return Group(table, legend(shown, *more))
+        numbers = [words.number(entry["mean"]) if entry else "–" for entry in means]
+        cells.append([f"{row['edits']:,}", *numbers, *(words.number(each[row["edits"]]) for each in more.values())])
+    return ["facts", *map(column, shown), *more], cells, meaning(shown, *more)
 
 
 def _more(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float | None]]:

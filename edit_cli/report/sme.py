@@ -18,6 +18,8 @@ from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
 NAME = "sme"
+TOLD = {metric.label: metric.tells for metric in SME.values()} | {BEFORE: "these wordings before the edit"}
+
 Line = Mapping[str, Any]
 
 
@@ -57,31 +59,34 @@ def _as_metrics(rates: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def sme_table(summary: Mapping[str, Any]) -> RenderableType:
     """The rates over folds, and each fold's own."""
-    found, dataset, protocol = summary["sme"], summary["dataset"], summary["protocol"]
-    head = (
-        f"{summary['method']} on {summary['model']}: {many(summary['edits'], 'mistake')} of"
-        f" {many(summary['n'], 'example')} edited, one at a time"
-    )
-    wanted = "answer to be written" if protocol["answers"] == "written" else "true answer"
-    data = f"Data: {dataset['name']} ({dataset['source']}); right is the {wanted}"
+    found = summary["sme"]
     table = right_aligned("rate", "mean", "deviation")
     table.add_column("", style="dim")
-    tells = {metric.label: metric.tells for metric in SME.values()} | {BEFORE: "these wordings before the edit"}
     for name, entry in found["rates"].items():
-        table.add_row(name, _number(entry["mean"]), _number(entry["std"]), tells[name])
+        table.add_row(name, _number(entry["mean"]), _number(entry["std"]), TOLD[name])
     each = right_aligned("fold", "examples", "edits", *RATES)
     for fold in found["folds"]:
         each.add_row(
             str(fold["fold"]), str(fold["examples"]), str(fold["edits"]), *(_number(fold.get(name)) for name in RATES)
         )
-    unfinished = [fold["fold"] for fold in found["folds"] if not fold["finished"]]
-    parts: list[RenderableType] = [Text(head, style="bold"), Text(data)]
-    if unfinished:
-        parts.append(
-            Text(f"UNFINISHED: fold {', '.join(map(str, unfinished))} is left out of the means", style="bold yellow")
-        )
     spent = f"Time per edit {words.seconds(summary['seconds_per_edit'])}. Seconds: {words.phases(summary['seconds'])}."
-    return Group(*parts, Text(), table, Text(), each, Text(), Text(spent))
+    return Group(heading(summary), Text(), table, Text(), each, Text(), Text(spent))
+
+
+def heading(summary: Mapping[str, Any]) -> Text:
+    """Method, model, number of mistakes, records, what is unfinished."""
+    dataset = summary["dataset"]
+    text = Text(
+        f"{summary['method']} on {summary['model']}: {many(summary['edits'], 'mistake')} of"
+        f" {many(summary['n'], 'example')} edited, one at a time",
+        style="bold",
+    )
+    wanted = "answer to be written" if summary["protocol"]["answers"] == "written" else "true answer"
+    text.append(f"\nData: {dataset['name']} ({dataset['source']}); right is the {wanted}", style="not bold")
+    unfinished = [str(fold["fold"]) for fold in summary["sme"]["folds"] if not fold["finished"]]
+    if unfinished:
+        text.append(f"\nUNFINISHED: fold {', '.join(unfinished)} is left out of the means", style="bold yellow")
+    return text
 
 
 def _number(value: float | None) -> str:
@@ -92,7 +97,8 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     """sme.png and sme.svg: the five rates over the number of edits, mean over folds with bands of one deviation."""
     folds = many(len(summary["sme"]["folds"]), "fold")
     title = f"{summary['method']} on {summary['model']}: {summary['dataset']['name']}"
-    figure = style.new(6.4, 4.2, f"{title}, {many(summary['n'], 'example')} in {folds}")
+    about = f"{title}, {many(summary['n'], 'example')} in {folds}; bands: ± 1 standard deviation over folds"
+    figure = style.new(6.4, 4.2, about)
     plot = figure.subplots()
     for number, name in enumerate(RATES):
         points = [(row["edits"], row[name]) for row in summary["sme"]["course"] if name in row]
@@ -103,8 +109,9 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         deviations = [entry["std"] or 0.0 for _, entry in points]
         low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
         plot.fill_between(counts, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
-    if plot.lines:
-        plot.legend(fontsize="small")
+    style.legend_beside(plot)
+    style.whole_numbers(plot.xaxis)
+    style.from_zero(plot)
     plot.grid(alpha=0.3)
     plot.set(xlabel="mistakes edited in a fold", ylabel="rate (TrainR, TestR: over before)")
     style.save(figure, directory, NAME)

@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edit_cli.edits.diagnosis import told
+from edit_cli.metrics.forms import line_in
 from edit_cli.metrics.scores import is_scored
 from edit_cli.metrics.summarise import summarise
 
 Line = Mapping[str, Any]
+NOT_ALWAYS = ("known", "forms")  # of a data set: where only known facts are edited, or not all is plain text
 ABOUT_DATA = ("name", "source", "records_total", "records_dropped", "records_selected", "limit", "split", "ids_sha256")
 
 
@@ -37,6 +39,7 @@ def summary_of(
         **header(manifest, lines, seconds),
         "dataset": {
             **{key: about[key] for key in ABOUT_DATA},
+            **{key: about[key] for key in NOT_ALWAYS if key in about},
             "records_scored": sum(map(is_scored, lines)),
         },
         "n": len(lines),
@@ -48,6 +51,7 @@ def summary_of(
         },
         "diagnosis": told(list({line["step"]: line["diagnosis"] for line in lines if line.get("diagnosis")}.values())),
         "metrics": summarise(lines, references) if any(map(is_scored, lines)) else {},
+        **_side_by_side(about, lines),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / edits if edits else None,
     }
 
@@ -64,6 +68,22 @@ def header(
         "seeds": manifest["seeds"],
         "versions": manifest["versions"],
     }
+
+
+def _side_by_side(about: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
+    """Of a run that asks in several forms, the metrics of what is asked in each; `metrics` are those of the first."""
+    asked = (about.get("forms") or {}).get("asked", ())
+    if len(asked) < 2 or not any(map(is_scored, lines)):
+        return {}
+    names = [None, *asked[1:]]
+    return {"asked": {form: summarise([_probes_alone(line_in(line, name)) for line in lines])
+                      for form, name in zip(asked, names, strict=True)}}  # fmt: skip
+
+
+def _probes_alone(line: Line) -> Line:
+    """Without what tells of the model as a whole."""
+    sides = {side: line[side] and {**line[side], "texts": [], "perplexity": None} for side in ("before", "after")}
+    return {**line, **sides}
 
 
 def total_seconds(lines: Sequence[Line], more: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -84,7 +84,7 @@ def _at(role: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def trace_table(summary: Mapping[str, Any]) -> RenderableType:
     """How many facts were traced, effects layer by layer, peaks, and the proposal with its caveat."""
-    parts: list[RenderableType] = [_heading(summary)]
+    parts: list[RenderableType] = [heading(summary)]
     if not summary["traced"]:
         return Group(*parts, Text("\nThe model knows none of these facts, so there is nothing to trace."))
     found, indirect = summary["trace"], summary["trace"]["indirect_effect"]
@@ -132,7 +132,8 @@ def fact_table(line: Line) -> RenderableType:
     return Group(title, told, Text(), table)
 
 
-def _heading(summary: Mapping[str, Any]) -> Text:
+def heading(summary: Mapping[str, Any]) -> Text:
+    """Model, number of facts, records, noise, and what is left out."""
     protocol, dataset = summary["protocol"], summary["dataset"]
     text = Text(f"Causal trace of {summary['model']}: {many(summary['traced'], 'fact')}", style="bold")
     text.append(f"\nData: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", style="not bold")

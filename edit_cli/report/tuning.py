@@ -20,6 +20,7 @@ from edit_cli.wording import many
 
 TRIALS, FIGURE = "trials.csv", "tradeoff"
 SHOWN = 15  # trials in the table; the file has all
+NAMED = 6  # trials at one place of the figure
 TITLES = {"efficacy": "edited", "paraphrase": "reworded", "neighborhood": "others", "written": "writes"}
 
 RANKED = ("trial", "settings", "objective", "parts", "perplexity", "seconds", "failed", "error")
@@ -66,19 +67,27 @@ def table(summary: Mapping[str, Any]) -> RenderableType:
             f"{trial['seconds']:.1f}",
             trial["error"] if trial["failed"] == summary["n"] else settings(trial),
         )
-    title = f"Settings of {summary['method']} for {summary['model']}: {many(len(trials), 'trial')}, best first"
-    before = trials[0]["perplexity"][0]
-    notes = [
+    more = [f"{len(trials) - SHOWN} more trials are in {TRIALS}."] if len(trials) > SHOWN else []
+    notes = prose(" ".join([*told(summary), *more]))
+    return Group(Text(title(summary), style="bold"), Text(), found, Text(), notes, Text(), prose(verdict(summary)))
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """Method, model, number of trials."""
+    count = many(len(summary["ranked"]), "trial")
+    return f"Settings of {summary['method']} for {summary['model']}: {count}, best first"
+
+
+def told(summary: Mapping[str, Any]) -> list[str]:
+    """Which facts were tried, and what was sought."""
+    before = summary["ranked"][0]["perplexity"][0]
+    return [
         f"Facts: {summary['n']} of {summary['dataset']['name']}, {summary['facts']}.",
         f"Objective, %: {summary['objective']}.",
         "Perplexity is not bounded, because the model has no text for it (model.perplexity_text=FILE)."
         if before is None
         else f"Perplexity of the unedited model: {before:.3g}.",
-        *([f"{len(trials) - SHOWN} more trials are in {TRIALS}."] if len(trials) > SHOWN else []),
     ]
-    return Group(
-        Text(title, style="bold"), Text(), found, Text(), prose(" ".join(notes)), Text(), prose(verdict(summary))
-    )
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
@@ -137,24 +146,38 @@ def as_csv(trials: Sequence[Trial]) -> str:
 
 
 def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
-    """tradeoff.png and tradeoff.svg: what is edited (efficacy · paraphrase) against what stays (neighborhood), the
-    best trial marked.
+    """tradeoff.png and tradeoff.svg: what is edited (efficacy · paraphrase) against what stays (neighborhood), the best
+    trial marked.
     """
     trials = summary["ranked"]
-    figure = style.new(6, 4.4, f"{summary['method']} on {summary['model']}: {many(len(trials), 'trial')}")
+    data = f"{many(len(trials), 'trial')} on {many(summary['n'], 'fact')} of {summary['dataset']['name']}"
+    figure = style.new(6, 4.4, f"{summary['method']} on {summary['model']}: {data}")
     plot = figure.subplots()
     points = [(trial["parts"]["neighborhood"], _edited(trial["parts"])) for trial in trials]
     marks = plot.scatter(*zip(*points, strict=True), c=[trial["objective"] for trial in trials], cmap="viridis", s=36)
-    plot.scatter(*points[0], s=160, facecolors="none", edgecolors="tab:red", label=f"best: trial {trials[0]['trial']}")
-    for trial, point in zip(trials, points, strict=True):
-        plot.annotate(str(trial["trial"]), point, textcoords="offset points", xytext=(4, 4), fontsize="x-small")
+    plot.scatter(
+        *points[0],
+        s=160,
+        facecolors="none",
+        edgecolors=style.COLOURS[1],
+        linewidths=2,
+        label=f"best: trial {trials[0]['trial']}",
+    )
+    near: dict[tuple[float, ...], list[int]] = {}
+    for number, point in enumerate(points):
+        near.setdefault(tuple(round(part / 5) for part in point), []).append(number)
+    for group in near.values():  # what lies close together is named together
+        names = [str(trials[number]["trial"]) for number in group]
+        text = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+        beside = {"textcoords": "offset points", "xytext": (9, -3), "fontsize": "x-small", "annotation_clip": False}
+        plot.annotate(text, points[group[0]], **beside)
     both = "efficacy · paraphrase" if "paraphrase" in trials[0]["parts"] else "efficacy"
     left = min(others for others, _ in points)
-    plot.set(xlim=(max(left - 5, -2), 102), ylim=(-2, 102))
+    plot.set(xlim=(max(left - 5, -2), 104), ylim=(-4, 104))
     plot.set(xlabel="others that stay (neighborhood), %", ylabel=f"{both}, %")
     plot.grid(alpha=0.3)
-    plot.legend(loc="best", fontsize="x-small")
-    figure.colorbar(marks, ax=plot, label="objective")
+    figure.legend(loc="outside lower right", fontsize="x-small", frameon=False)
+    figure.colorbar(marks, ax=plot, label="objective, %")
     style.save(figure, directory, FIGURE)
     return [FIGURE]
 

@@ -102,8 +102,27 @@ def with_interval(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:
     return f"{number(entry['mean'], decimals)} [{low}, {high}]"
 
 
+def mean(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:
+    """`98.5`: the mean alone."""
+    return "–" if entry is None else number(entry["mean"], decimals)
+
+
+def forms(told: Mapping[str, Any]) -> str:
+    """In which forms facts were edited and asked (lm/chat.py)."""
+    named = {"plain": "as plain text", "chat": "in the model's chat template"}
+    edited, asked = named[told["edited"]], [named[form] for form in told["asked"]]
+    if asked == [edited]:
+        return f"Edited and asked {edited}."
+    told_again = {named["chat"]: "in it"} if edited == named["chat"] else {}
+    return f"Edited {edited}, asked {' and '.join(told_again.get(form, form) for form in asked)}."
+
+
 def records(dataset: Mapping[str, Any]) -> str:
     """Which records were used, and out of how many."""
+    if known := dataset.get("known"):
+        rule = {"reply": "its reply holds the answer", "rank": "the answer is its first choice"}[known["by"]]
+        used = f"{dataset['records_selected']:,} of {dataset['records_total']:,} records"
+        return f"{used}: {known['known']:,} of {known['asked']:,} asked are known to the model ({rule})"
     used, total, dropped, limit = (
         dataset[key] for key in ("records_selected", "records_total", "records_dropped", "limit")
     )

@@ -9,8 +9,9 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,6 +30,7 @@ from edit_cli.terminal import visible
 
 FORMAT = 2
 MANIFEST, RESULTS, SUMMARY, LOG, EDITS = "manifest.json", "results.jsonl", "summary.json", "log.txt", "edits"
+FLUSHED_EVERY = 1.0  # seconds between two times that lines are made to be on disk
 UNREADABLE = "unreadable"  # status of a run of which a file is damaged
 REMEDY = "give it a place of its own (tag=NAME or run_dir=DIR), or replace the old run (overwrite=true)"
 
@@ -89,6 +91,7 @@ class Run(SharedRun):
                 " again, or start with overwrite=true"
             )
         self._file = open(path / RESULTS, "ab", buffering=0)  # noqa: SIM115 - open for the life of the run
+        self._flushed = time.monotonic()
         self._file.truncate(self._end)  # off goes the line that was being written when the run was killed
 
     @classmethod
@@ -158,7 +161,10 @@ class Run(SharedRun):
             raise
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a line to results.jsonl; it is on disk when this returns. Numbers that are not finite become null.
+        """Add a line to results.jsonl. Numbers that are not finite become null.
+
+        A killed process loses none; when the machine itself goes down, the lines of its last second may be lost, and are
+        made again.
 
         Raises:
             ValueError: a line of this identity is there already.
@@ -168,17 +174,32 @@ class Run(SharedRun):
         if identity in self.finished:
             raise ValueError(f"{self.path / RESULTS} already has a line for {identity!r}")
         data = to_json(line).encode() + b"\n"
-        try:
+        with self._taken():
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
+            if time.monotonic() - self._flushed >= FLUSHED_EVERY:
+                self._flush()
+        self._end += len(data)
+        self.finished.add(identity)
+
+    def _flush(self) -> None:
+        os.fsync(self._file.fileno())
+        self._flushed = time.monotonic()
+
+    @contextmanager
+    def _taken(self) -> Iterator[None]:
+        """Leave no part of a line that the disk does not take.
+
+        Raises:
+            MissingError: it does not.
+        """
+        try:
+            yield
         except OSError as error:
             self._file.truncate(self._end)
             raise MissingError(
                 f"{self.path / RESULTS} cannot be written: {error.strerror}; make room and run again"
             ) from None
-        self._end += len(data)
-        self.finished.add(identity)
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines so far."""
@@ -190,12 +211,16 @@ class Run(SharedRun):
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace summary.json."""
+        with self._taken():
+            self._flush()  # no summary of lines that could be lost
         write_json(self.path / SUMMARY, {"format": FORMAT, "command": self.manifest["command"], **summary})
 
     def close(self, status: str) -> None:
         """Record how the run ended (success, failed or interrupted) and let other processes in."""
         self.manifest |= {"status": status, "finished": _now()}
         try:
+            with self._taken():
+                self._flush()
             write_json(self.path / MANIFEST, self.manifest)
         finally:
             self._file.close()

@@ -31,10 +31,33 @@ class Identity(TypedDict):
 
 
 class Manifest(Identity):
-    """What every run says of itself. plugins: {package: version} of those that there were."""
+    """What every run says of itself. plugins: {package: version} of those that there were. arguments: what was typed
+    after the command. origins: {dotted key: where its value comes from}, of settings that are not defaults.
+    """
 
     config: dict[str, Any]
     plugins: NotRequired[dict[str, str]]
+    arguments: NotRequired[list[str]]
+    origins: NotRequired[dict[str, str]]
+
+
+class Known(TypedDict):
+    """Of the facts that a model was asked, how many it knows."""
+
+    by: Literal["reply", "rank"]
+    asked: Count
+    known: Count
+
+
+Form = Literal["plain", "chat"]
+
+
+class Forms(TypedDict):
+    """The form in which facts are edited, those in which they are asked, and what stands around them in a chat."""
+
+    edited: Form
+    asked: Annotated[list[Form], Rule(bool, "a list of forms")]
+    frames: dict[str, list[str]]
 
 
 class About(TypedDict):
@@ -48,6 +71,8 @@ class About(TypedDict):
     limit: int | None
     split: str | None
     ids_sha256: str
+    known: NotRequired[Known]
+    forms: NotRequired[Forms]
 
 
 class Measuring(Identity):
@@ -190,6 +215,7 @@ class Seen(TypedDict):
     foil_nll: Nats | None
     foil_hits: list[bool] | None
     generated: str | None
+    generated_whole: NotRequired[str]
     group: NotRequired[str]
     aliases: NotRequired[list[str]]
     top: NotRequired[Annotated[Top, Rule(_paired, "as many log-probabilities as tokens")]]
@@ -204,10 +230,16 @@ def _has_tokens(seen: Any) -> bool:
     return seen["target_nll"] is None or bool(seen["target_hits"])
 
 
-class Observation(TypedDict):
-    """What a model said to all probes of a case."""
+class Asked(TypedDict):
+    """What a model said to the probes of a case in one form."""
 
     probes: list[Annotated[Seen, Rule(_has_tokens, "an answer with its tokens")]]
+
+
+class Observation(Asked):
+    """What a model said to all probes of a case. forms: what it said in others than the first."""
+
+    forms: NotRequired[dict[Form, Asked]]
     texts: list[str]
     perplexity: Perplexity | None
     error: NotRequired[str]
@@ -399,6 +431,7 @@ class EditingSummary(Summary):
     edits: Count
     protocol: Told
     downstream: NotRequired[list[Downstream]]
+    asked: NotRequired[dict[Form, Metrics]]
 
 
 class Moved(TypedDict):

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edit_cli.errors import MissingError
 from edit_cli.files.disk import flush, require_folder, telling
 from edit_cli.files.json_files import parse
-from edit_cli.files.paths import expanded
 from edit_cli.files.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -70,27 +68,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except MissingError as error:
         raise Damaged(str(error)) from None
     return tensors, _about(metadata)
-
-
-def listing(directory: Path | str) -> list[dict[str, Any]]:
-    """What is known about every finished second moment below `directory`, with its `path` and `bytes`; no matrix is
-    read.
-    """
-    found = []
-    for path in sorted(expanded(directory).rglob("layer-*.safetensors")):
-        try:
-            with _opened(path) as file:
-                found.append({"path": str(path), "bytes": path.stat().st_size, **_about(file.metadata() or {})})
-        except Damaged:
-            continue
-    return found
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise Damaged(str(error)) from None
 
 
 def _about(metadata: dict[str, str]) -> dict[str, Any]:

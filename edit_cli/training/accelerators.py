@@ -10,6 +10,9 @@ from typing import Any
 from edit_cli.editors.meta.base import TrainingConfig
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
+from edit_cli.training.trackers import missing, remedy, require
+
+KEY = "method.training.trackers"
 
 
 @contextmanager
@@ -42,23 +45,12 @@ def accelerated(lm: LM, config: TrainingConfig, folder: Path) -> Iterator[Any]:
 
 
 def _trackers(lm: LM, wanted: Sequence[str]) -> list[str]:
-    from accelerate.tracking import get_available_trackers
-    from accelerate.utils import LoggerType
-
-    known, there = (
-        [kind.value for kind in LoggerType if kind.value != "all"],
-        [str(kind) for kind in get_available_trackers()],
-    )
-    for name in wanted:
-        if name not in known:
-            raise UsageError(
-                f"method.training.trackers: {name} is none that accelerate knows; there are {', '.join(sorted(known))}"
-            )
-        if name not in there and name != "tensorboard":
-            raise UsageError(f"method.training.trackers: {name} is not installed: pip install {name}, or leave it out")
-    if "tensorboard" in wanted and "tensorboard" not in there:
+    """Those that are installed: without TensorBoard, which nobody need have asked for, the curves are on disk alone."""
+    lacking = missing(wanted, KEY)
+    if others := [name for name in lacking if name != "tensorboard"]:
+        require(others, KEY)
+    if lacking:
         lm.monitor.note(
-            "TensorBoard is not installed, so the curves are in the run directory alone (pip install"
-            " 'edit-cli[tensorboard]')"
+            f"TensorBoard is not installed, so the curves are in the run directory alone ({remedy('tensorboard')})"
         )
-    return [name for name in wanted if name in there]
+    return [name for name in wanted if name not in lacking]

@@ -85,11 +85,12 @@ class LocateEditor(Editor[L]):
         read = rows * sum(lengths) * (last + 1) / outline.depth * 2
         budget = config.value.batch_tokens or VALUE_TOKENS
         steps = 3 * config.value.steps * max(1.0, (rows + 1) * tokens / budget)
+        at_once = min(budget, (rows + 1) * tokens)
         widths = [outline.key_width(layer) for layer in config.layers]
         matrices = sum(2 * m * m * 8 for m in widths) if config.use_covariance else 0
         solved = max(widths) * len(lengths) * 8 * 3
-        graph = budget * (8 * outline.layout.width + 4 * outline.inner) * outline.depth * above * 4
-        words = budget * outline.vocabulary * 4 * 0.5
+        graph = at_once * (8 * outline.layout.width + 4 * outline.inner) * outline.depth * above * 4
+        words = at_once * outline.vocabulary * 4 * 0.5
         return Cost(optimised + read, round(steps), round(matrices + solved + max(graph + words, 0)), "values, keys, C")
 
     def warm_up(self) -> None:

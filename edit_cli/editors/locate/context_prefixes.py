@@ -8,12 +8,14 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from edit_cli.config.schema import Config, Count, Linked, Seed
+from edit_cli.lm.chat import marks_turns
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
@@ -26,7 +28,7 @@ class ContextConfig(Config):
     place = "method.context"
 
     starts: list[str] = field(default_factory=lambda: ["The", "Therefore", "Because", "I", "You"])
-    """Words that a prefix begins with; "" is the model's beginning-of-text token."""
+    """Words that a prefix begins with; "" is the model's beginning-of-text token (of chat models see docs/chat.md)."""
     lengths: list[Count] = field(default_factory=lambda: [10])
     """Tokens of a prefix, its start included."""
     per_start: Count = 1
@@ -60,9 +62,23 @@ def sample_contexts(lm: LM, config: ContextConfig) -> Contexts:
 def _sample(lm: LM, config: ContextConfig, length: int, number: int) -> list[str]:
     beginning = "" if lm.tokenizer("")["input_ids"] else (lm.tokenizer.bos_token or lm.tokenizer.eos_token)
     starts = [start or beginning for start in config.starts for _ in range(config.per_start)]
+    chats = marks_turns(lm.tokenizer, beginning)
+    if chats:
+        starts, length = _on_new_lines(starts, beginning), length + len(lm.tokenizer("\n")["input_ids"])
     seeds = [config.seed * 1_000_003 + number * 1009 + i for i in range(len(starts))]
     texts = lm.head.sample(starts, seeds, length, config.top_k)
-    return [f"{unicodedata.normalize('NFKD', ' '.join(text.split()))}. " for text in texts]
+    found = [f"{unicodedata.normalize('NFKD', ' '.join(text.split()))}. " for text in texts]
+    return list(dict.fromkeys(found)) if chats else found
+
+
+def _on_new_lines(starts: Sequence[str], beginning: str) -> list[str]:
+    """Beginnings for a model whose beginning-of-text token is one that parts the turns of its chat template.
+
+    What it writes after that token, or after a word that nothing stands before, is no text of its kind ("-on-the"). So
+    an ordinary word takes the token's place, and each start stands on a line of its own.
+    """
+    ordinary = cycle(ContextConfig().starts)
+    return [f"\n{next(ordinary) if start == beginning else start}" for start in starts]
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,7 @@ def rows_in_contexts(
     for request in requests:
         _, end = request.subject_span
         for prefix in contexts.texts:
-            pairs.append((prefix + request.text, request.target_new if with_target else None))
+            pairs.append((request.in_context(prefix), request.target_new if with_target else None))
             last.append(len(prefix) + end - 1)
     rows = lm.head.encode(pairs)
     return rows, [row.token_at(character) for row, character in zip(rows, last, strict=True)]

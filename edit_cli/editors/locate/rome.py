@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edit_cli.editors.locate.base import LocateConfig, LocateEditor, averaged_keys, written
-from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, Contexts, rows_in_contexts
-from edit_cli.editors.locate.solver import Covariance
+from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_in_contexts
 from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import Values, optimise_values
 from edit_cli.edits.edit import Factors, WeightDelta
@@ -47,50 +46,71 @@ class ROME(LocateEditor[ROMEConfig]):
 
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """Rank-one updates, joined a layer. `info` has an entry of each fact and layer, in the order of writing."""
-        layers, contexts = self.layers, self.contexts
-        covariances = self.covariances(layers, self.config.norm_weight)
-        found: dict[str, list[Factors]] = {}
-        sought: list[Values] = []
-        info: dict[str, list[Any]] = {"prefixes": contexts.groups[1:], "losses": [], "steps": [], "gains": []}
+        found: list[Values] = []
+        steps: list[WeightDelta] = []
         with ExitStack() as attached:
             for request in requests:
-                for layer in layers:
-                    values = optimise_values(self.lm, [request], layer, "mlp_out", self.config.value, contexts)
-                    sought.append(values)
-                    update, told = self._rank_one(request, layer, contexts, covariances[layer], values)
-                    for key, value in told.items():
-                        info[key].append(value)
-                    step = written(self.lm, layer, update)
-                    for name, factors in step.updates.items():
-                        found.setdefault(name, []).append(factors)
+                for layer in self.layers:
+                    ((values, step),) = self._rank_ones([request], layer)
+                    found.append(values)
+                    steps.append(step)
                     attached.enter_context(self.lm.edited(step))
-        said = info | {"diagnosis": self.diagnosis(*sought)}
-        return self.finished(WeightDelta({name: _joined(parts) for name, parts in found.items()}, said))
+        return self._as_one(found, steps)
 
-    def _rank_one(
-        self, request: EditRequest, layer: int, contexts: Contexts, covariance: Covariance, values: Values
-    ) -> tuple[Factors, dict[str, Any]]:
-        with self.lm.monitor.phase("keys"):
-            bare_key, bare_value = _bare(self.lm, request, layer)
-            averaged = averaged_keys(self.lm, [request], layer, contexts)
-        direction_key = bare_key if self.config.variant == "p" else averaged
-        constrained = averaged if self.config.variant == "r" else bare_key
-        with self.lm.monitor.phase("solve"):
-            direction = covariance.inverse_times(direction_key)
-            gain = (constrained.T @ direction).item()
+    def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> list[WeightDelta] | None:
+        """Of one fact each, at one layer: their values are optimised together."""
+        if len(self.layers) > 1 or any(len(requests) > 1 for requests in batches):
+            return None
+        made = self._rank_ones([request for requests in batches for request in requests], self.layers[0])
+        return [self._as_one([values], [step]) for values, step in made]
+
+    def _rank_ones(self, requests: Sequence[EditRequest], layer: int) -> list[tuple[Values, WeightDelta]]:
+        """Of each fact by itself, on the model as it is: the value that was found, and the update that writes it."""
+        lm, contexts = self.lm, self.contexts
+        covariance = self.covariances(self.layers, self.config.norm_weight)[layer]
+        values = optimise_values(lm, requests, layer, "mlp_out", self.config.value, contexts)
+        with lm.monitor.phase("keys"):
+            bare_keys, bare_values = _bare(lm, requests, layer)
+            averaged = averaged_keys(lm, requests, layer, contexts)
+        direction_keys = bare_keys if self.config.variant == "p" else averaged
+        constrained = averaged if self.config.variant == "r" else bare_keys
+        with lm.monitor.phase("solve"):
+            directions = covariance.inverse_times(direction_keys)
+            gains = (constrained * directions).sum(dim=0)
             # W k by linearity: what leaves the projection at the bare prompt, moved by W (k − k_bare)
-            present = bare_value + self.lm.weight(self.lm.layout.mlp_out(layer)).to(bare_key) @ (constrained - bare_key)
-            update = Factors((values.target.double() - present) / gain, direction.T)
-        cosine = gain / float(direction.norm() * constrained.norm())  # near 0: a disabling edit
-        return update, {"losses": values.losses[0], "steps": values.steps[0], "gains": cosine}
+            moved = lm.weight(lm.layout.mlp_out(layer)).to(bare_keys) @ (constrained - bare_keys)
+            left = (values.target.double() - bare_values - moved) / gains
+        cosines = gains / (directions.norm(dim=0) * constrained.norm(dim=0))  # near 0: a disabling edit
+        found = []
+        for number, cosine in enumerate(cosines.tolist()):
+            step = written(lm, layer, Factors(left[:, number : number + 1], directions[:, number : number + 1].T))
+            step.info["gain"] = cosine
+            found.append((values.of(number), step))
+        return found
+
+    def _as_one(self, found: Sequence[Values], steps: Sequence[WeightDelta]) -> WeightDelta:
+        """One edit of updates that were written one after another."""
+        updates: dict[str, list[Factors]] = {}
+        for step in steps:
+            for name, factors in step.updates.items():
+                assert isinstance(factors, Factors)
+                updates.setdefault(name, []).append(factors)
+        info = {
+            "prefixes": self.contexts.groups[1:],
+            "losses": [values.losses[0] for values in found],
+            "steps": [values.steps[0] for values in found],
+            "gains": [step.info["gain"] for step in steps],
+            "diagnosis": self.diagnosis(*found),
+        }
+        return self.finished(WeightDelta({name: _joined(parts) for name, parts in updates.items()}, info))
 
 
-def _bare(lm: LM, request: EditRequest, layer: int) -> tuple[Tensor, Tensor]:
-    """Key (m, 1) and projection output (d, 1) at the subject's last token of the bare prompt, float64."""
+def _bare(lm: LM, requests: Sequence[EditRequest], layer: int) -> tuple[Tensor, Tensor]:
+    """Keys (m, n) and projection outputs (d, n) at the subjects' last tokens of the bare prompts, float64."""
     module = lm.layout.mlp_out(layer)
-    rows, positions = rows_in_contexts(lm, [request], BARE, with_target=False)
-    key, value = read(lm, rows, positions, [HookPoint(module, "input"), HookPoint(module, "output")])
-    return key.double().T, value.double().T
+    rows, positions = rows_in_contexts(lm, requests, BARE, with_target=False)
+    keys, values = read(lm, rows, positions, [HookPoint(module, "input"), HookPoint(module, "output")])
+    return keys.double().T, values.double().T
 
 
 def _joined(parts: list[Factors]) -> Factors:

@@ -46,6 +46,11 @@ class Values:
     steps: list[int] = field(default_factory=list)
     reached: list[bool] = field(default_factory=list)
 
+    def of(self, number: int) -> Values:
+        """Those of one edit."""
+        one = slice(number, number + 1)
+        return Values(self.target[:, one], self.initial[:, one], self.losses[one], self.steps[one], self.reached[one])
+
 
 def shifted_modules(lm: LM, layer: int, site: Site) -> list[str]:
     """Modules to whose outputs a shift is added: the block (MEMIT), the MLP's projection (ROME), or this and the

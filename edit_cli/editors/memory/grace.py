@@ -233,7 +233,7 @@ class GRACE(MemoryEditor[GRACEConfig]):
             return radius
         with lm.monitor.phase("calibrate"):
             prefixes = sample_contexts(lm, self.config.context).texts
-            rows = lm.head.encode([(prefix + request.text, None) for prefix in prefixes])
+            rows = lm.head.encode([(request.in_context(prefix), None) for prefix in prefixes])
             keys = read(lm, rows, [len(row.ids) - 1 for row in rows], [HookPoint(self.module, "input")])[0].float()
             radius = self.config.spread * float((keys[1:] - keys[0]).norm(dim=-1).quantile(0.95))
         lm.monitor.note(f"method.radius=auto is {radius:.4g} at {self.module}")

@@ -139,7 +139,7 @@ class WISE(MemoryEditor[WISEConfig]):
         """Δ after the facts, and the least score of their bare prompts."""
         lm, config, prefixes = self.lm, self.config, self._prefixes
         shift = torch.zeros(memory.shape, device=lm.device) if memory.shift is None else memory.shift.clone()
-        rows = lm.head.encode([(prefix + r.text, r.target_new) for r in requests for prefix in prefixes])
+        rows = lm.head.encode([(r.in_context(prefix), r.target_new) for r in requests for prefix in prefixes])
         elsewhere = self._irrelevant(requests, memory.edits)
         original, last = lm.weight(self.module).float().to(lm.device), float("inf")
         with passes(lm, rows, self.module, self.layer) as run, ExitStack() as stack:

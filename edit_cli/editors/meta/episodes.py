@@ -107,7 +107,7 @@ def _sample(case: Case, config: EpisodeConfig) -> Episode:
     within = [probe for probe in case.probes if probe.kind in WITHIN and probe.target]
     if config.outer not in ("any", "swapped"):
         within = [probe for probe in within if probe.group == config.outer] or within
-    asked = [(probe.prompt, probe.target or "") for probe in within] or [(request.text, new)]
+    asked = [(probe.text, probe.target or "") for probe in within] or [(request.text, new)]
     beyond = _beyond(case)
     if config.locality and not beyond:
         raise UsageError(
@@ -140,7 +140,7 @@ def _local(beyond: Sequence[Probe], group: Locality, old: str | None, rng: rando
     if hardest:
         fitting = [probe for probe in fitting if probe.target == old] or fitting
     probe = rng.choice(fitting)
-    return probe.prompt, probe.target or ""
+    return probe.text, probe.target or ""
 
 
 class EpisodeEvaluation:

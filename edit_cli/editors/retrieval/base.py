@@ -24,7 +24,7 @@ from edit_cli.editors.memory.base import Entries
 from edit_cli.edits.edit import Route
 from edit_cli.files.shapes import Rule
 from edit_cli.files.tensors import Size, size
-from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import Head
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination

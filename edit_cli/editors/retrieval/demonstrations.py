@@ -36,10 +36,10 @@ def tell(case: Case) -> list[Told]:
 
     What a case lacks is told as a copy.
     """
-    paraphrase = next((probe.prompt for probe in case.probes if probe.kind == "paraphrase"), None)
+    paraphrase = next((probe.text for probe in case.probes if probe.kind == "paraphrase"), None)
     kept = next(
         (
-            (probe.prompt, probe.target)
+            (probe.text, probe.target)
             for probe in case.probes
             if probe.kind in ("neighborhood", "locality") and probe.target
         ),

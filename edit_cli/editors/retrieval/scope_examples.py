@@ -52,7 +52,7 @@ class ScopeExampleSampler:
 
     def _example(self, case: Case, request: EditRequest, subjects: Sequence[str]) -> ScopeExample:
         asked = [
-            (probe.prompt, probe.target or request.target_new)
+            (probe.text, probe.target or request.target_new)
             for probe in case.probes
             if probe.kind in WITHIN and probe.group != "unwanted"
         ]
@@ -60,12 +60,12 @@ class ScopeExampleSampler:
         groups: dict[str, list[str]] = {}
         for probe in case.probes:
             if probe.kind in BEYOND:
-                groups.setdefault(probe.group or probe.kind, []).append(probe.prompt)
+                groups.setdefault(probe.group or probe.kind, []).append(probe.text)
         beyond = [self.rng.choice(prompts) for prompts in groups.values()]
         fact = Fact(request.text, request.target_new)
         within = [self.rng.choice(asked)]
         unwanted = [
-            (probe.prompt, probe.target or "")
+            (probe.text, probe.target or "")
             for probe in case.probes
             if probe.kind == "opinion" and probe.group == "unwanted"
         ]

@@ -22,7 +22,7 @@ from edit_cli.editors.retrieval.scope_classifier import TINY, Scope, ScopeConfig
 from edit_cli.editors.retrieval.scope_examples import ScopeExample, ScopeExampleSampler
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig, same_vocabulary
-from edit_cli.lm.heads.causal import Likelihood
+from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import Head, head_of
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination, Routed
@@ -236,7 +236,7 @@ class SeracSaid(FactsSaid):
 class SeracRoute(FactRoute):
     """Facts in front of a model, and who answers what is in their scope. Settings: the class of its settings."""
 
-    said = SeracSaid
+    said: Any = SeracSaid
     Settings: ClassVar[type[SERACConfig]] = SERACConfig
 
     def __init__(

@@ -8,6 +8,7 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from edit_cli.lm.fast.edits_by_row import Meeting
 from edit_cli.lm.tokenization import pad_left
 
 # Bytes of keys and values that are kept at once, by kind of device. They change speed and memory; of a text at most the
@@ -108,6 +110,7 @@ class Decoder:
         takes_positions: whether the model is told the positions of tokens.
         prompt_tokens: tokens of prompts, padding included, that are read in one pass.
         cache_bytes: what keys and values may take; fewer rows are written at once when memory runs out.
+        meeting: see `lm.fast.edits_by_row`.
     """
 
     model: nn.Module
@@ -116,6 +119,7 @@ class Decoder:
     takes_positions: bool
     prompt_tokens: int
     cache_bytes: int
+    meeting: Meeting = lambda numbers: nullcontext()
 
     @torch.no_grad()
     def write(
@@ -125,6 +129,7 @@ class Decoder:
         choose: Choose,
         ends: Callable[[int], bool],
         done: Callable[[int], None] = lambda rows: None,
+        edits: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """The new tokens of each row, the one that ends it included.
 
@@ -134,11 +139,12 @@ class Decoder:
             choose: picks the next tokens.
             ends: whether a text is over with that token.
             done: hears how many rows have ended.
+            edits: numbers of the edits that the rows meet.
 
         Raises:
             torch.OutOfMemoryError: a single row does not fit.
         """
-        work = _Work(self, prompts, limits, choose, ends, done)
+        work = _Work(self, prompts, limits, choose, ends, done, edits)
         batch: Batch | None = None
         while work.waiting or batch is not None:
             try:
@@ -150,16 +156,20 @@ class Decoder:
                     raise
         return work.written
 
-    def read(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Layers]:
+    def read(
+        self, prompts: Sequence[tuple[int, ...]], edits: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, Layers]:
         """(logits (rows, vocabulary) after each prompt, tokens (rows,) of each, keys and values); each distinct prompt
-        is run once.
+        is run once an edit.
         """
-        distinct = list(dict.fromkeys(prompts))
-        place = {ids: number for number, ids in enumerate(distinct)}
-        ids, mask = pad_left(distinct, self.pad, self.device)
+        keys = list(zip(prompts, edits or [0] * len(prompts), strict=True))
+        distinct = list(dict.fromkeys(keys))
+        place = {key: number for number, key in enumerate(distinct)}
+        ids, mask = pad_left([prompt for prompt, _ in distinct], self.pad, self.device)
         past = DynamicCache()  # without the config: no layer forgets what lies outside its window
-        logits = self._pass(ids, mask, past, (mask.cumsum(1) - 1).clamp(min=0))
-        index = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
+        with self.meeting(None if edits is None else [number for _, number in distinct]):
+            logits = self._pass(ids, mask, past, (mask.cumsum(1) - 1).clamp(min=0))
+        index = torch.tensor([place[key] for key in keys], device=self.device)
 
         def each(part: Any) -> Tensor:
             return part if len(distinct) == len(prompts) else part[index.to(part.device)]
@@ -188,8 +198,9 @@ class _Work:
         choose: Choose,
         ends: Callable[[int], bool],
         done: Callable[[int], None],
+        edits: Sequence[int] | None = None,
     ) -> None:
-        self.decoder, self.prompts, self.limits = decoder, prompts, limits
+        self.decoder, self.prompts, self.limits, self.edits = decoder, prompts, limits, edits
         self.choose, self.ends, self.done = choose, ends, done
         self.written: list[list[int]] = [[] for _ in prompts]
         self.slots: int | None = None  # rows that are written at once, once it is known what a token takes
@@ -218,7 +229,8 @@ class _Work:
         while self.waiting and (batch is None or self.slots is None or len(batch.rows) < self.slots):
             free = 1 if self.slots is None else self.slots - (0 if batch is None else len(batch.rows))
             rows = self._admitted(self.waiting[-free:])
-            logits, lengths, layers = self.decoder.read([(*self.prompts[row], *self.written[row]) for row in rows])
+            texts = [(*self.prompts[row], *self.written[row]) for row in rows]
+            logits, lengths, layers = self.decoder.read(texts, self._edits_of(rows))
             del self.waiting[-len(rows) :]
             if self.slots is None:
                 longest = max(len(prompt) + limit for prompt, limit in zip(self.prompts, self.limits, strict=True))
@@ -229,6 +241,9 @@ class _Work:
                 new = Batch(rows, lengths + 1, last, layers).select(going)
                 batch = new if batch is None else batch.join(new)
         return batch
+
+    def _edits_of(self, rows: Sequence[int]) -> list[int] | None:
+        return None if self.edits is None else [self.edits[row] for row in rows]
 
     def _admitted(self, free: Sequence[int]) -> list[int]:
         """The last of these rows, as many as are read in one pass."""
@@ -256,11 +271,12 @@ class _Work:
         mask = (columns > batch.width - batch.lengths[:, None]).long()
         lengths, last, width = batch.lengths, batch.last, batch.width
         going = list(range(len(batch.rows)))
-        while len(going) > (1 - LEAST_LEAVING) * len(batch.rows):
-            width += 1
-            logits = self.decoder.step(last, lengths, mask[:, :width], cache)
-            lengths = lengths + 1
-            last, going = self._write(logits, batch.rows, going)
+        with self.decoder.meeting(self._edits_of(batch.rows)):
+            while len(going) > (1 - LEAST_LEAVING) * len(batch.rows):
+                width += 1
+                logits = self.decoder.step(last, lengths, mask[:, :width], cache)
+                lengths = lengths + 1
+                last, going = self._write(logits, batch.rows, going)
         if not going:
             return None
         return Batch(batch.rows, lengths, last, [buffer.stored for buffer in buffers]).select(going)

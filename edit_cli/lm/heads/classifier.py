@@ -7,27 +7,19 @@ apart: the second one has the probability σ(z), which is the softmax over (0, z
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.heads.answers import (
-    NEEDS_CAUSAL,
-    Answers,
-    Likelihood,
-    encode_prompts,
-    likelihoods,
-    logprobs,
-    longest_prompt,
-)
+from edit_cli.lm.fast.edits_by_row import meeting
+from edit_cli.lm.heads.answers import Answers
+from edit_cli.lm.heads.encoder import EncoderHead
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.tokenization import Row, by_length, pad_right, told
-from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import bare
 
 
@@ -42,11 +34,12 @@ class Labelled(Row):
         return () if self.label is None else (self.label,)
 
 
-class ClassifierHead:
+class ClassifierHead(EncoderHead[Labelled]):
     """Encoding and scoring for models that choose one of several labels."""
 
     kind = "classifier"
-    caches_keys = False
+    NAME = "a classifier"
+    PADDING = ("pad_token_id",)
 
     def __init__(
         self,
@@ -62,7 +55,8 @@ class ClassifierHead:
         Raises:
             UsageError: not as many names as there are labels, or a model of one output that gives numbers.
         """
-        config: Any = model.config
+        super().__init__(model, tokenizer, device, batch_tokens)
+        config = self.model.config
         self.single = config.num_labels == 1
         if self.single and not labels and getattr(config, "problem_type", None) == "regression":
             raise UsageError(
@@ -75,22 +69,10 @@ class ClassifierHead:
             raise UsageError(
                 f"model.labels={self.labels}: this classifier tells {len(own)} labels apart, so give as many names"
             )
-        self.model = model
-        self.tokenizer = tokenizer
-        self.device = device
-        self.batch_tokens = batch_tokens
-        self.vocabulary = Vocabulary.of(model, tokenizer)
-        self.pad = self.vocabulary.pad(tokenizer.pad_token_id)
-        self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
-        self.trackers = 0  # modules that look at whole prompts
 
     @property
     def classes(self) -> int:
         return len(self.labels)
-
-    @cached_property
-    def max_length(self) -> int:
-        return longest_prompt(self.model, self.tokenizer)
 
     def written(self, prompt: str, target: str) -> str:
         """The target as it comes out of `generate` after the prompt."""
@@ -102,7 +84,7 @@ class ClassifierHead:
         Raises:
             RejectedRequest: a text that is too long or has a token without an embedding, or no label of this model.
         """
-        rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length, self.vocabulary)
+        rows = self._prompts([prompt for prompt, _ in pairs])
         labels = [None if target is None else self._number(target) for _, target in pairs]
         return [Labelled(row.ids, row.start, row.offsets, label) for row, label in zip(rows, labels, strict=True)]
 
@@ -129,33 +111,26 @@ class ClassifierHead:
         logits = exact(self.model(input_ids=ids, attention_mask=mask).logits)
         return torch.cat([torch.zeros_like(logits), logits], -1) if self.single else logits
 
-    def logits_at(self, *_: Any, **__: Any) -> Tensor:
-        """Refused: an answer is no row of tokens here."""
-        raise UsageError(f"this method {NEEDS_CAUSAL}, and the one at hand is a classifier")
-
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """One `Likelihood` a (text, label) pair, in order; a label counts as one token."""
-        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
-
-    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
-        """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
-        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
-
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
         """The likeliest label's name."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         names = [""] * len(rows)
         for batch in told(by_length([len(row.ids) for row in rows], self.batch_tokens), self.done):
             ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
-            for index, best in zip(batch, self._logits(ids, mask).argmax(-1).tolist(), strict=True):
+            with meeting(self, edits and [edits[i] for i in batch]):
+                logits = self._logits(ids, mask)
+            for index, best in zip(batch, logits.argmax(-1).tolist(), strict=True):
                 names[index] = self.labels[best]
         return names
 
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        max_tokens: int,
+        top_k: int,
+        edits: Sequence[int] | None = None,
+    ) -> list[str]:
         """Refused."""
         raise UsageError("a classifier writes no texts: protocol.observe.sample=false leaves them out")
-
-    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
-        """Refused."""
-        raise UsageError(f"perplexity of running text {NEEDS_CAUSAL}: model.perplexity_text=null leaves it out")

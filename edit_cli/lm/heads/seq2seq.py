@@ -9,28 +9,20 @@ answer ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edit_cli.errors import RejectedRequest, UsageError
-from edit_cli.lm.heads.answers import (
-    NEEDS_CAUSAL,
-    Answers,
-    Likelihood,
-    encode_prompts,
-    likelihoods,
-    logprobs,
-    longest_prompt,
-)
+from edit_cli.lm.fast.edits_by_row import meeting
+from edit_cli.lm.heads.answers import Answers
+from edit_cli.lm.heads.encoder import EncoderHead
 from edit_cli.lm.heads.sampling import Drawn, StopAtNewline, TopKDraws, without_defaults
 from edit_cli.lm.hooks import exact, gather_before
 from edit_cli.lm.tokenization import Row, by_length, pad_right, told
-from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.writing import bare, joint
 
 
@@ -47,25 +39,11 @@ class Answered(Row):
         return self.answer
 
 
-class Seq2SeqHead:
+class Seq2SeqHead(EncoderHead[Answered]):
     """Encoding, scoring and generation for encoder-decoder models."""
 
     kind = "seq2seq"
-    caches_keys = False
-
-    def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.device = device
-        self.batch_tokens = batch_tokens
-        self.vocabulary = Vocabulary.of(model, tokenizer)
-        self.pad = self.vocabulary.pad(tokenizer.pad_token_id, tokenizer.eos_token_id)
-        self.done: Callable[[int], None] = lambda rows: None  # hears how far an answer has come (see LM.telling)
-        self.trackers = 0  # modules that look at whole prompts
-
-    @cached_property
-    def max_length(self) -> int:
-        return longest_prompt(self.model, self.tokenizer)
+    NAME = "an encoder-decoder"
 
     @property
     def classes(self) -> int:
@@ -94,7 +72,7 @@ class Seq2SeqHead:
             RejectedRequest: a prompt that is too long; a target that is empty or becomes no token, or only unknown
                 ones; a token that the model has no embedding for.
         """
-        rows = encode_prompts(self.tokenizer, [prompt for prompt, _ in pairs], self.max_length, self.vocabulary)
+        rows = self._prompts([prompt for prompt, _ in pairs])
         return [
             Answered(row.ids, row.start, row.offsets, *self._answer(target))
             for row, (_, target) in zip(rows, pairs, strict=True)
@@ -144,43 +122,36 @@ class Seq2SeqHead:
         logits = exact(pick(output.logits))
         return Answers(logits, labels.to(logits.device), at[:, 0].to(logits.device))
 
-    def logits_at(self, *_: Any, **__: Any) -> Tensor:
-        """Refused: prompt and answer are not one row of tokens here."""
-        raise UsageError(f"this method {NEEDS_CAUSAL}, and the one at hand is an encoder-decoder")
-
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """One `Likelihood` a (prompt, target) pair, in order."""
-        return likelihoods(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
-
-    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
-        """Log-probabilities (target tokens, classes) of what could stand at each target token, one tensor a pair."""
-        return logprobs(self.encode(list(pairs)), self.answers, self.batch_tokens, self.done)
-
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
         """Greedy answers, up to the end token, a line break or `max_new_tokens`."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(rows)
         for batch in told(by_length([len(row.ids) + max_new_tokens for row in rows], self.batch_tokens), self.done):
-            new = self._write([rows[i].ids for i in batch], max_new_tokens)
+            with meeting(self, edits and [edits[i] for i in batch]):
+                new = self._write([rows[i].ids for i in batch], max_new_tokens)
             for index, ids in zip(batch, new, strict=True):
                 texts[index] = self._decode(ids).split("\n")[0]
         return texts
 
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int, top_k: int) -> list[str]:
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        max_tokens: int,
+        top_k: int,
+        edits: Sequence[int] | None = None,
+    ) -> list[str]:
         """Prompt and sampled answer, `max_tokens` in all, from the `top_k` likeliest tokens; one seed a row."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(rows)
         for batch in told(by_length([max(max_tokens, len(row.ids)) for row in rows], self.batch_tokens), self.done):
             left = [max(max_tokens - len(rows[i].ids), 0) for i in batch]
             draw = Drawn(TopKDraws([seeds[i] for i in batch], left, top_k), range(len(batch)))
-            new = self._write([rows[i].ids for i in batch], max(left), draw) if max(left) else [[] for _ in batch]
+            with meeting(self, edits and [edits[i] for i in batch]):
+                new = self._write([rows[i].ids for i in batch], max(left), draw) if max(left) else [[] for _ in batch]
             for index, room, ids in zip(batch, left, new, strict=True):
                 texts[index] = prompts[index] + joint(prompts[index], text := self._decode(ids[:room])) + text
         return texts
-
-    def token_nlls(self, texts: Sequence[str], window: int) -> tuple[float, int]:
-        """Refused."""
-        raise UsageError(f"perplexity of running text {NEEDS_CAUSAL}: model.perplexity_text=null leaves it out")
 
     @torch.no_grad()
     def _write(self, rows: Sequence[Sequence[int]], steps: int, drawn: Drawn | None = None) -> list[list[int]]:
@@ -202,13 +173,3 @@ class Seq2SeqHead:
                 stopping_criteria=StoppingCriteriaList([] if drawn else [StopAtNewline(self.tokenizer)]),
             )
         return output[:, lead.shape[1] :].cpu().tolist()
-
-    def _stop_ids(self) -> list[int] | None:
-        configured = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
-        return sorted({i for i in ids if i is not None}) or None
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        stops = set(self._stop_ids() or ())
-        end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-        return self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)

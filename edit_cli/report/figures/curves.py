@@ -14,6 +14,7 @@ from edit_cli.terminal import literal
 
 COURSE, FORGETTING = "curve", "forgetting"
 TINTS = "viridis"
+NEAR = 1.02  # ratio of perplexities below which they count as equal
 FAR = 20  # ratio of perplexities from which on they are drawn on a logarithmic scale
 
 Panel = tuple[str, float, Callable[[Any], None]]  # label of the y-axis, height, what draws it
@@ -35,8 +36,8 @@ def _course(summary: Mapping[str, Any]) -> Any:
     """
     panels = [panel for panel in _panels(summary) if panel is not None]
     title = f"{style.about(summary)}, {words.batches(summary['protocol'])}"
-    title += " (dotted: collapsed)" if summary["collapse"] else ""
-    figure = style.new(7, 1.7 + sum(height for _, height, _ in panels), title)
+    title += "; bands: 95 % intervals over facts" + ("; dotted: collapsed" if summary["collapse"] else "")
+    figure = style.new(8, 1.7 + sum(height for _, height, _ in panels), title)
     axes = figure.subplots(
         len(panels), 1, sharex=True, squeeze=False, height_ratios=[height for _, height, _ in panels]
     )[:, 0]
@@ -44,13 +45,12 @@ def _course(summary: Mapping[str, Any]) -> Any:
         paint(plot)
         plot.set_ylabel(label)
         plot.grid(alpha=0.3)
-        if len(plot.lines) > 1:
-            plot.legend(loc="best", fontsize="x-small", ncols=2)
+        style.legend_beside(plot)
         if summary["collapse"]:
-            plot.axvline(summary["collapse"]["edits"], color="tab:red", linestyle=":", linewidth=1.2)
+            plot.axvline(summary["collapse"]["edits"], color=style.COLLAPSE, linestyle=":", linewidth=1.2)
     axes[0].set(ylim=(-2, 102))
     axes[-1].set_xlabel("facts edited, all still in place")
-    axes[-1].xaxis.set_major_formatter("{x:,.0f}")
+    style.whole_numbers(axes[-1].xaxis)
     return figure
 
 
@@ -66,17 +66,20 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
             line(plot, points, name, number, len(series))
 
     def norms(plot: Any) -> None:
-        for module in weights[-1][1]["weights"] if weights else ():
+        modules = list(weights[-1][1]["weights"]) if weights else []
+        for number, module in enumerate(modules):
             points = [
                 (edits, 100 * model["weights"][module]["change"])
                 for edits, model in weights
                 if module in model["weights"]
             ]
-            plot.plot(*zip(*points, strict=True), marker=".", label=f"weight of {literal(_short(module))}", linewidth=1)
+            name = f"weight of {literal(_short(module))}"
+            plot.plot(*zip(*points, strict=True), label=name, **style.style(number, len(modules)))
         if drift:
             plot.plot(
                 *zip(*drift, strict=True), marker=".", color="black", linestyle="--", label="last states", linewidth=1
             )
+        style.from_zero(plot)
 
     def fluency(plot: Any) -> None:
         line(plot, perplexity, "edited")
@@ -87,13 +90,13 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
 
     def seconds(plot: Any) -> None:
         facts, each = zip(*summary["cost"], strict=True)
-        plot.plot(facts, each, linewidth=0.6, color="tab:blue", alpha=0.4, label="each step")
-        plot.plot(facts, _running_median(each), linewidth=1.4, color="tab:blue", label="running median")
+        plot.plot(facts, each, linewidth=0.6, color=style.COLOURS[0], alpha=0.4, label="each step")
+        plot.plot(facts, _running_median(each), linewidth=1.4, color=style.COLOURS[0], label="running median")
         # a pause of the machine must not flatten the rest
         plot.set_ylim(0, 1.5 * sorted(each)[int(0.98 * (len(each) - 1))] or None)
 
     return [
-        ("%, with 95 % bands", 3, shares),
+        ("%", 3, shares),
         ("perplexity", 1.2, fluency) if perplexity else None,
         ("moved by, %", 1.6, norms) if weights or drift else None,
         ("seconds a fact", 1.2, seconds) if summary["cost"] else None,
@@ -105,8 +108,12 @@ def scale_perplexity(plot: Any, values: Sequence[float | None]) -> None:
     count.
     """
     known = [value for value in values if value]
-    if max(known, default=1) > FAR * min(known, default=1):
+    low, high = min(known, default=1), max(known, default=1)
+    if high > FAR * low:
         plot.set_yscale("log")
+    elif high < NEAR * low:  # what differs by less is not drawn as if it differed much
+        middle = (low + high) / 2
+        plot.set_ylim(middle / NEAR, middle * NEAR)
 
 
 def _running_median(values: Sequence[float]) -> list[float]:

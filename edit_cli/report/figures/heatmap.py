@@ -23,7 +23,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         return []
     indirect = summary["trace"]["indirect_effect"]
     facts = f"{many(summary['traced'], 'fact')} of {summary['dataset']['name']}"
-    title = f"{summary['model']}: average indirect effect on P(answer), {facts}"
+    title = f"{summary['model']}: average indirect effect on P(answer) in points, {facts}"
     figure = style.new(1.5 + 3.6 * len(indirect), 3.0, title)
     panels = figure.subplots(1, len(indirect), sharey=True, squeeze=False)[0]
     for panel, (kind, roles) in zip(panels, indirect.items(), strict=True):

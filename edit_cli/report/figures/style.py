@@ -13,6 +13,10 @@ from edit_cli.wording import many
 LETTER = 0.085  # inches that a letter of a title takes, with something to spare
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKERS = "osD^vP*X"
+COLLAPSE = "#B22222"
+KINDS = ("png", "svg")
+# Okabe and Ito's palette without black and yellow: colours that people with any kind of colour vision tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 
 def new(width: float, height: float, title: str) -> Any:
@@ -30,6 +34,7 @@ def style(number: int, count: int) -> dict[str, Any]:
     """
     above = number / (count - 1) if count > 1 else 1.0
     return {
+        "color": COLOURS[number % len(COLOURS)],
         "linestyle": DASHES[number % len(DASHES)],
         "marker": MARKERS[number % len(MARKERS)],
         "linewidth": 2.8 - 1.6 * above,
@@ -37,10 +42,49 @@ def style(number: int, count: int) -> dict[str, Any]:
     }
 
 
+def legend_beside(plot: Any) -> None:
+    """Names of the lines at the right of a panel, where they hide none of them."""
+    if plot.get_legend_handles_labels()[1]:
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
+        plot.legend(**beside, fontsize="x-small", frameon=False, handlelength=3)
+
+
+def whole_numbers(axis: Any) -> None:
+    """Ticks at whole numbers alone, thousands apart."""
+    axis.get_major_locator().set_params(integer=True)
+    axis.set_major_formatter("{x:,.0f}")
+
+
+def from_zero(plot: Any) -> None:
+    """A y-axis that begins at 0, or below where values do, with room above the highest."""
+    low, high = plot.dataLim.y0, plot.dataLim.y1
+    if high > 0:
+        plot.set_ylim(min(0.0, 1.05 * low), 1.05 * high)
+
+
+def logarithmic(plot: Any) -> None:
+    """A logarithmic y-axis with plain numbers beside it."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    plot.set_yscale("log")
+    plot.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    plot.yaxis.set_minor_locator(NullLocator())
+    plot.yaxis.set_major_formatter("{x:g}")
+
+
 def save(figure: Any, directory: Path, name: str) -> None:
-    """NAME.png and NAME.svg."""
-    for kind in ("png", "svg"):
-        figure.savefig(directory / f"{name}.{kind}", dpi=150)
+    """NAME.png and NAME.svg, the same bytes whenever they are drawn."""
+    for kind in KINDS:
+        write(figure, directory / f"{name}.{kind}")
+
+
+def write(figure: Any, file: Path) -> None:
+    """One file, of the kind that its name says."""
+    from matplotlib import rc_context
+
+    metadata = {"Date": None} if file.suffix == ".svg" else {}
+    with rc_context({"svg.hashsalt": "edit-cli"}):
+        figure.savefig(file, dpi=150, metadata=metadata)
 
 
 def about(summary: Mapping[str, Any]) -> str:

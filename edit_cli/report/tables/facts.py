@@ -10,9 +10,10 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from edit_cli.metrics.forms import line_in, other_forms
 from edit_cli.metrics.verdict import edited, of_probe, verdicts
 from edit_cli.report import words
-from edit_cli.report.tables.run import MetricsTable, footer, heading, prose
+from edit_cli.report.tables.run import footer, heading, metrics_of, prose
 from edit_cli.report.tables.texts import Text
 from edit_cli.writing import bare
 
@@ -38,7 +39,7 @@ def before_and_after(summary: Mapping[str, Any], lines: Sequence[Mapping[str, An
         parts.append(Text(f"… and {len(shown) - SHOWN:,} more facts: edit-cli show RUN --case ID", style="dim"))
     parts.append(prose(LEGEND))
     if len(shown) > 1:
-        parts += [Text(), MetricsTable(summary["metrics"]), Text(), *footer(summary)]
+        parts += [Text(), *metrics_of(summary), Text(), *footer(summary)]
     elif summary.get("diagnosis"):
         parts.append(prose(summary["diagnosis"]))
     return Group(*parts)
@@ -96,13 +97,16 @@ def probes(lines: Sequence[Mapping[str, Any]], kinds: Sequence[str] | None = Non
     table.add_column("", style="dim")
     table.add_column("before", ratio=3, overflow="fold")
     table.add_column("after", ratio=3, overflow="fold", style="bold")
-    for line in lines:
+    asked = [(form, line_in(line, form)) for line in lines for form in (None, *other_forms(line))]
+    for form, line in asked:
         before, after = ((line[side] or {}).get("probes") or [] for side in ("before", "after"))
         for then, now in zip(before or [None] * len(after), after or [None] * len(before), strict=True):
             known = then or now
             if kinds is not None and known["kind"] not in kinds:
                 continue
             named = f"{known['prompt']} …" if kinds else f"{known['kind']}: {known['prompt']} …"
+            if form is not None:
+                named = f"as {form}: {named}"
             for index, row in enumerate(_rows(known, then, now)):
                 table.add_row("" if index else Text(named), *map(Text, row))
             table.add_section()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edit_cli.errors import MissingError
 from edit_cli.files.paths import expanded
+from edit_cli.metrics.forms import line_in, other_forms
 from edit_cli.metrics.registry import METRICS
 from edit_cli.metrics.scores import MEASURES, paired_probes
 from edit_cli.metrics.summarise import SIDES, case_values
@@ -26,8 +27,9 @@ AFTER_EDIT = "after_edit"
 # columns of `cases`: type of pandas
 OBSERVED = {
     "case_id": "string", "step": "Int64", "moment": "string", "when": "string", "edits": "Int64", "fold": "Int64",
-    "probe": "Int64", "kind": "string", "group": "string", "prompt": "string", "target": "string", "foil": "string",
-    "target_nll": "Float64", "foil_nll": "Float64", "target_tokens": "Int64", "generated": "string",
+    "probe": "Int64", "kind": "string", "group": "string", "form": "string", "prompt": "string",
+    "target": "string", "foil": "string", "target_nll": "Float64", "foil_nll": "Float64", "target_tokens": "Int64",
+    "generated": "string",
     **{measure: "Float64" for measure in MEASURES}, "error": "string",
 }  # fmt: skip
 VALUES = {
@@ -153,11 +155,17 @@ def _observations(line: Mapping[str, Any], before: Mapping[str, Any]) -> Iterato
         if not isinstance(seen, Mapping):
             continue
         asked = line if line.get("before") else {**line, "before": before.get(line["case_id"])}
-        for number, (probe, earlier) in enumerate(paired_probes(asked, side)):
+        pairs = [
+            (form, number, *pair)
+            for form in (None, *other_forms(asked))
+            for number, pair in enumerate(paired_probes(line_in(asked, form), side))
+        ]
+        for form, number, probe, earlier in pairs:
             yield {
                 **_place(line),
                 "moment": side,
                 "probe": number,
+                "form": form,
                 **{name: probe.get(name) for name in ("kind", "group", "prompt", "target", "foil", "generated")},
                 "target_nll": _likelihood(probe, "target"),
                 "foil_nll": _likelihood(probe, "foil"),

@@ -35,11 +35,12 @@ def metrics_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
     return table
 
 
-def runs_list(rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """One line a run, with the few numbers that tell runs apart."""
+def runs_list(rows: Sequence[dict[str, Any]], metric: str | None = None) -> RenderableType:
+    """One line a run, with the few numbers that tell runs apart, and another one if it is asked for."""
     if not rows:
-        return Text("no runs yet")
-    shown = [name for name in ("score", "token_score") if any(name in row["metrics"] for row in rows)]
+        return Text("no runs")
+    usual = [name for name in ("score", "token_score") if any(name in row["metrics"] for row in rows)]
+    shown = usual if metric is None else [metric, *(name for name in usual if name != metric)]
     table = plain_table("run", "status", "day", "cases", *map(column, shown), right=tuple(range(3, 4 + len(shown))))
     for row in rows:
         entries = [last_side(row["metrics"].get(name, {})) for name in shown]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from edit_cli.report.tables.texts import Text
 from edit_cli.wording import many
 
 PROSE = 100  # columns of a note
+WIDEST_LABEL = 34  # columns that labels, and what stands between columns, may take
 LEAST = 15  # columns that explanations need
 FOOTNOTE = (
     "Success compares the likelihoods of two given answers; accuracy and the free-running rows tell what the model"
@@ -43,9 +44,8 @@ def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
 
 def evaluation(summary: Mapping[str, Any]) -> RenderableType:
     """What was edited and how, every metric before and after, what it cost."""
-    return Group(
-        heading(summary), Text(), MetricsTable(summary["metrics"]), Text(), *general_ability(summary), *footer(summary)
-    )
+    below = [*general_ability(summary), *footer(summary)]
+    return Group(heading(summary), Text(), *metrics_of(summary), Text(), *below)
 
 
 FLIPS = (
@@ -81,6 +81,24 @@ def general_ability(summary: Mapping[str, Any]) -> list[RenderableType]:
     return [Text("GENERAL ABILITY: tasks of lm-evaluation-harness", style="bold"), table, Text(), prose(FLIPS), Text()]
 
 
+def metrics_of(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Every metric before and after; of a run that asks in several forms, those of all forms side by side, and below
+    them what tells of the model as a whole.
+    """
+    forms, means = summary.get("asked"), summary["metrics"]
+    if not forms:
+        return [MetricsTable(means)]
+    sides = {f"{form} {side}": (form, side) for form in forms for side in ("before", "after")}
+    told = {
+        name: {named: forms[form][name][side] for named, (form, side) in sides.items() if side in forms[form][name]}
+        for name in means
+        if all(name in found for found in forms.values())
+    }
+    rest = {name: entry for name, entry in means.items() if name not in told}
+    below: list[RenderableType] = [Text(), MetricsTable(rest)] if rest else []
+    return [MetricsTable(told, list(sides)), *below]
+
+
 def heading(summary: Mapping[str, Any]) -> Text:
     """Method, model, number of facts, records, protocol."""
     protocol, dataset = summary["protocol"], summary["dataset"]
@@ -92,6 +110,8 @@ def heading(summary: Mapping[str, Any]) -> Text:
         (f"Data: {dataset['name']} ({dataset['source']}), {words.records(dataset)}", ""),
         (words.asked(protocol), ""),
     ]
+    if dataset.get("forms"):
+        lines.append((words.forms(dataset["forms"]), ""))
     if summary["edits"] != 1:
         lines.append((words.answers(protocol), ""))
     if summary["n"] < dataset["records_selected"] and not summary.get("stopped"):
@@ -120,10 +140,10 @@ class MetricsTable:
         if not found:
             yield Text("No case went through, so there is nothing to measure.")
             return
-        cells = {
-            name: [words.with_interval(entry.get(side), known[name].decimals) for side in self.sides]
-            for name, entry in self.metrics.items()
-        }
+        cells = self._cells(known, words.with_interval)
+        wide = sum(max(len(row[side]) for row in cells.values()) for side in range(len(self.sides)))
+        if len(self.sides) > 2 and wide > options.max_width - WIDEST_LABEL:
+            cells = self._cells(known, words.mean)  # several columns find room without their intervals
         rows = [row for _, groups in found for _, rows in groups for row in rows]
         named = [side.replace("_", " ") for side in self.sides]
         told = [(title, [(where, some, *self._counted(some)) for where, some in groups]) for title, groups in found]
@@ -144,6 +164,13 @@ class MetricsTable:
                     label,
                     widths,
                 )
+
+    def _cells(self, known: Mapping[str, Metric], told: Callable[[Any, int], str]) -> dict[str, list[str]]:
+        """{metric: a cell of each side}."""
+        return {
+            name: [told(entry.get(side), known[name].decimals) for side in self.sides]
+            for name, entry in self.metrics.items()
+        }
 
     def _counted(self, rows: Sequence[Metric]) -> tuple[str, list[str]]:
         """(how many facts the means of these rows are over, their labels): a row of another number says so."""
