@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 from embedded import embedded_lm, packaged_editor, prepared, requests, same_bits, snapshot, world
@@ -24,7 +25,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.requests import Case, EditRequest, Probe
 
-KINDS = {"tiny-gpt2": "statements", "tiny-t5": "questions", "tiny-bert": "claims"}
+KINDS: dict[str, Any] = {"tiny-gpt2": "statements", "tiny-t5": "questions", "tiny-bert": "claims"}
 
 
 @cache
@@ -45,7 +46,12 @@ def heard(model, edit, prompts, monkeypatch):
     """What the model reads of each prompt while the edit is attached."""
     read = []
     ask = model.head.loglikelihood
-    monkeypatch.setattr(model.head, "loglikelihood", lambda pairs: read.extend(pairs) or ask(pairs))
+
+    def hear(pairs):
+        read.extend(pairs)
+        return ask(pairs)
+
+    monkeypatch.setattr(model.head, "loglikelihood", hear)
     with model.edited(edit):
         model.loglikelihood([(prompt, "Paris") for prompt in prompts])
     monkeypatch.undo()
@@ -159,12 +165,14 @@ def test_rp_takes_what_serac_was_trained_and_asks_the_model_itself(tmp_path, mon
     checkpoints.save(tmp_path / "trained", serac.on(model).build(), {**serac.on(model).identity(), **about})
     rp = packaged_editor(tmp_path, "rp", cache, "method.threshold=0.0001")
     wanted = requests(2)
-    assert RP.kind(rp.config) == SERAC.kind(serac.config)
+    config: Any = rp.config
+    assert RP.kind(config) == SERAC.kind(config)
+    assert rp.on(model).kind(config) == serac.on(model).kind(serac.on(model).config)
     edit = rp.edit(model, wanted)
     read = heard(model, edit, [request.text for request in wanted], monkeypatch)
     told_of = zip(read, wanted, strict=True)
     assert all(text.startswith("New Fact: ") and text.endswith(request.text) for text, request in told_of)
-    edit.config = replace(rp.config, threshold=0.9999)
+    edit.config = replace(config, threshold=0.9999)
     far = ["It is not about any of them"]
     assert heard(model, edit, far, monkeypatch) == far
 

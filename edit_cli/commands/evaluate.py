@@ -59,10 +59,10 @@ class Evaluate(Experiment):
         self.general.ask(lm, 0)
         self.begin(lm).warm_up()
         about = self.job.about_method if self.protocol.save_edits else None
-        made: dict[int, Attempt] = {}
-        lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about, made)
+        last: dict[int, Attempt] = {}
+        lines = evaluate_shared(lm, partial(self.begin, lm), self.batches, self.run, self.unedited(), about, last)
         self.write_all(lines, "cases", len(self.dataset.cases))
-        self._ask_general(lm, made)
+        self._ask_general(lm, last)
 
     def _ask_general(self, lm: LM, made: dict[int, Attempt]) -> None:
         """Ask downstream tasks with the last batch's edit in place. It is made again where this process, or another,
@@ -107,12 +107,12 @@ def evaluate(
     run: SharedRun,
     before: BeforeCache,
     about: dict[str, Any] | None = None,
-    made: dict[int, Attempt] | None = None,
+    last: dict[int, Attempt] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Lines of results, a list a batch, of the cases that `run` has not finished.
 
     begin: makes an editor that remembers nothing. about: what saved edits say of their method; without, none is saved.
-    made: is given what came of the last of the batches.
+    last: is given what came of the last of the batches.
 
     In other company, answers differ in their last bits. So what was cut off is done again as a whole: of a window with
     unfinished cases all are edited and asked about, finished or not, as in a run that was not cut off.
@@ -124,11 +124,11 @@ def evaluate(
             continue
         with lm.monitor.phase("ask before"):
             before.observe(lm, [case for _, batch in window for case in batch])
-        answers = asker.answers(attempts(asker, begin, window, run, about))
-        for (step, batch), (done, after) in zip(window, answers, strict=True):
+        made = attempts(asker, begin, window, run, about)
+        for (step, batch), (done, after) in zip(window, asker.answers(made), strict=True):
             wanted = [case for case in batch if case.id not in run.finished]
-            if made is not None and step == batches[-1][0] and (wanted or done.edit is not None):
-                made[step] = done
+            if last is not None and step == batches[-1][0] and done.edit is not None:
+                last[step] = done
             yield lines_of(done, wanted, step, before.observe(lm, wanted), after)
 
 

@@ -289,6 +289,6 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
         wanted = _sample(done, protocol) | {case.id for case in done[: protocol.first]}
         plan.asking("at checkpoints", [*(case for case in done if case.id in wanted), *held_out], aloud=False)
     most = f"up to {protocol.sample:,}" if protocol.sample else "all"
-    plan.unknown += whole.general.untold
     plan.say("at checkpoints", f"{most} of the facts so far, and {many(len(held_out), 'held-out record')}")
+    plan.unknown += whole.general.untold
     return plan

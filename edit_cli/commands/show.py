@@ -32,7 +32,7 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
         shown = fact_table if record.manifest["command"] == "trace" else facts.case
         screen.json(line) if as_json else screen.show(shown(line))
         return 0
-    summary = {**summary_so_far(record), **downstream_of(record.path)}
+    summary = {**downstream_of(record.path), **summary_so_far(record)}
     screen.json(summary) if as_json else screen.show(report_of(record.manifest).table(summary, record.lines))
     return 0
 

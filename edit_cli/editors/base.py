@@ -94,6 +94,12 @@ class Editor(ABC, Generic[C]):
     def edit(self, requests: Sequence[EditRequest]) -> Edit:
         """An Edit after which the model answers every request. Leaves the model bit for bit as it was."""
 
+    def edit_cases(self, cases: Sequence[Case]) -> Edit:
+        """An Edit of all requests of some cases. What the cases' probes ask is none of an editor's business: only a
+        reference that is told the answers looks at it.
+        """
+        return self.edit([request for case in cases for request in case.requests])
+
     def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> Sequence[Edit] | None:
         """Edits of batches that know nothing of each other, together: each what `edit` makes of it on a new editor,
         but for last digits. None: this method makes them one by one.
@@ -102,12 +108,6 @@ class Editor(ABC, Generic[C]):
             RejectedRequest: one of them cannot be made.
         """
         return None
-
-    def edit_cases(self, cases: Sequence[Case]) -> Edit:
-        """An Edit of all requests of some cases. What the cases' probes ask is none of an editor's business: only a
-        reference that is told the answers looks at it.
-        """
-        return self.edit([request for case in cases for request in case.requests])
 
     def check(self, request: EditRequest) -> None:
         """Refuse a request that this method cannot work on, before any work is done.

@@ -430,8 +430,8 @@ class EditingSummary(Summary):
     dataset: About
     edits: Count
     protocol: Told
-    asked: NotRequired[dict[Form, Metrics]]
     downstream: NotRequired[list[Downstream]]
+    asked: NotRequired[dict[Form, Metrics]]
 
 
 class Moved(TypedDict):

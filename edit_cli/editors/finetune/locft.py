@@ -15,6 +15,7 @@ from edit_cli.editors.finetune.base import FinetuneConfig, FinetuneEditor, moved
 from edit_cli.editors.passes import in_batches
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.lm.heads.answers import Answers
+from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.layout import Layout
 from edit_cli.lm.model import LM
 from edit_cli.lm.outline import Outline
@@ -54,7 +55,7 @@ class LocFT(FinetuneEditor[LocFTConfig]):
 
     def __init__(self, config: LocFTConfig, lm: LM, context: Context | None = None) -> None:
         super().__init__(placed(config, lm.layout), lm, context)
-        self.ends = (lm.head.end,) if config.end and lm.head.kind == "causal" else ()
+        self.ends = (lm.head.end,) if config.end and isinstance(lm.head, CausalHead) else ()
 
     @classmethod
     def cost(cls, config: LocFTConfig, outline: Outline, lengths: Sequence[int]) -> Cost | None:
@@ -74,16 +75,11 @@ class LocFT(FinetuneEditor[LocFTConfig]):
         return super().answers([replace(row, ids=(*row.ids, *self.ends)) for row in rows] if self.ends else rows)
 
 
-@dataclass(frozen=True)
 class Shuffled:
     """Batches of rows, in another order at every pass; the same orders again for the same seed."""
 
-    rows: Sequence[Any]
-    size: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "draw", torch.Generator().manual_seed(self.seed))
+    def __init__(self, rows: Sequence[Any], size: int, seed: int) -> None:
+        self.rows, self.size, self.draw = rows, size, torch.Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[list[Any]]:
         order = torch.randperm(len(self.rows), generator=self.draw).tolist()

@@ -62,7 +62,7 @@ class ICLOracle(Editor[OracleConfig]):
         """A case's facts belong to all of its probes."""
         scopes: dict[str, dict[str, bool]] = {}
         for case in cases:
-            asked = {probe.prompt: probe.kind not in BEYOND for probe in case.probes}
+            asked = {probe.text: probe.kind not in BEYOND for probe in case.probes}
             if self.config.locality == "bare":
                 asked = {prompt: within for prompt, within in asked.items() if within}
             for request in case.requests:

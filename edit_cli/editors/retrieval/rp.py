@@ -55,7 +55,7 @@ class RpSaid(FactsSaid):
 class RpRoute(SeracRoute):
     """Facts in front of a model that is told the one whose scope a prompt is in."""
 
-    said = RpSaid
+    said: Any = RpSaid
     Settings = RPConfig
     config: RPConfig
 
@@ -64,7 +64,8 @@ class RpRoute(SeracRoute):
         return super().attach(lm)
 
     def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
-        shares, best = (values.tolist() for values in self.net.scope.best(self.memory, prompts))
+        net: Any = self.net
+        shares, best = (values.tolist() for values in net.scope.best(self.memory, prompts))
         found: dict[str, Fact | None] = {
             prompt: self.memory.facts[i] if g > self.config.threshold else None
             for prompt, g, i in zip(prompts, shares, best, strict=True)

@@ -44,25 +44,8 @@ def plain_table(*headings: str, right: tuple[int, ...] = ()) -> Table:
 
 def evaluation(summary: Mapping[str, Any]) -> RenderableType:
     """What was edited and how, every metric before and after, what it cost."""
-    return Group(heading(summary), Text(), *metrics_of(summary), Text(), *general_ability(summary), *footer(summary))
-
-
-def metrics_of(summary: Mapping[str, Any]) -> list[RenderableType]:
-    """Every metric before and after; of a run that asks in several forms, those of all forms side by side, and below
-    them what tells of the model as a whole.
-    """
-    forms, means = summary.get("asked"), summary["metrics"]
-    if not forms:
-        return [MetricsTable(means)]
-    sides = {f"{form} {side}": (form, side) for form in forms for side in ("before", "after")}
-    told = {
-        name: {named: forms[form][name][side] for named, (form, side) in sides.items() if side in forms[form][name]}
-        for name in means
-        if all(name in found for found in forms.values())
-    }
-    rest = {name: entry for name, entry in means.items() if name not in told}
-    below: list[RenderableType] = [Text(), MetricsTable(rest)] if rest else []
-    return [MetricsTable(told, list(sides)), *below]
+    below = [*general_ability(summary), *footer(summary)]
+    return Group(heading(summary), Text(), *metrics_of(summary), Text(), *below)
 
 
 FLIPS = (
@@ -96,6 +79,24 @@ def general_ability(summary: Mapping[str, Any]) -> list[RenderableType]:
                     *("–" if found[side] is None else f"{found[side]:,}" for side in ("lost", "gained")),
                 )
     return [Text("GENERAL ABILITY: tasks of lm-evaluation-harness", style="bold"), table, Text(), prose(FLIPS), Text()]
+
+
+def metrics_of(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Every metric before and after; of a run that asks in several forms, those of all forms side by side, and below
+    them what tells of the model as a whole.
+    """
+    forms, means = summary.get("asked"), summary["metrics"]
+    if not forms:
+        return [MetricsTable(means)]
+    sides = {f"{form} {side}": (form, side) for form in forms for side in ("before", "after")}
+    told = {
+        name: {named: forms[form][name][side] for named, (form, side) in sides.items() if side in forms[form][name]}
+        for name in means
+        if all(name in found for found in forms.values())
+    }
+    rest = {name: entry for name, entry in means.items() if name not in told}
+    below: list[RenderableType] = [Text(), MetricsTable(rest)] if rest else []
+    return [MetricsTable(told, list(sides)), *below]
 
 
 def heading(summary: Mapping[str, Any]) -> Text:
