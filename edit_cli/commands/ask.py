@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import store as edit_store
@@ -76,7 +77,7 @@ class Chat:
         if self.chat is None and any("frame" in request for request in manifest["requests"]):
             options = ChatOptions(**{"chat": "template", **manifest["method"].get("chat", {})})
         elif self.chat is not None:
-            options = ChatOptions(**{"chat": self.chat})
+            options = ChatOptions(**dict[str, Any](chat=self.chat))
         if self.system is not None:
             options = replace(options, system=self.system)
         return forms_on(lm, options, "--chat")

@@ -178,7 +178,7 @@ class ModelOptions(Config):
         with silent():
             found = self._config(source).eos_token_id
             with suppress(OSError):  # without such a file, config.json says it
-                about = {"revision": source.revision, "local_files_only": source.local}
+                about: dict[str, Any] = {"revision": source.revision, "local_files_only": source.local}
                 found = GenerationConfig.from_pretrained(source.path, **about).eos_token_id
         return [id for id in (found if isinstance(found, list) else [found]) if id is not None]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from edit_cli.config.schema import Sentence
 from edit_cli.editors.meta.base import NotInRecipe
@@ -55,7 +55,7 @@ class RpSaid(FactsSaid):
 class RpRoute(SeracRoute):
     """Facts in front of a model that is told the one whose scope a prompt is in."""
 
-    said: Any = RpSaid
+    said: ClassVar[Any] = RpSaid
     Settings = RPConfig
     config: RPConfig
 

@@ -236,7 +236,7 @@ class SeracSaid(FactsSaid):
 class SeracRoute(FactRoute):
     """Facts in front of a model, and who answers what is in their scope. Settings: the class of its settings."""
 
-    said: Any = SeracSaid
+    said: ClassVar[Any] = SeracSaid
     Settings: ClassVar[type[SERACConfig]] = SERACConfig
 
     def __init__(
