@@ -67,7 +67,7 @@ def compare(parts: list[str], edits: int, stats_width: int, stats_depth: int) ->
         "evaluation": lambda: evaluation(lm, cases[:100]),
         "texts": lambda: texts(cases[:100]),
         "single": lambda: single_edits(cases[:50]),
-        "scoring": lambda: scoring(cases[:50]),
+        "scoring": lambda: scoring(cases[:20]),
     }
     return [found for part in parts if part in work for found in work[part]()]
 

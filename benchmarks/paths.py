@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -199,20 +200,22 @@ def single_edits(cases: list[Case]) -> list[Ratio]:
     return [Ratio(f"asking about {len(cases)} single edits, against one after another", plain, fast)]
 
 
-def scoring(cases: list[Case]) -> list[Ratio]:
-    """Entropy of sampled texts, against all words put to NLTK."""
+def scoring(cases: list[Case], orders: int = 50) -> list[Ratio]:
+    """Entropy of sampled texts, their words in many orders, against all words put to NLTK."""
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktSentenceTokenizer
 
     sentences, words = PunktSentenceTokenizer(), NLTKWordTokenizer()
-    lm, meter = embedded_lm(), EntropyMeter()
+    lm, meter, rng = embedded_lm(), EntropyMeter(), random.Random(0)
     openings = [probe.prompt for case in cases for probe in case.probes if probe.target is None]
-    sampled = lm.sample(openings, range(len(openings)), 100, 5)
+    written = [text.split(" ") for text in lm.sample(openings, range(len(openings)), 100, 5)]
+    sampled = [" ".join(rng.sample(text, len(text))) for text in written for _ in range(orders)]
     plainly = EntropyMeter()
     plainly.words = lambda text: [  # type: ignore[method-assign]
         word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)
     ]
-    meter(sampled[0])
+    meter("One, two.")
+    plainly("One, two.")
     found, (fast, _) = clocked(lambda: [meter(text) for text in sampled])
     expected, (plain, _) = clocked(lambda: [plainly(text) for text in sampled])
     assert found == expected
