@@ -50,10 +50,11 @@ def test_the_other_commands_have_help_too(cli, command):
     assert "Usage: edit-cli" in ended.out
 
 
-def test_without_a_command_help_is_shown_and_the_exit_code_says_bad_usage(cli):
+def test_without_a_command_it_is_said_where_to_begin_and_the_exit_code_says_bad_usage(cli):
     ended = cli()
     assert ended.code == 2
-    assert "Usage: edit-cli COMMAND" in ended.out
+    assert "Usage: edit-cli COMMAND" in ended.out and "edit-cli evaluate method=memit" in ended.out
+    assert len(ended.out.splitlines()) <= 14 and "edit-cli --help" in ended.out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"], ["ls", "--help"]])

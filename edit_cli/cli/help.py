@@ -82,6 +82,28 @@ WIDTH = 96
 LONGEST = 44  # characters of a key with its default, beside which there is room for a sentence
 
 
+def welcome() -> str:
+    """Ten lines for whoever typed nothing but the program's name."""
+    wanted = {
+        EXAMPLES["evaluate"][0]: "edit, ask before and after; a table",
+        "edit-cli edit dataset.path=FILE": "edit facts of your own",
+    }
+    return "\n".join(
+        [
+            "Usage: edit-cli COMMAND [KEY=VALUE]...",
+            "",
+            "Edit facts in language models, and measure what the edits did.",
+            "",
+            *_section("Begin with", wanted),
+            *wrapped(f"Commands: {', '.join(COMMANDS | OTHERS)}", later="  "),
+            *wrapped(
+                "`edit-cli --help` tells what they do, `edit-cli COMMAND --help` their settings, `edit-cli ls methods`"
+                " what there is."
+            ),
+        ]
+    )
+
+
 def overview() -> str:
     """What edit-cli can do, with what, and two examples."""
     lines = [

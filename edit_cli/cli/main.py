@@ -43,7 +43,7 @@ def top(
         typer.echo(f"edit-cli {__version__}")
         raise typer.Exit
     if wants_help or context.invoked_subcommand is None:
-        typer.echo(help_texts.overview())
+        typer.echo(help_texts.overview() if wants_help else help_texts.welcome())
         raise typer.Exit(0 if wants_help else 2)
 
 
