@@ -86,8 +86,10 @@ def lm(notes: list | None = None):
     monitor = Monitor()
     if notes is not None:
         monitor.note = notes.append
-    head = SimpleNamespace(kind="causal")
-    return SimpleNamespace(process_group=SINGLE, monitor=monitor, device=torch.device("cpu"), head=head, name="none")
+    head, layout = SimpleNamespace(kind="causal"), SimpleNamespace(refuse_experts=lambda *_: None)
+    return SimpleNamespace(
+        process_group=SINGLE, monitor=monitor, device=torch.device("cpu"), head=head, layout=layout, name="none"
+    )
 
 
 def run(editor, folder, write=None):
