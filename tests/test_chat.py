@@ -18,7 +18,8 @@ from edit_cli import assets
 from edit_cli.editors.locate.context_prefixes import ContextConfig, Contexts, rows_in_contexts, sample_contexts
 from edit_cli.errors import UsageError
 from edit_cli.experiment.examples import OtherRecords
-from edit_cli.lm.chat import ChatOptions, Forms, forms, marks_turns
+from edit_cli.lm.chat import ChatOptions, Forms, forms, forms_on, marks_turns
+from edit_cli.lm.loading import ModelOptions
 from edit_cli.metrics import knowledge
 from edit_cli.metrics.observe import ObserveOptions, observe
 from edit_cli.requests import Case, EditRequest, Probe
@@ -338,3 +339,8 @@ def test_what_is_known_is_what_the_metrics_count():
     question = knowledge.question(CASE)
     assert [(probe.prompt, probe.target) for probe in question.probes] == [(FACT.text, "Rome")]
     assert not knowledge.question(Case("9", (EditRequest("{} is", "Ann", "here"),), ())).probes
+
+
+def test_a_model_that_writes_nothing_is_asked_as_plain_text():
+    lm = ModelOptions("tiny-bert", "embedded:tiny-bert", device="cpu").load()
+    assert forms_on(lm, ChatOptions(chat="auto")) == forms(ChatOptions(), lm.tokenizer, ("tiny-bert",), ())

@@ -200,7 +200,8 @@ def hint(lm: LM, options: ChatOptions) -> str | None:
 
 
 def _stops(lm: LM) -> list[int]:
-    stops = getattr(lm.model.generation_config, "eos_token_id", None)
+    config = getattr(lm.model, "generation_config", None)  # a classifier writes nothing
+    stops = getattr(config, "eos_token_id", None)
     return [id for id in (stops if isinstance(stops, list) else [stops]) if id is not None]
 
 
