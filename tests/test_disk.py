@@ -151,9 +151,8 @@ def test_a_disk_that_fills_up_during_a_run(cli, monkeypatch):
     """Whatever is being written: what is finished is kept, and the same command goes on."""
     command = ("sequential", *FT, "limit=2", "protocol.batch_size=1", "protocol.holdout=0", "run_dir=r")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "edit_cli.commands.sequential.curves.draw", fails(OSError(errno.ENOSPC, FULL.strerror, "r/x.png"))
-        )
+        full = fails(OSError(errno.ENOSPC, FULL.strerror, "r/x.png"))
+        patch.setattr("edit_cli.report.figures.style.write", full)
         one_line(cli(*command, quick=True), "r/x.png cannot be used: No space left on device; make room", "goes on")
     with monkeypatch.context() as patch:
         patch.setattr("edit_cli.runs.run.write_json", fails(MissingError("r/summary.json cannot be written: x")))
