@@ -121,7 +121,7 @@ def test_the_suite_for_methods_runs_outside(package):
     put(package, METHOD)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_nudge.py"],
-        cwd=package, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, text=True,
+        cwd=package, env={**os.environ, "PYTHONPATH": str(package), "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert re.search(r"^1[0-9] passed", done.stdout, re.M), done.stdout
@@ -142,7 +142,7 @@ def test_the_suite_for_methods_finds_faults(package):
         path.write_text(broken)
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_nudge.py", "-k", "Conv1D"],
-            cwd=package, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, text=True,
+            cwd=package, env={**os.environ, "PYTHONPATH": str(package), "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
         )  # fmt: skip
         assert (
             done.returncode == 1
