@@ -116,12 +116,17 @@ def test_an_installed_package_needs_no_naming(package, cli):
     assert manifest["plugins"] == {"nudges": "0.1"}
 
 
+def outside(package: Path) -> dict[str, str]:
+    """The environment of a process that finds the package, and takes no options of the suite that starts it."""
+    return {**os.environ, "PYTHONPATH": str(package), "PYTEST_ADDOPTS": ""}
+
+
 def test_the_suite_for_methods_runs_outside(package):
     """In a process and a folder that know nothing of this checkout but the installed package."""
     put(package, METHOD)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_nudge.py"],
-        cwd=package, env={**os.environ, "PYTHONPATH": str(package), "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
+        cwd=package, env=outside(package), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert re.search(r"^1[0-9] passed", done.stdout, re.M), done.stdout
@@ -142,7 +147,7 @@ def test_the_suite_for_methods_finds_faults(package):
         path.write_text(broken)
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_nudge.py", "-k", "Conv1D"],
-            cwd=package, env={**os.environ, "PYTHONPATH": str(package), "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
+            cwd=package, env=outside(package), capture_output=True, text=True,
         )  # fmt: skip
         assert (
             done.returncode == 1
