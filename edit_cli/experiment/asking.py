@@ -34,6 +34,8 @@ class Asker:
     lm: LM
     before: BeforeCache
     one_by_one: bool = False
+    met: int = 0
+    why: str | None = None  # they are asked about one by one; said once, where there are several
     told: bool = False
 
     def answers(self, attempts: Iterable[Attempt]) -> Iterator[tuple[Attempt, Seen]]:
@@ -42,7 +44,9 @@ class Asker:
         held: list[tuple[Attempt, Beside]] = []
         size, most = 0, TOGETHER_BYTES.get(self.lm.device.type, TOGETHER_BYTES["cpu"])
         for done in attempts:
+            self.met += 1
             added = {} if done.edit is None else self._added(done.edit)
+            self._tell()
             if added is None:
                 yield from self._together(held)
                 yield done, self.attached(done)
@@ -65,9 +69,12 @@ class Asker:
         return added
 
     def _say(self, why: str) -> None:
-        self.one_by_one = True
-        if not self.told:
-            self.lm.monitor.note(why)
+        self.one_by_one, self.why = True, why
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.why is not None and self.met > 1 and not self.told:
+            self.lm.monitor.note(self.why)
             self.told = True
 
     def _together(self, held: Sequence[tuple[Attempt, Beside]]) -> Iterator[tuple[Attempt, Seen]]:
