@@ -65,7 +65,7 @@ def test_every_command_of_the_docs_is_one(page, command):
     arguments = regroup(words[1:], kinds(words[0], words[1:], []))
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     if "-m" in arguments:
-        overrides = [re.sub(r"^([\w.]+=[^,\[]+),.*", r"\1", word) for word in overrides]
+        overrides = [re.sub(r"^([\w.]+=(?:\[[^]]*\]|[^,\[]+)),.*", r"\1", word) for word in overrides]
     if "model=MODEL" in overrides:  # to be filled in
         overrides[overrides.index("model=MODEL")] = "model=bert-base-uncased"
     register_resolvers()

@@ -72,6 +72,7 @@ EXAMPLES = {
 }
 FLAGS = {
     "-m, --multirun": "run every combination of values given with commas: -m method=rome,memit",
+    "--retry-failed": "with -m: of the same sweep, run only the jobs that have failed or not ended",
     "--dry-run": "say what would be done, what is there and missing, memory and time; load and write nothing",
     "--cfg job": "print all settings and do nothing",
     "--config-dir DIR": "take configurations of your own from DIR/method, DIR/model, …",

@@ -275,8 +275,7 @@ def _launch(name: str, overrides: list[str]) -> int:
     from edit_cli.experiment.execute import execute
     from edit_cli.experiment.sweep import conclude
 
-    outcomes, is_sweep = launch(name, overrides, execute)
-    return conclude(outcomes, is_sweep)
+    return conclude(*launch(name, overrides, execute))
 
 
 def _exit(work: Callable[[], int], plugins: Sequence[str] | None = None) -> None:
