@@ -217,7 +217,8 @@ def target(path: str, key: str) -> Any:
     """
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
-    if package != "edit_cli" and package not in _named.packages and path not in _installed():
+    known = {entry.value.replace(":", ".") for group in (METHODS, DATASETS) for entry in plugins(group)}
+    if package != "edit_cli" and package not in _named.packages and path not in known:
         raise UsageError(
             f"{key}={path}: only classes inside edit_cli and of plug-ins can be named: install the package as one, or"
             f" name it by plugins=[{package or 'mypackage'}]"
@@ -236,11 +237,6 @@ def target(path: str, key: str) -> Any:
         version = " in this version" if package == "edit_cli" else ""
         raise UsageError(f"{key}={path}: there is no such class of settings{version}")
     return found
-
-
-def _installed() -> set[str]:
-    """Where the methods and data sets of plug-ins lie; it looks through all installed packages."""
-    return {entry.value.replace(":", ".") for group in (METHODS, DATASETS) for entry in plugins(group)}
 
 
 def edit_class(name: str, where: str) -> Any:
