@@ -68,6 +68,11 @@ class Option:
     values: Values
 
     @property
+    def heading(self) -> str:
+        """What its section is called; texts stand on a page with other things."""
+        return f"corpus={self.name}" if self.group == "corpus" else self.name
+
+    @property
     def prefix(self) -> str:
         return f"{self.group}." if self.group else ""
 
@@ -250,14 +255,14 @@ def _sections(group: str, page: str, plural: str = "") -> list[str]:
         lines += [f"## All {plural or page}", "", *table(common, page)]
     for option in chosen:
         leader = leaders[option.cls]
-        lines += [f"## {option.name}", "", *_about(option)]
+        lines += [f"## {option.heading}", "", *_about(option)]
         if option is leader:
             rows = [row for row in option.rows if row not in common]
             lines += table(rows, page) or ["It has no keys of its own.", ""]
             continue
         differing = [key for key in option.keys.values() if key not in leader.keys.values()]
         what = "the same keys and defaults" if not differing else "the same keys, with these defaults"
-        lines += [f"As [{leader.name}](#{anchor(leader.name)}): {what}.", "", *table(differing, page)]
+        lines += [f"As [{leader.name}](#{anchor(leader.heading)}): {what}.", "", *table(differing, page)]
     return lines
 
 
@@ -372,7 +377,7 @@ def statistics() -> list[str]:
         "## Second moments",
         "",
         *table(parts("precompute-stats")["stats"].rows, "statistics"),
-        *(line.replace("## ", "## corpus=", 1) for line in _sections("corpus", "corpora")),
+        *_sections("corpus", "corpora"),
     ]
 
 
