@@ -217,7 +217,7 @@ def _line(*cells: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text}`".replace("|", r"\|") if text.strip() else "empty"
+    return f"`{text}`".replace("|", r"\|").replace("\n", r"\n") if text.strip() else "empty"
 
 
 def _prose(text: str) -> str:
