@@ -88,7 +88,13 @@ def _command(name: str, plugins: bool = True, **settings: Any) -> Callable[[Call
 
 @_command("show-config", plugins=False, **PASS_ON | HELP)
 def show_config(
-    what: Annotated[str, typer.Argument(help="a method, or KIND/NAME, such as dataset/fever or model/gpt2-xl")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="a method, or KIND/NAME, such as dataset/fever or model/gpt2-xl",
+            autocompletion=lambda incomplete: [one for one in catalog.described() if one.startswith(incomplete)],
+        ),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as model=gpt2-xl: as published for it")
     ] = None,
