@@ -238,7 +238,7 @@ def _options_with(group: str, key: str) -> list[str]:
 
 def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
     """Keys of the command with the chosen options (the first of several), and the groups: enough to guess what a
-    misspelt one was.
+    misspelled one was.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded:"
 SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 PLACEMENT = {  # what transformers and accelerate say of settings that cannot work, and which ones these are
-    "dispatched on the CPU or the disk": "quantise with weights that do not fit on the device",
+    "dispatched on the CPU or the disk": "quantize with weights that do not fit on the device",
     "offload_folder": "offload_folder=null",
     "device_map": "device_map",
     "on the meta device": "device_map, where parts that share weights (embeddings and head) lie apart,",
@@ -407,7 +407,7 @@ def _on_hub(model_id: str, revision: str | None, key: str) -> Source:
         return Source(model_id, Path(cached).parent.name, True)  # …/snapshots/COMMIT/config.json
     if isinstance(reason, GatedRepoError):
         raise MissingError(
-            f"{key}={model_id} is gated: accept its licence on the hub and log in with `hf auth login`, or {remedy}"
+            f"{key}={model_id} is gated: accept its license on the hub and log in with `hf auth login`, or {remedy}"
         )
     if isinstance(reason, HfHubHTTPError):
         raise MissingError(f"{where}, and the hub answers: {_first_line(reason)}; {remedy}")
