@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded:"
 SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 PLACEMENT = {  # what transformers and accelerate say of settings that cannot work, and which ones these are
-    "dispatched on the CPU or the disk": "quantize with weights that do not fit on the device",
+    "dispatched on the CPU or the disk": "quantise with weights that do not fit on the device",
     "offload_folder": "offload_folder=null",
     "device_map": "device_map",
     "on the meta device": "device_map, where parts that share weights (embeddings and head) lie apart,",
