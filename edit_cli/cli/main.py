@@ -239,12 +239,35 @@ def ask(
 
 @_command("edits")
 def edits(
-    directory: Annotated[Path, typer.Argument(help="an edit, a run with saved edits, or a folder of such")],
+    directories: Annotated[list[Path], typer.Argument(help="edits, runs with saved edits, or folders of such")],
+    every: Annotated[bool, typer.Option("--all", help="list all facts, not only the first ones of each edit")] = False,
     as_json: Json = False,
 ) -> int:
     from edit_cli.commands import edits
 
-    return edits.run(expanded(directory), as_json)
+    return edits.run([expanded(directory) for directory in directories], every, as_json)
+
+
+@_command("undo")
+def undo(
+    edit_dir: EditDir,
+    fact: Annotated[
+        list[str],
+        typer.Option(help="what to take out: a number as `edits` counts, a subject or a statement; may be repeated"),
+    ],
+    out: Out,
+    base: dict[str, Any],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="settings of the method that the edit cannot name: cache_dir=DIR"
+        ),
+    ] = None,
+) -> int:
+    from edit_cli.commands import undo
+    from edit_cli.experiment.saved_edits import Base
+
+    return undo.run(expanded(edit_dir), fact, expanded(out), Base(**base), settings or [])
 
 
 @_command("env", plugins=False)
