@@ -31,6 +31,7 @@ OTHERS = {
     "undo": "Take facts out of a saved edit; the others stay.",
     "apply": "Bake a weight edit into a plain transformers checkpoint.",
     "export": "Write a weight edit for other programs: a PEFT adapter or a checkpoint, with a model card.",
+    "push": "Send an edit, a checkpoint, a trained editor or statistics to the Hugging Face hub.",
     "env": "Show versions and devices.",
 }
 EXAMPLES = {

@@ -181,7 +181,7 @@ def apply(edit_dir: EditDir, out: Out, base: dict[str, Any]) -> int:
     from edit_cli.commands import apply
     from edit_cli.experiment.saved_edits import Base
 
-    return apply.run(expanded(edit_dir), expanded(out), Base(**base))
+    return apply.run(_edit(edit_dir), expanded(out), Base(**base))
 
 
 @_command("export")
@@ -204,7 +204,7 @@ def export(
     from edit_cli.commands import export
     from edit_cli.experiment.saved_edits import Base
 
-    return export.run(expanded(edit_dir), to, expanded(out), Base(**base), rank)
+    return export.run(_edit(edit_dir), to, expanded(out), Base(**base), rank)
 
 
 @_command("ask")
@@ -234,7 +234,7 @@ def ask(
     from edit_cli.experiment.saved_edits import Base
 
     asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
-    return ask.run(expanded(edit_dir), prompts or [], Base(**base), asking, as_json, ask.Chat(chat, system))
+    return ask.run(_edit(edit_dir), prompts or [], Base(**base), asking, as_json, ask.Chat(chat, system))
 
 
 @_command("edits")
@@ -245,7 +245,7 @@ def edits(
 ) -> int:
     from edit_cli.commands import edits
 
-    return edits.run([expanded(directory) for directory in directories], every, as_json)
+    return edits.run([_edit(directory) for directory in directories], every, as_json)
 
 
 @_command("undo")
@@ -267,7 +267,24 @@ def undo(
     from edit_cli.commands import undo
     from edit_cli.experiment.saved_edits import Base
 
-    return undo.run(expanded(edit_dir), fact, expanded(out), Base(**base), settings or [])
+    return undo.run(_edit(edit_dir), fact, expanded(out), Base(**base), settings or [])
+
+
+@_command("push", plugins=False)
+def push(
+    directory: Annotated[
+        Path, typer.Argument(help="an edit, a run with one, a checkpoint, an adapter, a trained editor, statistics")
+    ],
+    to: Annotated[str, typer.Argument(help="hub:owner/name, or hub:owner/name:folder", metavar="HUB")],
+    private: Annotated[bool, typer.Option("--private", help="make the repository a private one")] = False,
+    revision: Annotated[str | None, typer.Option(help="branch to commit to; made where there is none")] = None,
+    message: Annotated[str | None, typer.Option(help="of the commit")] = None,
+    update: Annotated[bool, typer.Option("--update", help="add a commit to a repository that is there")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be sent, and send nothing")] = False,
+) -> int:
+    from edit_cli.commands import push
+
+    return push.run(expanded(directory), to, private, revision, message, update, dry_run)
 
 
 @_command("env", plugins=False)
@@ -275,6 +292,13 @@ def env(as_json: Json = False) -> int:
     from edit_cli.commands import env
 
     return env.run(as_json)
+
+
+def _edit(place: Path) -> Path:
+    """The folder of an edit or a run that is given; one of the hub is fetched first."""
+    from edit_cli.experiment.saved_edits import edit_here
+
+    return edit_here(place)
 
 
 def _explain(name: str, overrides: list[str]) -> int:

@@ -16,12 +16,11 @@ from edit_cli.editors.base import SOLVED, VALUES_KEPT, Context, Editor, Method, 
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.attempt import attempt
-from edit_cli.experiment.saved_edits import Base, require_new, saved_in
+from edit_cli.experiment.saved_edits import Base, one_edit, require_new
 from edit_cli.experiment.setup import method_of
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.report.tables.facts import arrow, asked
 from edit_cli.requests import UNFRAMED, Case, EditRequest, Frame
-from edit_cli.runs.run import EDITS
 from edit_cli.wording import many
 
 AGAIN = "edited again"
@@ -41,7 +40,7 @@ def run(directory: Path, facts: Sequence[str], out: Path, base: Base, given: Seq
         UsageError: no such fact, or none would be left. MissingError: the edit is damaged, or what its method needs is
             not there.
     """
-    path, screen = _edit(directory), Screen()
+    path, screen = one_edit(directory), Screen()
     chain = edit_store.chain(path)
     level, revoked = _found(chain, facts)
     at, below, above = chain[level], chain[:level], chain[level + 1 :]
@@ -78,25 +77,6 @@ def run(directory: Path, facts: Sequence[str], out: Path, base: Base, given: Seq
         screen.note(f"{upper} ({count}) lies on top of it and is not in {out}: edit it again with base_edit={out}")
     screen.line(str(out))
     return 0
-
-
-def _edit(directory: Path) -> Path:
-    """The one edit that a directory is, or a run has saved.
-
-    Raises:
-        UsageError: the run has several, or it is a step of a sequence on top of others.
-    """
-    path = directory
-    if not (directory / edit_store.MANIFEST).is_file() and (directory / EDITS).is_dir():
-        saved = saved_in(directory)
-        if len(saved) != 1:
-            raise UsageError(f"{directory} holds {many(len(saved), 'saved edit')}: name one of them")
-        path = saved[0]
-    if edit_store.read_manifest(path)["method"].get("made", {}).get("step", 0):
-        raise UsageError(
-            f"{path} is a step of a sequence and stands on those before it: run the sequence again instead"
-        )
-    return path
 
 
 def _found(chain: Sequence[Path], facts: Sequence[str]) -> tuple[int, set[int]]:

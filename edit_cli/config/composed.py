@@ -21,7 +21,7 @@ from edit_cli.config.identity import flatten
 from edit_cli.config.source import TARGET, with_defaults
 from edit_cli.errors import UsageError
 
-PLACES = ("checkpoint", "trained_on", "cache_dir", "defaults", TARGET)  # keys that tell no method from another
+PLACES = ("checkpoint", "trained_on", "cache_dir", "hub", "defaults", TARGET)  # keys that tell no method from another
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def save(
         if isinstance(edit, WeightDelta) and edit.by_fact:
             write_tensors(temporary / BY_FACT, edit.by_fact)
             manifest["by_fact"] = _digest(temporary / BY_FACT)
-        manifest["id"] = _identity(temporary / TENSORS, manifest)
+        manifest["id"] = identity(temporary / TENSORS, manifest)
         write_json(temporary / MANIFEST, manifest)
         if parent:
             shutil.copytree(parent, temporary / BASE)
@@ -370,7 +370,7 @@ def _digest(file: Path) -> str:
 def _read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of an edit, as they were saved."""
     tensors, _ = read_tensors(directory / TENSORS, AGAIN)
-    if _identity(directory / TENSORS, manifest) != manifest["id"]:
+    if identity(directory / TENSORS, manifest) != manifest["id"]:
         raise MissingError(f"{directory} was changed after it was saved: its id does not match; {AGAIN}")
     return tensors
 
@@ -381,7 +381,8 @@ def _remembered(file: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.endswith(MEMORY)}
 
 
-def _identity(tensors: Path, manifest: Mapping[str, Any]) -> str:
+def identity(tensors: Path, manifest: Mapping[str, Any]) -> str:
+    """The id of an edit with this file of tensors and this manifest."""
     with open(tensors, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps({key: manifest[key] for key in MEANING}, sort_keys=True).encode())

@@ -212,7 +212,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
     def _folder(self) -> Path:
         """Of the checkpoint."""
         if self.config.checkpoint is not None:
-            return expanded(self.config.checkpoint)
+            return checkpoints.here(self.config.checkpoint)
         fitting = checkpoints.find(expanded(self.config.cache_dir), self.identity())
         if not fitting:
             raise MissingError(f"this editor has not been trained for {self.lm.name}: {_remedy(self.context)}")
@@ -232,7 +232,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
     def require(cls, config: T, model: str, context: Context) -> None:
         """A trained network of these settings, for whatever model: whether it is this one's, only its weights tell."""
         if config.checkpoint is not None:
-            checkpoints.read_about(expanded(config.checkpoint))
+            checkpoints.read_about(checkpoints.here(config.checkpoint))
         elif not checkpoints.find(expanded(config.cache_dir), cls.kind(config)):
             raise MissingError(f"this editor has not been trained for {model}: {_remedy(context)}")
 

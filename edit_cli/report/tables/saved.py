@@ -43,3 +43,11 @@ def edits_table(rows: Sequence[Mapping[str, Any]], every: bool = False) -> Rende
         on = row["parent"][:8] if row["parent"] else "–"
         table.add_row(Text(row["path"]), *map(Text, (*cells, on)), Text("\n".join(facts) or "–"))
     return table
+
+
+def files_table(rows: Sequence[tuple[str, int]]) -> RenderableType:
+    """A line a file, with its bytes."""
+    table = plain_table("file", "size", right=(1,))
+    for name, count in rows:
+        table.add_row(Text(name), size(count))
+    return table
