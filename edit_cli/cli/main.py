@@ -191,8 +191,9 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="peft: a LoRA adapter beside the model; checkpoint: as `apply`, with a card",
-            autocompletion=lambda: ["peft", "checkpoint"],
+            help="peft: a LoRA adapter beside the model; gguf-lora: one for llama.cpp; checkpoint: as `apply`, with a"
+            " card",
+            autocompletion=lambda: ["peft", "gguf-lora", "checkpoint"],
         ),
     ],
     base: dict[str, Any],
@@ -200,11 +201,15 @@ def export(
         int | None,
         typer.Option(min=1, help="the most that an adapter may have in a matrix; without it, as many as it takes"),
     ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="of gguf-lora: general.architecture of the base model's file, if it is called otherwise"),
+    ] = None,
 ) -> int:
     from edit_cli.commands import export
     from edit_cli.experiment.saved_edits import Base
 
-    return export.run(_edit(edit_dir), to, expanded(out), Base(**base), rank)
+    return export.run(_edit(edit_dir), to, expanded(out), Base(**base), rank, arch)
 
 
 @_command("ask")

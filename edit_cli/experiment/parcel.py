@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_cli.editors.meta import checkpoints
+from edit_cli.edits import gguf_adapter
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.saved_edits import methods_of, one_edit, requests_of, run_of
@@ -24,7 +25,7 @@ from edit_cli.statistics import files as statistics
 CARD = "README.md"
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # of a checkpoint or an adapter; whatever else lies there stays
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", gguf_adapter.FILE)
 SETTINGS = (CONFIG, ADAPTER, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 TOKENS = ("tokenizer.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "*.model", "*.jinja")
 PLACE = "cache_dir"  # key of a folder that any machine has its own of
@@ -56,7 +57,7 @@ def parcel(directory: Path, to: Address) -> Parcel:
         return _edit(directory, to)
     if (directory / checkpoints.ABOUT).is_file():
         return _editor(directory, to)
-    for name, kind in ((ADAPTER, "adapter"), (CONFIG, "checkpoint")):
+    for name, kind in ((ADAPTER, "adapter"), (gguf_adapter.FILE, "adapter"), (CONFIG, "checkpoint")):
         if (directory / name).is_file():
             return _checkpoint(directory, kind)
     if found := sorted(directory.glob("layer-*.safetensors")):
@@ -118,7 +119,7 @@ def _checkpoint(directory: Path, kind: str) -> Parcel:
             changed = {key: portable(value) for key, value in about.items() if key.endswith("name_or_path")}
             if changed != {key: about[key] for key in changed}:
                 files[path.name] = _json({**about, **changed})
-    if not any(name.endswith(".safetensors") for name in files):
+    if not any(name.endswith((".safetensors", ".gguf")) for name in files):
         raise MissingError(f"{directory} has no weights as safetensors, and nothing else is sent")
     if (directory / CARD).is_file():
         files[CARD] = str(portable((directory / CARD).read_text(encoding="utf-8"))).encode()

@@ -41,6 +41,10 @@ lm.detach()  # every bit as before
 ```
 
 `edit-cli undo {address} --fact N --out DIR` takes single facts out."""
+OF_GGUF = (
+    "`llama-cli -m BASE.gguf --lora {file}` loads it beside the base model named above, converted to GGUF in any"
+    " precision, of which nothing changes: without `--lora`, the model answers as before."
+)
 OF_CHECKPOINT = (
     "An ordinary checkpoint of `transformers` with the edited weights in it. They cannot be taken out again: to undo"
     " the edit, load the base model named above."
@@ -57,6 +61,7 @@ class Card:
         facts: requests (`EditRequest` as a mapping), in order.
         summary: of the run that measured exactly this; empty without one.
         parts: {projection: factors} of an adapter; None for a checkpoint or an edit.
+        file: of an adapter for llama.cpp; empty for others.
         address: where an edit lies on the hub; None for an adapter or a checkpoint.
     """
 
@@ -68,6 +73,7 @@ class Card:
     summary: Mapping[str, Any]
     parts: Mapping[str, LowRank] | None
     address: str | None = None
+    file: str = ""
 
     def __str__(self) -> str:
         return "\n".join(self._lines()) + "\n"
@@ -85,7 +91,8 @@ class Card:
         if self.summary.get("metrics"):
             yield from self._measured()
         if self.parts is not None:
-            yield from ("", "## The adapter", "", "LoRA with α = r, so that its factors are added as they are.", "")
+            scaled = "without scaling (α = 0)" if self.file else "with α = r"
+            yield from ("", "## The adapter", "", f"LoRA {scaled}, so that its factors are added as they are.", "")
             rows = [(plain(name), str(part.factors.rank), part.told) for name, part in self.parts.items()]
             yield from table(["matrix", "rank", "relative error"], rows)
         yield from ("", "## Use and undo", "", self._use())
@@ -94,14 +101,17 @@ class Card:
         if self.address is not None:
             place, model = json.dumps(self.address), json.dumps(self.model)
             return OF_EDIT.format(address=self.address, place=place, model=model)
+        if self.file:
+            return OF_GGUF.format(file=self.file)
         return OF_CHECKPOINT if self.parts is None else OF_ADAPTER
 
     def _metadata(self) -> Iterator[str]:
         yield "---"
         if ON_HUB.fullmatch(self.base):
             yield f"base_model: {json.dumps(self.base)}"
-        library = "edit-cli" if self.address else "transformers" if self.parts is None else "peft"
-        yield f"library_name: {library}"
+        beside = "gguf" if self.file else "peft"
+        whole = "edit-cli" if self.address else "transformers"
+        yield f"library_name: {whole if self.parts is None else beside}"
         yield from ("tags:", "- knowledge-editing", "---", "")
 
     @staticmethod
