@@ -22,6 +22,7 @@ from edit_cli.experiment.setup import method_of
 from edit_cli.requests import EditRequest
 
 ONE = "method.layers=[3]"
+FEW = ("model=tiny-gpt2", "method.value.steps=2", "method.context.prefixes=['It is said. ']")
 HOME = EditRequest("{} was born in", "Jormia Stenenen", "Paris")
 CASES = {
     "emmet": ((ONE,), SOLVED),
@@ -32,6 +33,9 @@ CASES = {
     "memit-several": (("method.layers=[2,3]",), VALUES_KEPT),
     "memit-merge": ((ONE,), VALUES_KEPT),
 }
+
+
+QUICK = ("emmet", "rome", "memit-merge")  # one of each way
 
 
 class Recorded:
@@ -57,11 +61,13 @@ def dense(edit) -> dict[str, torch.Tensor]:
     }  # tiny-gpt2's matrices are stored turned
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_without_a_fact_it_is_the_edit_of_the_others_with_the_same_values(name, cache_dir, monkeypatch):
     (overrides, way), lm = CASES[name], embedded_lm()
     method = name.removesuffix("-prune").removesuffix("-several")
-    editor = packaged_editor(cache_dir, method, "model=tiny-gpt2", "method.value.steps=4", *overrides)
+    editor = packaged_editor(cache_dir, method, *FEW, *overrides)
     wanted, before = [*requests(3), HOME], snapshot(lm)
     wanted[3] = EditRequest(HOME.prompt, wanted[0].subject, HOME.target_new)  # one subject in two facts
     search = Recorded(memit.optimise_values)
@@ -93,7 +99,7 @@ def test_without_a_fact_it_is_the_edit_of_the_others_with_the_same_values(name, 
 
 def test_what_is_kept_is_small_and_not_needed(cache_dir, tmp_path):
     lm = embedded_lm()
-    editor = packaged_editor(cache_dir, "memit", "model=tiny-gpt2", "method.value.steps=2")
+    editor = packaged_editor(cache_dir, "memit", *FEW)
     wanted = requests(2)
     edit_store.save(editor.edit(lm, wanted), tmp_path / "e", lm, wanted, {"name": "memit"})
     kept, edit = (tmp_path / "e" / name for name in ("facts.safetensors", "edit.safetensors"))
@@ -113,7 +119,7 @@ def stacked(tmp_path_factory, cache_dir):
     """A folder with an edit of three facts by EMMET, and one of another fact by fine-tuning on top of it."""
     folder, lm = tmp_path_factory.mktemp("undo"), embedded_lm()
     home = {"model": "tiny-gpt2"}, {"cache_dir": str(cache_dir), "stats.documents": 40}
-    short = {"method.value.steps": 3, "method.layers": [3]}
+    short = {"method.value.steps": 3, "method.layers": [3], "method.context.prefixes": ["It is said. "]}
     facts = [
         EditRequest("{} plays the", "Jormia Stenenen", "organ"),
         EditRequest("{} was born in", "Jortia Hovofeld", "Paris"),
@@ -164,11 +170,12 @@ def test_the_command_leaves_an_edit_that_works_and_says_what_it_came_from(there)
 def test_where_nothing_was_kept_the_others_are_edited_again(there, tmp_path):
     lm, facts = embedded_lm(), requests(2)
     about = edit_store.read_manifest("b/edits/0000")["method"]
-    edit = packaged_editor(there.cache, "ft", "model=tiny-gpt2", "method.steps=2").edit(lm, facts)
-    edit_store.save(edit, tmp_path / "e", lm, facts, about)
+    editor = packaged_editor(there.cache, "ft", "model=tiny-gpt2", "method.steps=2")
+    edit_store.save(editor.edit(lm, facts), tmp_path / "e", lm, facts, about)
     ended = there.run("undo", str(tmp_path / "e"), "--fact", "1", "--out", there.out)
     assert ended.code == 0 and "edited again from the beginning" in " ".join(ended.err.split()), ended.err
-    alone = packaged_editor(there.cache, "ft", "model=tiny-gpt2", "method.steps=2").edit(lm, facts[1:])
+    editor.reset()
+    alone = editor.edit(lm, facts[1:])
     found = edit_store.load(there.out, lm)
     assert isinstance(found, WeightDelta)
     assert found.updates.keys() == alone.updates.keys()
@@ -200,13 +207,11 @@ def test_what_cannot_be_taken_out_is_told_before_a_model_is_loaded(there, words,
 def test_a_file_gives_a_method_values_and_nothing_else(there):
     told, model, file = edit_store.read_manifest("a/edits/0000")["method"], {"model": "tiny-gpt2"}, Path("edit.json")
     moments = told["moments"]
-    assert method_node(told, model, {}, [], file).value.steps == 3
-    assert method_node(told, model, {}, ["method.value.steps=7"], file).value.steps == 7
-    assert (
-        method_node(told, model, {}, [], file).moments.cache_dir != moments["cache_dir"]
-    )  # a place of another machine
+    node = method_node(told, model, {}, ["method.context.seed=7"], file)
+    assert (node.value.steps, node.context.seed, node.moments.documents) == (3, 7, 40)
+    assert node.moments.cache_dir != moments["cache_dir"]  # a place of another machine
     for changed, error, words in (
-        ({"context": {"starts": ["${oc.env:HOME}"]}}, MissingError, r"method\.context holds \$"),
+        ({"context": {"starts": ["${oc.env:HOME}"]}}, MissingError, r"method holds \$"),
         ({"moments": {**moments, "import_npz": "/etc/x.npz"}}, UsageError, "give stats.import_npz=FILE"),
         ({"moments": {**moments, "corpus": {"type": "text-file", "path": "/x"}}}, UsageError, "give corpus=NAME"),
         ({"name": "os.system"}, MissingError, "no method here"),

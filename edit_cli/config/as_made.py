@@ -41,6 +41,8 @@ def method_node(
         UsageError: a setting that this version does not take, or one that only the user can give; says which.
         MissingError: the file names no method of this version, or has what no file may have.
     """
+    if UNSAFE.search(str(told)):
+        raise MissingError(f"{file} is damaged: method holds ${{…}}; make the edit again")
     chosen = next((text.partition("=")[2] for text in given if override_key(text) == "method"), told.get("name"))
     known = [entry.name for entry in catalog.entries("method")]
     if chosen not in known:
@@ -70,8 +72,6 @@ def _settings(
             continue
         hint, value, key = hints(cls)[field.name], told[field.name], f"{at}.{field.name}"
         part = part_of(hint)
-        if UNSAFE.search(str(value)):
-            raise MissingError(f"{file} is damaged: method.{field.name} holds ${{…}}; make the edit again")
         if part is None or not isinstance(value, Mapping):
             yield key, value, hint
             continue
