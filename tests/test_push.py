@@ -165,6 +165,19 @@ def test_an_edit_that_was_changed_is_not_sent(there, tmp_path):
     assert ended.code == 3 and "was changed after it was saved" in ended.error and not there.hub.asked
 
 
+def test_steps_of_a_sequence_are_no_edits_by_themselves(there, tmp_path):
+    lm = embedded_lm()
+    for number in (0, 1):
+        about = {"name": "memit", "made": {"seconds": 1.0, "step": number}}
+        edit_store.save(delta(1), tmp_path / "edits" / f"{number:05d}", lm, [FACT], about)
+    for words in (("push", "hub:ada/x"), ("undo", "--fact", "1", "--out", "x")):
+        for step in ("00000", "00001"):
+            ended = there.run(words[0], str(tmp_path / "edits" / step), *words[1:])
+            assert ended.code == 2 and "one of the steps of a sequence" in ended.error
+    whole = there.run("push", str(tmp_path), "hub:ada/x")
+    assert whole.code == 2 and "holds 2 saved edits: name one of them" in whole.error
+
+
 def test_a_checkpoint_goes_without_logs_and_places_and_is_found_as_a_model(there, tmp_path, monkeypatch):
     folder = tmp_path / "checkpoint"
     folder.mkdir()

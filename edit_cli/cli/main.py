@@ -301,9 +301,16 @@ def env(as_json: Json = False) -> int:
 
 def _edit(place: Path) -> Path:
     """The folder of an edit or a run that is given; one of the hub is fetched first."""
+    from edit_cli.files import hub
+
+    if not hub.is_address(place):
+        return expanded(place)
+    from edit_cli.console import ConsoleMonitor, Screen
     from edit_cli.experiment.saved_edits import edit_here
 
-    return edit_here(place)
+    monitor = ConsoleMonitor(Screen())
+    with monitor.working(), monitor.phase("fetch"):
+        return edit_here(place)
 
 
 def _explain(name: str, overrides: list[str]) -> int:

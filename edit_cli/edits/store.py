@@ -334,8 +334,7 @@ def let_go(directory: Path, state_after: str) -> None:
             if left:
                 write_tensors(directory / REMAINS, left)
         write_json(directory / MANIFEST, {**manifest, "state_after": state_after})
-    for file in (TENSORS, BY_FACT):
-        (directory / file).unlink(missing_ok=True)
+    (directory / TENSORS).unlink(missing_ok=True)
 
 
 def remains(directory: Path, lm: LM) -> Edit:

@@ -95,7 +95,7 @@ def one_edit(directory: Path) -> Path:
     """The one edit that a directory is, or that a run has saved.
 
     Raises:
-        UsageError: the run has several, or it is a step of a sequence on top of others.
+        UsageError: the run has several, or it is one of the steps of a sequence.
     """
     path = directory
     if not (directory / edit_store.MANIFEST).is_file() and (directory / EDITS).is_dir():
@@ -103,8 +103,11 @@ def one_edit(directory: Path) -> Path:
         if len(saved) != 1:
             raise UsageError(f"{directory} holds {many(len(saved), 'saved edit')}: name one of them")
         path = saved[0]
-    if edit_store.read_manifest(path)["method"].get("made", {}).get("step", 0):
-        raise UsageError(f"{path} is a step of a sequence and stands on those before it, so it is no edit by itself")
+    step = edit_store.read_manifest(path)["method"].get("made", {}).get("step")
+    if step or (step == 0 and len(list(path.absolute().parent.glob("[0-9]*"))) > 1):
+        raise UsageError(
+            f"{path} is one of the steps of a sequence, which stand on each other: it is no edit by itself"
+        )
     return path
 
 

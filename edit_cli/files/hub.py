@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,8 +121,7 @@ def _api() -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
-    if sys.stderr is None or not sys.stderr.isatty():
-        disable_progress_bars()
+    disable_progress_bars()  # the monitor tells how long it takes
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="edit-cli")
 
 
