@@ -89,7 +89,8 @@ class TrainableConfig(EditorConfig):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it is trained."""
     checkpoint: Annotated[str | None, NotInRecipe] = None
-    """Folder of a trained editor; null: the one in cache_dir that was trained on this model with these settings."""
+    """Folder of a trained editor, or hub:owner/name[:folder]; null: the one in cache_dir that was trained on this model
+    with these settings."""
     trained_on: Annotated[str | None, NotInRecipe, Linked("${oc.select:dataset.name,null}")] = None
     """Data set that it learnt from; where there is none of it, that of another data set is taken, and named."""
     cache_dir: Annotated[str, NotInRecipe, Linked("${cache_dir}/editors")] = "~/.cache/edit-cli/editors"
