@@ -98,6 +98,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "embedded-text": "edit_cli.statistics.corpora:EmbeddedText",
         "evaluate-protocol": "edit_cli.experiment.protocol:EvaluateProtocol",
         "hub-text": "edit_cli.statistics.corpora:HubText",
+        "inspect-protocol": "edit_cli.inspection.settings:InspectOptions",
+        "inspect-settings": "edit_cli.experiment.settings:InspectSettings",
         "lifelong": "edit_cli.experiment.protocol:SequentialProtocol",
         "model": "edit_cli.lm.loading:ModelOptions",
         "second-moments": "edit_cli.statistics.moments:MomentStore",
