@@ -38,6 +38,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "icl-oracle": "edit_cli.editors.retrieval.icl_oracle:ICLOracle",
         "ike": "edit_cli.editors.retrieval.ike:IKE",
         "ke": "edit_cli.editors.meta.ke:KE",
+        "kn": "edit_cli.editors.locate.kn:KN",
         "locft": "edit_cli.editors.finetune.locft:LocFT",
         "lookup": "edit_cli.editors.retrieval.lookup:Lookup",
         "lora": "edit_cli.editors.finetune.lora:Lora",
