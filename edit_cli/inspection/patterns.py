@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"[^\W\d_]{4,}")
 COMMON = 0.5  # share of the triggers that makes something a pattern
-SELDOM = 0.1  # share of random prefixes up to which a word is telling
+SELDOM = 0.03  # share of random prefixes up to which a word is telling
 WORDS = 3  # shared words that are told
 REMOVED = ("first", "last", "random")
 

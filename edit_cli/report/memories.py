@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -25,8 +25,8 @@ OF_TEXT = ("documents", "prefixes", "measured")
 TOLD = 4  # tokens of a vector in the table
 NOTES = {
     "triggers": "shallow: at least half of a key's triggers end with the same token; semantic: they share a word that"
-    " one random prefix in ten has at most. without last, first: relative change of the key's coefficient where that"
-    " token of a trigger is removed.",
+    " three random prefixes in a hundred have at most. without last, first: relative change of a key's coefficient"
+    " where that token of its triggers is removed, the median over keys.",
     "values": "agreement: the value's top token is the next token of the key's strongest trigger, over all keys that"
     " fire; chance: the same if values and triggers were dealt out anew.",
     "layers": "active: memories that carry 90 % of the layer's output (of ReLUs: all above zero); alone: the layer's"
@@ -74,7 +74,7 @@ def _layer(line: Line, keys: Sequence[Line]) -> dict[str, Any]:
         "shallow": kinds["shallow"] / len(patterns) if patterns else None,
         "semantic": kinds["semantic"] / len(patterns) if patterns else None,
         "documents_apart": fmean(found["documents"] for found in patterns) if patterns else None,
-        "removed": {which: fmean(found[which] for found in removed) for which in REMOVED} if removed else None,
+        "removed": {which: median(found[which] for found in removed) for which in REMOVED} if removed else None,
     }
 
 
