@@ -28,10 +28,10 @@ test: $(INSTALLED) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(INSTALLED) ## run the tests that take minutes too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not faults'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not faults' -o faulthandler_timeout=3600
 
 test-faults: $(INSTALLED) ## kill commands at random moments, feed them wrong input, undo every method (an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -m faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -m faults -o faulthandler_timeout=14400
 
 tiny-model: $(INSTALLED) ## train the embedded model and its world again (minutes)
 	$(BIN)/python -m tools.tiny_world world

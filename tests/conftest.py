@@ -15,6 +15,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
 
 QUICK = ("protocol.observe.sample=false", "protocol.observe.max_new_tokens=3", "model.device=cpu")
+FEW_LINES = "few lines.txt"
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,14 @@ Cli = Callable[..., Ended]
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory) -> Path:
-    """Second moments are computed once for all tests, and never in the user's cache."""
-    return tmp_path_factory.mktemp("cache")
+    """Second moments are computed once for all tests, and never in the user's cache; with it lies a text that is read
+    quickly.
+    """
+    from edit_cli.assets import FOLDER
+
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / FEW_LINES).write_text("\n".join((FOLDER / "world" / "heldout.txt").read_text().splitlines()[:4]))
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +72,10 @@ def invoke(cache_dir: Path, *arguments: str, quick: bool = False) -> Ended:
     from edit_cli.cli.main import app
 
     small = (*QUICK, f"cache_dir={cache_dir}", "stats.documents=40") if quick else ()
+    if quick and not any(argument.startswith("figures=") for argument in arguments):
+        small = (*small, "figures=false")
+    if quick and not any(argument.startswith(("model=", "model.perplexity_text=")) for argument in arguments):
+        small = (*small, f"model.perplexity_text={cache_dir / FEW_LINES}")
     result = CliRunner().invoke(app, [*arguments, *small], prog_name="edit-cli")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -71,7 +71,7 @@ def test_batches_do_not_see_each_other(cli):
     assert first["before"]["perplexity"] == second["before"]["perplexity"]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bits_without_losing_or_repeating_a_case(cli, kill_after, size):
     arguments = ("evaluate", *FT, "limit=4", f"protocol.batch_size={size}")
     assert cli(*arguments, "run_dir=whole", quick=True).code == 0

@@ -149,7 +149,7 @@ def test_compare_where_nothing_can_be_written(cli, monkeypatch):
 
 def test_a_disk_that_fills_up_during_a_run(cli, monkeypatch):
     """Whatever is being written: what is finished is kept, and the same command goes on."""
-    command = ("sequential", *FT, "limit=2", "protocol.batch_size=1", "protocol.holdout=0", "run_dir=r")
+    command = ("sequential", *FT, "limit=2", "protocol.batch_size=1", "protocol.holdout=0", "run_dir=r", "figures=true")
     with monkeypatch.context() as patch:
         full = fails(OSError(errno.ENOSPC, FULL.strerror, "r/x.png"))
         patch.setattr("edit_cli.report.figures.style.write", full)

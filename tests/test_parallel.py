@@ -147,13 +147,13 @@ def wait_for_lines(run: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_the_run_and_what_is_finished_stays(cli, tmp_path, rank):
     arguments = ("evaluate", "method=ft", "method.steps=30", "limit=24")
     running = start(*arguments, "processes=2", "run_dir=cut")
     wait_for_lines(tmp_path / "cut", 2)
     os.kill(members("cut")[rank], signal.SIGKILL)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 1
     assert f"process {rank} of 2 was killed (SIGKILL)" in err
     assert "Traceback" not in err
@@ -174,7 +174,7 @@ def test_an_interruption_reaches_all(tmp_path, monkeypatch):
     wait_for_lines(tmp_path / "cut", 1)
     pids = members("cut")
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err
@@ -189,7 +189,7 @@ def test_none_goes_on_when_the_starter_is_gone(tmp_path, monkeypatch):
     wait_for_lines(tmp_path / "cut", 1)
     pids = members("cut")
     running.kill()
-    running.communicate(timeout=60)
+    running.communicate(timeout=300)
     deadline = time.monotonic() + 20
     while left := [pid for pid in pids if alive(pid)]:
         assert time.monotonic() < deadline, left
@@ -233,6 +233,6 @@ def test_wrong_numbers_are_told(cli, arguments, told):
 def test_an_error_that_all_see_is_told_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     running = start("evaluate", "method=ft", "dataset.path=missing.json", "processes=2")
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 3
     assert err.count("missing.json") == 1

@@ -53,7 +53,11 @@ def present(lm: LM) -> dict[str, torch.Tensor]:
     return snapshot(lm) | sides
 
 
-@pytest.fixture(params=METHODS)
+# one that remembers, one beside the weights, one with neither; the others are the same code
+FEW = {"ft", "ultraedit", "wise"}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in METHODS])
 def made(request, tmp_path):
     overrides = METHODS[request.param]
     if request.param == "wise":
@@ -113,7 +117,7 @@ def test_what_is_remembered_beside_the_weights_stays(tmp_path):
         edit_store.load(tmp_path / "00000", lm)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("at", [1, *(pytest.param(at, marks=pytest.mark.slow) for at in (2, 3, 6)), 4])
 def test_being_killed_while_earlier_weights_are_let_go_costs_nothing(at, tmp_path, monkeypatch):
     def editor():
         return packaged_editor(tmp_path, "ft", "method.steps=2")

@@ -17,7 +17,7 @@ from edit_cli.requests import Case, EditRequest, Probe
 
 GRACE = ("method=grace", "method.layer=4", "method.radius=3.6")
 SMALL = ("protocol=sme", "dataset=world", "protocol.folds=2", "protocol.train=3", "protocol.test=3", "protocol.every=2")
-FINISHED = ("sequential", *GRACE, *SMALL, "limit=6")
+FINISHED = ("sequential", *GRACE, *SMALL, "limit=6", "figures=true")
 RUN = Path("runs/sequential/world/tiny-gpt2/sme/grace")
 
 

@@ -71,8 +71,8 @@ def whole(tmp_path_factory, cache_dir) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, arguments in COMMANDS.items():
-            small = arguments[0] != "trace"
-            ended = invoke(cache_dir, *arguments, f"run_dir={name}", "model.device=cpu", quick=small)
+            small = SMALL if arguments[0] != "trace" else ()
+            ended = invoke(cache_dir, *arguments, f"run_dir={name}", "model.device=cpu", "figures=false", *small)
             assert ended.code == 0, ended.err
         about = {"name": "d", "source": "s", "records_total": 1, "records_dropped": 0, "records_selected": 1,
                  "limit": None, "split": None, "ids_sha256": ""}  # fmt: skip

@@ -39,7 +39,7 @@ from edit_cli.requests import EditRequest
 from edit_cli.statistics.corpora import EmbeddedText
 
 CONF = Path(__file__).parent.parent / "conf" / "tuned" / "tpatcher"
-SMALL = ("method.memory_size=2000", "method.validation_size=500", "method.top_memory=200")
+SMALL = ("method.memory_size=800", "method.validation_size=200", "method.top_memory=200")
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_examples_are_remembered_where_the_data_have_some(tpatcher):
         remembered(tpatcher())
         == remembered(tpatcher(), train=[])
         == remembered(tpatcher("method.negatives=corpus"), train=told)
-        == (2000, 500)
+        == (800, 200)
     )
     with pytest.raises(UsageError, match="method.negatives=corpus"):
         remembered(tpatcher("method.negatives=examples"), train=[])

@@ -2,7 +2,7 @@
 mixed with others.
 
 Run as a script, since a device can be made up only once a process: it puts the embedded model on the processor and the
-twin in several ways, edits it by the methods that are named on the command line, and prints what came of it as JSON.
+twin in several ways, edits it by the methods that the command line has for each, and prints what came of it as JSON.
 """
 
 from __future__ import annotations
@@ -166,10 +166,11 @@ def outcome(lm: LM, method: str, folder: Path) -> dict:
     }
 
 
-def report(methods: list[str], folder: Path) -> dict:
+def report(pairs: list[list[str]], folder: Path) -> dict:
     library = make_up_the_device()
+    # statistics are computed on the processor, and once more in the first of the places
     found: dict = {
-        "plain": {method: outcome(embedded_lm(), method, folder / "plain") for method in methods},
+        "plain": {method: outcome(embedded_lm(), method, folder / "plain") for method in sorted({m for _, m in pairs})},
         "placed": {},
     }
     for number, (title, (there, main)) in enumerate(PLACES.items()):
@@ -179,11 +180,15 @@ def report(methods: list[str], folder: Path) -> dict:
         found["placed"][title] = {
             "devices": sorted(devices - {"meta"}),
             "input": str(lm.device),
-            "methods": {method: outcome(lm, method, folder / str(number)) for method in methods},
+            "methods": {
+                method: outcome(lm, method, folder / ("first" if number == 0 else "plain"))
+                for place, method in pairs
+                if place == title
+            },
         }
     del library
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(report(sys.argv[2:], Path(sys.argv[1]))))
+    print(json.dumps(report(json.loads(sys.argv[2]), Path(sys.argv[1]))))

@@ -100,7 +100,8 @@ class Lifelong(Experiment):
         if isinstance(self.run, Run):
             rejected = {line["case_id"] for line in self.run.lines() if line["error"]}
             edited = [case for step in self.steps for case in step if case.id not in rejected]
-            draw_own(editor, edited, self.run.path, f"{about['name']} on {lm.name}: {self.dataset.name}")
+            if self.settings.figures:
+                draw_own(editor, edited, self.run.path, f"{about['name']} on {lm.name}: {self.dataset.name}")
 
     def _until_destroyed(self, walk: Walk) -> Iterator[Line]:
         if self._is_destroyed():

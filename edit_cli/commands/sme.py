@@ -66,7 +66,8 @@ class Sme(Experiment):
         begin().warm_up()
         lines = self.job.process_group.broadcast(self.run.lines() if isinstance(self.run, Run) else [])
         done = {self.run.identity(line): line for line in lines}
-        stream = Stream(lm, begin, begin(), self.run, self.protocol, self.job.about_method, self.kept, done)
+        method, figures = self.job.about_method, self.settings.figures
+        stream = Stream(lm, begin, begin(), self.run, self.protocol, method, self.kept, done, figures)
         _refuse_too_few(stream, self.folds)
         every = (line for number, cases in self.folds.items() for line in walked(stream, number, cases))
         new = (line for line in every if self.run.identity(line) not in done)
@@ -79,7 +80,7 @@ class Stream:
     """What the folds need. begin: makes an editor that remembers nothing; editor: that of the present fold. kept: the
     records of TrainR and TestR.
 
-    done: lines of the run that are there, by their identity.
+    done: lines of the run that are there, by their identity. figures: whether the editor's own are drawn.
     """
 
     lm: LM
@@ -90,6 +91,7 @@ class Stream:
     method: dict[str, Any]
     kept: dict[str, list[Case]]
     done: dict[Any, Line]
+    figures: bool
 
     def ask(self, cases: Sequence[Case], phase: str) -> list[Observation]:
         with self.lm.monitor.phase(phase):
@@ -152,7 +154,7 @@ def walked(stream: Stream, fold: int, cases: Sequence[Case]) -> Iterator[dict[st
             yield line
             if line["mistake"] and edited and not line["error"] and len(edited) % stream.protocol.every == 0:
                 yield _kept(stream, fold, edited)
-        if fold == 0 and stream.lm.process_group.is_main:
+        if fold == 0 and stream.figures and stream.lm.process_group.is_main:
             draw_own(
                 stream.editor,
                 edited,

@@ -89,7 +89,8 @@ class TrainEditor(Experiment):
             summary = learning.summary_of(
                 run.manifest, run.lines(), seconds=self.timer.take(), found=found, checkpoint=str(place)
             )
-            learning.draw(summary, run.path)
+            if self.settings.figures:
+                learning.draw(summary, run.path)
             run.write_summary(summary)
             State(run.path, stamp).clear()
 
@@ -101,7 +102,8 @@ class TrainEditor(Experiment):
         return read_run(self.run.path).summary or {}
 
     def leave(self, summary: Summary, lines: Sequence[Line]) -> list[str]:
-        return [f"editor: {summary['checkpoint']}", f"curves: {self.run.path / learning.NAME}.png"]
+        drawn = [f"curves: {self.run.path / learning.NAME}.png"] if self.settings.figures else []
+        return [f"editor: {summary['checkpoint']}", *drawn]
 
     def exit_code(self, summary: Summary, lines: Sequence[Line]) -> int:
         return 0

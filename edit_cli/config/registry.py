@@ -11,8 +11,10 @@ imported before it is asked for.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
@@ -163,7 +165,7 @@ def plugins(group: str) -> list[EntryPoint]:
     Raises:
         UsageError: a named package declares something else than entry points into itself, or a name is taken.
     """
-    found = list(entry_points(group=group))
+    found = list(_installed(group, tuple(sys.path)))
     for package, module in _named.packages.items():
         declared = getattr(module, DECLARED, {})
         if not isinstance(declared, Mapping) or not declared.keys() <= set(GROUPS):
@@ -182,6 +184,12 @@ def plugins(group: str) -> list[EntryPoint]:
             )
     # an installed package may be named as well
     return sorted(set(found), key=lambda entry: (entry.name, entry.value))
+
+
+@cache
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Entry points of what is installed along the path: looked up once, since that reads a file of every package."""
+    return tuple(entry_points(group=group))
 
 
 def origin(entry: EntryPoint) -> str:

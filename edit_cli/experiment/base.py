@@ -193,6 +193,8 @@ class Experiment(ABC):
 
     def leave(self, summary: Summary, lines: Sequence[Line]) -> list[str]:
         """Write what else the run leaves; a line for each file that says where it lies."""
+        if not self.settings.figures:
+            return []
         drawn = report_of(self.run.manifest).draw(summary, self.run.path)
         return [f"figure: {self.run.path / name}.png" for name in drawn]
 

@@ -23,7 +23,7 @@ from edit_cli.monitor import failed_in
 from edit_cli.runs.run import LOG, MANIFEST, Run, SharedRun
 
 # where things lie, who works on them, and who is told
-PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir", "report", "trackers")
+PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir", "figures", "report", "trackers")
 LENGTH = ("trials", "budget", "out")  # how long is searched, and where it is written: a search may go on for longer
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
 # last parts of keys that move no result: speed and room, and what is refused

@@ -35,6 +35,8 @@ class Settings(Config):
     """Say what would be done and what it would cost, and do nothing; --dry-run says the same."""
     processes: Count = 1
     """Processes of this machine that share the work, each with its own GPU where there are any."""
+    figures: bool = True
+    """Draw the run's figures; without them each run of a large sweep ends a second or two earlier."""
     report: bool = False
     """Write a page to look at, report.html, into the run's directory."""
     trackers: Annotated[list[str], Mark.DISTINCT] = field(default_factory=list)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -65,12 +66,17 @@ def share_interval(values: np.ndarray) -> Interval | None:
 
     Resampling such a sample always gives the same mean, and so an interval of width 0, however few the cases.
     """
-    from scipy import stats
-
     if not len(values) or values[0] not in (0.0, 100.0) or np.any(values != values[0]):
         return None
-    hits = len(values) if values[0] else 0
-    interval = stats.binomtest(hits, len(values)).proportion_ci(LEVEL, method="exact")
+    return _exact(len(values) if values[0] else 0, len(values))
+
+
+@cache
+def _exact(hits: int, count: int) -> Interval:
+    """Clopper–Pearson; a table asks for the same few again and again."""
+    from scipy import stats
+
+    interval = stats.binomtest(hits, count).proportion_ci(LEVEL, method="exact")
     return 100.0 * float(interval.low), 100.0 * float(interval.high)
 
 
