@@ -99,7 +99,7 @@ def test_triggers_are_those_of_a_plain_loop(lm, lines, plain):
 
 def test_agreement_is_that_of_a_plain_loop(lm, lines, plain):
     """A prefix that two sentences begin with goes on as in the one that was read first: either may be."""
-    following = {}
+    following: dict[tuple[int, ...], set[int]] = {}
     for prefix in plain:
         following.setdefault(prefix[:-1], set()).add(prefix[-1])
     embedding = lm.model.transformer.wte.weight
@@ -181,10 +181,17 @@ def test_a_prefix_that_sentences_share_counts_once_and_samples_are_even(lm, opti
 
 
 def test_patterns_are_told_by_ends_and_by_words():
-    decode = " ".join
-    ends = [Prefix((), ("a", "river", name, "of"), "x", number) for number, name in enumerate(("b", "c", "d"))]
+    words = "a river name of b c d e".split()
+
+    def prefix(text, document=0):
+        return Prefix((), tuple(map(words.index, text.split())), 0, document)
+
+    def decode(ids):
+        return " ".join(words[token] for token in ids)
+
+    ends = [prefix(f"a river {word} of", number) for number, word in enumerate("bcd")]
     assert pattern(ends, decode, {})["kind"] == "shallow" and pattern(ends, decode, {})["last"] == ["of", 1.0]
-    theme = [Prefix((), ("river", "b", end), "x", 0) for end in ("c", "d", "e")]
+    theme = [prefix(f"river b {word}") for word in "cde"]
     told = pattern(theme, decode, {})
     assert (told["kind"], told["words"], told["documents"]) == ("semantic", [["river", 1.0]], 1 / 3)
     assert pattern(theme, decode, {"river": 0.5})["kind"] == "none"

@@ -11,6 +11,7 @@ from families import tiny_lm
 
 from edit_cli.editors.locate.context_prefixes import ContextConfig
 from edit_cli.editors.locate.kn import KN, KNConfig, attributions
+from edit_cli.edits.edit import Factors
 from edit_cli.lm.tokenization import Row
 
 ALONE = KNConfig(context=ContextConfig(prefixes=[]), steps=4)
@@ -89,6 +90,7 @@ def test_values_move_from_what_the_model_says_to_the_new_answer(lm):
         torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
     plain = KN(replace(ALONE, scaled=False, subtract=2.0, add=2.0), lm).edit([fact])
     factors = next(iter(plain.updates.values()))
+    assert isinstance(factors, Factors)
     torch.testing.assert_close(factors.left[:, 0], 2 * new - 2 * old)
 
 

@@ -84,6 +84,8 @@ class Prefixes:
             for row in rows:
                 ids = tuple(self.lm.head.vocabulary.readable(row))
                 first = next((place for place, token in enumerate(ids) if token not in special), len(ids))
+                while len(ids) > first and ids[-1] in special:  # an end that some tokenizers add
+                    ids = ids[:-1]
                 if fresh := self._fresh(ids, first):
                     yield Sentence(number, self.documents, ids, first, fresh)
                     number += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Len
@@ -71,7 +71,7 @@ class KN(Editor[KNConfig]):
                 for name, factors in step.updates.items():
                     assert isinstance(factors, Factors)
                     parts.setdefault(name, []).append(factors)
-        updates = {
+        updates: dict[str, Factors | Tensor] = {
             name: Factors(torch.cat([f.left for f in found], 1), torch.cat([f.right for f in found]))
             for name, found in parts.items()
         }
@@ -89,8 +89,9 @@ class KN(Editor[KNConfig]):
             layers = list(range(lm.layout.depth)) if config.layers is None else sorted(config.layers)
             scores = torch.stack([attributions(lm, rows, answer, layer, config.steps) for layer in layers], dim=1)
         neurons = [(layers[i // scores.shape[2]], i % scores.shape[2]) for i in self._refined(scores.flatten(1))]
-        model = lm.model.get_output_embeddings()
-        old, new = (exact(model.weight[token]) for token in (says, wanted[0].target[0]))
+        model: Any = lm.model
+        embeddings = model.get_output_embeddings().weight
+        old, new = (exact(embeddings[token]) for token in (says, wanted[0].target[0]))
         updates: dict[str, Factors | Tensor] = {}
         for layer in sorted({layer for layer, _ in neurons}):
             name, own = lm.layout.mlp_out(layer), [number for one, number in neurons if one == layer]
