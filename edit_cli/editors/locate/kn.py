@@ -118,7 +118,9 @@ class KN(Editor[KNConfig]):
             needed += STEP if count > config.most else -STEP
         kept = (shares >= max(needed, STEP)).nonzero()[:, 0]
         if not len(kept):
-            strength = shares + scores.double().mean(0) / best.double().mean()  # of equal shares the stronger
+            strength = shares + scores.double().mean(0) / best.double().mean().clamp_min(
+                1e-30
+            )  # of equal shares the stronger
             kept = strength.topk(config.fewest).indices.sort().values
         return kept.tolist()
 
