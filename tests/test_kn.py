@@ -13,6 +13,7 @@ from edit_cli.editors.locate.context_prefixes import ContextConfig
 from edit_cli.editors.locate.kn import KN, KNConfig, attributions
 from edit_cli.edits.edit import Factors
 from edit_cli.lm.tokenization import Row
+from edit_cli.requests import EditRequest
 
 ALONE = KNConfig(context=ContextConfig(prefixes=[]), steps=4)
 
@@ -70,6 +71,29 @@ def test_they_add_up_to_the_probability_that_the_activations_are_responsible_for
         assert finest < fine / 3 < coarse / 6 and finest < 0.1 * abs(wanted)
 
 
+@pytest.mark.parametrize("family", ["embedded", "llama"])
+def test_what_the_neurons_write_moves_from_the_old_answer_to_the_new_one(family, lm):
+    """Also where some are negative at the prompt, as in gated MLPs."""
+    model = lm if family == "embedded" else tiny_lm(family)
+    fact = requests(1)[0] if family == "embedded" else EditRequest("{} is in", "Paris", "Rome")
+    edit = KN(replace(ALONE, fewest=20, most=40), model).edit([fact])
+    (row,) = model.head.encode([(fact.text, fact.target_new)])
+    prompt = row.ids[: row.start]
+    with torch.no_grad():
+        says = int(model.model(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
+    embedding = model.model.get_output_embeddings().weight
+    towards = 8 * embedding[row.target[0]] / embedding[row.target[0]].norm() - embedding[says] / embedding[says].norm()
+    signs = set()
+    for layer in {layer for layer, _ in edit.info["neurons"][0]}:
+        name, keys = model.layout.mlp_out(layer), activation(model, prompt, layer)
+        numbers = [number for one, number in edit.info["neurons"][0] if one == layer]
+        sizes = model.weight(name)[:, numbers].norm(dim=0)
+        written = edit.updates[f"{name}.weight"].dense() @ keys
+        torch.testing.assert_close(written, (sizes * keys[numbers].abs()).sum() * towards, atol=1e-4, rtol=1e-4)
+        signs |= {bool(keys[number] < 0) for number in numbers}
+    assert family == "embedded" or signs == {True, False}
+
+
 def test_values_move_from_what_the_model_says_to_the_new_answer(lm):
     (fact,) = requests(1)
     edit = KN(ALONE, lm).edit([fact])
@@ -86,7 +110,11 @@ def test_values_move_from_what_the_model_says_to_the_new_answer(lm):
         moved = edit.stored(lm, name) if name in edit.updates else torch.zeros_like(values)
         expected = torch.zeros_like(values)
         for number in own:
-            expected[number] = values[number].norm() * (8 * new / new.norm() - old / old.norm())
+            expected[number] = (
+                activation(lm, row.ids[: row.start], layer)[number].sign()
+                * values[number].norm()
+                * (8 * new / new.norm() - old / old.norm())
+            )
         torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
     plain = KN(replace(ALONE, scaled=False, subtract=2.0, add=2.0), lm).edit([fact])
     factors = next(iter(plain.updates.values()))

@@ -99,8 +99,10 @@ class KN(Editor[KNConfig]):
             sizes = values.norm(dim=0) if config.scaled else torch.ones_like(values[0])
             units = (part / part.norm() if config.scaled else part for part in (old, new))
             before, after = (torch.outer(unit, sizes) for unit in units)
+            (keys,) = read(lm, rows[:1], [len(rows[0].ids) - 1], [HookPoint(name, "input")])
             picked = torch.zeros(len(own), lm.key_width(layer)).to(new)
-            picked[range(len(own)), own] = 1.0
+            # what a neuron writes that is negative at the prompt, as in gated MLPs, is turned over
+            picked[range(len(own)), own] = torch.where(keys[0, own] < 0, -1.0, 1.0).to(new)
             updates[f"{name}.weight"] = Factors(config.add * after - config.subtract * before, picked)
         return neurons, WeightDelta(updates)
 
