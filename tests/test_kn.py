@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -81,14 +82,17 @@ def test_what_the_neurons_write_moves_from_the_old_answer_to_the_new_one(family,
     prompt = row.ids[: row.start]
     with torch.no_grad():
         says = int(model.model(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
-    embedding = model.model.get_output_embeddings().weight
+    network: Any = model.model
+    embedding = network.get_output_embeddings().weight
     towards = 8 * embedding[row.target[0]] / embedding[row.target[0]].norm() - embedding[says] / embedding[says].norm()
     signs = set()
     for layer in {layer for layer, _ in edit.info["neurons"][0]}:
         name, keys = model.layout.mlp_out(layer), activation(model, prompt, layer)
         numbers = [number for one, number in edit.info["neurons"][0] if one == layer]
         sizes = model.weight(name)[:, numbers].norm(dim=0)
-        written = edit.updates[f"{name}.weight"].dense() @ keys
+        factors = edit.updates[f"{name}.weight"]
+        assert isinstance(factors, Factors)
+        written = factors.dense() @ keys
         torch.testing.assert_close(written, (sizes * keys[numbers].abs()).sum() * towards, atol=1e-4, rtol=1e-4)
         signs |= {bool(keys[number] < 0) for number in numbers}
     assert family == "embedded" or signs == {True, False}
