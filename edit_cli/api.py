@@ -18,6 +18,7 @@ from edit_cli.edits import store
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.experiment.attempt import attempt
+from edit_cli.experiment.saved_edits import edit_here
 from edit_cli.experiment.setup import method_of
 from edit_cli.lm.chat import PLAIN, ChatOptions, Forms, forms_on
 from edit_cli.lm.loading import ModelOptions
@@ -159,10 +160,12 @@ def save(
 def attach(directory: str | Path, lm: LM) -> list[Edit]:
     """Put a saved edit on the model, with those that it stands on; `lm.detach()` takes the last one off.
 
+    directory: hub:owner/name[:folder] is one on the hub.
+
     Raises:
         MissingError: it is damaged, or was made for another model.
     """
-    return store.attach(directory, lm)
+    return store.attach(edit_here(directory), lm)
 
 
 def _options(chat: Chat) -> ChatOptions:

@@ -94,7 +94,7 @@ def run(cli: Cli, line: str, cache: Path) -> None:
         more = (*(SMALL if words[0] == "trace" else ASKED), *LIMITS.get(words[0], ()))
         more += TRAINED if "method=mend" in words else ()
         more = tuple(word for word in more if words[0] != "edit" or not word.startswith("limit"))
-    ended = cli(*words, *more, *((f"cache_dir={cache}",) if words[0] in CONFIGURED else ()))
+    ended = cli(*words, *more, *((f"cache_dir={cache}",) if words[0] in (*CONFIGURED, "undo") else ()))
     if "method=serac" in words:  # the page says that it names the training that is missing
         assert (ended.code, "edit-cli train-editor method=serac" in ended.err) == (3, True)
         return
@@ -149,7 +149,7 @@ def test_tracing_as_its_page_has_it(cli, cache_dir):
 def test_sharing_as_its_page_has_it(cli, cache_dir):
     pytest.importorskip("peft")
     page = ROOT / "docs" / "sharing-edits.md"
-    for line in commands(page):
+    for line in [line for block in blocks(page) for line in block.splitlines()]:
         run(cli, line, cache_dir)
     (code,) = blocks(page, "python")
     said: list[str] = []

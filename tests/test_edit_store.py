@@ -261,7 +261,7 @@ def forged(directory: Path, name: str) -> None:
     """Name another class and make the id right again, as whoever wants code to be run would."""
     rewrite(directory, type=name)
     manifest = json.loads((directory / "edit.json").read_text())
-    rewrite(directory, id=edit_store._identity(directory / "edit.safetensors", manifest))
+    rewrite(directory, id=edit_store.identity(directory / "edit.safetensors", manifest))
 
 
 @pytest.mark.parametrize(

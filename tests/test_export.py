@@ -268,7 +268,7 @@ def test_choices_that_make_no_sense_are_refused(cli):
     lm = embedded_lm()
     edit_store.save(delta(lm, **{OUT.format(1): 2}), "e", lm, [FACT], {"name": "rome"})
     for words, told in (
-        (("--to", "pefd"), "choose peft or checkpoint"),
+        (("--to", "pefd"), "choose peft, gguf-lora or checkpoint"),
         (("--to", "checkpoint", "--rank", "3"), "--rank is of adapters"),
         (("--to", "peft", "--rank", "0"), "--rank"),
     ):

@@ -93,7 +93,11 @@ def test_the_weights_are_away_and_can_be_read_all_the_same(kind):
 
 @pytest.mark.parametrize(
     "kind, name",
-    [*(("disk", name) for name in METHODS), *(("host", name) for name in ("memit", "rome", "ft", "lookup"))],
+    [
+        pytest.param(kind, name, marks=() if name in ("memit", "ft", "lookup") else pytest.mark.slow)
+        for kind, names in {"disk": METHODS, "host": ("memit", "rome", "ft", "lookup")}.items()
+        for name in names
+    ],
 )
 def test_an_edit_is_the_same_bit_for_bit(kind, name, statistics, tmp_path):
     """Made, attached, saved, loaded and taken off as on a model that fits."""
@@ -305,7 +309,7 @@ FACT = {"prompt": "{} plays the", "subject": "Jormia Stenenen", "target": "organ
 MAP = "model.device_map={" + ",".join(f"{part}:{place}" for part, place in HALF.items()) + "}"
 
 
-@pytest.mark.parametrize("method", ["memit", "rome", "lookup"])
+@pytest.mark.parametrize("method", ["memit", pytest.param("rome", marks=pytest.mark.slow), "lookup"])
 def test_evaluate_gives_the_same_lines(cli, method):
     command = ("evaluate", f"method={method}", "limit=2")
     assert cli(*command, "run_dir=plain", quick=True).code == 0

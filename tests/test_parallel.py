@@ -161,7 +161,7 @@ def test_a_process_that_dies_ends_the_run_and_what_is_finished_stays(cli, tmp_pa
     assert 2 <= len(done) < 24
     shown = cli("ls", "runs", "--runs-dir", ".")
     assert ("failed" if rank else "interrupted") in shown.out
-    ended = cli(*arguments, "run_dir=cut", quick=True)
+    ended = cli(*arguments, *QUICK, "run_dir=cut", "figures=false")
     assert ended.code == 0, ended.err
     assert json_lines(tmp_path / "cut/results.jsonl")[: len(done)] == done
     assert summary("cut")["n"] == 24

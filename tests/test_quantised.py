@@ -186,8 +186,14 @@ def test_small_updates_add_up(bits, dtype, bitsandbytes):
     assert torch.equal(lm.weight(name), before)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@kinds
+@pytest.mark.parametrize(
+    "name, bits, dtype",
+    [
+        pytest.param(name, *kind, marks=() if kind == KINDS[1] or name in ("memit", "ft") else pytest.mark.slow)
+        for kind in KINDS
+        for name in METHODS
+    ],
+)
 def test_every_method_edits_it(name, bits, dtype, statistics, tmp_path, bitsandbytes):
     lm, wanted = model(bits, dtype), requests(2)
     before, untouched = answers(lm, wanted), whole(lm)

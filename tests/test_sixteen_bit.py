@@ -94,9 +94,15 @@ def test_fifty_saved_updates_attached_again_are_the_same_bits(dtype, tmp_path):
 @pytest.mark.parametrize(
     "method, dtype",
     [
-        *((name, "bfloat16") for name in ("memit", "alphaedit", "rome", "ft", "ultraedit")),
-        ("memit", "float16"),
+        ("memit", "bfloat16"),
         ("ft", "float16"),
+        *(
+            pytest.param(name, dtype, marks=pytest.mark.slow)
+            for name, dtype in [
+                *((name, "bfloat16") for name in ("alphaedit", "rome", "ft", "ultraedit")),
+                ("memit", "float16"),
+            ]
+        ),
     ],
 )
 def test_a_resumed_sequence_is_the_unbroken_one(method, dtype, statistics, tmp_path):
@@ -150,8 +156,13 @@ def test_a_killed_sequence_of_the_command_goes_on_in_the_same_bits(cli, kill_aft
 # ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
-@dtypes
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        *((name, "bfloat16") for name in METHODS),
+        *(pytest.param(name, "float16", marks=() if name in ("memit", "ft") else pytest.mark.slow) for name in METHODS),
+    ],
+)
 def test_every_method_edits_and_leaves_no_trace(name, dtype, statistics):
     lm, wanted = load(dtype), requests(2)
     before, untouched = losses(lm, wanted), snapshot(lm)
@@ -181,7 +192,9 @@ class LinearAlgebra(TorchFunctionMode):
 @pytest.mark.parametrize(
     "name, more",
     [
-        *((name, ()) for name in ("memit", "rome", "emmet", "alphaedit", "pmet", "ultraedit")),
+        ("memit", ()),
+        ("ultraedit", ()),
+        *(pytest.param(name, (), marks=pytest.mark.slow) for name in ("rome", "emmet", "alphaedit", "pmet")),
         ("memit", ("method.prune=2.0",)),
     ],
 )

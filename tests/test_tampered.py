@@ -373,7 +373,7 @@ def forge(folder: Path, manifest: dict[str, Any], tensors: dict[str, torch.Tenso
     if tensors is not None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "edit.safetensors")
     if all(key in manifest for key in edit_store.MEANING):
-        manifest["id"] = edit_store._identity(folder / "edit.safetensors", manifest)
+        manifest["id"] = edit_store.identity(folder / "edit.safetensors", manifest)
     (folder / "edit.json").write_text(json.dumps(manifest))
 
 

@@ -29,8 +29,10 @@ OTHERS = {
     "report": "Write a page to look at: tables, figures, every case, settings; several runs side by side.",
     "ask": "Ask a model with and without an edit, side by side.",
     "edits": "List saved edits: facts, kind, size, and what each stands on.",
+    "undo": "Take facts out of a saved edit; the others stay.",
     "apply": "Bake a weight edit into a plain transformers checkpoint.",
-    "export": "Write a weight edit for other programs: a PEFT adapter or a checkpoint, with a model card.",
+    "export": "Write a weight edit for other programs: an adapter for PEFT or llama.cpp, or a checkpoint; with a card.",
+    "push": "Send an edit, a checkpoint, a trained editor or statistics to the Hugging Face hub.",
     "env": "Show versions and devices.",
 }
 EXAMPLES = {

@@ -181,7 +181,7 @@ def apply(edit_dir: EditDir, out: Out, base: dict[str, Any]) -> int:
     from edit_cli.commands import apply
     from edit_cli.experiment.saved_edits import Base
 
-    return apply.run(expanded(edit_dir), expanded(out), Base(**base))
+    return apply.run(_edit(edit_dir), expanded(out), Base(**base))
 
 
 @_command("export")
@@ -191,8 +191,9 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="peft: a LoRA adapter beside the model; checkpoint: as `apply`, with a card",
-            autocompletion=lambda: ["peft", "checkpoint"],
+            help="peft: a LoRA adapter beside the model; gguf-lora: one for llama.cpp; checkpoint: as `apply`, with a"
+            " card",
+            autocompletion=lambda: ["peft", "gguf-lora", "checkpoint"],
         ),
     ],
     base: dict[str, Any],
@@ -200,11 +201,15 @@ def export(
         int | None,
         typer.Option(min=1, help="the most that an adapter may have in a matrix; without it, as many as it takes"),
     ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="of gguf-lora: general.architecture of the base model's file, if it is called otherwise"),
+    ] = None,
 ) -> int:
     from edit_cli.commands import export
     from edit_cli.experiment.saved_edits import Base
 
-    return export.run(expanded(edit_dir), to, expanded(out), Base(**base), rank)
+    return export.run(_edit(edit_dir), to, expanded(out), Base(**base), rank, arch)
 
 
 @_command("ask")
@@ -234,17 +239,57 @@ def ask(
     from edit_cli.experiment.saved_edits import Base
 
     asking = ask.Asking(max_new_tokens, sample, seed, edited_only)
-    return ask.run(expanded(edit_dir), prompts or [], Base(**base), asking, as_json, ask.Chat(chat, system))
+    return ask.run(_edit(edit_dir), prompts or [], Base(**base), asking, as_json, ask.Chat(chat, system))
 
 
 @_command("edits")
 def edits(
-    directory: Annotated[Path, typer.Argument(help="an edit, a run with saved edits, or a folder of such")],
+    directories: Annotated[list[Path], typer.Argument(help="edits, runs with saved edits, or folders of such")],
+    every: Annotated[bool, typer.Option("--all", help="list all facts, not only the first ones of each edit")] = False,
     as_json: Json = False,
 ) -> int:
     from edit_cli.commands import edits
 
-    return edits.run(expanded(directory), as_json)
+    return edits.run([_edit(directory) for directory in directories], every, as_json)
+
+
+@_command("undo")
+def undo(
+    edit_dir: EditDir,
+    fact: Annotated[
+        list[str],
+        typer.Option(help="what to take out: a number as `edits` counts, a subject or a statement; may be repeated"),
+    ],
+    out: Out,
+    base: dict[str, Any],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="settings of the method that the edit cannot name: cache_dir=DIR"
+        ),
+    ] = None,
+) -> int:
+    from edit_cli.commands import undo
+    from edit_cli.experiment.saved_edits import Base
+
+    return undo.run(_edit(edit_dir), fact, expanded(out), Base(**base), settings or [])
+
+
+@_command("push", plugins=False)
+def push(
+    directory: Annotated[
+        Path, typer.Argument(help="an edit, a run with one, a checkpoint, an adapter, a trained editor, statistics")
+    ],
+    to: Annotated[str, typer.Argument(help="hub:owner/name, or hub:owner/name:folder", metavar="HUB")],
+    private: Annotated[bool, typer.Option("--private", help="make the repository a private one")] = False,
+    revision: Annotated[str | None, typer.Option(help="branch to commit to; made where there is none")] = None,
+    message: Annotated[str | None, typer.Option(help="of the commit")] = None,
+    update: Annotated[bool, typer.Option("--update", help="add a commit to a repository that is there")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be sent, and send nothing")] = False,
+) -> int:
+    from edit_cli.commands import push
+
+    return push.run(expanded(directory), to, private, revision, message, update, dry_run)
 
 
 @_command("env", plugins=False)
@@ -252,6 +297,20 @@ def env(as_json: Json = False) -> int:
     from edit_cli.commands import env
 
     return env.run(as_json)
+
+
+def _edit(place: Path) -> Path:
+    """The folder of an edit or a run that is given; one of the hub is fetched first."""
+    from edit_cli.files import hub
+
+    if not hub.is_address(place):
+        return expanded(place)
+    from edit_cli.console import ConsoleMonitor, Screen
+    from edit_cli.experiment.saved_edits import edit_here
+
+    monitor = ConsoleMonitor(Screen())
+    with monitor.working(), monitor.phase("fetch"):
+        return edit_here(place)
 
 
 def _explain(name: str, overrides: list[str]) -> int:

@@ -24,7 +24,9 @@ Plugins = Annotated[
     typer.Option("--plugin", help="a package of yours whose metrics and edits are used; may be repeated"),
 ]
 Wanted = Annotated[bool, typer.Option("--help", "-h", is_eager=True)]
-EditDir = Annotated[Path, typer.Argument(help="directory of an edit, or of a run with saved edits")]
+EditDir = Annotated[
+    Path, typer.Argument(help="directory of an edit, or of a run with saved edits; hub:owner/name[:folder]: one there")
+]
 Out = Annotated[Path, typer.Option(help="folder for what is written; must not exist or be empty")]
 Runs = Annotated[list[str], typer.Argument(help="directories of runs, folders of them, or patterns ('runs/*/memit*')")]
 Against = Annotated[

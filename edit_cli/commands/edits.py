@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,23 @@ from edit_cli.errors import MissingError
 from edit_cli.report.tables.saved import edits_table
 
 
-def run(directory: Path, as_json: bool) -> int:
-    """Print one line an edit. An edit itself is listed with those that it stands on, base first."""
+def run(directories: Sequence[Path], every: bool, as_json: bool) -> int:
+    """Print one line an edit. An edit itself is listed with those that it stands on, base first.
+
+    every: with all of its facts.
+    """
+    rows, screen = [_row(path) for path in dict.fromkeys(p for each in directories for p in _below(each))], Screen()
+    screen.json(rows) if as_json else screen.show(edits_table(rows, every))
+    return 0
+
+
+def _below(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise MissingError(f"{directory} is no folder: give an edit, a run, or a folder of runs")
     paths = edit_store.chain(directory) if (directory / edit_store.MANIFEST).exists() else sorted(_edits(directory))
     if not paths:
         raise MissingError(f"{directory} holds no saved edit")
-    rows, screen = [_row(path) for path in paths], Screen()
-    screen.json(rows) if as_json else screen.show(edits_table(rows))
-    return 0
+    return paths
 
 
 def _edits(directory: Path) -> Iterator[Path]:
@@ -41,7 +48,8 @@ def _row(path: Path) -> dict[str, Any]:
         manifest = edit_store.read_manifest(path)
     except MissingError as error:
         return {"path": str(path), "error": str(error)}
-    files = (path / name for name in (edit_store.TENSORS, edit_store.REMAINS, edit_store.MANIFEST))
+    names = (edit_store.TENSORS, edit_store.REMAINS, edit_store.BY_FACT, edit_store.MANIFEST)
+    files = (path / name for name in names)
     return {
         "path": str(path),
         "id": manifest["id"],
@@ -52,5 +60,6 @@ def _row(path: Path) -> dict[str, Any]:
         "touched": sorted(manifest["touched"]),
         "bytes": sum(file.stat().st_size for file in files if file.exists()),
         "parent": manifest["parent"],
+        "undone": manifest.get("undone"),
         "error": None,
     }

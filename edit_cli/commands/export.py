@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edit_cli.commands import apply
 from edit_cli.console import ConsoleMonitor, Screen
-from edit_cli.edits import peft_adapter
+from edit_cli.edits import gguf_adapter, peft_adapter
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.low_rank import LowRank, added, low_rank
 from edit_cli.errors import UsageError
@@ -17,23 +17,30 @@ from edit_cli.report.model_card import Card
 from edit_cli.report.tables.saved import adapter_table
 from edit_cli.wording import many
 
-FORMATS = ("peft", "checkpoint")
+FORMATS = ("peft", "gguf-lora", "checkpoint")
+READERS = {"peft": "PeftModel.from_pretrained", "gguf-lora": f"--lora {gguf_adapter.FILE} of llama.cpp"}
 CANNOT, HOLDER = "cannot be exported as an adapter", "an adapter"
 CARD = "README.md"
 
 
-def run(directory: Path, to: str, out: Path, base: Base, rank: int | None = None) -> int:
-    """Write the edit to `out`, with a model card. rank: the most that an adapter may have in each matrix."""
+def run(directory: Path, to: str, out: Path, base: Base, rank: int | None = None, arch: str | None = None) -> int:
+    """Write the edit to `out`, with a model card. rank: the most that an adapter may have in each matrix. arch: what
+    GGUF calls the kind of model.
+    """
     if to not in FORMATS:
-        raise UsageError(f"--to {to}: choose {' or '.join(FORMATS)}")
+        raise UsageError(f"--to {to}: choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if arch is not None and to != "gguf-lora":
+        raise UsageError(f"--arch {arch} is of --to gguf-lora")
     if to == "checkpoint":
         if rank is not None:
-            raise UsageError("--rank is of adapters (--to peft): a checkpoint holds whole matrices")
+            raise UsageError("--rank is of adapters (--to peft, gguf-lora): a checkpoint holds whole matrices")
         return apply.run(directory, out, base, partial(_card, directory))
-    return _adapter(directory, out, base, rank)
+    if to == "gguf-lora":
+        gguf_adapter.library()
+    return _adapter(directory, to, out, base, rank, arch)
 
 
-def _adapter(directory: Path, out: Path, base: Base, rank: int | None) -> int:
+def _adapter(directory: Path, to: str, out: Path, base: Base, rank: int | None, arch: str | None) -> int:
     paths = weight_edits(directory, CANNOT, HOLDER)
     require_new(out)
     screen = Screen()
@@ -53,17 +60,20 @@ def _adapter(directory: Path, out: Path, base: Base, rank: int | None) -> int:
     factors = {module: part.factors for module, part in parts.items()}
     require_room(out, 4 * sum(f.left.numel() + f.right.numel() for f in factors.values()), f"--out {out}")
     with replacing(out, f"--out {out}") as temporary:
-        peft_adapter.write(temporary, lm, factors, made_for["id"], made_for["revision"])
-        _card(directory, temporary, paths, parts)
+        if to == "peft":
+            peft_adapter.write(temporary, lm, factors, made_for["id"], made_for["revision"])
+        else:
+            gguf_adapter.write(temporary, lm, factors, arch)
+        _card(directory, temporary, paths, parts, "" if to == "peft" else gguf_adapter.FILE)
     screen.show(adapter_table(parts))
-    screen.note(
-        f"{many(len(requests_of(paths)), 'edited fact')} beside {lm.name}, as PeftModel.from_pretrained reads it:"
-    )
+    screen.note(f"{many(len(requests_of(paths)), 'edited fact')} beside {lm.name}, as {READERS[to]} reads it:")
     screen.line(str(out))
     return 0
 
 
-def _card(directory: Path, folder: Path, paths: list[Path], parts: dict[str, LowRank] | None = None) -> None:
+def _card(
+    directory: Path, folder: Path, paths: list[Path], parts: dict[str, LowRank] | None = None, file: str = ""
+) -> None:
     run = run_of(directory)
     made_for = edit_store.read_manifest(paths[0])["base_model"]
     card = Card(
@@ -74,5 +84,6 @@ def _card(directory: Path, folder: Path, paths: list[Path], parts: dict[str, Low
         requests_of(paths),
         (run and run.summary) or {},
         parts,
+        file=file,
     )
     (folder / CARD).write_text(str(card), encoding="utf-8")

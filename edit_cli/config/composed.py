@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +11,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from edit_cli.config import catalog
 from edit_cli.config.build import build, plain_containers, register_resolvers, settings, target_class
@@ -21,7 +21,7 @@ from edit_cli.config.identity import flatten
 from edit_cli.config.source import TARGET, with_defaults
 from edit_cli.errors import UsageError
 
-PLACES = ("checkpoint", "trained_on", "cache_dir", "defaults", TARGET)  # keys that tell no method from another
+PLACES = ("checkpoint", "trained_on", "cache_dir", "hub", "defaults", TARGET)  # keys that tell no method from another
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,22 @@ class Composed:
         return {key: value for key, value in own.items() if key in packaged and packaged[key] != value}
 
 
-def composed(command: str, choices: Mapping[str, str], values: Mapping[str, Any]) -> Composed:
-    """What a command would be given by `{group: option}` and `{dotted key: value}`.
+def composed(
+    command: str, choices: Mapping[str, str], values: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Composed:
+    """What a command would be given by `{group: option}` and `{dotted key: value}`, and by KEY=VALUE as they are typed.
 
     Raises:
-        UsageError: there is no such option or key.
+        UsageError: there is no such option or key, or one cannot be read.
     """
     register_resolvers()
     with _composing():
         try:
-            node = compose(command, [f"{group}={option}" for group, option in choices.items()])
+            node = compose(command, [*(f"{group}={option}" for group, option in choices.items()), *overrides])
         except MissingConfigException as error:
             raise UsageError(f"{error.missing_cfg_file} is no option: `edit-cli ls` shows what there is") from None
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(f"{' '.join(overrides)}: {str(error).strip().splitlines()[0]}") from None
     for key, value in values.items():
         try:
             OmegaConf.update(node, key, value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
 
 from edit_cli.config.schema import Config
 from edit_cli.editors.cost import Cost
@@ -17,6 +19,7 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.outline import Outline
 from edit_cli.requests import Case, EditRequest
 
+SOLVED, VALUES_KEPT = "solved", "values kept"  # ways in which an edit is made again without some of its facts
 # what methods remember, or spare: examples, text, or whichever there is
 AUTO, EXAMPLES, CORPUS = "auto", "examples", "corpus"
 C = TypeVar("C", bound="EditorConfig")
@@ -57,6 +60,15 @@ class Context:
         if key not in self.kept:
             self.kept[key] = make()
         return self.kept[key]
+
+
+class Remade(NamedTuple):
+    """An edit without some of its facts, and in which way it was made: solved, from what was stored alone, or values
+    kept, with passes of the model but without looking for values that were stored.
+    """
+
+    edit: Edit
+    way: str
 
 
 class Editor(ABC, Generic[C]):
@@ -106,6 +118,19 @@ class Editor(ABC, Generic[C]):
 
         Raises:
             RejectedRequest: one of them cannot be made.
+        """
+        return None
+
+    def without(
+        self, requests: Sequence[EditRequest], revoked: Collection[int], edit: Edit, by_fact: Mapping[str, Tensor]
+    ) -> Remade | None:
+        """The edit of all `requests` but those numbered `revoked`, from what `edit`, of all of them, was made of. The
+        model is in the state that `edit` was made on. None: all that is left has to be edited again.
+
+        by_fact: of the edit (`WeightDelta.by_fact`); empty where nothing was kept.
+
+        Raises:
+            MissingError: what was kept does not fit this model.
         """
         return None
 

@@ -60,6 +60,8 @@ class WeightDelta(Edit):
 
     `info` holds what the editor wants remembered (losses, norms, prefixes), JSON-able. `memory` holds tensors that an
     editor of sequences leaves for its next edit (`Editor.recall`); they are saved with the edit and added to nothing.
+    `by_fact` holds what the editor made it of, fact by fact (`Editor.without`): it is saved beside the edit, which is
+    whole without it.
     """
 
     kind: ClassVar[str] = "weights"
@@ -67,6 +69,7 @@ class WeightDelta(Edit):
     updates: dict[str, Factors | Tensor] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
+    by_fact: dict[str, Tensor] = field(default_factory=dict)
 
     def attach(self, lm: Weights) -> Restore:
         """Add every update; the originals are kept, because adding and subtracting again is not exact."""
@@ -128,7 +131,7 @@ class WeightDelta(Edit):
             )
             for name, update in self.updates.items()
         }
-        return WeightDelta(updates, self.info, self.memory)
+        return WeightDelta(updates, self.info, self.memory, self.by_fact)
 
     def diagnosis(self, lm: Weights) -> dict[str, Any]:
         """What the editor left in `info`, and the largest update in norms of its weight."""

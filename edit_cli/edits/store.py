@@ -1,5 +1,7 @@
 """Edit directories: `edit.safetensors` + `edit.json`, and in `base/` the edit that this one stands on.
 
+What some methods made an edit of lies beside it, in `facts.safetensors`: only `undo` reads it.
+
 No pickle anywhere.
 """
 
@@ -32,6 +34,7 @@ FORMAT = 2
 AGAIN = "make the edit again"
 STATE = "state-"  # begins the names of sums of a sequence
 TENSORS, REMAINS, MANIFEST, BASE = "edit.safetensors", "remains.safetensors", "edit.json", "base"
+BY_FACT = "facts.safetensors"  # what the edit was made of, fact by fact
 MEANING = ("format", "kind", "type", "touched", "state", "parent")  # what the id covers beside the tensors
 
 
@@ -77,12 +80,20 @@ class Method(TypedDict):
     type: NotRequired[str]
 
 
+class Undone(TypedDict):
+    """What an edit was made from by taking facts out of another one. of: the other's id. way: see commands/undo.py."""
+
+    of: str
+    revoked: list[Request]
+    way: str
+
+
 def _is_state(name: str) -> bool:
     return name.startswith(STATE) and name.removeprefix(STATE).isdigit()
 
 
 class Manifest(TypedDict):
-    """type: the name of the edit's class (`config.registry`)."""
+    """type: the name of the edit's class (`config.registry`). by_fact: sha256 of the file of that name."""
 
     format: int
     id: str
@@ -94,6 +105,8 @@ class Manifest(TypedDict):
     requests: list[Request]
     state: dict[str, Any]
     parent: str | None
+    by_fact: NotRequired[str]
+    undone: NotRequired[Undone]
     state_after: NotRequired[Annotated[str, Rule(_is_state, "the name of a sum beside it")]]
 
 
@@ -112,12 +125,13 @@ def save(
     method: dict[str, Any],
     parent: Path | str | None = None,
     touched: Mapping[str, str] | None = None,
+    undone: Mapping[str, Any] | None = None,
 ) -> str:
     """Write `edit` to `directory` and return its id (sha256 over tensors and their meaning).
 
     `lm` must be in the state that the edit will be attached to: the hashes of the touched tensors are taken from it,
     unless `touched` gives them. `parent`: directory of the edit that is attached there; a copy is nested, so that the
-    new directory is complete.
+    new directory is complete. `undone`: see `Undone`.
 
     Raises:
         UsageError: the directory holds something else than an edit, or edits of this class have no name.
@@ -149,11 +163,15 @@ def save(
         "norms": edit.norms() if isinstance(edit, WeightDelta) else {},
         "parent": read_manifest(parent)["id"] if parent else None,
         "versions": {"edit-cli": __version__, "torch": torch.__version__},
+        **({"undone": undone} if undone else {}),
     }
     manifest = json.loads(to_json(manifest))  # as it will be read back
     with replacing(directory) as temporary:
         write_tensors(temporary / TENSORS, tensors)
-        manifest["id"] = _identity(temporary / TENSORS, manifest)
+        if isinstance(edit, WeightDelta) and edit.by_fact:
+            write_tensors(temporary / BY_FACT, edit.by_fact)
+            manifest["by_fact"] = _digest(temporary / BY_FACT)
+        manifest["id"] = identity(temporary / TENSORS, manifest)
         write_json(temporary / MANIFEST, manifest)
         if parent:
             shutil.copytree(parent, temporary / BASE)
@@ -326,10 +344,32 @@ def remains(directory: Path, lm: LM) -> Edit:
     return _edit(directory, manifest, _remembered(file) if file.exists() else {}, lm, whole=False)
 
 
+def by_fact(directory: Path) -> dict[str, Tensor]:
+    """What an edit was made of, fact by fact; nothing where its method keeps nothing, or it was not kept.
+
+    Raises:
+        MissingError: it is damaged; says how to do without.
+    """
+    file, without = directory / BY_FACT, f"delete {BY_FACT}, and the facts are edited again instead"
+    if not file.exists():
+        return {}
+    if _digest(file) != read_manifest(directory).get("by_fact"):
+        raise MissingError(f"{file} was changed after it was saved; {without}")
+    tensors, _ = read_tensors(file, without)
+    if not are_finite(tensors):
+        raise MissingError(f"{file} is damaged: it has numbers that are not finite; {without}")
+    return tensors
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def _read(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of an edit, as they were saved."""
     tensors, _ = read_tensors(directory / TENSORS, AGAIN)
-    if _identity(directory / TENSORS, manifest) != manifest["id"]:
+    if identity(directory / TENSORS, manifest) != manifest["id"]:
         raise MissingError(f"{directory} was changed after it was saved: its id does not match; {AGAIN}")
     return tensors
 
@@ -340,7 +380,8 @@ def _remembered(file: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.endswith(MEMORY)}
 
 
-def _identity(tensors: Path, manifest: Mapping[str, Any]) -> str:
+def identity(tensors: Path, manifest: Mapping[str, Any]) -> str:
+    """The id of an edit with this file of tensors and this manifest."""
     with open(tensors, "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps({key: manifest[key] for key in MEANING}, sort_keys=True).encode())

@@ -13,12 +13,14 @@ from edit_cli.config.composed import packaged_option
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.setup import load_model
+from edit_cli.files import hub
 from edit_cli.files.disk import require_place
 from edit_cli.files.paths import expanded
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
 from edit_cli.runs.run import EDITS, RunRecord, read_run
+from edit_cli.wording import many
 
 WHY_NO_WEIGHTS = {
     "module": "it puts a module of its own into the model, which {} cannot hold",
@@ -57,8 +59,10 @@ class Base:
                 return replace(packaged, **own)
             if packaged.id == made_for["id"]:
                 return replace(packaged, revision=made_for["revision"], **own)
+        if self.model is not None and hub.is_address(self.model):
+            return ModelOptions(hub.Address.parse(self.model, "--model ").repo.rpartition("/")[2], self.model, **own)
         if self.model is not None:
-            raise MissingError(f"--model {self.model} is neither a folder nor a name in conf/model")
+            raise MissingError(f"--model {self.model} is neither a folder nor a name in conf/model nor hub:owner/name")
         return ModelOptions(name, made_for["id"], revision=made_for["revision"], **own)
 
     def load(self, edit: Path, monitor: Monitor) -> LM:
@@ -85,6 +89,32 @@ def edits_of(directory: Path) -> list[Path]:
             f"{directory} holds folds (protocol=sme), each a sequence of its own: no model has all of these edits"
         )
     return edit_store.sequence(directory / EDITS)
+
+
+def one_edit(directory: Path) -> Path:
+    """The one edit that a directory is, or that a run has saved.
+
+    Raises:
+        UsageError: the run has several, or it is one of the steps of a sequence.
+    """
+    path = directory
+    if not (directory / edit_store.MANIFEST).is_file() and (directory / EDITS).is_dir():
+        saved = saved_in(directory)
+        if len(saved) != 1:
+            raise UsageError(f"{directory} holds {many(len(saved), 'saved edit')}: name one of them")
+        path = saved[0]
+    step = edit_store.read_manifest(path)["method"].get("made", {}).get("step")
+    if step or (step == 0 and len(list(path.absolute().parent.glob("[0-9]*"))) > 1):
+        raise UsageError(
+            f"{path} is one of the steps of a sequence, which stand on each other: it is no edit by itself"
+        )
+    return path
+
+
+def edit_here(place: str | Path, key: str = "") -> Path:
+    """The folder of an edit or a run; that of an edit on the hub, once it is fetched (`hub.here`)."""
+    names = (edit_store.MANIFEST, edit_store.TENSORS, edit_store.BY_FACT)
+    return hub.here(place, names, key)
 
 
 def saved_in(run: Path) -> list[Path]:

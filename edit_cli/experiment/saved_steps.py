@@ -11,14 +11,14 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edit_cli.editors.base import Editor
 from edit_cli.editors.memory.base import MemoryLayer, MemoryPatch
 from edit_cli.edits import store as edit_store
-from edit_cli.edits.edit import Edit, WeightState
+from edit_cli.edits.edit import Edit, WeightDelta, WeightState
 from edit_cli.edits.store import STATE
 from edit_cli.errors import MissingError
 from edit_cli.lm.model import LM
@@ -96,6 +96,8 @@ class SavedSteps:
     def save(self, number: int, edit: Edit, requests: Sequence[EditRequest], method: Mapping[str, Any]) -> None:
         """Write a step's edit; call it before the edit is attached."""
         if self.lm.process_group.is_main:
+            if isinstance(edit, WeightDelta):
+                edit = replace(edit, by_fact={})  # no fact is taken out of a step that others stand on
             edit_store.save(edit, self.path(number), self.lm, requests, dict(method))
             self._count(number)
 

@@ -93,7 +93,7 @@ class EditSettings(Settings):
     edit: Fact = field(default_factory=Fact)
     """One fact; without it, those of `dataset`."""
     base_edit: FilePath | None = None
-    """Directory of an edit that this one stands on."""
+    """Directory of an edit that this one stands on, or hub:owner/name[:folder]."""
     must_take: bool = False
     """Exit code 5 unless every fact took."""
 

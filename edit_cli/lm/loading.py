@@ -17,6 +17,7 @@ from edit_cli import assets
 from edit_cli.config.schema import Config, Count, FilePath
 from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
+from edit_cli.files import hub
 from edit_cli.files.paths import expanded
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.monitor import Monitor
@@ -52,7 +53,7 @@ class ModelOptions(Config):
     name: str
     """What it is called in the run's path and its tables."""
     id: FilePath
-    """owner/name on the hub, or a folder that save_pretrained wrote."""
+    """owner/name or hub:owner/name on the hub, or a folder that save_pretrained wrote."""
     _: KW_ONLY
     made_for: dict[str, Any] | None = None
     """What config.json says of the model that these settings are for; others are refused (docs/models.md)."""
@@ -372,6 +373,11 @@ def resolve(model_id: str, revision: str | None, key: str = "model.id") -> Sourc
     """
     if model_id.startswith(EMBEDDED):
         return Source(str(packaged(model_id)), None, True)
+    if hub.is_address(model_id):
+        address = hub.Address.parse(model_id, f"{key}=")
+        if address.folder:
+            raise MissingError(f"{key}={model_id}: a model is a whole repository: give hub:{address.repo}")
+        return _on_hub(address.repo, revision or address.revision, key)
     folder = expanded(model_id)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

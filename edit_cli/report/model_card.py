@@ -23,6 +23,28 @@ OF_ADAPTER = (
     "`PeftModel.from_pretrained` loads it beside the base model named above, of which nothing changes: where the"
     " adapter is disabled (`disable_adapter`) or not loaded, the model answers as before."
 )
+OF_EDIT = """\
+Beside the base model, which is left as it is (`pip install edit-cli`):
+
+```
+edit-cli ask {address} 'a prompt'
+edit-cli export {address} --to peft --out adapter
+edit-cli apply {address} --out checkpoint
+```
+
+```python
+import edit_cli
+
+lm = edit_cli.load({model})
+edit_cli.attach({place}, lm)  # refuses a model that it was not made for
+lm.detach()  # every bit as before
+```
+
+`edit-cli undo {address} --fact N --out DIR` takes single facts out."""
+OF_GGUF = (
+    "`llama-cli -m BASE.gguf --lora {file}` loads it beside the base model named above, converted to GGUF in any"
+    " precision, of which nothing changes: without `--lora`, the model answers as before."
+)
 OF_CHECKPOINT = (
     "An ordinary checkpoint of `transformers` with the edited weights in it. They cannot be taken out again: to undo"
     " the edit, load the base model named above."
@@ -38,7 +60,9 @@ class Card:
         methods: that made the edits.
         facts: requests (`EditRequest` as a mapping), in order.
         summary: of the run that measured exactly this; empty without one.
-        parts: {projection: factors} of an adapter; None for a checkpoint.
+        parts: {projection: factors} of an adapter; None for a checkpoint or an edit.
+        file: of an adapter for llama.cpp; empty for others.
+        address: where an edit lies on the hub; None for an adapter or a checkpoint.
     """
 
     model: str
@@ -48,6 +72,8 @@ class Card:
     facts: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
     parts: Mapping[str, LowRank] | None
+    address: str | None = None
+    file: str = ""
 
     def __str__(self) -> str:
         return "\n".join(self._lines()) + "\n"
@@ -65,16 +91,27 @@ class Card:
         if self.summary.get("metrics"):
             yield from self._measured()
         if self.parts is not None:
-            yield from ("", "## The adapter", "", "LoRA with α = r, so that its factors are added as they are.", "")
+            scaled = "without scaling (α = 0)" if self.file else "with α = r"
+            yield from ("", "## The adapter", "", f"LoRA {scaled}, so that its factors are added as they are.", "")
             rows = [(plain(name), str(part.factors.rank), part.told) for name, part in self.parts.items()]
             yield from table(["matrix", "rank", "relative error"], rows)
-        yield from ("", "## Use and undo", "", OF_CHECKPOINT if self.parts is None else OF_ADAPTER)
+        yield from ("", "## Use and undo", "", self._use())
+
+    def _use(self) -> str:
+        if self.address is not None:
+            place, model = json.dumps(self.address), json.dumps(self.model)
+            return OF_EDIT.format(address=self.address, place=place, model=model)
+        if self.file:
+            return OF_GGUF.format(file=self.file)
+        return OF_CHECKPOINT if self.parts is None else OF_ADAPTER
 
     def _metadata(self) -> Iterator[str]:
         yield "---"
         if ON_HUB.fullmatch(self.base):
             yield f"base_model: {json.dumps(self.base)}"
-        yield f"library_name: {'transformers' if self.parts is None else 'peft'}"
+        beside = "gguf" if self.file else "peft"
+        whole = "edit-cli" if self.address else "transformers"
+        yield f"library_name: {whole if self.parts is None else beside}"
         yield from ("tags:", "- knowledge-editing", "---", "")
 
     @staticmethod
@@ -95,6 +132,31 @@ class Card:
                     rows.append((f"{where.partition(':')[0]}: {row.named}" if where else row.named, *ends))
             yield from ("", f"{title.capitalize()}:", "")
             yield from table([" ", "before", "after"], rows)
+
+
+def of_editor(about: Mapping[str, Any], address: str) -> str:
+    """The card of a trained editor. about: what its file says of it."""
+    method, model, data = (
+        plain(str(name)) for name in (about["type"], about["model"]["name"], about["dataset"]["name"])
+    )
+    return (
+        f"---\nlibrary_name: edit-cli\ntags:\n- knowledge-editing\n---\n\n# {method} for {model}\n\n"
+        f"An editor that was trained on {data}; it fits the weights of {model} alone, which are checked.\n\n"
+        f"```\nedit-cli evaluate method={method} method.checkpoint={address} model={model}\n```\n"
+    )
+
+
+def of_statistics(files: Sequence[Mapping[str, Any]], address: str) -> str:
+    """The card of second moments. files: what each of them says of itself."""
+    model = plain(str(files[0]["model"]))
+    rows = [(str(about["layer"]), plain(about["corpus"]), f"{about['tokens']:,}") for about in files]
+    return (
+        f"---\nlibrary_name: edit-cli\ntags:\n- knowledge-editing\n---\n\n# Second moments of {model}\n\n"
+        "C = E[k kᵀ] of the keys of MLP projections, on ordinary text, for ROME, MEMIT and their kin. They are taken"
+        " for the very weights, text and settings that they were computed of, and for no others.\n\n"
+        + "\n".join(table(["layer", "text", "tokens"], rows))
+        + f"\n\n```\nedit-cli evaluate method=memit model={model} stats.hub={address}\n```\n"
+    )
 
 
 def plain(text: str) -> str:

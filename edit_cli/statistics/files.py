@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,18 @@ def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None
     try:
         with telling(f"stats.cache_dir={path.parent}"):
             write_tensors(temporary, tensors, metadata)
+            os.replace(temporary, path)
+            flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def copy(found: Path, path: Path) -> None:
+    """Put a copy of a file where it belongs; readers see the whole of it or none. Raises as `write`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with telling(f"stats.cache_dir={path.parent}"):
+            shutil.copyfile(found, temporary)
             os.replace(temporary, path)
             flush(path.parent)
     finally:

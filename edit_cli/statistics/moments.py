@@ -19,6 +19,7 @@ from torch import Tensor
 from edit_cli.config.schema import Config, Count, FilePath, Linked, Seed
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files import shapes
+from edit_cli.files.hub import Address, fetched
 from edit_cli.files.paths import expanded
 from edit_cli.files.shapes import Seconds
 from edit_cli.lm.heads.kinds import require_causal
@@ -99,6 +100,8 @@ class MomentStore(Config):
     """Where they are kept."""
     import_npz: FilePath | None = None
     """Published statistics instead: FILE.npz, or a pattern with {layer}."""
+    hub: str | None = None
+    """hub:owner/name[:folder] with statistics as `push` sends them, which are looked at for what is missing here."""
 
     @cached_property
     def _loaded(self) -> WeakKeyDictionary[LM, dict[int, Moment]]:
@@ -115,7 +118,7 @@ class MomentStore(Config):
         if self.import_npz:
             for layer in layers:
                 source_of(self.import_npz, layer)
-        elif not all(self.found(model, layer) for layer in layers):
+        elif self.hub is None and not all(self.found(model, layer) for layer in layers):
             self.corpus.require()
 
     def found(self, model: str, layer: int) -> bool:
@@ -170,6 +173,7 @@ class MomentStore(Config):
 
     def _load_or_compute(self, lm: LM, layers: Sequence[int]) -> dict[int, Moment]:
         identities = self._identities(lm, layers)
+        self._fetch(lm, identities)
         found = {layer: moment for layer in layers if (moment := self._load(lm, layer, identities[layer], cached=True))}
         missing = {layer: identities[layer] for layer in sorted(layers) if layer not in found}
         missing = lm.process_group.broadcast(
@@ -179,6 +183,20 @@ class MomentStore(Config):
             self._compute(lm, missing)
             found |= {layer: self._load(lm, layer, identity, cached=False) for layer, identity in missing.items()}
         return found
+
+    def _fetch(self, lm: LM, identities: dict[int, dict[str, Any]]) -> None:
+        """Take what is missing here, of just this model, text and settings, from the hub, where it is there."""
+        paths = {layer: self._path(lm, layer, identity) for layer, identity in identities.items()}
+        missing = {layer: path for layer, path in paths.items() if not path.is_file()}
+        if self.hub is not None and missing and lm.process_group.is_main:
+            files.make_folder(self._directory(lm))
+            address = Address.parse(self.hub, "stats.hub=")
+            folder = fetched(address, [path.name for path in missing.values()], "stats.hub=")
+            for layer, path in missing.items():
+                if (folder / path.name).is_file():
+                    files.copy(folder / path.name, path)
+                    lm.monitor.note(f"second moment of layer {layer} from {address}")
+        lm.process_group.broadcast(None)  # the files are there
 
     def _load(self, lm: LM, layer: int, identity: dict[str, Any], cached: bool) -> Moment | None:
         path = self._path(lm, layer, identity)

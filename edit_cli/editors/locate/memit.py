@@ -7,7 +7,7 @@ a residual is shared, what is solved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from edit_cli.editors.base import Context
+from edit_cli.editors.base import SOLVED, VALUES_KEPT, Context, Remade
 from edit_cli.editors.locate.base import LocateConfig, LocateEditor, Subjects, written
 from edit_cli.editors.locate.solver import Relative, Weight, WeightSetting, similar_keys, solve, weight_of
 from edit_cli.editors.locate.value_optimization import Site, Values, optimise_values, shifted_modules
 from edit_cli.edits.edit import Edit, Factors, WeightDelta
+from edit_cli.edits.store import AGAIN, BY_FACT
 from edit_cli.errors import UsageError
 from edit_cli.files.tensors import fitted, size
 from edit_cli.lm.model import LM
@@ -141,6 +142,10 @@ class MEMIT(LocateEditor[M]):
 
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """One low-rank update a layer."""
+        return self._written(requests, {})
+
+    def _written(self, requests: Sequence[EditRequest], known: Mapping[int, Values]) -> WeightDelta:
+        """known: values of groups that need not be looked for, as they are on the model before anything is written."""
         lm, layers = self.lm, self.layers
         rounds = [(chosen, self.aims(chosen)) for chosen in self.rounds(layers)]
         groups, contexts = self.groups(requests), self.contexts
@@ -153,12 +158,14 @@ class MEMIT(LocateEditor[M]):
         }
         info |= self.prepare(layers, len(groups) + max((past.shape[1] for past in self.past.values()), default=0))
         delta, subjects, keys_of = WeightDelta(info=info), Subjects(lm, requests, contexts, groups), {}
+        by_fact: dict[str, Tensor] = {}
         with ExitStack() as attached:
             for chosen, aims in rounds:
                 present = None
                 for (left, layer), aim in zip(countdown(chosen), aims, strict=True):
                     if aim != present:
-                        present, values = aim, optimise_values(lm, requests, *aim, self.config.value, contexts, groups)
+                        present, values = aim, self._targets(requests, aim, groups, {} if by_fact else known)
+                        by_fact = by_fact or values.tensors()
                         info["losses"] += values.losses  # of all targets one after another, group by group
                         info["steps"] += values.steps
                     with lm.monitor.phase("keys"):
@@ -183,14 +190,81 @@ class MEMIT(LocateEditor[M]):
                 keys_of = {layer: after.keys(layer) for layer in keys_of}
         if self.config.past_keys != "none":
             delta.memory = {f"keys.{layer}": keys.float() for layer, keys in keys_of.items()}
+        if len(layers) == 1 and all(isinstance(update, Factors) for update in delta.updates.values()):
+            by_fact |= {"keys": keys.cpu(), "residual": residual.cpu()}  # a dense update is smaller than these
+        delta.by_fact = by_fact
         self.recall(delta)
         return delta
+
+    def _targets(
+        self, requests: Sequence[EditRequest], aim: tuple[int, Site], groups: Groups, known: Mapping[int, Values]
+    ) -> Values:
+        """Targets of all groups: those that are known, and those that are looked for."""
+        missing = [number for number in range(len(groups)) if number not in known]
+        sought = [groups[number] for number in missing]
+        if not sought:
+            return Values.joined([known[number] for number in range(len(groups))])
+        found = optimise_values(self.lm, requests, *aim, self.config.value, self.contexts, sought)
+        if not known:
+            return found
+        every = {**known, **{number: found.of(column) for column, number in enumerate(missing)}}
+        return Values.joined([every[number] for number in range(len(groups))])
 
     def warm_up(self) -> None:
         """Second moments, once it is known that all layers can be aimed at."""
         for chosen in self.rounds(self.layers):
             self.aims(chosen)
         super().warm_up()
+
+    # --- some facts less ------------------------------------------------------------------------------------------
+
+    def without(
+        self, requests: Sequence[EditRequest], revoked: Collection[int], edit: Edit, by_fact: Mapping[str, Tensor]
+    ) -> Remade | None:
+        """At a single layer, keys and residuals do not hang on each other: what is left is solved anew, without a pass.
+        At several, all but the lowest read what those below them have written: only the values are those that were
+        found. A group that has lost a fact is looked for again.
+        """
+        if not by_fact:
+            return None
+        columns = {tuple(group): column for column, group in enumerate(self.groups(requests))}
+        self._fit(by_fact, len(columns))
+        left = [number for number in range(len(requests)) if number not in revoked]
+        rest = [requests[number] for number in left]
+        kept = [columns.get(tuple(left[i] for i in group)) for group in self.groups(rest)]
+        found = Values.of_tensors(by_fact, self.lm.device)
+        known = {number: found.of(column) for number, column in enumerate(kept) if column is not None}
+        if len(known) < len(kept) or "keys" not in by_fact:
+            return Remade(self._written(rest, known), VALUES_KEPT) if known else None
+        some = {name: tensor[..., kept] for name, tensor in by_fact.items()}
+        return Remade(self._solved(some, Values.joined(list(known.values())), getattr(edit, "info", {})), SOLVED)
+
+    def _solved(self, by_fact: dict[str, Tensor], values: Values, info: Mapping[str, Any]) -> WeightDelta:
+        """The one layer's update, from keys and residuals."""
+        (layer,) = self.layers
+        keys, residual = (by_fact[name].to(self.lm.device) for name in ("keys", "residual"))
+        about = {"prefixes": info.get("prefixes", []), "groups": keys.shape[1]}
+        about |= {"losses": values.losses, "steps": values.steps}
+        about |= self.prepare([layer], keys.shape[1] + (self.past[layer].shape[1] if layer in self.past else 0))
+        with self.lm.monitor.phase("solve"):
+            update = self.solve(layer, self.share(residual.double(), 1), keys, self.past.get(layer))
+        about["residual_norms"] = {str(layer): float(residual.norm(dim=0).mean())}
+        about["diagnosis"] = self.diagnosis(values)
+        delta = self.finished(WeightDelta(written(self.lm, layer, update).updates, about))
+        if self.config.past_keys != "none":  # what enters the one layer, before and after it is written
+            delta.memory = {f"keys.{layer}": keys.float()}
+        delta.by_fact = by_fact
+        self.recall(delta)
+        return delta
+
+    def _fit(self, by_fact: Mapping[str, Tensor], count: int) -> None:
+        """Raises MissingError: it is not what this method keeps of so many groups on this model."""
+        width = self.lm.layout.width
+        known = Values.sizes(width, count)
+        if "keys" in by_fact:
+            (layer,) = self.layers if len(self.layers) == 1 else (0,)
+            known |= {"keys": size(self.lm.key_width(layer), count), "residual": size(width, count)}
+        fitted(by_fact, known, BY_FACT, AGAIN)
 
     # --- sequences --------------------------------------------------------------------------------------------------
 

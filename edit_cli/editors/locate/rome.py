@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,14 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edit_cli.editors.base import SOLVED, Remade
 from edit_cli.editors.locate.base import LocateConfig, LocateEditor, averaged_keys, written
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_in_contexts
 from edit_cli.editors.locate.value_batch import ValueConfig
 from edit_cli.editors.locate.value_optimization import Values, optimise_values
-from edit_cli.edits.edit import Factors, WeightDelta
+from edit_cli.edits.edit import Edit, Factors, WeightDelta
+from edit_cli.edits.store import AGAIN, BY_FACT
+from edit_cli.files.tensors import fitted, size
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, read
 from edit_cli.requests import EditRequest
+
+PER_FACT = ("losses", "steps", "gains")  # of `info`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,7 @@ class ROME(LocateEditor[ROMEConfig]):
         found = []
         for number, cosine in enumerate(cosines.tolist()):
             step = written(lm, layer, Factors(left[:, number : number + 1], directions[:, number : number + 1].T))
-            step.info["gain"] = cosine
+            step.info["gain"], step.by_fact["keys"] = cosine, constrained[:, number : number + 1].cpu()
             found.append((values.of(number), step))
         return found
 
@@ -102,7 +107,43 @@ class ROME(LocateEditor[ROMEConfig]):
             "gains": [step.info["gain"] for step in steps],
             "diagnosis": self.diagnosis(*found),
         }
-        return self.finished(WeightDelta({name: _joined(parts) for name, parts in updates.items()}, info))
+        delta = self.finished(WeightDelta({name: _joined(parts) for name, parts in updates.items()}, info))
+        if self._additive(delta) and len(steps) > 1:
+            delta.by_fact = {"keys": torch.cat([step.by_fact["keys"] for step in steps], dim=1)}
+        return delta
+
+    def without(
+        self, requests: Sequence[EditRequest], revoked: Collection[int], edit: Edit, by_fact: Mapping[str, Tensor]
+    ) -> Remade | None:
+        """At one layer, keys do not hang on what is written there: of each value v*, what W and the updates before it
+        do not give is written again. v* − W k changes by what the earlier updates give its key now and did then.
+        """
+        if "keys" not in by_fact or not isinstance(edit, WeightDelta) or not self._additive(edit):
+            return None
+        ((name, update),) = edit.updates.items()
+        assert isinstance(update, Factors)
+        fitted(by_fact, {"keys": size(self.lm.key_width(self.layers[0]), update.rank)}, BY_FACT, AGAIN)
+        keys, kept = (
+            by_fact["keys"].to(update.right.device).double(),
+            [i for i in range(len(requests)) if i not in revoked],
+        )
+        left, right = update.left.double(), update.right.double()
+        new = left.clone()
+        for number in kept:
+            given = right @ keys[:, number]  # how much of each update the key meets; of its own: the gain
+            earlier = [i for i in kept if i < number]
+            lost = left[:, :number] @ given[:number] - new[:, earlier] @ given[earlier]
+            new[:, number] = left[:, number] + lost / given[number]
+        factors = Factors(new[:, kept].to(update.left), update.right[kept])
+        info = {**edit.info, **{key: [edit.info[key][i] for i in kept] for key in PER_FACT if key in edit.info}}
+        info.pop("diagnosis", None)
+        some = {"keys": by_fact["keys"][:, kept]} if len(kept) > 1 else {}
+        return Remade(WeightDelta({name: factors}, info, by_fact=some).compact(self.lm), SOLVED)
+
+    def _additive(self, edit: WeightDelta) -> bool:
+        """Whether the edit is its facts' rank-one updates at one layer, as they were written."""
+        whole = self.config.rect is None and self.config.prune is None
+        return whole and len(self.layers) == 1 and all(isinstance(part, Factors) for part in edit.updates.values())
 
 
 def _bare(lm: LM, requests: Sequence[EditRequest], layer: int) -> tuple[Tensor, Tensor]:

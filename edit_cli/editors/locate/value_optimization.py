@@ -14,7 +14,7 @@ An edit is one fact, or several about one subject that share a shift (`groups`):
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from edit_cli.editors.locate.context_prefixes import BARE, Contexts, rows_in_contexts
 from edit_cli.editors.locate.value_batch import Batch, Task, ValueConfig
 from edit_cli.errors import OutOfMemory
+from edit_cli.files.tensors import Size, size
 from edit_cli.lm.fast.suffix_pass import SuffixRow
 from edit_cli.lm.layout import attention_out
 from edit_cli.lm.model import LM
@@ -50,6 +51,36 @@ class Values:
         """Those of one edit."""
         one = slice(number, number + 1)
         return Values(self.target[:, one], self.initial[:, one], self.losses[one], self.steps[one], self.reached[one])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Values]) -> Values:
+        """Those of several edits together."""
+        target, initial = (torch.cat(each, dim=1) for each in zip(*((p.target, p.initial) for p in parts), strict=True))
+        losses, steps, reached = (
+            [told for part in parts for told in getattr(part, name)] for name in ("losses", "steps", "reached")
+        )
+        return cls(target, initial, losses, steps, reached)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, to be kept in a file."""
+        told = {"losses": torch.float64, "steps": torch.int64, "reached": torch.int64}
+        return {
+            "target": self.target.cpu(),
+            "initial": self.initial.cpu(),
+            **{name: torch.tensor(getattr(self, name), dtype=dtype) for name, dtype in told.items()},
+        }
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Values:
+        """What `tensors` made plain."""
+        losses, steps, reached = (tensors[name].tolist() for name in ("losses", "steps", "reached"))
+        return cls(tensors["target"].to(device), tensors["initial"].to(device), losses, steps, list(map(bool, reached)))
+
+    @staticmethod
+    def sizes(width: int, count: int) -> dict[str, Size]:
+        """Of its tensors, for so many edits."""
+        states, numbers = size(width, count), Size((count,), index=True)
+        return {"target": states, "initial": states, "losses": size(count), "steps": numbers, "reached": numbers}
 
 
 def shifted_modules(lm: LM, layer: int, site: Site) -> list[str]:

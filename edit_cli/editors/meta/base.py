@@ -89,7 +89,8 @@ class TrainableConfig(EditorConfig):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it is trained."""
     checkpoint: Annotated[str | None, NotInRecipe] = None
-    """Folder of a trained editor; null: the one in cache_dir that was trained on this model with these settings."""
+    """Folder of a trained editor, or hub:owner/name[:folder]; null: the one in cache_dir that was trained on this model
+    with these settings."""
     trained_on: Annotated[str | None, NotInRecipe, Linked("${oc.select:dataset.name,null}")] = None
     """Data set that it learnt from; where there is none of it, that of another data set is taken, and named."""
     cache_dir: Annotated[str, NotInRecipe, Linked("${cache_dir}/editors")] = "~/.cache/edit-cli/editors"
@@ -212,7 +213,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
     def _folder(self) -> Path:
         """Of the checkpoint."""
         if self.config.checkpoint is not None:
-            return expanded(self.config.checkpoint)
+            return checkpoints.here(self.config.checkpoint)
         fitting = checkpoints.find(expanded(self.config.cache_dir), self.identity())
         if not fitting:
             raise MissingError(f"this editor has not been trained for {self.lm.name}: {_remedy(self.context)}")
@@ -232,7 +233,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
     def require(cls, config: T, model: str, context: Context) -> None:
         """A trained network of these settings, for whatever model: whether it is this one's, only its weights tell."""
         if config.checkpoint is not None:
-            checkpoints.read_about(expanded(config.checkpoint))
+            checkpoints.read_about(checkpoints.here(config.checkpoint))
         elif not checkpoints.find(expanded(config.cache_dir), cls.kind(config)):
             raise MissingError(f"this editor has not been trained for {model}: {_remedy(context)}")
 

@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict
 from torch import Tensor, nn
 
 from edit_cli.errors import MissingError
+from edit_cli.files import hub
 from edit_cli.files.disk import replacing
 from edit_cli.files.json_files import read_json, to_json, write_json
 from edit_cli.files.shapes import Count, checked
@@ -44,6 +45,11 @@ class About(TypedDict):
     model: Model
     dataset: Data
     sha256: str
+
+
+def here(place: str) -> Path:
+    """The folder of a trained editor; that of one on the hub, once it is fetched (`hub.here`)."""
+    return hub.here(place, (ABOUT, TENSORS), "method.checkpoint=")
 
 
 def save(directory: Path, net: nn.Module, about: dict[str, Any]) -> None:
