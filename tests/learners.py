@@ -30,6 +30,7 @@ QUICK = {
     "tpatcher": ("method.memory_size=1000", "method.validation_size=300", "method.top_memory=100", "method.steps=126"),
     "ike": ("method.demonstrations=4",),
     "wise": ("method.steps=30", "method.context.per_start=1"),
+    "kn": ("method.steps=3", "method.context.per_start=1"),
     "lora": ("method.steps=20",),
     "ultraedit": ("method.begin_with=0",),
     "retrain": ("method.corpus=FEW",),

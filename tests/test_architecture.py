@@ -20,7 +20,7 @@ FLOORS = [
     {"lm"},
     {"edits"},
     {"runs", "statistics", "metrics", "datasets"},
-    {"editors", "tracing", "training", "tuning"},
+    {"editors", "inspection", "tracing", "training", "tuning"},
     {"report", "console", "streams"},
     {"experiment"},
     {"commands"},

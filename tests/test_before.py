@@ -57,6 +57,7 @@ DRY = {
     "sequential method=rome limit=4 protocol.batch_size=2": ("2 batches", "checkpoints:    after 2, 4 facts"),
     "precompute-stats method=memit corpus=embedded stats.tokens=500": ("second moments:", "memory:"),
     "train-editor method=mend dataset=world limit=9": ("9 records", "steps of", "not known:      how large"),
+    "inspect limit=9": ("9 documents of embedded", "6 layers; triggers of 10 keys"),
     "trace limit=2": ("restored states", "not known:      how many of the facts the model knows"),
     "calibrate limit=5": ("at 6 layers, mlp_in, mlp_out", "time:"),
     "tune method=memit trials=3": ("3 trials", "covariance_weight", "3 times"),
@@ -64,7 +65,7 @@ DRY = {
 }
 
 
-SELDOM = ("calibrate", "edit", "precompute-stats", "trace")  # whose plans hold nothing that others do not
+SELDOM = ("calibrate", "edit", "inspect", "precompute-stats", "trace")  # whose plans hold nothing that others do not
 
 
 @pytest.mark.parametrize(

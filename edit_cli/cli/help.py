@@ -13,6 +13,7 @@ COMMANDS = {
     "edit": "Edit one fact, or a file of facts, and keep the edit.",
     "sequential": "Edit batch after batch without taking anything back; a table and a curve.",
     "trace": "Find the layers that carry facts, by causal tracing; a heat map, and layers to edit.",
+    "inspect": "Look at feed-forward layers as key-value memories, and at what an edit changed in them; a page.",
     "train-editor": "Train an editor that learns ahead of time; curves, and a checkpoint that the others find.",
     "calibrate": "Find the layer and the radius for a method that remembers prompts (GRACE, MELO).",
     "tune": "Find settings of a method for any model: tries many on facts put aside, and keeps the best.",
@@ -50,6 +51,10 @@ EXAMPLES = {
     "trace": (
         "edit-cli trace dataset=counterfact limit=50",
         "edit-cli trace model=gpt2-xl dataset=known_facts limit=100",
+    ),
+    "inspect": (
+        "edit-cli inspect limit=200",
+        "edit-cli inspect model=gpt2 corpus=wikitext 'protocol.layers=[0,5,11]' edit=runs/edit/facts/gpt2/rome",
     ),
     "train-editor": (
         "edit-cli train-editor method=mend model=tiny-gpt2 dataset=world",
@@ -136,10 +141,10 @@ def command(name: str, overrides: Sequence[str] = ()) -> str:
         "",
     ]
     lines += _groups(
-        *(() if name in ("trace", "calibrate", "doctor") else ("methods",)),
-        *(() if name in ("precompute-stats", "doctor") else ("datasets",)),
+        *(() if name in ("trace", "inspect", "calibrate", "doctor") else ("methods",)),
+        *(() if name in ("inspect", "precompute-stats", "doctor") else ("datasets",)),
         "models",
-        *(("corpora",) if name == "precompute-stats" else ()),
+        *(("corpora",) if name in ("inspect", "precompute-stats") else ()),
     )
     for prefix, _, target in catalog.targets(name, overrides):
         if target is not None and target.startswith(catalog.LIGHT):

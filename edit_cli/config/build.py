@@ -49,8 +49,11 @@ def settings(config: DictConfig) -> Any:
     Raises:
         UsageError: a setting of the wrong type, or one value in the place of a group.
     """
+    values = schema.hints(target_class(config))  # what is a group elsewhere may be one value of this command
     for group in GROUPS:
-        if group in config and not isinstance(value := _value(config, group, group), DictConfig):
+        if group not in config or (group in values and part_of(values[group]) is None):
+            continue
+        if not isinstance(value := _value(config, group, group), DictConfig):
             raise UsageError(f"{group}={value}: this is a group of settings, not one value")
     return build(config, partly=True)
 

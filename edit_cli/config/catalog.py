@@ -18,6 +18,7 @@ GROUPS = {"methods": "method", "datasets": "dataset", "models": "model", "corpor
 # classes of settings that help can import, since their modules import nothing heavy
 LIGHT = (
     "edit_cli.experiment.",
+    "edit_cli.inspection.settings.",
     "edit_cli.tracing.settings.",
 )
 LISTS = ("methods", "models", "datasets", "metrics", "runs")

@@ -35,6 +35,8 @@ ROOM = {
     "value": ("method.value.batch_tokens", "protocol.batch_size"),
     "train": ("method.training.edits", "method.training.memory_mib", "protocol.batch_size"),
     "trace": ("protocol.batch_tokens", "model.batch_tokens"),
+    "triggers": ("protocol.batch_tokens",),
+    "removals": ("model.batch_tokens",),
     "edit": ("protocol.batch_size",),
     "keys": ("protocol.batch_size",),
     "solve": ("protocol.batch_size",),

@@ -121,6 +121,26 @@ class TraceSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectSettings(Settings):
+    """Of `inspect`."""
+
+    limit: Count | None = 1000
+    """Documents of the text to read at most; null: all of them."""
+    edit: FilePath | None = None
+    """Directory of a weight edit, or of a run with one: what it changed is told, too."""
+    report: bool = True
+    """Write a page to look at, report.html, into the run's directory."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return "model", "protocol"
+
+    def refuse(self, composed: Composed) -> None:
+        if self.processes > 1:
+            raise UsageError(f"processes={self.processes}: `inspect` reads its text in one process; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Splits(Config):
     """Which records of the data set are trained on, and which tell how well. No subject is in two of them."""
 

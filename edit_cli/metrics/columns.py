@@ -46,7 +46,7 @@ def case_columns(
             for metric in metrics
             if metric in SME and folds and all(SME[metric].label in fold for fold in folds)
         }
-    if kind in ("trace", "train-editor"):
+    if kind in ("trace", "inspect", "train-editor"):
         return _traced(lines, metrics) if kind == "trace" else {}
     lines = final_lines(kind, lines)
     if "generation_entropy" not in metrics:  # it takes long

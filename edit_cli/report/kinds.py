@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import RenderableType
 
 from edit_cli.errors import MissingError
-from edit_cli.report import learning, sme, tuning
+from edit_cli.report import learning, memories, sme, tuning
 from edit_cli.report.figures import curves, heatmap
+from edit_cli.report.figures import memories as memories_figure
 from edit_cli.report.sequence import sequential_summary, sequential_table
 from edit_cli.report.summary import summary_of
 from edit_cli.report.tables.facts import before_and_after
@@ -47,6 +48,7 @@ REPORTS = {
     "sequential": Report(sequential_summary, _without_lines(sequential_table), curves.draw),
     "sme": Report(sme.sme_summary, _without_lines(sme.sme_table), sme.draw),
     "trace": Report(trace_summary, _without_lines(trace_table), heatmap.draw),
+    "inspect": Report(memories.summary_of, _without_lines(memories.table), memories_figure.draw),
     "train-editor": Report(learning.summary_of, _without_lines(learning.table), learning.draw),
     "tune": Report(tuning.summary_of, _without_lines(tuning.table), tuning.draw),
 }

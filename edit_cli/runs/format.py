@@ -14,7 +14,7 @@ from typing import Any
 from edit_cli.errors import MissingError
 from edit_cli.files.shapes import checked, shown
 from edit_cli.metrics.registry import metrics
-from edit_cli.runs import shapes
+from edit_cli.runs import inspected, shapes
 
 REMEDY = "delete that line and run again, or start with overwrite=true"
 AGAIN = "run again with overwrite=true"
@@ -55,6 +55,7 @@ class Form:
 
 EDITED = Form(shapes.Editing, {None: shapes.CaseLine}, shapes.EditingSummary, claims=probes_of)
 IN_SEQUENCE = {name: shapes.StepLine for name in ("after_edit", "checkpoint", "held_out")} | {"model": shapes.ModelLine}
+OF_MEMORIES = {"key": inspected.KeyLine, "layer": inspected.LayerLine, "edit": inspected.EditLine}
 OF_A_FOLD = {"turn": shapes.TurnLine, "kept": shapes.KeptLine}
 FORMS = {
     "evaluate": EDITED,
@@ -64,6 +65,7 @@ FORMS = {
     "trace": Form(
         shapes.Trace, {True: shapes.Traced, False: shapes.FactLine}, shapes.TracesSummary, "known", layers_of
     ),
+    "inspect": Form(inspected.Inspected, OF_MEMORIES, inspected.InspectSummary, "what"),
     "train-editor": Form(shapes.Training, {None: shapes.Point}, shapes.TrainingSummary),
     "tune": Form(shapes.Tuning, {None: shapes.TrialLine}, shapes.TuningSummary),
 }

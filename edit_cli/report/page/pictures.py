@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edit_cli.report import learning, sme, tuning
-from edit_cli.report.figures import before_after, curves, heatmap, patch_heatmap
+from edit_cli.report.figures import before_after, curves, heatmap, memories, patch_heatmap
 from edit_cli.report.kinds import REPORTS, Summary
 from edit_cli.report.page.parts import Figure
 
@@ -20,6 +20,7 @@ CAPTIONS = {
     curves.FORGETTING: "Which facts are still the top choice: when they were edited, by when they were asked again.",
     sme.NAME: "The rates over the mistakes edited in a fold; means over folds with bands of one standard deviation.",
     heatmap.NAME: "Average indirect effect of restoring a state, or the outputs of a window of layers.",
+    memories.NAME: "Layer by layer: what fires keys, what values promote, how outputs are composed and refined.",
     learning.NAME: "The training, step by step; the dotted line is where the network that is kept was found.",
     tuning.FIGURE: "What is edited against what stays, trial by trial.",
     patch_heatmap.NAME: "What the added neurons say of the facts that they were made for, and of other inputs.",

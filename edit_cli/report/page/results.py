@@ -10,8 +10,9 @@ from edit_cli.metrics.registry import Metric
 from edit_cli.metrics.registry import metrics as registered
 from edit_cli.metrics.sequence import AFTER_EDIT
 from edit_cli.metrics.sme import RATES
-from edit_cli.report import learning, sme, trace, tuning, words
+from edit_cli.report import learning, memories, sme, trace, tuning, words
 from edit_cli.report.comparison import column, last_side, shown_metrics
+from edit_cli.report.page import memories as memories_page
 from edit_cli.report.page.cases import cases
 from edit_cli.report.page.parts import (
     Block,
@@ -325,12 +326,18 @@ def _trial(trial: Mapping[str, Any], line: Mapping[str, Any], parts: Sequence[st
     return Item(f"trial {trial['trial']}", tuning.settings(trial), cells, status, notes=notes, grids=grids)
 
 
+def _inspected(kind: str, summary: Summary, lines: Lines) -> Found:
+    told, keys = memories_page.sections(summary, lines), memories_page.items(lines)
+    return Found(memories.heading(summary).plain.splitlines(), memories_page.tiles(summary), told, keys)
+
+
 FINDERS: dict[str, Callable[[str, Summary, Lines], Found]] = {
     "evaluate": _edited,
     "edit": _edited,
     "sequential": _edited,
     "sme": _sme,
     "trace": _traced,
+    "inspect": _inspected,
     "train-editor": _trained,
     "tune": _tuned,
 }

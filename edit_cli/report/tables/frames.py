@@ -68,7 +68,7 @@ class Frames:
         Raises:
             MissingError: pandas is not installed.
         """
-        if kind_of(self.manifest) in ("trace", "train-editor"):
+        if kind_of(self.manifest) in ("trace", "inspect", "train-editor"):
             return _pandas().json_normalize(self.record.lines)
         return _frame(OBSERVED, [row for line in self.record.lines for row in _observations(line, self._before)])
 
