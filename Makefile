@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check types-baseline demo test test-slow test-faults tiny-model bench clean
+.PHONY: help install check types-baseline demo test test-slow test-faults docs reference tiny-model bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,14 @@ test-slow: $(INSTALLED) ## run the tests that take minutes too
 
 test-faults: $(INSTALLED) ## kill commands at random moments, feed them wrong input, undo every method (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -m faults -o faulthandler_timeout=14400
+
+docs: $(INSTALLED) reference ## build the documentation site into build/site; a link that leads nowhere is an error
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
+reference: $(INSTALLED) ## write docs/reference, every key, from the code
+	$(BIN)/python -m tools.reference
 
 tiny-model: $(INSTALLED) ## train the embedded model and its world again (minutes)
 	$(BIN)/python -m tools.tiny_world world

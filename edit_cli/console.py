@@ -59,7 +59,7 @@ class SafeConsole(Console):
 
 
 class Screen:
-    """Both streams. Colours and widths are rich's business: it knows terminals, NO_COLOR and COLUMNS. Where results go
+    """Both streams. Colors and widths are rich's business: it knows terminals, NO_COLOR and COLUMNS. Where results go
     into a file or a pipe, rows are as long as they are: ids and paths are to be found and copied there.
     """
 

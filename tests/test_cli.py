@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from edit_cli.cli import help as help_texts
-from edit_cli.config import catalog
+from edit_cli.config import catalog, sketch, source
+from edit_cli.config.schema import describe, leaves
 
 ROOT = Path(__file__).parent.parent
 
@@ -286,8 +287,17 @@ def test_configurations_of_ones_own(cli, tmp_path):
         ((["method=mem"]), {"method=memit", "method=memit-merge"}),
         ((["-m", "method=rome,mem"]), {"method=rome,memit", "method=rome,memit-merge"}),
         ((["method", "=", "mem"]), {"memit", "memit-merge"}),
-        ((["lim"]), {"limit="}),
-        ((["protocol.b"]), {"protocol.batch_size="}),
+        ((["meth"]), {"method=", "method."}),
+        ((["lim"]), {"limit=", "limit=VALUE"}),  # one word alone would get a space behind it
+        ((["protocol.b"]), {"protocol.batch_size=", "protocol.batch_size=all", "protocol.batch_size=auto"}),
+        ((["protocol.ch"]), {f"protocol.chat={word}" for word in ("", "none", "template", "auto")}),
+        ((["protocol.chat", "=", "t"]), {"template"}),
+        ((["protocol.chat", ""]), {"none", "template", "auto"}),  # bash, behind its `=`
+        ((["method", "=", "grace", "method.r"]), {"method.radius=", "method.replace="}),
+        ((["method=rome", "method.v"]), {"method.value.", "method.variant="}),
+        ((["method.value.kl_po"]), {f"method.value.kl_position={word}" for word in ("", "subject", "last")}),
+        ((["model", "=", "gemma"]), {"gemma-3-1b", "gemma-3-270m", "gemma-3-4b"}),
+        ((["dataset=zsre_qa", "dataset.known"]), {"dataset.known=", "dataset.known_by="}),
         ((["limit=1"]), set()),
     ],
 )
@@ -295,16 +305,52 @@ def test_completion_of_settings(words, expected):
     assert set(help_texts.complete("evaluate", words[:-1], words[-1])) == expected
 
 
-def test_completion_answers_the_shell():
+def test_completion_of_a_command_s_protocol():
+    assert help_texts.complete("sequential", ["protocol=sme"], "protocol.fo") == [
+        "protocol.folds=",
+        "protocol.fold_seed=",
+    ]
+    assert help_texts.complete("sequential", [], "protocol=") == ["protocol=lifelong", "protocol=sme"]
+    assert "protocol=" not in help_texts.complete("evaluate", [], "")  # which has its own
+
+
+@pytest.mark.parametrize("command", help_texts.CONFIGURED)
+def test_what_source_tells_of_keys_is_what_the_classes_have(command):
+    for prefix, option, target in catalog.targets(command):
+        if target is not None:
+            cls = source.class_of(target)
+            assert cls is not None
+            assert set(sketch.keys(target, prefix)) == {key for key, _ in leaves(cls, prefix)}, option
+
+
+@pytest.mark.parametrize("group", ["method", "dataset", "corpus", "protocol"])
+def test_what_source_tells_of_an_option_is_what_its_class_has(group):
+    for option in catalog.names(group):
+        target = catalog.target_of(group, option)
+        cls = source.class_of(target)
+        assert target is not None
+        assert cls is not None
+        hinted, told = dict(leaves(cls)), sketch.keys(target)
+        assert set(told) == set(hinted), option
+        for key, words in told.items():
+            takes = describe(hinted[key])
+            assert all(re.search(rf"\b{re.escape(word)}\b", takes) for word in words), f"{option}: {key}"
+
+
+def test_completion_answers_the_shell_and_imports_nothing_heavy():
     environment = os.environ | {
         "_EDIT_CLI_COMPLETE": "complete_bash",
-        "COMP_WORDS": "edit-cli evaluate method = rom",
-        "COMP_CWORD": "4",
+        "COMP_WORDS": "edit-cli evaluate method = rome method.var",
+        "COMP_CWORD": "5",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "edit_cli.cli.main"], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["rome"]
+        [sys.executable, "-X", "importtime", "-m", "edit_cli.cli.main"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [f"method.variant={word}" for word in ("", "original", "r", "p")]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "edit_cli.config.sketch" in imported
+    assert not imported & {"torch", "numpy", "transformers", "hydra", "omegaconf"}
 
 
 @pytest.mark.parametrize("what", ["methods", "models", "datasets", "metrics"])

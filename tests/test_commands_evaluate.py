@@ -262,6 +262,16 @@ def test_a_failing_job_does_not_stop_the_others(cli):
     assert ended.last.endswith("ft-layers=0")
     assert summary(Path(ended.last))["n"] == 1
     assert "failed" in ended.out
+    assert "  layers=[17]: layer 17 does not exist" in ended.err
+    (table,) = Path("runs/sweeps").glob("evaluate-*/table.md")
+    (row,) = [line for line in table.read_text().splitlines() if line.startswith("| layers")]
+    assert row.startswith("| layers=[0] | ")
+    assert "layers=[17]: layer 17 does not exist" in table.read_text()
+    rows = table.with_suffix(".csv").read_text()
+    assert (
+        f"layers=[0],,efficacy_success,{summary(Path(ended.last))['metrics']['efficacy_success']['after']['mean']},"
+        in rows
+    )
 
 
 def test_jobs_in_processes_of_their_own_report_too(cli):

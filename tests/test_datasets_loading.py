@@ -234,7 +234,7 @@ def test_a_published_file_is_fetched_once_checked_and_announced(host: tuple[str,
         dataset = Facts("facts", published=published, cache_dir=str(tmp_path)).load(monitor=notes)
         assert dataset.ids == ("1",) and dataset.source == url
     assert asked == ["/facts.json"]
-    assert len(notes.notes) == 1 and url in notes.notes[0] and "licence: CC0" in notes.notes[0]
+    assert len(notes.notes) == 1 and url in notes.notes[0] and "license: CC0" in notes.notes[0]
     (cached,) = (tmp_path / "downloads").iterdir()
     cached.write_text("[1]")
     with pytest.raises(MissingError, match="is a damaged copy of .*: delete it"):
@@ -326,7 +326,7 @@ def test_the_only_data_file_of_a_hub_dataset_is_found(tmp_path: Path, monkeypatc
     use_hub(monkeypatch, Hub(tmp_path, ["README.md", "data.json"]))
     notes = Notes()
     assert Facts("facts", path="hub:owner/name").load(monitor=notes).source == "hub:owner/name@c0ffee:data.json"
-    assert notes.notes == ["Reading data.json of the hub's dataset owner/name (licence: mit)"]
+    assert notes.notes == ["Reading data.json of the hub's dataset owner/name (license: mit)"]
     use_hub(monkeypatch, Hub(tmp_path, ["data.json", "more.csv"]))
     with pytest.raises(
         UsageError, match="has 2 data files .*data.json, more.csv.*name one: dataset.path=hub:owner/name:FILE"

@@ -41,7 +41,7 @@ def words_of(command: str) -> list[str]:
     return shlex.split(command, comments=True)[1:]
 
 
-EVERY = [(page.name, command) for page in PAGES for command in commands(page)]
+EVERY = [(page.name, command) for command, page in {line: page for page in PAGES for line in commands(page)}.items()]
 
 
 @pytest.mark.parametrize(("page", "command"), EVERY, ids=[f"{page}: {command}" for page, command in EVERY])
@@ -65,7 +65,7 @@ def test_every_command_of_the_docs_is_one(page, command):
     arguments = regroup(words[1:], kinds(words[0], words[1:], []))
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     if "-m" in arguments:
-        overrides = [re.sub(r"^([\w.]+=[^,\[]+),.*", r"\1", word) for word in overrides]
+        overrides = [re.sub(r"^([\w.]+=(?:\[[^]]*\]|[^,\[]+)),.*", r"\1", word) for word in overrides]
     if "model=MODEL" in overrides:  # to be filled in
         overrides[overrides.index("model=MODEL")] = "model=bert-base-uncased"
     register_resolvers()
@@ -155,3 +155,21 @@ def test_sharing_as_its_page_has_it(cli, cache_dir):
     said: list[str] = []
     exec(code, {"print": said.append})
     assert [text.split()[-1] for text in said] == ["organ", "clarinet"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["getting-started", "tutorials/own-facts", "tutorials/reading-a-table", "tutorials/serving"]
+)
+def test_what_a_newcomer_pastes_runs(cli, cache_dir, name):
+    pytest.importorskip("peft")
+    page = ROOT / "docs" / f"{name}.md"
+    for block in blocks(page, "sh"):
+        if block.startswith("cat > "):
+            subprocess.run(["bash", "-c", block], check=True)
+    for line in commands(page):
+        run(cli, line, cache_dir)
+    for code in blocks(page, "python"):
+        said: list[str] = []
+        exec(code, {"print": lambda texts, said=said: said.extend(texts)})
+        assert "organ" in said[0]

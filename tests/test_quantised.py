@@ -84,14 +84,14 @@ def files_quantised_by(method: str, folder: Path) -> Path:
 def test_files_of_other_quantisers_are_refused(method, tmp_path):
     folder = files_quantised_by(method, tmp_path / "model")
     with pytest.raises(
-        UsageError, match=rf"^model.id={folder}: .* quantised by {method}, which cannot be edited: take"
+        UsageError, match=rf"^model.id={folder}: .* quantized by {method}, which cannot be edited: take"
     ):
         ModelOptions("m", str(folder)).load()
 
 
 def test_files_that_are_quantised_already_need_the_library_too(monkeypatch, tmp_path):
     folder = files_quantised_by("bitsandbytes", tmp_path / "model")
-    with pytest.raises(UsageError, match="are quantised already; leave it null"):
+    with pytest.raises(UsageError, match="are quantized already; leave it null"):
         ModelOptions("m", str(folder), quantise="4bit").load()
     monkeypatch.setattr(quantised, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"needs bitsandbytes: pip install 'edit-cli\[quantised\]'"):
@@ -102,7 +102,7 @@ def test_files_that_are_quantised_already_need_the_library_too(monkeypatch, tmp_
     "fields, told",
     [
         ({"quantise": "3bit"}, "model.quantise=3bit: choose 4bit, 8bit or null"),
-        ({"quantise": "4bit", "dtype": "float64"}, "model.dtype=float64 does not go with quantised weights"),
+        ({"quantise": "4bit", "dtype": "float64"}, "model.dtype=float64 does not go with quantized weights"),
     ],
 )
 def test_settings_that_cannot_work(fields, told):
@@ -274,7 +274,7 @@ def test_commands(cli, bitsandbytes):
     assert ended.code == 0, ended.err
     ended = cli("apply", "edited", "--out", "baked")
     assert ended.code == 2
-    assert "tiny-gpt2 is quantised, so the edit stands beside its matrices" in ended.err
+    assert "tiny-gpt2 is quantized, so the edit stands beside its matrices" in ended.err
     assert not Path("baked").exists()
     ended = cli("evaluate", "method=rome", "limit=1", "model.quantise=2bit", quick=True)
     assert (ended.code, ended.err.strip().splitlines()[-1]) == (

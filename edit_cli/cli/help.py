@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import TextWrapper
 
 from edit_cli.config import catalog
@@ -79,6 +79,7 @@ EXAMPLES = {
 }
 FLAGS = {
     "-m, --multirun": "run every combination of values given with commas: -m method=rome,memit",
+    "--retry-failed": "with -m: of the same sweep, run only the jobs that have failed or not ended",
     "--dry-run": "say what would be done, what is there and missing, memory and time; load and write nothing",
     "--cfg job": "print all settings and do nothing",
     "--config-dir DIR": "take configurations of your own from DIR/method, DIR/model, …",
@@ -172,24 +173,50 @@ def settings(title: str, found: Iterable[Key]) -> list[str]:
 
 def complete(name: str, earlier: Sequence[str], incomplete: str) -> list[str]:
     """Completions of a KEY=VALUE of command `name`. bash gives `method=me` as three words, other shells as one."""
-    groups = list(catalog.GROUPS.values())
-    before, key, value = "", "", incomplete
-    if earlier[-1:] == ["="] and len(earlier) > 1:
-        key = earlier[-2]
-    # after `method=`, whose last word is taken for an option's
-    elif not incomplete and earlier and earlier[-1] in groups:
-        key = earlier[-1]
-    elif "=" in incomplete:
-        key, _, value = incomplete.partition("=")
-        before = f"{key}="
-    if not key:
-        return [f"{word}=" for word in [*groups, *catalog.keys(name)] if word.startswith(value)]
+    *before, word = _rejoined([*earlier, incomplete])
+    groups = catalog.choices(name)
+    known = catalog.keys(name, [override for override in before if "=" in override])
+    if not word and before and (before[-1] in known or before[-1] in groups):
+        word = f"{before[-1]}="  # whose sign bash takes for an empty word
+    key, equals, value = word.partition("=")
+    if not equals:
+        return _keys(word, groups, known)
+    written = word.removesuffix(incomplete) if incomplete != word else ""
+    return [found.removeprefix(written) for found in _values(key, value, groups, known)]
+
+
+def _rejoined(words: Sequence[str]) -> list[str]:
+    """Words of the command line, with those together that bash parts at their `=`."""
+    found: list[str] = []
+    for word in words:
+        if found and (word == "=" or found[-1].endswith("=")):
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
+
+
+def _keys(word: str, groups: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """The keys that begin so, as far as their next dot. Where there is one alone, ways to go on stand beside it: shells
+    put a space behind the only word that there is.
+    """
+    depth = word.count(".") + 1
+    shown = [".".join(key.split(".")[:depth]) + ("." if key.count(".") >= depth else "=") for key in (*groups, *known)]
+    found = list(dict.fromkeys(one for one in shown if one.startswith(word)))
+    if len(found) != 1:
+        return found
+    if found[0].endswith("."):
+        return _keys(found[0], groups, known)
+    key = found[0].removesuffix("=")
+    return [f"{key}=", *(_values(key, "", groups, known) or [f"{key}=VALUE"])]
+
+
+def _values(key: str, value: str, groups: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """The ways in which `key=value` can go on; in a sweep, what stands before the last comma stays."""
     chosen, comma, last = value.rpartition(",")
-    return [
-        f"{before}{chosen}{comma}{word}"
-        for word in ((entry.name for entry in catalog.entries(key)) if key in groups else ())
-        if word.startswith(last)
-    ]
+    words = [entry.name for entry in catalog.entries(key)] if key in groups else known.get(key, ())
+    words = [] if list(words) == ["null"] else words  # it takes more than that, which nobody can list
+    return [f"{key}={chosen}{comma}{word}" for word in words if word.startswith(last)]
 
 
 def _groups(*kinds: str) -> list[str]:

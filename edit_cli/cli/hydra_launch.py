@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -21,10 +21,23 @@ from edit_cli import streams
 from edit_cli.config import catalog, registry, source
 from edit_cli.config.build import did_you_mean, register_resolvers
 from edit_cli.config.composed import Composed
-from edit_cli.config.overrides import Kind, kind_of, literal, override_key, regroup, unquoted
+from edit_cli.config.overrides import (
+    MULTIRUN,
+    RETRY,
+    Kind,
+    kind_of,
+    literal,
+    override_key,
+    regroup,
+    unquoted,
+)
 from edit_cli.config.schema import leaves
+from edit_cli.console import Screen
+from edit_cli.distributed import follows
 from edit_cli.errors import UsageError
+from edit_cli.experiment.devices import take_one
 from edit_cli.experiment.job import Outcome
+from edit_cli.experiment.sweep import Sweep
 from edit_cli.files.paths import expanded
 
 NOT_IN_TAG = ("method", "model", "dataset", "tag", "run_dir", "runs_dir", "hydra")
@@ -33,10 +46,10 @@ NOT_IN_TAG = ("method", "model", "dataset", "tag", "run_dir", "runs_dir", "hydra
 Execute = Callable[[Composed], Outcome]
 
 
-def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[list[Outcome], bool]:
+def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[list[Outcome], Sweep | None]:
     """Compose and run `command`.
 
-    (outcomes in order of their jobs, whether it was a sweep); none where Hydra only printed.
+    (outcomes in order of their jobs, the sweep that they are of, if it is kept on disk); none where Hydra only printed.
 
     Raises:
         UsageError: the arguments or the configuration they name make no sense.
@@ -51,38 +64,94 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
     register_resolvers()
     argv = with_defaults(regroup(arguments, kinds(command, argv, folders)))
     overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
-    diary = _Diary(expanded(_given(overrides, "runs_dir", "runs")) / ".sweep")
     _refuse_unread(command, argv)
     keys = _swept(overrides)
     argv = [_late(argument, keys) if argument in overrides else argument for argument in argv]
+    outcomes: list[Outcome] = []
+    swept = not MULTIRUN.isdisjoint(argv)
+    process, kept = os.getpid(), "dry_run=true" not in overrides
+    with TemporaryDirectory(prefix="edit-cli-") as elsewhere:
+        root = expanded(_given(overrides, "runs_dir", "runs")) if kept else Path(elsewhere)
+        sweep = _sweep(command, arguments, argv, keys, root) if swept and not follows() else None
 
-    def job(config: DictConfig) -> None:  # in a worker process, if the launcher makes some
-        if os.getpid() != diary.process:
-            streams.settle()
-        register_resolvers()
-        settings = HydraConfig.get()
-        in_sweep = settings.mode == RunMode.MULTIRUN
-        choices = {
-            group: choice for group, choice in settings.runtime.choices.items() if not group.startswith("hydra/")
-        }
-        varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
-        tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
-        given = tuple(key for text in settings.overrides.task if (key := override_key(text)).startswith("method."))
-        typed = {"overrides": tuple(settings.overrides.task), "arguments": tuple(arguments)}
-        outcome = execute(Composed(command, config, choices, tag, in_sweep, tuple(named), given, **typed))
-        number = settings.job.num if in_sweep else 0
-        diary.add(Outcome(outcome.exit_code, outcome.run_dir, number, varied, outcome.error))
+        def job(config: DictConfig) -> None:  # in a worker process, if the launcher makes some
+            register_resolvers()
+            settings = HydraConfig.get()
+            if os.getpid() != process:
+                streams.settle()
+                by_joblib = settings.runtime.choices["hydra/launcher"] == "joblib"
+                if by_joblib and sweep is not None and _is_free_to_choose(config):
+                    take_one(sweep.folder)
+            in_sweep = settings.mode == RunMode.MULTIRUN
+            number = settings.job.num if in_sweep else 0
+            varied = tuple(text for text in settings.overrides.task if override_key(text) in keys)
+            if sweep is not None:
+                if number in sweep.spared:
+                    return
+                sweep.begin(number, varied)
+            choices = {
+                group: choice for group, choice in settings.runtime.choices.items() if not group.startswith("hydra/")
+            }
+            tag = _tag(config.get("tag"), varied) if in_sweep else config.get("tag")
+            given = tuple(key for text in settings.overrides.task if (key := override_key(text)).startswith("method."))
+            typed = {"overrides": tuple(settings.overrides.task), "arguments": tuple(arguments)}
+            ended = execute(Composed(command, config, choices, tag, in_sweep, tuple(named), given, **typed))
+            outcome = Outcome(ended.exit_code, ended.run_dir, number, varied, ended.error)
+            outcomes.append(outcome) if sweep is None else sweep.end(outcome)
 
-    own, sys.argv = sys.argv, [f"edit-cli {command}", *argv]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who say what they mean
+        own, sys.argv = sys.argv, [f"edit-cli {command}", *argv]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who say what they mean
+        try:
+            hydra.main(version_base="1.3", config_path="pkg://edit_cli.conf", config_name=command)(job)()
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise explain(error, command, overrides) from None
+        except KeyboardInterrupt:
+            if sweep is not None and kept:
+                Screen().note(sweep.progress())
+            raise
+        except RuntimeError as error:
+            if sweep is None or not _is_of_launcher(error):
+                raise
+            Screen().error(f"a process of this sweep was lost: {str(error).strip().splitlines()[0]}")
+        finally:
+            sys.argv = own
+        if sweep is None:
+            return outcomes, None
+        return sweep.outcomes(), sweep if kept else None
+
+
+def _sweep(command: str, arguments: Sequence[str], argv: Sequence[str], keys: set[str], root: Path) -> Sweep:
+    """The sweep that is launched. Raises UsageError: one that was never begun is to be retried."""
+    typed = [argument for argument in arguments if argument != RETRY]
+    overrides = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
+    sweep = Sweep.of(command, typed, overrides, _jobs(overrides, keys), root)
+    return replace(sweep, spared=sweep.retried()) if RETRY in arguments else sweep
+
+
+def _jobs(overrides: Sequence[str], keys: set[str]) -> list[list[str]]:
+    """What each job of a sweep varies, as Hydra's own sweeper deals them out; nothing where another one does."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    own = [text for text in overrides if not override_key(text).startswith(("hydra.", "hydra/"))]
+    if any(override_key(text).startswith(("hydra.sweeper", "hydra/sweeper")) for text in overrides):
+        return []
     try:
-        hydra.main(version_base="1.3", config_path="pkg://edit_cli.conf", config_name=command)(job)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise explain(error, command, overrides) from None
-    finally:
-        sys.argv = own
-        outcomes = diary.close()
-    return outcomes, any(flag in argv for flag in ("-m", "--multirun"))
+        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(own), None)
+    except HydraException:
+        return []  # Hydra will say so, or look into folders for a glob
+    return [[text for text in job if override_key(text) in keys] for batch in batches for job in batch]
+
+
+def _is_free_to_choose(config: DictConfig) -> bool:
+    """Whether a job says nothing of the devices that it runs on."""
+    said = {key: OmegaConf.select(config, key) for key in ("model.device", "model.device_map", "processes")}
+    return said == {"model.device": "auto", "model.device_map": None, "processes": 1}
+
+
+def _is_of_launcher(error: Exception) -> bool:
+    """Whether it says that a worker of joblib or a job of SLURM ended without an answer."""
+    return type(error).__module__.partition(".")[0] in ("joblib", "submitit")
 
 
 def kinds(command: str, argv: Sequence[str], folders: Sequence[Path]) -> dict[str, Kind]:
@@ -136,10 +205,12 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageEr
 
 
 def _missing_option(text: str, first: str) -> str:
-    found = re.search(r"Could not find '([^/']+)/([^']*)'", text)
+    found = re.search(r"Could not find '((?:hydra/)?[^/']+)/([^']*)'", text)
     if not found:
         return first
     group, option = found[1], found[2]
+    if option.startswith("submitit"):
+        return f"{group}={option} needs another package: pip install 'edit-cli[submitit]'"
     listed = re.search(r"Available options in '.*?':\n((?:\t.+\n?)+?)(?:Config search path|$)", text)
     known = listed[1].split() if listed else catalog.names(group)
     return f"{group}={option}: there is no such {group}{did_you_mean(option, known)}"
@@ -167,7 +238,7 @@ def _options_with(group: str, key: str) -> list[str]:
 
 def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
     """Keys of the command with the chosen options (the first of several), and the groups: enough to guess what a
-    misspelt one was.
+    misspelled one was.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -311,30 +382,3 @@ def plugins_of(overrides: Sequence[str]) -> list[str]:
 def _given(overrides: Sequence[str], key: str, default: str) -> str:
     given = (override.partition("=")[2] for override in reversed(overrides) if override_key(override) == key)
     return unquoted(next(given, default))
-
-
-class _Diary:
-    """How the jobs ended.
-
-    Hydra drops what a sweep's jobs return; those in other processes leave a line in a file that all can see.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.process = os.getpid()
-        self.path = folder / f"outcomes-{self.process}.jsonl"
-        self.outcomes: list[Outcome] = []
-
-    def add(self, outcome: Outcome) -> None:
-        if os.getpid() == self.process:
-            self.outcomes.append(outcome)
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(outcome)) + "\n")
-
-    def close(self) -> list[Outcome]:
-        if self.path.exists():
-            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-            self.outcomes += [Outcome(**{**line, "overrides": tuple(line["overrides"])}) for line in lines]
-            self.path.unlink()
-        return sorted(self.outcomes, key=lambda outcome: outcome.number)

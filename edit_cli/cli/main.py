@@ -88,7 +88,13 @@ def _command(name: str, plugins: bool = True, **settings: Any) -> Callable[[Call
 
 @_command("show-config", plugins=False, **PASS_ON | HELP)
 def show_config(
-    what: Annotated[str, typer.Argument(help="a method, or KIND/NAME, such as dataset/fever or model/gpt2-xl")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="a method, or KIND/NAME, such as dataset/fever or model/gpt2-xl",
+            autocompletion=lambda incomplete: [one for one in catalog.described() if one.startswith(incomplete)],
+        ),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as model=gpt2-xl: as published for it")
     ] = None,
@@ -334,8 +340,7 @@ def _launch(name: str, overrides: list[str]) -> int:
     from edit_cli.experiment.execute import execute
     from edit_cli.experiment.sweep import conclude
 
-    outcomes, is_sweep = launch(name, overrides, execute)
-    return conclude(outcomes, is_sweep)
+    return conclude(*launch(name, overrides, execute))
 
 
 def _exit(work: Callable[[], int], plugins: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edit_cli.cli import help as help_texts
+from edit_cli.config import catalog
 
 
 def _complete(context: typer.Context, incomplete: str) -> list[str]:
@@ -33,7 +34,11 @@ Against = Annotated[
     str | None, typer.Option(help="run, or its name in the table, that the others are paired with, case by case")
 ]
 Published = Annotated[
-    str | None, typer.Option(help="published tables beside it, such as rome-counterfact, with commas between them")
+    str | None,
+    typer.Option(
+        help="published tables beside it, such as rome-counterfact, with commas between them",
+        autocompletion=lambda incomplete: [one for one in catalog.published() if one.startswith(incomplete)],
+    ),
 ]
 ModelName = Annotated[
     str | None, typer.Option(help="name in conf/model, or a folder, if not the one the edit was made for")

@@ -257,7 +257,7 @@ def _sample(cases: Sequence[Case], protocol: SequentialProtocol) -> set[str]:
 
 
 def untouched(source: Source, dataset: Dataset, count: int) -> list[Case]:
-    """Neighbourhood and locality prompts of up to `count` records that come after the edited ones."""
+    """Neighborhood and locality prompts of up to `count` records that come after the edited ones."""
     used = dataset.passed
     if not count or source.ids or used >= dataset.total - len(dataset.dropped):
         return []

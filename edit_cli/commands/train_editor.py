@@ -53,7 +53,7 @@ class TrainEditor(Experiment):
             )
         cases = replace(source, split=top.splits.train).load(top.limit, monitor, "splits.train")
         self.held_out = replace(source, split=top.splits.validation).load(None, monitor, "splits.validation")
-        # what is learnt goes there: better to know now than after hours
+        # what is learned goes there: better to know now than after hours
         require_folder(expanded(config.cache_dir), f"cache_dir={top.cache_dir}")
         super().__init__(job, monitor, cases)
         self.steps = config.training.steps

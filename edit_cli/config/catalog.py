@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import re
 from collections.abc import Iterator, Sequence
@@ -11,8 +10,7 @@ from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-from edit_cli.config import registry
-from edit_cli.config.schema import leaves
+from edit_cli.config import registry, sketch
 from edit_cli.errors import UsageError
 
 FROM_PLUGINS = {"method": registry.METHODS, "dataset": registry.DATASETS}
@@ -115,17 +113,14 @@ def targets(
             yield f"{group}.", name, target_of(group, name, folders)
 
 
-def keys(command: str) -> list[str]:
-    """Keys of a command's own settings and of what all commands share, for completion."""
-    found = []
-    for prefix, _, target in targets(command):
-        if target is None:
-            continue
-        if target.startswith(LIGHT):
-            found += [key for key, _ in leaves(class_at(target), prefix)]
-        elif prefix == "stats.":
-            found += [f"{prefix}{name}" for name in _fields_in_file(target)]
-    return list(dict.fromkeys(found))
+def keys(command: str, overrides: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """{dotted key: the words that it takes, if it takes some} of a command with the options that the overrides choose,
+    or its own.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for prefix, _, target in targets(command, overrides):
+        found |= {} if target is None else sketch.keys(target, prefix)
+    return found
 
 
 def class_at(target: str) -> type:
@@ -134,18 +129,27 @@ def class_at(target: str) -> type:
     return getattr(importlib.import_module(module), name)
 
 
-def _fields_in_file(target: str) -> list[str]:
-    """Fields of a class whose module is too heavy to import for completion; those that it inherits are left out."""
-    module, _, name = target.rpartition(".")
-    file = conf_dir().parent.joinpath(*module.split(".")).with_suffix(".py")
-    body = next(node.body for node in ast.parse(file.read_bytes()).body if getattr(node, "name", None) == name)
-    return [ast.unparse(node.target) for node in body if isinstance(node, ast.AnnAssign)]
-
-
 def groups(command: str) -> list[str]:
     """The groups of a command's configuration."""
     text = "".join((conf_dir() / f"{file}.yaml").read_text(encoding="utf-8") for file in ("common", command))
     return re.findall(r"^(?:  - (?:optional )?)?([a-z]\w*):", text, re.MULTILINE)
+
+
+def choices(command: str) -> list[str]:
+    """The groups of which a command's user may choose an option."""
+    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    return [group for group in re.findall(r"^  - (?:optional )?(\w+): ", text, re.MULTILINE) if names(group)]
+
+
+def described() -> list[str]:
+    """What `show-config` shows: methods by their names, the rest as KIND/NAME."""
+    kinds = [group for group in (*GROUPS.values(), "protocol") if group != "method"]
+    return [*names("method"), "stats", *(f"{kind}/{name}" for kind in kinds for name in names(kind))]
+
+
+def published() -> list[str]:
+    """Tables of papers that runs can be put beside."""
+    return sorted(file.stem for file in Path(__file__).parents[1].joinpath("published").glob("*.yaml"))
 
 
 def top_keys(command: str) -> set[str]:

@@ -19,6 +19,7 @@ from edit_cli.errors import UsageError
 WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p"}
 SINGLE = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 MULTIRUN = {"-m", "--multirun"}
+RETRY = "--retry-failed"
 FUNCTION = re.compile(
     r"(bool|choice|extend_list|float|glob|int|interval|json_str|range|shuffle|sort|str|tag)\(.*\)", re.DOTALL
 )
@@ -51,7 +52,7 @@ def kind_of(hint: Any) -> Kind | None:
 
 def regroup(arguments: Sequence[str], kinds: Kinds = MappingProxyType({})) -> list[str]:
     """Flags first, then all overrides together, as Hydra's parser wants them; texts are quoted. `--dry-run` and
-    `--out FILE` are settings, too.
+    `--out FILE` are settings, too; of `--retry-failed`, which says what is left out of a sweep, Hydra does not hear.
 
     kinds: of settings that hold text, by dotted key.
 
@@ -73,6 +74,9 @@ def regroup(arguments: Sequence[str], kinds: Kinds = MappingProxyType({})) -> li
             flags.append(flag)
             if flag in ("--info", "-i") and waiting and waiting[0] in INFO:
                 flags.append(waiting.pop(0))
+        elif argument == RETRY:
+            if not sweeps:
+                raise UsageError(f"{RETRY} goes with -m: it runs those jobs of a sweep again that have failed")
         elif argument == "--dry-run":
             overrides.append("dry_run=true")
         elif flag == "--out":
@@ -102,7 +106,7 @@ def _flag_value(flag: str, value: str) -> str:
 def _unknown_flag(argument: str) -> str:
     name, _, value = argument.lstrip("-").partition("=")
     if re.fullmatch(r"[A-Za-z][\w.-]*", name) and len(name) > 1:
-        near = get_close_matches(f"--{name}", [*WITH_VALUE, *SINGLE, "--help"], n=1)
+        near = get_close_matches(f"--{name}", [*WITH_VALUE, *SINGLE, "--help", RETRY], n=1)
         if near and not value:
             return f"there is no option {argument}; did you mean {near[0]}?"
         return (

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import math
-import textwrap
+import sys
 import types
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -306,6 +307,8 @@ class Key:
         value = "VALUE" if self.default == UNSET else self.default
         if isinstance(value, list):
             value = f"[{', '.join(shown(part) or repr(part) for part in value)}]"
+        elif isinstance(value, Mapping):
+            value = f"{{{', '.join(f'{name}: {shown(part)}' for name, part in value.items())}}}"
         return f"{self.name}={shown(value)}"
 
     @property
@@ -380,10 +383,30 @@ def documented(cls: type) -> dict[str, str]:
     """{field: the sentence under it}, of the class and those that it is made from."""
     found: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
-        if not is_dataclass(owner):
-            continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        for field, text in zip(body.body, body.body[1:], strict=False):  # type: ignore[attr-defined]
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                found[ast.unparse(field.target)] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+        if is_dataclass(owner):
+            found |= _sentences(owner.__module__).get(owner.__qualname__, {})
     return found
+
+
+@cache
+def _sentences(module: str) -> dict[str, dict[str, str]]:
+    """{class: {field: the sentence under it}} of a module, which is read once."""
+    found: dict[str, dict[str, str]] = {}
+
+    def read(body: Sequence[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                found[f"{prefix}{node.name}"] = dict(_under(node.body))
+                read(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef):
+                read(node.body, f"{prefix}{node.name}.<locals>.")
+
+    read(ast.parse(inspect.getsource(sys.modules[module])).body, "")
+    return found
+
+
+def _under(body: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:
+    """(field, the sentence under it) of a class's body."""
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            yield ast.unparse(field.target), inspect.cleandoc(str(text.value.value)).replace("\n", " ")

@@ -36,7 +36,7 @@ FLAT = (
 
 @dataclass(frozen=True)
 class CounterFact(Source):
-    """Counterfactual rewrites with paraphrases, neighbours (same true object, other subject) and free-text prompts."""
+    """Counterfactual rewrites with paraphrases, neighbors (same true object, other subject) and free-text prompts."""
 
     _: KW_ONLY
     records: Annotated[str | None, Linked("${model.records}")] = None

@@ -25,7 +25,7 @@ NAMES = re.compile(rf"{WORD}(?:\s+(?:{JOINERS}\s+){{0,2}}{WORD})*")
 
 
 def first_name(text: str) -> str | None:
-    """The first run of capitalised words of `text`, without the words that open a sentence; None if there is none.
+    """The first run of capitalized words of `text`, without the words that open a sentence; None if there is none.
 
     Small words inside it belong to it ("Lord of the Rings"); a possessive or a full stop at its end does not.
     """

@@ -169,7 +169,7 @@ class ZsREQuestions(Pooled):
 
 
 def read_natural_questions(path: Path, label: str) -> list[tuple[str, str]]:
-    """(question, shortest answer) of every item of `{"questions": […], "answers": […]}`; the question is capitalised
+    """(question, shortest answer) of every item of `{"questions": […], "answers": […]}`; the question is capitalized
     and gets its mark.
 
     Raises:

@@ -47,7 +47,7 @@ class Context:
     """What a command hands to the editors that it begins.
 
     examples: records that methods may remember; None where a command has none. train_command: tells what would train
-    the editor. kept: what is computed once a model (factorised statistics, sampled prefixes), whichever editor asks
+    the editor. kept: what is computed once a model (factorized statistics, sampled prefixes), whichever editor asks
     first.
     """
 

@@ -102,9 +102,9 @@ class SequentialProtocol(DownstreamOptions, Protocol):
     first: Natural = 100
     """The first so many facts are asked about at every checkpoint, whatever the sample (retention)."""
     holdout: Natural = 50
-    """Records that are never edited, whose neighbourhood prompts must keep their answers."""
+    """Records that are never edited, whose neighborhood prompts must keep their answers."""
     collapse_below: NonNegative = 60.0
-    """A model is destroyed if the mean of efficacy, paraphrase and neighbourhood success is below so many %."""
+    """A model is destroyed if the mean of efficacy, paraphrase and neighborhood success is below so many %."""
     collapse_perplexity: Limit = 2.0
     """A model is destroyed if its perplexity is so many times that of the unedited one; inf: whatever it is."""
     stop_on_collapse: bool = False

@@ -135,7 +135,7 @@ def weight_edits(directory: Path, cannot: str, holder: str) -> list[Path]:
         if kind != "weights":
             raise refused(path, cannot, WHY_NO_WEIGHTS.get(kind, f"its kind is {kind}").format(holder))
         if model.get("quantised"):
-            raise refused(path, cannot, f"{model['name']} is quantised, so the edit stands beside its matrices")
+            raise refused(path, cannot, f"{model['name']} is quantized, so the edit stands beside its matrices")
     return paths
 
 
@@ -143,11 +143,11 @@ def edited(paths: Sequence[Path], base: Base, cannot: str, monitor: Monitor) -> 
     """The model with these edits, which change weights, in place.
 
     Raises:
-        UsageError: its weights are quantised: `cannot`, and what to do instead.
+        UsageError: its weights are quantized: `cannot`, and what to do instead.
     """
     lm = base.load(paths[-1], monitor)
     if lm.is_quantised:
-        raise refused(paths[-1], cannot, f"{lm.name} is quantised, so the edit would stand beside its matrices")
+        raise refused(paths[-1], cannot, f"{lm.name} is quantized, so the edit would stand beside its matrices")
     for path in paths:
         lm.attach(edit_store.load(path, lm))
     return lm

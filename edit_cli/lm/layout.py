@@ -185,7 +185,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a projection, also of a quantised one, whose weight has another shape."""
+    """(d_out, d_in) of a projection, also of a quantized one, whose weight has another shape."""
     module = unwrapped(module)
     return (module.nf, module.nx) if is_transposed(module) else (module.out_features, module.in_features)
 

@@ -413,7 +413,7 @@ def _on_hub(model_id: str, revision: str | None, key: str) -> Source:
         return Source(model_id, Path(cached).parent.name, True)  # …/snapshots/COMMIT/config.json
     if isinstance(reason, GatedRepoError):
         raise MissingError(
-            f"{key}={model_id} is gated: accept its licence on the hub and log in with `hf auth login`, or {remedy}"
+            f"{key}={model_id} is gated: accept its license on the hub and log in with `hf auth login`, or {remedy}"
         )
     if isinstance(reason, HfHubHTTPError):
         raise MissingError(f"{where}, and the hub answers: {_first_line(reason)}; {remedy}")

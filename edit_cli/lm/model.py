@@ -213,7 +213,7 @@ class LM:
         return self.model.get_parameter(name)
 
     def access(self, parameter: str) -> WeightAccess:
-        """Where a parameter's value is and can be changed, be it in its module, off the device, or quantised."""
+        """Where a parameter's value is and can be changed, be it in its module, off the device, or quantized."""
         return access_to(self.model, parameter, self.dtype)
 
     def weight(self, module: str) -> Tensor:

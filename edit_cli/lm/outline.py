@@ -14,7 +14,7 @@ from torch import nn
 
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, projections, widths
 
-# bytes of one entry of a quantised matrix: NF4 has a float32 a block of 64, LLM.int8() hardly more than its bytes
+# bytes of one entry of a quantized matrix: NF4 has a float32 a block of 64, LLM.int8() hardly more than its bytes
 QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 
 

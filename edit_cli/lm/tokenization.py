@@ -1,6 +1,6 @@
-"""THE tokenisation rule of causal models (lm/heads/seq2seq.py and lm/heads/classifier.py have their own).
+"""THE tokenization rule of causal models (lm/heads/seq2seq.py and lm/heads/classifier.py have their own).
 
-Prompt and target are tokenised once, together, and every index comes from character offsets: no
+Prompt and target are tokenized once, together, and every index comes from character offsets: no
 length arithmetic, so neither BOS tokens nor merges across the boundary can shift anything. What stands between the two
 is told by `writing.answer`. Spaces at the end of a prompt go with what comes after it, as they do in tokens: a prompt
 that is to be continued is cut before them.
@@ -21,7 +21,7 @@ from edit_cli.writing import answer, bare
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised text. Target tokens are `ids[start:]`; `offsets` are the character ranges of all of them."""
+    """One tokenized text. Target tokens are `ids[start:]`; `offsets` are the character ranges of all of them."""
 
     ids: tuple[int, ...]
     start: int
@@ -49,7 +49,7 @@ class Row:
 
 
 def tokenize(tokenizer: Any, pairs: Sequence[tuple[str, str | None]]) -> list[Row]:
-    """Tokenise (prompt, target) pairs; a target of None gives a prompt alone.
+    """Tokenize (prompt, target) pairs; a target of None gives a prompt alone.
 
     A token that reaches across the end of the prompt belongs to the target.
 

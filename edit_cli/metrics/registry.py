@@ -171,13 +171,13 @@ _MEASURES: dict[str, Measure] = {
     ),
     "generated_exact": Measure(
         "generated, exact", "%", "higher",
-        "the first sentence of the greedy continuation equals the target or an alias, both normalised",
+        "the first sentence of the greedy continuation equals the target or an alias, both normalized",
         _ANSWERED,
         "just the answer", row="exact match",
     ),
     "generated_contains": Measure(
         "generated, contains", "%", "higher",
-        "the first sentence of the greedy continuation contains the target or an alias as whole words, both normalised",
+        "the first sentence of the greedy continuation contains the target or an alias as whole words, both normalized",
         _ANSWERED,
         "answer is in reply", row="contains",
     ),

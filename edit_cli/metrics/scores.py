@@ -90,7 +90,7 @@ def kl(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
 
 
 def generated_exact(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
-    """Normalised exact match of the reply with the target or an alias."""
+    """Normalized exact match of the reply with the target or an alias."""
     return _on_answers(matches_exactly, probe)
 
 

@@ -122,15 +122,13 @@ def retention_matrix(lines: Sequence[Line]) -> dict[str, Any]:
 def collapse(row: Row, start: float | None, below: float, factor: float) -> str | None:
     """Why the model counts as destroyed at this checkpoint, or None.
 
-    start: perplexity of the unedited model. below: % that the mean of efficacy, paraphrase and neighbourhood success
+    start: perplexity of the unedited model. below: % that the mean of efficacy, paraphrase and neighborhood success
     must reach.
     factor: how many times the unedited model's perplexity is too much (2: tokens of plain text are half as likely).
     """
     parts = [row["metrics"][name]["mean"] for name in SUCCESSES if name in row["metrics"]]
     if len(parts) > 1 and np.mean(parts) < below:
-        return (
-            f"the mean of efficacy, paraphrase and neighbourhood success is {np.mean(parts):.1f} %, below {below:g} %"
-        )
+        return f"the mean of efficacy, paraphrase and neighborhood success is {np.mean(parts):.1f} %, below {below:g} %"
     if start is not None and "perplexity" in row["metrics"]:
         now = row["metrics"]["perplexity"]["mean"]
         if now is None or now > factor * start:

@@ -21,7 +21,7 @@ Line = Mapping[str, Any]
 
 
 def right(probe: Mapping[str, Any]) -> bool:
-    """Whether its own reply is the target or an alias (normalised exact match); without replies, whether its
+    """Whether its own reply is the target or an alias (normalized exact match); without replies, whether its
     likeliest tokens are.
     """
     replied = generated_exact(probe)

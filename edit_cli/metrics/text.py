@@ -47,14 +47,14 @@ def first_sentence(text: str, answer: str = "") -> str:
 
 
 def matches_exactly(text: str, answers: Sequence[str]) -> bool:
-    """Whether the reply in `text` is one of `answers` (normalised exact match)."""
+    """Whether the reply in `text` is one of `answers` (normalized exact match)."""
     return any(
         bool(wanted := normalise(answer)) and normalise(first_sentence(text, answer)) == wanted for answer in answers
     )
 
 
 def contains_any(text: str, answers: Sequence[str]) -> bool:
-    """Whether the reply in `text` holds one of `answers` as whole words (normalised)."""
+    """Whether the reply in `text` holds one of `answers` as whole words (normalized)."""
     return any(
         bool(wanted := normalise(answer)) and _holds(normalise(first_sentence(text, answer)), wanted)
         for answer in answers

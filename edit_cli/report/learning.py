@@ -21,7 +21,7 @@ APART = ("step", "kind", "phases")
 UNITS = {"es": "%", "drawdown": "points", "nll": "nats", "kl": "nats", "base": "nats", "bound": "nats"}
 MARKERS = {"train": None, "validation": "o"}
 MEANING = {
-    "loss": "what is minimised",
+    "loss": "what is minimized",
     "nll": "negative log-likelihood of the new answer after rephrased prompts, nats",
     "kl": "KL divergence (before ‖ after) where answers must stay, nats",
     "es": "rephrased prompts that get the new answer, %",
@@ -132,6 +132,6 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         plot.tick_params(labelbottom=True)
     axes[0].legend(fontsize="x-small")
     style.whole_numbers(axes[0].xaxis)
-    figure.supxlabel("optimiser steps", fontsize="small")
+    figure.supxlabel("optimizer steps", fontsize="small")
     style.save(figure, directory, NAME)
     return [NAME]

@@ -50,9 +50,9 @@ def peak(entry: Mapping[str, Any]) -> dict[str, Any]:
 def propose(indirect: Mapping[str, Any], window: int, count: int) -> dict[str, Any] | None:
     """Layers to edit: the window of MLP layers with the largest effect at the subject's last token; of a window wider
     than `count`,
-    the `count` layers that end at its centre, as MEMIT's published layers 13 to 17 of GPT-2 XL end at ROME's layer 17.
+    the `count` layers that end at its center, as MEMIT's published layers 13 to 17 of GPT-2 XL end at ROME's layer 17.
 
-    {"layers", "layer": the centre, "mean", "ci95"}, or None where the trace has no such effect that differs from zero.
+    {"layers", "layer": the center, "mean", "ci95"}, or None where the trace has no such effect that differs from zero.
     """
     entry = indirect.get("mlp", {}).get(LOOKUP)
     best = peak(entry) if entry else None

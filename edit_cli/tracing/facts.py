@@ -47,7 +47,7 @@ class Fact:
 
 
 def tokenized(lm: LM, request: EditRequest) -> Fact:
-    """The fact of a request, whose `target_true` is the expected answer. Prompt and answer are tokenised by THE rule.
+    """The fact of a request, whose `target_true` is the expected answer. Prompt and answer are tokenized by THE rule.
 
     Raises:
         RejectedRequest: no subject, no expected answer, or a subject that becomes no token.

@@ -14,7 +14,7 @@ from edit_cli.training.sharding import is_spread, whole
 
 
 class Descent:
-    """Backward passes and optimiser steps by accelerate. step: what is to be called for a loss.
+    """Backward passes and optimizer steps by accelerate. step: what is to be called for a loss.
 
     optimizer: with `param_groups` and state.
     """
@@ -33,7 +33,7 @@ class Descent:
     def apply(self) -> float:
         """One step along the gradients, none if they are no numbers; their norm before clipping.
 
-        With fp16's scaler the optimiser is always called: it leaves out such a step itself, and lowers the scale that
+        With fp16's scaler the optimizer is always called: it leaves out such a step itself, and lowers the scale that
         made the gradients overflow.
         """
         norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, self.clip)))

@@ -225,7 +225,7 @@ class Training:
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _step(self, done: int) -> Line:
-        """Micro-batches, then one step of the optimiser. done: steps before this one.
+        """Micro-batches, then one step of the optimizer. done: steps before this one.
 
         A micro-batch whose loss is no number leaves no trace, not even in the network's running statistics.
         """
@@ -263,7 +263,7 @@ class Training:
         return parts if self.editor.shares_cases else self.lm.process_group.share(parts)
 
     def _apply(self, done: int, any_loss: bool) -> float:
-        """A step of the optimiser; the norm of the gradient. any_loss: whether a micro-batch had a finite one."""
+        """A step of the optimizer; the norm of the gradient. any_loss: whether a micro-batch had a finite one."""
         config = self.config
         factor = rate(config, done)
         for group, base in zip(self.optimizer.param_groups, self.rates, strict=True):

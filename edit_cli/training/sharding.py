@@ -29,7 +29,7 @@ def wanted_by_launcher() -> bool:
     if _is_set(MEGATRON):
         raise UsageError(
             "train-editor does not work with megatron-lm: launch with conf/accelerate/fsdp.yaml, which spreads network,"
-            " gradients and optimiser states"
+            " gradients and optimizer states"
         )
     wanted = _is_set(FSDP)
     os.environ.pop(FSDP, None)
@@ -63,7 +63,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def spread_like(value: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, spread as `other` is if it has its shape (a step count of an optimiser has not)."""
+    """A whole tensor, spread as `other` is if it has its shape (a step count of an optimizer has not)."""
     if not is_spread(other) or value.shape != other.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: network, optimiser and the best network so far, as safetensors and JSON."""
+"""Where a training stands, on disk: network, optimizer and the best network so far, as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class State:
         return checked(read_json(path / ABOUT), About, path / ABOUT, _remedy(path))
 
     def load(self, step: int, net: nn.Module, optimizer: Any, scaler: Any = None) -> None:
-        """Put network and optimiser where they were after `step` steps.
+        """Put network and optimizer where they were after `step` steps.
 
         Raises:
             MissingError: what was saved is damaged; says what to delete.
@@ -164,7 +164,7 @@ def _remedy(path: Path) -> str:
 
 
 def _refuse_unfit(tensors: dict[str, Tensor], rest: dict[str, Any], parameters: list[Tensor], path: Path) -> None:
-    """What an optimiser keeps has the size of its parameter, or is a single number.
+    """What an optimizer keeps has the size of its parameter, or is a single number.
 
     Raises:
         MissingError: it is something else.
@@ -179,7 +179,7 @@ def _refuse_unfit(tensors: dict[str, Tensor], rest: dict[str, Any], parameters: 
 
 
 def _flat(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """({"0.exp_avg": tensor}, {"0.other": value}) of an optimiser's state."""
+    """({"0.exp_avg": tensor}, {"0.other": value}) of an optimizer's state."""
     every = {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
     tensors = {name: value for name, value in every.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in every.items() if name not in tensors}

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO, stages 1 and 2: each process keeps a part of the optimiser's states (1) and of gathered gradients
+"""DeepSpeed's ZeRO, stages 1 and 2: each process keeps a part of the optimizer's states (1) and of gathered gradients
 (2) of what is trained.
 
 Parameters stay whole on every process. Of what accelerate's launcher says of DeepSpeed only the stage is taken;
@@ -54,7 +54,7 @@ def stage_of_launcher() -> int:
 
 
 class Zero:
-    """In the place of a `Descent`, and of its optimiser: states are given and taken whole, so that any number of
+    """In the place of a `Descent`, and of its optimizer: states are given and taken whole, so that any number of
     processes can go on.
     """
 
@@ -99,7 +99,7 @@ class Zero:
         self._begin()
 
     def _begin(self) -> None:
-        """Optimiser states from the start, where DeepSpeed would have them from the first step on: with gradients of
+        """Optimizer states from the start, where DeepSpeed would have them from the first step on: with gradients of
         0, that changes no weight.
         """
         from deepspeed.utils import lazy_init_hp_params_optimizer_state

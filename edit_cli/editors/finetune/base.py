@@ -35,7 +35,7 @@ class FinetuneConfig(EditorConfig):
     lr: Positive = 1e-2
     """Learning rate of Adam."""
     steps: Count = 100
-    """Passes over the facts at most; it ends as soon as they are learnt."""
+    """Passes over the facts at most; it ends as soon as they are learned."""
 
 
 F = TypeVar("F", bound=FinetuneConfig)
@@ -48,7 +48,7 @@ class FinetuneEditor(Editor[F]):
 
     @classmethod
     def cost(cls, config: F, outline: Outline, lengths: Sequence[int]) -> Cost | None:
-        """Of all passes over the facts, which end sooner if they are learnt; of a tuned number its start, its value,
+        """Of all passes over the facts, which end sooner if they are learned; of a tuned number its start, its value,
         the one that computes, its gradient and Adam's two.
         """
         if not config.layers:
@@ -92,7 +92,7 @@ class FinetuneEditor(Editor[F]):
             batches: the facts, encoded; gone through once a pass.
             weight_decay: of Adam.
             until: says of (mean loss in nats, share of facts that are answered wrong) whether this is good enough: of
-                a batch, which is then not learnt from, and of a pass over all, which is then the last one.
+                a batch, which is then not learned from, and of a pass over all, which is then the last one.
 
         Returns:
             The mean loss of each pass.

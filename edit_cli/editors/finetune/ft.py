@@ -31,7 +31,7 @@ class FTConfig(FinetuneConfig):
     steps: Count = 25
     """Passes over the facts at most."""
     stop_loss: NonNegative = 1e-2
-    """Mean loss of a pass below which it is the last one, and of a batch below which nothing is learnt from it."""
+    """Mean loss of a pass below which it is the last one, and of a batch below which nothing is learned from it."""
     batch_size: Count = 64
     """Facts in a step."""
     weight_decay: NonNegative = 0.0
@@ -41,10 +41,10 @@ class FTConfig(FinetuneConfig):
     norm: Literal["linf", "l2"] = "linf"
     """Of which norm: every weight is clamped (linf), or the change of all tuned weights together is shortened (l2)."""
     unmodified: Natural = 0
-    """Unmodified facts that are learnt along with each modified one, from records which the run neither edits nor asks
+    """Unmodified facts that are learned along with each modified one, from records which the run neither edits nor asks
     about."""
     objective: Literal["target", "prompt_last"] = "target"
-    """What is learnt: all target tokens, teacher-forced (target), or each of them from the prompt's last token
+    """What is learned: all target tokens, teacher-forced (target), or each of them from the prompt's last token
     (prompt_last, as released with ROME; the same for targets of one token)."""
 
 
@@ -68,7 +68,7 @@ class FT(FinetuneEditor[FTConfig]):
             return moved(weights, {"losses": losses})
 
     def facts(self, requests: Sequence[EditRequest]) -> list[tuple[str, str]]:
-        """(prompt, answer) of what is learnt: each request, and behind it its share of unmodified facts.
+        """(prompt, answer) of what is learned: each request, and behind it its share of unmodified facts.
 
         Raises:
             UsageError: the data set has too few of them.

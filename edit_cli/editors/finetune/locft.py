@@ -24,7 +24,7 @@ from edit_cli.requests import EditRequest
 
 @dataclass(frozen=True, kw_only=True)
 class LocFTConfig(FinetuneConfig):
-    """Settings of localised, breadth-first fine-tuning."""
+    """Settings of localized, breadth-first fine-tuning."""
 
     layers: Layers | None = None  # type: ignore[assignment]
     """Layers that are tuned; null: the one at `depth`."""
@@ -38,7 +38,7 @@ class LocFTConfig(FinetuneConfig):
     """Facts in a step; each pass draws the batches anew."""
     stop_loss: NonNegative = 1e-2
     """Mean loss, in nats a token, below which facts count as reached, once every token is the likeliest: of a batch,
-    which is then not learnt from, and of a pass, which is then the last one."""
+    which is then not learned from, and of a pass, which is then the last one."""
     end: bool = True
     """Learn the token that ends a text after the answer, so that the model stops there; encoder-decoders always do."""
     seed: Annotated[Seed, Linked("${seed}")] = 0

@@ -33,7 +33,7 @@ class ReplayConfig(FinetuneConfig):
 
 class Replay(FinetuneEditor[ReplayConfig]):
     """Adam on the new facts until every target token is the likeliest; now and then some passes over all facts so far,
-    with a fresh optimiser.
+    with a fresh optimizer.
     """
 
     Config = ReplayConfig

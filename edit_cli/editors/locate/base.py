@@ -39,7 +39,7 @@ class LocateConfig(EditorConfig):
     layers: Layers
     """MLP layers that are written to; conf/tuned/METHOD/MODEL.yaml has the published ones."""
     value: ValueConfig = field(default_factory=ValueConfig)
-    """The optimisation of target values."""
+    """The optimization of target values."""
     context: ContextConfig = field(default_factory=ContextConfig)
     """Texts put before the prompt, so that an edit does not hang on one wording."""
     moments: Annotated[MomentStore, Linked("${stats}")] = field(default_factory=MomentStore)
@@ -128,7 +128,7 @@ class LocateEditor(Editor[L]):
         )
 
     def additive(self, layers: Sequence[int]) -> bool:
-        """Whether what the projections of these layers write reaches the residual stream as it is: nothing normalises
+        """Whether what the projections of these layers write reaches the residual stream as it is: nothing normalizes
         or scales it on the way.
         """
         return all(

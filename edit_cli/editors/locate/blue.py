@@ -8,7 +8,7 @@ from edit_cli.editors.locate.memit import MEMIT, MEMITConfig
 class BLUE(MEMIT[MEMITConfig]):
     """MEMIT whose residual is not distributed, since layers in between hardly contribute.
 
-    At the first of `layers`, and then at the last on the model that this leaves: optimise targets at that very layer
+    At the first of `layers`, and then at the last on the model that this leaves: optimize targets at that very layer
     and write the whole residual there.
     """
 

@@ -108,7 +108,7 @@ BARE = Contexts([[""]], "rows")
 def rows_in_contexts(
     lm: LM, requests: Sequence[EditRequest], contexts: Contexts, with_target: bool
 ) -> tuple[list[Row], list[int]]:
-    """Tokenised rows, request by request and context by context, and the index of the subject's last token in each."""
+    """Tokenized rows, request by request and context by context, and the index of the subject's last token in each."""
     pairs, last = [], []
     for request in requests:
         _, end = request.subject_span

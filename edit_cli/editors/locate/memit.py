@@ -1,6 +1,6 @@
 """Mass-Editing Memory in a Transformer (Meng et al., 2023).
 
-Algorithm 1 is here: optimise target states, then write a share of what is missing at each layer. Other members of the
+Algorithm 1 is here: optimize target states, then write a share of what is missing at each layer. Other members of the
 family (EMMET, PMET, AlphaEdit, BLUE, MEMIT-Merge) change one step each: where targets live, how many layers write, how
 a residual is shared, what is solved.
 """
@@ -32,7 +32,7 @@ Groups = list[list[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class MassConfig(LocateConfig):
-    """Settings of Algorithm 1. The last of the layers is where target states are optimised."""
+    """Settings of Algorithm 1. The last of the layers is where target states are optimized."""
 
     past_keys: Literal["none", "write", "post"] = "none"
     """Which keys of earlier edits in a sequence keep their values: as they were when written (write, ENCORE), or as the
@@ -125,7 +125,7 @@ class MEMIT(LocateEditor[M]):
     def aims(self, layers: list[int]) -> list[tuple[int, Site]]:
         """(layer, site) of the target states that each of a round's layers writes towards: all those of the last one.
 
-        Where an MLP's output is normalised or scaled before it is added, a residual of block outputs cannot be written
+        Where an MLP's output is normalized or scaled before it is added, a residual of block outputs cannot be written
         to a projection. There each layer has targets of its own, at its projection's output.
 
         Raises:
@@ -300,6 +300,6 @@ def note_similar(lm: LM, requests: Sequence[EditRequest], keys: Tensor) -> None:
         first, second = (requests[i] for i in pairs[0])
         lm.monitor.note(
             f"{many(len(pairs), 'pair of facts has', 'pairs of facts have')} the same key, so only a mean of their"
-            f" values can be written, such as {first.text!r} and {second.text!r} (method=memit-merge optimises one for"
+            f" values can be written, such as {first.text!r} and {second.text!r} (method=memit-merge optimizes one for"
             " both)"
         )

@@ -13,7 +13,7 @@ class MEMITMerge(MEMIT[MEMITConfig]):
     """MEMIT with one key and one target state a subject.
 
     Facts about one subject have (nearly) the same key, so of their separate values only a mean could be written. Here
-    one shift is optimised against the mean loss over all facts of the subject.
+    one shift is optimized against the mean loss over all facts of the subject.
     """
 
     def groups(self, requests: Sequence[EditRequest]) -> Groups:

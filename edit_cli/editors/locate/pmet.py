@@ -18,11 +18,11 @@ class PMETConfig(MEMITConfig):
     """As published, once a target is the likeliest only the KL term still matters."""
 
     value: ValueConfig = field(default_factory=lambda: ValueConfig(settle_kl=0.01))
-    """The optimisation of target values."""
+    """The optimization of target values."""
 
 
 class PMET(MEMIT[PMETConfig]):
-    """The states that leave the attention and the MLP are optimised together, and only the MLP's is written.
+    """The states that leave the attention and the MLP are optimized together, and only the MLP's is written.
 
     Targets live at the output of the last layer's MLP projection, not of its block; the attention's shift takes up what
     is none of the MLP's knowledge and is dropped.

@@ -34,7 +34,7 @@ class ROMEConfig(LocateConfig):
     (original); the averaged key everywhere (r, R-ROME); the bare prompt's everywhere (p). The asymmetry of the original
     makes rare edits that destroy a model."""
     value: ValueConfig = field(default_factory=lambda: ValueConfig(clamp_norm_factor=4.0))
-    """The optimisation of the target value."""
+    """The optimization of the target value."""
     context: ContextConfig = field(
         default_factory=lambda: ContextConfig(starts=[""], lengths=[5, 10], per_start=10, weighting="rows")
     )
@@ -63,7 +63,7 @@ class ROME(LocateEditor[ROMEConfig]):
         return self._as_one(found, steps)
 
     def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> list[WeightDelta] | None:
-        """Of one fact each, at one layer: their values are optimised together."""
+        """Of one fact each, at one layer: their values are optimized together."""
         if len(self.layers) > 1 or any(len(requests) > 1 for requests in batches):
             return None
         made = self._rank_ones([request for requests in batches for request in requests], self.layers[0])

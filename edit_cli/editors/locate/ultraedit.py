@@ -1,4 +1,4 @@
-"""UltraEdit (Gu et al., 2025): one backward pass, a running normalisation and a ridge regression; no subject, no
+"""UltraEdit (Gu et al., 2025): one backward pass, a running normalization and a ridge regression; no subject, no
 second moments.
 """
 
@@ -77,7 +77,7 @@ class UltraEdit(Editor[UltraEditConfig]):
     """ΔWᵀ = (XᵀX + I)⁻¹ Xᵀ V over the target tokens of a turn, with v = −η ‖x̂‖² ĝ.
 
     x: what enters a module where a target token is predicted; g: the loss's gradient at its output; x̂, ĝ: both
-    normalised by running moments over all turns so far, shared by modules of equal shape.
+    normalized by running moments over all turns so far, shared by modules of equal shape.
     """
 
     Config = UltraEditConfig
@@ -98,7 +98,7 @@ class UltraEdit(Editor[UltraEditConfig]):
             moments = _after(self.lm, before, seen)
             if any(kept.count < 2 for kept in moments.values()):
                 raise UsageError(
-                    "ultraedit normalises over target tokens and modules of equal shape, and one alone has no"
+                    "ultraedit normalizes over target tokens and modules of equal shape, and one alone has no"
                     " deviation: edit more facts at once (protocol.batch_size) or read others (method.begin_with=20)"
                 )
             delta = WeightDelta(info={"tokens": sum(len(row.target) for row in rows)})
@@ -149,7 +149,7 @@ class UltraEdit(Editor[UltraEditConfig]):
                 able.append(pair)
         if not able:
             raise UsageError(
-                f"ultraedit normalises by what facts have shown: a first turn of {facts} shows too little, and these"
+                f"ultraedit normalizes by what facts have shown: a first turn of {facts} shows too little, and these"
                 f" data have no training records to begin with: edit {self.config.begin_with} at once"
                 " (protocol.batch_size) or go without (method.begin_with=0)"
             )

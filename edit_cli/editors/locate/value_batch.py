@@ -1,4 +1,4 @@
-"""Some edits of a value optimisation at work: their rows, with the constant part computed, and what is scored on
+"""Some edits of a value optimization at work: their rows, with the constant part computed, and what is scored on
 them.
 """
 
@@ -22,7 +22,7 @@ from edit_cli.lm.model import LM
 
 @dataclass(frozen=True, kw_only=True)
 class ValueConfig(Config):
-    """Settings of the optimisation (locate-then-edit, sections 7, 9, 11 and 14)."""
+    """Settings of the optimization (locate-then-edit, sections 7, 9, 11 and 14)."""
 
     place = "method.value"
 

@@ -1,10 +1,10 @@
-"""Value optimisation, shared by the locate-then-edit family and batched over edits.
+"""Value optimization, shared by the locate-then-edit family and batched over edits.
 
-For each edit i a shift δ_i is added to what leaves `site` at the subject's last token, and made to minimise
+For each edit i a shift δ_i is added to what leaves `site` at the subject's last token, and made to minimize
 
     L_i = mean over contexts of NLL(target)  +  kl · KL(P_δ ‖ P_0) at "{subject} is a"  +  decay · ‖δ_i‖ / ‖v_0‖²
 
-Losses of different edits share nothing, so their sum optimises each one alone: Adam is element-wise with a step count
+Losses of different edits share nothing, so their sum optimizes each one alone: Adam is element-wise with a step count
 an edit, clamping is per row, and an edit that is done leaves the batch (masking its gradient would let momentum move it
 on) while one from the queue takes its place.
 
@@ -133,7 +133,7 @@ def _search(
     initial = torch.stack(read(lm, rows, positions, [HookPoint(module, "output") for module in modules]), dim=1)
     frozen, places = (layer, [None]) if site == "block" else (layer - 1, modules)
     search = _Search(lm, tasks, frozen, places, options, initial)
-    with lm.monitor.task("optimising values", len(tasks)) as advance:
+    with lm.monitor.task("optimizing values", len(tasks)) as advance:
         while search.unfinished:
             advance(search.step())
     target = initial + search.shift

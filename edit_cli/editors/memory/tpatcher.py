@@ -178,7 +178,7 @@ def top_exp(values: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TPatcherConfig(EditorConfig):
-    """Of L = l_e + a · l_a + m (l_m1 + l_m2), and of how it is minimised."""
+    """Of L = l_e + a · l_a + m (l_m1 + l_m2), and of how it is minimized."""
 
     layer: Natural | None = None
     """The patched feed-forward layer; null for the last one."""
@@ -276,7 +276,7 @@ class TPatcher(MemoryEditor[TPatcherConfig]):
     def _train(
         self, neurons: Neurons, queries: Tensor, negatives: list[Tensor], validation: list[Tensor], fit: Fit
     ) -> None:
-        """Minimise L. Stops once the fact is right and the losses on validation text have stopped falling.
+        """Minimize L. Stops once the fact is right and the losses on validation text have stopped falling.
 
         fit: l_e of the neurons, and a question whether the fact is right with them.
         """

@@ -1,5 +1,5 @@
 """Editors that are trained once a model and then edit in one step: what they add to `Editor`, how they find what they
-learnt, and what those share that learn from gradients (MEND, MALMEN, KE, ENN).
+learned, and what those share that learn from gradients (MEND, MALMEN, KE, ENN).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Logs = dict[str, float]  # numbers worth showing
 
 
 class NotInRecipe:
-    """Marks a setting that nothing learnt depends on: trainings that differ in it alone have the same result."""
+    """Marks a setting that nothing learned depends on: trainings that differ in it alone have the same result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class TrainingConfig(Config):
     place = "method.training"
 
     steps: Count = 1000
-    """Optimiser steps."""
+    """Optimizer steps."""
     edits: Count = 1
     """Independent edits in a micro-batch, run together."""
     accumulate: Count = 1
@@ -51,7 +51,7 @@ class TrainingConfig(Config):
     lr: Positive = 1.0e-3
     """Learning rate of all parameters that have none of their own."""
     optimiser: Literal["adam", "rmsprop"] = "adam"
-    """rmsprop is the centred one, as in KE."""
+    """rmsprop is the centered one, as in KE."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of all learning rates."""
     warmup: Natural = 0
@@ -77,7 +77,7 @@ class TrainingConfig(Config):
     memory_mib: Annotated[Natural, NotInRecipe] = 256
     """To keep what the frozen model says of the training prompts, so that it is computed once; 0: each time."""
     fsdp: Annotated[bool, NotInRecipe] = False
-    """Spread network, gradients and optimiser states over the processes (FSDP2), which else hold one copy each."""
+    """Spread network, gradients and optimizer states over the processes (FSDP2), which else hold one copy each."""
     trackers: Annotated[list[str], NotInRecipe, Mark.DISTINCT] = field(default_factory=lambda: ["tensorboard"])
     """Names that accelerate knows (tensorboard, wandb, mlflow, …), beside the curves in the run directory."""
 
@@ -92,13 +92,13 @@ class TrainableConfig(EditorConfig):
     """Folder of a trained editor, or hub:owner/name[:folder]; null: the one in cache_dir that was trained on this model
     with these settings."""
     trained_on: Annotated[str | None, NotInRecipe, Linked("${oc.select:dataset.name,null}")] = None
-    """Data set that it learnt from; where there is none of it, that of another data set is taken, and named."""
+    """Data set that it learned from; where there is none of it, that of another data set is taken, and named."""
     cache_dir: Annotated[str, NotInRecipe, Linked("${cache_dir}/editors")] = "~/.cache/edit-cli/editors"
     """Folder in which trained editors are kept."""
 
 
 def recipe(config: Any) -> dict[str, Any]:
-    """Settings that what is learnt depends on, as a checkpoint keeps them: all but those marked `NotInRecipe`."""
+    """Settings that what is learned depends on, as a checkpoint keeps them: all but those marked `NotInRecipe`."""
     cls: Any = type(config)
     marked = {name for name, hint in hints(cls).items() if NotInRecipe in getattr(hint, "__metadata__", ())}
     own = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in marked}
@@ -161,11 +161,11 @@ class TrainableEditor(Editor[T], Generic[T, N]):
         return self.cases_per_edit
 
     def groups(self, net: N) -> list[dict[str, Any]]:
-        """Parameters with their learning rates, for the optimiser; without `lr`, that of `training`."""
+        """Parameters with their learning rates, for the optimizer; without `lr`, that of `training`."""
         return [{"params": [parameter for parameter in net.parameters() if parameter.requires_grad]}]
 
     def after_step(self, net: N) -> None:
-        """Put the network right after an optimiser step (multipliers that may not be negative)."""
+        """Put the network right after an optimizer step (multipliers that may not be negative)."""
 
     def after_validation(self, net: N, metrics: dict[str, Any]) -> None:
         """Take note of a validation, in the network alone, so that a resumed training knows (bounds that tighten)."""
@@ -321,7 +321,7 @@ def edited_modules(lm: LM, config: GradientConfig) -> tuple[list[str], int]:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig(GradientConfig):
-    """A step of learnt size on several facts at once."""
+    """A step of learned size on several facts at once."""
 
     edits: Count = 1
     """Facts edited together; train it for as many."""
@@ -334,7 +334,7 @@ class StepConfig(GradientConfig):
 
 
 class StepSizes(nn.Module):
-    """A network with a learnt step size of each edited module."""
+    """A network with a learned step size of each edited module."""
 
     def __init__(self, count: int, config: StepConfig) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ class BaseModelCache:
         return self.budget > 0 and len(self.lm.layout.stacks) == 1 and not self.lm.attached
 
     def rows(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-        """As `encode` of the model's head; tokenising takes a twentieth of a training otherwise."""
+        """As `encode` of the model's head; tokenizing takes a twentieth of a training otherwise."""
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._rows]
         if new:
             self._rows.update(zip(new, self.lm.head.encode(new), strict=True))

@@ -44,7 +44,7 @@ class ENNConfig(StepConfig):
     rule: Update = "sgd"
     """rmsprop: g / √(v + ε) of each entry, with v ← β v + (1 − β) g²."""
     decay: Annotated[float, Ge(0), Le(1)] = 0.5
-    """β at first; it is learnt."""
+    """β at first; it is learned."""
     objective: Literal["nll", "margin"] = "nll"
     """What the steps descend: nll, or max(0, margin + max log p(others) − log p(target)), which ends steps by
     itself."""
@@ -89,7 +89,7 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         """The model's own weights, to be trained, and step sizes.
 
         Raises:
-            UsageError: weights that are quantised or lie off the device.
+            UsageError: weights that are quantized or lie off the device.
         """
         config, lm = self.config, self.lm
         edited = [f"{name}.weight" for name in self.modules]
@@ -98,7 +98,7 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         ]
         if not all(isinstance(lm.access(name), DeviceWeight) for name in {*names, *edited}):
             raise UsageError(
-                f"enn trains the model itself, and {lm.name} is quantised or not all on the device: choose another"
+                f"enn trains the model itself, and {lm.name} is quantized or not all on the device: choose another"
                 " method"
             )
         with lm.pristine():

@@ -85,7 +85,7 @@ class LowRankLayer(nn.Module):
 
 
 class Transform(nn.Module):
-    """What becomes of gradient factors [u; δ] of one shape: normalised, then two low-rank layers on all of it or on
+    """What becomes of gradient factors [u; δ] of one shape: normalized, then two low-rank layers on all of it or on
     a part.
     """
 

@@ -277,7 +277,7 @@ class KeNet(nn.Module):
 
 
 def climbing(multiplier: Tensor) -> Tensor:
-    """The same value, whose gradient points the other way: what is minimised climbs by it."""
+    """The same value, whose gradient points the other way: what is minimized climbs by it."""
     return 2 * multiplier.detach() - multiplier
 
 

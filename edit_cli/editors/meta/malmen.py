@@ -33,7 +33,7 @@ Placed = tuple[Row, int]  # a row with the index of its subject's last token
 
 @dataclass(frozen=True, kw_only=True)
 class MALMENConfig(StepConfig):
-    """Any number of facts can be edited; what was learnt fits about `edits`."""
+    """Any number of facts can be edited; what was learned fits about `edits`."""
 
     last: Count = 6
     """How many of every stack, where no layers are given (published: 6 of GPT-2, GPT-J and BERT, 2 of T5-XL, 4 of
@@ -53,7 +53,7 @@ class MALMENConfig(StepConfig):
     step_size: Positive = 1.0e-6
     """η of each matrix at first; small models need far more."""
     ridge: Positive = 1.0
-    """λ of the least squares at first; its logarithm is learnt."""
+    """λ of the least squares at first; its logarithm is learned."""
     step_lr: NonNegative = 1.0e-5
     """Learning rate of η and λ."""
     asked: Natural = 0
@@ -103,7 +103,7 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
         tokens = [
             self._tokens([case.requests[0] for case in process_group.share(cases)], self.cache) for cases in edits
         ]
-        if net.training:  # all rows of a batch before any is normalised
+        if net.training:  # all rows of a batch before any is normalized
             net.hypernetwork.take_in(
                 [torch.cat([torch.cat(pair, -1) for pair in pairs]) for pairs in zip(*tokens, strict=True)],
                 process_group,

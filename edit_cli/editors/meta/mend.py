@@ -30,7 +30,7 @@ class MENDConfig(StepConfig):
     shared: bool = True
     """One network for all matrices of a shape."""
     normalise: bool = True
-    """Networks read normalised factors."""
+    """Networks read normalized factors."""
     transformed: Part = "both"
     """What of a gradient the networks change: both factors, inputs, outputs, or the smaller one."""
     xavier: bool = False

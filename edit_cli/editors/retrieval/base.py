@@ -3,7 +3,7 @@ memory.
 
 An edit holds its own facts only. Attached on top of another of its kind it adds them to that one's memory and answers
 for both, so a prompt is looked up once, however many edits are attached, and the nearest fact answers, whenever it was
-learnt.
+learned.
 """
 
 from __future__ import annotations

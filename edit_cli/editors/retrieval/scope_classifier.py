@@ -148,7 +148,7 @@ class EmbeddingScope(Scope):
 
 
 def _head(width: int, out: int | None) -> nn.Module:
-    """A linear map of normalised states. It begins short: all distances near ln 2, neither far nor zero."""
+    """A linear map of normalized states. It begins short: all distances near ln 2, neither far nor zero."""
     if out is None:
         return nn.Identity()
     linear = nn.Linear(width, out, bias=False)

@@ -41,7 +41,7 @@ class CausalHead(Continuing):
         return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 2048
 
     def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Row]:
-        """Tokenise by THE rule; refuses rows that, with `new` tokens after them, are longer than the model's
+        """Tokenize by THE rule; refuses rows that, with `new` tokens after them, are longer than the model's
         context, and tokens that it has no embedding for.
         """
         rows = tokenize(self.tokenizer, pairs)

@@ -1,7 +1,7 @@
 """How a sequence classifier answers the two questions: a target is the name of a label, and the answer is the likeliest
 label's name.
 
-The prompt is tokenised as any text, with the special tokens around it. A model with a single output z tells two labels
+The prompt is tokenized as any text, with the special tokens around it. A model with a single output z tells two labels
 apart: the second one has the probability σ(z), which is the softmax over (0, z).
 """
 

@@ -1,6 +1,6 @@
 """How an encoder-decoder model answers the two questions. The encoder reads the prompt, the decoder writes the answer.
 
-THE tokenisation rule of this head: the prompt is tokenised as any text, with the special tokens that the tokenizer puts
+THE tokenization rule of this head: the prompt is tokenized as any text, with the special tokens that the tokenizer puts
 around it, and the answer as a target of its own, without a leading space. The decoder is fed its start token and what
 the tokenizer puts before a target; the target's own tokens are scored. The end token is not: every short answer would
 get half of its tokens right by it. It does belong to what an edit writes (`Answers` with `end`), so that an edited
@@ -66,7 +66,7 @@ class Seq2SeqHead(EncoderHead[Answered]):
         return bare(target)
 
     def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Answered]:
-        """Tokenise (prompt, target) pairs by this head's rule; a target of None gives a prompt alone.
+        """Tokenize (prompt, target) pairs by this head's rule; a target of None gives a prompt alone.
 
         Raises:
             RejectedRequest: a prompt that is too long; a target that is empty or becomes no token, or only unknown

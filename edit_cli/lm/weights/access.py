@@ -1,7 +1,7 @@
 """Where a weight is kept, and how another value takes its place there and comes off again, bit for bit.
 
 Most weights lie in their module. Those of a model that is larger than its devices lie in host memory or on disk.
-Quantised ones cannot take in an edit: it stays beside them, in more digits.
+Quantized ones cannot take in an edit: it stays beside them, in more digits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Undo = Callable[[], None]
 
 
 def access_to(model: nn.Module, name: str, dtype: torch.dtype) -> WeightAccess:
-    """The place of one parameter. dtype: of what is added beside a quantised one.
+    """The place of one parameter. dtype: of what is added beside a quantized one.
 
     Raises:
         AttributeError: the model has no such parameter.
@@ -37,7 +37,7 @@ def access_to(model: nn.Module, name: str, dtype: torch.dtype) -> WeightAccess:
     if carrier is not None or not is_projection(module):
         where = "kept off the device" if carrier is not None else f"of a {type(module).__name__}"
         raise UsageError(
-            f"{name} is quantised and {where}, where nothing can be added beside it: use a device that holds it"
+            f"{name} is quantized and {where}, where nothing can be added beside it: use a device that holds it"
         )
     return QuantizedWeight(module, leaf, dtype)
 
@@ -157,7 +157,7 @@ class QuantizedWeight(WeightAccess):
     """A projection's weight in few bits.
 
     An assigned value is met by adding x Δᵀ to what leaves the projection, Δ being what the
-    quantised weight lacks of it, in `dtype`.
+    quantized weight lacks of it, in `dtype`.
     """
 
     def __init__(self, module: nn.Module, leaf: str, dtype: torch.dtype) -> None:

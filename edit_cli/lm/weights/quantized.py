@@ -23,27 +23,27 @@ READABLE = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 
 def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config: PretrainedConfig) -> dict[str, Any]:
     """What `from_pretrained` is told to get matrices of 4 bits (NF4) or 8 (LLM.int8()); nothing for a model that is not
-    quantised.
+    quantized.
 
     Raises:
-        UsageError: files that another quantiser wrote. MissingError: bitsandbytes is not
+        UsageError: files that another quantizer wrote. MissingError: bitsandbytes is not
             installed.
     """
     written = _quantiser(config)
     if written not in (None, *READABLE):
         remedy = "take its 16-bit original, and model.quantise=4bit"
         raise UsageError(
-            f"model.id={model_id}: its weights are quantised by {written}, which cannot be edited: {remedy}"
+            f"model.id={model_id}: its weights are quantized by {written}, which cannot be edited: {remedy}"
         )
     if quantise is None and written is None:
         return {}
     if dtype == torch.float64:
-        raise UsageError("model.dtype=float64 does not go with quantised weights: choose bfloat16, float16 or float32")
+        raise UsageError("model.dtype=float64 does not go with quantized weights: choose bfloat16, float16 or float32")
     if quantise is not None and written is not None:
-        raise UsageError(f"model.quantise={quantise}: its weights are quantised already; leave it null")
+        raise UsageError(f"model.quantise={quantise}: its weights are quantized already; leave it null")
     if find_spec("bitsandbytes") is None:
         wanted = (
-            f"model.quantise={quantise}" if written is None else f"model.id={model_id}, whose weights are quantised,"
+            f"model.quantise={quantise}" if written is None else f"model.id={model_id}, whose weights are quantized,"
         )
         raise MissingError(f"{wanted} needs bitsandbytes: pip install 'edit-cli[quantised]'")
     getLogger("bitsandbytes").setLevel(ERROR)  # it tells at every pass how it computes
@@ -51,7 +51,7 @@ def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config:
 
 
 def _quantiser(config: PretrainedConfig) -> str | None:
-    """The quantiser that wrote the model's files."""
+    """The quantizer that wrote the model's files."""
     settings = getattr(config, "quantization_config", None)
     if settings is None:
         return None
@@ -77,7 +77,7 @@ def _settings(quantise: str, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def keep_as_loaded(model: nn.Module) -> None:
-    """Keep quantised matrices as they were loaded.
+    """Keep quantized matrices as they were loaded.
 
     With some processors a 4-bit matrix is packed anew at its first forward pass, in a form that has no gradient and
     rounds its scales.

@@ -41,4 +41,4 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
 
 
 def _axis(kind: str, window: int) -> str:
-    return "layer" if kind == "hidden" or window == 1 else f"centre of {window} layers"
+    return "layer" if kind == "hidden" or window == 1 else f"center of {window} layers"

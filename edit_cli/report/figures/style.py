@@ -15,7 +15,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)
 MARKERS = "osD^vP*X"
 COLLAPSE = "#B22222"
 KINDS = ("png", "svg")
-# Okabe and Ito's palette without black and yellow: colours that people with any kind of colour vision tell apart
+# Okabe and Ito's palette without black and yellow: colors that people with any kind of color vision tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 
