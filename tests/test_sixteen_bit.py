@@ -160,7 +160,7 @@ def test_a_killed_sequence_of_the_command_goes_on_in_the_same_bits(cli, kill_aft
     "name, dtype",
     [
         *((name, "bfloat16") for name in METHODS),
-        *(pytest.param(name, "float16", marks=() if name in ("memit", "ft") else pytest.mark.slow) for name in METHODS),
+        *(pytest.param(name, "float16", marks=() if name == "ft" else pytest.mark.slow) for name in METHODS),
     ],
 )
 def test_every_method_edits_and_leaves_no_trace(name, dtype, statistics):

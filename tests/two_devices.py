@@ -149,7 +149,7 @@ def outcome(lm: LM, method: str, folder: Path) -> dict:
 
     def answers() -> tuple[list[float], list[str]]:
         scores = lm.loglikelihood([(request.text, request.target_new) for request in wanted])
-        return [score.nll for score in scores], lm.generate([request.text for request in wanted], 3)
+        return [score.nll for score in scores], lm.generate([request.text for request in wanted], 2)
 
     name, *more = method.split()
     before, weights = answers(), lm.fingerprint()
