@@ -20,7 +20,7 @@ from edit_cli.experiment.saved_edits import Base, one_edit, require_new
 from edit_cli.experiment.setup import method_of
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.report.tables.facts import arrow, asked
-from edit_cli.requests import UNFRAMED, Case, EditRequest, Frame
+from edit_cli.requests import Case, EditRequest
 from edit_cli.wording import many
 
 AGAIN = "edited again"
@@ -45,7 +45,7 @@ def run(directory: Path, facts: Sequence[str], out: Path, base: Base, given: Seq
     level, revoked = _found(chain, facts)
     at, below, above = chain[level], chain[:level], chain[level + 1 :]
     manifest = edit_store.read_manifest(at)
-    requests = list(map(_request, manifest["requests"]))
+    requests = list(map(edit_store.request_of, manifest["requests"]))
     left = [request for number, request in enumerate(requests) if number not in revoked]
     if not left:
         instead = f"what it stands on is there as {below[-1]}" if below else "the model without it is the model"
@@ -115,11 +115,6 @@ def _unclear(
         return f"--fact {fact} {what}: give a number or a subject, as `edit-cli edits {chain[-1]} --all` lists them"
     told = "; ".join(f"{number + 1}: {arrow(every[level][number])}" for level, number in places[:5])
     return f"--fact {fact} is {len(places):,} facts ({told}): give a number, or the whole statement"
-
-
-def _request(told: Mapping[str, Any]) -> EditRequest:
-    frame = Frame(*told["frame"]) if "frame" in told else UNFRAMED
-    return EditRequest(told["prompt"], told["subject"], told["target_new"], told["target_true"], frame=frame)
 
 
 def _method(

@@ -28,7 +28,7 @@ from edit_cli.files.json_files import read_json, to_json, write_json
 from edit_cli.files.shapes import Count, Rule, Seconds, checked
 from edit_cli.files.tensors import are_finite, fitted, read_tensors, write_tensors
 from edit_cli.lm.model import LM
-from edit_cli.requests import UNFRAMED, EditRequest
+from edit_cli.requests import UNFRAMED, EditRequest, Frame
 
 FORMAT = 2
 AGAIN = "make the edit again"
@@ -115,6 +115,12 @@ def _told(request: EditRequest) -> dict[str, Any]:
     found = asdict(request)
     frame = found.pop("frame")
     return found if request.frame == UNFRAMED else {**found, "frame": [frame["before"], frame["after"]]}
+
+
+def request_of(told: Mapping[str, Any]) -> EditRequest:
+    """A request, as a manifest tells it. Raises RejectedRequest: it is none."""
+    frame = Frame(*told["frame"]) if "frame" in told else UNFRAMED
+    return EditRequest(told["prompt"], told["subject"], told["target_new"], told.get("target_true"), frame=frame)
 
 
 def save(

@@ -19,7 +19,7 @@ from edit_cli.inspection.layers import values_of
 from edit_cli.inspection.vocabulary import Vocabulary
 from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.tokenization import Row
-from edit_cli.requests import EditRequest, Frame
+from edit_cli.requests import EditRequest
 from edit_cli.wording import many
 
 if TYPE_CHECKING:
@@ -58,11 +58,8 @@ def subjects(lm: LM, requests: Sequence[Mapping[str, Any]], most: int) -> list[S
     for told in requests:
         if len(found) == most:
             break
-        frame = Frame(*told.get("frame", ("", "")))
         try:
-            request = EditRequest(
-                told["prompt"], told["subject"], told["target_new"], told.get("target_true"), frame=frame
-            )
+            request = edit_store.request_of(told)
             (row,) = lm.head.encode([(request.text, None)])
             last = len(row.ids) - 1 if request.subject is None else row.token_at(request.subject_span[1] - 1)
         except RejectedRequest:
