@@ -613,6 +613,14 @@ def test_varied_examples_are_about_invented_subjects_and_near_namesakes():
         ),
         ({"scope": {"model": AuxiliaryModelConfig()}}, "method.scope.model has neither checkpoint nor family"),
         (
+            {
+                "scope": {
+                    "model": AuxiliaryModelConfig(checkpoint="embedded:tiny-bert", sizes={"intermediate_size": 64})
+                }
+            },
+            "do not fit the weights of method.scope.model.checkpoint=embedded:tiny-bert",
+        ),
+        (
             {"counterfactual": AuxiliaryModelConfig(checkpoint="/nowhere")},
             "method.counterfactual.checkpoint=/nowhere: no such folder",
         ),
