@@ -259,7 +259,7 @@ def _known_keys(command: str, overrides: Sequence[str]) -> list[str]:
 
 def _flat(config: DictConfig, prefix: str = "") -> list[str]:
     keys = []
-    for key in config:
+    for key in map(str, config):
         node = config._get_node(key)
         keys.append(f"{prefix}{key}")
         if (
@@ -301,7 +301,7 @@ def _swept(overrides: Sequence[str]) -> set[str]:
         parsed = parser.parse_overrides(list(overrides))
     except HydraException:
         return set()  # Hydra will say so
-    return {override_key(override.input_line) for override in parsed if override.is_sweep_override()}
+    return {override_key(str(override.input_line)) for override in parsed if override.is_sweep_override()}
 
 
 def _late(override: str, swept: set[str]) -> str:
