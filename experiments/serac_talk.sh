@@ -3,11 +3,12 @@
 # once; a figure of success and damage by the number of simultaneous facts; and the same networks beside a larger model of another family.
 #
 #   experiments/serac_talk.sh                                                     # everything, three seeds: hours of one core
-#   PARTS=tables TASKS="qa hard" SEEDS=0 experiments/serac_talk.sh runs/mine      # fc, convsent: evidence and opinions
+#   PARTS=tables TASKS="qa hard" SEEDS=0 experiments/serac_talk.sh runs/mine      # and fc, evidence, convsent
 #   PARTS=figure METHODS="lookup rp serac" SIZES="1 250" experiments/serac_talk.sh runs/mine cache_dir=elsewhere
 #   PARTS=bases SEEDS=0 experiments/serac_talk.sh
 #   SCALE=paper TASKS=qa experiments/serac_talk.sh runs/t5                        # zsRE on T5 large; hard, fc and convsent: dataset.path=FILE
 #
+# Tasks: questions, harder ones, claims whose label is flipped, evidence that claims follow from or contradict, opinions.
 # SCALE: scale.sh. ENN and MEND are trained for each number of facts, on ENN_FACTS and MEND_FACTS facts in all, as published; mend-one and enn-one are
 # trained for one fact and used for all. SERAC is trained once a task and seed, and RP takes what it learned. Every batch is taken back before the next.
 # What comes after OUT are settings of trainings and runs alike. Writes TASK.{md,csv}, simultaneous.{md,csv,png,svg} and bases.{md,csv} into OUT;
@@ -18,7 +19,7 @@ set -euo pipefail
 OUT="${1:-runs/serac_talk}"
 shift $(( $# > 0 ))
 scaled PARTS "tables figure" "tables figure bases" "tables figure"
-scaled TASKS "fc convsent" "qa hard fc convsent" "qa"
+scaled TASKS "evidence convsent" "qa hard fc convsent" "qa"
 scaled FIGURE statements statements qa            # the task of the figure; SERAC's is qa
 scaled METHODS "lookup mend rp serac" "ft lookup enn mend rp serac" "ft lookup enn mend rp serac"
 scaled SEEDS 0 "0 1 2" "0 1 2"
@@ -33,26 +34,27 @@ task() {  # TASK: model and data
   case "$SCALE-$1" in
     paper-qa) echo "model=t5-large-ssm-nq dataset=zsre_qa" ;;
     paper-hard) echo "model=t5-large-ssm-nq dataset=zsre_hard" ;;
-    paper-fc) echo "model=bert-base-uncased dataset=vitaminc" ;;
+    paper-fc | paper-evidence) echo "model=bert-base-uncased dataset=vitaminc" ;;
     paper-convsent) echo "model=hf dataset=convsent" ;;
     *-qa) echo "model=tiny-t5 dataset=world_qa" ;;
     *-hard) echo "model=tiny-t5 dataset=world_hard" ;;
-    *-fc) echo "model=tiny-bert dataset=world_evidence" ;;
+    *-fc) echo "model=tiny-bert dataset=world_claims" ;;
+    *-evidence) echo "model=tiny-bert dataset=world_evidence" ;;
     *-convsent) echo "model=tiny-gpt2 dataset=world_opinions" ;;
     *-statements) echo "model=tiny-gpt2 dataset=world" ;;
-    *) echo "$1: choose qa, hard, fc, convsent or statements" >&2; exit 2 ;;
+    *) echo "$1: choose qa, hard, fc, evidence, convsent or statements" >&2; exit 2 ;;
   esac
 }
 
 together() {  # TASK METHOD SIZE: settings of a training for that many facts at once; of one they are those of conf/tuned
-  [[ $1-$2 == fc-mend* ]] && echo "method.draw.outer=any"   # a claim's label does not swap with another's, as answers do
+  [[ $1-$2 == evidence-mend* ]] && echo "method.draw.outer=any"   # a claim's label does not swap with another's, as answers do
   [[ $2 == mend || $2 == enn ]] || return 0
   [[ $3 == 1 ]] && return
   local facts="$MEND_FACTS" rows=16 step=200 unit=e-5       # independent facts a step, and the size of a step for one fact
-  [[ $1 == fc ]] && step=30
+  [[ $1 == fc || $1 == evidence ]] && step=30
   if [[ $2 == enn ]]; then
     facts="$ENN_FACTS" rows=8 step=80 unit=e-3
-    [[ $1 == fc ]] && step=10
+    [[ $1 == fc || $1 == evidence ]] && step=10
   fi
   local edits=$(( $3 < rows ? rows / $3 : 1 ))
   local steps=$(( facts / (edits * $3) > 6 ? facts / (edits * $3) : 6 ))
@@ -91,7 +93,7 @@ tables() {
   for task in $TASKS; do
     for name in $METHODS; do ask "$task" "$name" "$K" "$LIMIT" "$OUT/tables/$task" "$@"; done
     case "$task" in
-      qa | fc | statements) metrics="es_outer,es_edit,locality_disagreement,locality_random_disagreement,locality_same_relation_disagreement,$(written)" ;;
+      qa | fc | evidence | statements) metrics="es_outer,es_edit,locality_disagreement,locality_random_disagreement,locality_same_relation_disagreement,$(written)" ;;
       hard) metrics="es_outer,es_edit,portability_implied_token_accuracy,portability_true_false_success,locality_disagreement,$(written)" ;;
       convsent) metrics="convsent_es,convsent_sentiment,convsent_topic,locality_kl,locality_disagreement,locality_generated_unchanged" ;;
     esac
@@ -104,7 +106,8 @@ figure() {
     for size in $SIZES; do ask "$FIGURE" "$name" "$size" "$(( size > FACTS ? size : FACTS / size * size ))" "$OUT/figure/$FIGURE" "$@"; done
   done
   edit-cli compare "$OUT/figure/$FIGURE"/*/*/*/ --x protocol.batch_size --by tag --out "$OUT/simultaneous" \
-    --metrics "es_outer,es_edit,locality_disagreement,locality_random_drawdown,locality_same_relation_drawdown,$(written)"
+    --published mend-batched \
+    --metrics "es_outer,locality_drawdown,locality_disagreement,locality_random_drawdown,locality_same_relation_drawdown,$(written)"
 }
 
 bases() {  # trained beside the embedded GPT-2; used beside a Llama that is wider and has the same words
