@@ -48,20 +48,25 @@ def _made(composed: Composed, settings: Any) -> RunConfig:
             return None
         return composed.part(group) if make is None else make(composed)
 
+    model, plain = made("model", _model), composed.plain
+    if model is not None:
+        plain = plain | {"model": plain["model"] | {"dtype": model.dtype}}
     return RunConfig(
         settings=settings,
-        model=made("model", _model),
+        model=model,
         method=made("method", _method),
         dataset=made("dataset"),
         protocol=made("protocol"),
         stats=made("stats"),
-        plain=composed.plain,
+        plain=plain,
     )
 
 
 def _model(composed: Composed) -> ModelOptions:
-    """One that was given a name of its own is another than the chosen one, whatever else it shares with it."""
-    options: ModelOptions = composed.part("model")
+    """With the dtype that `auto` stands for here. One that was given a name of its own is another than the chosen one,
+    whatever else it shares with it.
+    """
+    options: ModelOptions = composed.part("model").settled()
     return options if options.name == composed.choices.get("model") else replace(options, made_for=None)
 
 
