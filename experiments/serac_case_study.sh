@@ -6,18 +6,23 @@
 #   experiments/serac_case_study.sh                                # the embedded world, about half an hour of one core
 #   METHODS="lookup serac" SIZES="1 250" experiments/serac_case_study.sh runs/mine
 #   experiments/serac_case_study.sh runs/mine seed=1 cache_dir=elsewhere
+#   SCALE=paper experiments/serac_case_study.sh runs/t5            # zsRE on T5 large
 #
-# What comes after OUT are settings of trainings and runs alike. Writes serac_case_study.{md,csv,png,svg} into OUT.
+# SCALE: scale.sh. What comes after OUT are settings of trainings and runs alike. Writes serac_case_study.{md,csv,png,svg} into OUT.
 set -euo pipefail
+. "$(dirname "$0")/scale.sh"
 
 OUT="${1:-runs/serac_case_study}"
 shift $(( $# > 0 ))
-METHODS="${METHODS:-ft lookup enn mend serac}"   # and mend-one, enn-one
-TRAINED=" enn mend serac "
-SIZES="${SIZES:-1 5 25 75 250}"
-FACTS="${FACTS:-25}"               # asked about at least, in batches
+scaled SETUP "dataset=world" "dataset=world" "model=t5-large-ssm-nq dataset=zsre_qa"
+scaled METHODS "lookup mend" "ft lookup enn mend serac" "lookup enn mend serac"   # and mend-one, enn-one
+scaled SIZES "1 2" "1 5 25 75 250" "1 5 25 75"
+scaled FACTS 2 25 100               # asked about at least, in batches
 
 for_as_many() {  # METHOD SIZE: settings of a training for that many facts; of one they are those of conf/tuned
+  case "$SCALE-$1-$2" in
+    paper-mend-* | paper-enn-*) echo "method.edits=$2"; return ;;
+  esac
   case "$1-$2" in
     *-one-*|serac-*|ft-*|lookup-*|*-1) ;;
     mend-*)
@@ -36,12 +41,13 @@ for_as_many() {  # METHOD SIZE: settings of a training for that many facts; of o
 for name in $METHODS; do
   method="${name%-one}"
   for size in $SIZES; do
-    read -r -a own <<< "method=$method $(for_as_many "$name" "$size")"
-    if [[ $TRAINED == *" $method "* ]]; then   # once where all sizes have the same settings: a finished training is not repeated
-      training="$name"; (( ${#own[@]} > 1 )) && training="$name-$size"
-      edit-cli train-editor "${own[@]}" dataset=world run_dir="$OUT/training/$training" "$@" > /dev/null
+    many="$(for_as_many "$name" "$size")"
+    read -r -a own <<< "method=$method $SETUP $many"
+    if learns "$method"; then   # once where all sizes have the same settings: a finished training is not repeated
+      own+=("${TRAINING[@]}")
+      edit-cli train-editor "${own[@]}" run_dir="$OUT/training/$name${many:+-$size}" "$@" > /dev/null
     fi
-    edit-cli evaluate "${own[@]}" dataset=world protocol.batch_size="$size" limit="$(( size > FACTS ? size : FACTS ))" \
+    edit-cli evaluate "${own[@]}" "${BRIEF[@]}" protocol.batch_size="$size" limit="$(( size > FACTS ? size : FACTS ))" \
       tag="$name" run_dir="$OUT/$name/$size" protocol.observe.sample=false protocol.observe.max_new_tokens=8 "$@" > /dev/null
   done
 done
