@@ -129,6 +129,20 @@ def test_files_are_the_same_whenever_they_are_drawn(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_the_band_of_several_seeds_reaches_one_deviation_to_either_side():
+    from matplotlib.figure import Figure
+
+    plot = Figure().subplots()
+    several = {"mean": 50.0, "ci95": None, "n": 16, "sd": 5.0, "seeds": 3}
+    curves.line(plot, [(1, several), (2, {**several, "sd": 0.0})], "of seeds")
+    (band,) = plot.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert {(1.0, 45.0), (1.0, 55.0), (2.0, 50.0)} <= corners
+    assert max(y for _, y in corners) == 55.0
+    curves.line(plot, [(1, {**several, "sd": None})], "of means that are not finite")
+    assert len(plot.collections) == 1
+
+
 @pytest.mark.parametrize("count", [2, 5, 9])
 def test_equal_lines_are_seen_beside_each_other(count):
     """The one above is thinner, and leaves gaps where the one below is whole."""

@@ -97,7 +97,7 @@ class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
         """
         lm = self.lm
         budget = lm.head.batch_tokens
-        scope = self.config.scope.build(lm.tokenizer, budget)
+        scope = self.config.scope.build(lm.tokenizer, budget, lm.head.kind)
         model, tokenizer = self.config.counterfactual.build(lm.head.kind, lm.tokenizer, "method.counterfactual")
         if lm.head.kind != "classifier" and not same_vocabulary(tokenizer, lm.tokenizer):
             raise UsageError(
