@@ -27,6 +27,10 @@ _HOMES = {
     "WorldTexts": "world_tasks",
     "WorldHard": "world_tasks",
     "WorldOpinions": "world_tasks",
+    "Images": "images",
+    "ImageFiles": "images",
+    "Digits": "digits",
+    "Cifar10": "cifar10",
 }
 __all__ = [*_HOMES]
 

@@ -49,7 +49,7 @@ class WorldEdits(Source):
         file = FOLDER / f"{self.records}.json"
         return File(file, f"embedded world, {self.records}", split="test")
 
-    def answer_labels(self) -> tuple[str, ...] | None:
+    def answer_labels(self, cases: Sequence[Case]) -> tuple[str, ...] | None:
         return LABELS if self.records == CLAIMS else None
 
     def usable(self, records: Sequence[Chosen]) -> list[Chosen]:

@@ -39,6 +39,7 @@ def published_values(line: Mapping[str, Any], side: Side, values: Mapping[str, f
         found["es"] = _mean([found["es_edit"], found["es_outer"]])
         found |= _ke(pairs)
         found |= _unmodified(pairs["locality"])
+        found["gradient_steps"] = (line.get("diagnosis") or {}).get("steps") if side == "after" else None
     found |= _convsent(pairs.get("opinion", ()))
     return {name: value for name, value in found.items() if value is not None}
 

@@ -289,6 +289,9 @@ _PUBLISHED = (
         "share of right replies to those locality prompts whose reply was right before the edit",
         row="unmodified, writes", tells="known, still written",
     ),
+    Metric("gradient_steps", "Gradient steps (ENN)", "", "lower",
+           "steps down the gradient that the edit took, until its loss was small enough or there were no more",
+           row="gradient steps", tells="down to the new answer"),
     Metric("malmen_es", "ES (MALMEN)", "%", "higher", "efficacy_token_accuracy, on sets with locality prompts",
            row="ES", tells="tokens, edited"),
     Metric("malmen_gs", "GS (MALMEN)", "%", "higher", "paraphrase_token_accuracy, likewise",
@@ -339,6 +342,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
         "unmodified_accuracy",
         "unmodified_written",
     ),
+    "ENN": ("gradient_steps",),
     "MALMEN": ("malmen_es", "malmen_gs", "malmen_ls"),
     "SERAC, ConvSent": ("convsent_es", "convsent_sentiment", "convsent_topic"),
 }
