@@ -12,18 +12,18 @@ set -euo pipefail
 
 OUT="${1:-runs/enn_images}"
 shift $(( $# > 0 ))
-LIMIT="${LIMIT:-100}"
+LIMIT="${LIMIT:-50}"
 MODELS="${MODELS:-tiny-resnet}"
-METRICS=es_edit,gradient_steps,locality_drawdown,locality_disagreement,locality_kl,efficacy_generated_exact,locality_generated_unchanged
+METRICS=es_edit,gradient_steps,locality_drawdown,locality_disagreement,efficacy_generated_exact,locality_generated_unchanged
 
 row() {  # model, name of the row, settings of the method
   local model="$1" name="$2"
   shift 2
-  local settings=(model="$model" dataset=digits "$@" "${OVERRIDES[@]}")
+  local settings=(model="$model" dataset=digits dataset.others=50 "$@" "${OVERRIDES[@]}")
   if [[ "$*" != *method=ft* ]]; then
-    edit-cli train-editor "${settings[@]}" dataset.others=20 run_dir="$OUT/$model/train/$name" > /dev/null
+    edit-cli train-editor "${settings[@]}" run_dir="$OUT/$model/train/$name" > /dev/null
   fi
-  edit-cli evaluate "${settings[@]}" limit="$LIMIT" protocol.batch_size=1 run_dir="$OUT/$model/evaluate/$name" tag="$name" > /dev/null
+  edit-cli evaluate "${settings[@]}" limit="$LIMIT" protocol.batch_size=1 protocol.observe.top_tokens=0 run_dir="$OUT/$model/evaluate/$name" tag="$name" > /dev/null
 }
 
 OVERRIDES=("$@")

@@ -158,7 +158,8 @@ def test_malformed_records_of_a_list_are_named_by_line_and_field(tmp_path):
     monitor = Monitor()
     monitor.note = told.append
     found = ImageFiles("images", path=str(path)).load(monitor=monitor)
-    assert [case.requests[0].target_new for case in found.cases][0] == "ship" and len(found.cases) == 2
+    assert [case.requests[0].target_new in ("ship", "cat") for case in found.cases] == [True, True]
+    assert found.cases[0].requests[0].target_new == "ship"
     for number, (_, reason) in bad.items():
         assert sum(f"line {number}" in note and reason in note for note in told) == 1, (number, told)
 

@@ -1,4 +1,4 @@
-"""Image classifiers: images as prompts and labels as targets, held to plain computations; edits, their undo, training."""
+"""Image classifiers: images as prompts and labels as targets, held to plain computations; edits and training."""
 
 from __future__ import annotations
 
@@ -136,8 +136,7 @@ def test_steps_that_an_edit_took_are_counted():
     editor.trained = lambda: net  # as it begins
     assert editor.edit([there]).info["diagnosis"]["steps"] == 0
     assert editor.edit([wanted]).info["diagnosis"]["steps"] > 0
-    (steps,) = {len(FT(FTConfig(layers=[1], lr=1e-5, steps=3), lm).edit([wanted]).info["losses"])}
-    assert steps == 3
+
     assert FT(FTConfig(layers=[1], lr=1e-5, steps=3), lm).edit([wanted]).info["diagnosis"]["steps"] == 3
     assert FT(FTConfig(layers=[1], stop_loss=99.0), lm).edit([wanted]).info["diagnosis"]["steps"] == 0
 

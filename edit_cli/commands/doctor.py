@@ -164,7 +164,7 @@ def _composed(name: str, model: str, options: ModelOptions) -> Composed:
 def model_file(options: ModelOptions, lm: LM) -> str:
     """The model as a file of `conf/model/`, or of `DIR/model/` with --config-dir DIR."""
     config = lm.model.config
-    told = ("model_type", "num_hidden_layers", "hidden_size")
+    told = ("model_type", "num_hidden_layers", "hidden_size", "depths", "hidden_sizes")
     made_for = {key: getattr(config, key) for key in told if getattr(config, key, None) is not None}
     settings: dict[str, Any] = {"name": options.name, "id": options.id, "made_for": made_for}
     plain = ModelOptions(options.name, options.id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 
 SPLITS = ("train", "validation", "test")
+TRIES = 4  # candidates that are looked at for each image wanted
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -42,7 +43,8 @@ class Images(Source):
     """Which label an edit writes where records do not say: another one than the image has, or any, its own too, as
     published; drawn at random."""
     others: Natural = 100
-    """Other images of the split that must keep their labels, drawn for each edit; 0: all of them, as published."""
+    """Other images of the split that must keep their labels, drawn for each edit, if possible of those that are not
+    edited themselves; 0: all of the split, as published."""
     seed: Seed = 0
     """Of everything that is drawn."""
 
@@ -75,14 +77,18 @@ class Images(Source):
         return replace(case, requests=(request,), probes=(probe,))
 
     def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
-        kept = [_keeping(case) for _, case in pool]
-        return [replace(case, probes=(*case.probes, *self._others(case, kept))) for _, case in chosen]
+        probes = {case.id: _keeping(case) for _, case in pool}
+        edited = {case.id for _, case in chosen}
+        return [replace(case, probes=(*case.probes, *self._others(case, probes, edited))) for _, case in chosen]
 
-    def _others(self, case: Case, kept: Sequence[Probe]) -> list[Probe]:
-        own = case.requests[0].text
-        count = self.others or len(kept)
-        drawn = random.Random(f"{self.seed} others {case.id}").sample(range(len(kept)), min(count + 1, len(kept)))
-        return [kept[i] for i in (drawn if self.others else sorted(drawn)) if kept[i].text != own][:count]
+    def _others(self, case: Case, probes: Mapping[str, Probe], edited: Set[str]) -> list[Probe]:
+        """Those that this run edits come last, where some are drawn."""
+        if not self.others:
+            return [probe for name, probe in probes.items() if name != case.id]
+        some = min(TRIES * self.others, len(probes))
+        drawn = random.Random(f"{self.seed} others {case.id}").sample(list(probes), some)
+        drawn.sort(key=lambda name: name in edited)
+        return [probes[name] for name in drawn if name != case.id][: self.others]
 
     def answer_labels(self, cases: Sequence[Case]) -> tuple[str, ...] | None:
         return tuple(_labels(cases))

@@ -66,11 +66,10 @@ def _stacks(lm: LM) -> list[tuple[str, str]]:
     found = []
     for stack in lm.layout.stacks:
         what = "blocks" if len(lm.layout.stacks) == 1 else f"{stack.name} blocks"
-        told = (
-            f"{stack.blocks}, {many(stack.depth, 'layer')} of width {lm.layout.width:,}; final norm {stack.final_norm}"
-        )
-        found.append((what, told))
         layer = next((layer for layer in stack.layers if stack.mlp_of(layer) is not None), None)
+        width = lm.layout.width if layer is None else widths(lm.module(lm.layout.mlp_out(layer)))[0]
+        told = f"{stack.blocks}, {many(stack.depth, 'layer')} of width {width:,}; final norm {stack.final_norm}"
+        found.append((what, told))
         if layer is None:
             continue
         mlp, out = lm.layout.mlp(layer), lm.module(lm.layout.mlp_out(layer))

@@ -49,6 +49,10 @@ class Outline:
     def vocabulary(self) -> int:
         return self.config.vocab_size
 
+    @property
+    def reads_text(self) -> bool:
+        return hasattr(self.config, "vocab_size")
+
     @cached_property
     def parameters(self) -> int:
         """Numbers in all weights; tied ones count once."""

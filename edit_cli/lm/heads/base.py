@@ -18,7 +18,7 @@ class BaseHead:
     """A model with its tokenizer. Every batch is built by length within a token budget.
 
     Attributes:
-        READS: what a prompt is.
+        READS: what a prompt is. has_tokens: whether a row's `ids` are tokens, with a state each.
         PADDING: names of the tokenizer's tokens that rows are padded with, the first that the model can read.
         done: hears how far an answer has come (see `LM.telling`).
         trackers: number of modules that look at whole prompts.
@@ -26,6 +26,7 @@ class BaseHead:
     """
 
     READS: ClassVar[str] = "texts"
+    has_tokens: ClassVar[bool] = True
     PADDING: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id")
 
     def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:

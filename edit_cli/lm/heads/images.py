@@ -20,7 +20,7 @@ from edit_cli.lm.pictures import Pixels, as_image, framed, name_of, packed, pixe
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.requests import EditRequest
 
-READ_AS = 16  # pixels a side of the small gray copy that networks read
+READ_AS = 8  # pixels a side of the small gray copy that networks read
 LEVELS = 256  # of gray
 WIDTH = 64  # of their embeddings
 
@@ -40,6 +40,7 @@ class ImageHead(ClassifierHead):
     kind = "image"
     NAME = "an image classifier"
     READS = "images"
+    has_tokens = False
     PADDING = ()
 
     def __init__(self, *rest: Any, **more: Any) -> None:
