@@ -24,7 +24,7 @@ SIDE = {"vit": 8, "resnet": 32}  # pixels; a ResNet's stem makes an eighth of a 
 NAMES: dict[str, Any] = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
 
 
-def classifier(family: str, channels: int = 3) -> LM:
+def classifier(family: str, channels: int = 3) -> Any:
     """One of random weights, large enough to matter; norms have statistics of their own."""
     torch.manual_seed(0)
     if family == "vit":
@@ -54,7 +54,7 @@ def prompt(pixels: Pixels, name: str = "noise") -> str:
     return framed(packed(pixels)).around(name)
 
 
-def cases(lm: LM, count: int = 4) -> list[Case]:
+def cases(lm: Any, count: int = 4) -> list[Case]:
     """Edits of noise into other labels than the model gives, each beside the others, which must stay."""
     frames = [framed(packed(pixels)) for pixels in noise(count, SIDE[lm.name.removeprefix("tiny-")])]
     says = lm.generate([frame.around(f"n{i}") for i, frame in enumerate(frames)], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +25,15 @@ from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.loading import ModelOptions
-from edit_cli.lm.model import LM
 from edit_cli.training.loop import Training
 
 families = pytest.mark.parametrize("family", CLASSIFIERS)
 SMALL = TrainingConfig(
     steps=2, edits=2, lr=1e-3, validate_every=2, validation_edits=2, save_every=2, largest_shift=1e9, trackers=[]
 )
+LAYERS = [1]
 DRAWN = EpisodeConfig(locality=["any", "any"])
-EDITORS = {
+EDITORS: dict[str, Any] = {
     "mend": lambda lm: MEND(MENDConfig(layers=LAYERS, rank=4, step_size=1e-2, draw=DRAWN, training=SMALL), lm),
     "ke": lambda lm: KE(KEConfig(layers=LAYERS, hidden=8, width=8, inner=8, others=0, draw=DRAWN, training=SMALL), lm),
     "enn": lambda lm: ENN(
@@ -40,17 +41,16 @@ EDITORS = {
         lm,
     ),
 }
-LAYERS = [1]
 
 
 @cache
-def shared(family: str) -> LM:
+def shared(family: str) -> Any:
     """No test here changes it."""
     return classifier(family)
 
 
 @torch.no_grad()
-def plain(lm: LM, pixels: np.ndarray) -> torch.Tensor:
+def plain(lm: Any, pixels: np.ndarray) -> torch.Tensor:
     """Log-probabilities of the labels, from numbers that are worked out here."""
     values = (torch.from_numpy(pixels).float().permute(2, 0, 1)[None] / 255 - 0.4) / 0.3
     return lm.model(pixel_values=values).logits[0].log_softmax(-1)
@@ -171,9 +171,9 @@ def test_a_saved_model_is_loaded_as_what_it_is(family, tmp_path):
     lm = shared(family)
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
-    options = ModelOptions(name="copy", id=str(tmp_path), device="cpu")
+    options: Any = ModelOptions(name="copy", id=str(tmp_path), device="cpu")
     assert options.read_kind() == "image" and options.outline.layout == lm.layout
-    again = options.load()
+    again: Any = options.load()
     pairs = [(prompt(pixels), "ship") for pixels in noise(2, SIDE[family])]
     assert again.head.labels == LABELS and again.loglikelihood(pairs) == lm.loglikelihood(pairs)
 

@@ -71,6 +71,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "fever": "edit_cli.datasets.fever:Fever",
         "images": "edit_cli.datasets.images:ImageFiles",
         "known-facts": "edit_cli.datasets.known_facts:KnownFacts",
+        "pairs": "edit_cli.datasets.pairs:Pairs",
         "trex": "edit_cli.datasets.trex:TREx",
         "vitaminc": "edit_cli.datasets.vitaminc:VitaminC",
         "world": "edit_cli.datasets.world:WorldEdits",

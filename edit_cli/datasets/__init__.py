@@ -31,6 +31,7 @@ _HOMES = {
     "ImageFiles": "images",
     "Digits": "digits",
     "Cifar10": "cifar10",
+    "Pairs": "pairs",
 }
 __all__ = [*_HOMES]
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from edit_cli.config.schema import Natural, Seed
 from edit_cli.datasets.base import Chosen, Source
+from edit_cli.datasets.others import beside
 from edit_cli.datasets.records.files import File
 from edit_cli.datasets.records.reading import Content, read
 from edit_cli.datasets.records.rows import Dropped, Fault, Row
@@ -25,7 +26,6 @@ from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 
 SPLITS = ("train", "validation", "test")
-TRIES = 4  # candidates that are looked at for each image wanted
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -77,18 +77,8 @@ class Images(Source):
         return replace(case, requests=(request,), probes=(probe,))
 
     def complete(self, chosen: Sequence[Chosen], pool: Sequence[Chosen], file: File, monitor: Monitor) -> list[Case]:
-        probes = {case.id: _keeping(case) for _, case in pool}
-        edited = {case.id for _, case in chosen}
-        return [replace(case, probes=(*case.probes, *self._others(case, probes, edited))) for _, case in chosen]
-
-    def _others(self, case: Case, probes: Mapping[str, Probe], edited: Set[str]) -> list[Probe]:
-        """Those that this run edits come last, where some are drawn."""
-        if not self.others:
-            return [probe for name, probe in probes.items() if name != case.id]
-        some = min(TRIES * self.others, len(probes))
-        drawn = random.Random(f"{self.seed} others {case.id}").sample(list(probes), some)
-        drawn.sort(key=lambda name: name in edited)
-        return [probes[name] for name in drawn if name != case.id][: self.others]
+        kept = {case.id: _keeping(case) for _, case in pool}
+        return beside([case for _, case in chosen], kept, self.others, self.seed)
 
     def answer_labels(self, cases: Sequence[Case]) -> tuple[str, ...] | None:
         return tuple(_labels(cases))

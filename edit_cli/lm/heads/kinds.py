@@ -18,7 +18,7 @@ from edit_cli.lm.heads.classifier import ClassifierHead
 from edit_cli.lm.heads.images import ImageHead
 from edit_cli.lm.heads.seq2seq import Seq2SeqHead
 
-Head = CausalHead | Seq2SeqHead | ClassifierHead | ImageHead
+Head = CausalHead | Seq2SeqHead | ClassifierHead
 NAMES = {
     "causal": "a causal language model",
     "seq2seq": "an encoder-decoder model",
