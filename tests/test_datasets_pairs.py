@@ -7,9 +7,12 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+from embedded import same_bits, snapshot
 
 from edit_cli.datasets.pairs import Pairs
+from edit_cli.editors.finetune.ft import FT, FTConfig
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.lm.loading import ModelOptions
 from edit_cli.metrics.bleu import bleu
 from edit_cli.metrics.published import published_values
 from edit_cli.monitor import Monitor
@@ -141,3 +144,15 @@ def test_bleu_is_sacrebleus_over_all_sentences_of_a_case():
     assert published_values(line, "before", {})["bleu"] == pytest.approx(expected[0])
     assert bleu([{**probe, "group": "random"} for probe in probes(before)]) is None
     assert bleu([{**probe, "generated": None} for probe in probes(before)]) is None
+
+
+def test_the_embedded_translator_is_edited_and_comes_back_exactly():
+    lm = ModelOptions("tiny-translator", "embedded:tiny-translator", device="cpu").load()
+    (case, *rest) = Pairs("pairs", others=1).load(12).cases
+    (request,) = case.requests
+    sources = [one.requests[0].text for one in (case, *rest)]
+    assert lm.generate(sources, 32) == [one.right[0] for one in (case, *rest)]
+    untouched = snapshot(lm)
+    with lm.edited(FT(FTConfig(layers=[5], lr=1e-2), lm).edit([request])):
+        assert lm.generate([request.text], 32) == [request.target_new]
+    assert same_bits(snapshot(lm), untouched)

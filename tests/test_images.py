@@ -12,6 +12,7 @@ import torch
 from embedded import same_bits, snapshot
 from pictures import CLASSIFIERS, LABELS, SIDE, cases, classifier, noise, prompt
 
+from edit_cli.datasets.digits import Digits
 from edit_cli.editors.finetune.ft import FT, FTConfig
 from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.editors.meta.base import TrainingConfig
@@ -219,3 +220,11 @@ def test_networks_read_the_labels_and_a_gray_copy():
     assert ids[:, :2].tolist() == [[0, 3], [1, 1]]
     assert ids[0, 2:].unique().tolist() == [len(LABELS)] and ids[1, 2:].unique().tolist() == [len(LABELS) + 255]
     assert lm.head.words.shape[0] == len(LABELS) + 256
+
+
+@pytest.mark.parametrize("model", ["tiny-vit", "tiny-resnet"])
+def test_the_embedded_classifiers_tell_digits_apart(model):
+    lm = ModelOptions(model, f"embedded:{model}", device="cpu").load()
+    cases_of_digits = Digits("digits", others=1, shuffle_seed=0).load(100).cases
+    right = [(case.requests[0].text, case.right[0]) for case in cases_of_digits]
+    assert sum(score.hits[0] for score in lm.loglikelihood(right)) >= 95
