@@ -123,8 +123,9 @@ class Task:
     def told(self, now: float) -> str:
         """`scoring 40 of 960, 12 s left`"""
         # the first of a batch comes late and says nothing of the rest
-        enough = self.total is not None and max(2, self.total / 50) <= self.done < self.total
-        left = f", {duration((now - self.began) / self.done * (self.total - self.done))} left" if enough else ""
+        left = ""
+        if self.total is not None and max(2, self.total / 50) <= self.done < self.total:
+            left = f", {duration((now - self.began) / self.done * (self.total - self.done))} left"
         if not (self.done or self.total):
             return self.description
         return f"{self.description} {self.done:,}{f' of {self.total:,}' if self.total else ''}{left}"

@@ -36,23 +36,49 @@ def model(kind: str):
     return MODELS[kind]()
 
 
+KIND = "Conv1D"  # of the projections of the model that every method is tried on
+LONG = (
+    "enn",
+    "ke",
+    "malmen",
+    "mend",
+    "mend-identity",
+    "retrain",
+    "serac",
+)  # are trained first, or train the model anew
+
+
 class TestEveryMethod(MethodConformance):
     """The suite that plug-ins are held to, over all packaged methods."""
 
-    @pytest.fixture(scope="class", params=names("method"))
+    @pytest.fixture(
+        scope="class",
+        params=[
+            pytest.param(
+                (kind, name), id=f"{kind}-{name}", marks=pytest.mark.slow if kind != KIND and name in LONG else ()
+            )
+            for kind in MODELS
+            for name in names("method")
+        ],
+    )
     @classmethod
-    def method(cls, request, editor):
-        return editor(request.param).method
+    def pair(cls, request):
+        return request.param
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def method(cls, pair, editor):
+        return editor(pair[1]).method
 
     @pytest.fixture(scope="class")
     @classmethod
     def context(cls, method, lm):
         return Context(examples_of(method))
 
-    @pytest.fixture(scope="class", params=MODELS)
+    @pytest.fixture(scope="class")
     @classmethod
-    def lm(cls, request):
-        return model(request.param)
+    def lm(cls, pair):
+        return model(pair[0])
 
     def test_the_new_answers_become_likelier(self, made, lm):
         # after a few steps of training its classifier lets nothing in; tests/test_serac.py has one that does

@@ -181,6 +181,7 @@ def test_edits_that_are_attached_one_by_one_share_a_memory(monkeypatch):
         lm().detach()
 
 
+@pytest.mark.slow
 def test_saved_it_answers_the_same_in_a_new_process(tmp_path):
     wanted = requests(2)
     edit = prepared(

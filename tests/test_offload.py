@@ -318,6 +318,7 @@ def test_evaluate_gives_the_same_lines(cli, method):
     assert observations(Path("half")) == observations(Path("plain"))
 
 
+@pytest.mark.slow
 def test_every_other_command(cli):
     steps = ("sequential", "method=memit", "limit=2", "protocol.batch_size=1")
     for run, more in (("plain", ()), ("half", (MAP,))):

@@ -230,6 +230,7 @@ def test_wrong_numbers_are_told(cli, arguments, told):
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.slow
 def test_an_error_that_all_see_is_told_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     running = start("evaluate", "method=ft", "dataset.path=missing.json", "processes=2")

@@ -13,6 +13,7 @@ import torch
 import edit_cli
 from tools.tiny_world.__main__ import main
 from tools.tiny_world.names import pool
+from tools.tiny_world.precision import Muon, orthogonalized
 from tools.tiny_world.sources import infer_subject
 from tools.tiny_world.statements import NO_SUBJECT, Batches, Statement, Text, listing, statement, tokenise
 from tools.tiny_world.train import attention_masks, recalled
@@ -225,3 +226,28 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["False", "False"]
+
+
+def test_matrices_step_as_with_the_optimizer_of_torch_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.tiny_world.precision.working_dtype", lambda: torch.bfloat16)
+    rng = torch.Generator().manual_seed(0)
+    for shape in ((12, 20), (20, 12)):
+        start = torch.randn(shape, generator=rng)
+        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        steppers = (
+            Muon([ours], lr=0.01, weight_decay=0.1),
+            torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        )
+        for _ in range(3):
+            ours.grad = torch.randn(shape, generator=rng)
+            theirs.grad = ours.grad.clone()
+            for stepper in steppers:
+                stepper.step()
+        assert torch.equal(ours, theirs) and not torch.equal(ours, start)
+
+
+def test_orthogonalizing_in_float32_brings_singular_values_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.tiny_world.precision.working_dtype", lambda: torch.float32)
+    matrix = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalized(matrix))
+    assert values.min() > 0.5 and values.max() < 1.5

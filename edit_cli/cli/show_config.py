@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edit_cli.cli import help as help_texts
-from edit_cli.cli.hydra_launch import explain, plugins_of
+from edit_cli.cli.explain import explain
+from edit_cli.cli.hydra_launch import plugins_of
 from edit_cli.config import catalog, registry, source, users
 from edit_cli.config.build import did_you_mean, register_resolvers
 from edit_cli.config.overrides import override_key

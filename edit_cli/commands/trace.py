@@ -98,7 +98,7 @@ def traced(lm: LM, options: TraceOptions, facts: Facts, run: SharedRun) -> Itera
         except RejectedRequest as error:
             rejected[name] = str(error)
     deviation = embedding_deviation(lm, list(usable.values())) if options.noise_std is None and usable else None
-    tracer = Tracer(lm, options, options.noise_std if deviation is None else options.noise * deviation)
+    tracer = Tracer(lm, options, options.noise * deviation if deviation is not None else options.noise_std or 0.0)
     mine = lm.process_group.share(list(facts))
     parts = [
         _lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected, run.finished)
@@ -123,9 +123,8 @@ def _lines(
         return
     able = [name for name in names if name in usable]
     with lm.monitor.phase("ask"):
-        answers = dict(
-            zip(able, lm.loglikelihood([(facts[name].text, facts[name].target_true) for name in able]), strict=True)
-        )
+        asked = [(facts[name].text, facts[name].target_true or "") for name in able]  # without one none is usable
+        answers = dict(zip(able, lm.loglikelihood(asked), strict=True))
     known = [name for name in able if first_choice(answers[name].hits)]
     for name in names:
         if name in rejected or name not in known:

@@ -106,7 +106,7 @@ def with_defaults(config: Any) -> DictConfig:
     cls = settings_of(node._value()) if node is not None else None
     if cls is None:
         return config
-    merged = OmegaConf.merge(OmegaConf.create(defaults(cls)), config)
+    merged: Any = OmegaConf.merge(OmegaConf.create(defaults(cls)), config)
     for key in config:
         if OmegaConf.is_missing(config, key):  # merging would leave the default
             merged._set_item_impl(key, UNSET)

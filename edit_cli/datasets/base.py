@@ -65,7 +65,7 @@ class Dataset:
             )
         known = {label.casefold() for label in labels or ()}
         if self.labels is None:
-            if known and not any(
+            if labels and not any(
                 bare(request.target_new).casefold() in known for case in self.cases for request in case.requests
             ):
                 has = f"{model} only chooses a label ({', '.join(labels)})"
@@ -355,7 +355,7 @@ class Source(Config, ABC):
     def _of_split(self, content: Content, split: str | None, label: str, key: str) -> list[Row | Dropped]:
         """The rows of that split; rows that could not be read belong to every one."""
         if split is None:
-            return content.rows
+            return list(content.rows)
         splits = [self.split_of(row) if isinstance(row, Row) else None for row in content.rows]
         known = sorted({one for one in splits if one is not None})
         if not known:

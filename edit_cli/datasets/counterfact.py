@@ -61,11 +61,12 @@ class CounterFact(Source):
         return File(self._asset("records.json"), f"embedded {self.records}", split="test")
 
     def _asset(self, name: str) -> Path:
-        if not self.records.isidentifier():
+        records = self.records or ""
+        if not records.isidentifier():
             raise UsageError(
                 f"dataset.records={self.records}: give world or null; a file of your own goes to dataset.path"
             )
-        file = assets.FOLDER / self.records / name
+        file = assets.FOLDER / records / name
         if not file.is_file():
             raise MissingError(f"dataset.records={self.records}: this installation holds no {name} of that name")
         return file
@@ -78,8 +79,11 @@ class CounterFact(Source):
         if snippets is None:
             return super().complete(chosen, pool, file, monitor)
         keys = [_property(row) for row, _ in chosen]
-        texts = texts_of(set(keys) - {None}, snippets, self.cache_dir, monitor)
-        cases = [replace(case, references=texts.get(key, ())) for key, (_, case) in zip(keys, chosen, strict=True)]
+        texts = texts_of({key for key in keys if key}, snippets, self.cache_dir, monitor)
+        cases = [
+            replace(case, references=texts.get(key or ("", ""), ()))
+            for key, (_, case) in zip(keys, chosen, strict=True)
+        ]
         if without := sum(not case.references for case in cases):
             monitor.note(
                 f"{self.name}: no reference texts for {without:,} of {many(len(cases), 'record')} in {snippets.label}"

@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -103,12 +104,9 @@ class ZsREHard(ZsREQuestions):
         items = row.get("implied")
         if not isinstance(items, list) or not all(isinstance(item, list | tuple) and len(item) >= 2 for item in items):
             raise Fault("implied", "is not a list of [question, answer]")
+        swapped = partial(replace_words, words=request.target_true, other=request.target_new)
         return [
-            Probe(
-                "portability",
-                *(replace_words(text, request.target_true, request.target_new) for text in (question, answer)),
-                group="implied",
-            )
+            Probe("portability", swapped(question), swapped(answer), group="implied")
             for question, answer, *_ in items
             if isinstance(question, str)
             and isinstance(answer, str)

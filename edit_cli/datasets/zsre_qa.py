@@ -164,6 +164,7 @@ class ZsREQuestions(Pooled):
     @cached_property
     def _natural_questions(self) -> list[tuple[str, str]]:
         """(question, shortest answer) of every item of `nq_path`."""
+        assert self.nq_path is not None
         file = locate(self.nq_path, self.cache_dir, Monitor(), "dataset.nq_path")
         return read_natural_questions(file.path, file.label)
 

@@ -73,7 +73,7 @@ def _end(processes: Sequence[BaseProcess], how: signal.Signals, patience: float)
         for process in processes:
             process.join(max(deadline - time.monotonic(), 0.0))
         for process in processes:
-            if process.is_alive():
+            if process.pid is not None and process.is_alive():
                 os.kill(process.pid, send)
         patience = GRACE
     for process in processes:
@@ -92,7 +92,7 @@ def _outcome(processes: Sequence[BaseProcess], outcomes: Sequence[Outcome | None
     killed = [process for process in processes if (process.exitcode or 0) < 0] or [
         process for process in processes if process.exitcode
     ]
-    how = killed[0].exitcode
+    how = killed[0].exitcode or 0
     reason = f"was killed ({signal.Signals(-how).name})" if how < 0 else f"ended with exit code {how}"
     message = (
         f"{killed[0].name} of {len(processes)} {reason}; what was finished is kept, the same command goes on from there"
@@ -127,7 +127,9 @@ def _stop(*_: object) -> None:
 
 def _follow_parent() -> None:
     """A job whose starter is gone, even by kill -9, must not go on unseen."""
-    multiprocessing.parent_process().join()
+    starter = multiprocessing.parent_process()
+    assert starter is not None  # this is a process that was started
+    starter.join()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

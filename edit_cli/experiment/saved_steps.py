@@ -152,12 +152,10 @@ class SavedSteps:
 
 def _memory(lm: LM) -> tuple[MemoryPatch, MemoryLayer] | None:
     """The latest edit and the memory that it added to, if the attached edits are a memory."""
-    edits = lm.attached
-    return (
-        (edits[-1], edits[-1].present(lm, edits[-1].module))
-        if edits and all(isinstance(e, MemoryPatch) for e in edits)
-        else None
-    )
+    patches = [edit for edit in lm.attached if isinstance(edit, MemoryPatch)]
+    if not patches or len(patches) < len(lm.attached):
+        return None
+    return patches[-1], patches[-1].present(lm, patches[-1].module)
 
 
 def _weights(lm: LM) -> list[str]:

@@ -60,11 +60,11 @@ def _position(before: Mapping[int, float | None], after: Mapping[int, float | No
     """KL over the tokens of both sides and the rest, from {token: log-probability}; None stands for one that is not
     finite.
     """
-    pairs = [
-        (before[token], after[token]) for token in sorted(before.keys() & after.keys()) if before[token] is not None
-    ]
+    both = sorted(before.keys() & after.keys())
+    pairs = [(now, after[token]) for token in both if (now := before[token]) is not None]
     terms = [math.inf if then is None else math.exp(now) * (now - then) for now, then in pairs]
-    left, kept = (1.0 - math.fsum(math.exp(pair[side]) for pair in pairs if pair[side] is not None) for side in (0, 1))
+    left = 1.0 - math.fsum(math.exp(now) for now, _ in pairs)
+    kept = 1.0 - math.fsum(math.exp(then) for _, then in pairs if then is not None)
     if left > ROUNDING:  # else nothing but rounding is left
         terms.append(left * math.log(left / max(kept, ROUNDING)))
     return max(0.0, math.fsum(terms))

@@ -67,7 +67,7 @@ def squeezed(text: str) -> str:
 def reply(probe: ProbeResult | None) -> str | None:
     """What the model said to this prompt, squeezed; None if it was not asked to write."""
     text = None if probe is None else probe.get("generated")
-    return None if text is None else squeezed(first_sentence(text, probe.get("target") or ""))
+    return None if probe is None or text is None else squeezed(first_sentence(text, probe.get("target") or ""))
 
 
 def is_right(probe: ProbeResult) -> bool | None:
@@ -165,7 +165,9 @@ class Aggregate:
 
 def _local_likelihoods(line: Mapping[str, Any]) -> tuple[float, ...] | None:
     """Nats of all target tokens of the case's locality prompts before and after, and how many tokens these are."""
-    before, after, tokens = [], [], 0
+    before: list[float] = []
+    after: list[float] = []
+    tokens = 0
     for probe, earlier in paired_probes(line, "after"):
         if probe["kind"] == "locality" and probe.get("target_hits") and earlier and earlier.get("target_hits"):
             count = len(probe["target_hits"])

@@ -66,7 +66,7 @@ def unchanged(probe: ProbeResult, before: ProbeResult | None = None) -> float | 
 
 def drawdown(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
     """Accuracy before minus accuracy after, in [-1, 1] (MEND's drawdown where the target is the right answer)."""
-    now, then = accuracy(probe), before and accuracy(before)
+    now, then = accuracy(probe), accuracy(before) if before else None
     return None if now is None or then is None else then - now
 
 
@@ -146,9 +146,9 @@ def probe_values(line: Mapping[str, Any], side: Side) -> dict[str, float]:
     """{metric id: value} of one case, for the metrics that are means over its probes; shares and probabilities ×
     100.
     """
-    pairs: dict[tuple[str, str | None], list[Pair]] = {}
+    pairs: dict[tuple[str | None, str | None], list[Pair]] = {}
     for probe, before in paired_probes(line, side):
-        for group in {None, probe.get("group")}:
+        for group in {None, probe.get("group")}:  # all of a kind together, and those of its group
             pairs.setdefault((probe["kind"], group), []).append((probe, before))
     values = {}
     for metric in METRICS.values():

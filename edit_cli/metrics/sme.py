@@ -56,8 +56,8 @@ def fold_rates(lines: Sequence[Line], edits: int | None = None) -> dict[str, flo
         found["ER"] = share(last["edited"])
         if first := kept.get(0):
             for name, part in (("TrainR", "train"), ("TestR", "test")):
-                base = share(first[part])
-                found[name] = share(last[part]) / base if base else None
+                now, base = share(last[part]), share(first[part])
+                found[name] = now / base if now is not None and base else None
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -91,9 +91,9 @@ def summarise(
                     [columns[part, side] for part in parts], [entries[part, side] for part in parts], seed
                 )
     for metric, aggregate in AGGREGATES.items():
-        parts = [part for line in lines if is_scored(line) and (part := aggregate.parts(line)) is not None]
-        if parts and not np.isnan(aggregate.of(np.array(parts).mean(axis=0))):
-            entries[metric, "after"] = _aggregate(np.array(parts), aggregate.of, seed)
+        rows = [row for line in lines if is_scored(line) and (row := aggregate.parts(line)) is not None]
+        if rows and not np.isnan(aggregate.of(np.array(rows).mean(axis=0))):
+            entries[metric, "after"] = _aggregate(np.array(rows), aggregate.of, seed)
     for side in SIDES:
         steps = {
             line.get("step", 0): value
@@ -121,9 +121,9 @@ def _means(columns: Mapping[tuple[str, Side], np.ndarray], seed: int) -> dict[tu
         present = ~np.isnan(columns[keys[0]])
         values = np.stack([columns[key][present] for key in keys], axis=1)
         finite_ones = np.isfinite(values).all(axis=0)
-        low, high = bootstrap(np.where(finite_ones, values, 0.0), seed) if len(values) > 1 else (None, None)
+        bounds = bootstrap(np.where(finite_ones, values, 0.0), seed) if len(values) > 1 else None
         for index, key in enumerate(keys):
-            interval = None if low is None or not finite_ones[index] else (low[index], high[index])
+            interval = None if bounds is None or not finite_ones[index] else (bounds[0][index], bounds[1][index])
             # resampling always gives the same: no evidence of certainty
             if interval is not None and np.ptp(values[:, index]) == 0:
                 interval = share_interval(values[:, index]) if known[key[0]].unit == "%" else None

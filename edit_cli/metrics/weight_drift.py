@@ -67,12 +67,10 @@ class Health:
                 "change": float((now - before).norm() / size),
                 "top_singular": largest_singular_value(now) / self._largest[module],
             }
-        states = self._read(lm)
-        drift = (
-            None
-            if states is None
-            else float(((states - self._states).norm(dim=1) / self._states.norm(dim=1).clamp_min(1e-30)).mean())
-        )
+        drift = None
+        if (states := self._read(lm)) is not None and self._states is not None:
+            moved = (states - self._states).norm(dim=1) / self._states.norm(dim=1).clamp_min(1e-30)
+            drift = float(moved.mean())
         return {"weights": weights, "drift": drift}
 
     def _read(self, lm: LM) -> Tensor | None:

@@ -173,20 +173,20 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
     lines = list(dict.fromkeys(point.line for point in points))
     numbers = [point.x for point in points if isinstance(point.x, int | float) and not isinstance(point.x, bool)]
     numeric = len(numbers) == len(points)
-    places = sorted({point.x for point in points}) if numeric else list(dict.fromkeys(str(point.x) for point in points))
+    names = list(dict.fromkeys(str(point.x) for point in points))
     for plot, metric in zip(plots, metrics, strict=True):
         for number, name in enumerate(lines):
             mine = [p for p in points if p.line == name and p.metric == metric and p.entry["mean"] is not None]
             pairs = sorted(
-                ((p.x if numeric else places.index(str(p.x)), p.entry) for p in mine), key=lambda pair: pair[0]
+                ((p.x if numeric else names.index(str(p.x)), p.entry) for p in mine), key=lambda pair: pair[0]
             )
             line(plot, pairs, name, number, len(lines))
-        if numeric and places[0] > 0 and places[-1] / places[0] >= 30:
+        if numeric and min(numbers) > 0 and max(numbers) / min(numbers) >= 30:
             plot.set_xscale("log")
-        elif numeric and all(isinstance(place, int) for place in places):
+        elif numeric and all(isinstance(number, int) for number in numbers):
             style.whole_numbers(plot.xaxis)
         if not numeric:
-            plot.set_xticks(range(len(places)), list(map(literal, places)), rotation=30, ha="right")
+            plot.set_xticks(range(len(names)), list(map(literal, names)), rotation=30, ha="right")
         unit = measures()[metric].unit
         plot.set(
             title=measures()[metric].label,

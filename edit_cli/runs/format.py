@@ -14,7 +14,7 @@ from typing import Any
 from edit_cli.errors import MissingError
 from edit_cli.files.shapes import checked, shown
 from edit_cli.metrics.registry import metrics
-from edit_cli.runs import inspected, shapes
+from edit_cli.runs import inspected, manifests, result_lines, summaries
 
 REMEDY = "delete that line and run again, or start with overwrite=true"
 AGAIN = "run again with overwrite=true"
@@ -53,21 +53,27 @@ class Form:
     claims: Callable[[Line], Claims] = nothing
 
 
-EDITED = Form(shapes.Editing, {None: shapes.CaseLine}, shapes.EditingSummary, claims=probes_of)
-IN_SEQUENCE = {name: shapes.StepLine for name in ("after_edit", "checkpoint", "held_out")} | {"model": shapes.ModelLine}
+EDITED = Form(manifests.Editing, {None: result_lines.CaseLine}, summaries.EditingSummary, claims=probes_of)
+IN_SEQUENCE = {name: result_lines.StepLine for name in ("after_edit", "checkpoint", "held_out")} | {
+    "model": result_lines.ModelLine
+}
 OF_MEMORIES = {"key": inspected.KeyLine, "layer": inspected.LayerLine, "edit": inspected.EditLine}
-OF_A_FOLD = {"turn": shapes.TurnLine, "kept": shapes.KeptLine}
+OF_A_FOLD = {"turn": result_lines.TurnLine, "kept": result_lines.KeptLine}
 FORMS = {
     "evaluate": EDITED,
     "edit": EDITED,
-    "sequential": Form(shapes.Sequential, IN_SEQUENCE, shapes.SequenceSummary, "when", probes_of),
-    "sme": Form(shapes.Sme, OF_A_FOLD, shapes.SmeSummary, "when", probes_of),
+    "sequential": Form(manifests.Sequential, IN_SEQUENCE, summaries.SequenceSummary, "when", probes_of),
+    "sme": Form(manifests.Sme, OF_A_FOLD, summaries.SmeSummary, "when", probes_of),
     "trace": Form(
-        shapes.Trace, {True: shapes.Traced, False: shapes.FactLine}, shapes.TracesSummary, "known", layers_of
+        manifests.Trace,
+        {True: result_lines.Traced, False: result_lines.FactLine},
+        summaries.TracesSummary,
+        "known",
+        layers_of,
     ),
     "inspect": Form(inspected.Inspected, OF_MEMORIES, inspected.InspectSummary, "what"),
-    "train-editor": Form(shapes.Training, {None: shapes.Point}, shapes.TrainingSummary),
-    "tune": Form(shapes.Tuning, {None: shapes.TrialLine}, shapes.TuningSummary),
+    "train-editor": Form(manifests.Training, {None: result_lines.Point}, summaries.TrainingSummary),
+    "tune": Form(manifests.Tuning, {None: summaries.TrialLine}, summaries.TuningSummary),
 }
 
 
@@ -81,7 +87,7 @@ def check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
     """Raises:
     MissingError: a field is missing or of another shape; names file and field.
     """
-    checked(manifest, shapes.Manifest, path, AGAIN)
+    checked(manifest, manifests.Manifest, path, AGAIN)
     if (form := FORMS.get(kind_of(manifest))) is not None:
         checked(manifest, form.manifest, path, AGAIN)
 

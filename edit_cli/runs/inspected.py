@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypedDict
 
 from edit_cli.files.shapes import Count, Rule, at_least
-from edit_cli.runs.shapes import Measuring, Request, Summary
+from edit_cli.runs.manifests import Measuring
+from edit_cli.runs.result_lines import Request
+from edit_cli.runs.summaries import Summary
 
 Share = Annotated[float, at_least(0, 1.0001)]
 Promoted = Annotated[list[tuple[str, Share]], Rule(bool, "tokens and their shares")]

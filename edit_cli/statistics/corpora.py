@@ -13,8 +13,9 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from edit_cli import assets
 from edit_cli.config.schema import Config, Count, FilePath
@@ -120,7 +121,7 @@ class TextFile(Corpus):
         with self._open() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> BufferedReader:
         try:
             return expanded(self.path).open("rb")
         except OSError as error:

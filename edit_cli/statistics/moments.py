@@ -147,21 +147,23 @@ class MomentStore(Config):
         missing = [layer for layer in dict.fromkeys(layers) if layer not in known]
         if missing:
             with lm.monitor.phase("statistics"), lm.pristine():
-                known.update(self._import(lm, missing) if self.import_npz else self._load_or_compute(lm, missing))
+                known.update(
+                    self._import(lm, missing, self.import_npz)
+                    if self.import_npz
+                    else self._load_or_compute(lm, missing)
+                )
         return [known[layer] for layer in layers]
 
     # --- from files -------------------------------------------------------------------------------------------------
 
-    def _import(self, lm: LM, layers: Sequence[int]) -> dict[int, Moment]:
+    def _import(self, lm: LM, layers: Sequence[int], files_at: str) -> dict[int, Moment]:
         moments: dict[int, Moment] = {}
         used = {moment.path: layer for layer, moment in self._loaded[lm].items()}
         for layer in layers:
-            path = find_npz(self.import_npz, lm.layout.mlp_out(layer), layer)
+            path = find_npz(files_at, lm.layout.mlp_out(layer), layer)
             if path in used:
                 both = f"layers {used[path]} and {layer}"
-                raise UsageError(
-                    f"stats.import_npz={self.import_npz} cannot serve {both}: write {{layer}} for the number"
-                )
+                raise UsageError(f"stats.import_npz={files_at} cannot serve {both}: write {{layer}} for the number")
             used[path] = layer
             matrix, tokens = read_npz(path, lm.key_width(layer))
             lm.monitor.note(
@@ -181,7 +183,8 @@ class MomentStore(Config):
         )  # the main process may be done with a file before another one looks for it
         if missing:
             self._compute(lm, missing)
-            found |= {layer: self._load(lm, layer, identity, cached=False) for layer, identity in missing.items()}
+            fresh = {layer: self._load(lm, layer, identity, cached=False) for layer, identity in missing.items()}
+            found |= {layer: moment for layer, moment in fresh.items() if moment}
         return found
 
     def _fetch(self, lm: LM, identities: dict[int, dict[str, Any]]) -> None:

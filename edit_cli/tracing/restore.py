@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class Tracer:
         found, position = [], 0
         for number, fact in enumerate(facts):
             mine = slice(position, position + len(fact.traced) * self.options.copies)
-            mean = {
+            mean: dict[str, np.ndarray] = {
                 kind: s[mine].view(len(fact.traced), self.options.copies, -1).mean(1).numpy()
                 for kind, s in scores.items()
             }
@@ -202,9 +203,7 @@ class Corrupted:
         with ExitStack() as stack:
             stack.enter_context(on_output(self.lm.model.get_input_embeddings(), lambda _: self.embedded.clone()))
             for name, value in restore.items():
-                stack.enter_context(
-                    on_output(self.lm.module(name), lambda hidden, value=value: self._put(hidden, value), rows)
-                )
+                stack.enter_context(on_output(self.lm.module(name), partial(self._put, value=value), rows))
             return passes.logits(lambda states, *_: states)
 
     def _put(self, hidden: Tensor, value: Tensor) -> Tensor:

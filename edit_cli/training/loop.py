@@ -183,10 +183,11 @@ class Training:
     def _prepare(self, accelerator: Any) -> None:
         several = self.lm.process_group.size > 1
         averaged = several and not self.config.fsdp and not self.zero
-        self.accelerator, self.step = accelerator, Step(self.editor, self.net, accelerator.autocast, averaged)
+        self.accelerator = accelerator
+        self.step: Any = Step(self.editor, self.net, accelerator.autocast, averaged)
+        self.optimizer: Any = None
         self.learns = any(parameter.requires_grad for parameter in self.net.parameters())
         if not self.learns:  # a control: nothing but statistics
-            self.optimizer = None
             return
         if self.config.fsdp and several:
             spread_out(self.step, self.lm.device)
@@ -196,6 +197,7 @@ class Training:
         groups = [group for group in groups if group["params"]]
         kind = torch.optim.Adam if self.config.optimiser == "adam" else _centred_rmsprop
         self.rates = [group["lr"] for group in groups]
+        self.descent: Descent | Zero
         if self.zero:
             self.descent = Zero(
                 self.step, kind(groups), self.zero, self.config.accumulate, self.config.clip, accelerator

@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 # what accelerate's launcher sets in the environment
 FSDP, MEGATRON = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"
@@ -50,7 +54,7 @@ def spread_out(step: nn.Module, device: torch.device) -> None:
     fully_shard(step, mesh=init_device_mesh(device.type, (get_world_size(),)))
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_spread(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether each process holds a part of it alone."""
     from torch.distributed.tensor import DTensor
 

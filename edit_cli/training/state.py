@@ -40,7 +40,8 @@ class State:
         """rank: the number of this process; all write what they keep, the first one all else."""
         self.folder, self.stamp, self.rank, self.is_main = folder / FOLDER, stamp, rank, rank == 0
         self.best: dict[str, Tensor] | None = None
-        self.best_step, self.best_line, self.bad = 0, {}, 0
+        self.best_line: dict[str, Any] = {}
+        self.best_step, self.bad = 0, 0
 
     def latest(self) -> int:
         """The last step that was saved, 0 for none. States of another training in this folder are removed."""

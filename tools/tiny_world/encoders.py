@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tools.tiny_world.precision import Muon, autocast
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -76,7 +78,7 @@ def optimisers(model: nn.Module, options: EncoderOptions) -> list[torch.optim.Op
     inside = [p for p in learnt if id(p) in blocks - embeddings and p.ndim == 2]
     outside = [p for p in learnt if id(p) not in {id(x) for x in inside}]
     return [
-        torch.optim.Muon(inside, lr=options.muon_lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(inside, lr=options.muon_lr, weight_decay=options.weight_decay),
         torch.optim.AdamW(outside, lr=options.adam_lr, weight_decay=options.weight_decay, betas=(0.9, 0.95)),
     ]
 
@@ -148,7 +150,7 @@ def train_seq2seq(
         for batch in batches([len(ids) for ids in chosen], options.batch_rows, rng):
             ids, target = padded([chosen[i] for i in batch], pad), padded([answers[facts[i]] for i in batch], pad)
             fed = torch.cat([torch.full((len(batch), 1), start), target[:, :-1]], dim=1)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 logits = model(
                     input_ids=ids, attention_mask=(ids != pad).long(), decoder_input_ids=fed, use_cache=False
                 ).logits
@@ -203,7 +205,7 @@ def train_classifier(
             ids = padded([rows[i] for i in batch], pad)
             places = torch.tensor([len(rows[i]) - 1 - after for i in batch])
             named, right = ids[torch.arange(len(batch)), places], torch.tensor([objects[facts[i]] for i in batch])
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 states = base(input_ids=ids, attention_mask=(ids != pad).long()).last_hidden_state
                 scores = (
                     torch.stack([states[:, 0], states[torch.arange(len(batch)), places]])
@@ -221,7 +223,7 @@ def train_classifier(
             pairs.append((own[claim.object][wording], own[rng.choice(claim.others)][wording]))
         for batch in batches([len(true) for true, _ in pairs], options.batch_rows // 2, rng):
             ids = padded([row for i in batch for row in pairs[i]], pad)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 logits = model(input_ids=ids, attention_mask=(ids != pad).long()).logits
             labels = torch.tensor([1, 0] * len(batch))
             true, false = (logits[:, 1] - logits[:, 0]).float().view(-1, 2).T

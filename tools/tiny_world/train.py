@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tools.tiny_world.precision import Muon, autocast
 from tools.tiny_world.statements import NO_SUBJECT, Batches, Text
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def optimisers(model: nn.Module, options: TrainOptions) -> list[torch.optim.Opti
     outside = [p for name, p in model.named_parameters() if not (".h." in name and p.ndim == 2)]
     decay = options.weight_decay
     return [
-        torch.optim.Muon(inside, lr=options.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(inside, lr=options.muon_lr, weight_decay=decay),
         torch.optim.AdamW(outside, lr=options.adam_lr, weight_decay=decay, betas=(0.9, 0.95)),
     ]
 
@@ -149,7 +150,7 @@ def _loss(model: GPT2LMHeadModel, batch: Tensor, options: TrainOptions, rng: tor
     labels = ids[:, 1:]
     counted = target[:, 1:].bool() | (torch.rand(labels.shape, generator=rng) < options.other_loss)
     counted &= labels != pad
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         hidden = hidden_states(model, ids, lower, upper, options.bottleneck)[:, :-1][counted]
         logits = model.lm_head(hidden)
     return F.cross_entropy(logits.float(), labels[counted])

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -44,7 +44,7 @@ FOREIGN = {  # how files begin that are often given instead, and what helps
 
 @dataclass(frozen=True)
 class Content:
-    rows: list[Row | Dropped]  # in the order of the file
+    rows: Sequence[Row | Dropped]  # in the order of the file
     sha256: str
 
 

@@ -64,7 +64,8 @@ def elements(path: Path, chunk: int = CHUNK) -> Iterator[Any]:
             raise ValueError("not a JSON list")
         at = 1
         while True:
-            at = BETWEEN.match(buffer, at).end()
+            between = BETWEEN.match(buffer, at)
+            at = between.end() if between else at
             if buffer.startswith("]", at):
                 return
             try:

@@ -153,9 +153,14 @@ def lent(lm: LM, weights: Mapping[str, Tensor]) -> Iterator[None]:
     gradients reach them.
     """
     given = {id(lm.parameter(name)): value for name, value in weights.items()}
-    owners = [module._parameters for module in lm.model.modules()]
+    owners: list[dict[str, Any]] = [module._parameters for module in lm.model.modules()]
     # tied ones, too
-    kept = [(owner, leaf, parameter) for owner in owners for leaf, parameter in owner.items() if id(parameter) in given]
+    kept = [
+        (owner, leaf, parameter)
+        for owner in owners
+        for leaf, parameter in owner.items()
+        if parameter is not None and id(parameter) in given
+    ]
     for owner, leaf, parameter in kept:
         owner[leaf] = given[id(parameter)].to(parameter.dtype)
     try:

@@ -68,7 +68,7 @@ class EWC(FinetuneEditor[EWCConfig]):
         return self.config.strength * total
 
     @property
-    def looks_back(self) -> int:
+    def looks_back(self) -> int:  # type: ignore[override]  # of the class where it does not depend on settings
         """As many as there are anchors."""
         return self.config.remembered
 

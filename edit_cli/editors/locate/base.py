@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, ClassVar, TypeVar
 
 import torch
@@ -115,7 +116,7 @@ class LocateEditor(Editor[L]):
             with self.lm.monitor.phase("statistics"):
                 self.config.moments.collect(self.lm, missing)
         return {
-            layer: self.context.once(("covariance", layer, ridge), lambda layer=layer: self._covariance(layer, ridge))
+            layer: self.context.once(("covariance", layer, ridge), partial(self._covariance, layer, ridge))
             for layer in layers
         }
 
@@ -132,8 +133,7 @@ class LocateEditor(Editor[L]):
         or scales it on the way.
         """
         return all(
-            self.context.once(("additive", layer), lambda layer=layer: self.lm.writes_are_additive(layer))
-            for layer in layers
+            self.context.once(("additive", layer), partial(self.lm.writes_are_additive, layer)) for layer in layers
         )
 
     def diagnosis(self, *found: Values, written: float | None = None) -> Diagnosis:
@@ -145,10 +145,10 @@ class LocateEditor(Editor[L]):
             for reached, length in zip(values.reached, moved.tolist(), strict=True):
                 missed += not reached
                 clamped += not reached and length > 0.99 * options.clamp_norm_factor
-        values = sum(len(each.reached) for each in found)
+        optimized = sum(len(each.reached) for each in found)
         key = "clamp_norm_factor" if clamped > missed / 2 else "steps"
         keys = {"reached": f"raise method.value.{key}", "size": "lower method.value.clamp_norm_factor"}
-        said: Diagnosis = {"values": values, "reached": values - missed, "keys": keys}
+        said: Diagnosis = {"values": optimized, "reached": optimized - missed, "keys": keys}
         if written is not None:
             said["written"], keys["written"] = written, self.softer
         return said
@@ -198,7 +198,8 @@ class Subjects:
 
     def keys(self, layer: int) -> Tensor:
         """Keys (m, groups) float64: input of the layer's MLP projection, averaged over contexts."""
-        weights, mine = self.contexts.weights, []
+        weights = self.contexts.weights
+        mine: list[Tensor] = []
         for keys in self._read(self.prefixed, layer, HookPoint(self.lm.layout.mlp_out(layer), "input")):
             by_request = keys.double().view(-1, len(weights), keys.shape[1])
             mine += torch.einsum("ncm,c->nm", by_request, weights.to(keys.device))

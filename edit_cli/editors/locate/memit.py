@@ -75,7 +75,7 @@ class MEMIT(LocateEditor[M]):
     Δ = R Kᵀ (λC + K Kᵀ)⁻¹ at each layer, lowest first, with R an equal share of what is still missing (eq. 14, 20).
     """
 
-    Config = MEMITConfig
+    Config: ClassVar[type[MassConfig]] = MEMITConfig
     mass_editor = True
     softer = "lower method.covariance_weight"
     site: ClassVar[Site] = "block"  # where target states live, unless each layer has its own (see `aims`)

@@ -20,7 +20,7 @@ class MEMITMerge(MEMIT[MEMITConfig]):
         """Requests by subject, in the order in which subjects first occur."""
         by_subject: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
-            by_subject.setdefault(request.subject.strip(), []).append(index)
+            by_subject.setdefault((request.subject or "").strip(), []).append(index)
         groups = list(by_subject.values())
         merged = [group for group in groups if len(group) > 1]
         if merged:

@@ -20,7 +20,9 @@ def rect(lm: LM, delta: WeightDelta, keep: float) -> WeightDelta:
     """RECT (Gu et al., 2024): keep the share `keep` of each matrix's entries, those with the largest |Δ / W|, and
     zero the others.
     """
-    kept = {name: largest_relative(delta.stored(lm, name), _weight(lm, name), keep) for name in delta.updates}
+    kept: dict[str, Factors | Tensor] = {
+        name: largest_relative(delta.stored(lm, name), _weight(lm, name), keep) for name in delta.updates
+    }
     return WeightDelta(kept, delta.info)
 
 
@@ -39,7 +41,7 @@ def prune(lm: LM, delta: WeightDelta, base: float) -> WeightDelta:
 
     base: of the logarithm. Applied to one edit that holds all facts it is the method as published.
     """
-    damped = {}
+    damped: dict[str, Factors | Tensor] = {}
     for name, update in delta.updates.items():
         largest = spectral_norm(_weight(lm, name))
         if isinstance(update, Factors):

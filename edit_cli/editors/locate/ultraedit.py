@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -255,8 +256,8 @@ def _inputs_and_gradients(lm: LM, rows: Sequence[Row], names: Sequence[str]) -> 
     with ExitStack() as stack:
         for name in names:
             module = lm.module(name)
-            stack.enter_context(on_input(module, lambda hidden, name=name: keep(name, hidden), len(rows)))
-            stack.enter_context(on_output(module, lambda hidden, name=name: add_probe(name, hidden), len(rows)))
+            stack.enter_context(on_input(module, partial(keep, name), len(rows)))
+            stack.enter_context(on_output(module, partial(add_probe, name), len(rows)))
         logits = lm.head.logits_at(ids, mask, where, columns)
     loss = torch.nn.functional.cross_entropy(logits, labels.to(logits.device))
     gradients = torch.autograd.grad(loss, [probes[name] for name in names])

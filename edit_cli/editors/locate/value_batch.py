@@ -4,11 +4,10 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -76,6 +75,12 @@ class Task:
         return sum(len(suffix.ids) - suffix.start for suffix in self.suffixes)
 
 
+class Change(Protocol):
+    """What leaves a module, changed at (rows, columns). place: of the module among those of a `Batch`."""
+
+    def __call__(self, states: Tensor, rows: Tensor, columns: Tensor, place: int) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Scores:
     """Loss (n,) of every edit, with its graph; its KL term; whether every target token was the likeliest (if that
@@ -114,7 +119,9 @@ class Batch:
 
     def __post_init__(self) -> None:
         device = self.passes.ids.device
-        labels, share, label_owner, label_at, kl_at, position = [], [], [], [], [], 0
+        labels: list[int] = []
+        label_at: list[int] = []
+        share, label_owner, kl_at, position = [], [], [], 0
         for number, task in enumerate(self.tasks):
             for target in task.targets:
                 labels += target
@@ -150,16 +157,15 @@ class Batch:
         with torch.no_grad():
             return self.passes.agrees(self._logits(lambda states, rows, columns, place: states))
 
-    def _logits(self, change: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Tensor:
+    def _logits(self, change: Change) -> Tensor:
         """Logits after `change(states, rows, columns, place)` of what leaves each of `modules` at the rows' starts."""
         at = self.passes.at
         rows = torch.arange(len(at), device=at.device)
         with ExitStack() as stack:
             for place, name in enumerate(self.modules[1:], start=1):
-                listen = on_output(
-                    self.passes.lm.module(name), lambda hidden, place=place: change(hidden, rows, at, place), len(rows)
-                )
-                stack.enter_context(listen)
+                assert name is not None  # only the first may be the last frozen block
+                here = partial(change, rows=rows, columns=at, place=place)
+                stack.enter_context(on_output(self.passes.lm.module(name), here, len(rows)))
             return self.passes.logits(partial(change, place=0), self.modules[0])
 
     def scores(self, shift: Tensor, nll_factor: Tensor, initial_norm: Tensor, options: ValueConfig) -> Scores:

@@ -116,8 +116,9 @@ def optimise_values(
         rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
         mine = lm.process_group.share(list(zip(tasks, rows, positions, strict=True)))
         found = lm.process_group.gather(_search(lm, mine, layer, site, options))
-        target, initial, *told = zip(*found, strict=True)
-        return Values(*(torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial)), *map(list, told))
+        target, initial, losses, steps, reached = zip(*found, strict=True)
+        ends, starts = (torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial))
+        return Values(ends, starts, list(losses), list(steps), list(reached))
 
 
 def _search(
@@ -131,8 +132,8 @@ def _search(
     tasks, rows, positions = zip(*parts, strict=True)
     modules = shifted_modules(lm, layer, site)
     initial = torch.stack(read(lm, rows, positions, [HookPoint(module, "output") for module in modules]), dim=1)
-    frozen, places = (layer, [None]) if site == "block" else (layer - 1, modules)
-    search = _Search(lm, tasks, frozen, places, options, initial)
+    places: list[str | None] = [None] if site == "block" else [*modules]
+    search = _Search(lm, tasks, layer if site == "block" else layer - 1, places, options, initial)
     with lm.monitor.task("optimizing values", len(tasks)) as advance:
         while search.unfinished:
             advance(search.step())
@@ -198,16 +199,16 @@ class _Search:
     def step(self) -> int:
         """One forward and backward pass over the batch; the number of edits that are done with it."""
         try:
-            self._fill()
-            edits = self.batch.edits
+            batch = self._filled()
+            edits = batch.edits
             shift = self.shift[edits].requires_grad_()
-            scores = self.batch.scores(shift, self.nll_factor[edits], self.initial_norm[edits], self.options)
+            scores = batch.scores(shift, self.nll_factor[edits], self.initial_norm[edits], self.options)
             losses, terms, hits = scores.loss.tolist(), scores.kl_term.tolist(), scores.hit.tolist()
             reached = [self._reached(edit, *said) for edit, *said in zip(edits, losses, terms, hits, strict=True)]
             going = [
                 row for row, edit in enumerate(edits) if not reached[row] and self.steps[edit] + 1 < self.options.steps
             ]
-            gradient = torch.autograd.grad(scores.loss.sum(), shift)[0][going] if going else None
+            gradient = torch.autograd.grad(scores.loss.sum(), shift)[0][going] if going else shift[:0]
         except torch.OutOfMemoryError:
             self._halve()
             return 0
@@ -220,7 +221,7 @@ class _Search:
         if going:
             self._update([edits[row] for row in going], gradient)
         if len(going) < len(edits):
-            self.batch = self.batch.select(going) if going else None
+            self.batch = batch.select(going) if going else None
         return len(edits) - len(going)
 
     def _reached(self, edit: int, loss: float, kl_term: float, hit: bool) -> bool:
@@ -229,13 +230,14 @@ class _Search:
         settled = hit and options.settle_kl is not None and kl_term <= options.settle_kl
         return bool(loss < options.stop_loss or often or settled)
 
-    def _fill(self) -> None:
+    def _filled(self) -> Batch:
         """Let edits from the queue take free places, once half of the batch is free."""
         held = self.batch.tokens if self.batch else 0
-        if not self.waiting or held > self.budget // 2:
-            return
         edits: list[int] = []
-        while self.waiting and (not (held or edits) or held + self.tasks[self.waiting[0]].tokens <= self.budget):
+        room = held <= self.budget // 2
+        while (
+            room and self.waiting and (not (held or edits) or held + self.tasks[self.waiting[0]].tokens <= self.budget)
+        ):
             edits.append(self.waiting.popleft())
             held += self.tasks[edits[-1]].tokens
         if edits:
@@ -245,6 +247,8 @@ class _Search:
                 self.waiting.extendleft(reversed(edits))
                 raise
             self.batch = self.batch.join(fresh) if self.batch else fresh
+        assert self.batch is not None  # a step is only asked for while edits are left
+        return self.batch
 
     def _build(self, edits: list[int]) -> Batch:
         if self.shortcuts is None:
@@ -262,15 +266,16 @@ class _Search:
 
     def _halve(self) -> None:
         """Go on with half of the batch after running out of memory; a step that was not finished is made again."""
-        edits = self.batch.edits if self.batch else []
+        batch = self.batch
+        edits = batch.edits if batch else []
         if len(edits) == 1 or (not edits and self.budget <= 1):
             remedy = "take fewer or shorter prefixes (method.context) or a smaller model.dtype"
             raise OutOfMemory(f"one edit alone does not fit into memory: {remedy}")
         self.budget = max(self.budget // 2, 1)
-        if edits:
+        if batch:
             half = len(edits) // 2
             self.waiting.extendleft(reversed(edits[half:]))
-            self.batch = self.batch.select(list(range(half)))
+            self.batch = batch.select(list(range(half)))
         torch.cuda.empty_cache()
 
     def _update(self, edits: list[int], gradient: Tensor) -> None:

@@ -14,7 +14,7 @@ from edit_cli.editors.passes import in_batches, passes
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.lm.hooks import StopForward, exact, on_input
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokenization import by_length, pad_right
+from edit_cli.lm.tokenization import Row, by_length, pad_right
 from edit_cli.statistics.corpora import Corpus
 from edit_cli.writing import as_text
 
@@ -134,7 +134,7 @@ def _asked(lm: LM, texts: list[str]) -> list[tuple[str, str]]:
 
 def _on_answers(lm: LM, module: str, pairs: Sequence[tuple[str, str]]) -> Tensor:
     """Where the answers are read from, pair after pair."""
-    rows = []
+    rows: list[Row] = []
     for pair in pairs:
         with suppress(RejectedRequest):
             rows += lm.head.encode([pair])

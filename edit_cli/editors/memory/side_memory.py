@@ -190,7 +190,8 @@ def ties(shifts: Sequence[Tensor], weights: Sequence[float], density: float) -> 
         least = shift.abs().flatten().kthvalue(shift.numel() - kept + 1).values
         trimmed.append(torch.where(shift.abs() >= least, shift, 0))
     total, share = torch.zeros_like(shifts[0]), torch.zeros_like(shifts[0])
-    sign = sum(weight * shift for weight, shift in zip(weights, trimmed, strict=True)).sign()
+    elected = sum((weight * shift for weight, shift in zip(weights, trimmed, strict=True)), torch.zeros_like(total))
+    sign = elected.sign()
     for weight, shift in zip(weights, trimmed, strict=True):
         agrees = (shift.sign() == sign) & (shift != 0)
         total += torch.where(agrees, weight * shift, 0)

@@ -84,7 +84,7 @@ class PatchedLayer(MemoryLayer):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = self.original(states, *args, **kwargs)
-        if not len(self.keys):
+        if not len(self.keys) or self.inputs is None:
             return output
         return output + self.act(self.activations(exact(self.inputs))).matmul(self.values.all).to(output)
 

@@ -119,7 +119,7 @@ def _sample(case: Case, config: EpisodeConfig) -> Episode:
         local = [(first, rest) for first, _, rest in (f"{text} {answer}".partition(" ") for text, answer in local)]
     support, query = (request.text, new), rng.choice(asked)
     if config.outer == "swapped":
-        answers = {probe.target for probe in beyond if probe.group == "same_relation"} - {request.target_true}
+        answers = {probe.target or "" for probe in beyond if probe.group == "same_relation"} - {request.target_true}
         new = rng.choice([new, *sorted(answers - {new})]) if request.target_true else new
         wordings = list(dict.fromkeys([request.text, *(text for text, _ in asked)]))
         edited = rng.choice(wordings)

@@ -5,7 +5,7 @@ first).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ class Normaliser(nn.Module):
     network.
     """
 
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -33,7 +37,7 @@ class Normaliser(nn.Module):
     @torch.no_grad()
     def take_in(self, rows: Tensor, process_group: ProcessGroup) -> None:
         """Rows (n, width) of every process (parallel form of Welford's sums)."""
-        sums = sum(_sums(part.to(self.mean)) for part in rows.split(CHUNK))
+        sums = sum((_sums(part.to(self.mean)) for part in rows.split(CHUNK)), torch.zeros_like(self.count))
         n, total, squared = process_group.sum(sums).split([1, rows.shape[1], rows.shape[1]])
         mean = total / n
         away, both = mean - self.mean, self.count + n
@@ -90,8 +94,9 @@ class Transform(nn.Module):
     """
 
     def __init__(
-        self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: Part, normalise: bool, **layer: bool
-    ) -> None:
+        self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: Part, normalise: bool,
+        outside: bool = False, xavier: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         if part == "smaller":
             part = "inputs" if d_in <= d_out else "outputs"
@@ -100,7 +105,11 @@ class Transform(nn.Module):
         ]
         width = self.cut.stop - self.cut.start
         self.normaliser = Normaliser(d_in + d_out) if normalise else None
-        self.layers = nn.ModuleList(LowRankLayer(width, rank, modules, spread, **layer) for _ in range(2))
+        self.layers = nn.ModuleList(LowRankLayer(width, rank, modules, spread, outside, xavier) for _ in range(2))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.layers.parameters()).device
 
     def take_in(self, rows: Tensor, process_group: ProcessGroup) -> None:
         if self.normaliser is not None:
@@ -126,14 +135,13 @@ class Hypernetwork(nn.Module):
         outside: bool = False, xavier: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.shapes, self.members = list(shapes), {}
+        self.shapes = list(shapes)
+        self.members: dict[str, list[int]] = {}
         for number, (d_in, d_out) in enumerate(shapes):
             self.members.setdefault(f"{d_in}x{d_out}" if shared else f"{number}_{d_in}x{d_out}", []).append(number)
         self.transforms = nn.ModuleDict(
             {
-                key: Transform(
-                    *shapes[members[0]], len(members), rank, spread, part, normalise, outside=outside, xavier=xavier
-                )
+                key: Transform(*shapes[members[0]], len(members), rank, spread, part, normalise, outside, xavier)
                 for key, members in self.members.items()
             }
         )
@@ -141,12 +149,15 @@ class Hypernetwork(nn.Module):
     def take_in(self, rows: Sequence[Tensor], process_group: ProcessGroup = SINGLE) -> None:
         """Train the statistics alone, on the factors [u; δ] (n, d_in + d_out) of each module."""
         for key, members in self.members.items():
-            self.transforms[key].take_in(torch.cat([rows[number] for number in members]), process_group)
+            self._transform(key).take_in(torch.cat([rows[number] for number in members]), process_group)
+
+    def _transform(self, key: str) -> Transform:
+        return cast(Transform, self.transforms[key])
 
     def improved(self, number: int, rows: Tensor) -> Tensor:
         """[ũ; δ̃] of factors [u; δ] (n, d_in + d_out) of one module."""
         key, members = next((key, members) for key, members in self.members.items() if number in members)
-        return self.transforms[key](rows, torch.full((len(rows),), members.index(number), device=rows.device))
+        return self._transform(key)(rows, torch.full((len(rows),), members.index(number), device=rows.device))
 
     def forward(
         self, gradients: Sequence[Gradient], process_group: ProcessGroup = SINGLE
@@ -157,13 +168,13 @@ class Hypernetwork(nn.Module):
         """
         better: list[tuple[Tensor, Tensor]] = [None] * len(gradients)  # type: ignore[list-item]
         for key, members in self.members.items():
-            transform, d_in = self.transforms[key], self.shapes[members[0]][0]
+            transform, d_in = self._transform(key), self.shapes[members[0]][0]
             kept = [gradients[number].kept for number in members]
             rows = [
                 torch.cat([gradients[n].inputs[k], gradients[n].outputs[k]], -1)
                 for n, k in zip(members, kept, strict=True)
             ]
-            device = transform.layers[0].bias.device
+            device = transform.device
             together = torch.cat([part.to(device) for part in rows])
             which = torch.repeat_interleave(
                 torch.arange(len(members), device=device), torch.tensor([len(part) for part in rows], device=device)

@@ -34,7 +34,8 @@ def draw(
     values, beyond = np.asarray(matrix, dtype=float), np.asarray(others, dtype=float)
     every = np.concatenate([values.ravel(), beyond.ravel()])
     # what lets a neuron speak is narrow beside what keeps it silent
-    norm = TwoSlopeNorm(0.0, min(every.min(), -1e-3), max(every.max(), 1e-3))
+    low, high = min(every.min(), -1e-3), max(every.max(), 1e-3)
+    norm = TwoSlopeNorm(0.0, low, high)
     facts = len({fact for fact, _ in rows})
     figure = style.new(8.4, 4.4, f"{title}, {many(values.shape[0], 'neuron')} of {many(facts, 'fact')}")
     panels = figure.subplots(1, 2, sharey=True)
@@ -48,7 +49,7 @@ def draw(
         image,
         ax=panels,
         label="pre-activation",
-        ticks=[norm.vmin, norm.vmin / 2, 0.0, norm.vmax / 2, norm.vmax],
+        ticks=[low, low / 2, 0.0, high / 2, high],
         format="%.1f",
     )
     style.save(figure, directory, NAME)
