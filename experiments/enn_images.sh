@@ -4,7 +4,7 @@
 #
 #   experiments/enn_images.sh                                            # the embedded ResNet and digits, some ten minutes of one core
 #   MODELS="tiny-resnet tiny-vit" experiments/enn_images.sh runs/both
-#   MODELS=hf experiments/enn_images.sh runs/cifar model.id=FOLDER 'method.layers=[4,5]' dataset=cifar10 dataset.path=cifar-10-batches-bin dataset.others=0
+#   MODELS=hf experiments/enn_images.sh runs/cifar model.id=FOLDER model.perplexity_text=null 'method.layers=[4,5]' dataset=cifar10 dataset.path=cifar-10-batches-bin dataset.others=0
 #
 # LIMIT images are edited one at a time, each from the same weights. Editors that learn are trained first, on the training split; a training that OUT
 # holds already is not repeated. Writes MODEL.{md,csv} into OUT; a run that was killed goes on where it stopped.

@@ -28,7 +28,13 @@ def classifier(family: str, channels: int = 3) -> Any:
     """One of random weights, large enough to matter; norms have statistics of their own."""
     torch.manual_seed(0)
     if family == "vit":
-        shape = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape: dict[str, Any] = {
+            "image_size": 8,
+            "patch_size": 4,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         model: Any = ViTForImageClassification(
             ViTConfig(num_channels=channels, intermediate_size=24, initializer_range=0.3, **shape, **NAMES)
         )

@@ -5,6 +5,7 @@ with them is told in a line each.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_cifar_is_read_from_its_binary_batches(tmp_path):
     (tmp_path / "test_batch.bin").write_bytes(batch((3, images[0]), (0, images[1]), (12, images[2])))
     (tmp_path / "data_batch_1.bin").write_bytes(batch((9, images[3]), (5, images[4])))
     told: list[str] = []
-    monitor = Monitor()
+    monitor: Any = Monitor()
     monitor.note = told.append
     found = Cifar10("cifar10", path=str(tmp_path)).load(monitor=monitor)
     assert [case.right for case in found.cases] == [("cat",), ("airplane",)]
@@ -155,7 +156,7 @@ def test_malformed_records_of_a_list_are_named_by_line_and_field(tmp_path):
     lines = [good, *(row for row, _ in bad.values()), {"image": "dog/1.png", "label": "dog"}]
     path.write_text("\n".join(map(json.dumps, lines)))
     told: list[str] = []
-    monitor = Monitor()
+    monitor: Any = Monitor()
     monitor.note = told.append
     found = ImageFiles("images", path=str(path)).load(monitor=monitor)
     assert [case.requests[0].target_new in ("ship", "cat") for case in found.cases] == [True, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import islice
+from typing import Any
 
 import pytest
 from embedded import same_bits, snapshot
@@ -21,7 +22,7 @@ from tools.tiny_translation.languages import OBJECT, PLURAL, languages, sentence
 
 def told_of(source: Pairs) -> tuple[list, list[str]]:
     notes: list[str] = []
-    monitor = Monitor()
+    monitor: Any = Monitor()
     monitor.note = notes.append
     return list(source.load(monitor=monitor).cases), notes
 

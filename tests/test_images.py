@@ -192,6 +192,10 @@ def test_what_is_no_image_of_the_right_size_is_refused_in_a_line():
         with pytest.raises(RejectedRequest, match=line) as error:
             head.encode([(image, "cat")])
         assert "\n" not in str(error.value)
+    small, large = whole, prompt(noise(1, 9)[0])
+    head.refuse_unfit([large, small])  # some of them can be asked
+    with pytest.raises(UsageError, match="an image of 9 × 9 pixels, and the model reads 8 × 8"):
+        head.refuse_unfit([large, large])
     with pytest.raises(
         RejectedRequest, match="target 'horse' is no label of this classifier, which has cat, dog, frog"
     ):

@@ -8,6 +8,7 @@ from pathlib import Path
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.experiment.saved_edits import Base, edited, requests_of, require_new, weight_edits
 from edit_cli.files.disk import replacing, require_room
+from edit_cli.lm.heads.kinds import auto_class
 from edit_cli.wording import many
 
 CANNOT, HOLDER = "cannot be baked into a checkpoint", "a plain checkpoint"
@@ -30,6 +31,7 @@ def run(directory: Path, out: Path, base: Base, beside: Beside = lambda folder, 
         lm.tokenizer.save_pretrained(temporary)
         beside(temporary, paths)
     facts = many(len(requests_of(paths)), "edited fact")
-    screen.note(f"{lm.name} with {facts}, as AutoModelForCausalLM.from_pretrained reads it:")
+    reader = auto_class(lm.head.kind, lm.model.config, lm.id).__name__
+    screen.note(f"{lm.name} with {facts}, as {reader}.from_pretrained reads it:")
     screen.line(str(out))
     return 0

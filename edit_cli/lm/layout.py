@@ -262,7 +262,8 @@ def _is_stage(part: nn.Module) -> bool:
     """Whether it is a list of blocks, of several projections each, and no block of it holds such a list."""
 
     def lists_blocks(module: nn.Module) -> bool:
-        return isinstance(module, nn.ModuleList | nn.Sequential) and all(len(_in_turn(block)) > 1 for block in module)
+        listed = isinstance(module, nn.ModuleList | nn.Sequential)
+        return listed and all(len(_in_turn(block)) > 1 for block in module.children())
 
     return lists_blocks(part) and not any(lists_blocks(inner) for inner in part.modules() if inner is not part)
 

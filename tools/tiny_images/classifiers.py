@@ -58,7 +58,10 @@ def new_classifier(kind: str) -> tuple[Any, Any]:
         ViTImageProcessorPil,
     )
 
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {label: i for i, label in enumerate(LABELS)},
+    }
     size = SIDE if kind == "vit" else ENLARGED
     reader = ViTImageProcessorPil(
         size={"height": size, "width": size}, do_resize=size != SIDE, image_mean=[0.5], image_std=[0.5]
@@ -69,7 +72,12 @@ def new_classifier(kind: str) -> tuple[Any, Any]:
             intermediate_size=128, initializer_range=0.1, **names,
         )  # fmt: skip
         return ViTForImageClassification(config), reader
-    shape = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"}
+    shape: dict[str, Any] = {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64],
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+    }
     return ResNetForImageClassification(ResNetConfig(num_channels=1, **shape, **names)), reader
 
 

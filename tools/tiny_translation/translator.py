@@ -83,9 +83,10 @@ def new_translator(vocabulary: int) -> Any:
     """An untrained model."""
     from transformers import T5Config, T5ForConditionalGeneration
 
+    special: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     config = T5Config(
         vocab_size=vocabulary, d_model=64, d_kv=16, d_ff=128, num_layers=3, num_decoder_layers=3, num_heads=4,
-        dropout_rate=0.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        dropout_rate=0.0, **special,
     )  # fmt: skip
     return T5ForConditionalGeneration(config)
 

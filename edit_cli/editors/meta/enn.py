@@ -153,7 +153,8 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
             # faster kernels of attention have no second derivative
             with sdpa_kernel(SDPBackend.MATH) if graph else nullcontext(), shifted(self.lm, shifts):
                 gradient = gradients(self.lm, rows, self.modules, graph, self._losses)
-            steps += bool(gradient[self.modules[0]].losses.any())  # where nothing is missing, no step is taken
+            missing = gradient[self.modules[0]].losses
+            steps += missing is not None and bool(missing.any())  # where nothing is missing, no step is taken
             for name, descent in descents.items():
                 delta, u = (
                     part.reshape(edits, -1, part.shape[-1]) for part in (gradient[name].outputs, gradient[name].inputs)

@@ -43,6 +43,9 @@ class BaseHead:
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary.of(self.model, self.tokenizer)
 
+    def refuse_unfit(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts of which none can be put to this model, before it is asked anything (UsageError)."""
+
     def asked(self, words: str) -> str:
         """What a user types, as a prompt."""
         return words

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class ClassifierHead(EncoderHead[Labelled]):
 
     kind = "classifier"
     NAME = "a classifier"
-    PADDING = ("pad_token_id",)
+    PADDING: ClassVar[tuple[str, ...]] = ("pad_token_id",)
 
     def __init__(
         self,

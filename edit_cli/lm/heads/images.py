@@ -75,6 +75,18 @@ class ImageHead(ClassifierHead):
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary(0, {})
 
+    def refuse_unfit(self, prompts: Sequence[str]) -> None:
+        """Refuse images if all of them have another size than the model reads."""
+        reason: RejectedRequest | None = None
+        for prompt in prompts:
+            try:
+                self._row(prompt, None)
+                return
+            except RejectedRequest as error:
+                reason = reason or error
+        if reason is not None:
+            raise UsageError(str(reason))
+
     def asked(self, words: str) -> str:
         """The image in a file that the user names; a whole image stays as it is.
 

@@ -100,7 +100,7 @@ def head_of(
     """
     writes = getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is not None
     if not writes:
-        return (ImageHead if model.main_input_name == "pixel_values" else ClassifierHead)(
+        return (ImageHead if getattr(model, "main_input_name", None) == "pixel_values" else ClassifierHead)(
             model, tokenizer, device, batch_tokens, labels
         )
     if labels:
