@@ -15,6 +15,7 @@ from edit_cli.lm.edit import Added, Edit, Restore, Weights, present
 from edit_cli.lm.hooks import Wrapper, exact
 from edit_cli.lm.layout import is_projection, is_transposed, widths
 from edit_cli.lm.matrices import matrix_of
+from edit_cli.lm.precision import exact_matmul
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.weights.access import Undo
 
@@ -36,7 +37,9 @@ class Factors:
         return self.right.shape[0]
 
     def dense(self) -> Tensor:
-        return self.left @ self.right
+        """The product, in full float32 whatever passes are multiplied in."""
+        with exact_matmul():
+            return self.left @ self.right
 
     @property
     def smaller_than_dense(self) -> bool:

@@ -21,6 +21,7 @@ from edit_cli.experiment.plan import show
 from edit_cli.experiment.run_directory import memory_remedy, ran_out_of_memory
 from edit_cli.experiment.setup import configured
 from edit_cli.files.disk import is_refusal, refusal
+from edit_cli.lm.precision import passes_in_tf32
 from edit_cli.report.page.run import write_own
 
 WITHOUT_RUN = ("calibrate", "precompute-stats")
@@ -81,7 +82,8 @@ def _command(composed: Composed, process_group: ProcessGroup, monitor: ConsoleMo
     job = Job(composed, configured(composed), process_group)
     if composed.settings.dry_run:
         return show(command.plan(job, monitor), monitor)
-    ended = command.run(job, monitor)
+    with passes_in_tf32(job.config.model.tf32):
+        ended = command.run(job, monitor)
     if composed.settings.report and process_group.is_main and ended.run_dir is not None:
         monitor.screen.line(f"page: {write_own(Path(ended.run_dir))}")
     return ended

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from edit_cli.inspection.prefixes import STRIDE, Prefixes, Sample, Sentence
 from edit_cli.lm.hooks import StopForward, exact, on_input
+from edit_cli.lm.precision import exact_matmul
 from edit_cli.lm.tokenization import by_length, pad_right
-from edit_cli.statistics.chunk import exact_matmul
 
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM

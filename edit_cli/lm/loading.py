@@ -65,6 +65,8 @@ class ModelOptions(Config):
     """Of the weights; 16 bits halve the memory, and edits still add up in float32."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps."""
+    tf32: bool = True
+    """Whether a CUDA device multiplies float32 by TF32 in passes of the model, at several times the speed."""
     device_map: str | dict[str, Any] | None = None
     """auto spreads a model over all devices, host memory and disk; or a device, or {module: device, module: disk}."""
     max_memory: dict[str | int, str | int] | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -104,17 +104,3 @@ def add_outer_products(total: Tensor, keys: Tensor) -> None:
     band = max(width // 8, 128)
     for top in range(0, width, band):
         total[top : top + band, top:].addmm_(keys[:, top : top + band].T, keys[:, top:])
-
-
-@contextmanager
-def exact_matmul() -> Iterator[None]:
-    """Float32 products in float32: TF32 and bfloat16 shortcuts are off inside the block."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

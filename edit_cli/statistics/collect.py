@@ -23,9 +23,10 @@ from torch import Tensor
 from edit_cli.distributed import ProcessGroup
 from edit_cli.errors import MissingError
 from edit_cli.files.shapes import checked
+from edit_cli.lm.precision import exact_matmul
 from edit_cli.monitor import Advance
 from edit_cli.statistics import files
-from edit_cli.statistics.chunk import Chunk, Document, exact_matmul
+from edit_cli.statistics.chunk import Chunk, Document
 from edit_cli.wording import many
 
 if TYPE_CHECKING:
