@@ -10,7 +10,11 @@ from edit_cli.edits import store as edit_store
 from edit_cli.edits.low_rank import LowRank
 from edit_cli.experiment.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
 from edit_cli.files.disk import replacing, require_room
+<<<<<<< HEAD
 from edit_cli.report.model_card import Card
+=======
+from edit_cli.lm.heads.kinds import auto_class
+>>>>>>> h-beyond
 from edit_cli.wording import many
 
 CANNOT, HOLDER = "cannot be baked into a checkpoint", "a plain checkpoint"
@@ -31,7 +35,8 @@ def run(directory: Path, out: Path, base: Base) -> int:
         lm.tokenizer.save_pretrained(temporary)
         write_card(temporary, directory, paths)
     facts = many(len(requests_of(paths)), "edited fact")
-    screen.note(f"{lm.name} with {facts}, as AutoModelForCausalLM.from_pretrained reads it:")
+    reader = auto_class(lm.head.kind, lm.model.config, lm.id).__name__
+    screen.note(f"{lm.name} with {facts}, as {reader}.from_pretrained reads it:")
     screen.line(str(out))
     return 0
 

@@ -89,7 +89,9 @@ class Plan:
             f" {many(outline.depth, 'layer')} of width {outline.layout.width:,}{kind};"
             f" {size(outline.bytes)} on {device or options.device_map}",
         )
-        if device is not None:
+        if not outline.reads_text:
+            self.unknown.append("time and memory of a model that reads no text")
+        elif device is not None:
             self.work = Work(outline, options.tokenizer(), device, options.batch_tokens)
         else:
             self.unknown.append("time and memory of a model that is spread over devices")

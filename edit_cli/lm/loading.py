@@ -59,8 +59,8 @@ class ModelOptions(Config):
     """What config.json says of the model that these settings are for; others are refused (docs/models.md)."""
     revision: str | None = None
     """A commit, tag or branch of the hub's repository; null: its main branch."""
-    kind: Literal["auto", "causal", "seq2seq", "classifier"] = "auto"
-    """Causal, encoder-decoder or classifier; auto: what its config.json says it was saved as."""
+    kind: Literal["auto", "causal", "seq2seq", "classifier", "image"] = "auto"
+    """Causal, encoder-decoder, classifier of texts or of images; auto: what its config.json says it was saved as."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Of the weights; auto: on a GPU that of its files, on a CPU float32. Edits of 16 bits add up in float32."""
     device: str = "auto"
@@ -185,12 +185,16 @@ class ModelOptions(Config):
                 return None
 
     def tokenizer(self) -> Any:
-        """Its tokenizer alone. Raises as `load`."""
-        from transformers import AutoTokenizer
-
+        """Its tokenizer alone, or its image processor. Raises as `load`."""
         source = resolve(self.id, self.revision)
-        with silent(), self._reading("tokenizer"):
-            return AutoTokenizer.from_pretrained(source.path, **self._common(source))
+        with silent():
+            return self._reader(source, self._config(source))
+
+    def _reader(self, source: Source, config: Any) -> Any:
+        from edit_cli.lm.heads.kinds import kind_of, reader_class
+
+        with self._reading("tokenizer"):
+            return reader_class(kind_of(config, self.kind)).from_pretrained(source.path, **self._common(source))
 
     def stops(self) -> list[int]:
         """Ids of the tokens after which it stops writing, as its files say. Raises as `load`."""
@@ -291,7 +295,6 @@ class ModelOptions(Config):
 
     def _read(self, source: Source, place: str | torch.device | dict[str, Any]) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoTokenizer
 
         from edit_cli.lm.heads.kinds import auto_class, kind_of
         from edit_cli.lm.weights.quantized import how_to_load
@@ -300,8 +303,7 @@ class ModelOptions(Config):
         with silent():
             config = self._config(source)
             loader = auto_class(kind_of(config, self.kind), config, self.id)
-            with self._reading("tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(source.path, **common)
+            tokenizer = self._reader(source, config)
             dtype = getattr(torch, self.dtype)
             # straight to where they are to be: a model larger than the host's memory need not pass through it whole
             how = {
