@@ -10,11 +10,8 @@ from edit_cli.edits import store as edit_store
 from edit_cli.edits.low_rank import LowRank
 from edit_cli.experiment.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
 from edit_cli.files.disk import replacing, require_room
-<<<<<<< HEAD
-from edit_cli.report.model_card import Card
-=======
 from edit_cli.lm.heads.kinds import auto_class
->>>>>>> h-beyond
+from edit_cli.report.model_card import Card
 from edit_cli.wording import many
 
 CANNOT, HOLDER = "cannot be baked into a checkpoint", "a plain checkpoint"

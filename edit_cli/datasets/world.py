@@ -53,13 +53,8 @@ class WorldEdits(Source):
         told = "statements" if self.records == "evidence" else self.records
         return File(FOLDER / f"{told}.json", f"embedded world, {told}", split="test")
 
-<<<<<<< HEAD
-    def answer_labels(self) -> tuple[str, ...] | None:
-        return LABELS if self.records in JUDGED else None
-=======
     def answer_labels(self, cases: Sequence[Case]) -> tuple[str, ...] | None:
-        return LABELS if self.records == CLAIMS else None
->>>>>>> h-beyond
+        return LABELS if self.records in JUDGED else None
 
     def usable(self, records: Sequence[Chosen]) -> list[Chosen]:
         if not self.one_a_subject:
