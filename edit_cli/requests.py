@@ -16,7 +16,7 @@ ProbeKind = Literal[
 # of which groups a kind's probes may be, where a data set tells them apart
 PROBE_GROUPS: dict[str, tuple[str, ...]] = {
     "paraphrase": ("seen", "unseen"),
-    "locality": ("random", "same_relation", "same_subject", "hard"),
+    "locality": ("random", "same_relation", "same_subject", "hard", "translation"),
     "portability": ("implied", "true_false"),
     "opinion": ("wanted", "unwanted"),
 }

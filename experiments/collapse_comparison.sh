@@ -18,7 +18,7 @@ shift $(( $# > 0 ))
 WORLD="dataset=world dataset.split=all dataset.shuffle_seed=0"
 scaled SETUP "$WORLD" "$WORLD" "model=llama-2-7b dataset=zsre_alt"
 scaled FACTS 4 2000 1000
-scaled METHODS "rome memit grace" "rome memit alphaedit grace wise ft-m ike" "ft-l ewc rome memit alphaedit defer grace wise"
+scaled METHODS "rome memit grace" "rome memit alphaedit grace wise ft-m ike" "ft rome memit defer grace wise"
 scaled STEP 2 100 100
 scaled ASKED "protocol.holdout=4" "protocol.observe.max_new_tokens=8 protocol.sample=200" "protocol.sample=200"
 KEPT=locality_same_relation_accuracy,efficacy_generated_exact,paraphrase_generated_exact,locality_same_relation_generated_unchanged,perplexity

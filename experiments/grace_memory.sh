@@ -32,7 +32,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from edit_cli import edit_store
+from edit_cli.edits import store as edit_store
 from edit_cli.experiment.saved_edits import Base
 from edit_cli.monitor import Monitor
 from edit_cli.runs.run import read_run

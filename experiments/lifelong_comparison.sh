@@ -17,7 +17,7 @@ set -euo pipefail
 OUT="${1:-runs/lifelong}"
 shift $(( $# > 0 ))
 scaled FACTS 3 800 1000
-scaled METHODS "ft mend" "ft ke mend serac tpatcher" "ft ewc replay retrain mend defer grace melo"
+scaled METHODS "ft mend" "ft ke mend serac tpatcher" "ewc replay retrain mend defer grace melo"
 scaled SETUP "dataset=world" "dataset=world" "model=t5-small-ssm-nq dataset=zsre_qa"
 scaled ASKED "protocol.holdout=4 protocol.sample=4" "protocol.observe.max_new_tokens=8 protocol.sample=200" "protocol.sample=200"
 

@@ -15,7 +15,7 @@ shift $(( $# > 0 ))
 EMBEDDED="model=tiny-bert dataset=world_claims,model=tiny-bart dataset=world_qa"
 scaled SETUP "model=tiny-bert dataset=world_claims" "$EMBEDDED" "model=bart-base dataset=zsre_qa"
 scaled LIMIT 6 90 5317
-scaled METHODS "ft-l tpatcher" "ft mend lookup tpatcher" "ft mend tpatcher"
+scaled METHODS "ft-l tpatcher" "ft mend lookup tpatcher" "ke mend tpatcher"
 FOLDS="protocol.folds=2 protocol.train=4 protocol.test=4"
 scaled ASKED "$FOLDS" "protocol.folds=3 protocol.train=150 protocol.test=150" \
   "dataset.split=validation protocol.answers=right protocol.folds=20 protocol.train=10000 protocol.test=10000"

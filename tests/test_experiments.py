@@ -35,7 +35,7 @@ RECORD = """() { printf '%s\\n' "$@" '' >> recorded\n}"""  # in the place of a p
 
 def start(script: str, scale: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script in a folder."""
-    words = [ROOT / "experiments" / f"{script}.sh", *ARGUMENTS.get(script, ["out"])]
+    words = [str(ROOT / "experiments" / f"{script}.sh"), *ARGUMENTS.get(script, ["out"])]
     environment = {**os.environ, "SCALE": scale, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 

@@ -55,7 +55,7 @@ class Asking:
 
     def _answer(self, lm: LM, prompt: str) -> str:
         """One prompt at a time, so that an answer does not hang on what else is asked."""
-        text = self.forms.text(prompt)
+        text = self.forms.text(lm.head.asked(prompt))
         if self.sample is None:
             return spoken(lm.generate([text], self.max_new_tokens)[0])
         length = len(lm.head.encode([(text, None)])[0].ids)
@@ -74,8 +74,8 @@ class Chat:
     def forms(self, edits: Sequence[Path], lm: LM) -> Forms:
         """Raises UsageError: the model has no chat template."""
         options, manifest = ChatOptions(), edit_store.read_manifest(edits[-1])
-        if self.chat is None and any("frame" in request for request in manifest["requests"]):
-            options = ChatOptions(**{"chat": "template", **manifest["method"].get("chat", {})})
+        if self.chat is None and "chat" in manifest["method"]:
+            options = ChatOptions(**{"chat": "template", **manifest["method"]["chat"]})
         elif self.chat is not None:
             options = ChatOptions(**dict[str, Any](chat=self.chat))
         if self.system is not None:

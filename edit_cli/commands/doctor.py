@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,6 @@ from edit_cli.experiment.setup import load_model, method_of, refuse_missing
 from edit_cli.files.disk import telling
 from edit_cli.files.paths import expanded
 from edit_cli.lm.anatomy import described
-from edit_cli.lm.heads.classifier import ClassifierHead
 from edit_cli.lm.layout import LayoutOptions
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -49,8 +48,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     screen = monitor.screen
     for topic, sentence in described(lm):
         screen.line(f"{topic + ':':<12}{sentence}")
-    request = tried(lm)
-    screen.line(f"{'tried with:':<12}{request.text} → {request.target_new}")
+    request = lm.head.trying(TRIED)
+    screen.line(f"{'tried with:':<12}{request.words} → {request.target_new}")
     bits = lm.fingerprint()
     with monitor.task("methods", len(names)) as advance:
         for name in names:
@@ -69,15 +68,6 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             file.write_text(text, encoding="utf-8")
         screen.line(f"model: {file}")
     return Outcome(0)
-
-
-def tried(lm: LM) -> EditRequest:
-    """The edit that is tried: of a classifier, another label than it gives."""
-    if not isinstance(lm.head, ClassifierHead):
-        return TRIED
-    (says,) = lm.generate([TRIED.text], 1)
-    other = next(label for label in lm.head.labels if label.casefold() != says.strip().casefold())
-    return EditRequest(f"{TRIED.prompt} Paris.", TRIED.subject, other)
 
 
 def _verdict(job: Job, lm: LM, name: str, request: EditRequest) -> str:
@@ -174,10 +164,10 @@ def _composed(name: str, model: str, options: ModelOptions) -> Composed:
 def model_file(options: ModelOptions, lm: LM) -> str:
     """The model as a file of `conf/model/`, or of `DIR/model/` with --config-dir DIR."""
     config = lm.model.config
-    told = ("model_type", "num_hidden_layers", "hidden_size")
+    told = ("model_type", "num_hidden_layers", "hidden_size", "depths", "hidden_sizes")
     made_for = {key: getattr(config, key) for key in told if getattr(config, key, None) is not None}
     settings: dict[str, Any] = {"name": options.name, "id": options.id, "made_for": made_for}
-    plain = ModelOptions(options.name, options.id)
+    plain = replace(ModelOptions(options.name, options.id), dtype=replace(options, dtype="auto").settled().dtype)
     for key in ("revision", "kind", "dtype", "device_map", "quantise", "labels", "batch_tokens"):
         if getattr(options, key) != getattr(plain, key):
             settings[key] = getattr(options, key)

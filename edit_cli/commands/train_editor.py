@@ -75,7 +75,7 @@ class TrainEditor(Experiment):
 
     def refuse_unfit(self, lm: LM) -> None:
         super().refuse_unfit(lm)
-        self.held_out.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+        self.held_out.refuse_unfit(getattr(lm.head, "labels", None), lm.name, lm.head.READS)
 
     def work(self, lm: LM) -> None:
         editor: Any = self.begin(lm)

@@ -27,6 +27,11 @@ _HOMES = {
     "WorldTexts": "world_tasks",
     "WorldHard": "world_tasks",
     "WorldOpinions": "world_tasks",
+    "Images": "images",
+    "ImageFiles": "images",
+    "Digits": "digits",
+    "Cifar10": "cifar10",
+    "Pairs": "pairs",
 }
 __all__ = [*_HOMES]
 

@@ -46,18 +46,23 @@ class Dataset:
     split: str | None
     labels: tuple[str, ...] | None = None  # what a classifier must be able to answer; None: the targets are texts
     as_text: str | None = None  # the setting that puts them as texts, where there is one
+    prompts: str = "texts"  # what prompts are: texts or images
     known: dict[str, Any] | None = None  # of those that were asked whether the model knows them: how many it does
     forms: dict[str, Any] | None = None  # in which they are edited and asked, where not all is plain text (lm/chat.py)
 
-    def refuse_unfit(self, labels: Sequence[str] | None, model: str) -> None:
+    def refuse_unfit(self, labels: Sequence[str] | None, model: str, reads: str = "texts") -> None:
         """Refuse a model of the wrong kind before it is asked anything.
 
-        labels: those that it tells apart; None if it writes text.
+        labels: those that it tells apart; None if it writes text. reads: what its prompts are.
 
         Raises:
-            UsageError: labels are asked of a model that writes text, text of one that only knows labels, or labels of
-                another name.
+            UsageError: images are put to a model that reads texts, or the other way round; labels are asked of a model
+                that writes text, text of one that only knows labels, or labels of another name.
         """
+        if self.prompts != reads:
+            raise UsageError(
+                f"dataset={self.name} holds {self.prompts}, and {model} reads {reads}: choose another model or data set"
+            )
         known = {label.casefold() for label in labels or ()}
         if self.labels is None:
             if labels and not any(
@@ -74,10 +79,10 @@ class Dataset:
             raise UsageError(
                 f"dataset={self.name} asks for a label ({wanted}), and {model} has none: it writes text; {remedy}"
             )
-        if not all(label.casefold() in known for label in self.labels):
+        if lacking := [label for label in self.labels if label.casefold() not in known]:
             raise UsageError(
-                f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)}; if they"
-                " mean the same, name them alike by dataset.labels or model.labels"
+                f"dataset={self.name} asks for a label ({wanted}), and {model} has others: {', '.join(labels)} (not"
+                f" {lacking[0]}); if they mean the same, name them alike by model.labels"
             )
 
     @property
@@ -157,6 +162,7 @@ class Source(Config, ABC):
     id_fields: ClassVar[tuple[str, ...]] = ("case_id", "id")  # under which a record's own id may stand
     # train, validation and test, which share no subject: editors can be trained on it
     has_splits: ClassVar[bool] = False
+    prompts: ClassVar[str] = "texts"  # or images
     as_text: ClassVar[str | None] = None  # the setting that makes texts of labels, for models that write
 
     @abstractmethod
@@ -192,8 +198,8 @@ class Source(Config, ABC):
         """
         return [case for _, case in chosen]
 
-    def answer_labels(self) -> tuple[str, ...] | None:
-        """The labels that targets are names of, or None where they are texts."""
+    def answer_labels(self, cases: Sequence[Case]) -> tuple[str, ...] | None:
+        """The labels that targets are names of, or None where they are texts. cases: all that can be used."""
         return None
 
     def load(
@@ -252,8 +258,9 @@ class Source(Config, ABC):
             len(rows),
             tuple(dropped),
             *selection,
-            self.answer_labels(),
+            self.answer_labels([case for _, case in usable]),
             self.as_text,
+            self.prompts,
             known,
         )
 

@@ -4,6 +4,7 @@ claim's label.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Annotated, ClassVar
 
@@ -44,7 +45,7 @@ class Claims(Pooled):
         if self.template is not None and self.template.count("{}") != 1:
             raise UsageError(f"dataset.template={self.template!r}: give one slot {{}} for the claim")
 
-    def answer_labels(self) -> tuple[str, ...] | None:
+    def answer_labels(self, cases: Sequence[Case]) -> tuple[str, ...] | None:
         return tuple(self.labels) if self.template is None else None
 
     @property

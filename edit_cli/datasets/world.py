@@ -53,7 +53,7 @@ class WorldEdits(Source):
         told = "statements" if self.records == "evidence" else self.records
         return File(FOLDER / f"{told}.json", f"embedded world, {told}", split="test")
 
-    def answer_labels(self) -> tuple[str, ...] | None:
+    def answer_labels(self, cases: Sequence[Case]) -> tuple[str, ...] | None:
         return LABELS if self.records in JUDGED else None
 
     def usable(self, records: Sequence[Chosen]) -> list[Chosen]:

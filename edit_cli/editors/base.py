@@ -78,7 +78,8 @@ class Editor(ABC, Generic[C]):
         Config: the class of its settings.
         mass_editor: the method is meant for many facts at once (sets the default of `protocol.batch_size`).
         needs_subject: requests without a subject are refused.
-        heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier".
+        heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier" (of
+            texts), "image" (classifiers).
         experts: it works on mixtures of experts, since it writes to no matrix of the model.
         looks_back: how many of the latest edits `recall` needs with their weights; 0: what they remember beside those
             is enough.

@@ -14,7 +14,7 @@ class NoEditing(Editor[EditorConfig]):
 
     Config = EditorConfig
     mass_editor = True
-    heads = ("causal", "seq2seq", "classifier")
+    heads = ("causal", "seq2seq", "classifier", "image")
     experts = True
 
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:

@@ -16,13 +16,14 @@ LARGE = 3.0
 class Diagnosis(TypedDict):
     """values: that were sought. reached: of these, good enough. written: the share of the wanted change that the update
     makes. size: the largest update, in norms of its weight. keys: what to turn for more reached and for more written
-    values, and against an update that is too large.
+    values, and against an update that is too large. steps: down the gradient that it took.
     """
 
     values: NotRequired[int]
     reached: NotRequired[int]
     written: NotRequired[float]
     size: NotRequired[float]
+    steps: NotRequired[int]
     keys: NotRequired[dict[str, str]]
 
 

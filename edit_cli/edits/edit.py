@@ -14,6 +14,7 @@ from edit_cli.files.tensors import Size, size
 from edit_cli.lm.edit import Added, Edit, Restore, Weights, present
 from edit_cli.lm.hooks import Wrapper, exact
 from edit_cli.lm.layout import is_projection, is_transposed, widths
+from edit_cli.lm.matrices import matrix_of
 from edit_cli.lm.precision import exact_matmul
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.weights.access import Undo
@@ -95,8 +96,7 @@ class WeightDelta(Edit):
         """
         update = self.updates[name]
         if isinstance(update, Factors):
-            transposed = is_transposed(lm.module(name.rpartition(".")[0]))
-            update = update.dense().T if transposed else update.dense()
+            update = matrix_of(lm.module(name.rpartition(".")[0])).stored(update.dense())
         shape = lm.access(name).shape
         if tuple(update.shape) != shape:
             raise UsageError(

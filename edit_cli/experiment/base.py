@@ -123,6 +123,8 @@ class Experiment(ABC):
         """
         with self.monitor.phase("load model"):
             self.check()
+            if hasattr(self.protocol, "observe"):
+                self.protocol.observe.judge.try_out()
         lm = self.loaded or load_model(self.model, self.monitor, self.job.process_group)
         self.refuse_unfit(lm)
         if isinstance(self.protocol, ChatOptions) and (told := hint(lm, self.protocol)):
@@ -132,7 +134,8 @@ class Experiment(ABC):
     def refuse_unfit(self, lm: LM) -> None:
         """Refuse a model of a kind that does not suit method or data, or that lacks a layer (UsageError)."""
         self.begin(lm)
-        self.dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name)
+        self.dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name, lm.head.READS)
+        lm.head.refuse_unfit([request.text for case in self.dataset.cases for request in case.requests])
 
     def begin(self, lm: LM) -> Editor[Any]:
         """An editor that remembers nothing yet."""

@@ -89,7 +89,9 @@ class Plan:
             f" {many(outline.depth, 'layer')} of width {outline.layout.width:,}{kind};"
             f" {size(outline.bytes)} on {device or options.device_map}",
         )
-        if device is not None:
+        if not outline.reads_text:
+            self.unknown.append("time and memory of a model that reads no text")
+        elif device is not None:
             self.work = Work(outline, options.tokenizer(), device, options.batch_tokens)
         else:
             self.unknown.append("time and memory of a model that is spread over devices")
@@ -165,6 +167,8 @@ class Plan:
         asked = Asked.of(cases, options)
         if aloud:
             self.say(f"asked {when}", asked.told(options) + (f", {times} times" if times > 1 else ""))
+            if options.judge.model is not None and when == "before":
+                self.unknown.append(f"how long {options.judge.model} takes to judge the replies")
         if self.work is not None:
             with suppress(MissingError):  # said among what is refused
                 self.work.ask(f"ask {when}", asked, options, perplexity_texts(self.job.config.model), times)

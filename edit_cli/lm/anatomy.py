@@ -16,7 +16,7 @@ from edit_cli.wording import many, size
 
 def described(lm: LM) -> list[tuple[str, str]]:
     """(topic, sentence) pairs."""
-    return [*_stacks(lm), ("blocks are", kind_of_blocks(lm)), *_text(lm), ("memory", _memory(lm))]
+    return [*_stacks(lm), ("blocks are", kind_of_blocks(lm)), *lm.head.told(), ("memory", _memory(lm))]
 
 
 def kind_of_blocks(lm: LM) -> str:
@@ -66,11 +66,10 @@ def _stacks(lm: LM) -> list[tuple[str, str]]:
     found = []
     for stack in lm.layout.stacks:
         what = "blocks" if len(lm.layout.stacks) == 1 else f"{stack.name} blocks"
-        told = (
-            f"{stack.blocks}, {many(stack.depth, 'layer')} of width {lm.layout.width:,}; final norm {stack.final_norm}"
-        )
-        found.append((what, told))
         layer = next((layer for layer in stack.layers if stack.mlp_of(layer) is not None), None)
+        width = lm.layout.width if layer is None else widths(lm.module(lm.layout.mlp_out(layer)))[0]
+        told = f"{stack.blocks}, {many(stack.depth, 'layer')} of width {width:,}; final norm {stack.final_norm}"
+        found.append((what, told))
         if layer is None:
             continue
         mlp, out = lm.layout.mlp(layer), lm.module(lm.layout.mlp_out(layer))
@@ -84,17 +83,6 @@ def _stacks(lm: LM) -> list[tuple[str, str]]:
             mixes = "none found"
         found.append(("attention", f"writes through {mixes}"))
     return found
-
-
-def _text(lm: LM) -> list[tuple[str, str]]:
-    tokenizer = lm.tokenizer
-    start = tokenizer("")["input_ids"]
-    before = repr(tokenizer.decode(start)) if start else "nothing"
-    spaced, joined = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" Paris", "Paris"))
-    space = "the same tokens" if spaced == joined else "different tokens"
-    chat = "has a chat template" if getattr(tokenizer, "chat_template", None) else "has no chat template"
-    context = f"context of {lm.head.max_length:,} tokens" if hasattr(lm.head, "max_length") else "context not told"
-    return [("text", f"{before} is put before every text; ' Paris' and 'Paris' are {space}; {chat}; {context}")]
 
 
 def _memory(lm: LM) -> str:

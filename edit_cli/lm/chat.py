@@ -225,7 +225,7 @@ def forms(
     asked = tuple(options.asked or [edited])
     if CHAT not in (edited, *asked):
         return Forms(edited, asked)
-    if not tokenizer.chat_template:
+    if not getattr(tokenizer, "chat_template", None):
         said = f"{setting}={options.chat}" if edited == CHAT else f"protocol.asked=[{', '.join(asked)}]"
         raise UsageError(
             f"{said}: {names[0]} has no chat template in its tokenizer's files; leave it out, or choose an instruct"
@@ -298,7 +298,7 @@ def is_instruct(tokenizer: Any, names: Sequence[str], stops: Sequence[int]) -> b
     """Whether a model has a chat template and is made for it: its name says so, or it stops where the template ends a
     reply (base models often come with a template, too, but stop at the end of a text).
     """
-    if not tokenizer.chat_template:
+    if not getattr(tokenizer, "chat_template", None):  # image processors have no such thing
         return False
     if any(INSTRUCT.search(name) for name in names):
         return True

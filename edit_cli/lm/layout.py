@@ -3,7 +3,7 @@
 blocks: the ModuleList of `num_hidden_layers` modules (encoder-decoder models: one in either); MLP output: a block's
 last projection onto the hidden width that does not belong to what mixes tokens (attention and its kin); head:
 `get_output_embeddings()`; final norm: the norm beside the blocks. `model.layout.*` overrides each in models of one
-stack.
+stack. Models of images whose width grows from stage to stage (ResNet) have a stack a stage.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from edit_cli.config.schema import Config
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import unwrapped
+from edit_cli.lm.matrices import has_matrix, matrix_of
 
 # parts that move things between tokens
 MIXERS = ("attn", "attention", "mamba", "mixer", "ssm", "conv", "recurrent", "temporal")
@@ -54,7 +55,7 @@ class Stack:
     out to experts, the MLP that all of them pass beside those, or None. final_norm: the last block where there is none.
     """
 
-    name: str  # encoder or decoder
+    name: str  # encoder, decoder or stage N
     blocks: str
     mlp: MLP | None
     final_norm: str
@@ -175,8 +176,8 @@ def is_projection(module: nn.Module) -> bool:
 
 
 def projections(module: nn.Module) -> list[str]:
-    """Names of the projections inside a module."""
-    return [name for name, part in module.named_modules() if is_projection(part) and ".original" not in f".{name}"]
+    """Names of the projections inside a module; convolutions are projections of patches."""
+    return [name for name, part in module.named_modules() if has_matrix(part) and ".original" not in f".{name}"]
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -186,8 +187,18 @@ def is_transposed(module: nn.Module) -> bool:
 
 def widths(module: nn.Module) -> tuple[int, int]:
     """(d_out, d_in) of a projection, also of a quantized one, whose weight has another shape."""
-    module = unwrapped(module)
-    return (module.nf, module.nx) if is_transposed(module) else (module.out_features, module.in_features)
+    return matrix_of(module).widths
+
+
+def entrance(model: nn.Module) -> nn.Module:
+    """What meets the input first: the embeddings, or the first module with weights of a model that has none."""
+    try:
+        found = model.get_input_embeddings()
+    except NotImplementedError:  # models of images
+        found = None
+    return found or next(
+        module for module in model.modules() if next(module.parameters(recurse=False), None) is not None
+    )
 
 
 def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
@@ -197,6 +208,8 @@ def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
         UsageError: a part that cannot be found; names the override.
     """
     options, config = options or LayoutOptions(), model.config.get_text_config()
+    if getattr(config, "depths", None) and not hasattr(config, "num_hidden_layers"):
+        return _staged(model, config.depths, config.hidden_sizes[-1])
     if not getattr(model.config, "is_encoder_decoder", False):
         name = "encoder" if model.get_output_embeddings() is None else "decoder"
         return Layout((_stack(model, name, config.num_hidden_layers, config.hidden_size, options),), config.hidden_size)
@@ -230,6 +243,34 @@ def _stack(
     )
     _module(model, final_norm, "model.layout.final_norm", "this model")
     return Stack(name, blocks, mlp, final_norm, first, len(stack), mixtures)
+
+
+def _staged(model: nn.Module, depths: Sequence[int], width: int) -> Layout:
+    """The layout of a model of images in stages: the innermost lists of blocks, of which there are so many in each."""
+    found = [name for name, part in model.named_modules() if _is_stage(part)]
+    if [len(model.get_submodule(name)) for name in found] != list(depths):  # type: ignore[arg-type]
+        raise UsageError(f"no stages of {', '.join(map(str, depths))} blocks found in {type(model).__name__}")
+    stacks: list[Stack] = []
+    for number, (blocks, depth) in enumerate(zip(found, depths, strict=True), 1):
+        *ins, out = _in_turn(model.get_submodule(f"{blocks}.0"))
+        first = sum(stack.depth for stack in stacks)
+        stacks.append(Stack(f"stage {number}", blocks, MLP(tuple(ins), out), f"{blocks}.{depth - 1}", first, depth))
+    return Layout(tuple(stacks), width)
+
+
+def _is_stage(part: nn.Module) -> bool:
+    """Whether it is a list of blocks, of several projections each, and no block of it holds such a list."""
+
+    def lists_blocks(module: nn.Module) -> bool:
+        listed = isinstance(module, nn.ModuleList | nn.Sequential)
+        return listed and all(len(_in_turn(block)) > 1 for block in module.children())
+
+    return lists_blocks(part) and not any(lists_blocks(inner) for inner in part.modules() if inner is not part)
+
+
+def _in_turn(block: nn.Module) -> list[str]:
+    """A block's projections beside its shortcut, which take the place of an MLP's."""
+    return [name for name in projections(block) if "shortcut" not in name and "downsample" not in name]
 
 
 def _mlp(stack: nn.ModuleList, dense: Sequence[int], width: int, options: LayoutOptions) -> MLP:

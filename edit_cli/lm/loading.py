@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from logging import ERROR, getLogger
@@ -59,10 +59,10 @@ class ModelOptions(Config):
     """What config.json says of the model that these settings are for; others are refused (docs/models.md)."""
     revision: str | None = None
     """A commit, tag or branch of the hub's repository; null: its main branch."""
-    kind: Literal["auto", "causal", "seq2seq", "classifier"] = "auto"
-    """Causal, encoder-decoder or classifier; auto: what its config.json says it was saved as."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Of the weights; 16 bits halve the memory, and edits still add up in float32."""
+    kind: Literal["auto", "causal", "seq2seq", "classifier", "image"] = "auto"
+    """Causal, encoder-decoder, classifier of texts or of images; auto: what its config.json says it was saved as."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Of the weights; auto: on a GPU that of its files, on a CPU float32. Edits of 16 bits add up in float32."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps."""
     tf32: bool = True
@@ -120,6 +120,8 @@ class ModelOptions(Config):
         from edit_cli.lm.weights.offload import fetch_again_for_backward
         from edit_cli.lm.weights.quantized import keep_as_loaded
 
+        if self.dtype == "auto":
+            return self.settled().load(monitor, process_group)
         place = self._place()
         self.refuse_what_cannot_fit()
         source = resolve(self.id, self.revision)
@@ -133,6 +135,21 @@ class ModelOptions(Config):
         if lm.head.vocabulary.strange:
             lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
         return lm
+
+    def settled(self) -> ModelOptions:
+        """With the dtype that `auto` stands for on this machine. Raises as `load`."""
+        import torch
+
+        if self.dtype != "auto":
+            return self
+        device = self.target
+        saved: Any = None
+        if torch.cuda.is_available() if device is None else device.type != "cpu":
+            with silent():
+                saved = self._config(resolve(self.id, self.revision)).get_text_config().dtype
+        if saved == torch.bfloat16:
+            return replace(self, dtype="bfloat16")
+        return replace(self, dtype="float16" if saved == torch.float16 else "float32")
 
     def read_kind(self) -> str:
         """The kind of the model by its configuration alone (see `kinds.kind_of`). Raises as `load`."""
@@ -153,6 +170,8 @@ class ModelOptions(Config):
         from edit_cli.lm.outline import outlined
         from edit_cli.lm.weights.quantized import how_to_load, written_in
 
+        if self.dtype == "auto":
+            return self.settled().outline
         source = resolve(self.id, self.revision)
         with silent():
             config = self._config(source)
@@ -166,12 +185,16 @@ class ModelOptions(Config):
                 return None
 
     def tokenizer(self) -> Any:
-        """Its tokenizer alone. Raises as `load`."""
-        from transformers import AutoTokenizer
-
+        """Its tokenizer alone, or its image processor. Raises as `load`."""
         source = resolve(self.id, self.revision)
-        with silent(), self._reading("tokenizer"):
-            return AutoTokenizer.from_pretrained(source.path, **self._common(source))
+        with silent():
+            return self._reader(source, self._config(source))
+
+    def _reader(self, source: Source, config: Any) -> Any:
+        from edit_cli.lm.heads.kinds import kind_of, reader_class
+
+        with self._reading("tokenizer"):
+            return reader_class(kind_of(config, self.kind)).from_pretrained(source.path, **self._common(source))
 
     def stops(self) -> list[int]:
         """Ids of the tokens after which it stops writing, as its files say. Raises as `load`."""
@@ -272,7 +295,6 @@ class ModelOptions(Config):
 
     def _read(self, source: Source, place: str | torch.device | dict[str, Any]) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoTokenizer
 
         from edit_cli.lm.heads.kinds import auto_class, kind_of
         from edit_cli.lm.weights.quantized import how_to_load
@@ -281,8 +303,7 @@ class ModelOptions(Config):
         with silent():
             config = self._config(source)
             loader = auto_class(kind_of(config, self.kind), config, self.id)
-            with self._reading("tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(source.path, **common)
+            tokenizer = self._reader(source, config)
             dtype = getattr(torch, self.dtype)
             # straight to where they are to be: a model larger than the host's memory need not pass through it whole
             how = {

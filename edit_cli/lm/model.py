@@ -19,7 +19,8 @@ from edit_cli.lm.fast.prefix_cache import shortcuts_work
 from edit_cli.lm.heads.answers import Likelihood
 from edit_cli.lm.heads.kinds import Head, head_of
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
-from edit_cli.lm.layout import Layout, LayoutOptions, discover, is_transposed, widths
+from edit_cli.lm.layout import Layout, LayoutOptions, discover, entrance, widths
+from edit_cli.lm.matrices import matrix_of
 from edit_cli.lm.routing import Answerer, Routed
 from edit_cli.lm.weights.access import Undo, WeightAccess, access_to
 from edit_cli.lm.weights.offload import execution_device
@@ -194,12 +195,12 @@ class LM:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the embeddings."""
-        return execution_device(self.model.get_input_embeddings())
+        """Where inputs go: the device of what meets them first."""
+        return execution_device(entrance(self.model))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
+        return next(entrance(self.model).parameters()).dtype
 
     @property
     def is_quantised(self) -> bool:
@@ -220,8 +221,7 @@ class LM:
         """Weight of a projection as (d_out, d_in), whatever the class stores and wherever it is (not always on the
         device).
         """
-        value = self.access(f"{module}.weight").value()
-        return value.T if is_transposed(self.module(module)) else value
+        return matrix_of(self.module(module)).of(self.access(f"{module}.weight").value())
 
     def key_width(self, layer: int) -> int:
         """Input width of the layer's MLP output projection."""
@@ -305,8 +305,7 @@ class LM:
 
         handle = self.module(module).register_forward_hook(hook)
         try:
-            ids = torch.arange(1, 5, device=self.device)[None]
-            self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            self.model(**self.head.trial())
         except StopForward:
             pass
         finally:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edit_cli.lm.layout import Layout, LayoutOptions, discover, projections, widths
+from edit_cli.lm.layout import Layout, LayoutOptions, discover, entrance, projections, widths
 
 # bytes of one entry of a quantized matrix: NF4 has a float32 a block of 64, LLM.int8() hardly more than its bytes
 QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
@@ -49,6 +49,10 @@ class Outline:
     def vocabulary(self) -> int:
         return self.config.vocab_size
 
+    @property
+    def reads_text(self) -> bool:
+        return hasattr(self.config, "vocab_size")
+
     @cached_property
     def parameters(self) -> int:
         """Numbers in all weights; tied ones count once."""
@@ -59,7 +63,7 @@ class Outline:
         """Numbers that one token is multiplied with: without embeddings that are only looked up, and of experts those
         that it is dealt to.
         """
-        looked_up = {id(parameter) for parameter in self.model.get_input_embeddings().parameters()}
+        looked_up = {id(parameter) for parameter in entrance(self.model).parameters()}
         head = self.model.get_output_embeddings()
         if head is not None:
             looked_up -= {id(parameter) for parameter in head.parameters()}

@@ -26,7 +26,7 @@ def question(case: Case) -> Case:
     """
     rights = [case.right or ((request.target_true,) if request.target_true else ()) for request in case.requests]
     asked = [
-        Probe("rewrite", request.words, right[0], aliases=right[1:])
+        Probe("rewrite", request.words, right[0], aliases=right[1:], frame=request.frame)
         for request, right in zip(case.requests, rights, strict=True)
         if right
     ]

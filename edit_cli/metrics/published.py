@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edit_cli.metrics.bleu import bleu
 from edit_cli.metrics.scores import Pair, ProbeResult, Side, accuracy, paired_probes
 from edit_cli.metrics.text import first_sentence
 
@@ -39,6 +40,8 @@ def published_values(line: Mapping[str, Any], side: Side, values: Mapping[str, f
         found["es"] = _mean([found["es_edit"], found["es_outer"]])
         found |= _ke(pairs)
         found |= _unmodified(pairs["locality"])
+        found |= _bleu(pairs["locality"], side)
+        found["gradient_steps"] = (line.get("diagnosis") or {}).get("steps") if side == "after" else None
     found |= _convsent(pairs.get("opinion", ()))
     return {name: value for name, value in found.items() if value is not None}
 
@@ -97,6 +100,18 @@ def _unmodified(pairs: Sequence[Pair]) -> dict[str, float | None]:
         "unmodified_accuracy": _share([accuracy(now) == 1.0 for now, then in known if accuracy(then) == 1.0]),
         "unmodified_written": _share([is_right(now) for now, then in known if is_right(then)]),
     }
+
+
+# --- ENN on translation (Sinitsin et al., 2020)
+# ---------------------------------------------------------------------------------------------------
+
+
+def _bleu(pairs: Sequence[Pair], side: Side) -> dict[str, float | None]:
+    now = bleu([probe for probe, _ in pairs])
+    if now is None or side == "before":
+        return {"bleu": now}
+    then = bleu([before for _, before in pairs])
+    return {"bleu": now, "bleu_drawdown": None if then is None else then - now}
 
 
 # --- ConvSent (SERAC, Mitchell et al., 2022)

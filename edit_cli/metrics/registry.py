@@ -110,6 +110,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
         "hard",
         "prompts that are near the edit in wording, or about the same page, and not touched by it",
     ),
+    "locality_translation": ("locality", "translation", "other sentences, whose translations must stay"),
     "portability_implied": ("portability", "implied", "questions whose answer the edit implies"),
     "portability_true_false": ("portability", "true_false", "statements to be judged, true or false after the edit"),
 }
@@ -180,6 +181,12 @@ _MEASURES: dict[str, Measure] = {
         "the first sentence of the greedy continuation contains the target or an alias as whole words, both normalized",
         _ANSWERED,
         "answer is in reply", row="contains",
+    ),
+    "generated_judged": Measure(
+        "generated, judged", "%", "higher",
+        "the judge of protocol.observe.judge says that the first sentence of the greedy continuation gives the target",
+        (*_ANSWERED, "neighborhood", *_LOCAL),
+        "a judge says so", row="judged", kept="judge: still right",
     ),
     "generated_unchanged": Measure(
         "generated, unchanged", "%", "higher",
@@ -289,6 +296,14 @@ _PUBLISHED = (
         "share of right replies to those locality prompts whose reply was right before the edit",
         row="unmodified, writes", tells="known, still written",
     ),
+    Metric("gradient_steps", "Gradient steps (ENN)", "", "lower",
+           "steps down the gradient that the edit took, until its loss was small enough or there were no more",
+           row="gradient steps", tells="down to the new answer"),
+    Metric("bleu", "BLEU", "", "higher",
+           "sacrebleu's BLEU (0–100) of what the model writes to all other sentences of a case, by their references",
+           row="BLEU", tells="of other sentences"),
+    Metric("bleu_drawdown", "BLEU drawdown (ENN)", "", "lower",
+           "bleu before the edit minus bleu after it", row="BLEU drawdown", tells="lost on other sentences", digits=2),
     Metric("malmen_es", "ES (MALMEN)", "%", "higher", "efficacy_token_accuracy, on sets with locality prompts",
            row="ES", tells="tokens, edited"),
     Metric("malmen_gs", "GS (MALMEN)", "%", "higher", "paraphrase_token_accuracy, likewise",
@@ -339,6 +354,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
         "unmodified_accuracy",
         "unmodified_written",
     ),
+    "ENN": ("gradient_steps", "bleu", "bleu_drawdown"),
     "MALMEN": ("malmen_es", "malmen_gs", "malmen_ls"),
     "SERAC, ConvSent": ("convsent_es", "convsent_sentiment", "convsent_topic"),
 }

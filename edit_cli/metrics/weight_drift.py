@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import RejectedRequest
+from edit_cli.lm.matrices import has_matrix
 from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.tokenization import Row
 
@@ -33,7 +34,7 @@ class Health:
         self._original: dict[str, Tensor] = {}
         self._largest: dict[str, float] = {}  # singular value of the original
         self._rows: list[Row] = []
-        for prompt in dict.fromkeys(prompts):
+        for prompt in dict.fromkeys(prompts) if lm.head.has_tokens else ():
             with suppress(RejectedRequest):  # too long for this model
                 self._rows += lm.head.encode([(prompt, None)])
         self._states = self._read(lm)
@@ -43,7 +44,9 @@ class Health:
         for name in edit.touches(lm) if edit.kind == "weights" else ():
             module = name.removesuffix(".weight")
             # not the weights of norms
-            if module != name and module not in self._original and len(lm.access(name).shape) == 2:
+            if module == name or module in self._original:
+                continue
+            if len(lm.access(name).shape) == 2 or has_matrix(lm.module(module)):
                 self._original[module] = lm.weight(module).detach().to("cpu", torch.float32, copy=True)
 
     @torch.no_grad()

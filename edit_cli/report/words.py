@@ -27,6 +27,7 @@ WHERE = {
     "locality_same_relation": "The same asked of other subjects (locality): they must keep their answers",
     "locality_same_subject": "Other matters about the same subject (locality): they must keep their answers",
     "locality_hard": "Near misses (locality): close to the edit, and not touched by it",
+    "locality_translation": "Other sentences (locality): they must keep their translations",
     "portability_implied": "What the edit implies (portability)",
     "portability_true_false": "Statements, true or false after the edit (portability)",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ F = TypeVar("F", bound=FinetuneConfig)
 class FinetuneEditor(Editor[F]):
     """Adam on the parameters of a few layers."""
 
-    heads = ("causal", "seq2seq", "classifier")
+    heads: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "classifier")
 
     @classmethod
     def cost(cls, config: F, outline: Outline, lengths: Sequence[int]) -> Cost | None:

@@ -52,6 +52,7 @@ class FT(FinetuneEditor[FTConfig]):
     """Adam on the likelihood of the new targets: projected gradient, where a norm constraint is set."""
 
     Config = FTConfig
+    heads = ("causal", "seq2seq", "classifier", "image")
 
     def __init__(self, config: FTConfig, lm: LM, context: Context | None = None) -> None:
         super().__init__(config, lm, context)
@@ -65,7 +66,8 @@ class FT(FinetuneEditor[FTConfig]):
         batches = [rows[part] for part in in_batches(rows, config.batch_size)]
         with lm.monitor.phase("train"), tuning(lm, self.names) as weights:
             losses = self.fit(weights, batches, lambda loss, _: loss < config.stop_loss, config.weight_decay)
-            return moved(weights, {"losses": losses})
+            steps = sum(loss >= config.stop_loss for loss in losses)  # the pass that finds them learned is none
+            return moved(weights, {"losses": losses, "diagnosis": {"steps": steps}})
 
     def facts(self, requests: Sequence[EditRequest]) -> list[tuple[str, str]]:
         """(prompt, answer) of what is learned: each request, and behind it its share of unmodified facts.

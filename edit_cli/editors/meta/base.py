@@ -280,7 +280,7 @@ class GradientEditor(TrainableEditor[G, N]):
         lowest: the first block that holds one.
     """
 
-    heads = ("causal", "seq2seq", "classifier")
+    heads: ClassVar[tuple[str, ...]] = ("causal", "seq2seq", "classifier")
     cache: BaseModelCache
 
     def __init__(self, config: G, lm: LM, context: Context | None = None) -> None:

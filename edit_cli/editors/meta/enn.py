@@ -76,6 +76,7 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
     """
 
     Config = ENNConfig
+    heads = ("causal", "seq2seq", "classifier", "image")
 
     def __init__(self, config: ENNConfig, lm: LM, context: Context | None = None) -> None:
         super().__init__(config, lm, context)
@@ -126,7 +127,7 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         evaluation = EpisodeEvaluation(self.cache, episodes, 0 if config.trains == "all" else self.lowest)
         original, query = evaluation.base, evaluation.query
         with lent(self.lm, net.weights):
-            shifts = self.descend(net, rows, len(episodes))
+            shifts, _ = self.descend(net, rows, len(episodes))
             after, now = evaluation.answers(shifts), evaluation.answers({})
         nll, _, logs = losses(after, original, query)
         _, base, _ = losses(now, original, query)
@@ -138,12 +139,13 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         loss = config.base_weight * base + config.edit_weight * nll + config.locality_weight * local
         return loss, {**logs, "base": float(base.detach())}
 
-    def descend(self, net: EnnNet, rows: Sequence[Row], edits: int) -> dict[str, Shift]:
-        """Where K steps of so many independent edits lead from the model's present weights; differentiable where
-        gradients are wanted.
+    def descend(self, net: EnnNet, rows: Sequence[Row], edits: int) -> tuple[dict[str, Shift], int]:
+        """Where K steps of so many independent edits lead from the model's present weights, and how many of them were
+        taken; differentiable where gradients are wanted.
         """
         graph = torch.is_grad_enabled()
         shifts: dict[str, Shift] = {}
+        steps = 0
         descents = {
             name: Descent(self.config.rule, size, net.decay) for name, size in zip(self.modules, net.sizes, strict=True)
         }
@@ -151,12 +153,14 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
             # faster kernels of attention have no second derivative
             with sdpa_kernel(SDPBackend.MATH) if graph else nullcontext(), shifted(self.lm, shifts):
                 gradient = gradients(self.lm, rows, self.modules, graph, self._losses)
+            missing = gradient[self.modules[0]].losses
+            steps += missing is not None and bool(missing.any())  # where nothing is missing, no step is taken
             for name, descent in descents.items():
                 delta, u = (
                     part.reshape(edits, -1, part.shape[-1]) for part in (gradient[name].outputs, gradient[name].inputs)
                 )
                 shifts[name] = descent.step(delta, u)
-        return shifts
+        return shifts, steps
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
@@ -167,13 +171,13 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         trained = WeightDelta({}) if self.changed and lm.attached else self._to_trained(net)
         rows = lm.head.encode([(request.text, request.target_new) for request in requests])
         with lm.edited(trained):
-            shifts = self.descend(net, rows, 1)
+            shifts, steps = self.descend(net, rows, 1)
         refuse_infinite(shifts.values())
-        steps = WeightDelta({f"{name}.weight": shift.factors() for name, shift in shifts.items()})
-        updates = dict(trained.updates) | steps.updates
-        for name in steps.updates.keys() & trained.updates.keys():
-            updates[name] = trained.updates[name] + steps.stored(lm, name)
-        edit = WeightDelta(updates, {"shift": largest(lm, shifts)}).compact(lm)
+        moves = WeightDelta({f"{name}.weight": shift.factors() for name, shift in shifts.items()})
+        updates = dict(trained.updates) | moves.updates
+        for name in moves.updates.keys() & trained.updates.keys():
+            updates[name] = trained.updates[name] + moves.stored(lm, name)
+        edit = WeightDelta(updates, {"shift": largest(lm, shifts), "diagnosis": {"steps": steps}}).compact(lm)
         self.recall(edit)
         return edit
 

@@ -24,6 +24,7 @@ from edit_cli.errors import RejectedRequest
 from edit_cli.lm.fast.token_pruning import prune_tokens
 from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact
+from edit_cli.lm.matrices import matrix_of
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row
 
@@ -160,7 +161,9 @@ def gradients(
     whole = {}
     for name, delta in zip(modules, found, strict=True):
         inputs = seen[name][0] if graph else seen[name][0].detach()
-        factors = (exact(part.reshape(len(rows), -1, part.shape[-1])) for part in (inputs, delta))
+        matrix = matrix_of(lm.module(name))
+        parts = matrix.entering(inputs), matrix.leaving(delta)
+        factors = (exact(part.reshape(len(rows), -1, part.shape[-1])) for part in parts)
         whole[name] = Gradient(*factors, loss.detach())
     return whole
 
@@ -169,8 +172,9 @@ def gradients(
 def shifted(lm: LM, shifts: Mapping[str, Shift | DenseShift]) -> Iterator[None]:
     """Let every batch inside the block, whose rows come edit by edit, meet shifted weights."""
 
-    def hook(shift: Shift | DenseShift, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return shift.add(args[0], output)
+    def hook(shift: Shift | DenseShift, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        matrix = matrix_of(module)
+        return matrix.returned(shift.add(matrix.entering(args[0]), matrix.leaving(output)), output)
 
     with ExitStack() as stack:
         for name, shift in shifts.items():

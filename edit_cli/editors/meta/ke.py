@@ -21,7 +21,7 @@ from edit_cli.editors.meta.factored_gradients import Gradient, Shift, gradients,
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.lm.model import LM
-from edit_cli.lm.tokenization import Row, pad_right
+from edit_cli.lm.tokenization import Row
 from edit_cli.requests import Case, EditRequest
 from edit_cli.writing import bare
 
@@ -106,6 +106,7 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
     """
 
     Config = KEConfig
+    heads = ("causal", "seq2seq", "classifier", "image")
 
     def __init__(self, config: KEConfig, lm: LM, context: Context | None = None) -> None:
         super().__init__(config, lm, context)
@@ -121,7 +122,7 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
 
     def build(self) -> KeNet:
         config = self.config
-        net = KeNet(self.lm.model.get_input_embeddings().weight, self.modules, self.shapes, config)
+        net = KeNet(self.lm.head.words, self.modules, self.shapes, config)
         net.words.requires_grad_(config.learn_words)
         if config.step_size > 0:
             net.begin_as_descent(config.step_size)
@@ -194,11 +195,8 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
         asked = list(dict.fromkeys(r.text for r in requests if r.target_true is None and r.text not in known))
         known.update(zip(asked, lm.generate(asked, ANSWER_TOKENS) if asked else [], strict=True))
         old = [known[r.text].strip() if r.target_true is None else bare(r.target_true) for r in requests]
-        texts = [
-            self.config.condition.format(old=answer, new=bare(r.target_new), prompt=r.text)
-            for answer, r in zip(old, requests, strict=True)
-        ]
-        return pad_right(lm.tokenizer(texts)["input_ids"], lm.head.pad, lm.device)
+        edits = [(answer, bare(r.target_new), r.text) for answer, r in zip(old, requests, strict=True)]
+        return lm.head.read(self.config.condition, edits)
 
     def _episodes(self, batch: Sequence[Case], size: int) -> tuple[list[Case], list[Episode]]:
         """Of every `size` cases the first is edited, and must work on its own prompt; those of the others must stay."""

@@ -54,6 +54,7 @@ class MEND(GradientEditor[MENDConfig, "MendNet"]):
     """Fast Model Editing at Scale (Mitchell et al., 2022): W ← W − α Σ δ̃ ũᵀ, with (ũ, δ̃) = g(u, δ) (section 3)."""
 
     Config = MENDConfig
+    heads = ("causal", "seq2seq", "classifier", "image")
 
     @property
     def cases_per_edit(self) -> int:

@@ -6,22 +6,27 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edit_cli.lm.fast.edits_by_row import EditsByRow
+from edit_cli.lm.tokenization import pad_right
 from edit_cli.lm.vocabulary import Vocabulary
+from edit_cli.requests import EditRequest
 
 
 class BaseHead:
     """A model with its tokenizer. Every batch is built by length within a token budget.
 
     Attributes:
+        READS: what a prompt is. has_tokens: whether a row's `ids` are tokens, with a state each.
         PADDING: names of the tokenizer's tokens that rows are padded with, the first that the model can read.
         done: hears how far an answer has come (see `LM.telling`).
         trackers: number of modules that look at whole prompts.
         edits_by_row: what rows of a question that names `edits` meet.
     """
 
+    READS: ClassVar[str] = "texts"
+    has_tokens: ClassVar[bool] = True
     PADDING: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id")
 
     def __init__(self, model: nn.Module, tokenizer: Any, device: torch.device, batch_tokens: int) -> None:
@@ -29,11 +34,55 @@ class BaseHead:
         self.tokenizer = tokenizer
         self.device = device
         self.batch_tokens = batch_tokens
-        self.vocabulary = Vocabulary.of(model, tokenizer)
+        self.vocabulary = self._vocabulary()
         self.pad = self.vocabulary.pad(*(getattr(tokenizer, name) for name in self.PADDING))
         self.done: Callable[[int], None] = lambda rows: None
         self.trackers = 0
         self.edits_by_row: EditsByRow | None = None
+
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.model, self.tokenizer)
+
+    def refuse_unfit(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts of which none can be put to this model, before it is asked anything (UsageError)."""
+
+    def asked(self, words: str) -> str:
+        """What a user types, as a prompt."""
+        return words
+
+    def trying(self, request: EditRequest) -> EditRequest:
+        """An edit to try the model with, made of one that suits a language model."""
+        return request
+
+    def told(self) -> list[tuple[str, str]]:
+        """(topic, sentence) pairs: how the model reads, in words."""
+        tokenizer = self.tokenizer
+        start = tokenizer("")["input_ids"]
+        before = repr(tokenizer.decode(start)) if start else "nothing"
+        spaced, joined = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" Paris", "Paris"))
+        space = "the same tokens" if spaced == joined else "different tokens"
+        chat = "has a chat template" if getattr(tokenizer, "chat_template", None) else "has no chat template"
+        context = f"context of {self.max_length:,} tokens" if hasattr(self, "max_length") else "context not told"
+        return [("text", f"{before} is put before every text; ' Paris' and 'Paris' are {space}; {chat}; {context}")]
+
+    def trial(self) -> dict[str, Any]:
+        """What the model can be called with, to see what its modules do."""
+        ids = torch.arange(1, 5, device=self.device)[None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+
+    # --- for networks that read edits (KE) ----------------------------------------------------------------------------
+
+    @property
+    def words(self) -> Tensor:
+        """(vocabulary, width): embeddings that such a network begins with."""
+        return self.model.get_input_embeddings().weight
+
+    def read(self, template: str, edits: Sequence[tuple[str, str, str]]) -> tuple[Tensor, Tensor]:
+        """(ids, mask), both (edits, tokens), of (old answer, new answer, prompt) as `template` puts them together."""
+        texts = [template.format(old=old, new=new, prompt=prompt) for old, new, prompt in edits]
+        return pad_right(self.tokenizer(texts)["input_ids"], self.pad, self.device)
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     def _stop_ids(self) -> list[int] | None:
         """Tokens after which a text that is written is over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.heads.encoder import EncoderHead
 from edit_cli.lm.hooks import exact
 from edit_cli.lm.tokenization import Row, by_length, pad_right, told
+from edit_cli.requests import EditRequest
 from edit_cli.writing import bare
 
 
@@ -39,7 +40,7 @@ class ClassifierHead(EncoderHead[Labelled]):
 
     kind = "classifier"
     NAME = "a classifier"
-    PADDING = ("pad_token_id",)
+    PADDING: ClassVar[tuple[str, ...]] = ("pad_token_id",)
 
     def __init__(
         self,
@@ -95,20 +96,32 @@ class ClassifierHead(EncoderHead[Labelled]):
             raise RejectedRequest(f"target {name!r} is no label of this classifier, which has {', '.join(self.labels)}")
         return names.index(name.casefold())
 
+    def trying(self, request: EditRequest) -> EditRequest:
+        return EditRequest(f"{request.prompt} Paris.", request.subject, self._another(request.text))
+
+    def _another(self, prompt: str) -> str:
+        """Another label than the model gives."""
+        (says,) = self.generate([prompt], 1)
+        return next(label for label in self.labels if label != says)
+
     def run(self, ids: Tensor, mask: Tensor) -> None:
         """A pass of the texts alone, for those who read states."""
         self.model(input_ids=ids, attention_mask=mask)
 
     def answers(self, rows: Sequence[Labelled], end: bool = False) -> Answers:
         """Scores of the rows' labels, one position a row; a label has no end."""
-        ids, mask = pad_right([row.ids for row in rows], self.pad, self.device)
-        logits = self._logits(ids, mask)
+        logits = self._scores(rows)
         labels = torch.tensor([row.label for row in rows], device=logits.device)
         return Answers(logits, labels, torch.arange(len(rows), device=logits.device))
 
-    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _inputs(self, rows: Sequence[Labelled]) -> dict[str, Tensor]:
+        """What the model is called with."""
+        ids, mask = pad_right([row.ids for row in rows], self.pad, self.device)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _scores(self, rows: Sequence[Labelled]) -> Tensor:
         """(rows, labels), at least float32."""
-        logits = exact(self.model(input_ids=ids, attention_mask=mask).logits)
+        logits = exact(self.model(**self._inputs(rows)).logits)
         return torch.cat([torch.zeros_like(logits), logits], -1) if self.single else logits
 
     @torch.no_grad()
@@ -117,9 +130,8 @@ class ClassifierHead(EncoderHead[Labelled]):
         rows = self.encode([(prompt, None) for prompt in prompts])
         names = [""] * len(rows)
         for batch in told(by_length([len(row.ids) for row in rows], self.batch_tokens), self.done):
-            ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
             with meeting(self, edits and [edits[i] for i in batch]):
-                logits = self._logits(ids, mask)
+                logits = self._scores([rows[i] for i in batch])
             for index, best in zip(batch, logits.argmax(-1).tolist(), strict=True):
                 names[index] = self.labels[best]
         return names

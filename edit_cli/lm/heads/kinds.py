@@ -1,4 +1,4 @@
-"""What kind of model this is: a causal language model, an encoder-decoder, or a sequence classifier.
+"""What kind of model this is: a causal language model, an encoder-decoder, a sequence or an image classifier.
 
 Its configuration says so.
 """
@@ -15,6 +15,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.heads.answers import NEEDS_CAUSAL
 from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.heads.classifier import ClassifierHead
+from edit_cli.lm.heads.images import ImageHead
 from edit_cli.lm.heads.seq2seq import Seq2SeqHead
 
 Head = CausalHead | Seq2SeqHead | ClassifierHead
@@ -22,9 +23,10 @@ NAMES = {
     "causal": "a causal language model",
     "seq2seq": "an encoder-decoder model",
     "classifier": "a sequence classifier",
+    "image": "an image classifier",
 }
 KINDS = tuple(NAMES)
-CLASSIFIER = "ForSequenceClassification"
+SAVED_FROM = {"ForSequenceClassification": "classifier", "ForImageClassification": "image"}  # ends of classes' names
 
 
 def kind_of(config: Any, wanted: str = "auto") -> str:
@@ -35,8 +37,9 @@ def kind_of(config: Any, wanted: str = "auto") -> str:
     if wanted != "auto":
         return wanted
     saved_from = getattr(config, "architectures", None) or [""]
-    if saved_from[0].endswith(CLASSIFIER):
-        return "classifier"
+    for ending, kind in SAVED_FROM.items():
+        if saved_from[0].endswith(ending):
+            return kind
     return "seq2seq" if getattr(config, "is_encoder_decoder", False) else "causal"
 
 
@@ -60,10 +63,22 @@ def auto_class(kind: str, config: Any, model_id: str) -> Any:
             "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
             "sequence classifier",
         ),
+        "image": (
+            "AutoModelForImageClassification",
+            "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+            "image classifier",
+        ),
     }[kind]
     if type(config) not in getattr(transformers, mapping) and name not in getattr(config, "auto_map", {}):
         raise UsageError(f"model.id={model_id} is of the family {config.model_type}, which has no {what}")
     return getattr(transformers, name)
+
+
+def reader_class(kind: str) -> Any:
+    """The transformers class that loads what reads a model's prompts: its tokenizer, or its image processor."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    return AutoImageProcessor if kind == "image" else AutoTokenizer
 
 
 def head_of(
@@ -74,7 +89,8 @@ def head_of(
     labels: Sequence[str] | None = None,
     replies: bool = False,
 ) -> Head:
-    """How this model answers: an encoder-decoder, a model without a language-modelling head, or a causal one.
+    """How this model answers: an encoder-decoder, a model without a language-modelling head, which reads texts or
+    images, or a causal one. tokenizer: of an image classifier, its image processor.
 
     labels: names of a classifier's labels, see there. replies: whether a causal one ends after an answer; the other
     kinds always do.
@@ -84,7 +100,9 @@ def head_of(
     """
     writes = getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is not None
     if not writes:
-        return ClassifierHead(model, tokenizer, device, batch_tokens, labels)
+        return (ImageHead if getattr(model, "main_input_name", None) == "pixel_values" else ClassifierHead)(
+            model, tokenizer, device, batch_tokens, labels
+        )
     if labels:
         raise UsageError(f"model.labels={list(labels)} names a classifier's labels, and this model writes text")
     if getattr(model.config, "is_encoder_decoder", False):
