@@ -58,22 +58,23 @@ def commands(script: str, scale: str, folder: Path, **environment: str) -> Itera
             yield words
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_names_only_what_there_is(script, tmp_path):
-    """Its methods, data, models, keys, metrics and published tables."""
-    for scale in ("tiny", "paper"):
+@pytest.mark.parametrize("scale", ["tiny", *(pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES[1:])])
+def test_scripts_name_only_what_there_is(scale, tmp_path):
+    """Their methods, data, models, keys, metrics and published tables."""
+    for script in SCRIPTS:
         for words in commands(script, scale, tmp_path):
             if words[0] == "compare":
                 options = dict(pairwise(words))
-                assert set(options["--metrics"].split(",")) <= METRICS.keys()
+                assert set(options["--metrics"].split(",")) <= METRICS.keys(), script
                 assert set(options.get("--published", published.keys()[0]).split(",")) <= set(published.keys())
             elif words[0] in CONFIGURED:
                 given = dict(word.split("=", 1) for word in words[1:])
                 groups = given.keys() & GROUPS
-                assert [f"{group}={given[group]}" for group in groups if given[group] not in catalog.names(group)] == []
+                wrong = [f"{group}={given[group]}" for group in groups if given[group] not in catalog.names(group)]
+                assert wrong == [], script
                 known = catalog.keys(words[0], words[1:])
                 keys = {key for key in given.keys() - groups if "method.store" not in key}  # which is a data set
-                assert sorted(keys - known.keys()) == []
+                assert sorted(keys - known.keys()) == [], script
 
 
 @pytest.mark.slow
