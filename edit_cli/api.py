@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -30,6 +30,9 @@ from edit_cli.metrics.scores import Side
 from edit_cli.metrics.summarise import summarise
 from edit_cli.requests import Case
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Chat = str | Mapping[str, Any]
 """How facts are put to the model: "none" (plain text), "template" (its chat template), "auto" (the template of instruct
 models), or keys of the template's use, such as {"system": "Be brief."} (docs/chat.md)."""
@@ -37,7 +40,7 @@ Fact = Mapping[str, Any]
 """A fact as files of facts hold it: prompt, subject, target_new; optional target_true, paraphrases, neighbors, id."""
 
 
-def load(model: str | nn.Module, tokenizer: Any = None, **settings: Any) -> LM:
+def load(model: str | PreTrainedModel, tokenizer: Any = None, **settings: Any) -> LM:
     """A model to be edited.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Killed, exact, json_lines, observations
@@ -71,7 +72,7 @@ def test_batches_that_the_facts_do_not_fill_are_refused_and_a_smaller_last_one_i
         assert "protocol.batch_size=25: 2 facts are selected" in line and "protocol.batch_size=all" in line
     assert not RUN.exists()
     notes: list[str] = []
-    monitor = Monitor()
+    monitor: Any = Monitor()
     monitor.note = notes.append
     for count in (2, 3):
         EvaluateProtocol(batch_size=2).require_facts(count, monitor)

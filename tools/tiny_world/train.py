@@ -60,7 +60,7 @@ def new_model(options: TrainOptions, tokenizer: PreTrainedTokenizerFast) -> Any:
     torch.manual_seed(options.seed)
     if options.family == "llama":
         return LlamaForCausalLM(
-            LlamaConfig(
+            LlamaConfig(  # type: ignore[call-arg]
                 vocab_size=len(tokenizer),
                 max_position_embeddings=options.context,
                 hidden_size=options.width,

@@ -162,7 +162,7 @@ class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
 class SeracNet(nn.Module):
     """The scope classifier and the counterfactual model, which is no part of the edited one."""
 
-    def __init__(self, scope: Scope, counterfactual: nn.Module, tokenizer: Any, batch_tokens: int) -> None:
+    def __init__(self, scope: Scope, counterfactual: Any, tokenizer: Any, batch_tokens: int) -> None:
         super().__init__()
         self.scope, self.counterfactual, self.tokenizer, self.batch_tokens = (
             scope,
