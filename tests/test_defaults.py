@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from edit_cli.cli.help import CONFIGURED
-from edit_cli.config import catalog, source
+from edit_cli.config import catalog, sketch, source
 from edit_cli.config.build import register_resolvers, settings
 from edit_cli.config.schema import Config, default_of, documented, hints, keys, linked
 
@@ -85,6 +85,15 @@ def test_no_file_repeats_a_default(group, option):
 def test_every_setting_says_what_it_is_for(group, option):
     cls = source.settings_of(catalog.target_of(group, option)) or pytest.skip("not converted")
     assert [key.name for key in keys(cls) if not key.sentence.endswith((".", ")"))] == []
+
+
+@pytest.mark.parametrize("method", catalog.names("method"))
+def test_completion_knows_the_settings_of_every_method(method):
+    """It reads them off the source text; here the class itself is asked."""
+    target = catalog.target_of("method", method)
+    cls = source.settings_of(target) or pytest.skip("not converted")
+    sketched = {name.partition(".")[0] for name in sketch.keys(target, "")}
+    assert sketched == {key.name.partition(".")[0] for key in keys(cls)}
 
 
 @pytest.mark.parametrize("command", CONFIGURED)

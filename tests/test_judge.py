@@ -163,6 +163,7 @@ def test_verdicts_stand_beside_what_was_written_and_count(options):
     assert "judged" not in silent["probes"][0]
 
 
+@pytest.mark.slow
 def test_a_run_has_the_judges_numbers_beside_the_others(cli, judge, monkeypatch, tmp_path):
     judge.secret = SECRET
     monkeypatch.setenv("MY_KEY", SECRET)
@@ -175,8 +176,10 @@ def test_a_run_has_the_judges_numbers_beside_the_others(cli, judge, monkeypatch,
     assert judged and all(type(one) is bool for one in judged)
     assert metrics["neighborhood_generated_judged"]["after"]["mean"] == 100.0  # the embedded model knows its world
     assert "judged, % ↑" in ended.out and SECRET not in Path("r/manifest.json").read_text()
-    Path("mine/protocol").mkdir(parents=True)
-    Path("mine/method").mkdir()
+
+
+def test_no_file_says_which_secret_is_sent(cli):
+    Path("mine/method").mkdir(parents=True)
     Path("mine/method/told.yaml").write_text(
         "# @package _global_\nprotocol:\n  observe:\n    judge: {model: m, url: 'http://x/v1', key: HOME}\n"
     )

@@ -254,8 +254,8 @@ def in_steps(folder: Path, cache_dir: Path, method: str, *settings: str, room: f
     ("method", "settings", "room"),
     [
         ("ft", ("method.steps=3",), None),
-        ("ft", ("method.steps=3",), 0.1),  # so that only the sum of all steps is left
-        ("grace", ("method.steps=5",), None),
+        pytest.param("ft", ("method.steps=3",), 0.1, marks=pytest.mark.slow),  # only the sum of all steps is left
+        pytest.param("grace", ("method.steps=5",), None, marks=pytest.mark.slow),
     ],
 )
 def test_a_sequence_without_a_fact_is_that_of_the_others(cache_dir, tmp_path, method, settings, room):

@@ -34,11 +34,15 @@ def _settings_of(module: str, cls: ast.ClassDef) -> tuple[str, ast.ClassDef]:
     """A class of settings itself, or that of the method which a class is: its own `Config`, or that of a base."""
     for place, one in _line(module, cls):
         for node in one.body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "Config":
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _target(node) == "Config":
                 found = _class(place, ast.unparse(node.value))
                 if found is not None:
                     return found
     return module, cls
+
+
+def _target(node: ast.Assign | ast.AnnAssign) -> str:
+    return ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
 
 
 def _fields(module: str, cls: ast.ClassDef) -> dict[str, tuple[str, ast.expr]]:
