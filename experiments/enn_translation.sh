@@ -4,7 +4,7 @@
 #
 #   experiments/enn_translation.sh                                       # two invented languages and the embedded translator, some ten minutes of one core
 #   MODEL=t5-small experiments/enn_translation.sh runs/wmt 'method.layers=[10,11]' dataset.path=newstest.en dataset.reference_path=newstest.de \
-#     'dataset.prefix="translate English to German: "' protocol.observe.max_new_tokens=80
+#     'dataset.prefix=translate English to German:' protocol.observe.max_new_tokens=80
 #
 # LIMIT sentences are edited one at a time, each from the same weights. Editors that learn are trained first, on the training split; a training that OUT
 # holds already is not repeated. Writes translation.{md,csv} into OUT; a run that was killed goes on where it stopped.

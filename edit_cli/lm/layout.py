@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -190,7 +191,7 @@ def widths(module: nn.Module) -> tuple[int, int]:
     return matrix_of(module).widths
 
 
-def entrance(model: nn.Module) -> nn.Module:
+def entrance(model: Any) -> nn.Module:
     """What meets the input first: the embeddings, or the first module with weights of a model that has none."""
     try:
         found = model.get_input_embeddings()
