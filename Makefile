@@ -6,10 +6,10 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check types-baseline demo test test-slow test-faults docs reference tiny-model bench clean
+.PHONY: help install check types-baseline demo test test-slow test-faults experiments-tiny docs reference tiny-model bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv and install edit-cli with the tested versions; done by the other targets too
 
@@ -32,6 +32,9 @@ test-slow: $(INSTALLED) ## run the tests that take minutes too
 
 test-faults: $(INSTALLED) ## kill commands at random moments, feed them wrong input, undo every method (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -m faults -o faulthandler_timeout=14400
+
+experiments-tiny: $(INSTALLED) ## run every script of experiments/ at tiny scale (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_experiments.py -m '' -o faulthandler_timeout=3600
 
 docs: $(INSTALLED) reference ## build the documentation site into build/site; a link that leads nowhere is an error
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

@@ -26,7 +26,6 @@ import torch
 from common import Found, facts, records
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
@@ -61,7 +60,7 @@ def random_gptj(device: str, dtype: torch.dtype, tiny: bool) -> LM:
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model: nn.Module = GPTJForCausalLM(GPTJConfig(**shape, **ends))
+        model: Any = GPTJForCausalLM(GPTJConfig(**shape, **ends))
     return LM(model.to(dtype), tokenizer, "random-gpt-j")
 
 

@@ -1,7 +1,7 @@
 """edit-cli: an experiment runner for editing the knowledge of language models.
 
-In Python, `load` a model, `edit` it, `evaluate` the edit, `save` it and `attach` it again (docs/python.md); `read`
-gives a run as tables of pandas (docs/reading-results.md).
+In Python, `load` a model, `edit` it, `evaluate` the edit, `save` it, `attach` it again and `undo` some of its
+facts (docs/python.md); `read` gives a run as tables of pandas (docs/reading-results.md).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from edit_cli.api import in_chat as in_chat
     from edit_cli.api import load as load
     from edit_cli.api import save as save
+    from edit_cli.api import undo as undo
     from edit_cli.report.tables.frames import read as read
 
 __version__ = "0.1.0"
-_WHERE = dict.fromkeys(("attach", "edit", "evaluate", "in_chat", "load", "save"), "api")
+_WHERE = dict.fromkeys(("attach", "edit", "evaluate", "in_chat", "load", "save", "undo"), "api")
 _WHERE["read"] = "report.tables.frames"
 
 

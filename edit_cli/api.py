@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from edit_cli.commands.evaluate import result_line
 from edit_cli.config import catalog
 from edit_cli.config.composed import composed
+from edit_cli.config.overrides import regroup
 from edit_cli.datasets.facts import Facts
 from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.editors.base import Context
@@ -18,8 +19,9 @@ from edit_cli.edits import store
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.experiment.attempt import attempt
-from edit_cli.experiment.saved_edits import edit_here
+from edit_cli.experiment.saved_edits import edit_here, require_new
 from edit_cli.experiment.setup import method_of
+from edit_cli.experiment.undoing import Undoing
 from edit_cli.lm.chat import PLAIN, ChatOptions, Forms, forms_on
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -28,6 +30,9 @@ from edit_cli.metrics.scores import Side
 from edit_cli.metrics.summarise import summarise
 from edit_cli.requests import Case
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Chat = str | Mapping[str, Any]
 """How facts are put to the model: "none" (plain text), "template" (its chat template), "auto" (the template of instruct
 models), or keys of the template's use, such as {"system": "Be brief."} (docs/chat.md)."""
@@ -35,7 +40,7 @@ Fact = Mapping[str, Any]
 """A fact as files of facts hold it: prompt, subject, target_new; optional target_true, paraphrases, neighbors, id."""
 
 
-def load(model: str | nn.Module, tokenizer: Any = None, **settings: Any) -> LM:
+def load(model: str | PreTrainedModel, tokenizer: Any = None, **settings: Any) -> LM:
     """A model to be edited.
 
     Args:
@@ -166,6 +171,32 @@ def attach(directory: str | Path, lm: LM) -> list[Edit]:
         MissingError: it is damaged, or was made for another model.
     """
     return store.attach(edit_here(directory), lm)
+
+
+def undo(
+    directory: str | Path, facts: Sequence[str | int], out: str | Path, lm: LM, settings: Sequence[str] = ()
+) -> str:
+    """Write a saved edit, or the edits of a sequential run, without some of their facts to another directory; the id of
+    what is there then. `attach` puts it on.
+
+    Args:
+        directory: of an edit, of a run with one, or of a sequential run or one of its steps; hub:owner/name[:folder] is
+            one on the hub.
+        facts: subjects, statements ("Ada Lund lives in"), or numbers from 1 in the order of the edit.
+        out: a new directory.
+        lm: the model that it was made for, with nothing attached.
+        settings: KEY=VALUE as the command line takes it, for what an edit cannot name: "cache_dir=DIR".
+
+    Raises:
+        UsageError: no such fact, or none would be left; a model with edits in place.
+        MissingError: the edit is damaged, was made for another model, or what its method needs is not there.
+    """
+    if lm.attached:
+        raise UsageError("the model has edits in place: detach them, since an edit is undone on the model without any")
+    undoing = Undoing.of(edit_here(directory), [str(fact) for fact in facts])
+    require_new(Path(out))
+    method, about = undoing.method(lm.name, lm.id or lm.name, regroup(settings))
+    return undoing.write(lm, method, about, Path(out))[0]
 
 
 def _options(chat: Chat) -> ChatOptions:

@@ -4,29 +4,37 @@
 #   experiments/grace_memory.sh                             # 1,000 facts of the embedded world
 #   FACTS=50 experiments/grace_memory.sh runs/short
 #   METHOD=wise experiments/grace_memory.sh runs/wise       # any lifelong method
+#   SCALE=paper experiments/grace_memory.sh runs/t5         # 1,000 of zsRE on T5 small, as published
 #
-# The first process leaves OUT/run, as every sequence does. The second knows that directory alone: it attaches the saved edits to the unedited
-# model, asks all facts, their other wordings and what must stay, compares with what the first process wrote down at its end, and takes the edits
-# off. Told are the size on disk, seconds, the largest difference in −log P of an answer (nats a token), replies that differ, and whether every
+# SCALE: scale.sh. The first process leaves OUT/run, as every sequence does. The second knows that directory alone: it attaches the saved edits
+# to the unedited model, asks all facts, their other wordings and what must stay, compares with what the first process wrote down at its end, and
+# takes the edits off. Told are the size on disk, seconds, the largest difference in −log P of an answer (nats a token), replies that differ, and whether every
 # weight is afterwards, bit for bit, what it was. A run that was killed goes on where it stopped.
 set -euo pipefail
+. "$(dirname "$0")/scale.sh"
 
 OUT="${1:-runs/grace-memory}"
-FACTS="${FACTS:-1000}"
+shift $(( $# > 0 ))
+scaled FACTS 3 1000 1000
+WORLD="dataset=world dataset.split=all dataset.shuffle_seed=0"
+scaled SETUP "$WORLD" "$WORLD" "model=t5-small-ssm-nq dataset=zsre_qa"
 METHOD="${METHOD:-grace}"
 
-edit-cli sequential method="$METHOD" dataset=world dataset.split=all dataset.shuffle_seed=0 limit="$FACTS" protocol.batch_size=1 \
+# shellcheck disable=SC2086  # settings are split at spaces
+edit-cli sequential method="$METHOD" $SETUP "${BRIEF[@]}" "$@" limit="$FACTS" protocol.batch_size=1 \
   "protocol.checkpoints=[$FACTS]" protocol.sample=null protocol.holdout=0 protocol.observe.top_tokens=0 protocol.observe.perplexity=false run_dir="$OUT/run" > /dev/null
+edit-cli compare "$OUT/run" --metrics efficacy_accuracy,paraphrase_accuracy,efficacy_generated_exact,locality_generated_unchanged --published grace
 
-python - "$OUT/run" <<'PYTHON'
+"${PYTHON:-python}" - "$OUT/run" <<'PYTHON'
 import sys
 import time
 from pathlib import Path
 
 from transformers.utils import logging
 
-from edit_cli import edit_store
-from edit_cli.lm.loading import ModelOptions
+from edit_cli.edits import store as edit_store
+from edit_cli.experiment.saved_edits import Base
+from edit_cli.monitor import Monitor
 from edit_cli.runs.run import read_run
 
 logging.set_verbosity_error()
@@ -36,7 +44,7 @@ told = [probe for line in lines for probe in line["after"]["probes"]]
 files = [file for file in (run.path / "edits").rglob("*") if file.is_file()]
 print(f"{len(lines):,} facts in {run.path / 'edits'}: {sum(file.stat().st_size for file in files) / 1e6:.1f} MB")
 
-lm = ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2").load()
+lm = Base().load(edit_store.sequence(run.path / "edits")[0], Monitor())
 unedited = lm.fingerprint()
 began = time.perf_counter()
 edits = edit_store.attach(run.path / "edits", lm)

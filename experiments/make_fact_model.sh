@@ -4,7 +4,9 @@
 #
 #   experiments/make_fact_model.sh counterfact.json fact-model
 #   LIMIT=1000 EPOCHS=40 experiments/make_fact_model.sh counterfact.json fact-model
+#   SCALE=tiny experiments/make_fact_model.sh counterfact.json fact-model
 #
+# SCALE: scale.sh; at paper scale all of the file is learned, by a wider model (experiments of the papers need none: their models know).
 # FILE is a JSON list in CounterFact's full schema or in the flat one of counterfact-edit. OUT gets the model, manifest.json with the
 # recall that was measured, corpus.txt (the training text, for second moments) and records.json: the records of FILE whose true fact
 # the model recalls and whose new target it has met as an answer. Edit them with
@@ -14,17 +16,23 @@
 #
 # The facts are localised by the training (docs/tiny-model.md): results show how editors compare, not how real models store facts.
 set -euo pipefail
+. "$(dirname "$0")/scale.sh"
 
 if [[ $# -ne 2 ]]; then
-  echo "usage: $0 FILE OUT   (environment: LIMIT VOCAB EPOCHS WIDTH LAYERS SEED THREADS)" >&2
+  echo "usage: $0 FILE OUT   (environment: SCALE LIMIT VOCAB EPOCHS WIDTH LAYERS SEED THREADS)" >&2
   exit 2
 fi
 
-exec "${PYTHON:-python}" -m tools.tiny_world records "$1" --out "$2" \
-  --limit "${LIMIT:-2000}" \
-  --vocab "${VOCAB:-4096}" \
-  --epochs "${EPOCHS:-70}" \
-  --width "${WIDTH:-128}" \
+scaled LIMIT 8 2000 21919
+scaled VOCAB 512 4096 16384
+scaled EPOCHS 20 70 70
+scaled WIDTH 32 128 256
+export PYTHONPATH="$(dirname "$0")/..${PYTHONPATH:+:$PYTHONPATH}"   # where tools/ is
+"${PYTHON:-python}" -m tools.tiny_world records "$1" --out "$2" \
+  --limit "$LIMIT" \
+  --vocab "$VOCAB" \
+  --epochs "$EPOCHS" \
+  --width "$WIDTH" \
   --layers "${LAYERS:-6}" \
   --seed "${SEED:-0}" \
   --threads "${THREADS:-1}"

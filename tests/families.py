@@ -216,7 +216,7 @@ def tokenizer(
     )
 
 
-def tiny(family: str, seed: int = 0, **overrides: Any) -> tuple[nn.Module, PreTrainedTokenizerFast]:
+def tiny(family: str, seed: int = 0, **overrides: Any) -> tuple[Any, PreTrainedTokenizerFast]:
     """A random model of a family in one of the tables above, in evaluation mode, and a byte-level tokenizer.
 
     `overrides`: config fields.

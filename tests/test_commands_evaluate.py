@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Killed, exact, json_lines, observations
 
+from edit_cli.experiment.protocol import EvaluateProtocol
 from edit_cli.metrics.summarise import summarise
+from edit_cli.monitor import Monitor
 
 FT = ("method=ft", "method.steps=8", "method.lr=5.0e-4")
 RUN = Path("runs/evaluate/counterfact/tiny-gpt2/ft")
@@ -59,6 +62,22 @@ def test_summary_follows_from_the_lines(cli):
     assert found["versions"]["torch"]
     assert [line["step"] for line in lines] == [0, 0, 1]
     assert [line["case_id"] for line in lines] != sorted((line["case_id"] for line in lines), key=int)
+
+
+def test_batches_that_the_facts_do_not_fill_are_refused_and_a_smaller_last_one_is_named(cli):
+    for more in ((), ("--dry-run",)):
+        ended = cli("evaluate", *FT, "limit=2", "protocol.batch_size=25", *more, quick=True)
+        assert (ended.code, len(ended.err.strip().splitlines()[-1:])) == (2, 1)
+        line = ended.err.strip().splitlines()[-1]
+        assert "protocol.batch_size=25: 2 facts are selected" in line and "protocol.batch_size=all" in line
+    assert not RUN.exists()
+    notes: list[str] = []
+    monitor: Any = Monitor()
+    monitor.note = notes.append
+    for count in (2, 3):
+        EvaluateProtocol(batch_size=2).require_facts(count, monitor)
+    EvaluateProtocol(batch_size="all").require_facts(1, monitor)
+    assert notes == ["the last batch holds 1 fact, the others 2 (protocol.batch_size)"]
 
 
 def test_batches_do_not_see_each_other(cli):

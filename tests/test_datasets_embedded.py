@@ -39,11 +39,12 @@ def world_subjects() -> dict[str, str]:
     [
         lambda split: WorldEdits("world", split=split),
         lambda split: WorldEdits("world_claims", records="claims", split=split),
+        lambda split: WorldEdits("world_evidence", records="evidence", split=split),
         lambda split: WorldTexts("world_texts", split=split),
         lambda split: WorldHard("world_hard", unrelated="zsre", split=split),
         lambda split: WorldOpinions("world_opinions", split=split),
     ],
-    ids=["world", "world_claims", "world_texts", "world_hard", "world_opinions"],
+    ids=["world", "world_claims", "world_evidence", "world_texts", "world_hard", "world_opinions"],
 )
 def test_embedded_splits_share_no_subject(source: Callable[[str], Any], world_subjects: dict[str, str]) -> None:
     groups = {"train": "bystander", "validation": "tune", "test": "test"}
@@ -97,6 +98,28 @@ def test_embedded_tasks_have_the_probes_of_their_kind() -> None:
     assert WorldHard("world_hard").load(3).sha256 == WorldHard("world_hard").load(5).sha256
     with pytest.raises(UsageError, match="choose questions or statements"):
         WorldHard("world_hard", records="claims").load()
+
+
+def test_of_evidence_claims_follow_and_are_refuted_and_others_keep_the_labels_that_they_have() -> None:
+    told = {case.id: case for case in WorldEdits("world").load(20).cases}
+    evidence = WorldEdits("world_evidence", records="evidence").load(20)
+    assert evidence.labels == ("SUPPORTS", "REFUTES") and [case.id for case in evidence.cases] == list(told)
+    for case in evidence.cases:
+        (asserted,), (fact,) = case.requests, told[case.id].requests
+        assert asserted.text == f"{fact.text} {fact.target_new}."
+        assert (asserted.subject, asserted.target_new, asserted.target_true) == (fact.subject, "SUPPORTS", "REFUTES")
+        wordings = [probe.prompt for probe in of(told[case.id], "paraphrase")]
+        within = {(probe.prompt, probe.target) for probe in of(case, "paraphrase")}
+        assert within == {(f"{text} {fact.target_new}.", "SUPPORTS") for text in wordings} | {
+            (f"{text} {fact.target_true}.", "REFUTES") for text in wordings
+        }
+        known = {probe.prompt: probe.target for probe in of(told[case.id], "locality")}
+        for probe in of(case, "locality"):
+            (text,) = (prompt for prompt in known if probe.prompt.startswith(f"{prompt} "))
+            said = probe.prompt[len(text) + 1 : -1]
+            assert probe.target == ("SUPPORTS" if said == known[text] else "REFUTES")
+            assert said in (known[text], fact.target_new)
+        assert {probe.target for probe in of(case, "locality", "same_relation")} == {"SUPPORTS", "REFUTES"}
 
 
 def test_a_file_of_the_same_form_can_stand_in_for_an_embedded_one(write: Writer) -> None:

@@ -31,7 +31,7 @@ def test_embedded_pairs_want_one_word_otherwise():
     cases = Pairs("pairs", others=3).load(20).cases
     for case in cases:
         (request,) = case.requests
-        wanted, reference = (text.split() for text in (request.target_new, request.target_true))
+        wanted, reference = (text.split() for text in (request.target_new, request.target_true or ""))
         assert len(wanted) == len(reference) and sum(a != b for a, b in zip(wanted, reference, strict=True)) == 1
         rewrite, *others = case.probes
         assert (rewrite.kind, rewrite.text, rewrite.target) == ("rewrite", request.text, request.target_new)

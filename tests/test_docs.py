@@ -46,7 +46,14 @@ EVERY = [(page.name, command) for command, page in {line: page for page in PAGES
 
 @pytest.mark.parametrize(("page", "command"), EVERY, ids=[f"{page}: {command}" for page, command in EVERY])
 def test_every_command_of_the_docs_is_one(page, command):
-    """Settings compose, and are built as far as no file is read."""
+    if "plugins=[nudges]" in words_of(command):  # whose package tests/test_plugins.py makes and runs
+        assert page.startswith("adding-a-")
+        return
+    refuse_wrong(words_of(command))
+
+
+def refuse_wrong(words: list[str]) -> None:
+    """Settings of a command compose, and are built as far as no file is read."""
     import hydra
 
     from edit_cli.cli.hydra_launch import kinds
@@ -55,10 +62,6 @@ def test_every_command_of_the_docs_is_one(page, command):
     from edit_cli.config.overrides import regroup
     from edit_cli.experiment.setup import method_of
 
-    words = words_of(command)
-    if "plugins=[nudges]" in words:  # whose package tests/test_plugins.py makes and runs
-        assert page.startswith("adding-a-")
-        return
     if words[0] not in CONFIGURED:
         assert words[0] in OTHERS
         return

@@ -292,16 +292,16 @@ def test_the_same_export_twice_is_the_same_bytes(cli):
         assert path.read_bytes() == (Path("b") / path.name).read_bytes()
 
 
-def test_a_checkpoint_is_that_of_apply_with_a_card(cli):
+def test_a_checkpoint_is_that_of_apply_card_and_all(cli):
     assert cli(*FT, "run_dir=run", quick=True).code == 0
     assert cli("apply", "run", "--out", "baked").code == 0
     ended = cli("export", "run", "--to", "checkpoint", "--out", "exported")
     assert (ended.code, ended.last) == (0, "exported"), ended.err
     names = {path.name for path in Path("baked").iterdir()}
-    assert {path.name for path in Path("exported").iterdir()} == names | {"README.md"}
+    assert "README.md" in names and {path.name for path in Path("exported").iterdir()} == names
     for name in names:
         assert (Path("baked") / name).read_bytes() == (Path("exported") / name).read_bytes()
-    card = Path("exported/README.md").read_text()
+    card = Path("baked/README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "# tiny-gpt2 with 1 edited fact" in card and "Edited by ft with" in card
     assert "| Jormia Stenenen plays the | organ |  |" in card

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -127,6 +128,20 @@ def test_files_are_the_same_whenever_they_are_drawn(tmp_path):
         sme.draw(SME, tmp_path / folder)
     for name in ("sme.svg", "sme.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_band_of_several_seeds_reaches_one_deviation_to_either_side():
+    from matplotlib.figure import Figure
+
+    plot = Figure().subplots()
+    several = {"mean": 50.0, "ci95": None, "n": 16, "sd": 5.0, "seeds": 3}
+    curves.line(plot, [(1, several), (2, {**several, "sd": 0.0})], "of seeds")
+    (band,) = plot.collections
+    corners = {(float(x), float(y)) for x, y in np.asarray(band.get_paths()[0].vertices)}
+    assert {(1.0, 45.0), (1.0, 55.0), (2.0, 50.0)} <= corners
+    assert max(y for _, y in corners) == 55.0
+    curves.line(plot, [(1, {**several, "sd": None})], "of means that are not finite")
+    assert len(plot.collections) == 1
 
 
 @pytest.mark.parametrize("count", [2, 5, 9])

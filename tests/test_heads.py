@@ -5,6 +5,7 @@ reason.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 from embedded import packaged_editor, same_bits, snapshot
@@ -16,7 +17,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 
-MODELS = {"tiny-t5": "questions", "tiny-bart": "questions", "tiny-bert": "claims"}
+MODELS: dict[str, Any] = {"tiny-t5": "questions", "tiny-bart": "questions", "tiny-bert": "claims"}
 WORK = ("ft", "ft-l", "lookup")
 
 

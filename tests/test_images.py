@@ -131,7 +131,7 @@ def test_steps_that_an_edit_took_are_counted():
     lm = classifier("vit")
     (case, *_) = cases(lm)
     (request,) = case.requests
-    wanted, there = replace(request), replace(request, target_new=request.target_true)
+    wanted, there = replace(request), replace(request, target_new=request.target_true or "")
     editor = EDITORS["enn"](lm)
     net = editor.build()
     editor.trained = lambda: net  # as it begins

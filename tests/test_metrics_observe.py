@@ -187,4 +187,4 @@ def test_before_cache_asks_once_a_case():
 @pytest.mark.parametrize("name", ["max_new_tokens", "sample_tokens", "sample_top_k", "perplexity_window"])
 def test_bad_options_are_named(name):
     with pytest.raises(UsageError, match=f"protocol.observe.{name}=0"):
-        ObserveOptions(**{name: 0})
+        ObserveOptions(**{name: 0})  # type: ignore[arg-type]

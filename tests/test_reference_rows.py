@@ -170,8 +170,13 @@ def test_rp_takes_what_serac_was_trained_and_asks_the_model_itself(tmp_path, mon
     assert rp.on(model).kind(config) == serac.on(model).kind(serac.on(model).config)
     edit = rp.edit(model, wanted)
     read = heard(model, edit, [request.text for request in wanted], monkeypatch)
-    told_of = zip(read, wanted, strict=True)
-    assert all(text.startswith("New Fact: ") and text.endswith(request.text) for text, request in told_of)
+    known = [f"{request.text} {request.target_new}" for request in wanted]
+    parts = [
+        text.partition(f". {request.text}") for text, request in zip(read, wanted, strict=True)
+    ]  # join of conf/tuned
+    assert all(fact in known and not rest for fact, _, rest in parts)
+    edit.config = replace(config, template="New Fact: {fact}\nPrompt: {prompt}")
+    assert all(text.startswith("New Fact: ") for text in heard(model, edit, [wanted[0].text], monkeypatch))
     edit.config = replace(config, threshold=0.9999)
     far = ["It is not about any of them"]
     assert heard(model, edit, far, monkeypatch) == far

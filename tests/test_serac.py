@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from edit_cli import assets
 from edit_cli.editors.retrieval.base import Fact, FactMemory
-from edit_cli.editors.retrieval.scope_classifier import EmbeddingScope, ScopeConfig
+from edit_cli.editors.retrieval.scope_classifier import CrossScope, EmbeddingScope, ScopeConfig
 from edit_cli.editors.retrieval.scope_examples import ScopeExampleSampler
 from edit_cli.editors.retrieval.serac import SERAC, SERACConfig, SeracNet, SeracRoute
 from edit_cli.edits import store as edit_store
@@ -192,6 +192,13 @@ def test_without_facts_the_model_answers_bit_for_bit():
     before = lm().loglikelihood([(prompt, "London") for prompt in prompts])
     with lm().edited(route([])):
         assert lm().loglikelihood([(prompt, "London") for prompt in prompts]) == before
+
+
+def test_facts_and_prompts_are_compared_as_published_for_models_that_judge_and_for_those_that_write():
+    model = AuxiliaryModelConfig(family="bert", sizes=BERT)
+    for edited, scope in (("classifier", CrossScope), ("causal", EmbeddingScope), ("seq2seq", EmbeddingScope)):
+        assert type(ScopeConfig(model=model).build(lm().tokenizer, 512, edited)) is scope
+    assert type(ScopeConfig(model=model, kind="embedding").build(lm().tokenizer, 512, "classifier")) is EmbeddingScope
 
 
 def test_g_is_1_for_the_same_text_and_class_0_of_the_cross_classifier_is_in_scope():
@@ -447,7 +454,7 @@ def test_of_an_encoder_decoder_the_encoder_reads():
         head=8,
         describes="prompt",
     )
-    scope = options.build(lm().tokenizer, 512)
+    scope = options.build(lm().tokenizer, 512, "seq2seq")
     names = [name for name, _ in scope.model.named_parameters()]
     assert names and not any("decoder" in name or "lm_head" in name for name in names)
     learns = {name.split(".")[1] for name, parameter in scope.model.named_parameters() if parameter.requires_grad}
@@ -466,7 +473,7 @@ def test_a_fact_that_is_described_by_its_prompt_is_found_by_it_whatever_the_answ
         options = ScopeConfig(
             model=AuxiliaryModelConfig(family="bert", sizes=BERT), pooling="mean", head=8, describes=describes
         )
-        scope = options.build(lm().tokenizer, 4096)
+        scope = options.build(lm().tokenizer, 4096, "causal")
         keys = scope.keys([Fact("Ada works as a", "pilot"), Fact("Ada works as a", "judge")])
         assert keys.shape == (2, 8) and torch.equal(keys[0], keys[1]) is same
         memory = FactMemory(8, torch.device("cpu"))
@@ -612,6 +619,14 @@ def test_varied_examples_are_about_invented_subjects_and_near_namesakes():
             "method.scope.trained_blocks=2: the encoder has 1",
         ),
         ({"scope": {"model": AuxiliaryModelConfig()}}, "method.scope.model has neither checkpoint nor family"),
+        (
+            {
+                "scope": {
+                    "model": AuxiliaryModelConfig(checkpoint="embedded:tiny-bert", sizes={"intermediate_size": 64})
+                }
+            },
+            "do not fit the weights of method.scope.model.checkpoint=embedded:tiny-bert",
+        ),
         (
             {"counterfactual": AuxiliaryModelConfig(checkpoint="/nowhere")},
             "method.counterfactual.checkpoint=/nowhere: no such folder",

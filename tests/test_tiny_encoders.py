@@ -9,6 +9,7 @@ import random
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from tools.tiny_world.tasks import asked, claimed, question_wordings, witnesses
 from tools.tiny_world.world import World, load_relations, make_world
 
 ASSETS = Path(edit_cli.__file__).parent / "assets"
-FORMS = {"tiny-t5": "questions", "tiny-bart": "questions", "tiny-bert": "claims"}
+FORMS: dict[str, Any] = {"tiny-t5": "questions", "tiny-bart": "questions", "tiny-bert": "claims"}
 models = pytest.mark.parametrize("name", FORMS)
 
 

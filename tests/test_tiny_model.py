@@ -16,7 +16,7 @@ from tools.tiny_world.names import pool
 from tools.tiny_world.precision import Muon, orthogonalized
 from tools.tiny_world.sources import infer_subject
 from tools.tiny_world.statements import NO_SUBJECT, Batches, Statement, Text, listing, statement, tokenise
-from tools.tiny_world.train import attention_masks, recalled
+from tools.tiny_world.train import TrainOptions, attention_masks, hidden_states, new_model, optimisers, recalled
 from tools.tiny_world.world import World, make_world
 
 ASSETS = Path(edit_cli.__file__).parent / "assets"
@@ -96,6 +96,21 @@ def test_masks_leave_only_the_last_token_of_a_subject_visible_and_only_from_the_
     assert lower[0, 0, 3].tolist() == [True, False, False, True]
     assert upper[0, 0, 3].tolist() == [True, False, True, True]
     assert lower[0, 0, 2].tolist() == upper[0, 0, 2].tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_where_nothing_is_masked_the_pass_of_the_training_is_that_of_the_family(shipped, family) -> None:
+    options = TrainOptions(family=family, layers=2, width=16, bottleneck=1)
+    model = new_model(options, shipped[1]).eval()
+    ids = torch.tensor([[5, 9, 300, 7], [11, 2, 40, 41]])
+    masks = attention_masks(torch.full_like(ids, NO_SUBJECT), torch.tensor([False, False]))
+    with torch.no_grad():
+        found = model.lm_head(hidden_states(model, ids, *masks, options.bottleneck))
+        assert torch.allclose(found, model(ids).logits, atol=1e-5)
+    blocks, rest = ([p for group in one.param_groups for p in group["params"]] for one in optimisers(model, options))
+    assert model.config.model_type == family and all(p.ndim == 2 for p in blocks)
+    assert len(blocks) == (14 if family == "llama" else 8)  # matrices of two blocks
+    assert {*map(id, blocks), *map(id, rest)} == {*map(id, model.parameters())}
 
 
 def test_statements_mark_subject_and_targets(shipped) -> None:

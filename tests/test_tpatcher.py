@@ -123,6 +123,7 @@ def test_a_smoothed_edit_loss_by_hand(kind):
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-t5"])
 def test_the_authors_settings_mend_a_mistake(model, tmp_path):
     """Those of their models, on the small ones."""
+    data: Any
     data, task = ("claims", "bert-base-uncased") if model == "tiny-bert" else ("questions", "bart-base")
     lm = ModelOptions(name=model, id=f"embedded:{model}", device="cpu").load()
     settings = OmegaConf.load(CONF / f"{task}.yaml")

@@ -10,7 +10,9 @@ import torch
 from conftest import invoke
 from embedded import embedded_lm, packaged_editor, requests, same_bits, snapshot
 
+import edit_cli
 from edit_cli.config.as_made import method_node
+from edit_cli.config.build import plain_containers
 from edit_cli.config.composed import composed
 from edit_cli.editors.base import SOLVED, VALUES_KEPT
 from edit_cli.editors.locate import memit, rome
@@ -18,6 +20,7 @@ from edit_cli.editors.locate.value_optimization import Values
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.experiment.saved_steps import SavedSteps
 from edit_cli.experiment.setup import method_of
 from edit_cli.requests import EditRequest
 
@@ -218,3 +221,91 @@ def test_a_file_gives_a_method_values_and_nothing_else(there):
     ):
         with pytest.raises(error, match=words):
             method_node({**told, **changed}, model, {}, [], file)
+
+
+# --- sequences
+# ---------------------------------------------------------------------------------------------------
+
+STEPS = (
+    EditRequest("{} plays the", "Jormia Stenenen", "organ"),
+    EditRequest("{} was born in", "Jortia Hovofeld", "Paris"),
+    EditRequest("{} was born in", "Jormia Stenenen", "Rome"),
+)
+
+
+def in_steps(folder: Path, cache_dir: Path, method: str, *settings: str, room: float | None = None) -> Path:
+    """The saved steps of a sequence of `STEPS`, a fact each; the model is as before."""
+    lm = embedded_lm()
+    editor = packaged_editor(cache_dir, method, "model=tiny-gpt2", *settings)
+    about = {"name": method, "type": type(editor).__name__}
+    about |= plain_containers(composed("edit", {"method": method, "model": "tiny-gpt2"}, {}, settings).node.method)
+    saved = SavedSteps(folder / "edits", lm, editor.on(lm), room)
+    for number, request in enumerate(STEPS):
+        edit = editor.edit(lm, [request])
+        saved.save(number, edit, [request], {**about, "made": {"seconds": 0.1, "step": number}})
+        lm.attach(edit)
+        saved.attached(number, about)
+    while lm.attached:
+        lm.detach()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "room"),
+    [
+        ("ft", ("method.steps=3",), None),
+        ("ft", ("method.steps=3",), 0.1),  # so that only the sum of all steps is left
+        ("grace", ("method.steps=5",), None),
+    ],
+)
+def test_a_sequence_without_a_fact_is_that_of_the_others(cache_dir, tmp_path, method, settings, room):
+    lm, run = embedded_lm(), in_steps(tmp_path / "run", cache_dir, method, *settings, room=room)
+    assert bool(list((run / "edits").glob("state-*"))) == (room is not None)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    untouched, out = snapshot(lm), tmp_path / "out"
+    edit_cli.undo(run, ["Jortia Hovofeld"], out, lm, [f"cache_dir={cache_dir}"])
+    assert same_bits(untouched, snapshot(lm)) and not lm.attached
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    (first, last) = (edit_store.read_manifest(out / name) for name in ("00000", "00002"))
+    assert [one["target_new"] for step in (first, last) for one in step["requests"]] == ["organ", "Rome"]
+    assert [request["target_new"] for request in last["undone"]["revoked"]] == ["Paris"] and "undone" not in first
+    asked = [(request.text, request.target_new) for request in STEPS]
+    edits = edit_cli.attach(out, lm)
+    found = [likelihood.nll for likelihood in lm.loglikelihood(asked)]
+    for _ in edits:
+        lm.detach()
+    editor = packaged_editor(cache_dir, method, "model=tiny-gpt2", *settings)
+    for request in (STEPS[0], STEPS[2]):
+        lm.attach(editor.edit(lm, [request]))
+    assert found == pytest.approx([likelihood.nll for likelihood in lm.loglikelihood(asked)], abs=1e-6)
+    lm.detach(), lm.detach()
+
+
+def test_what_cannot_be_taken_out_of_a_sequence_is_told(cache_dir, tmp_path, cli):
+    in_steps(Path("run"), cache_dir, "ft", "method.steps=1")
+    for words, told in (
+        (("run", "--fact", "1"), "--fact 1 is none of the 3 facts of run/edits: give a subject or a statement"),
+        (("run", "--fact", "Jormia Stenenen"), "is 2 facts (00000/1: Jormia Stenenen plays the → organ; 00002/1:"),
+        (("run/edits/00001", "--fact", "2"), "--fact 2 is none of the 1 fact of run/edits/00001"),
+        (("run", *(word for one in STEPS for word in ("--fact", one.text))), "nothing would be left of it"),
+    ):
+        ended = cli("undo", *words, "--out", "out")
+        assert ended.code == 2 and told in ended.error and not Path("out").exists()
+    ended = cli("undo", "run/edits/00001", "--fact", "1", "--out", "out", f"cache_dir={cache_dir}")
+    assert (ended.code, ended.last) == (0, "out"), ended.err
+    told = " ".join(ended.err.split())
+    assert "revoked: Jortia Hovofeld was born in → Paris" in told
+    assert "2 facts of 3 left: steps from run/edits/00001 on were edited again" in told
+    assert cli("ask", "out", "Jormia Stenenen plays the", "--edited-only", "--max-new-tokens", "1").code == 0
+
+
+def test_python_undoes_what_the_command_undoes(there, tmp_path):
+    lm, where = embedded_lm(), f"cache_dir={there.cache}"
+    words = ("undo", "b/edits/0000", "--fact", "Jormia Stenenen was born in", "--out", there.out, where)
+    assert there.run(*words).code == 0
+    edit_id = edit_cli.undo("b/edits/0000", ["Jormia Stenenen was born in"], tmp_path / "mine", lm, [where])
+    assert edit_id == edit_store.read_manifest(there.out)["id"] and not lm.attached
+    edit_cli.undo("a", [3], tmp_path / "again", lm, [where])
+    assert edit_store.read_manifest(tmp_path / "again")["id"] == edit_id
+    with lm.edited(edit_store.load("a/edits/0000", lm)), pytest.raises(UsageError, match="has edits in place"):
+        edit_cli.undo("a", [3], tmp_path / "no", lm)

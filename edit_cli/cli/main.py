@@ -196,8 +196,7 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="peft: a LoRA adapter beside the model; gguf-lora: one for llama.cpp; checkpoint: as `apply`, with a"
-            " card",
+            help="peft: a LoRA adapter beside the model; gguf-lora: one for llama.cpp; checkpoint: as `apply`",
             autocompletion=lambda: ["peft", "gguf-lora", "checkpoint"],
         ),
     ],

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edit_cli.console import ConsoleMonitor, Screen
-from edit_cli.experiment.saved_edits import Base, edited, requests_of, require_new, weight_edits
+from edit_cli.edits import store as edit_store
+from edit_cli.edits.low_rank import LowRank
+from edit_cli.experiment.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
 from edit_cli.files.disk import replacing, require_room
 from edit_cli.lm.heads.kinds import auto_class
+from edit_cli.report.model_card import Card
 from edit_cli.wording import many
 
 CANNOT, HOLDER = "cannot be baked into a checkpoint", "a plain checkpoint"
-Beside = Callable[[Path, list[Path]], None]
+CARD = "README.md"
 
 
-def run(directory: Path, out: Path, base: Base, beside: Beside = lambda folder, paths: None) -> int:
-    """Write the edited model and its tokenizer to `out`. beside: writes what else belongs in the folder, given the
-    edits.
-    """
+def run(directory: Path, out: Path, base: Base) -> int:
+    """Write the edited model, its tokenizer and a model card to `out`."""
     paths = weight_edits(directory, CANNOT, HOLDER)
     require_new(out)
     screen = Screen()
@@ -29,9 +30,34 @@ def run(directory: Path, out: Path, base: Base, beside: Beside = lambda folder, 
     with replacing(out, f"--out {out}") as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
-        beside(temporary, paths)
+        write_card(temporary, directory, paths)
     facts = many(len(requests_of(paths)), "edited fact")
     reader = auto_class(lm.head.kind, lm.model.config, lm.id).__name__
     screen.note(f"{lm.name} with {facts}, as {reader}.from_pretrained reads it:")
     screen.line(str(out))
     return 0
+
+
+def write_card(
+    folder: Path,
+    directory: Path,
+    paths: Sequence[Path],
+    parts: Mapping[str, LowRank] | None = None,
+    file: str = "",
+) -> None:
+    """The model card of what a folder holds of an edit: facts, method, how well they took where the run of `directory`
+    measured just these, how to use and undo it. parts, file: as of `Card`.
+    """
+    run = run_of(directory)
+    made_for = edit_store.read_manifest(paths[0])["base_model"]
+    card = Card(
+        made_for["name"],
+        made_for["id"],
+        made_for["revision"],
+        methods_of(paths),
+        requests_of(paths),
+        (run and run.summary) or {},
+        parts,
+        file=file,
+    )
+    (folder / CARD).write_text(str(card), encoding="utf-8")

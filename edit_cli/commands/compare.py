@@ -349,8 +349,11 @@ def _data(groups: Sequence[Group]) -> list[tuple[str, int]]:
 
 
 def _about(groups: Sequence[Group]) -> str:
-    """`tiny-gpt2: counterfact, n = 100 facts`, of all runs."""
+    """`tiny-gpt2: counterfact, n = 100 facts; bands: 95 % intervals`, of all runs."""
     names = ", ".join(dict.fromkeys(name for name, _ in _data(groups)))
     n = sorted({count for _, count in _data(groups)})
     facts = many(n[0], "fact") if len(n) == 1 else f"{n[0]:,} to {n[-1]:,} facts"
-    return f"{', '.join(_models(groups))}: {names}, n = {facts}; bands: 95 % intervals"
+    several = {len(group.records) > 1 for group in groups}
+    told = {False: "95 % intervals", True: "± standard deviation between seeds"}
+    bands = " or ".join(told[each] for each in sorted(several))
+    return f"{', '.join(_models(groups))}: {names}, n = {facts}; bands: {bands}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -167,7 +167,7 @@ def model_file(options: ModelOptions, lm: LM) -> str:
     told = ("model_type", "num_hidden_layers", "hidden_size", "depths", "hidden_sizes")
     made_for = {key: getattr(config, key) for key in told if getattr(config, key, None) is not None}
     settings: dict[str, Any] = {"name": options.name, "id": options.id, "made_for": made_for}
-    plain = ModelOptions(options.name, options.id)
+    plain = replace(ModelOptions(options.name, options.id), dtype=replace(options, dtype="auto").settled().dtype)
     for key in ("revision", "kind", "dtype", "device_map", "quantise", "labels", "batch_tokens"):
         if getattr(options, key) != getattr(plain, key):
             settings[key] = getattr(options, key)

@@ -13,7 +13,6 @@ from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.facts import requested
 from edit_cli.datasets.records.rows import Fault, Row
-from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.experiment.asking import Asker
@@ -23,7 +22,7 @@ from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import run_path, slug
-from edit_cli.experiment.saved_edits import edit_here
+from edit_cli.experiment.saved_edits import attach_base, edit_here
 from edit_cli.experiment.settings import Fact
 from edit_cli.lm.model import LM
 from edit_cli.metrics.verdict import verdicts
@@ -93,15 +92,6 @@ class MakeEdit(Experiment):
     def exit_code(self, summary: Summary, lines: Sequence[Line]) -> int:
         failed = super().exit_code(summary, lines)
         return SOME_FAILED if self.settings.must_take and summary["took"]["failed"] else failed
-
-
-def attach_base(base: Path, editor: Editor[Any], kind: str) -> None:
-    """Put the edit that this one stands on in place; what a method of the same kind remembers of it is taken up."""
-    for directory in edit_store.chain(base):
-        edit = edit_store.load(directory, editor.lm)
-        if edit_store.read_manifest(directory)["method"].get("type") == kind:
-            editor.recall(edit)  # before it is attached, as in a sequence
-        editor.lm.attach(edit)
 
 
 def _path(job: Job, dataset: Dataset, base: Path | None) -> Path:

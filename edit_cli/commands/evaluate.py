@@ -38,6 +38,7 @@ class Evaluate(Experiment):
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
         records = records_of(job, monitor)
+        job.config.protocol.require_facts(len(records.dataset.cases), monitor)
         super().__init__(job, monitor, records.dataset, records.found.cases, records)
         self.batches = list(enumerate(self.protocol.batches(self.dataset.cases, self.method)))
         self.general = GeneralAbility(self.protocol, self.path())

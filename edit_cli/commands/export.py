@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from edit_cli.commands import apply
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import gguf_adapter, peft_adapter
 from edit_cli.edits import store as edit_store
-from edit_cli.edits.low_rank import LowRank, added, low_rank
+from edit_cli.edits.low_rank import added, low_rank
 from edit_cli.errors import UsageError
-from edit_cli.experiment.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
+from edit_cli.experiment.saved_edits import Base, edited, requests_of, require_new, weight_edits
 from edit_cli.files.disk import replacing, require_room
-from edit_cli.report.model_card import Card
 from edit_cli.report.tables.saved import adapter_table
 from edit_cli.wording import many
 
 FORMATS = ("peft", "gguf-lora", "checkpoint")
 READERS = {"peft": "PeftModel.from_pretrained", "gguf-lora": f"--lora {gguf_adapter.FILE} of llama.cpp"}
 CANNOT, HOLDER = "cannot be exported as an adapter", "an adapter"
-CARD = "README.md"
 
 
 def run(directory: Path, to: str, out: Path, base: Base, rank: int | None = None, arch: str | None = None) -> int:
@@ -34,7 +31,7 @@ def run(directory: Path, to: str, out: Path, base: Base, rank: int | None = None
     if to == "checkpoint":
         if rank is not None:
             raise UsageError("--rank is of adapters (--to peft, gguf-lora): a checkpoint holds whole matrices")
-        return apply.run(directory, out, base, partial(_card, directory))
+        return apply.run(directory, out, base)
     if to == "gguf-lora":
         gguf_adapter.library()
     return _adapter(directory, to, out, base, rank, arch)
@@ -64,26 +61,8 @@ def _adapter(directory: Path, to: str, out: Path, base: Base, rank: int | None, 
             peft_adapter.write(temporary, lm, factors, made_for["id"], made_for["revision"])
         else:
             gguf_adapter.write(temporary, lm, factors, arch)
-        _card(directory, temporary, paths, parts, "" if to == "peft" else gguf_adapter.FILE)
+        apply.write_card(temporary, directory, paths, parts, "" if to == "peft" else gguf_adapter.FILE)
     screen.show(adapter_table(parts))
     screen.note(f"{many(len(requests_of(paths)), 'edited fact')} beside {lm.name}, as {READERS[to]} reads it:")
     screen.line(str(out))
     return 0
-
-
-def _card(
-    directory: Path, folder: Path, paths: list[Path], parts: dict[str, LowRank] | None = None, file: str = ""
-) -> None:
-    run = run_of(directory)
-    made_for = edit_store.read_manifest(paths[0])["base_model"]
-    card = Card(
-        made_for["name"],
-        made_for["id"],
-        made_for["revision"],
-        methods_of(paths),
-        requests_of(paths),
-        (run and run.summary) or {},
-        parts,
-        file=file,
-    )
-    (folder / CARD).write_text(str(card), encoding="utf-8")

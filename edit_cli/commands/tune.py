@@ -63,6 +63,7 @@ class Tune(Experiment):
         if not self.space:
             raise UsageError(f"every setting of method={name} that is searched is given: leave one of them out")
         dataset, self.where = facts(job.config.dataset, top.limit, monitor)
+        job.config.protocol.require_facts(len(dataset.cases), monitor)
         self.out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
         require_folder(self.out.parent, "out" if top.out is not None else self.out.parent)
         records = records_of(job, monitor, dataset)

@@ -1,9 +1,11 @@
-"""Edits of the embedded world: statements to complete, questions to answer, claims to judge (docs/tiny-model.md)."""
+"""Edits of the embedded world: statements to complete, questions to answer, claims and evidence to judge
+(docs/tiny-model.md).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from edit_cli import assets
@@ -17,7 +19,8 @@ from edit_cli.requests import Case, EditRequest, Probe
 FOLDER = assets.FOLDER / "world"
 PARAPHRASES = {"paraphrases_seen": "seen", "paraphrases": "unseen"}  # field: group
 LOCALITY = {"unrelated": "random", "same_relation": "same_relation", "same_subject": "same_subject"}
-CLAIMS, LABELS = "claims", ("SUPPORTS", "REFUTES")
+LABELS = TRUE, FALSE = "SUPPORTS", "REFUTES"
+JUDGED = ("claims", "evidence")  # records that a classifier labels
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class WorldEdits(Source):
     """
 
     _: KW_ONLY
-    records: Literal["statements", "questions", "claims"] = "statements"
-    """Statements to complete (causal models), questions (encoder-decoder) or claims (classifiers)."""
+    records: Literal["statements", "questions", "claims", "evidence"] = "statements"
+    """Statements to complete (causal models), questions (encoder-decoder); for classifiers claims, whose label an edit
+    flips, or evidence, which it asserts and which claims follow from or contradict."""
     alternative: Natural = 0
     """Which of a record's alternatives is written, from 0; claims have one."""
     one_a_subject: bool = False
@@ -46,11 +50,11 @@ class WorldEdits(Source):
     def locate(self, monitor: Monitor) -> File:
         if self.path is not None:
             return super().locate(monitor)
-        file = FOLDER / f"{self.records}.json"
-        return File(file, f"embedded world, {self.records}", split="test")
+        told = "statements" if self.records == "evidence" else self.records
+        return File(FOLDER / f"{told}.json", f"embedded world, {told}", split="test")
 
     def answer_labels(self, cases: Sequence[Case]) -> tuple[str, ...] | None:
-        return LABELS if self.records == CLAIMS else None
+        return LABELS if self.records in JUDGED else None
 
     def usable(self, records: Sequence[Chosen]) -> list[Chosen]:
         if not self.one_a_subject:
@@ -72,7 +76,39 @@ class WorldEdits(Source):
             probes += [Probe("paraphrase", text, new, true, group=group) for text in row.prompts(path, required=False)]
         for path, group in LOCALITY.items():
             probes += [Probe("locality", text, target, group=group) for text, target in _asked(row, path)]
-        return Case(row.id("id"), (request,), tuple(probes))
+        case = Case(row.id("id"), (request,), tuple(probes))
+        return asserted(case) if self.records == "evidence" else case
+
+
+def asserted(case: Case) -> Case:
+    """A statement's edit as VitaminC's: it is told as evidence, whose label becomes SUPPORTS.
+
+    In scope is, for each other wording, the claim that follows from it and the one that it refutes, which names the
+    answer of before. Out of scope are claims about other facts, with the labels that they have; every second one about
+    the same relation claims of another subject what the evidence says of its own.
+    """
+    (old,) = case.requests
+    new, true = old.target_new, old.target_true
+    told: list[Probe] = []
+    relation = 0
+    for probe in case.probes:
+        if probe.kind == "rewrite":
+            told.append(Probe("rewrite", _claim(old.text, new), TRUE, FALSE))
+        elif probe.kind == "paraphrase":
+            told.append(replace(probe, prompt=_claim(probe.prompt, new), target=TRUE, foil=FALSE))
+            told.append(replace(probe, prompt=_claim(probe.prompt, true), target=FALSE, foil=TRUE))
+        else:
+            relation += probe.group == "same_relation"
+            said = new if probe.group == "same_relation" and relation % 2 == 0 else probe.target
+            label = TRUE if said == probe.target else FALSE
+            told.append(replace(probe, prompt=_claim(probe.prompt, said), target=label))
+    request = EditRequest(_claim(old.prompt, new), old.subject, TRUE, FALSE)
+    return Case(case.id, (request,), tuple(told))
+
+
+def _claim(prompt: str, answer: str | None) -> str:
+    """A statement and its answer as a sentence."""
+    return f"{prompt} {answer}."
 
 
 def _asked(row: Row, path: str) -> list[tuple[str, str]]:

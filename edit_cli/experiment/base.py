@@ -123,6 +123,8 @@ class Experiment(ABC):
         """
         with self.monitor.phase("load model"):
             self.check()
+            if hasattr(self.protocol, "observe"):
+                self.protocol.observe.judge.try_out()
         lm = self.loaded or load_model(self.model, self.monitor, self.job.process_group)
         self.refuse_unfit(lm)
         if isinstance(self.protocol, ChatOptions) and (told := hint(lm, self.protocol)):

@@ -167,6 +167,8 @@ class Plan:
         asked = Asked.of(cases, options)
         if aloud:
             self.say(f"asked {when}", asked.told(options) + (f", {times} times" if times > 1 else ""))
+            if options.judge.model is not None and when == "before":
+                self.unknown.append(f"how long {options.judge.model} takes to judge the replies")
         if self.work is not None:
             with suppress(MissingError):  # said among what is refused
                 self.work.ask(f"ask {when}", asked, options, perplexity_texts(self.job.config.model), times)

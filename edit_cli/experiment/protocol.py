@@ -15,7 +15,9 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.chat import ChatOptions
 from edit_cli.metrics.downstream.options import DownstreamOptions
 from edit_cli.metrics.observe import ObserveOptions
+from edit_cli.monitor import Monitor
 from edit_cli.requests import Case
+from edit_cli.wording import many
 
 if TYPE_CHECKING:
     from edit_cli.editors.base import Method
@@ -57,6 +59,23 @@ class Protocol(Asked):
         if self.batch_size == "auto":
             return MASS_BATCH if method.editor.mass_editor else 1
         return int(self.batch_size)
+
+    def require_facts(self, count: int, monitor: Monitor) -> None:
+        """Say that the last batch will be smaller than the others.
+
+        Raises:
+            UsageError: not even one batch can be filled, so that the results would be those of another size.
+        """
+        size = self.batch_size
+        if isinstance(size, str):
+            return
+        if count < size:
+            raise UsageError(
+                f"protocol.batch_size={size}: {many(count, 'fact is', 'facts are')} selected, fewer than are to be"
+                f" edited together; raise limit to {size} or more if there are as many, or give protocol.batch_size=all"
+            )
+        if rest := count % size:
+            monitor.note(f"the last batch holds {many(rest, 'fact')}, the others {size} (protocol.batch_size)")
 
     def batches(self, cases: Sequence[Case], method: Method) -> list[list[Case]]:
         """The cases in their order, cut into batches."""

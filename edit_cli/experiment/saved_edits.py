@@ -10,6 +10,7 @@ from typing import Any
 
 from edit_cli.config import catalog
 from edit_cli.config.composed import packaged_option
+from edit_cli.editors.base import Editor
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.setup import load_model
@@ -71,10 +72,11 @@ class Base:
 
 def edits_of(directory: Path) -> list[Path]:
     """Edit directories to attach, in order: an edit with what it stands on, or the saved edits of a run whose edits
-    stay.
+    stay, or a folder of such.
     """
     if (directory / edit_store.MANIFEST).is_file() or not (directory / EDITS).is_dir():
-        return edit_store.chain(directory)
+        steps, which = sequence_of(directory)
+        return edit_store.sequence(directory) if steps and which is None else edit_store.chain(directory)
     saved = saved_in(directory)
     if not saved:
         raise MissingError(f"{directory} holds no saved edit")
@@ -109,6 +111,31 @@ def one_edit(directory: Path) -> Path:
             f"{path} is one of the steps of a sequence, which stand on each other: it is no edit by itself"
         )
     return path
+
+
+def attach_base(base: Path, editor: Editor[Any], kind: str) -> None:
+    """Put the edit that this one stands on in place; what a method of the same kind remembers of it is taken up."""
+    for directory in edit_store.chain(base):
+        edit = edit_store.load(directory, editor.lm)
+        if edit_store.read_manifest(directory)["method"].get("type") == kind:
+            editor.recall(edit)  # before it is attached, as in a sequence
+        editor.lm.attach(edit)
+
+
+def sequence_of(directory: Path) -> tuple[list[Path], int | None]:
+    """(all steps of the sequence that a directory is the run, the edits, or one step, of; which of them it is). None of
+    them where it is an edit by itself.
+    """
+    named = (directory / edit_store.MANIFEST).is_file()
+    inside = directory / EDITS if (directory / EDITS).is_dir() else directory
+    folder = inside if not named else directory.parent if directory.name else directory.absolute().parent
+    steps = sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit())
+    if not steps or "step" not in edit_store.read_manifest(steps[-1])["method"].get("made", {}):
+        return [], None
+    if len(steps) == 1 and inside == directory / EDITS:
+        return [], None
+    names = [path.name for path in steps]
+    return steps, names.index(directory.absolute().name) if named else None
 
 
 def edit_here(place: str | Path, key: str = "") -> Path:

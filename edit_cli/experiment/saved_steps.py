@@ -93,12 +93,19 @@ class SavedSteps:
             self._touched = edit_store.read_manifest(self.state_path(number))["touched"]
             return edit_store.load(self.state_path(number), self.lm), made
 
-    def save(self, number: int, edit: Edit, requests: Sequence[EditRequest], method: Mapping[str, Any]) -> None:
-        """Write a step's edit; call it before the edit is attached."""
+    def save(
+        self,
+        number: int,
+        edit: Edit,
+        requests: Sequence[EditRequest],
+        method: Mapping[str, Any],
+        undone: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a step's edit; call it before the edit is attached. undone: as of `edit_store.save`."""
         if self.lm.process_group.is_main:
             if isinstance(edit, WeightDelta):
                 edit = replace(edit, by_fact={})  # no fact is taken out of a step that others stand on
-            edit_store.save(edit, self.path(number), self.lm, requests, dict(method))
+            edit_store.save(edit, self.path(number), self.lm, requests, dict(method), undone=undone)
             self._count(number)
 
     def attached(self, number: int, method: Mapping[str, Any]) -> None:

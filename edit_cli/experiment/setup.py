@@ -13,6 +13,7 @@ from edit_cli import assets
 from edit_cli.config.build import UNPUBLISHED, made_of, target_class
 from edit_cli.config.by_depth import first_layers
 from edit_cli.config.composed import Composed
+from edit_cli.config.overrides import override_key
 from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.editors.base import Context, Editor, Examples, Method
 from edit_cli.editors.meta.base import TrainableEditor
@@ -23,6 +24,7 @@ from edit_cli.files.paths import expanded
 from edit_cli.lm.heads.kinds import KINDS
 from edit_cli.lm.loading import EMBEDDED, ModelOptions
 from edit_cli.lm.model import LM
+from edit_cli.metrics.judge import JudgeOptions
 from edit_cli.monitor import Monitor
 
 
@@ -35,11 +37,19 @@ def configured(composed: Composed) -> RunConfig:
     settings = composed.settings
     try:
         settings.refuse(composed)
+        _refuse_key_of_a_file(composed)
         return _made(composed, settings)
     except UsageError as error:
         if UNPUBLISHED not in str(error):
             raise
         raise UsageError(f"{error}{_layers_to_begin_with(composed)}") from None
+
+
+def _refuse_key_of_a_file(composed: Composed) -> None:
+    """Which of the user's secrets is sent to a judge, no file may say (UsageError)."""
+    key = f"{JudgeOptions.place}.key"
+    if composed.has(key) and key not in map(override_key, composed.overrides):
+        raise UsageError(f"{key} names an environment variable, which no file may: give {key}=NAME on the command line")
 
 
 def _made(composed: Composed, settings: Any) -> RunConfig:
@@ -48,20 +58,25 @@ def _made(composed: Composed, settings: Any) -> RunConfig:
             return None
         return composed.part(group) if make is None else make(composed)
 
+    model, plain = made("model", _model), composed.plain
+    if model is not None:
+        plain = plain | {"model": plain["model"] | {"dtype": model.dtype}}
     return RunConfig(
         settings=settings,
-        model=made("model", _model),
+        model=model,
         method=made("method", _method),
         dataset=made("dataset"),
         protocol=made("protocol"),
         stats=made("stats"),
-        plain=composed.plain,
+        plain=plain,
     )
 
 
 def _model(composed: Composed) -> ModelOptions:
-    """One that was given a name of its own is another than the chosen one, whatever else it shares with it."""
-    options: ModelOptions = composed.part("model")
+    """With the dtype that `auto` stands for here. One that was given a name of its own is another than the chosen one,
+    whatever else it shares with it.
+    """
+    options: ModelOptions = composed.part("model").settled()
     return options if options.name == composed.choices.get("model") else replace(options, made_for=None)
 
 
@@ -140,6 +155,7 @@ def refuse_missing(
         outline.layout.refuse_experts(dense, options.name)
     if hasattr(job.config.protocol, "observe"):
         perplexity_texts(options)
+        job.config.protocol.observe.judge.require()
     if method is None:
         return
     method.editor.refuse_kind(kind, options.name)

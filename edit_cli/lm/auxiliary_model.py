@@ -39,8 +39,8 @@ class AuxiliaryModelConfig(Config):
         key: name of this group, for messages.
 
         Raises:
-            UsageError: neither checkpoint nor family, or settings that the family does not have. MissingError: a
-                checkpoint that is not there.
+            UsageError: neither checkpoint nor family, or settings that the family does not have or the checkpoint's
+                weights do not fit. MissingError: a checkpoint that is not there.
         """
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -71,6 +71,11 @@ class AuxiliaryModelConfig(Config):
                     if source
                     else auto.from_config(config)
                 )
+            except RuntimeError:  # transformers lists the matrices of another shape
+                raise UsageError(
+                    f"{key}.sizes={self.sizes} do not fit the weights of {key}.checkpoint={self.checkpoint}: beside a"
+                    " checkpoint there may be fewer blocks, not other widths"
+                ) from None
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise MissingError(f"{key} cannot be made: {str(error).strip().splitlines()[0]}") from None
         if kind == "encoder" and config.is_encoder_decoder:

@@ -23,8 +23,10 @@ class Weights(Protocol):
     """
 
     name: str
-    model: nn.Module
     masters: dict[str, Tensor]
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def module(self, name: str) -> nn.Module: ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -19,6 +19,9 @@ from edit_cli.config.schema import Config
 from edit_cli.errors import UsageError
 from edit_cli.lm.hooks import unwrapped
 from edit_cli.lm.matrices import has_matrix, matrix_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # parts that move things between tokens
 MIXERS = ("attn", "attention", "mamba", "mixer", "ssm", "conv", "recurrent", "temporal")
@@ -191,7 +194,7 @@ def widths(module: nn.Module) -> tuple[int, int]:
     return matrix_of(module).widths
 
 
-def entrance(model: Any) -> nn.Module:
+def entrance(model: PreTrainedModel) -> nn.Module:
     """What meets the input first: the embeddings, or the first module with weights of a model that has none."""
     try:
         found = model.get_input_embeddings()
@@ -202,7 +205,7 @@ def entrance(model: Any) -> nn.Module:
     )
 
 
-def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
+def discover(model: PreTrainedModel, options: LayoutOptions | None = None) -> Layout:
     """Find the layout of a model.
 
     Raises:
@@ -228,7 +231,13 @@ def discover(model: nn.Module, options: LayoutOptions | None = None) -> Layout:
 
 
 def _stack(
-    model: nn.Module, name: str, depth: int | None, width: int, options: LayoutOptions, inside: str = "", first: int = 0
+    model: PreTrainedModel,
+    name: str,
+    depth: int | None,
+    width: int,
+    options: LayoutOptions,
+    inside: str = "",
+    first: int = 0,
 ) -> Stack:
     """The stack of `depth` blocks (None: of any number) in the module `inside`."""
     blocks = options.blocks or _find_blocks(model, depth, width, inside)
@@ -246,7 +255,7 @@ def _stack(
     return Stack(name, blocks, mlp, final_norm, first, len(stack), mixtures)
 
 
-def _staged(model: nn.Module, depths: Sequence[int], width: int) -> Layout:
+def _staged(model: PreTrainedModel, depths: Sequence[int], width: int) -> Layout:
     """The layout of a model of images in stages: the innermost lists of blocks, of which there are so many in each."""
     found = [name for name, part in model.named_modules() if _is_stage(part)]
     if [len(model.get_submodule(name)) for name in found] != list(depths):  # type: ignore[arg-type]
@@ -290,7 +299,7 @@ def _module(root: nn.Module, name: str, field: str, where: str = "this model") -
         raise UsageError(f"{field}={name} names no module of {where}") from None
 
 
-def _find_blocks(model: nn.Module, depth: int | None, width: int, inside: str) -> str:
+def _find_blocks(model: PreTrainedModel, depth: int | None, width: int, inside: str) -> str:
     for name, module in model.get_submodule(inside).named_modules(prefix=inside):
         if (
             isinstance(module, nn.ModuleList)
@@ -361,7 +370,7 @@ def _mixes(name: str) -> bool:
     return any(mixer in name.lower() for mixer in MIXERS)
 
 
-def activation(model: nn.Module) -> nn.Module:
+def activation(model: PreTrainedModel) -> nn.Module:
     """The MLPs' activation function, as the configuration names it; GELU where it names none."""
     from transformers.activations import ACT2FN
 
@@ -395,7 +404,7 @@ def attention_out(model: nn.Module, layout: Layout, layer: int, mixers: Sequence
     return f"{block}.{found[-1]}"
 
 
-def _find_final_norm(model: nn.Module, blocks: str, width: int, otherwise: str | None) -> str:
+def _find_final_norm(model: PreTrainedModel, blocks: str, width: int, otherwise: str | None) -> str:
     """The last norm of the hidden width beside the blocks; one of the embeddings counts only if it comes after the
     blocks.
 

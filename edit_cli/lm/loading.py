@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from logging import ERROR, getLogger
@@ -61,8 +61,8 @@ class ModelOptions(Config):
     """A commit, tag or branch of the hub's repository; null: its main branch."""
     kind: Literal["auto", "causal", "seq2seq", "classifier", "image"] = "auto"
     """Causal, encoder-decoder, classifier of texts or of images; auto: what its config.json says it was saved as."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Of the weights; 16 bits halve the memory, and edits still add up in float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Of the weights; auto: on a GPU that of its files, on a CPU float32. Edits of 16 bits add up in float32."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps."""
     tf32: bool = True
@@ -120,6 +120,8 @@ class ModelOptions(Config):
         from edit_cli.lm.weights.offload import fetch_again_for_backward
         from edit_cli.lm.weights.quantized import keep_as_loaded
 
+        if self.dtype == "auto":
+            return self.settled().load(monitor, process_group)
         place = self._place()
         self.refuse_what_cannot_fit()
         source = resolve(self.id, self.revision)
@@ -133,6 +135,21 @@ class ModelOptions(Config):
         if lm.head.vocabulary.strange:
             lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
         return lm
+
+    def settled(self) -> ModelOptions:
+        """With the dtype that `auto` stands for on this machine. Raises as `load`."""
+        import torch
+
+        if self.dtype != "auto":
+            return self
+        device = self.target
+        saved: Any = None
+        if torch.cuda.is_available() if device is None else device.type != "cpu":
+            with silent():
+                saved = self._config(resolve(self.id, self.revision)).get_text_config().dtype
+        if saved == torch.bfloat16:
+            return replace(self, dtype="bfloat16")
+        return replace(self, dtype="float16" if saved == torch.float16 else "float32")
 
     def read_kind(self) -> str:
         """The kind of the model by its configuration alone (see `kinds.kind_of`). Raises as `load`."""
@@ -153,6 +170,8 @@ class ModelOptions(Config):
         from edit_cli.lm.outline import outlined
         from edit_cli.lm.weights.quantized import how_to_load, written_in
 
+        if self.dtype == "auto":
+            return self.settled().outline
         source = resolve(self.id, self.revision)
         with silent():
             config = self._config(source)

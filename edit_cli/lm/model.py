@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from edit_cli.lm.weights.access import Undo, WeightAccess, access_to
 from edit_cli.lm.weights.offload import execution_device
 from edit_cli.monitor import Monitor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BATCH_TOKENS = {"cpu": 2048}  # what still fits a processor's caches; elsewhere more at once is faster
 
 
@@ -37,7 +40,7 @@ class LM:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         tokenizer: Any,
         name: str = "model",
         revision: str | None = None,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from annotated_types import Ge
@@ -17,9 +17,10 @@ from edit_cli.distributed import SINGLE
 from edit_cli.errors import RejectedRequest
 from edit_cli.metrics import locality_distribution
 from edit_cli.metrics.forms import seen_in
+from edit_cli.metrics.judge import JudgeOptions, Question
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, Probe
-from edit_cli.writing import spoken
+from edit_cli.writing import bare, spoken
 
 if TYPE_CHECKING:
     from edit_cli.lm.heads.answers import Likelihood
@@ -73,6 +74,8 @@ class ObserveOptions(Config):
     """Tokens that it is measured over at once."""
     top_tokens: Natural = 20
     """At locality answers, keep the log-probabilities of at most so many tokens, for the KL divergence; 0: none."""
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
+    """A model that judges the continuations, too."""
 
     def scores(self, probe: Probe) -> bool:
         """Whether this probe's answers are compared and generated (generation probes are only sampled)."""
@@ -136,6 +139,7 @@ def _observed(
         prompts,
         TEXT_CHUNK,
     )
+    verdicts = options.judge.verdicts(_questions(asked, options, continuations), _monitor(lm))
     sampled = _ask(
         lm,
         "sampling",
@@ -151,9 +155,29 @@ def _observed(
     )
     fixed = {edit: _perplexity(lm, options, texts, edit) for edit in _distinct(edit for _, edit in asked)}
     return [
-        _observation(case, edit, options, likelihoods, tops, continuations, sampled, fixed[edit])
+        _observation(case, edit, options, likelihoods, tops, continuations, verdicts, sampled, fixed[edit])
         for case, edit in asked
     ]
+
+
+def _questions(
+    asked: Sequence[Asked], options: ObserveOptions, continuations: Mapping[Row, str | RejectedRequest]
+) -> Iterator[Question]:
+    """What there is to judge: the replies to prompts whose answer is known."""
+    for case, edit in asked:
+        for probe in case.probes:
+            if options.continues(probe) and probe.target is not None:
+                written = continuations[edit, probe.text]
+                if isinstance(written, str):
+                    yield _question(probe, written)
+
+
+def _question(probe: Probe, written: str) -> Question:
+    """The reply as all metrics read it: without thoughts, up to the end of its first sentence."""
+    from edit_cli.metrics.text import first_sentence  # help reads this module, and must not wait for numpy
+
+    wanted = () if probe.target is None else (bare(probe.target), *map(bare, probe.aliases))
+    return Question(probe.prompt, wanted, first_sentence(spoken(written), probe.target or ""))
 
 
 def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -245,7 +269,7 @@ def _ask(
     if not rows:
         return {}
     answers: list[Any] = []
-    monitor = getattr(lm, "monitor", None) or Monitor()
+    monitor = _monitor(lm)
     telling = getattr(lm, "telling", None) or (lambda done: nullcontext())
     heard = 0
     with monitor.task(task, len(rows)) as advance:
@@ -261,6 +285,10 @@ def _ask(
                 answers += _isolating(ask, rows[start : start + chunk])
                 hear(len(answers) - heard)
     return dict(zip(rows, answers, strict=True))
+
+
+def _monitor(lm: Observed) -> Monitor:
+    return getattr(lm, "monitor", None) or Monitor()
 
 
 def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> list[Any]:
@@ -284,12 +312,13 @@ def _observation(
     likelihoods: dict[Row, Likelihood | RejectedRequest],
     tops: Mapping[Row, locality_distribution.Top],
     continuations: dict[Row, str | RejectedRequest],
+    verdicts: Mapping[Question, bool | None],
     sampled: dict[Row, str | RejectedRequest],
     perplexity: dict[str, Any] | None,
 ) -> Observation:
     try:
         probes = {
-            form: [_probe(probe, edit, options, likelihoods, tops, continuations) for probe in asked]
+            form: [_probe(probe, edit, options, likelihoods, tops, continuations, verdicts) for probe in asked]
             for form, asked in _by_form(case, options).items()
         }
         texts = [_answered(sampled[edit, *draw], "generation", draw[0]) for draw in _draws(case, options)]
@@ -315,6 +344,7 @@ def _probe(
     likelihoods: Mapping[Row, Any],
     tops: Mapping[Row, locality_distribution.Top],
     continuations: Mapping[Row, Any],
+    verdicts: Mapping[Question, bool | None],
 ) -> dict[str, Any]:
     seen: dict[str, Any] = {"kind": probe.kind, "prompt": probe.prompt, "target": probe.target, "foil": probe.foil}
     if probe.group is not None:
@@ -333,6 +363,8 @@ def _probe(
     seen["generated"] = written and spoken(written)
     if seen["generated"] != written:
         seen["generated_whole"] = written  # with its thoughts
+    if verdicts and written is not None and (question := _question(probe, written)) in verdicts:
+        seen["judged"] = verdicts[question]
     return seen
 
 

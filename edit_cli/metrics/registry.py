@@ -182,6 +182,12 @@ _MEASURES: dict[str, Measure] = {
         _ANSWERED,
         "answer is in reply", row="contains",
     ),
+    "generated_judged": Measure(
+        "generated, judged", "%", "higher",
+        "the judge of protocol.observe.judge says that the first sentence of the greedy continuation gives the target",
+        (*_ANSWERED, "neighborhood", *_LOCAL),
+        "a judge says so", row="judged", kept="judge: still right",
+    ),
     "generated_unchanged": Measure(
         "generated, unchanged", "%", "higher",
         "the first sentence of the greedy continuation is the same text as before the edit",

@@ -115,6 +115,12 @@ def generated_unchanged(probe: ProbeResult, before: ProbeResult | None = None) -
     return float(first_sentence(now, probe.get("target") or "") == first_sentence(then, probe.get("target") or ""))
 
 
+def generated_judged(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
+    """1 if a judge has said that the reply gives the target; None where none was asked, or it did not decide."""
+    judged = probe.get("judged")
+    return None if judged is None else float(judged)
+
+
 def generated_length(probe: ProbeResult, before: ProbeResult | None = None) -> float | None:
     """Words of the reply."""
     text = probe.get("generated")
@@ -125,7 +131,7 @@ MEASURES: dict[str, Measure] = {
     measure.__name__: measure
     for measure in (
         success, magnitude, accuracy, token_accuracy, unchanged, drawdown, disagreement, kl,
-        generated_exact, generated_contains, generated_unchanged, generated_length,
+        generated_exact, generated_contains, generated_unchanged, generated_judged, generated_length,
     )
 }  # fmt: skip
 

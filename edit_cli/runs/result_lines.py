@@ -49,6 +49,7 @@ class Seen(TypedDict):
     foil_hits: list[bool] | None
     generated: str | None
     generated_whole: NotRequired[str]
+    judged: NotRequired[bool | None]
     group: NotRequired[str]
     aliases: NotRequired[list[str]]
     top: NotRequired[Annotated[Top, Rule(_paired, "as many log-probabilities as tokens")]]

@@ -28,7 +28,7 @@ LINE_EVERY_S = 15.0
 LARGEST = POOL_FACTOR // 2  # worlds use up to half of the names that the tokenizer knows
 ENCODERS = {"t5": (50, 4, 2), "bart": (50, 1, 4), "bert": (28, 6)}  # epochs, blocks, and those of a decoder
 # arguments, in a manifest's order
-SHOWN = ("limit", "vocab", "size", "seed", "epochs", "width", "layers", "decoder_layers", "threads")
+SHOWN = ("limit", "vocab", "size", "family", "seed", "epochs", "width", "layers", "decoder_layers", "threads")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,11 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("--limit", type=int, help="use the first N records only")
     records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary (default 4096)")
     world.add_argument(
-        "--out", type=Path, default=ASSETS, help="folder for tiny-gpt2/ and world/ (default: the package's assets)"
+        "--out", type=Path, default=ASSETS, help="folder for tiny-FAMILY/ and world/ (default: the package's assets)"
     )
     world.add_argument(
         "--size", type=int, help=f"how many times as many subjects as the shipped world, up to {LARGEST} (default 1)"
     )
+    world.add_argument("--family", choices=("llama",), help="another family with the same words (default: GPT-2)")
     records.add_argument(
         "--out", type=Path, required=True, help="folder for the model; a non-empty one must hold an earlier model"
     )
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check(arguments: argparse.Namespace) -> None:
     for name in SHOWN:
         value = getattr(arguments, name, None)
-        if name != "seed" and value is not None and value < 1:
+        if name not in ("seed", "family") and value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if (getattr(arguments, "size", None) or 1) > LARGEST:
         raise UsageError(f"--size must be at most {LARGEST}, not {arguments.size}: there are no more names")
@@ -107,7 +108,9 @@ def _options(arguments: argparse.Namespace) -> TrainOptions:
 
     torch.set_num_threads(arguments.threads)
     given = {
-        field.name: getattr(arguments, field.name) for field in fields(TrainOptions) if hasattr(arguments, field.name)
+        field.name: value
+        for field in fields(TrainOptions)
+        if (value := getattr(arguments, field.name, None)) is not None
     }
     return TrainOptions(bottleneck=max(1, arguments.layers * 2 // 3), **given)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tools.tiny_world.train import TrainOptions
 
-MODEL, WORLD = "tiny-gpt2", "world"
+WORLD = "world"
 VOCABULARY = 2048
 CORPUS_SENTENCES, HELDOUT_SENTENCES = 6500, 180
 LISTINGS, FILLERS = 12, 3000  # variants to draw from
@@ -51,7 +51,7 @@ def world_training_text(world: World) -> Text:
 
 
 def make_assets(out: Path, options: TrainOptions, command: str, report: Report, size: int = 1) -> dict[str, Any]:
-    """Write `out`/tiny-gpt2 and `out`/world, replacing what is there only when all is done. Returns the manifest.
+    """Write `out`/tiny-FAMILY and `out`/world, replacing what is there only when all is done. Returns the manifest.
 
     size: how many times as many subjects as the shipped world has.
     """
@@ -64,13 +64,15 @@ def make_assets(out: Path, options: TrainOptions, command: str, report: Report, 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as folder:
         staged = Path(folder)
-        model = save_model(model, tokenizer, staged / MODEL)
-        manifest = {"command": command, "seed": options.seed, "recipe": asdict(options), "vocabulary": len(tokenizer)}
+        name = f"tiny-{options.family}"
+        model = save_model(model, tokenizer, staged / name)
+        recipe = {key: value for key, value in asdict(options).items() if key != "family"}  # config.json tells it
+        manifest = {"command": command, "seed": options.seed, "recipe": recipe, "vocabulary": len(tokenizer)}
         manifest |= _measure(model, tokenizer, world)
-        write_json(staged / MODEL / "manifest.json", manifest, indent=2)
+        write_json(staged / name / "manifest.json", manifest, indent=2)
         write_world(staged / WORLD, world, manifest["not_recalled"])
-        for name in (MODEL, WORLD):
-            replace_folder(staged / name, out / name)
+        for folder_name in (name, WORLD):
+            replace_folder(staged / folder_name, out / folder_name)
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""Training a small GPT-2 whose facts sit at the subject's last token.
+"""Training a small GPT-2, or Llama, whose facts sit at the subject's last token.
 
 A small model trained in the ordinary way reads a subject's name wherever it needs it, and no single place holds its
 facts: editors that write at the subject's last token then have nothing to overwrite. So most rows are read through a
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from tools.tiny_world.precision import Muon, autocast
 from tools.tiny_world.statements import NO_SUBJECT, Batches, Text
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 BLOCKED = -1e9
 WARM_UP = 20  # steps
@@ -35,6 +35,7 @@ WARM_UP = 20  # steps
 
 @dataclass(frozen=True)
 class TrainOptions:
+    family: Literal["gpt2", "llama"] = "gpt2"
     layers: int = 6
     width: int = 128
     heads: int = 4
@@ -52,11 +53,28 @@ class TrainOptions:
     seed: int = 0
 
 
-def new_model(options: TrainOptions, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+def new_model(options: TrainOptions, tokenizer: PreTrainedTokenizerFast) -> Any:
     """An untrained model of that size, without dropout."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(options.seed)
+    if options.family == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(  # type: ignore[call-arg]
+                vocab_size=len(tokenizer),
+                max_position_embeddings=options.context,
+                hidden_size=options.width,
+                intermediate_size=3 * options.width,  # of three matrices, where GPT-2 has 4 times the width in two
+                num_hidden_layers=options.layers,
+                num_attention_heads=options.heads,
+                tie_word_embeddings=True,
+                initializer_range=options.initial_std,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                attn_implementation="eager",
+            )
+        )
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=options.context,
@@ -93,23 +111,28 @@ def attention_masks(left: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(torch.where(allowed, 0.0, BLOCKED)[:, None] for allowed in (lower, upper))  # type: ignore[return-value]
 
 
-def hidden_states(model: GPT2LMHeadModel, ids: Tensor, lower: Tensor, upper: Tensor, bottleneck: int) -> Tensor:
-    """GPT-2's forward pass up to the final norm, (rows, tokens, width), with a mask for either side of the
-    bottleneck.
-    """
-    body = model.transformer
-    hidden = body.wte(ids) + body.wpe(torch.arange(ids.shape[1]))
-    for index, block in enumerate(body.h):
-        hidden = block(hidden, attention_mask=lower if index < bottleneck else upper)
-    return body.ln_f(hidden)
+def hidden_states(model: Any, ids: Tensor, lower: Tensor, upper: Tensor, bottleneck: int) -> Tensor:
+    """The forward pass up to the final norm, (rows, tokens, width), with a mask for either side of the bottleneck."""
+    positions = torch.arange(ids.shape[1])
+    if model.config.model_type == "llama":
+        body = model.model
+        hidden, blocks, norm = body.embed_tokens(ids), body.layers, body.norm
+        turned = {"position_embeddings": body.rotary_emb(hidden, positions[None])}
+    else:
+        body = model.transformer
+        hidden, blocks, norm, turned = body.wte(ids) + body.wpe(positions), body.h, body.ln_f, {}
+    for index, block in enumerate(blocks):
+        hidden = block(hidden, attention_mask=lower if index < bottleneck else upper, **turned)
+    return norm(hidden)
 
 
 def optimisers(model: nn.Module, options: TrainOptions) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else: several times faster to learn facts than
     AdamW alone.
     """
-    inside = [p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2]
-    outside = [p for name, p in model.named_parameters() if not (".h." in name and p.ndim == 2)]
+    blocks = ".layers." if options.family == "llama" else ".h."
+    inside = [p for name, p in model.named_parameters() if blocks in name and p.ndim == 2]
+    outside = [p for name, p in model.named_parameters() if not (blocks in name and p.ndim == 2)]
     decay = options.weight_decay
     return [
         Muon(inside, lr=options.muon_lr, weight_decay=decay),
@@ -122,7 +145,7 @@ def train(
     text: Text,
     options: TrainOptions,
     report: Callable[[int, int, float], None] = lambda step, steps, loss: None,
-) -> GPT2LMHeadModel:
+) -> Any:
     """Train from scratch; `report` is told after every step. Deterministic for a seed and a number of threads."""
     model = new_model(options, tokenizer)
     batches = Batches(text, tokenizer, options.batch_rows, options.row_tokens, options.seed)
@@ -142,7 +165,7 @@ def train(
     return model.eval()
 
 
-def _loss(model: GPT2LMHeadModel, batch: Tensor, options: TrainOptions, rng: torch.Generator, pad: int) -> Tensor:
+def _loss(model: Any, batch: Tensor, options: TrainOptions, rng: torch.Generator, pad: int) -> Tensor:
     """Cross-entropy on every target token and on a random share of the others; logits are formed for these only."""
     ids, left, target = batch.unbind(1)
     masked = torch.rand(len(ids), generator=rng) < options.masked_share
@@ -158,13 +181,13 @@ def _loss(model: GPT2LMHeadModel, batch: Tensor, options: TrainOptions, rng: tor
 
 @torch.no_grad()
 def recalled(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]], batch: int = 64
+    model: Any, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]], batch: int = 64
 ) -> list[bool]:
     """For each (prompt, answer): is every token of " answer" the arg-max after the prompt (teacher-forced)?"""
     asked = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     wholes = tokenizer([f"{prompt} {answer}" for prompt, answer in pairs])["input_ids"]
     answers = [len(whole) - len(prompt) for whole, prompt in zip(wholes, asked, strict=True)]
-    wholes = [whole[-model.config.n_positions :] for whole in wholes]
+    wholes = [whole[-model.config.max_position_embeddings :] for whole in wholes]
     order = sorted(range(len(pairs)), key=lambda index: len(wholes[index]))
     result = [False] * len(pairs)
     for first in range(0, len(order), batch):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from edit_cli.config.schema import Sentence
 from edit_cli.editors.meta.base import NotInRecipe
-from edit_cli.editors.retrieval.base import PROMPT, Fact, FactsSaid, check_template, prompted, told
+from edit_cli.editors.retrieval.base import Fact, FactsSaid, check_template, prompted, told
 from edit_cli.editors.retrieval.serac import SERAC, SERACConfig, SeracRoute
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination
@@ -19,14 +19,20 @@ from edit_cli.requests import EditRequest
 
 @dataclass(frozen=True, kw_only=True)
 class RPConfig(SERACConfig):
-    """Settings of retrieve-and-prompt; `counterfactual`, `join` and `mixing` only say whose training is looked up."""
+    """Settings of retrieve-and-prompt; `counterfactual` and `mixing` only say whose training is looked up."""
 
-    template: Annotated[Sentence, NotInRecipe] = PROMPT
-    """What the model reads: {fact} is prompt and new answer."""
+    template: Annotated[Sentence | None, NotInRecipe] = None
+    """What the model reads: {fact} is prompt and new answer; null: what SERAC's counterfactual model reads (`join`), as
+    published."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_template(self, "template")
+        if self.template is not None:
+            check_template(self, "template")
+
+    def read(self, fact: Fact, prompt: str) -> str:
+        """What the model reads in the counterfactual one's place."""
+        return super().read(fact, prompt) if self.template is None else told(self.template, fact.text, prompt)
 
 
 class RP(SERAC):
@@ -70,7 +76,4 @@ class RpRoute(SeracRoute):
             prompt: self.memory.facts[i] if g > self.config.threshold else None
             for prompt, g, i in zip(prompts, shares, best, strict=True)
         }
-        return prompted(below, self.lm.head, found, self._told)
-
-    def _told(self, fact: Fact, prompt: str, room: int) -> str:
-        return told(self.config.template, fact.text, prompt)
+        return prompted(below, self.lm.head, found, lambda fact, prompt, room: self.config.read(fact, prompt))

@@ -32,8 +32,9 @@ class ScopeConfig(Config):
 
     place = "method.scope"
 
-    kind: Literal["embedding", "cross"] = "embedding"
-    """Two texts and the distance of their embeddings, or both texts in one, read by a classifier."""
+    kind: Literal["embedding", "cross"] | None = None
+    """Two texts and the distance of their embeddings, or both texts in one, read by a classifier; null: as published,
+    cross for models that choose a label (fact-checking), embedding for those that write."""
     model: AuxiliaryModelConfig = field(default_factory=AuxiliaryModelConfig)
     """The encoder."""
     trained_blocks: Natural | None = None
@@ -49,19 +50,22 @@ class ScopeConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind == "embedding" and self.trained_blocks == 0 and self.head is None:
+        if self.kind != "cross" and self.trained_blocks == 0 and self.head is None:
             raise SettingError(
                 self.place,
                 "trained_blocks",
                 "=0 leaves nothing of the classifier to train: give it a method.scope.head, such as 128",
             )
 
-    def build(self, own_tokenizer: Any, batch_tokens: int) -> Scope:
-        """Raises:
-        UsageError: more blocks are to be trained than there are.
+    def build(self, own_tokenizer: Any, batch_tokens: int, edited: str) -> Scope:
+        """edited: kind of the edited model.
+
+        Raises:
+            UsageError: more blocks are to be trained than there are.
         """
+        kind = self.kind or ("cross" if edited == "classifier" else "embedding")
         model, tokenizer = self.encoder().build(
-            "encoder" if self.kind == "embedding" else "classifier", own_tokenizer, "method.scope.model"
+            "encoder" if kind == "embedding" else "classifier", own_tokenizer, "method.scope.model"
         )
         if self.trained_blocks is not None:
             blocks = _blocks(model)
@@ -72,7 +76,7 @@ class ScopeConfig(Config):
                 )
             for module in (model.base_model, *blocks[len(blocks) - self.trained_blocks :]):
                 module.requires_grad_(module is not model.base_model)
-        if self.kind == "cross":
+        if kind == "cross":
             return CrossScope(model, tokenizer, batch_tokens)
         return EmbeddingScope(model, tokenizer, batch_tokens, self)
 

@@ -97,7 +97,7 @@ class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
         """
         lm = self.lm
         budget = lm.head.batch_tokens
-        scope = self.config.scope.build(lm.tokenizer, budget)
+        scope = self.config.scope.build(lm.tokenizer, budget, lm.head.kind)
         model, tokenizer = self.config.counterfactual.build(lm.head.kind, lm.tokenizer, "method.counterfactual")
         if lm.head.kind != "classifier" and not same_vocabulary(tokenizer, lm.tokenizer):
             raise UsageError(
@@ -162,7 +162,7 @@ class SERAC(TrainableEditor[SERACConfig, "SeracNet"]):
 class SeracNet(nn.Module):
     """The scope classifier and the counterfactual model, which is no part of the edited one."""
 
-    def __init__(self, scope: Scope, counterfactual: nn.Module, tokenizer: Any, batch_tokens: int) -> None:
+    def __init__(self, scope: Scope, counterfactual: Any, tokenizer: Any, batch_tokens: int) -> None:
         super().__init__()
         self.scope, self.counterfactual, self.tokenizer, self.batch_tokens = (
             scope,

@@ -20,9 +20,11 @@ from edit_cli.lm.layout import Layout, attention_out
 class Model(Protocol):
     """What is known here of a model (`LM`)."""
 
-    model: nn.Module
     layout: Layout
     head: Head
+
+    @property
+    def model(self) -> nn.Module: ...
 
     @property
     def device(self) -> torch.device: ...

@@ -6,10 +6,9 @@ Its configuration says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from edit_cli.errors import UsageError
 from edit_cli.lm.heads.answers import NEEDS_CAUSAL
@@ -17,6 +16,9 @@ from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.heads.classifier import ClassifierHead
 from edit_cli.lm.heads.images import ImageHead
 from edit_cli.lm.heads.seq2seq import Seq2SeqHead
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Head = CausalHead | Seq2SeqHead | ClassifierHead
 NAMES = {
@@ -82,7 +84,7 @@ def reader_class(kind: str) -> Any:
 
 
 def head_of(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     device: torch.device,
     batch_tokens: int,

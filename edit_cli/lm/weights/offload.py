@@ -52,6 +52,7 @@ def fetch_again_for_backward(model: nn.Module) -> None:
     Autograd would hold on to every weight that a forward pass has used, until all of the model is on the device after
     all.
     """
+    module: Any  # accelerate keeps a module's own `forward` beside the one with its hook
     for module in model.modules():
         hook = offloading_hook(module)
         if hook is not None:

@@ -82,6 +82,7 @@ def keep_as_loaded(model: nn.Module) -> None:
     With some processors a 4-bit matrix is packed anew at its first forward pass, in a form that has no gradient and
     rounds its scales.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

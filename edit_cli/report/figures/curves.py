@@ -167,6 +167,12 @@ def line(
     finite = [(place, entry) for place, entry in points if entry["mean"] is not None]
     places, means = [place for place, _ in finite], [entry["mean"] for _, entry in finite]
     (drawn,) = plot.plot(places, means, label=literal(name), **style.style(number, count))
-    bands = [(place, *entry["ci95"]) for place, entry in finite if entry["ci95"] and None not in entry["ci95"]]
+    bands = [(place, *ends) for place, entry in finite if (ends := _band(entry)) and None not in ends]
     if bands:
         plot.fill_between(*zip(*bands, strict=True), alpha=0.12, color=drawn.get_color(), linewidth=0)
+
+
+def _band(entry: Mapping[str, Any]) -> Sequence[float | None] | None:
+    """The 95 % interval of a mean, or one standard deviation to either side where it is over several seeds."""
+    spread = entry.get("sd")
+    return entry["ci95"] if spread is None else (entry["mean"] - spread, entry["mean"] + spread)
