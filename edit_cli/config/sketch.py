@@ -34,8 +34,10 @@ def _settings_of(module: str, cls: ast.ClassDef) -> tuple[str, ast.ClassDef]:
     """A class of settings itself, or that of the method which a class is: its own `Config`, or that of a base."""
     for place, one in _line(module, cls):
         for node in one.body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "Config":
-                found = _class(place, ast.unparse(node.value))
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            value = getattr(node, "value", None)
+            if value is not None and isinstance(targets[0], ast.Name) and targets[0].id == "Config":
+                found = _class(place, ast.unparse(value))
                 if found is not None:
                     return found
     return module, cls
