@@ -3,9 +3,11 @@
 # BLEU on other sentences, and gradient steps, of ENN beside its untrained control, plain fine-tuning, KE and MEND. BLEU needs sacrebleu (pip install 'edit-cli[translation]').
 #
 #   experiments/enn_translation.sh                                       # two invented languages and the embedded translator, some ten minutes of one core
-#   SCALE=paper experiments/enn_translation.sh runs/wmt dataset.path=newstest.en dataset.reference_path=newstest.de 'dataset.prefix="translate English to German: "'
+#   SCALE=paper experiments/enn_translation.sh runs/wmt dataset.path=newstest.en dataset.reference_path=newstest.de \
+#     'dataset.prefix=translate English to German:'
 #
-# SCALE: scale.sh; at paper scale sentences of yours on T5 small, of which LAYERS are edited. LIMIT sentences are edited one at a time, each from the same weights. Editors that learn are trained first, on the training split; a training that OUT
+# SCALE: scale.sh; at paper scale sentences of yours on T5 small, of which LAYERS are edited. LIMIT sentences are edited one at a time, each from
+# the same weights. Editors that learn are trained first, on the training split; a training that OUT
 # holds already is not repeated. Writes translation.{md,csv} into OUT; a run that was killed goes on where it stopped.
 set -euo pipefail
 . "$(dirname "$0")/scale.sh"

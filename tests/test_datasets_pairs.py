@@ -48,7 +48,7 @@ def test_two_texts_belong_together_line_by_line(tmp_path):
     english, german = tmp_path / "test.en", tmp_path / "test.de"
     english.write_text("a cat\na dog\n\nthe end\n")
     german.write_text("eine Katze\nein Hund\nnichts\nEnde\n")
-    source = Pairs("pairs", path=str(english), reference_path=str(german), prefix="translate: ", others=0)
+    source = Pairs("pairs", path=str(english), reference_path=str(german), prefix="translate:", others=0)
     cases, notes = told_of(source)
     assert [(case.requests[0].text, case.requests[0].target_new) for case in cases] == [
         ("translate: a cat", "eine Katze"), ("translate: a dog", "ein Hund"), ("translate: the end", "Ende")

@@ -45,7 +45,7 @@ class Pairs(Source):
     reference_path: FilePath | None = None
     """The text of translations, where path is the one of sentences; null: path holds records."""
     prefix: str = ""
-    """What a model wants before a sentence, such as 'translate English to German: '."""
+    """What a model wants before a sentence and a space, such as 'translate English to German:'."""
     shares: Annotated[list[NonNegative], Len(3, 3)] | None = None
     """Of train, validation and test, into which sentences fall by their hash, of files without a field split; null:
     0.8, 0.1 and 0.1."""
@@ -91,7 +91,8 @@ class Pairs(Source):
         wanted = row.phrase("wanted") if row.has("wanted") else reference
         if row.has("wanted") and wanted == reference:
             raise Fault("wanted", "is the reference already")
-        request = EditRequest(self.prefix + source, None, wanted, reference if wanted != reference else None)
+        text = f"{self.prefix} {source}" if self.prefix else source
+        request = EditRequest(text, None, wanted, reference if wanted != reference else None)
         probe = Probe("rewrite", request.text, wanted, request.target_true)
         return Case(row.id("id"), (request,), (probe,), right=(reference,))
 
