@@ -90,7 +90,7 @@ def test_every_setting_says_what_it_is_for(group, option):
 @pytest.mark.parametrize("method", catalog.names("method"))
 def test_completion_knows_the_settings_of_every_method(method):
     """It reads them off the source text; here the class itself is asked."""
-    target = catalog.target_of("method", method)
+    target = catalog.target_of("method", method) or ""
     cls = source.settings_of(target) or pytest.skip("not converted")
     sketched = {name.partition(".")[0] for name in sketch.keys(target, "")}
     assert sketched == {key.name.partition(".")[0] for key in keys(cls)}
