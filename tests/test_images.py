@@ -26,6 +26,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.loading import ModelOptions
+from edit_cli.lm.matrices import matrix_of
 from edit_cli.training.loop import Training
 
 families = pytest.mark.parametrize("family", CLASSIFIERS)
@@ -232,3 +233,11 @@ def test_the_embedded_classifiers_tell_digits_apart(model):
     cases_of_digits = Digits("digits", others=1, shuffle_seed=0).load(100).cases
     right = [(case.requests[0].text, case.right[0]) for case in cases_of_digits]
     assert sum(score.hits[0] for score in lm.loglikelihood(right)) >= 95
+
+
+def test_shifted_images_are_laid_out_as_images_usually_are():
+    """One layout for all convolutions after them: with channels last, backward passes of torch's own overran memory."""
+    module = torch.nn.Conv2d(2, 3, 3, padding=1)
+    like = module(torch.randn(1, 2, 4, 4))
+    returned = matrix_of(module).returned(matrix_of(module).leaving(like), like)
+    assert returned.is_contiguous() and torch.equal(returned, like)

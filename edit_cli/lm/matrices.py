@@ -83,7 +83,8 @@ class PatchMatrix(Matrix):
         return y.flatten(2).mT
 
     def returned(self, products: Tensor, like: Tensor) -> Tensor:
-        return products.mT.reshape(like.shape)
+        # laid out as images usually are: oneDNN overruns its memory in the backward pass of a convolution after others
+        return products.mT.reshape(like.shape).contiguous()
 
 
 def is_dense_convolution(module: nn.Module) -> bool:
