@@ -160,9 +160,8 @@ def test_a_folder_without_a_model(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["int8", "half precision", "Tensor", ""])
 def test_an_unknown_dtype(folder, dtype):
-    assert (
-        refused(folder, UsageError, dtype=dtype) == f"model.dtype={dtype}: choose float32, bfloat16, float16 or float64"
-    )
+    choices = "auto, float32, bfloat16, float16 or float64"
+    assert refused(folder, UsageError, dtype=dtype) == f"model.dtype={dtype}: choose {choices}"
 
 
 @pytest.mark.parametrize("key", ["device", "device_map"])
