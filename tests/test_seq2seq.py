@@ -222,7 +222,7 @@ def test_a_saved_model_is_loaded_as_what_it_is(family, tmp_path):
     again = ModelOptions(name="copy", id=str(tmp_path), device="cpu").load()
     assert again.head.kind == "seq2seq" and again.loglikelihood(PAIRS) == lm.loglikelihood(PAIRS)
     assert again.fingerprint() == lm.fingerprint()
-    with pytest.raises(UsageError, match="model.kind=x: choose auto, causal, seq2seq or classifier"):
+    with pytest.raises(UsageError, match="model.kind=x: choose auto, causal, seq2seq, classifier or image"):
         ModelOptions(name="copy", id=str(tmp_path), device="cpu", kind="x")  # type: ignore[arg-type]
 
 
