@@ -25,7 +25,7 @@ from edit_cli.requests import Case, Probe
 
 WITHIN, BEYOND = ("paraphrase", "portability"), ("locality", "neighborhood")
 Outer = Literal["any", "swapped", "seen", "unseen", "implied", "true_false"]
-Locality = Literal["any", "same_answer", "random", "same_relation", "same_subject", "hard"]
+Locality = Literal["any", "same_answer", "random", "same_relation", "same_subject", "hard", "translation"]
 Pair = tuple[str, str]
 
 
