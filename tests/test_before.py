@@ -53,7 +53,7 @@ def test_running_out_of_memory_names_the_key_of_what_was_being_done(phase, key):
 
 DRY = {
     "evaluate method=memit limit=3": ("3 records", "second moments:", "asked after:", "memory:", "time:"),
-    "edit method=ft edit.prompt='{} lives' edit.subject=Ada edit.target=in": ("Ada lives → in", "run:", "gradients"),
+    "edit method=ft edit.prompt='{} lives' edit.subject=Ada edit.target=in": ("Ada lives → in", "run:", "memory:"),
     "sequential method=rome limit=4 protocol.batch_size=2": ("2 batches", "checkpoints:    after 2, 4 facts"),
     "precompute-stats method=memit corpus=embedded stats.tokens=500": ("second moments:", "memory:"),
     "train-editor method=mend dataset=world limit=9": ("9 records", "steps of", "not known:      how large"),
