@@ -10,21 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import edit_cli
-from edit_cli.errors import EditCliError, UsageError
+from tools.command import ASSETS, exit_code, require_some, shown
 
-ASSETS = Path(edit_cli.__file__).parent / "assets"
 SHOWN = ("seed", "epochs", "threads")  # arguments, in a manifest's order
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        _make(arguments)
-    except EditCliError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: _make(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,12 +39,9 @@ def _make(arguments: argparse.Namespace) -> None:
 
     from tools.tiny_images.classifiers import make_classifier
 
-    for name in ("epochs", "threads"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    require_some(arguments, ("epochs", "threads"))
     torch.set_num_threads(arguments.threads)
-    settings = " ".join(f"--{name} {getattr(arguments, name)}" for name in SHOWN)
-    command = f"python -m tools.tiny_images {arguments.kind} {settings}"
+    command = f"python -m tools.tiny_images {arguments.kind} {shown(arguments, SHOWN)}"
 
     def report(epoch: int, loss: float) -> None:
         if epoch % 10 == 0 or epoch == arguments.epochs:

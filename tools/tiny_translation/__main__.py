@@ -10,21 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import edit_cli
-from edit_cli.errors import EditCliError, UsageError
+from tools.command import ASSETS, exit_code, require_some, shown
 
-ASSETS = Path(edit_cli.__file__).parent / "assets"
 SHOWN = ("seed", "steps", "threads")  # arguments, in a manifest's order
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        _make(arguments)
-    except EditCliError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: _make(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,13 +37,9 @@ def _make(arguments: argparse.Namespace) -> None:
 
     from tools.tiny_translation.translator import make_translator
 
-    for name in ("steps", "threads"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    require_some(arguments, ("steps", "threads"))
     torch.set_num_threads(arguments.threads)
-    command = " ".join(
-        ("python -m tools.tiny_translation", *(f"--{name} {getattr(arguments, name)}" for name in SHOWN))
-    )
+    command = f"python -m tools.tiny_translation {shown(arguments, SHOWN)}"
 
     def report(step: int, loss: float) -> None:
         if step % 100 == 0 or step == arguments.steps:

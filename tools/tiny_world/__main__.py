@@ -16,14 +16,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import edit_cli
-from edit_cli.errors import EditCliError, UsageError
+from edit_cli.errors import UsageError
+from tools.command import ASSETS, exit_code
 from tools.tiny_world.world import POOL_FACTOR
 
 if TYPE_CHECKING:
     from tools.tiny_world.train import TrainOptions
 
-ASSETS = Path(edit_cli.__file__).parent / "assets"
 LINE_EVERY_S = 15.0
 LARGEST = POOL_FACTOR // 2  # worlds use up to half of the names that the tokenizer knows
 ENCODERS = {"t5": (50, 4, 2), "bart": (50, 1, 4), "bert": (28, 6)}  # epochs, blocks, and those of a decoder
@@ -33,13 +32,12 @@ SHOWN = ("limit", "vocab", "size", "family", "seed", "epochs", "width", "layers"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        _check(arguments)
-        arguments.run(arguments)
-    except EditCliError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: _work(arguments))
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    arguments.run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
