@@ -47,6 +47,7 @@ task() {  # TASK: model and data
 }
 
 together() {  # TASK METHOD SIZE: settings of a training for that many facts at once; of one they are those of conf/tuned
+  [[ $SCALE-$2 == paper-ft && $1 != fc && $1 != evidence && $1 != convsent ]] && echo "method.layers=[22,23,46,47]"   # those that MEND edits
   [[ $1-$2 == evidence-mend* ]] && echo "method.draw.outer=any"   # a claim's label does not swap with another's, as answers do
   [[ $2 == mend || $2 == enn ]] || return 0
   [[ $3 == 1 ]] && return
