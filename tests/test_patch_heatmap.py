@@ -36,6 +36,7 @@ def test_every_sequential_run_of_a_patch_method_draws_it(cli):
         "dataset=world",
         "limit=3",
         "run_dir=run",
+        "figures=true",
     )
     assert cli(*run, quick=True).code == 0
     kept = np.load("run/patches.npz")
