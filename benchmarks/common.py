@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from edit_cli.datasets.counterfact import CounterFact
-from edit_cli.lm.loading import packaged
 from edit_cli.lm.model import LM
+from edit_cli.lm.model_files import packaged
 from edit_cli.requests import Case, EditRequest
 
 LAYERS = [0, 1, 2, 3]

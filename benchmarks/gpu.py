@@ -31,8 +31,8 @@ from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
 from edit_cli.editors.locate.memit import MEMIT, MEMITConfig
 from edit_cli.editors.locate.value_optimization import ValueConfig
-from edit_cli.lm.loading import packaged
 from edit_cli.lm.model import LM
+from edit_cli.lm.model_files import packaged
 from edit_cli.metrics.observe import ObserveOptions, observe
 from edit_cli.statistics.corpora import EmbeddedText
 from edit_cli.statistics.moments import MomentStore

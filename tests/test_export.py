@@ -22,8 +22,9 @@ from edit_cli.edits.edit import Factors, WeightDelta, WeightState
 from edit_cli.edits.low_rank import added, low_rank
 from edit_cli.errors import UsageError
 from edit_cli.lm.layout import is_transposed, widths
-from edit_cli.lm.loading import ModelOptions, packaged
+from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
+from edit_cli.lm.model_files import packaged
 from edit_cli.report.model_card import Card
 from edit_cli.requests import EditRequest
 

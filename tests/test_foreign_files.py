@@ -16,7 +16,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.embeddings import _refuse_code
-from edit_cli.lm.loading import Source
+from edit_cli.lm.model_files import Source
 from edit_cli.requests import EditRequest
 
 NAME = "transformer.h.1.mlp.c_fc.weight"

@@ -21,9 +21,10 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from edit_cli.config.build import build, register_resolvers
 from edit_cli.config.source import with_defaults
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
-from edit_cli.lm import loading
+from edit_cli.lm import model_files
 from edit_cli.lm.layout import LayoutOptions
-from edit_cli.lm.loading import ModelOptions, packaged
+from edit_cli.lm.loading import ModelOptions
+from edit_cli.lm.model_files import packaged
 from edit_cli.monitor import Monitor
 
 PAIRS = [("The capital of France is", "Paris"), ("Ada Lund lives in", "Oslo")]
@@ -318,7 +319,7 @@ def counted_requests(monkeypatch) -> list[str]:
 
 
 def test_a_hub_that_never_answers_is_waited_for_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "TIMEOUT", 0.2)
+    monkeypatch.setattr(model_files, "TIMEOUT", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -23,7 +23,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.parcel import parcel, portable
 from edit_cli.experiment.saved_edits import Base
 from edit_cli.files.hub import Address, here
-from edit_cli.lm.loading import Source, resolve
+from edit_cli.lm.model_files import Source, resolve
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.moments import MomentStore
 

@@ -19,8 +19,9 @@ from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.hooks import unwrapped
 from edit_cli.lm.layout import is_transposed
-from edit_cli.lm.loading import ModelOptions, packaged
+from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
+from edit_cli.lm.model_files import packaged
 from edit_cli.lm.weights import quantized as quantised
 
 KINDS = [("4bit", "float32"), ("4bit", "bfloat16"), ("8bit", "float32"), ("8bit", "bfloat16")]

@@ -19,8 +19,9 @@ from edit_cli.files.json_files import read_json, to_json, write_json
 from edit_cli.files.paths import expanded
 from edit_cli.files.shapes import checked
 from edit_cli.lm.chat import CHAT, ChatOptions, Forms, forms
-from edit_cli.lm.loading import ModelOptions, resolve
+from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
+from edit_cli.lm.model_files import resolve
 from edit_cli.metrics import knowledge
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case

@@ -22,8 +22,9 @@ from edit_cli.experiment.job import Job, RunConfig
 from edit_cli.experiment.training_command import training_command
 from edit_cli.files.paths import expanded
 from edit_cli.lm.heads.kinds import KINDS
-from edit_cli.lm.loading import EMBEDDED, ModelOptions
+from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
+from edit_cli.lm.model_files import EMBEDDED
 from edit_cli.metrics.judge import JudgeOptions
 from edit_cli.monitor import Monitor
 

@@ -12,7 +12,8 @@ from torch import nn
 from edit_cli.config.schema import Config
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.heads.kinds import auto_class
-from edit_cli.lm.loading import resolve, silent
+from edit_cli.lm.loading import silent
+from edit_cli.lm.model_files import resolve
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from edit_cli.config.schema import Config
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files.json_files import parse
-from edit_cli.lm.loading import Source, resolve, silent
+from edit_cli.lm.loading import silent
+from edit_cli.lm.model_files import Source, resolve
 from edit_cli.lm.tokenization import by_length, pad_right
 from edit_cli.lm.vocabulary import Vocabulary
 

@@ -10,16 +10,14 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from logging import ERROR, getLogger
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from edit_cli import assets
 from edit_cli.config.schema import Config, Count, FilePath
 from edit_cli.distributed import SINGLE, ProcessGroup
 from edit_cli.errors import MissingError, OutOfMemory, UsageError
-from edit_cli.files import hub
 from edit_cli.files.paths import expanded
 from edit_cli.lm.layout import LayoutOptions
+from edit_cli.lm.model_files import Source, first_line, resolve
 from edit_cli.monitor import Monitor
 from edit_cli.wording import many, size
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from edit_cli.lm.model import LM
     from edit_cli.lm.outline import Outline
 
-EMBEDDED = "embedded:"
 SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 PLACEMENT = {  # what transformers and accelerate say of settings that cannot work, and which ones these are
     "dispatched on the CPU or the disk": "quantise with weights that do not fit on the device",
@@ -40,8 +37,6 @@ PLACEMENT = {  # what transformers and accelerate say of settings that cannot wo
 }
 UNKNOWN = re.compile(r"model type `(.+?)` but Transformers does not recognize")
 SIZE = re.compile(r"\d+(\.\d+)?\s*[KMG]i?B", re.IGNORECASE)
-TIMEOUT = 5  # seconds that the hub may take to answer
-REMEDY = "give a local folder instead: {key}=/path/to/folder (written by save_pretrained)"
 
 
 @dataclass(frozen=True)
@@ -357,92 +352,14 @@ class ModelOptions(Config):
                 about := next((word for word in PLACEMENT if word in str(error)), None)
             ):
                 raise UsageError(
-                    f"model.{PLACEMENT[about]} does not work for model.id={self.id}: {_first_line(error)[:200]}"
+                    f"model.{PLACEMENT[about]} does not work for model.id={self.id}: {first_line(error)[:200]}"
                 ) from error
-            raise MissingError(f"model.id={self.id}: its {part} cannot be read: {_first_line(error)}") from error
-
-
-def packaged(path: str) -> Path:
-    """The file or folder that `embedded:<path>` names, inside the package's assets.
-
-    Raises:
-        MissingError: there is no such asset, or the path leaves the assets.
-    """
-    name = PurePosixPath(path.removeprefix(EMBEDDED))
-    if name.is_absolute() or ".." in name.parts or not name.parts or not (assets.FOLDER / name).exists():
-        raise MissingError(f"{EMBEDDED}{name} names nothing that comes with edit-cli")
-    return assets.FOLDER / name
+            raise MissingError(f"model.id={self.id}: its {part} cannot be read: {first_line(error)}") from error
 
 
 def _has(model: Any, name: str) -> bool:
     """Whether it is the name of a module or a parameter."""
     return name in dict(model.named_modules()) or name in dict(model.named_parameters(remove_duplicate=False))
-
-
-@dataclass(frozen=True)
-class Source:
-    """A folder to load from, or a hub id with its commit. local: only files that are here already are used."""
-
-    path: str
-    revision: str | None
-    local: bool
-
-
-def resolve(model_id: str, revision: str | None, key: str = "model.id") -> Source:
-    """Where the files are. key: the setting that names them, for messages.
-
-    Raises:
-        MissingError: nowhere.
-    """
-    if model_id.startswith(EMBEDDED):
-        return Source(str(packaged(model_id)), None, True)
-    if hub.is_address(model_id):
-        address = hub.Address.parse(model_id, f"{key}=")
-        if address.folder:
-            raise MissingError(f"{key}={model_id}: a model is a whole repository: give hub:{address.repo}")
-        return _on_hub(address.repo, revision or address.revision, key)
-    folder = expanded(model_id)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise MissingError(
-                f"{key}={model_id} is a folder without config.json; give a folder that save_pretrained wrote"
-            )
-        return Source(str(folder), revision, True)
-    if folder.is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1:
-        raise MissingError(f"{key}={model_id}: no such folder")
-    return _on_hub(model_id, revision, key)
-
-
-def _on_hub(model_id: str, revision: str | None, key: str) -> Source:
-    """The commit that the hub has, asked once and without retries, or the one in the hub's cache here.
-
-    Raises:
-        MissingError: neither.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
-
-    remedy = REMEDY.format(key=key)
-    where = f"{key}={model_id} is no folder here"
-    try:
-        found = get_hf_file_metadata(hf_hub_url(model_id, "config.json", revision=revision), timeout=TIMEOUT)
-        return Source(model_id, found.commit_hash or revision, False)
-    except HFValidationError:
-        raise MissingError(f"{where} and no valid hub id; {remedy}") from None
-    except Exception as error:  # whatever the transport raises without a network
-        reason = error
-    cached = try_to_load_from_cache(model_id, "config.json", revision=revision)
-    if isinstance(cached, str):
-        return Source(model_id, Path(cached).parent.name, True)  # …/snapshots/COMMIT/config.json
-    if isinstance(reason, GatedRepoError):
-        raise MissingError(
-            f"{key}={model_id} is gated: accept its license on the hub and log in with `hf auth login`, or {remedy}"
-        )
-    if isinstance(reason, HfHubHTTPError):
-        raise MissingError(f"{where}, and the hub answers: {_first_line(reason)}; {remedy}")
-    raise MissingError(
-        f"{where} and not in the hub's cache, and the hub cannot be reached ({type(reason).__name__}); {remedy}"
-    )
 
 
 def _device(key: str, name: str) -> torch.device:
@@ -490,7 +407,3 @@ def silent() -> Iterator[None]:
         offloading.setLevel(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -79,8 +79,8 @@ class JudgeOptions(Config):
                 raise UsageError(f"{self.place}.model has no value: name the model that is to judge")
         elif not re.match(r"https?://\S", self.url or ""):
             raise UsageError(
-                f"{self.place}.url={self.url}: give the address of an OpenAI-compatible API that has {self.model},"
-                " such as http://localhost:8000/v1"
+                f"{self.place}.url={self.url or 'null'}: give the address of an OpenAI-compatible API that has"
+                f" {self.model}, such as http://localhost:8000/v1"
             )
 
     def require(self) -> None:

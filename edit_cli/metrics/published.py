@@ -102,8 +102,7 @@ def _unmodified(pairs: Sequence[Pair]) -> dict[str, float | None]:
     }
 
 
-# --- ENN on translation (Sinitsin et al., 2020)
-# ---------------------------------------------------------------------------------------------------
+# --- ENN on translation (Sinitsin et al., 2020) ---------------------------------------------------------------------
 
 
 def _bleu(pairs: Sequence[Pair], side: Side) -> dict[str, float | None]:
