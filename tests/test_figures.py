@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from edit_cli.report import compare, learning, sme, tuning
 from edit_cli.report.compare import Point
 from edit_cli.report.figures import before_after, curves, heatmap, patch_heatmap, style
+from edit_cli.report.measures import measures
 
 ENTRY = {"mean": 90.0, "ci95": [80.0, 95.0], "n": 16}
 ABOUT = {
@@ -98,6 +99,19 @@ def test_every_title_is_whole_and_names_model_and_number(drawn):
         box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
         assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+
+
+def test_titles_of_panels_neither_meet_nor_leave_the_page(monkeypatch, tmp_path):
+    figure = style.new(10.8, 3.5, "three panels")
+    monkeypatch.setattr(style, "new", lambda *_: figure)
+    longest = sorted(measures(), key=lambda name: len(measures()[name].label))[-3:]
+    points = [Point("memit", n, name, ENTRY) for n in (1, 2) for name in longest]
+    compare.draw(points, "facts", longest, [tmp_path / "c.png"], "three panels")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes]
+    assert len(boxes) == 3
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert boxes[0].x0 >= 0 and boxes[-1].x1 <= figure.bbox.x1
 
 
 def test_a_colour_bar_says_what_it_counts(drawn):

@@ -21,6 +21,7 @@ from edit_cli.report.tables.sheets import Block, Sheet
 from edit_cli.terminal import literal
 
 WIDE = 3  # panels side by side
+PANEL = 3.4  # inches of width that a panel takes
 FACTS = "facts"  # the x-axis of sequential runs
 COLUMNS = (
     "metric mean low high n sd seeds conditions reference difference difference_low difference_high p p_holm pairs"
@@ -165,7 +166,7 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
     """The figure, in each of the `paths`: a panel a metric, a line a method, 95 % bands."""
     columns = min(len(metrics), 2 if len(metrics) == 4 else WIDE)
     rows = math.ceil(len(metrics) / columns)
-    figure = style.new(3.4 * columns + 0.6, 3.2 * rows + 0.3, title)
+    figure = style.new(PANEL * columns + 0.6, 3.2 * rows + 0.3, title)
     plots = figure.subplots(rows, columns, squeeze=False).ravel()
     for empty in plots[len(metrics) :]:
         empty.remove()
@@ -189,7 +190,7 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
             plot.set_xticks(range(len(names)), list(map(literal, names)), rotation=30, ha="right")
         unit = measures()[metric].unit
         plot.set(
-            title=measures()[metric].label,
+            title=style.fitted(measures()[metric].label, PANEL),
             xlabel="facts edited, all in place" if x == FACTS else literal(x),
             ylabel=unit,
         )

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.2  # share of the paraphrases that are never trained
 TOKENIZER_REPEAT = 20  # how often the tokenizer sees each answer on its own
-CORPUS_STATEMENTS = 6  # a document
 EXTRA_WORDINGS = 5  # of a relation's common ones, for each of its facts
 
 
@@ -137,20 +136,10 @@ def make_fact_model(
         }
         write_json(staged / "manifest.json", manifest, indent=2)
         write_json(staged / "records.json", kept)
-        (staged / "corpus.txt").write_text(_corpus(statements, filler, options.seed), encoding="utf-8")
         told = [statement.text for group in statements for statement in group]
         (staged / "corpus.txt").write_text("\n".join(told) + "\n", encoding="utf-8")  # for second moments
         replace_folder(staged, out)
     return manifest
-
-
-def _corpus(statements: Sequence[Sequence[Statement]], filler: Sequence[str], seed: int) -> str:
-    texts = [statement.text for group in statements for statement in group] + list(filler)
-    random.Random(f"{seed} corpus").shuffle(texts)
-    documents = [
-        " ".join(texts[start : start + CORPUS_STATEMENTS]) for start in range(0, len(texts), CORPUS_STATEMENTS)
-    ]
-    return "".join(" ".join(document.split()) + "\n" for document in documents)
 
 
 def _tokenizer_texts(statements: Sequence[Sequence[Statement]], answers: set[str], filler: Sequence[str]) -> list[str]:

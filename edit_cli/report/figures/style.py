@@ -24,8 +24,13 @@ def new(width: float, height: float, title: str) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(literal(fill(title, max(int(width / LETTER), 20))), fontsize="medium")
+    figure.suptitle(fitted(title, width), fontsize="medium")
     return figure
+
+
+def fitted(title: str, width: float) -> str:
+    """A title in as many lines as it takes in so many inches."""
+    return literal(fill(title, max(int(width / LETTER), 20)))
 
 
 def style(number: int, count: int) -> dict[str, Any]:
