@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from edit_cli.lm.heads.head import Head
 from edit_cli.lm.model import LM
 
 DEPTH, WIDTH, INNER, CONTEXT = 3, 32, 88, 128
@@ -234,6 +235,15 @@ def tiny(family: str, seed: int = 0, **overrides: Any) -> tuple[Any, PreTrainedT
         model = loader.from_config(config).eval()
     shake(model, seed)
     return model, words
+
+
+H = TypeVar("H")
+
+
+def head_as(head: Head[Any], kind: type[H]) -> H:
+    """That head, told to be of its kind."""
+    assert isinstance(head, kind)
+    return head
 
 
 def tiny_lm(family: str, seed: int = 0, **overrides: Any) -> LM:

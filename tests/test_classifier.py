@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from embedded import prepared, same_bits, snapshot
-from families import CLASSIFIERS, CONTEXT, DEPTH, LABELS, WIDTH, tiny, tiny_lm
+from families import CLASSIFIERS, CONTEXT, DEPTH, LABELS, WIDTH, head_as, tiny, tiny_lm
 
 from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.locate.memit import MEMIT
@@ -17,6 +17,7 @@ from edit_cli.editors.locate.rome import ROME
 from edit_cli.editors.retrieval.lookup import Lookup
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.lm.heads.classifier import ClassifierHead
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, read
@@ -140,7 +141,7 @@ def test_a_saved_model_is_loaded_as_what_it_is(family, tmp_path):
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
     again = ModelOptions(name="copy", id=str(tmp_path), device="cpu").load()
-    assert again.head.kind == "classifier" and again.head.labels == LABELS
+    assert again.head.kind == "classifier" and head_as(again.head, ClassifierHead).labels == LABELS
     assert again.loglikelihood(PAIRS) == lm.loglikelihood(PAIRS)
 
 

@@ -6,9 +6,10 @@ Models that read padding like text are noticed, and continue equally long prompt
 from __future__ import annotations
 
 import pytest
-from families import DENSE, quiet, shake, tiny_lm, tokenizer
+from families import DENSE, head_as, quiet, shake, tiny_lm, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.model import LM
 
 PROMPTS = ["The capital of France is", "Ada", "Ada Lund lives in Oslo, and Ada", "Rome", "Zoë"]
@@ -32,14 +33,14 @@ def recurrent() -> LM:
 
 @pytest.mark.parametrize("family", DENSE)
 def test_attention_takes_it(family):
-    assert tiny_lm(family).head.takes_left_padding
+    assert head_as(tiny_lm(family).head, CausalHead).takes_left_padding
 
 
 def test_recurrence_does_not_and_texts_do_not_depend_on_their_batch():
     lm = recurrent()
     alone = [lm.generate([prompt], 6)[0] for prompt in PROMPTS]
     sampled = [lm.sample([prompt], [seed], 20, 5)[0] for seed, prompt in enumerate(PROMPTS)]
-    assert not lm.head.takes_left_padding
+    assert not head_as(lm.head, CausalHead).takes_left_padding
     assert lm.generate(PROMPTS, 6) == alone
     assert lm.sample(PROMPTS, range(len(PROMPTS)), 20, 5) == sampled
     lm.head.__dict__["takes_left_padding"] = True

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from embedded import embedded_lm, packaged_editor, prepared, requests, same_bits, snapshot, world
-from families import CLASSIFIERS, SEQ2SEQ, tiny_lm
+from families import CLASSIFIERS, SEQ2SEQ, head_as, tiny_lm
 
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.finetune.ewc import EWC
@@ -27,6 +27,8 @@ from edit_cli.editors.passes import passes, row_losses, rows_right
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import UsageError
 from edit_cli.lm.heads.answers import Answers
+from edit_cli.lm.heads.causal import CausalHead
+from edit_cli.lm.heads.classifier import ClassifierHead
 from edit_cli.lm.hooks import on_input
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.prompt_position import PromptPositionTracker
@@ -152,7 +154,7 @@ def test_the_prompts_end_is_found_under_either_padding_and_from_a_cache():
     with on_input(
         lm.module(lm.layout.mlp_out(2)), lambda _: seen.append((tracker.position.first, tracker.position.ends.tolist()))
     ):
-        lm.head._continue(prompts, 3)
+        head_as(lm.head, CausalHead)._continue(prompts, 3)
     longest = max(map(len, prompts))
     assert seen[0] == (0, [longest - 1] * 2)
     assert [first for first, _ in seen[1:]] == list(range(longest, longest + len(seen) - 1)) and len(seen) > 1
@@ -213,8 +215,8 @@ def test_encoder_decoders_and_classifiers(family, method, tmp_path):
     target = "P" if method == "grace" else "Peru"
     wanted = [EditRequest("Where does Ada Lund live?", None, target)]
     if family in CLASSIFIERS:  # the label that it does not give
-        best = lm.generate([wanted[0].text], 1)[0]
-        wanted = [EditRequest(wanted[0].prompt, None, next(name for name in lm.head.labels if name != best))]
+        labels, best = head_as(lm.head, ClassifierHead).labels, lm.generate([wanted[0].text], 1)[0]
+        wanted = [EditRequest(wanted[0].prompt, None, next(name for name in labels if name != best))]
     untouched = snapshot(lm)
     made = {
         "grace": lambda: prepared(GRACE, layer=lm.layout.depth - 1, radius=0.5, lr=0.3, steps=200),

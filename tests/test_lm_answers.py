@@ -10,10 +10,11 @@ from functools import cache
 
 import pytest
 import torch
-from families import DENSE, tiny, tiny_lm, tokenizer
+from families import DENSE, head_as, tiny, tiny_lm, tokenizer
 from scipy.stats import chisquare
 
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.heads.sampling import TopKDraws
 from edit_cli.lm.model import LM
 
@@ -103,7 +104,7 @@ def test_the_tokenizers_padding_side_and_bos_change_nothing_but_the_tokens(famil
         expected = [-scores[at - 1, row.ids[at]].item() for at in range(row.start, len(row.ids))]
         assert score.nll == pytest.approx(math.fsum(expected) / len(expected), abs=1e-4)
     ids = [words(prompt)["input_ids"] for prompt in PROMPTS]
-    steps = lm.head._continue(ids, 3)
+    steps = head_as(lm.head, CausalHead)._continue(ids, 3)
     for prompt, new in zip(ids, steps, strict=True):
         assert new[0] == plain_logits(lm, prompt)[-1].argmax()
 
@@ -161,8 +162,9 @@ def test_generation_stops_at_a_line_break():
     newline = words("\n")["input_ids"][0]
     lm = always(newline)
     assert lm.generate(PROMPTS, 50) == [""] * len(PROMPTS)
-    assert len(lm.head._continue([[5, 6], [7]], 50, stop_at_newline=True)[0]) == 1  # and does not run on
-    assert len(lm.head._continue([[5, 6], [7]], 50)[0]) == 50
+    head = head_as(lm.head, CausalHead)
+    assert len(head._continue([[5, 6], [7]], 50, stop_at_newline=True)[0]) == 1  # and does not run on
+    assert len(head._continue([[5, 6], [7]], 50)[0]) == 50
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -173,7 +175,7 @@ def test_generation_stops_at_eos(listed):
     if listed:  # chat models list several
         lm.model.generation_config.eos_token_id = [words.eos_token_id, token]
     assert lm.generate(PROMPTS, 50) == [""] * len(PROMPTS)
-    assert len(lm.head._continue([[5, 6], [7]], 50)[0]) == 1
+    assert len(head_as(lm.head, CausalHead)._continue([[5, 6], [7]], 50)[0]) == 1
 
 
 def test_a_row_that_is_done_waits_without_a_trace_for_the_others():
@@ -240,12 +242,13 @@ def test_a_sampled_text_depends_on_its_own_seed_only(family):
 def test_sampled_texts_have_the_tokens_that_were_asked_for():
     lm = shared("gpt2")
     lengths = []
-    kept = lm.head._decode
-    lm.head._decode = lambda ids, after=(): (lengths.append(len(ids) + len(after)), kept(ids, after))[1]
+    head = head_as(lm.head, CausalHead)
+    kept = head._decode
+    head._decode = lambda ids, after=(): (lengths.append(len(ids) + len(after)), kept(ids, after))[1]
     try:
         texts = lm.sample(PROMPTS, range(4), 12, 5)
     finally:
-        del lm.head._decode
+        del head._decode
     longest = len(lm.tokenizer(PROMPTS[1])["input_ids"])
     assert longest > 12  # a prompt that is long enough already stays as it is
     assert texts[1] == PROMPTS[1]
@@ -257,8 +260,8 @@ def test_sampling_with_k_of_one_is_greedy():
     short = [prompt for prompt in PROMPTS if len(prompt) < 20]
     for prompt, text in zip(short, lm.sample(short, range(len(short)), 20, 1), strict=True):
         ids = lm.tokenizer(prompt)["input_ids"]
-        new = lm.head._continue([ids], 20 - len(ids))[0]
-        assert text == prompt + lm.head._decode(new)
+        new = head_as(lm.head, CausalHead)._continue([ids], 20 - len(ids))[0]
+        assert text == prompt + head_as(lm.head, CausalHead)._decode(new)
 
 
 def test_draws_follow_the_softmax_of_the_top_k():

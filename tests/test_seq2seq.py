@@ -9,13 +9,14 @@ from functools import cache
 import pytest
 import torch
 from embedded import prepared, same_bits, snapshot
-from families import CONTEXT, DECODER, ENCODER, SEQ2SEQ, WIDTH, tiny, tiny_lm, tokenizer
+from families import CONTEXT, DECODER, ENCODER, SEQ2SEQ, WIDTH, head_as, tiny, tiny_lm, tokenizer
 from transformers import T5ForConditionalGeneration
 
 from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.retrieval.lookup import Lookup
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import RejectedRequest, UsageError
+from edit_cli.lm.heads.seq2seq import Seq2SeqHead
 from edit_cli.lm.layout import LayoutOptions, discover
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -115,7 +116,7 @@ def test_the_start_token_and_what_the_tokenizer_puts_first_are_fed_and_not_score
         scores = lm.head.answers([row])
         handle.remove()
         assert tuple(fed[0][0].tolist()) == (*first, *row.target[:-1])
-        assert tuple(scores.labels.tolist()) == row.target and lm.head.lead == first
+        assert tuple(scores.labels.tolist()) == row.target and head_as(lm.head, Seq2SeqHead).lead == first
 
 
 @families

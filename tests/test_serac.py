@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from embedded import embedded_lm, requests, same_bits, snapshot, world
+from families import head_as
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -498,7 +499,8 @@ def own_logprobs(net: SeracNet, text: str, answer: str, end: str, sign: int = 1)
     before, whole = (lm().tokenizer(string, return_tensors="pt")["input_ids"] for string in (text, text + answer + end))
     after = whole[:, before.shape[1] :]
     with torch.no_grad():
-        p = net.head.model(whole).logits[:, before.shape[1] - 1 : -1].softmax(-1).gather(2, after[..., None])
+        logits = head_as(net.head, CausalHead).model(whole).logits[:, before.shape[1] - 1 : -1]
+        p = logits.softmax(-1).gather(2, after[..., None])
     return (p if sign > 0 else 1 - p).log().flatten()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +17,12 @@ from edit_cli.lm.edit import Added, Edit, MergedEdit, Restore
 from edit_cli.lm.fast.edits_by_row import EditsByRow
 from edit_cli.lm.fast.prefix_cache import shortcuts_work
 from edit_cli.lm.heads.answers import Likelihood
-from edit_cli.lm.heads.kinds import Head, head_of
+from edit_cli.lm.heads.head import Head
+from edit_cli.lm.heads.kinds import head_of
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, entrance, widths
 from edit_cli.lm.matrices import matrix_of
-from edit_cli.lm.routing import Answerer, Routed
+from edit_cli.lm.routing import Answerer, Routed, is_route
 from edit_cli.lm.weights.access import Undo, WeightAccess, access_to
 from edit_cli.lm.weights.offload import execution_device
 from edit_cli.monitor import Monitor
@@ -59,7 +60,7 @@ class LM:
         self.monitor = monitor or Monitor()
         self.process_group = process_group  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)
-        self.head: Head = head_of(
+        self.head: Head[Any] = head_of(
             model, tokenizer, self.device, batch_tokens or BATCH_TOKENS.get(self.device.type, 8192), labels
         )
         self.masters: dict[str, Tensor] = {}  # float32 copies of edited 16-bit weights, so that small updates add up
@@ -70,8 +71,11 @@ class LM:
     @property
     def answerer(self) -> Answerer:
         """The model behind all attached routes, the latest in front."""
-        routes = [edit for edit in self.attached if edit.kind == "route" and not edit.covered]
-        return reduce(Routed, routes, self.head)
+        answerer: Answerer = self.head
+        for edit in self.attached:
+            if is_route(edit) and not edit.covered:
+                answerer = Routed(answerer, edit)
+        return answerer
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None) -> list[Likelihood]:
         """Teacher-forced scores of (prompt, target) pairs, in order.

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from edit_cli.lm.heads.seq2seq import Seq2SeqHead
+
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
 
@@ -59,6 +61,7 @@ class PromptPositionTracker:
         root = getattr(lm.model, f"get_{stack.name}")() if paired else lm.model
         self.fixed: int | None = None
         if paired and stack.name == "decoder":
+            assert isinstance(self.head, Seq2SeqHead)  # two stacks
             self.fixed = len(self.head.lead) - 1
         elif not paired and stack.name == "encoder":
             self.fixed = 0

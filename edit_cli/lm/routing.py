@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edit_cli.lm.edit import Edit
     from edit_cli.lm.heads.answers import Likelihood
 
 
@@ -32,6 +33,18 @@ class Destination:
 
 class Router(Protocol):
     def destinations(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]: ...
+
+
+class AttachedRouter(Router, Protocol):
+    """An edit that says who answers; covered: a later one answers for it, too."""
+
+    @property
+    def covered(self) -> bool: ...
+
+
+def is_route(edit: Edit) -> TypeGuard[AttachedRouter]:
+    """Does this edit say who answers?"""
+    return edit.kind == "route"
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor
 from edit_cli.editors.base import CORPUS, EXAMPLES, Context
 from edit_cli.editors.passes import in_batches, passes
 from edit_cli.errors import MissingError, RejectedRequest, UsageError
+from edit_cli.lm.heads.classifier import ClassifierHead
 from edit_cli.lm.hooks import StopForward, exact, on_input
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import Row, by_length, pad_right
@@ -125,7 +126,7 @@ def _asked(lm: LM, texts: list[str]) -> list[tuple[str, str]]:
     found = []
     for words in (text.split()[:WORDS] for text in texts):
         half = len(words) // 2
-        if half and lm.head.kind == "classifier":
+        if half and isinstance(lm.head, ClassifierHead) and lm.head.kind == "classifier":
             found.append((" ".join(words), lm.head.labels[0]))
         elif half:
             found.append((" ".join(words[:half]), " ".join(words[half:])))

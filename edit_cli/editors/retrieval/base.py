@@ -25,7 +25,7 @@ from edit_cli.edits.edit import Route
 from edit_cli.files.shapes import Rule
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.heads.answers import Likelihood
-from edit_cli.lm.heads.kinds import Head
+from edit_cli.lm.heads.head import Head
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.weights.access import Undo
@@ -204,7 +204,7 @@ class Retold:
 
     answerer: Answerer
     told: Callable[[str, int], str]
-    head: Head
+    head: Head[Any]
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         return self.answerer.loglikelihood(self._asked(pairs))
@@ -237,7 +237,7 @@ class Retold:
 
 
 def prompted(
-    below: Answerer, head: Head, found: Mapping[str, F | None], tell: Callable[[F, str, int], str]
+    below: Answerer, head: Head[Any], found: Mapping[str, F | None], tell: Callable[[F, str, int], str]
 ) -> list[Destination | None]:
     """Who answers each prompt of `found` (distinct ones): the model itself, which reads what `tell` makes of what was
     found, the prompt, and the tokens to leave room for; nothing found: the bare prompt.

@@ -178,7 +178,8 @@ class IkeRoute(SimilarRoute):
         return take_back
 
     def prepare(self, lm: LM) -> None:
-        self.lm, self.shelf = lm, []  # prefixes of all facts of the memory, in its order
+        self.lm = lm
+        self.shelf: list[Any] = []  # prefixes of all facts of the memory, in its order
         if self.router != "none":
             super().prepare(lm)
 

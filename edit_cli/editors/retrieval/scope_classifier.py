@@ -176,7 +176,8 @@ class CrossScope(Scope):
     def pairs(self, facts: Sequence[Fact], prompts: Sequence[str], which: Tensor) -> tuple[Tensor, Tensor]:
         texts = [self._joined(facts[i], prompts[j]) for i, j in which.tolist()]
         logits = self._logits(texts)
-        return tuple(logits.log_softmax(-1).unbind(-1))[:: 1 if IN_SCOPE == 0 else -1]
+        first, second = logits.log_softmax(-1).unbind(-1)
+        return (first, second) if IN_SCOPE == 0 else (second, first)
 
     @torch.no_grad()
     def best(self, memory: FactMemory, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

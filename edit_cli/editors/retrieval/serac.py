@@ -23,7 +23,8 @@ from edit_cli.editors.retrieval.scope_examples import ScopeExample, ScopeExample
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig, same_vocabulary
 from edit_cli.lm.heads.answers import Likelihood
-from edit_cli.lm.heads.kinds import Head, head_of
+from edit_cli.lm.heads.head import Head
+from edit_cli.lm.heads.kinds import head_of
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination, Routed
 from edit_cli.requests import Case, EditRequest
@@ -172,7 +173,7 @@ class SeracNet(nn.Module):
         )
 
     @property
-    def head(self) -> Head:
+    def head(self) -> Head[Any]:
         """How the counterfactual model answers."""
         device = next(self.counterfactual.parameters()).device
         return head_of(self.counterfactual, self.tokenizer, device, self.batch_tokens, replies=True)

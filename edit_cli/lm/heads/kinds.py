@@ -14,13 +14,13 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.heads.answers import NEEDS_CAUSAL
 from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.heads.classifier import ClassifierHead
+from edit_cli.lm.heads.head import Head
 from edit_cli.lm.heads.images import ImageHead
 from edit_cli.lm.heads.seq2seq import Seq2SeqHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Head = CausalHead | Seq2SeqHead | ClassifierHead
 NAMES = {
     "causal": "a causal language model",
     "seq2seq": "an encoder-decoder model",
@@ -90,7 +90,7 @@ def head_of(
     batch_tokens: int,
     labels: Sequence[str] | None = None,
     replies: bool = False,
-) -> Head:
+) -> Head[Any]:
     """How this model answers: an encoder-decoder, a model without a language-modelling head, which reads texts or
     images, or a causal one. tokenizer: of an image classifier, its image processor.
 
