@@ -10,6 +10,7 @@ from torch import nn
 
 from edit_cli.commands.evaluate import result_line
 from edit_cli.config import catalog
+from edit_cli.config.build import plain_containers
 from edit_cli.config.composed import composed
 from edit_cli.config.overrides import regroup
 from edit_cli.datasets.facts import Facts
@@ -23,12 +24,13 @@ from edit_cli.experiment.saved_edits import edit_here, require_new
 from edit_cli.experiment.setup import method_of
 from edit_cli.experiment.undoing import Undoing
 from edit_cli.lm.chat import PLAIN, ChatOptions, Forms, forms_on
+from edit_cli.lm.edit import Provenance
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import ObserveOptions, observe
 from edit_cli.metrics.scores import Side
 from edit_cli.metrics.summarise import summarise
-from edit_cli.requests import Case
+from edit_cli.requests import Case, EditRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +76,8 @@ def edit(
 ) -> Edit:
     """The edit after which the model answers the facts; the model itself is left as it is.
 
-    `with lm.edited(edit):` shows it, `lm.attach(edit)` and `lm.detach()` put it on and take it off, bit for bit.
+    `with lm.edited(edit):` shows it, `lm.attach(edit)` and `lm.detach()` put it on and take it off, bit for bit. It
+    knows facts and settings that it was made with (`provenance`), so `save` need not be told.
 
     Args:
         lm: the model.
@@ -92,15 +95,18 @@ def edit(
     values = {f"method.{key}": value for key, value in (settings or {}).items()}
     if known == "hf":
         values |= {"model.id": lm.id or lm.name, "model.name": lm.name}
-    chosen = method_of(composed("edit", {"method": method, "model": known}, values).node.method)
+    node = composed("edit", {"method": method, "model": known}, values).node.method
+    chosen, forms = method_of(node), _forms(lm, chat)
     context = Context()
     chosen.editor.refuse_kind(lm.head.kind, lm.name)
     chosen.require(lm.name, context)
     editor = chosen.begin(lm, context)
     editor.warm_up()
-    done = attempt(editor, _cases(facts, _forms(lm, chat)))
+    done = attempt(editor, _cases(facts, forms))
     if done.edit is None or done.rejected:
         raise UsageError("; ".join(f"fact {case}: {why}" for case, why in done.rejected.items()))
+    about = {"name": method, **plain_containers(node), **_about_chat(forms, chat)}
+    done.edit.provenance = Provenance(done.requests, about)
     return done.edit
 
 
@@ -142,23 +148,40 @@ def in_chat(lm: LM, prompts: Sequence[str], chat: Chat = "template") -> list[str
 
 
 def save(
-    edit: Edit, directory: str | Path, lm: LM, facts: Sequence[Fact], method: str = "python", chat: Chat = "none"
+    edit: Edit,
+    directory: str | Path,
+    lm: LM,
+    facts: Sequence[Fact] | None = None,
+    method: str | None = None,
+    chat: Chat = "none",
 ) -> str:
     """Write an edit to a directory, as safetensors and JSON; its id.
 
-    The model is in the state that the edit is to be attached to.
+    The model is in the state that the edit is to be attached to. What `edit` made is kept with the facts and the
+    settings of its method, as the `edit` command does, so that `undo` needs no more; `facts`, `method` and `chat` are
+    for edits that came about in another way.
 
     Args:
         edit: what to keep.
         directory: a new one.
         lm: the model that it was made for.
-        facts: what it was made for.
-        method: the name of what made it.
-        chat: see `Chat`.
+        facts: what it was made for, if not what `edit` was given.
+        method: the name of what made it, if not the method of `edit`.
+        chat: of `facts`; see `Chat`.
+
+    Raises:
+        UsageError: no facts are given for an edit that did not come from `edit`, or the directory holds something.
     """
-    forms = _forms(lm, chat)
-    requests = [request for case in _cases(facts, forms) for request in case.requests]
-    about = {"name": method} if forms.edited == PLAIN else {"name": method, "chat": _options(chat).as_made}
+    made = edit.provenance
+    if facts is None and made is None:
+        raise UsageError("facts: say what the edit was made for, since it did not come from edit_cli.edit")
+    known = made.method if made and method in (None, made.method["name"]) else {"name": method or "python"}
+    about = dict(known)
+    requests: Sequence[EditRequest] = made.requests if made else ()
+    if facts is not None:
+        forms = _forms(lm, chat)
+        requests = [request for case in _cases(facts, forms) for request in case.requests]
+        about = {key: value for key, value in known.items() if key != "chat"} | _about_chat(forms, chat)
     return store.save(edit, directory, lm, requests, about)
 
 
@@ -201,6 +224,11 @@ def undo(
 
 def _options(chat: Chat) -> ChatOptions:
     return ChatOptions(**({"chat": chat} if isinstance(chat, str) else {"chat": "template", **chat}))
+
+
+def _about_chat(forms: Forms, chat: Chat) -> dict[str, Any]:
+    """What a saved edit says of the chats that its facts stood in; nothing, where they stood in none."""
+    return {} if forms.edited == PLAIN else {"chat": _options(chat).as_made}
 
 
 def _forms(lm: LM, chat: Chat) -> Forms:

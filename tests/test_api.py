@@ -65,6 +65,33 @@ def test_it_is_the_edit_that_the_command_makes(lm, cli, tmp_path):
         assert same_bits(snapshot(lm), bits)
 
 
+def test_a_saved_edit_holds_the_settings_it_was_made_with(lm, tmp_path):
+    other = {"prompt": "{} was born in", "subject": "Jortia Hovofeld", "target_new": "Paris"}
+    edit_cli.save(edit_cli.edit(lm, [*FACTS, other], **FT), tmp_path / "two", lm)
+    made = json.loads((tmp_path / "two" / "edit.json").read_text())
+    assert (made["method"]["name"], made["method"]["steps"]) == ("ft", 10)
+    assert [request["subject"] for request in made["requests"]] == ["Jormia Stenenen", "Jortia Hovofeld"]
+    edit_cli.undo(tmp_path / "two", ["Jormia Stenenen"], tmp_path / "one", lm)
+    edit_cli.attach(tmp_path / "one", lm)
+    left = snapshot(lm)
+    lm.detach()
+    with lm.edited(edit_cli.edit(lm, [other], **FT)):
+        assert same_bits(snapshot(lm), left)
+
+
+def test_an_edit_from_elsewhere_is_told_what_it_was_made_for(lm, tmp_path):
+    edit = edit_cli.edit(lm, FACTS, **FT)
+    edit_cli.save(edit, tmp_path / "renamed", lm, method="mine")
+    assert json.loads((tmp_path / "renamed" / "edit.json").read_text())["method"] == {"name": "mine"}
+    (again,) = edit_cli.attach(tmp_path / "renamed", lm)
+    lm.detach()
+    with pytest.raises(UsageError, match="facts: say what the edit was made for"):
+        edit_cli.save(again, tmp_path / "again", lm)
+    edit_cli.save(again, tmp_path / "again", lm, FACTS)
+    told = json.loads((tmp_path / "again" / "edit.json").read_text())
+    assert told["method"] == {"name": "python"} and told["requests"][0]["subject"] == "Jormia Stenenen"
+
+
 def test_a_model_that_is_loaded_already_can_be_edited():
     model, tokenizer = tiny("llama")
     lm = edit_cli.load(model, tokenizer)

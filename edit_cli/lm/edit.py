@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edit_cli.errors import UsageError
 from edit_cli.files.tensors import Size
 from edit_cli.lm.weights.access import Undo, WeightAccess
+from edit_cli.requests import EditRequest
 
 
 class Weights(Protocol):
@@ -47,16 +48,26 @@ class Added:
         return sum(part.numel() * part.element_size() for part in (self.left, self.right) if part is not None)
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What an edit was made of: facts, and its method (name, settings, chat) as a saved edit says it, as plain data."""
+
+    requests: Sequence[EditRequest]
+    method: Mapping[str, Any]
+
+
 class Edit(ABC):
     """What an editor made. `attach` returns its own exact undo.
 
     Each kind takes of the model (`lm`) what it needs; edits of weights and modules need no more than `Weights`.
 
-    said: the shape (see `shapes`) of what `state` says beside the tensors.
+    said: the shape (see `shapes`) of what `state` says beside the tensors. provenance: where the edit came from
+    `edit_cli.edit`, for whoever saves it.
     """
 
     kind: ClassVar[str]
     said: ClassVar[Any] = dict[str, Any]
+    provenance: Provenance | None = None
 
     @abstractmethod
     def attach(self, lm: Any) -> Undo: ...
