@@ -171,7 +171,9 @@ def save(
 
     Raises:
         UsageError: no facts are given for an edit that did not come from `edit`, or the directory holds something.
+        MissingError: the directory cannot be made.
     """
+    require_new(Path(directory), "directory")
     made = edit.provenance
     if facts is None and made is None:
         raise UsageError("facts: say what the edit was made for, since it did not come from edit_cli.edit")
@@ -217,7 +219,7 @@ def undo(
     if lm.attached:
         raise UsageError("the model has edits in place: detach them, since an edit is undone on the model without any")
     undoing = Undoing.of(edit_here(directory), [str(fact) for fact in facts])
-    require_new(Path(out))
+    require_new(Path(out), "out")
     method, about = undoing.method(lm.name, lm.id or lm.name, regroup(settings))
     return undoing.write(lm, method, about, Path(out))[0]
 

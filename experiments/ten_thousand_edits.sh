@@ -7,7 +7,7 @@
 #   SCALE=paper experiments/ten_thousand_edits.sh published gpt-j-6b     # MultiCounterFact, on a model that knows it
 #
 # SCALE: scale.sh. RECORDS is a file of records, MODEL a small model that was trained on their true facts (or `published`, and the name of a model). All records are edited in the end, so none is left
-# to choose settings on: those below were chosen with SIZES=1000. Writes at_once.{md,csv,png,svg} and in_steps.{md,csv,png,svg} into OUT.
+# to choose settings on: try some with SIZES=1000, and say that they were chosen on facts that are edited. Writes at_once.{md,csv,png,svg} and in_steps.{md,csv,png,svg} into OUT.
 set -euo pipefail
 . "$(dirname "$0")/scale.sh"
 

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from edit_cli.lm.heads.head import Head
+from edit_cli.lm.heads.base import Head
 from edit_cli.lm.model import LM
 
 DEPTH, WIDTH, INNER, CONTEXT = 3, 32, 88, 128

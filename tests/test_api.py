@@ -92,6 +92,15 @@ def test_an_edit_from_elsewhere_is_told_what_it_was_made_for(lm, tmp_path):
     assert told["method"] == {"name": "python"} and told["requests"][0]["subject"] == "Jormia Stenenen"
 
 
+def test_a_folder_that_is_in_use_keeps_what_it_holds(lm, tmp_path):
+    edit = edit_cli.edit(lm, FACTS, **FT)
+    edit_cli.save(edit, tmp_path / "kept", lm)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    with pytest.raises(UsageError, match="^directory .*kept is there already: name a new folder$"):
+        edit_cli.save(edit, tmp_path / "kept", lm, method="other")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == before
+
+
 def test_a_model_that_is_loaded_already_can_be_edited():
     model, tokenizer = tiny("llama")
     lm = edit_cli.load(model, tokenizer)

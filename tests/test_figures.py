@@ -44,7 +44,10 @@ TRAINING = {
     **ABOUT,
     "protocol": {"cases": 16, "validation": 5},
     "best": {"step": 2},
-    "series": {"train": {"loss": [[1, 2.0], [2, 1.0]]}, "validation": {"loss": [[2, 1.5]]}},
+    "series": {
+        "train": {"loss": [[1, 2.0], [2, 1.0]]},
+        "validation": {"loss": [[2, 1.5]], "locality_same_subject_drawdown": [[2, 1.5]]},
+    },
 }
 RATES = {"edits": 2, "SR": {"mean": 1.0, "std": 0.0}, "ER": {"mean": 1.0, "std": 0.0}}
 SME = {**ABOUT, "sme": {"folds": [{}], "course": [RATES, {**RATES, "edits": 4}]}}
@@ -101,7 +104,15 @@ def test_every_title_is_whole_and_names_model_and_number(drawn):
         assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
 
 
-def test_titles_of_panels_neither_meet_nor_leave_the_page(monkeypatch, tmp_path):
+def test_titles_of_panels_stay_on_the_page(drawn):
+    titles = [(figure, axes.title) for figure in drawn for axes in figure.axes if axes.get_title()]
+    assert len(titles) == 4
+    for figure, title in titles:
+        box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, title.get_text()
+
+
+def test_long_titles_of_a_comparisons_panels_do_not_meet(monkeypatch, tmp_path):
     figure = style.new(10.8, 3.5, "three panels")
     monkeypatch.setattr(style, "new", lambda *_: figure)
     longest = sorted(measures(), key=lambda name: len(measures()[name].label))[-3:]

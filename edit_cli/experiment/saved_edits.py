@@ -185,11 +185,11 @@ def refused(path: Path, cannot: str, why: str) -> UsageError:
     return UsageError(f"{path} {cannot}: {why}; it can still be used here (base_edit={path})")
 
 
-def require_new(out: Path) -> None:
-    """Refuse a folder that is in use (UsageError) or cannot be made (MissingError)."""
+def require_new(out: Path, name: str = "--out") -> None:
+    """Refuse a folder that is in use (UsageError) or cannot be made (MissingError). name: what names it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is there already: name a new folder")
-    require_place(out, f"--out {out}")
+        raise UsageError(f"{name} {out} is there already: name a new folder")
+    require_place(out, f"{name} {out}")
 
 
 def requests_of(paths: Sequence[Path]) -> list[dict[str, Any]]:

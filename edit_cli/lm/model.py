@@ -17,7 +17,7 @@ from edit_cli.lm.edit import Added, Edit, MergedEdit, Restore
 from edit_cli.lm.fast.edits_by_row import EditsByRow
 from edit_cli.lm.fast.prefix_cache import shortcuts_work
 from edit_cli.lm.heads.answers import Likelihood
-from edit_cli.lm.heads.head import Head
+from edit_cli.lm.heads.base import Head
 from edit_cli.lm.heads.kinds import head_of
 from edit_cli.lm.hooks import StopForward, hidden_of, on_output, skip_blocks
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, entrance, widths

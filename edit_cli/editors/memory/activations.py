@@ -126,7 +126,7 @@ def _asked(lm: LM, texts: list[str]) -> list[tuple[str, str]]:
     found = []
     for words in (text.split()[:WORDS] for text in texts):
         half = len(words) // 2
-        if half and isinstance(lm.head, ClassifierHead) and lm.head.kind == "classifier":
+        if half and isinstance(lm.head, ClassifierHead):
             found.append((" ".join(words), lm.head.labels[0]))
         elif half:
             found.append((" ".join(words[:half]), " ".join(words[half:])))

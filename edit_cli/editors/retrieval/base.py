@@ -25,7 +25,7 @@ from edit_cli.edits.edit import Route
 from edit_cli.files.shapes import Rule
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.heads.answers import Likelihood
-from edit_cli.lm.heads.head import Head
+from edit_cli.lm.heads.base import Head
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination
 from edit_cli.lm.weights.access import Undo

@@ -19,7 +19,7 @@ from edit_cli.editors.memory.base import nearest
 from edit_cli.editors.retrieval.base import Fact, FactRoute, FactsSaid, facts_of
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.heads.answers import Likelihood
-from edit_cli.lm.heads.head import Head
+from edit_cli.lm.heads.base import Head
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.routing import Answerer, Destination

@@ -23,7 +23,7 @@ from edit_cli.editors.retrieval.scope_examples import ScopeExample, ScopeExample
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig, same_vocabulary
 from edit_cli.lm.heads.answers import Likelihood
-from edit_cli.lm.heads.head import Head
+from edit_cli.lm.heads.base import Head
 from edit_cli.lm.heads.kinds import head_of
 from edit_cli.lm.model import LM
 from edit_cli.lm.routing import Answerer, Destination, Routed

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.errors import UsageError
-from edit_cli.lm.heads.head import Head
+from edit_cli.lm.heads.base import Head
 from edit_cli.lm.hooks import hidden_of, with_hidden
 from edit_cli.lm.layout import Layout, attention_out
 

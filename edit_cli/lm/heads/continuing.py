@@ -5,7 +5,6 @@ family allows it.
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 from edit_cli.errors import UsageError
 from edit_cli.lm.fast.decoding import CACHE_BYTES, Decoder
 from edit_cli.lm.fast.edits_by_row import meeting
-from edit_cli.lm.heads.base import BaseHead
+from edit_cli.lm.heads.base import Head
 from edit_cli.lm.heads.sampling import Drawn, StopAtNewline, TopKDraws, likeliest, without_defaults
 from edit_cli.lm.tokenization import Row, by_length, pad_left, told
 from edit_cli.writing import THINK, spoken
 
 
-class Continuing(BaseHead, ABC):
+class Continuing(Head[Row]):
     """The part of a causal model's head that writes.
 
     prompt_ends: (rows,) during a pass, column of each prompt's last token (see lm.prompt_position).
@@ -33,20 +32,6 @@ class Continuing(BaseHead, ABC):
         super().__init__(model, tokenizer, device, batch_tokens)
         self.prompt_ends: Tensor | None = None
         self._line_breaks: dict[int, bool] = {}  # of tokens that were met
-
-    @property
-    @abstractmethod
-    def max_length(self) -> int:
-        """Tokens that the model has positions for."""
-
-    @property
-    @abstractmethod
-    def caches_keys(self) -> bool:
-        """Whether rows can share keys and values of their earlier tokens."""
-
-    @abstractmethod
-    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Row]:
-        """Rows of (prompt, target) pairs that leave room for `new` tokens."""
 
     @contextmanager
     def prompts_end_at(self, columns: Tensor) -> Iterator[None]:

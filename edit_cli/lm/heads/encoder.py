@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.fast.edits_by_row import meeting
-from edit_cli.lm.heads.answers import NEEDS_CAUSAL, Answers, Likelihood
-from edit_cli.lm.heads.base import BaseHead
+from edit_cli.lm.heads.answers import NEEDS_CAUSAL, Likelihood
+from edit_cli.lm.heads.base import Head, R
 from edit_cli.lm.tokenization import Row, by_length, require_offsets, told
 
-R = TypeVar("R", bound=Row)
 
-
-class EncoderHead(BaseHead, ABC, Generic[R]):
+class EncoderHead(Head[R]):
     """Prompts are read by an encoder. Subclasses say what a target becomes (`encode`) and how it is scored
     (`answers`).
 
@@ -45,14 +42,6 @@ class EncoderHead(BaseHead, ABC, Generic[R]):
                 # such families count positions from there
                 return min(positions, module.num_embeddings - module.padding_idx - 1)
         return positions
-
-    @abstractmethod
-    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[R]:
-        """(prompt, target) pairs as rows."""
-
-    @abstractmethod
-    def answers(self, rows: Sequence[R], end: bool = False) -> Answers:
-        """Scores of the rows' targets, differentiable."""
 
     def _prompts(self, prompts: Sequence[str]) -> list[Row]:
         """As the encoder reads them: with the special tokens that its tokenizer puts around a text, but without spaces

@@ -12,9 +12,9 @@ import torch
 
 from edit_cli.errors import UsageError
 from edit_cli.lm.heads.answers import NEEDS_CAUSAL
+from edit_cli.lm.heads.base import Head
 from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.heads.classifier import ClassifierHead
-from edit_cli.lm.heads.head import Head
 from edit_cli.lm.heads.images import ImageHead
 from edit_cli.lm.heads.seq2seq import Seq2SeqHead
 
