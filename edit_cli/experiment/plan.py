@@ -212,8 +212,10 @@ def show(plan: Plan, monitor: ConsoleMonitor) -> Outcome:
     """Print a plan."""
     job = plan.job
     monitor.screen.line(f"`edit-cli {job.command}` would do this; nothing was loaded or written.")
-    for topic, sentence in [*plan.lines, *plan.sums(), *(("not known", what) for what in plan.unknown)]:
-        monitor.screen.line(f"{topic + ':':<16}{sentence}")
+    lines = [*plan.lines, *plan.sums(), *(("not known", what) for what in plan.unknown)]
+    width = max(len(topic) for topic, _ in lines) + 2
+    for topic, sentence in lines:
+        monitor.screen.line(f"{topic + ':':<{width}}{sentence}")
     return Outcome(0)
 
 
