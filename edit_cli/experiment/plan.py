@@ -89,6 +89,8 @@ class Plan:
             f" {many(outline.depth, 'layer')} of width {outline.layout.width:,}{kind};"
             f" {size(outline.bytes)} on {device or options.device_map}",
         )
+        if slow := options.emulated():
+            self.say("slow", slow)
         if not outline.reads_text:
             self.unknown.append("time and memory of a model that reads no text")
         elif device is not None:
