@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -16,6 +17,8 @@ from common import LAYERS, clocked, random_model
 from embedded import embedded_lm
 from oracle import plain_value
 
+from edit_cli.editors import passes
+from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.locate.base import Subjects
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.solver import Covariance, solve
@@ -198,6 +201,22 @@ def single_edits(cases: list[Case]) -> list[Ratio]:
             for probe, same in zip(seen["probes"], other["probes"], strict=True):
                 assert probe["generated"] == same["generated"] and probe["target_hits"] == same["target_hits"]
     return [Ratio(f"asking about {len(cases)} single edits, against one after another", plain, fast)]
+
+
+def fine_tuning(lm: LM, requests: list[EditRequest]) -> list[Ratio]:
+    """Single edits of 25 steps by FT in a late layer, against running the blocks below at every step."""
+    ratios = []
+    for layer in (lm.layout.depth - 2, lm.layout.depth - 1):
+        editor = FT(FT.Config(layers=[layer], stop_loss=0.0), lm)
+        editor.edit(requests[:1])
+        found, (fast, _) = clocked(lambda editor=editor: [editor.edit([request]) for request in requests])
+        with patch.object(passes, "KEPT", 0):
+            expected, (plain, _) = clocked(lambda editor=editor: [editor.edit([request]) for request in requests])
+        for mine, its in zip(found, expected, strict=True):
+            assert all(torch.equal(mine.updates[name], update) for name, update in its.updates.items())
+        what = f"FT, {len(requests)} single edits of 25 steps, layer {layer} of 0 to {lm.layout.depth - 1}"
+        ratios.append(Ratio(what, plain, fast))
+    return ratios
 
 
 def scoring(cases: list[Case], orders: int = 50) -> list[Ratio]:
