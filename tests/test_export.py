@@ -21,6 +21,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Factors, WeightDelta, WeightState
 from edit_cli.edits.low_rank import added, low_rank
 from edit_cli.errors import UsageError
+from edit_cli.files.hub import known_as
 from edit_cli.lm.layout import is_transposed, widths
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -308,6 +309,43 @@ def test_a_checkpoint_is_that_of_apply_card_and_all(cli):
     assert "| Jormia Stenenen plays the | organ |  |" in card
     assert "accuracy, % ↑ | 0.0 | 100.0 |" in card  # of the run that measured it
     assert "to undo the edit, load the base model" in card
+
+
+@pytest.mark.parametrize("command", [("export", "--to", "peft"), ("apply",)])
+def test_a_card_names_the_base_model_as_a_receiver_finds_it(cli, command):
+    """The maker's folder means nothing to others; one of the hub's cache has a name there."""
+    lm = embedded_lm()
+    edit_store.save(WeightDelta({f"{IN.format(2)}.weight": draw(128, 512)}), "e", lm, [FACT], {"name": "ft"})
+    manifest, commit = Path("e/edit.json"), "0123456789abcdef" * 2 + "01234567"
+    cached = f"/home/ada/.cache/hub/models--org--a-model--x/snapshots/{commit}"
+    for number, (place, told) in enumerate(
+        [("/home/ada/models/mine", "Base model: mine (from a folder"), (cached, f"org/a-model--x (revision {commit})")]
+    ):
+        about = json.loads(manifest.read_text())
+        about["base_model"] |= {"name": "mine", "id": place}
+        manifest.write_text(json.dumps(about))
+        ended = cli(command[0], "e", *command[1:], "--model", "tiny-gpt2", "--out", f"out{number}")
+        assert ended.code == 0, ended.err
+        card = Path(f"out{number}/README.md").read_text()
+        assert told in card and "/home/ada" not in card
+        assert ('base_model: "org/a-model--x"' in card) is (place == cached)
+        assert ("write its id there" in " ".join(ended.err.split())) is (place != cached)
+
+
+@pytest.mark.parametrize(
+    ("place", "known"),
+    [
+        ("org/model", ("org/model", "r1")),
+        ("hub:org/model@v2", ("org/model", "r1")),
+        ("embedded:tiny-gpt2", ("embedded:tiny-gpt2", "r1")),
+        ("here/model", (None, None)),
+        ("~/model", (None, None)),
+    ],
+)
+def test_by_which_name_others_find_a_model(place, known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here/model").mkdir(parents=True)
+    assert known_as(place, "r1") == known
 
 
 def test_texts_mean_nothing_but_themselves_in_a_card():

@@ -26,7 +26,9 @@ COMPARED = (
     "locality_token_accuracy",
     "token_score",
     "efficacy_generated_contains",
+    "paraphrase_generated_contains",
     "neighborhood_generated_unchanged",
+    "locality_generated_unchanged",
     "perplexity",
     *SME,
 )
@@ -38,7 +40,7 @@ LOST = (
     "convsent_es",
 )
 RATED = ("success", "token_accuracy")  # measures whose legends are told together
-DISPENSABLE = ("token_score", "score", "perplexity", "efficacy_generated_contains", "neighborhood_generated_unchanged")
+DISPENSABLE = ("token_score", "score", "perplexity")
 TELLS = {  # of columns that are no metrics
     "held out": "success on records that were never edited",
     "first": "success on the first facts of all",
@@ -60,7 +62,9 @@ def meaning(metrics: Collection[str], *others: str) -> str:
     rated = "; ".join(f"{one.heading}, {one.legend}" for one in named if one.measure in RATED)
     measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
     told = [f"{measure} in % on: {rated}"] if rated else []
-    told += [f"{column(one.id)}: {one.legend}" for one in named if one.legend and one.measure not in RATED]
+    told += [
+        f"{' '.join(column(one.id).split())}: {one.legend}" for one in named if one.legend and one.measure not in RATED
+    ]
     told += [f"{name}: {TELLS[name]}" for name in others]
     told += [f"{one.label}: {one.definition}" for one in named if one.id in own and not one.legend]
     return ". ".join(told) + "."
