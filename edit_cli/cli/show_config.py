@@ -44,6 +44,16 @@ def run(what: str, overrides: Sequence[str], as_json: bool) -> int:
     return 0
 
 
+def of_command(command: str, group: str, option: str, overrides: Sequence[str]) -> list[str]:
+    """The settings of an option that a command's overrides choose, be it packaged or of a plug-in; nothing of one that
+    is unknown.
+    """
+    registry.admit(plugins := plugins_of(overrides))
+    if option not in [entry.name for entry in catalog.entries(group)]:
+        return []
+    return section(group, option, [f"plugins=[{','.join(plugins)}]"] if plugins else [], command)
+
+
 def section(group: str, option: str, overrides: Sequence[str], command: str | None = None) -> list[str]:
     """The settings of an option as help shows them."""
     summary = next((entry.summary for entry in catalog.entries(group) if entry.name == option), "")
