@@ -28,6 +28,12 @@ def test_layers_by_relative_depth_are_those_of_other_models(depth):
     assert isinstance(first_layers("grace", depth)["layer"], int) and first_layers("lookup", depth) == {}
 
 
+@pytest.mark.parametrize("depth", [3, 6, 12, 30])
+def test_layers_that_stand_above_another_wherever_they_were_published_do_so_by_depth_too(depth):
+    found = first_layers("melo", depth)
+    assert found["layer"] < min(found["lora_layers"]) <= max(found["lora_layers"]) < depth
+
+
 def test_a_method_without_layers_says_where_to_begin(cli, folder):  # noqa: F811
     ended = cli("edit", "method=memit", "model=hf", f"model.id={folder}", *FACT)
     assert ended.code == 2 and "'method.layers=[" in ended.err and "of its 3 layers" in ended.err

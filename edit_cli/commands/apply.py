@@ -8,7 +8,16 @@ from pathlib import Path
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.low_rank import LowRank
-from edit_cli.experiment.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
+from edit_cli.experiment.saved_edits import (
+    Base,
+    beneath,
+    edited,
+    methods_of,
+    requests_of,
+    require_new,
+    run_of,
+    weight_edits,
+)
 from edit_cli.files.disk import replacing, require_room
 from edit_cli.lm.heads.kinds import auto_class
 from edit_cli.report.model_card import Card
@@ -59,5 +68,6 @@ def write_card(
         (run and run.summary) or {},
         parts,
         file=file,
+        beneath=len(requests_of(beneath(paths))),
     )
     (folder / CARD).write_text(str(card), encoding="utf-8")

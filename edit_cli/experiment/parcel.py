@@ -15,7 +15,7 @@ from edit_cli.editors.meta import checkpoints
 from edit_cli.edits import gguf_adapter
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.experiment.saved_edits import methods_of, one_edit, requests_of, run_of
+from edit_cli.experiment.saved_edits import beneath, methods_of, one_edit, requests_of, run_of
 from edit_cli.files.hub import Address, Content
 from edit_cli.files.json_files import read_json, to_json
 from edit_cli.report.model_card import Card, of_editor, of_statistics
@@ -91,7 +91,15 @@ def _edit(directory: Path, to: Address) -> Parcel:
     run = run_of(directory)
     facts, summary = requests_of(chain), (run and run.summary) or {}
     card = Card(
-        model["name"], portable(model["id"]), model["revision"], methods_of(chain), facts, summary, None, str(to)
+        model["name"],
+        portable(model["id"]),
+        model["revision"],
+        methods_of(chain),
+        facts,
+        summary,
+        None,
+        str(to),
+        beneath=len(requests_of(beneath(chain))),
     )
     return Parcel("edit", {CARD: str(card).encode(), **files}, _beside(path, files), notes)
 
