@@ -39,6 +39,7 @@ compare() {  # task, model, data set, metrics, published table, methods
     edit-cli evaluate "${settings[@]}" limit="$LIMIT" protocol.batch_size=1 protocol.observe.sample=false "${BRIEF[@]}" "${OVERRIDES[@]}" \
       run_dir="$OUT/$task-$model/evaluate/$method" tag="$method" > /dev/null
   done
+  compgen -G "$OUT/$task-$model/evaluate/*/" > /dev/null || return 0  # none of the methods takes part
   edit-cli compare "$OUT/$task-$model/evaluate"/*/ --by tag --metrics "$metrics" ${published:+--published "$published"} --out "$OUT/$task-$model"
 }
 

@@ -241,6 +241,15 @@ def test_show_config_tells_default_purpose_and_bounds_of_every_setting(cli):
         assert (ended.code, told in ended.err) == (2, True)
 
 
+@pytest.mark.parametrize("command", help_texts.CONFIGURED)
+def test_help_is_of_settings_and_leaves_the_catalog_to_ls(cli, command):
+    lines = cli(command, "--help").out.splitlines()
+    assert next(i for i, line in enumerate(lines) if line.startswith("Settings")) < 16
+    assert not any("Meng et al." in line for line in lines)  # what options are, `ls` tells
+    shown = {line.split("=NAME")[0].strip() for line in lines if "=NAME  " in line}
+    assert shown == set(catalog.choices(command)) & set(catalog.GROUPS.values())
+
+
 def test_help_lists_the_settings_of_chosen_options(cli):
     assert "method.covariance_weight" not in cli("evaluate", "--help").out
     assert "method.covariance_weight=auto" in cli("evaluate", "method=memit", "--help").out

@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from edit_cli.commands import apply
+from edit_cli.console import Screen
 from edit_cli.edits import peft_adapter
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Factors, WeightDelta, WeightState
 from edit_cli.edits.low_rank import added, low_rank
 from edit_cli.errors import UsageError
+from edit_cli.files.hub import known_as
 from edit_cli.lm.layout import is_transposed, widths
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -317,9 +319,46 @@ def test_a_card_says_which_of_its_facts_were_measured(tmp_path):
     """Those of the last run, not of the edit that it stood on."""
     lm, run = embedded_lm(), finished_run(tmp_path / "run", {"0": [True, True, True]})
     shutil.copytree(saved(lm, tmp_path, *(delta(lm, **{OUT.format(layer): 1}) for layer in (1, 2))), run / "edits/0000")
-    apply.write_card(tmp_path, run, edit_store.chain(run / "edits/0000"))
+    apply.write_card(Screen(), tmp_path, run, edit_store.chain(run / "edits/0000"))
     card = (tmp_path / "README.md").read_text()
     assert "with 2 edited facts" in card and "Means over the last fact, with all edits in place" in card
+
+
+@pytest.mark.parametrize("command", [("export", "--to", "peft"), ("apply",)])
+def test_a_card_names_the_base_model_as_a_receiver_finds_it(cli, command):
+    """The maker's folder means nothing to others; one of the hub's cache has a name there."""
+    lm = embedded_lm()
+    edit_store.save(WeightDelta({f"{IN.format(2)}.weight": draw(128, 512)}), "e", lm, [FACT], {"name": "ft"})
+    manifest, commit = Path("e/edit.json"), "0123456789abcdef" * 2 + "01234567"
+    cached = f"/home/ada/.cache/hub/models--org--a-model--x/snapshots/{commit}"
+    for number, (place, told) in enumerate(
+        [("/home/ada/models/mine", "Base model: mine (from a folder"), (cached, f"org/a-model--x (revision {commit})")]
+    ):
+        about = json.loads(manifest.read_text())
+        about["base_model"] |= {"name": "mine", "id": place}
+        manifest.write_text(json.dumps(about))
+        ended = cli(command[0], "e", *command[1:], "--model", "tiny-gpt2", "--out", f"out{number}")
+        assert ended.code == 0, ended.err
+        card = Path(f"out{number}/README.md").read_text()
+        assert told in card and "/home/ada" not in card
+        assert ('base_model: "org/a-model--x"' in card) is (place == cached)
+        assert ("write its id there" in " ".join(ended.err.split())) is (place != cached)
+
+
+@pytest.mark.parametrize(
+    ("place", "known"),
+    [
+        ("org/model", ("org/model", "r1")),
+        ("hub:org/model@v2", ("org/model", "r1")),
+        ("embedded:tiny-gpt2", ("embedded:tiny-gpt2", "r1")),
+        ("here/model", (None, None)),
+        ("~/model", (None, None)),
+    ],
+)
+def test_by_which_name_others_find_a_model(place, known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here/model").mkdir(parents=True)
+    assert known_as(place, "r1") == known
 
 
 def test_texts_mean_nothing_but_themselves_in_a_card():

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from edit_cli.report import compare, learning, sme, tuning
+from edit_cli.report import compare, learning, sequence, sme, tuning
 from edit_cli.report.compare import Point
+from edit_cli.report.comparison import COMPARED
 from edit_cli.report.figures import before_after, curves, heatmap, patch_heatmap, style
 from edit_cli.report.measures import measures
 
@@ -126,6 +127,13 @@ def test_long_titles_of_a_comparisons_panels_do_not_meet(monkeypatch, tmp_path):
     for row in (boxes[:3], boxes[3:]):
         assert all(left.x1 < right.x0 for left, right in pairwise(row))
         assert row[0].x0 >= 0 and row[-1].x1 <= figure.bbox.x1
+
+
+def test_names_of_curves_and_of_progress_are_in_one_line():
+    """Headings of a table may take two."""
+    row = {"edits": 2, "metrics": dict.fromkeys(COMPARED, ENTRY), "model": {}, "first": {}, "held_out": {}}
+    names = [*sequence.curve_series({"checkpoints": [row]}), sequence.told(row)]
+    assert "paraphrase" in names and len(names) > 6 and not any("\n" in name for name in names)
 
 
 def test_a_colour_bar_says_what_it_counts(drawn):

@@ -111,7 +111,7 @@ def test_an_edit_of_several_facts_is_the_sum_and_small(tmp_path):
 def test_prompts_of_the_other_facts_of_a_batch_must_stay():
     """As published: of a batch one fact is edited, and the others are its constraint; validation takes each fact."""
     editor, cases = ke(embedded_lm(), others=3), statements("train")[:8]
-    assert (editor.cases_per_edit, editor.cases_per_evaluation) == (4, 1)
+    assert (editor.config.cases_per_edit, editor.config.cases_per_evaluation) == (4, 1)
     torch.manual_seed(0)
     edited, episodes = editor._episodes(cases, 4)
     torch.manual_seed(0)

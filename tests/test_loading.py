@@ -248,6 +248,19 @@ def test_an_encoder_decoder_is_no_causal_model(damaged):
     assert line == f"model.id={damaged} is of the family t5, which has no causal language model"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "times", "told"),
+    [("bfloat16", 18.2, True), ("float16", 18.2, True), ("bfloat16", 0.8, False), ("float32", 18.2, False)],
+)
+def test_a_dtype_that_the_processor_only_emulates_is_told(folder, dtype, times, told, monkeypatch):
+    monkeypatch.setattr("edit_cli.lm.precision.slowdown", lambda kind: times)
+    monitor, notes = Monitor(), list[str]()
+    monkeypatch.setattr(monitor, "note", notes.append)
+    ModelOptions("x", str(folder), dtype=dtype, device="cpu").load(monitor)
+    found = [note for note in notes if f"model.dtype={dtype}" in note]
+    assert bool(found) is told and all("18 times" in note for note in found)
+
+
 def test_a_model_larger_than_what_is_free_is_refused_before_it_is_loaded(folder, monkeypatch):
     options = ModelOptions("llama", str(folder), device="cpu")
     assert options.outline is not None

@@ -83,7 +83,7 @@ def test_neither_page_nor_trackers_make_another_run(finished, monkeypatch, cache
 )
 def test_runs_are_listed_by_what_they_are(arguments, told, look):
     ended = look("ls", "runs", *arguments)
-    assert ended.code == 0 and told in ended.out.replace("edited", "efficacy_success")
+    assert ended.code == 0 and told in ended.out.replace("efficacy", "efficacy_success")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,17 @@ def test_an_edit_goes_there_and_back(there):
     assert here("hub:ada/organ@old:older", ("edit.json",)).joinpath("edit.json").is_file()
 
 
+def test_an_edit_of_a_model_in_a_folder_says_that_its_receiver_names_one(there):
+    edit_store.save(delta(1), "own", embedded_lm(), [FACT], {"name": "memit"})
+    about = json.loads(Path("own/edit.json").read_text())
+    about["base_model"] |= {"name": "mine", "id": str(there.folder)}
+    Path("own/edit.json").write_text(json.dumps(about))
+    ended = there.run("push", "own", "hub:ada/own")
+    assert ended.code == 0, ended.err
+    card = there.hub.repos["ada/own"].branches["main"][-1][1]["README.md"].decode()
+    assert "edit-cli ask hub:ada/own 'a prompt' --model FOLDER" in card and 'edit_cli.load("FOLDER")' in card
+
+
 def test_nothing_is_sent_that_is_only_to_be_shown(there):
     ended = there.run("push", "b", "hub:ada/organ", "--dry-run")
     assert (ended.code, there.hub.asked) == (0, []) and "base/edit.safetensors" in ended.out

@@ -78,7 +78,7 @@ def test_data_without_true_answers_is_refused(tmp_path, monkeypatch, capsys, fac
 
 
 def test_help_and_wrong_settings(tmp_path, monkeypatch, capsys):
-    assert "Methods" not in help_texts.command("trace") and "known_facts" in help_texts.command("trace")
+    assert "method=NAME" not in help_texts.command("trace") and "known_facts" in help_texts.command("trace")
     code, _, err = edit_cli(monkeypatch, capsys, "trace", "protocol.windw=3", f"run_dir={tmp_path / 'run'}")
     assert code == 2 and "did you mean protocol.window?" in err
     code, _, err = edit_cli(monkeypatch, capsys, "trace", "protocol.kinds=[mpl]", f"run_dir={tmp_path / 'run'}")

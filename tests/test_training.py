@@ -33,6 +33,10 @@ class FitConfig(TrainableConfig):
     noise: float = 0.1
     size: int = 1
 
+    @property
+    def cases_per_edit(self) -> int:
+        return self.size
+
 
 class Fit(TrainableEditor[FitConfig, nn.Module]):
     """Learns a number for each case: its id, with noise."""
@@ -42,10 +46,6 @@ class Fit(TrainableEditor[FitConfig, nn.Module]):
     def __init__(self, *begun) -> None:
         super().__init__(*begun)
         self.seen: list[list[str]] = []
-
-    @property
-    def cases_per_edit(self) -> int:
-        return self.config.size
 
     def build(self) -> nn.Module:
         return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -358,6 +358,14 @@ def test_wrong_options_are_refused(options, message):
 def test_too_few_records_are_refused(tmp_path):
     with pytest.raises(UsageError, match="7 cases make one edit, and the validation split has 6"):
         run(fit(size=7), tmp_path)
+
+
+def test_a_batch_that_the_split_does_not_fill_is_refused(tmp_path):
+    """It would hold an edit twice, and the curves would not show it."""
+    with pytest.raises(UsageError, match=r"method.training.edits=4: the training split makes only 3 edits of 3 cases"):
+        run(fit(size=3, edits=4), tmp_path)
+    _, lines = run(fit(size=3, edits=3, steps=1), tmp_path)
+    assert (1, TRAIN) in lines
 
 
 def test_a_state_is_whole_or_not_there(tmp_path, monkeypatch):

@@ -220,9 +220,7 @@ def stand_in(training: TrainingConfig, shares_cases: bool) -> Any:
     """Of an editor in one of two processes, what a training looks at before it begins."""
     return SimpleNamespace(
         lm=SimpleNamespace(process_group=ProcessGroup(0, 2)),
-        config=SimpleNamespace(training=training),
-        cases_per_edit=1,
-        cases_per_evaluation=1,
+        config=SimpleNamespace(training=training, cases_per_edit=1, cases_per_evaluation=1),
         shares_cases=shares_cases,
     )
 
@@ -231,7 +229,7 @@ def stand_in(training: TrainingConfig, shares_cases: bool) -> Any:
 def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
     editor = stand_in(TrainingConfig(edits=2, **setting), shares_cases=False)
     with pytest.raises(UsageError, match="DeepSpeed does not work with"):
-        Training(editor, [None], [None], Path("odd"), "stamp", print, 2)
+        Training(editor, [None] * 2, [None], Path("odd"), "stamp", print, 2)
 
 
 @pytest.mark.parametrize(
@@ -244,4 +242,4 @@ def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
 def test_a_batch_that_cannot_be_shared_is_refused(shares_cases, told):
     editor = stand_in(TrainingConfig(edits=3), shares_cases)
     with pytest.raises(UsageError, match=told):
-        Training(editor, [None], [None], Path("odd"), "stamp", print)
+        Training(editor, [None] * 3, [None], Path("odd"), "stamp", print)

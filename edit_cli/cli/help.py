@@ -23,7 +23,7 @@ COMMANDS = {
 CONFIGURED = tuple(COMMANDS)
 OTHERS = {
     "show-config": "Show every setting of a method, a data set, a model, a protocol, …, with what it takes.",
-    "ls": "List methods, models, datasets, metrics or runs.",
+    "ls": "List methods, data sets, models, corpora, metrics or runs.",
     "show": "Show a run: its table, or one case with the answers before and after.",
     "compare": "Put several runs side by side: a table, differences, published numbers, a figure.",
     "report": "Write a page to look at: tables, figures, every case, settings; several runs side by side.",
@@ -121,7 +121,7 @@ def overview() -> str:
         "",
     ]
     lines += _section("Commands", COMMANDS | OTHERS)
-    lines += _groups("methods", "datasets", "models")
+    lines += _catalog()
     lines += ["Examples:", *(f"  {EXAMPLES[name][0]}" for name in ("evaluate", "edit")), ""]
     lines += wrapped(
         "`edit-cli COMMAND --help` tells a command's settings. `--install-completion` sets up completion in this shell."
@@ -130,7 +130,7 @@ def overview() -> str:
 
 
 def command(name: str, overrides: Sequence[str] = ()) -> str:
-    """One command: examples, settings, what there is to choose from, with the protocol that `overrides` choose."""
+    """One command: examples, and its settings with those of the options that `overrides` choose."""
     lines = [
         f"Usage: edit-cli {name} [KEY=VALUE]...",
         "",
@@ -139,13 +139,8 @@ def command(name: str, overrides: Sequence[str] = ()) -> str:
         "Examples:",
         *(f"  {text}" for text in EXAMPLES[name]),
         "",
+        *_section("Chosen by name", _chosen_by_name(name)),
     ]
-    lines += _groups(
-        *(() if name in ("trace", "inspect", "calibrate", "doctor") else ("methods",)),
-        *(() if name in ("inspect", "precompute-stats", "doctor") else ("datasets",)),
-        "models",
-        *(("corpora",) if name in ("inspect", "precompute-stats") else ()),
-    )
     for prefix, _, target in catalog.targets(name, overrides):
         if target is not None and target.startswith(catalog.LIGHT):
             title = f"Settings of {prefix.rstrip('.')}" if prefix else "Settings"
@@ -219,17 +214,25 @@ def _values(key: str, value: str, groups: Sequence[str], known: Mapping[str, Seq
     return [f"{key}={chosen}{comma}{word}" for word in words if word.startswith(last)]
 
 
-def _groups(*kinds: str) -> list[str]:
+def _catalog() -> list[str]:
+    """The names of all methods, data sets and models."""
     lines: list[str] = []
-    for kind in kinds:
+    for kind in ("methods", "datasets", "models"):
         group = catalog.GROUPS[kind]
-        found = catalog.entries(group)
-        if kind == "models":  # many, and their names say it all
-            text = ", ".join(entry.name for entry in found)
-            lines += [f"Models ({group}=NAME):", *wrapped(text, "  "), ""]
-        else:
-            lines += _section(f"{kind.capitalize()} ({group}=NAME)", {entry.name: entry.summary for entry in found})
+        found = ", ".join(entry.name for entry in catalog.entries(group))
+        lines += [f"{kind.capitalize()} ({group}=NAME; `edit-cli ls {kind}`):", *wrapped(found, "  "), ""]
     return lines
+
+
+def _chosen_by_name(command: str) -> dict[str, str]:
+    """{`method=NAME`: where its names and settings are told} of a command's groups."""
+    listed = {group: kind for kind, group in catalog.GROUPS.items()}
+    return {
+        f"{group}=NAME": f"{len(catalog.entries(group))}: `edit-cli ls {listed[group]}`; settings of one:"
+        f" `edit-cli show-config {'' if group == 'method' else f'{group}/'}NAME`"
+        for group in catalog.choices(command)
+        if group in listed
+    }
 
 
 def _section(title: str, rows: dict[str, str]) -> list[str]:

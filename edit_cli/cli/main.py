@@ -108,7 +108,10 @@ def show_config(
 def ls(
     what: Annotated[
         str,
-        typer.Argument(help="methods, models, datasets, metrics or runs", autocompletion=lambda: list(catalog.LISTS)),
+        typer.Argument(
+            help=f"{', '.join(catalog.LISTS[:-1])} or {catalog.LISTS[-1]}",
+            autocompletion=lambda: list(catalog.LISTS),
+        ),
     ],
     wanted: Annotated[
         list[str] | None,

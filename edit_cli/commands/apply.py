@@ -18,6 +18,7 @@ from edit_cli.experiment.saved_edits import (
     run_of,
     weight_edits,
 )
+from edit_cli.files import hub
 from edit_cli.files.disk import replacing, require_room
 from edit_cli.lm.heads.kinds import auto_class
 from edit_cli.report.model_card import Card
@@ -39,7 +40,7 @@ def run(directory: Path, out: Path, base: Base) -> int:
     with replacing(out, f"--out {out}") as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
-        write_card(temporary, directory, paths)
+        write_card(screen, temporary, directory, paths)
     facts = many(len(requests_of(paths)), "edited fact")
     reader = auto_class(lm.head.kind, lm.model.config, lm.id).__name__
     screen.note(f"{lm.name} with {facts}, as {reader}.from_pretrained reads it:")
@@ -48,6 +49,7 @@ def run(directory: Path, out: Path, base: Base) -> int:
 
 
 def write_card(
+    screen: Screen,
     folder: Path,
     directory: Path,
     paths: Sequence[Path],
@@ -59,10 +61,11 @@ def write_card(
     """
     run = run_of(directory)
     made_for = edit_store.read_manifest(paths[0])["base_model"]
+    name, revision = hub.known_as(made_for["id"], made_for["revision"])
     card = Card(
         made_for["name"],
-        made_for["id"],
-        made_for["revision"],
+        name,
+        revision,
         methods_of(paths),
         requests_of(paths),
         (run and run.summary) or {},
@@ -71,3 +74,8 @@ def write_card(
         beneath=len(requests_of(beneath(paths))),
     )
     (folder / CARD).write_text(str(card), encoding="utf-8")
+    if name is None:
+        screen.note(
+            f"{CARD} calls the base model {made_for['name']}, since it was a folder: where others find it on a hub,"
+            " write its id there"
+        )

@@ -29,7 +29,7 @@ from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import MANIFEST, RunRecord
 from edit_cli.wording import many
 
-DEFAULT = ("efficacy_success", "paraphrase_success", "neighborhood_success")
+DRAWN = ("efficacy_success", "paraphrase_success", "neighborhood_success")
 FORMATS = {"csv": "csv", "markdown": "md", "latex": "tex"}
 FIGURES = ("png", "svg")
 
@@ -70,17 +70,17 @@ def run(
     done = compared(records, x, metrics, by, against, anyway, beside)
     if done.moving:
         screen.note(f"along {done.x}, the runs differ in {', '.join(done.moving)}, too")
-    x, wanted, points, told, notes = done.x, done.wanted, done.points, done.told, done.notes
+    x, shown, points, told, notes = done.x, done.shown, done.points, done.told, done.notes
     sheets = done.sheets
     texts: dict[str, Callable[[], str]] = {
-        "csv": lambda: compare.csv_text(points, x, told, [row for table in beside for row in table.rows(wanted)]),
-        "md": lambda: markdown([*sheets(points, wanted), *_as_sheet(notes)]),
-        "tex": lambda: latex([*sheets(points, wanted), *_as_sheet(notes)]),
+        "csv": lambda: compare.csv_text(points, x, told, [row for table in beside for row in table.rows(shown)]),
+        "md": lambda: markdown([*sheets(points, shown), *_as_sheet(notes)]),
+        "tex": lambda: latex([*sheets(points, shown), *_as_sheet(notes)]),
     }
     if form is not None and out is None:
         screen.out.print(Text(texts[FORMATS[form]]()), soft_wrap=True, end="")
         return 0
-    _show(screen, lambda names: sheets(done.ends, names, True), done.shown, metrics is None, notes)
+    _show(screen, lambda names: sheets(done.ends, names, True), shown, metrics is None, notes)
     if out is None:
         return 0
     with telling(f"--out {out}"):
@@ -90,7 +90,7 @@ def run(
             path.write_text(texts[kind](), "utf-8", "backslashreplace", newline="")
             screen.line(str(path))
         if x is not None and form is None:
-            for path in compare.draw(points, x, wanted, [_beside(out, kind) for kind in FIGURES], done.about):
+            for path in compare.draw(points, x, done.drawn, [_beside(out, kind) for kind in FIGURES], done.about):
                 screen.line(str(path))
     return 0
 
@@ -99,15 +99,15 @@ def run(
 class Compared:
     """Runs side by side.
 
-    x: the key on the axis. wanted, shown: metrics of files and figures, and of the screen. points: at every place of
-    the axis; ends: those of the end alone, with their differences. told: what the reference is called, or nothing.
-    moving: what else differs along the axis.
+    x: the key on the axis. shown, drawn: metrics of tables and of figures. points: at every place of the axis; ends:
+    those of the end alone, with their differences. told: what the reference is called, or nothing. moving: what else
+    differs along the axis.
     """
 
     groups: Sequence[Group]
     x: str | None
-    wanted: Sequence[str]
     shown: Sequence[str]
+    drawn: Sequence[str]
     points: Sequence[Point]
     ends: Sequence[Point]
     told: str
@@ -158,13 +158,13 @@ def compared(
         for name in measures()
         if any(name in summary["metrics"] for group in groups for summary in group.summaries)
     ]
-    wanted, shown = _metrics(metrics, measured)
+    shown, drawn = _metrics(metrics, measured)
     chosen = None if against is None else _reference(against, groups, x)
-    paired = {} if chosen is None else _paired(chosen, groups, list(dict.fromkeys([*wanted, *shown])))
+    paired = {} if chosen is None else _paired(chosen, groups, list(dict.fromkeys([*shown, *drawn])))
     told = "" if chosen is None else _titled(chosen, x)
-    points = [point for group in groups for point in _points(group, x, wanted, paired)]
+    points = [point for group in groups for point in _points(group, x, list(dict.fromkeys([*shown, *drawn])), paired)]
     ends = [point for group in groups for point in _ends(group, x, shown, paired)]
-    return Compared(groups, x, wanted, shown, points, ends, told, _notes(groups, paired, told), moving, beside)
+    return Compared(groups, x, shown, drawn, points, ends, told, _notes(groups, paired, told), moving, beside)
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------
@@ -186,10 +186,11 @@ def _beside(out: Path, kind: str) -> Path:
 
 
 def _metrics(given: str | None, measured: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(those of files and figures, those of the screen)."""
+    """(those of tables, those of figures)."""
     shown = [*shown_metrics(measured), *(metric for metric in (*LOST, *TRACED, *TRAINED) if metric in measured)]
     if given is None:
-        return [metric for metric in (*DEFAULT, *SME, *TRACED, *TRAINED) if metric in measured] or shown[:3], shown
+        drawn = [metric for metric in (*DRAWN, *SME, *TRACED, *TRAINED) if metric in measured]
+        return shown, drawn or shown[:3]
     wanted = given.split(",")
     for metric in wanted:
         if metric not in measured:

@@ -30,7 +30,7 @@ ADDING = frozenset(
 )
 MODEL = ("name", "id", "revision", "dtype", "quantise", "perplexity_text")
 DATA = ("data set", "record ids", "data file")
-NAMED = 3  # runs that are named for one value of what differs
+NAMED = 2  # runs that are named for one value of what differs, and values
 
 
 # --- where they lie --------------------------------------------------------------------------------------------------
@@ -294,13 +294,22 @@ def _informative(keys: Sequence[str]) -> list[str]:
 
 
 def _complaint(key: str, groups: Sequence[Group], told: Sequence[Mapping[str, Any]]) -> str:
+    paths = _briefly([record.path for group in groups for record in group.records])
     values: dict[str, list[str]] = {}
     for group, one in zip(groups, told, strict=True):
-        values.setdefault(_value(one.get(key)), []).extend(str(record.path) for record in group.records)
+        values.setdefault(_value(one.get(key)), []).extend(paths[record.path] for record in group.records)
     shown = [
-        f"{value} ({', '.join(paths[:NAMED])}{', …' if len(paths) > NAMED else ''})" for value, paths in values.items()
+        f"{value} ({', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''})"
+        for value, names in list(values.items())[:NAMED]
     ]
-    return f"{key} is {' and '.join(shown[:NAMED])}"
+    return f"{key} is {' and '.join(shown)}{' and …' if len(values) > NAMED else ''}"
+
+
+def _briefly(paths: Sequence[Path]) -> dict[Path, str]:
+    """{directory of a run: its path below the folder that all of them share}."""
+    parents = [path.absolute().parent for path in paths]
+    shared = os.path.commonpath(parents)
+    return {path: str(path.absolute().relative_to(shared)) for path in paths}
 
 
 def _value(value: Any) -> str:

@@ -61,7 +61,7 @@ def _adapter(directory: Path, to: str, out: Path, base: Base, rank: int | None, 
             peft_adapter.write(temporary, lm, factors, made_for["id"], made_for["revision"])
         else:
             gguf_adapter.write(temporary, lm, factors, arch)
-        apply.write_card(temporary, directory, paths, parts, "" if to == "peft" else gguf_adapter.FILE)
+        apply.write_card(screen, temporary, directory, paths, parts, "" if to == "peft" else gguf_adapter.FILE)
     screen.show(adapter_table(parts))
     screen.note(f"{many(len(requests_of(paths)), 'edited fact')} beside {lm.name}, as {READERS[to]} reads it:")
     screen.line(str(out))

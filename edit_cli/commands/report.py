@@ -70,5 +70,5 @@ def _side_by_side(
     done = compared(comparable, against=against, anyway=True, beside=beside)
     below = done.sheets(done.ends, done.shown, True)[1:]
     return comparison.section(
-        done.ends, done.shown, below, done.notes, comparison.figure(done.points, done.x, done.wanted, done.about)
+        done.ends, done.shown, below, done.notes, comparison.figure(done.points, done.x, done.drawn, done.about)
     )

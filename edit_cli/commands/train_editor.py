@@ -26,7 +26,7 @@ from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
 from edit_cli.report import learning
 from edit_cli.runs.run import Run, read_run
-from edit_cli.training.loop import KEY, Training
+from edit_cli.training.loop import KEY, Training, refuse_too_few
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State
 from edit_cli.training.zero import stage_of_launcher
@@ -53,6 +53,7 @@ class TrainEditor(Experiment):
             )
         cases = replace(source, split=top.splits.train).load(top.limit, monitor, "splits.train")
         self.held_out = replace(source, split=top.splits.validation).load(None, monitor, "splits.validation")
+        refuse_too_few(config, len(cases.cases), len(self.held_out.cases))
         # what is learned goes there: better to know now than after hours
         require_folder(expanded(config.cache_dir), f"cache_dir={top.cache_dir}")
         super().__init__(job, monitor, cases)
@@ -147,6 +148,7 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     training, plan = method.config.training, Plan(job)
     cases = replace(source, split=top.splits.train).load(top.limit, monitor, "splits.train")
     held_out = replace(source, split=top.splits.validation).load(None, monitor, "splits.validation")
+    refuse_too_few(method.config, len(cases.cases), len(held_out.cases))
     plan.facts(cases.cases, cases.source)
     plan.say("validated on", f"{min(training.validation_edits, len(held_out.cases)):,} edits of {held_out.source}")
     edits = training.edits * training.accumulate

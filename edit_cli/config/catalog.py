@@ -21,7 +21,7 @@ LIGHT = (
     "edit_cli.inspection.settings.",
     "edit_cli.tracing.settings.",
 )
-LISTS = ("methods", "models", "datasets", "metrics", "runs")
+LISTS = (*GROUPS, "metrics", "runs")
 
 
 @dataclass(frozen=True)

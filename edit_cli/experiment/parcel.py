@@ -16,6 +16,7 @@ from edit_cli.edits import gguf_adapter
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.saved_edits import beneath, methods_of, one_edit, requests_of, run_of
+from edit_cli.files import hub
 from edit_cli.files.hub import Address, Content
 from edit_cli.files.json_files import read_json, to_json
 from edit_cli.report.model_card import Card, of_editor, of_statistics
@@ -90,17 +91,9 @@ def _edit(directory: Path, to: Address) -> Parcel:
         notes.append(f"made for a model that is a folder here: who attaches it names theirs (--model); called {name}")
     run = run_of(directory)
     facts, summary = requests_of(chain), (run and run.summary) or {}
-    card = Card(
-        model["name"],
-        portable(model["id"]),
-        model["revision"],
-        methods_of(chain),
-        facts,
-        summary,
-        None,
-        str(to),
-        beneath=len(requests_of(beneath(chain))),
-    )
+    base, revision = hub.known_as(model["id"], model["revision"])
+    under = len(requests_of(beneath(chain)))
+    card = Card(model["name"], base, revision, methods_of(chain), facts, summary, None, str(to), beneath=under)
     return Parcel("edit", {CARD: str(card).encode(), **files}, _beside(path, files), notes)
 
 
@@ -164,7 +157,9 @@ def portable(value: Any) -> Any:
 
 
 def _last(path: str) -> str:
-    """`path`, or what it is called where it lies on this machine."""
+    """`path`, or what it is called where it lies on this machine: of the hub's cache, its id there."""
+    if cached := hub.CACHED.search(path):
+        return f"{cached['owner']}/{cached['name']}"
     place = Path(os.path.expanduser(path))
     here = any(part.exists() for part in (place, *list(place.parents)[:-1]))  # the file itself may have gone
     return place.name if here else path

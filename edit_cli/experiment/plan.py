@@ -89,6 +89,8 @@ class Plan:
             f" {many(outline.depth, 'layer')} of width {outline.layout.width:,}{kind};"
             f" {size(outline.bytes)} on {device or options.device_map}",
         )
+        if slow := options.emulated():
+            self.say("slow", slow)
         if not outline.reads_text:
             self.unknown.append("time and memory of a model that reads no text")
         elif device is not None:
@@ -212,8 +214,10 @@ def show(plan: Plan, monitor: ConsoleMonitor) -> Outcome:
     """Print a plan."""
     job = plan.job
     monitor.screen.line(f"`edit-cli {job.command}` would do this; nothing was loaded or written.")
-    for topic, sentence in [*plan.lines, *plan.sums(), *(("not known", what) for what in plan.unknown)]:
-        monitor.screen.line(f"{topic + ':':<16}{sentence}")
+    lines = [*plan.lines, *plan.sums(), *(("not known", what) for what in plan.unknown)]
+    width = max(len(topic) for topic, _ in lines) + 2
+    for topic, sentence in lines:
+        monitor.screen.line(f"{topic + ':':<{width}}{sentence}")
     return Outcome(0)
 
 

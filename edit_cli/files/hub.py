@@ -18,6 +18,7 @@ from edit_cli.files.paths import expanded
 
 PREFIX = "hub:"
 ADDRESS = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+?))?(:(?P<folder>[\w.-][\w./ -]*))?")
+CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})(?=/|$)")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 WRITE = "a token that may write"
 Content = bytes | Path
@@ -50,6 +51,18 @@ class Address:
 
 def is_address(place: str | Path) -> bool:
     return str(place).startswith(PREFIX)
+
+
+def known_as(place: str, revision: str | None = None) -> tuple[str | None, str | None]:
+    """(owner/name, revision) by which others find what lies there: an id or address of the hub, or a folder of its
+    cache; (None, None) of any other folder.
+    """
+    if is_address(place):
+        address = Address.parse(place, "")
+        return address.repo, revision or address.revision
+    if found := CACHED.search(place):
+        return f"{found['owner']}/{found['name']}", found["commit"]
+    return (None, None) if expanded(place).is_absolute() or expanded(place).is_dir() else (place, revision)
 
 
 def here(place: str | Path, names: Sequence[str], key: str = "") -> Path:

@@ -119,6 +119,8 @@ class ModelOptions(Config):
             return self.settled().load(monitor, process_group)
         place = self._place()
         self.refuse_what_cannot_fit()
+        if monitor is not None and (slow := self.emulated()):
+            monitor.note(slow)
         source = resolve(self.id, self.revision)
         model, tokenizer = self._read(source, place)
         fetch_again_for_backward(model)
@@ -227,6 +229,22 @@ class ModelOptions(Config):
                 f"model.id={self.id} cannot fit: its weights take {size(need)} {kind}, and {size(room)} are free on"
                 f" {device}: {self._smaller()}; model.refuse_too_large=false tries all the same"
             )
+
+    def emulated(self) -> str:
+        """A line about a dtype that the CPU has no instructions for; empty, where there is nothing to say."""
+        import torch
+
+        from edit_cli.lm.precision import EMULATED, slowdown
+
+        device = self.target
+        if self.dtype not in ("bfloat16", "float16") or device is None or device.type != "cpu":
+            return ""
+        if (times := slowdown(getattr(torch, self.dtype))) < EMULATED:
+            return ""
+        return (
+            f"model.dtype={self.dtype} is emulated by this CPU: a product takes about {times:.0f} times as long as in"
+            " float32; model.dtype=float32 is faster and takes twice the memory"
+        )
 
     def _smaller(self) -> str:
         """Settings with which the model takes less of its device, as a remedy."""

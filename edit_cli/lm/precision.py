@@ -1,4 +1,4 @@
-"""How float32 is multiplied: by TF32 where speed is wanted, in full where digits count.
+"""How numbers are multiplied: float32 by TF32 where speed is wanted, in full where digits count; 16 bits on a CPU.
 
 A CUDA device multiplies float32 several times as fast when it reads ten bits of each mantissa (TF32). That is enough
 for passes of a model; second moments, solves and updates of weights are sums whose small differences matter.
@@ -6,10 +6,30 @@ for passes of a model; second moments, solves and updates of weights are sums wh
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+PROBED = 128  # width of the matrices that tell how fast a dtype is
+EMULATED = 4.0  # times as long as float32, from which on a CPU is taken to have no instructions for a dtype
+
+
+def slowdown(dtype: torch.dtype) -> float:
+    """How many times as long as float32 this CPU takes for a product in `dtype`, by a few milliseconds of it.
+
+    Processors differ in what they have instructions for, and libraries in which of them they use, so it is tried.
+    """
+    taken = {}
+    for kind in (torch.float32, dtype):
+        matrix, times = torch.ones(PROBED, PROBED, dtype=kind), []
+        for _ in range(3):
+            began = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - began)
+        taken[kind] = min(times)
+    return taken[dtype] / taken[torch.float32]
 
 
 @contextmanager

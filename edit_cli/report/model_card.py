@@ -18,6 +18,7 @@ from edit_cli.wording import many
 from edit_cli.writing import bare
 
 SHOWN = 200  # facts that are listed
+FROM_FOLDER = " (from a folder: under which id a hub has it is not known here)"
 ON_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OF_ADAPTER = (
     "`PeftModel.from_pretrained` loads it beside the base model named above, of which nothing changes: where the"
@@ -27,9 +28,9 @@ OF_EDIT = """\
 Beside the base model, which is left as it is (`pip install edit-cli`):
 
 ```
-edit-cli ask {address} 'a prompt'
-edit-cli export {address} --to peft --out adapter
-edit-cli apply {address} --out checkpoint
+edit-cli ask {address} 'a prompt'{beside}
+edit-cli export {address} --to peft --out adapter{beside}
+edit-cli apply {address} --out checkpoint{beside}
 ```
 
 ```python
@@ -40,7 +41,7 @@ edit_cli.attach({place}, lm)  # refuses a model that it was not made for
 lm.detach()  # every bit as before
 ```
 
-`edit-cli undo {address} --fact N --out DIR` takes single facts out."""
+`edit-cli undo {address} --fact N --out DIR{beside}` takes single facts out."""
 OF_GGUF = (
     "`llama-cli -m BASE.gguf --lora {file}` loads it beside the base model named above, converted to GGUF in any"
     " precision, of which nothing changes: without `--lora`, the model answers as before."
@@ -56,7 +57,8 @@ class Card:
     """What a model card tells.
 
     Args:
-        model: name of the base model. base: as `from_pretrained` takes it. revision: of its files.
+        model: name of the base model. base: as others load it; None of a folder that only its maker has. revision: of
+            its files.
         methods: that made the edits.
         facts: requests (`EditRequest` as a mapping), in order.
         summary: of the run that measured exactly this; empty without one.
@@ -67,7 +69,7 @@ class Card:
     """
 
     model: str
-    base: str
+    base: str | None
     revision: str | None
     methods: Sequence[str]
     facts: Sequence[Mapping[str, Any]]
@@ -86,7 +88,8 @@ class Card:
         yield from (f"# {plain(self.model)} with {facts}", "")
         revision = f" (revision {plain(self.revision)})" if self.revision else ""
         by = f" by {' and '.join(map(plain, self.methods))}" if self.methods else ""
-        yield from (f"Base model: {plain(self.base)}{revision}. Edited{by} with edit-cli.", "", "## Facts", "")
+        base = plain(self.model) + FROM_FOLDER if self.base is None else plain(self.base) + revision
+        yield from (f"Base model: {base}. Edited{by} with edit-cli.", "", "## Facts", "")
         yield from table(["statement", "new answer", "instead of"], [self._fact(fact) for fact in self.facts[:SHOWN]])
         if len(self.facts) > SHOWN:
             yield from ("", f"… and {len(self.facts) - SHOWN:,} more.")
@@ -101,15 +104,22 @@ class Card:
 
     def _use(self) -> str:
         if self.address is not None:
-            place, model = json.dumps(self.address), json.dumps(self.model)
-            return OF_EDIT.format(address=self.address, place=place, model=model)
+            place = json.dumps(self.address)
+            if self.base is None:
+                return OF_EDIT.format(address=self.address, place=place, model='"FOLDER"', beside=" --model FOLDER")
+            model = json.dumps(self.base if self.is_on_hub else self.model)
+            return OF_EDIT.format(address=self.address, place=place, model=model, beside="")
         if self.file:
             return OF_GGUF.format(file=self.file)
         return OF_CHECKPOINT if self.parts is None else OF_ADAPTER
 
+    @property
+    def is_on_hub(self) -> bool:
+        return self.base is not None and ON_HUB.fullmatch(self.base) is not None
+
     def _metadata(self) -> Iterator[str]:
         yield "---"
-        if ON_HUB.fullmatch(self.base):
+        if self.is_on_hub:
             yield f"base_model: {json.dumps(self.base)}"
         beside = "gguf" if self.file else "peft"
         whole = "edit-cli" if self.address else "transformers"

@@ -163,7 +163,7 @@ def read(key: str) -> Table:
         UsageError: there is none of that name. MissingError: its file has another shape; names the field.
     """
     if key not in keys():
-        raise UsageError(f"--published {key}: there are {', '.join(keys())}{did_you_mean(key, keys())}")
+        raise UsageError(f"--published {key}: there is no such table{did_you_mean(key, keys())}")
     path = FOLDER / f"{key}.yaml"
     return Table(key, checked(yaml.safe_load(path.read_text(encoding="utf-8")), Shape, path))
 

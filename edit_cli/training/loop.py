@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edit_cli.editors.meta.base import TrainableEditor, TrainingConfig
+from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor, TrainingConfig
 from edit_cli.editors.meta.episodes import spared
 from edit_cli.errors import EditCliError, UsageError
 from edit_cli.requests import Case
@@ -86,6 +86,28 @@ class Trained:
     best: Line
 
 
+def refuse_too_few(config: TrainableConfig, cases: int, validation: int) -> None:
+    """Refuse splits of so many cases, if they hold no edit, or fewer than go into one micro-batch, which would then
+    hold some of them twice.
+
+    Raises:
+        UsageError: names the key.
+    """
+    per_edit, edits = config.cases_per_edit, config.training.edits
+    for name, count, size in (("training", cases, per_edit), ("validation", validation, config.cases_per_evaluation)):
+        if count < size:
+            raise UsageError(
+                f"{size} cases make one edit, and the {name} split has {count}: give more records, or lower what makes"
+                " up an edit (method.edits, or method.others)"
+            )
+    if edits > (there := cases // per_edit):
+        each = "" if per_edit == 1 else f" of {per_edit:,} cases each"
+        raise UsageError(
+            f"method.training.edits={edits}: the training split makes only {many(there, 'edit')}{each}: give"
+            f" method.training.edits={there} or less, or more records (limit)"
+        )
+
+
 @dataclass
 class Training:
     """One training at work: of the editor's network on `cases`. The state of an earlier start of this training in
@@ -109,13 +131,8 @@ class Training:
     def __post_init__(self) -> None:
         editor, lm = self.editor, self.editor.lm
         self.lm, self.config = lm, editor.config.training
-        per_edit, per_evaluation = editor.cases_per_edit, editor.cases_per_evaluation
-        for name, given, size in (("training", self.cases, per_edit), ("validation", self.validation, per_evaluation)):
-            if len(given) < size:
-                raise UsageError(
-                    f"{size} cases make one edit, and the {name} split has {len(given)}: give more records, or"
-                    " lower what makes up an edit (method.edits, or method.others)"
-                )
+        per_edit, per_evaluation = editor.config.cases_per_edit, editor.config.cases_per_evaluation
+        refuse_too_few(editor.config, len(self.cases), len(self.validation))
         self._refuse_unshared()
         self.zero = self.zero if lm.process_group.size > 1 else 0
         if self.zero and (self.config.fsdp or self.config.precision == "fp16"):
@@ -137,7 +154,7 @@ class Training:
         Raises:
             UsageError: it would not.
         """
-        size, edits, cases = self.lm.process_group.size, self.config.edits, self.editor.cases_per_edit
+        size, edits, cases = self.lm.process_group.size, self.config.edits, self.editor.config.cases_per_edit
         if self.editor.shares_cases and cases < size:
             raise UsageError(f"method.edits={cases} facts cannot be shared by {size} processes: give {size} or more")
         if not self.editor.shares_cases and edits % size:
@@ -299,7 +316,7 @@ class Training:
         """
         config, mine = self.config, []
         self.net.eval()
-        chunk = max(1, VALIDATION_CASES // self.editor.cases_per_evaluation)
+        chunk = max(1, VALIDATION_CASES // self.editor.config.cases_per_evaluation)
         batches = [self.held_out[first : first + chunk] for first in range(0, len(self.held_out), chunk)]
         with self.lm.monitor.phase("validate"), gathered(self.step):
             for number, batch in self._share(list(enumerate(batches))):

@@ -96,6 +96,16 @@ class TrainableConfig(EditorConfig):
     cache_dir: Annotated[str, NotInRecipe, Linked("${cache_dir}/editors")] = "~/.cache/edit-cli/editors"
     """Folder in which trained editors are kept."""
 
+    @property
+    def cases_per_edit(self) -> int:
+        """Cases that a training edits together as one edit."""
+        return 1
+
+    @property
+    def cases_per_evaluation(self) -> int:
+        """Cases that validation takes for one edit."""
+        return self.cases_per_edit
+
 
 def recipe(config: Any) -> dict[str, Any]:
     """Settings that what is learned depends on, as a checkpoint keeps them: all but those marked `NotInRecipe`."""
@@ -139,7 +149,7 @@ class TrainableEditor(Editor[T], Generic[T, N]):
 
         Args:
             net: the network, in training mode or not.
-            batch: `training.edits` times `cases_per_edit` cases, fewer at validation.
+            batch: `training.edits` times `config.cases_per_edit` cases, fewer at validation.
 
         Returns:
             The loss, and of the numbers `shift`, the largest ‖ΔW‖/‖W‖, and `loss`, which takes the loss's place in the
@@ -149,16 +159,6 @@ class TrainableEditor(Editor[T], Generic[T, N]):
     @classmethod
     def require_training(cls, config: T) -> None:
         """As `require`, of what a training begins from."""
-
-    @property
-    def cases_per_edit(self) -> int:
-        """Cases that are edited together as one edit."""
-        return 1
-
-    @property
-    def cases_per_evaluation(self) -> int:
-        """Cases that validation takes for one edit."""
-        return self.cases_per_edit
 
     def groups(self, net: N) -> list[dict[str, Any]]:
         """Parameters with their learning rates, for the optimizer; without `lr`, that of `training`."""
@@ -331,6 +331,10 @@ class StepConfig(GradientConfig):
     """Learn its logarithm, so that it keeps its sign."""
     step_lr: NonNegative = 1.0e-4
     """Learning rate of the step sizes."""
+
+    @property
+    def cases_per_edit(self) -> int:
+        return self.edits
 
 
 class StepSizes(nn.Module):

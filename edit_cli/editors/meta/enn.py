@@ -82,10 +82,6 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         super().__init__(config, lm, context)
         self.changed = False  # whether the model has the trained weights by an edit that is attached
 
-    @property
-    def cases_per_edit(self) -> int:
-        return self.config.edits
-
     def build(self) -> EnnNet:
         """The model's own weights, to be trained, and step sizes.
 

@@ -94,6 +94,14 @@ class KEConfig(GradientConfig):
     )
     """How it is trained; published for questions (claims: 50,000 steps of one edit)."""
 
+    @property
+    def cases_per_edit(self) -> int:
+        return 1 + self.others
+
+    @property
+    def cases_per_evaluation(self) -> int:
+        return 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if lacking := [name for name in ("old", "new", "prompt") if f"{{{name}}}" not in self.condition]:
@@ -111,14 +119,6 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
     def __init__(self, config: KEConfig, lm: LM, context: Context | None = None) -> None:
         super().__init__(config, lm, context)
         self.old_answers: dict[str, str] = {}  # {prompt: the model's own}, of training requests that name none
-
-    @property
-    def cases_per_edit(self) -> int:
-        return 1 + self.config.others
-
-    @property
-    def cases_per_evaluation(self) -> int:
-        return 1
 
     def build(self) -> KeNet:
         config = self.config
@@ -138,7 +138,7 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
         independent edits.
         """
         config = self.config
-        edited, episodes = self._episodes(batch, self.cases_per_edit if net.training else self.cases_per_evaluation)
+        edited, episodes = self._episodes(batch, config.cases_per_edit if net.training else config.cases_per_evaluation)
         gradient = self.support_gradients(episodes)
         shifts = net(gradient, *self.read([case.requests[0] for case in edited], self.old_answers))
         evaluation = EpisodeEvaluation(self.cache, episodes, self.lowest)

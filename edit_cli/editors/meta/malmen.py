@@ -79,10 +79,6 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
     mass_editor = True
     shares_cases = True
 
-    @property
-    def cases_per_edit(self) -> int:
-        return self.config.edits
-
     def build(self) -> MalmenNet:
         if self.config.tokens == "subject" and self.lm.head.kind != "causal":
             raise UsageError(f"method.tokens=subject: {self.lm.name} is no causal model; choose answer or all")

@@ -56,10 +56,6 @@ class MEND(GradientEditor[MENDConfig, "MendNet"]):
     Config = MENDConfig
     heads = ("causal", "seq2seq", "classifier", "image")
 
-    @property
-    def cases_per_edit(self) -> int:
-        return self.config.edits
-
     def build(self) -> MendNet:
         net = MendNet(self.shapes, self.modules, self.config)
         net.hypernetwork.requires_grad_(self.config.learn == "all")
