@@ -120,3 +120,9 @@ def test_what_an_edit_takes_grows_with_its_facts_and_its_settings():
     assert out is not None and block is not None
     more = sum(weight.numel() for weight in outline.model.transformer.h[1].parameters()) - 512 * 128 - 128
     assert block.bytes - out.bytes == 24 * more
+
+
+def test_what_a_method_does_before_its_first_edit_is_told_with_the_key_that_makes_it_shorter(cli):
+    ended = cli("evaluate", "method=tpatcher", "method.memory_size=300", "limit=1", "--dry-run")
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("beforehand:")]
+    assert "tpatcher first fills a memory of up to 300 states" in line and "method.memory_size" in line

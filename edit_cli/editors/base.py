@@ -187,6 +187,13 @@ class Editor(ABC, Generic[C]):
         """What editing facts of so many tokens together takes on such a model; None where that cannot be told ahead."""
         return None
 
+    @classmethod
+    def beforehand(cls, config: C) -> str | None:
+        """What the method does once a model, before its first edit, in words that go on after its name; None for
+        nothing that takes long, or what is told by its own (second moments).
+        """
+        return None
+
     def warm_up(self) -> None:
         """Compute what is paid once a model, not once an edit (statistics): together, before processes go separate
         ways.
