@@ -28,6 +28,7 @@ from growth import Point, measure_apart
 from paths import (
     Ratio,
     evaluation,
+    fine_tuning,
     keys_and_states,
     linear_algebra,
     scoring,
@@ -39,7 +40,7 @@ from paths import (
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("value", "keys", "statistics", "solve", "evaluation", "texts", "single", "scoring", "growth")
+PARTS = ("value", "keys", "statistics", "solve", "evaluation", "texts", "single", "finetune", "scoring", "growth")
 COLUMNS = (
     "edits",
     "width",
@@ -67,6 +68,7 @@ def compare(parts: list[str], edits: int, stats_width: int, stats_depth: int) ->
         "evaluation": lambda: evaluation(lm, cases[:100]),
         "texts": lambda: texts(cases[:100]),
         "single": lambda: single_edits(cases[:50]),
+        "finetune": lambda: fine_tuning(lm, requests[:20]),
         "scoring": lambda: scoring(cases[:20]),
     }
     return [found for part in parts if part in work for found in work[part]()]

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -16,6 +17,8 @@ from common import LAYERS, clocked, random_model
 from embedded import embedded_lm
 from oracle import plain_value
 
+from edit_cli.editors import passes
+from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.locate.base import Subjects
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.solver import Covariance, solve
@@ -198,6 +201,28 @@ def single_edits(cases: list[Case]) -> list[Ratio]:
             for probe, same in zip(seen["probes"], other["probes"], strict=True):
                 assert probe["generated"] == same["generated"] and probe["target_hits"] == same["target_hits"]
     return [Ratio(f"asking about {len(cases)} single edits, against one after another", plain, fast)]
+
+
+def fine_tuning(lm: LM, requests: list[EditRequest]) -> list[Ratio]:
+    """Single edits of 25 steps by FT in a late layer, against running the blocks below at every step."""
+
+    def edited(layer: int) -> tuple[list[WeightDelta], float]:
+        editor = FT(FT.Config(layers=[layer], stop_loss=0.0), lm)
+        found, (seconds, _) = clocked(lambda: [editor.edit([request]) for request in requests])
+        return found, seconds
+
+    ratios, depth = [], lm.layout.depth
+    edited(depth - 1)
+    for layer in (depth - 2, depth - 1):
+        found, fast = edited(layer)
+        with patch.object(passes, "KEPT", 0):
+            expected, plain = edited(layer)
+        for mine, its in zip(found, expected, strict=True):
+            for name, update in its.updates.items():
+                torch.testing.assert_close(mine.updates[name], update, rtol=0, atol=0)
+        what = f"FT, {len(requests)} single edits of 25 steps, layer {layer} of 0 to {depth - 1}"
+        ratios.append(Ratio(what, plain, fast))
+    return ratios
 
 
 def scoring(cases: list[Case], orders: int = 50) -> list[Ratio]:

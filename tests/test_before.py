@@ -92,7 +92,7 @@ def test_a_dry_run_tells_what_would_be_done_and_does_nothing(cli, tmp_path, monk
     assert ended.code == 0, ended.err
     told = re.sub(" +", " ", ended.out)
     assert all(words in told for words in (*DRY[command], "model:", "6 layers of width 128"))
-    columns = {len(line) - len(line.partition(":")[2].lstrip()) for line in ended.out.splitlines()[1:]}
+    columns = {len(found[0]) for line in ended.out.splitlines()[1:] if (found := re.match(r"[^:]+: +", line))}
     assert len(columns) == 1  # sentences begin below each other
     assert list(tmp_path.rglob("*")) == []
 

@@ -239,6 +239,8 @@ def test_show_config_tells_default_purpose_and_bounds_of_every_setting(cli):
     for wrong, told in (("fevr", "there is no such method"), ("datasets/x", "did you mean dataset?")):
         ended = cli("show-config", wrong)
         assert (ended.code, told in ended.err) == (2, True)
+    ended = cli("show-config", "memit", "--plugin", "nudges")
+    assert ended.code == 2 and "there is no option --plugin" in ended.err
 
 
 @pytest.mark.parametrize("command", help_texts.CONFIGURED)

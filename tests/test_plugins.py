@@ -95,6 +95,7 @@ def test_a_folder_of_settings_beside_it(package, cli):
     assert saved["config"]["method"] == {"type": "nudge", "layer": 3, "size": 0.2}
     listed = cli("show-config", "nudge", "plugins=[nudges]")
     assert listed.code == 0 and "Of what is added." in listed.words and "a number above 0" in listed.words
+    assert "method.size=0.1" in cli("evaluate", "plugins=[nudges]", "method=nudge", "--help").out
     # values for a model, of a method that has no file
     found = cli(
         "evaluate", "plugins=[nudges]", "method=nudge", "--config-dir", str(package / "settings"), "--cfg", "job"
@@ -111,7 +112,7 @@ def test_an_installed_package_needs_no_naming(package, cli):
     assert ended.code == 0, ended.err
     listed = cli("ls", "methods").out
     assert "nudge " in listed and "from nudges 0.1" in listed
-    assert "nudge" in cli("evaluate", "--help").out
+    assert "method.size=0.1" in cli("evaluate", "method=nudge", "--help").out
     manifest = json.loads(Path("runs/evaluate/counterfact/tiny-gpt2/nudge/manifest.json").read_text())
     assert manifest["plugins"] == {"nudges": "0.1"}
 

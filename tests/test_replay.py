@@ -9,10 +9,12 @@ import torch
 from families import CLASSIFIERS, DENSE, LABELS, SEQ2SEQ, tiny_lm
 from torch import nn
 
+from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.passes import passes
 from edit_cli.lm.fast.repeated_pass import recorded
 from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import attention_out
+from edit_cli.requests import EditRequest
 
 PAIRS = [("Ada Lund lives in", "Oslo, and"), ("The capital of", "France")]
 
@@ -53,6 +55,26 @@ def test_attention_before_the_module_is_not_run_again():
         with run.from_cache():
             run.answers(change)
     assert len(ran) == 3  # once to record it
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [*((family, "mlp_out") for family in (*DENSE, *SEQ2SEQ, *CLASSIFIERS)), ("llama", "block"), ("t5", "block")],
+)
+def test_fine_tuning_runs_what_lies_below_once_and_learns_the_same(family, part, monkeypatch):
+    lm, ran = tiny_lm(family), []
+    facts = [EditRequest(prompt, None, LABELS[0] if family in CLASSIFIERS else target) for prompt, target in PAIRS]
+    config = FT.Config(layers=[lm.layout.depth - 1], part=part, steps=3, stop_loss=0.0, batch_size=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("edit_cli.editors.passes.KEPT", 0)
+        whole = FT(config, lm).edit(facts)
+    handle = lm.module(lm.layout.mlp_out(0)).register_forward_hook(lambda *_: ran.append(1))
+    kept = FT(config, lm).edit(facts)
+    handle.remove()
+    assert len(ran) == len(facts)  # the first time round
+    assert kept.info["losses"] == whole.info["losses"]
+    for name, update in whole.updates.items():
+        torch.testing.assert_close(kept.updates[name], update, rtol=0, atol=0)
 
 
 class Twice(nn.Module):

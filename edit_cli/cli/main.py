@@ -325,10 +325,10 @@ def _explain(name: str, overrides: list[str]) -> int:
     lines = [help_texts.command(name, overrides)]
     for override in overrides:
         group, _, option = override.partition("=")
-        if group in catalog.GROUPS.values() and option in catalog.names(group):
+        if group in catalog.GROUPS.values():
             from edit_cli.cli import show_config
 
-            lines += ["", *show_config.section(group, option, [], name)]
+            lines += ["", *show_config.of_command(name, group, option, overrides)]
     typer.echo("\n".join(lines).rstrip())
     return 0
 

@@ -18,7 +18,7 @@ from edit_cli.cli.explain import explain
 from edit_cli.cli.hydra_launch import plugins_of
 from edit_cli.config import catalog, registry, source, users
 from edit_cli.config.build import did_you_mean, register_resolvers
-from edit_cli.config.overrides import override_key
+from edit_cli.config.overrides import override_key, unknown_flag
 from edit_cli.config.schema import Key, keys
 from edit_cli.errors import UsageError
 
@@ -32,6 +32,8 @@ def run(what: str, overrides: Sequence[str], as_json: bool) -> int:
     Raises:
         UsageError: there is no such kind, or option.
     """
+    for flag in (override for override in overrides if override.startswith("-")):
+        raise UsageError(unknown_flag(flag))
     registry.admit(plugins_of(overrides))
     group, slash, option = what.rpartition("/")
     group = group if slash else "stats" if what == "stats" else "method"
@@ -42,6 +44,16 @@ def run(what: str, overrides: Sequence[str], as_json: bool) -> int:
     else:
         typer.echo("\n".join(section(group, option, overrides)).rstrip())
     return 0
+
+
+def of_command(command: str, group: str, option: str, overrides: Sequence[str]) -> list[str]:
+    """The settings of an option that a command's overrides choose, be it packaged or of a plug-in; nothing of one that
+    is unknown.
+    """
+    registry.admit(plugins := plugins_of(overrides))
+    if option not in [entry.name for entry in catalog.entries(group)]:
+        return []
+    return section(group, option, [f"plugins=[{','.join(plugins)}]"] if plugins else [], command)
 
 
 def section(group: str, option: str, overrides: Sequence[str], command: str | None = None) -> list[str]:

@@ -84,7 +84,7 @@ def regroup(arguments: Sequence[str], kinds: Kinds = MappingProxyType({})) -> li
                 raise UsageError("--out needs a file: --out FILE")
             overrides.append(_override(f"out={value if equals else waiting.pop(0)}", kinds, sweeps))
         elif argument.startswith("-"):
-            raise UsageError(_unknown_flag(argument))
+            raise UsageError(unknown_flag(argument))
         else:
             overrides.append(_override(argument, kinds, sweeps))
     if {"--cfg", "-c"} & set(flags) and "--resolve" not in flags:
@@ -103,7 +103,8 @@ def _flag_value(flag: str, value: str) -> str:
     return os.path.expanduser(value) if flag in ("--config-dir", "-cd") else value
 
 
-def _unknown_flag(argument: str) -> str:
+def unknown_flag(argument: str) -> str:
+    """What is said of a flag that does not exist."""
     name, _, value = argument.lstrip("-").partition("=")
     if re.fullmatch(r"[A-Za-z][\w.-]*", name) and len(name) > 1:
         near = get_close_matches(f"--{name}", [*WITH_VALUE, *SINGLE, "--help", RETRY], n=1)

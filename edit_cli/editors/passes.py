@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from edit_cli.lm.fast.prefix_cache import close
-from edit_cli.lm.fast.repeated_pass import recorded
+from edit_cli.lm.fast.repeated_pass import ForwardCache, recorded
 from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.model import LM
 from edit_cli.lm.prompt_position import PromptPosition, PromptPositionTracker
 from edit_cli.lm.tokenization import Row
+
+KEPT = 2**30  # bytes of states of a training's batches that are kept beside it
 
 
 @dataclass
@@ -71,6 +73,39 @@ class Passes:
         rows = self.base.rows.to(self.position.ends.device)
         first = torch.searchsorted(rows.contiguous(), rows.contiguous())  # rows are in order
         return self.position.ends[rows] + torch.arange(len(rows), device=rows.device) - first
+
+
+class RepeatedBatches:
+    """Batches that are answered again and again while `first` and modules above it are trained: what ends before
+    `first` begins is run once a batch, and the answers stay the same.
+
+    first: name of the lowest module that is trained.
+    """
+
+    def __init__(self, lm: LM, first: str) -> None:
+        self.lm, self.first, self.room = lm, lm.module(first), KEPT
+        self.known: dict[int, ForwardCache] = {}  # by number of the batch
+
+    def answers(self, number: int, run: Callable[[], Answers]) -> Answers:
+        """`run()`, the answers of batch `number`, which is the same batch each time."""
+        if number in self.known:
+            with self.known[number].constant(inclusive=False):
+                return run()
+        if self.room <= 0:
+            return run()
+        with recorded(self.lm.model, self.first) as cache:
+            found = run()
+        if not self.known and not self._holds(cache, run, found):
+            self.room = 0  # a family whose passes hang on more than its modules' outputs
+        self.room -= cache.bytes
+        if self.room > 0:
+            self.known[number] = cache
+        return found
+
+    @torch.no_grad()
+    def _holds(self, cache: ForwardCache, run: Callable[[], Answers], found: Answers) -> bool:
+        with cache.constant(inclusive=False):
+            return close(self.lm, run().logits, found.logits)
 
 
 @contextmanager

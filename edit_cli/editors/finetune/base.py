@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from edit_cli.config.schema import Count, Layers, Positive
 from edit_cli.editors.base import Editor, EditorConfig, require_layers
 from edit_cli.editors.cost import Cost
-from edit_cli.editors.passes import row_losses, rows_right
+from edit_cli.editors.passes import RepeatedBatches, row_losses, rows_right
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact
@@ -67,6 +68,12 @@ class FinetuneEditor(Editor[F]):
         """The tuned parameters. Raises UsageError if there are none."""
         return parameters_of(self.lm, require_layers(self.config.layers, self.lm), self.config.part)
 
+    @property
+    def lowest(self) -> str:
+        """The module with the tuned parameters that runs first."""
+        layout, layer = self.lm.layout, min(require_layers(self.config.layers, self.lm))
+        return layout.mlp_out(layer) if self.config.part == "mlp_out" else layout.block(layer)
+
     def answers(self, rows: Sequence[Any]) -> Answers:
         """Scores of what the rows should be answered with."""
         return self.lm.head.answers(rows, end=True)
@@ -89,7 +96,7 @@ class FinetuneEditor(Editor[F]):
 
         Args:
             weights: what is trained.
-            batches: the facts, encoded; gone through once a pass.
+            batches: the facts, encoded; gone through once a pass. Where they are a list, they are the same each time.
             weight_decay: of Adam.
             until: says of (mean loss in nats, share of facts that are answered wrong) whether this is good enough: of
                 a batch, which is then not learned from, and of a pass over all, which is then the last one.
@@ -99,10 +106,13 @@ class FinetuneEditor(Editor[F]):
         """
         optimizer = torch.optim.Adam([weight.tuned for weight in weights], lr=self.config.lr, weight_decay=weight_decay)
         losses: list[float] = []
+        frozen_below = min(require_layers(self.config.layers, self.lm)) > 0 and isinstance(batches, list)
+        again = RepeatedBatches(self.lm, self.lowest) if frozen_below else None
         for _ in self.lm.monitor.counted("fine-tuning", self.config.steps):
             total, wrong, facts = 0.0, 0, 0
-            for batch in batches:
-                found = self.answers(batch)
+            for number, batch in enumerate(batches):
+                answers = partial(self.answers, batch)
+                found = answers() if again is None else again.answers(number, answers)
                 loss = row_losses(found, len(batch)).mean()
                 missed = len(batch) - int(rows_right(found, len(batch)).sum())
                 total, wrong, facts = total + loss.item() * len(batch), wrong + missed, facts + len(batch)

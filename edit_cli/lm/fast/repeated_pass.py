@@ -45,14 +45,21 @@ class ForwardCache:
         """Those that may be handed out again: of modules that ran once in the pass, and not written to since."""
         return [(m, out) for m, out in self.kept if self.calls[m] == 1 and _version(out) == self._versions[m]]
 
+    @property
+    def bytes(self) -> int:
+        """Of what is kept; parts that modules share count each time."""
+        return sum(part.nbytes for _, output in self.kept for part in _tensors(output))
+
     @contextmanager
-    def constant(self) -> Iterator[None]:
-        """The kept modules cost nothing.
+    def constant(self, inclusive: bool = True) -> Iterator[None]:
+        """The kept modules cost nothing. inclusive: `until` is one of them; else it is run.
 
         Only the instances' `forward` is replaced, and put back; hooks on them run as ever.
         """
         with ExitStack() as stack:
             for module, output in self.lasting:
+                if module is self.until and not inclusive:
+                    continue
                 stack.callback(_put_back, module, module.__dict__.get("forward"))
                 module.forward = _giving(output)
             yield
@@ -84,7 +91,13 @@ def _put_back(module: nn.Module, forward: Any) -> None:
 
 def _version(output: Any) -> int:
     """Rises when one of its tensors is written to in place."""
+    return sum(part._version for part in _tensors(output))
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Of what a module returned."""
     if isinstance(output, Tensor):
-        return output._version
+        yield output
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    return sum(_version(part) for part in parts)
+    for part in parts:
+        yield from _tensors(part)
