@@ -32,5 +32,5 @@ for data in $DATA; do
     *counterfact) kept=neighborhood_accuracy,neighborhood_generated_unchanged ;;
     *) kept=locality_unchanged,locality_generated_unchanged ;;
   esac
-  edit-cli compare "$OUT/$data"/*/ --by tag --metrics "$RIGHT,$kept" --published survey-zsre,survey-counterfact --out "$OUT/$data"
+  edit-cli compare "$OUT/$data"/*/ --by tag --metrics "$RIGHT,$kept" --published survey-zsre,survey-counterfact,knowedit-zsre --out "$OUT/$data"
 done

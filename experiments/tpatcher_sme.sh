@@ -34,5 +34,5 @@ for setup in "${setups[@]}"; do
     read -r -a asked <<< "$ASKED"
     edit-cli sequential protocol=sme "${own[@]}" limit="$LIMIT" "${asked[@]}" "${BRIEF[@]}" "$@" run_dir="$OUT/$model/runs/$method" > /dev/null
   done
-  edit-cli compare "$OUT/$model"/runs/*/ --metrics sme_sr,sme_gr,sme_er,sme_train_r,sme_test_r --out "$OUT/$model"
+  edit-cli compare "$OUT/$model"/runs/*/ --metrics sme_sr,sme_gr,sme_er,sme_train_r,sme_test_r --published tpatcher-sme --out "$OUT/$model"
 done

@@ -29,6 +29,12 @@ def test_layers_by_relative_depth_are_those_of_other_models(depth):
     assert isinstance(first_layers("grace", depth)["layer"], int) and first_layers("lookup", depth) == {}
 
 
+@pytest.mark.parametrize("depth", [3, 6, 12, 30])
+def test_layers_that_stand_above_another_wherever_they_were_published_do_so_by_depth_too(depth):
+    found = first_layers("melo", depth)
+    assert found["layer"] < min(found["lora_layers"]) <= max(found["lora_layers"]) < depth
+
+
 def test_a_method_without_layers_says_where_to_begin(cli, folder):  # noqa: F811
     ended = cli("edit", "method=memit", "model=hf", f"model.id={folder}", *FACT)
     assert ended.code == 2 and "'method.layers=[" in ended.err and "of its 3 layers" in ended.err
@@ -114,3 +120,9 @@ def test_what_an_edit_takes_grows_with_its_facts_and_its_settings():
     assert out is not None and block is not None
     more = sum(weight.numel() for weight in outline.model.transformer.h[1].parameters()) - 512 * 128 - 128
     assert block.bytes - out.bytes == 24 * more
+
+
+def test_what_a_method_does_before_its_first_edit_is_told_with_the_key_that_makes_it_shorter(cli):
+    ended = cli("evaluate", "method=tpatcher", "method.memory_size=300", "limit=1", "--dry-run")
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("beforehand:")]
+    assert "tpatcher first fills a memory of up to 300 states" in line and "method.memory_size" in line

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from families import tiny_lm
 
+from edit_cli.commands import doctor
+from edit_cli.config import catalog
 from edit_cli.config.overrides import Kind, regroup
 from edit_cli.editors.memory.grace import GRACE
 from edit_cli.errors import UsageError
@@ -55,6 +57,18 @@ def test_every_method_has_a_line_and_the_model_a_file(cli, tmp_path, monkeypatch
     fact = "edit.prompt={} plays the", "edit.subject=Ada", "edit.target=organ"
     dry = cli("edit", "--config-dir", ".", "model=mine", "method=lookup", *fact, "--dry-run")
     assert dry.code == 0 and "mine: 1,484,800 parameters" in dry.out
+
+
+@pytest.mark.parametrize(
+    ("named", "told"), [((), "not tried: it goes through all that"), (("methods=[retrain]",), "tried;")]
+)
+def test_a_method_that_trains_the_model_anew_is_tried_only_if_it_is_named(named, told, cli, monkeypatch):
+    every = [entry for entry in catalog.entries("method") if entry.name == "retrain"]
+    monkeypatch.setattr(catalog, "entries", lambda _: every)
+    monkeypatch.setattr(doctor, "examined", lambda *_: "tried")
+    ended = cli("doctor", *named)
+    (verdict,) = [line.split(":", 1)[1] for line in ended.out.splitlines() if line.startswith("retrain:")]
+    assert verdict.strip().startswith(told) and ("; methods=[retrain] tries it" in verdict) is not bool(named)
 
 
 def test_flags_of_settings():

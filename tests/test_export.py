@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from embedded import embedded_lm, same_bits, snapshot
+from fabricated import finished_run
 from families import tiny_lm
 from safetensors.torch import load_file
 from torch import Tensor
 
+from edit_cli.commands import apply
+from edit_cli.console import Screen
 from edit_cli.edits import peft_adapter
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Factors, WeightDelta, WeightState
@@ -309,7 +313,16 @@ def test_a_checkpoint_is_that_of_apply_card_and_all(cli):
     assert "# tiny-gpt2 with 1 edited fact" in card and "Edited by ft with" in card
     assert "| Jormia Stenenen plays the | organ |  |" in card
     assert "accuracy, % ↑ | 0.0 | 100.0 |" in card  # of the run that measured it
-    assert "to undo the edit, load the base model" in card
+    assert "Means over the facts, with all edits in place" in card and "to undo the edit, load the base model" in card
+
+
+def test_a_card_says_which_of_its_facts_were_measured(tmp_path):
+    """Those of the last run, not of the edit that it stood on."""
+    lm, run = embedded_lm(), finished_run(tmp_path / "run", {"0": [True, True, True]})
+    shutil.copytree(saved(lm, tmp_path, *(delta(lm, **{OUT.format(layer): 1}) for layer in (1, 2))), run / "edits/0000")
+    apply.write_card(Screen(), tmp_path, run, edit_store.chain(run / "edits/0000"))
+    card = (tmp_path / "README.md").read_text()
+    assert "with 2 edited facts" in card and "Means over the last fact, with all edits in place" in card
 
 
 @pytest.mark.parametrize("command", [("export", "--to", "peft"), ("apply",)])

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from edit_cli.report import compare, learning, sme, tuning
+from edit_cli.report import compare, learning, sequence, sme, tuning
 from edit_cli.report.compare import Point
+from edit_cli.report.comparison import COMPARED
 from edit_cli.report.figures import before_after, curves, heatmap, patch_heatmap, style
 from edit_cli.report.measures import measures
 
@@ -113,16 +114,26 @@ def test_titles_of_panels_stay_on_the_page(drawn):
 
 
 def test_long_titles_of_a_comparisons_panels_do_not_meet(monkeypatch, tmp_path):
-    figure = style.new(10.8, 3.5, "three panels")
+    """Of those that take two lines, and of those that just fit into one."""
+    figure = style.new(10.8, 6.7, "six panels")
     monkeypatch.setattr(style, "new", lambda *_: figure)
-    longest = sorted(measures(), key=lambda name: len(measures()[name].label))[-3:]
-    points = [Point("memit", n, name, ENTRY) for n in (1, 2) for name in longest]
-    compare.draw(points, "facts", longest, [tmp_path / "c.png"], "three panels")
+    long = sorted(measures(), key=lambda name: len(measures()[name].label))[-3:]
+    long += [f"{where}_generated_unchanged" for where in ("locality", "locality_random", "neighborhood")]
+    points = [Point("memit", n, name, ENTRY) for n in (1, 2) for name in long]
+    compare.draw(points, "facts", long, [tmp_path / "c.png"], "six panels")
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes]
-    assert len(boxes) == 3
-    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
-    assert boxes[0].x0 >= 0 and boxes[-1].x1 <= figure.bbox.x1
+    assert len(boxes) == 6
+    for row in (boxes[:3], boxes[3:]):
+        assert all(left.x1 < right.x0 for left, right in pairwise(row))
+        assert row[0].x0 >= 0 and row[-1].x1 <= figure.bbox.x1
+
+
+def test_names_of_curves_and_of_progress_are_in_one_line():
+    """Headings of a table may take two."""
+    row = {"edits": 2, "metrics": dict.fromkeys(COMPARED, ENTRY), "model": {}, "first": {}, "held_out": {}}
+    names = [*sequence.curve_series({"checkpoints": [row]}), sequence.told(row)]
+    assert "paraphrase" in names and len(names) > 6 and not any("\n" in name for name in names)
 
 
 def test_a_colour_bar_says_what_it_counts(drawn):

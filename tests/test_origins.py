@@ -83,7 +83,7 @@ def test_neither_page_nor_trackers_make_another_run(finished, monkeypatch, cache
 )
 def test_runs_are_listed_by_what_they_are(arguments, told, look):
     ended = look("ls", "runs", *arguments)
-    assert ended.code == 0 and told in ended.out.replace("edited", "efficacy_success")
+    assert ended.code == 0 and told in ended.out.replace("efficacy", "efficacy_success")
 
 
 @pytest.mark.parametrize(
@@ -152,25 +152,67 @@ def test_trackers_are_told_of_windows_checkpoints_and_the_end(tmp_path, monkeypa
     assert told[3][0]["after/efficacy_success"] == 100.0 and told[3][0]["seconds_per_edit"] == 0.5
 
 
-def test_a_tracker_that_does_not_start_is_told_in_a_line(tmp_path, monkeypatch):
-    from accelerate import tracking
+class Listening:
+    """A tracker that remembers what it is told, and writes to accelerate's log as those for W&B and trackio do."""
 
+    requires_logging_directory = False
+
+    def __init__(self, project: str) -> None:
+        self.told: list[object] = [project]
+
+    def start(self) -> None:
+        from accelerate.logging import get_logger
+
+        get_logger("tracked").debug("started")
+        HEARD.append(self.told)
+
+    def store_init_configuration(self, values: dict[str, object]) -> None:
+        self.told.append(dict(values))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.told.append((dict(values), step))
+
+    def finish(self) -> None:
+        self.told.append("finished")
+
+
+class Offline(Listening):
+    def start(self) -> None:
+        raise ConnectionError("no such host\nand more")
+
+
+HEARD: list[list[object]] = []
+
+
+@pytest.fixture
+def heard(monkeypatch) -> list[list[object]]:
+    """What trackers named `wandb` are told, in a process where accelerate has not begun; `mlflow` does not start."""
+    from accelerate import tracking
+    from accelerate.state import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Listening)
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mlflow", Offline)
+    HEARD.clear()
+    return HEARD
+
+
+def test_a_tracker_may_use_the_log_of_accelerate(heard, tmp_path):
+    from edit_cli.training.trackers import reporting
+
+    with reporting(["wandb"], "edit-cli", tmp_path, {"seed": 0}) as log:
+        log({"after/efficacy_success": 100.0}, 3)
+    assert heard == [["edit-cli", {"seed": 0}, ({"after/efficacy_success": 100.0}, 3), "finished"]]
+
+
+def test_a_tracker_that_does_not_start_is_told_in_a_line_and_the_others_are_finished(heard, tmp_path):
     from edit_cli.errors import MissingError
     from edit_cli.training.trackers import reporting
 
-    class Offline:
-        requires_logging_directory = False
-
-        def __init__(self, project: str) -> None:
-            self.project = project
-
-        def start(self) -> None:
-            raise ConnectionError("no such host\nand more")
-
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Offline)
-    told = r"wandb does not start \(ConnectionError: no such host\): leave it out"
-    with pytest.raises(MissingError, match=told), reporting(["wandb"], "edit-cli", tmp_path, {}):
+    told = r"mlflow does not start \(ConnectionError: no such host\): leave it out"
+    with pytest.raises(MissingError, match=told), reporting(["wandb", "mlflow"], "edit-cli", tmp_path, {}):
         pass
+    assert heard == [["edit-cli", {}, "finished"]]
 
 
 def test_tensorboard_gets_its_files(tmp_path):

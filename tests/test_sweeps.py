@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edit_cli.cli import hydra_launch
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment import execute as execution
 from edit_cli.experiment.devices import CLAIMED, VISIBLE, claim, take_one
@@ -154,7 +155,16 @@ def test_submitit_says_what_to_install(cli):
     except ImportError:
         ended = cli("evaluate", "-m", "hydra/launcher=submitit_local", "limit=1,2")
         assert ended.code == 2
-        assert "pip install 'edit-cli[submitit]'" in ended.error
+        assert "pip install 'edit-cli[submitit]'" in ended.error and len(ended.err.splitlines()) == 1
+
+
+def test_what_there_is_to_look_at_is_told_before_jobs_run_elsewhere(cli, monkeypatch):
+    monkeypatch.setattr(hydra_launch, "_hand_over", lambda *_: None)
+    monkeypatch.setattr(hydra_launch, "find_spec", lambda _: True)
+    told = cli("evaluate", "-m", "hydra/launcher=submitit_slurm", "runs_dir=mine", "limit=1,2").err
+    assert "2 jobs by submitit_slurm: their screens are in mine/.sweep/.submitit" in told
+    assert "mine/sweeps/evaluate-" in told and "jobs.jsonl" in told
+    assert "screens" not in cli("evaluate", "-m", "limit=1,2").err
 
 
 # --- jobs side by side

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,6 +43,7 @@ from edit_cli.experiment.sweep import Sweep
 from edit_cli.files.paths import expanded
 
 Execute = Callable[[Composed], Outcome]
+LAUNCHER = "hydra/launcher"
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Jobs:
         register_resolvers()
         settings = HydraConfig.get()
         if os.getpid() != self.process:
-            self._settle(settings.runtime.choices["hydra/launcher"], config)
+            self._settle(settings.runtime.choices[LAUNCHER], config)
         overrides = tuple(settings.overrides.task)
         in_sweep = settings.mode == RunMode.MULTIRUN
         number = settings.job.num if in_sweep else 0
@@ -125,6 +127,9 @@ def launch(command: str, arguments: Sequence[str], execute: Execute) -> tuple[li
         root = expanded(_given(overrides, "runs_dir", "runs")) if kept else Path(elsewhere)
         sweep = sweep_of(command, arguments, argv, keys, root) if swept and not follows() else None
         jobs = Jobs(command, arguments, tuple(named), keys, execute, sweep)
+        launcher = _given(overrides, LAUNCHER, "")
+        if sweep is not None and kept and launcher.startswith("submitit") and find_spec("submitit"):
+            Screen().note(sweep.awaited(launcher))
         try:
             _hand_over(command, argv, overrides, jobs)
         except KeyboardInterrupt:

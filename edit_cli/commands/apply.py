@@ -8,7 +8,16 @@ from pathlib import Path
 from edit_cli.console import ConsoleMonitor, Screen
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.low_rank import LowRank
-from edit_cli.experiment.saved_edits import Base, edited, methods_of, requests_of, require_new, run_of, weight_edits
+from edit_cli.experiment.saved_edits import (
+    Base,
+    beneath,
+    edited,
+    methods_of,
+    requests_of,
+    require_new,
+    run_of,
+    weight_edits,
+)
 from edit_cli.files import hub
 from edit_cli.files.disk import replacing, require_room
 from edit_cli.lm.heads.kinds import auto_class
@@ -52,9 +61,18 @@ def write_card(
     """
     run = run_of(directory)
     made_for = edit_store.read_manifest(paths[0])["base_model"]
-    summary = (run and run.summary) or {}
     name, revision = hub.known_as(made_for["id"], made_for["revision"])
-    card = Card(made_for["name"], name, revision, methods_of(paths), requests_of(paths), summary, parts, file=file)
+    card = Card(
+        made_for["name"],
+        name,
+        revision,
+        methods_of(paths),
+        requests_of(paths),
+        (run and run.summary) or {},
+        parts,
+        file=file,
+        beneath=len(requests_of(beneath(paths))),
+    )
     (folder / CARD).write_text(str(card), encoding="utf-8")
     if name is None:
         screen.note(

@@ -79,6 +79,8 @@ def _verdict(job: Job, lm: LM, name: str, request: EditRequest) -> str:
         method.editor.refuse_layout(method.config, lm.layout, lm.name)
         context = Context(train_command=lambda: f"edit-cli train-editor method={name} {_named(job)}")
         method.require(lm.name, context)
+        if job.config.settings.methods is None and method.editor.takes_long:
+            return f"not tried: {method.editor.takes_long}; methods=[{name}] tries it"
         told = examined(lm, method, context, request, name)
     except (EditCliError, RejectedRequest) as reason:
         return f"not tried: {reason}"
@@ -189,6 +191,7 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     plan.needs(partial(refuse_missing, job, job.config.model))
     plan.model()
     names = job.config.settings.methods
-    plan.say("tried", "every method that applies" if names is None else ", ".join(names))
+    every = "every method that applies, but for those that take far longer than an edit should"
+    plan.say("tried", every if names is None else ", ".join(names))
     plan.unknown.append("how long the edits take that are tried")
     return plan

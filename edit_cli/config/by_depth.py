@@ -5,6 +5,7 @@ depth.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import permutations
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +34,17 @@ def first_layers(method: str, depth: int) -> dict[str, Any]:
         count = round(median(number for _, number, _ in places))
         chosen = list(range(max(last - count + 1, 0), last + 1))
         found[key] = chosen if places[0][2] else chosen[-1]
+    for low, high in permutations(found, 2):
+        top = max(_numbers(found[low]))
+        if _stands_above(method, low, high) and top + 1 < depth:
+            found[high] = [layer for layer in found[high] if layer > top] or [top + 1]
     return found
+
+
+def _stands_above(method: str, low: str, high: str) -> bool:
+    """Whether all that `high` lists lies above what `low` names, wherever the method was published."""
+    both = [settings for settings, _ in _published(method) if low in settings and isinstance(settings.get(high), list)]
+    return bool(both) and all(max(_numbers(one[low])) < min(_numbers(one[high])) for one in both)
 
 
 def _numbers(value: Any) -> list[int]:

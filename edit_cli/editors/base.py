@@ -81,6 +81,7 @@ class Editor(ABC, Generic[C]):
         heads: kinds of models that the method can work on: "causal", "seq2seq" (encoder-decoder), "classifier" (of
             texts), "image" (classifiers).
         experts: it works on mixtures of experts, since it writes to no matrix of the model.
+        takes_long: why one edit takes far longer than an edit should; `doctor` tries such a method only if it is named.
         looks_back: how many of the latest edits `recall` needs with their weights; 0: what they remember beside those
             is enough.
     """
@@ -90,6 +91,7 @@ class Editor(ABC, Generic[C]):
     needs_subject: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ("causal",)
     experts: ClassVar[bool] = False
+    takes_long: ClassVar[str | None] = None
     looks_back: ClassVar[int] = 0
 
     def __init__(self, config: C, lm: LM, context: Context | None = None) -> None:
@@ -183,6 +185,13 @@ class Editor(ABC, Generic[C]):
     @classmethod
     def cost(cls, config: C, outline: Outline, lengths: Sequence[int]) -> Cost | None:
         """What editing facts of so many tokens together takes on such a model; None where that cannot be told ahead."""
+        return None
+
+    @classmethod
+    def beforehand(cls, config: C) -> str | None:
+        """What the method does once a model, before its first edit, in words that go on after its name; None for
+        nothing that takes long, or what is told by its own (second moments).
+        """
         return None
 
     def warm_up(self) -> None:

@@ -15,7 +15,7 @@ from edit_cli.editors.meta import checkpoints
 from edit_cli.edits import gguf_adapter
 from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.experiment.saved_edits import methods_of, one_edit, requests_of, run_of
+from edit_cli.experiment.saved_edits import beneath, methods_of, one_edit, requests_of, run_of
 from edit_cli.files import hub
 from edit_cli.files.hub import Address, Content
 from edit_cli.files.json_files import read_json, to_json
@@ -92,7 +92,8 @@ def _edit(directory: Path, to: Address) -> Parcel:
     run = run_of(directory)
     facts, summary = requests_of(chain), (run and run.summary) or {}
     base, revision = hub.known_as(model["id"], model["revision"])
-    card = Card(model["name"], base, revision, methods_of(chain), facts, summary, None, str(to))
+    under = len(requests_of(beneath(chain)))
+    card = Card(model["name"], base, revision, methods_of(chain), facts, summary, None, str(to), beneath=under)
     return Parcel("edit", {CARD: str(card).encode(), **files}, _beside(path, files), notes)
 
 

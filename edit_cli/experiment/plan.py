@@ -143,7 +143,9 @@ class Plan:
         work.add("second moments", seconds(tokens or 0), host + work.states(store.batch_tokens))
 
     def editing(self, method: Method, batches: Sequence[Sequence[Case]]) -> None:
-        """What the edits take, as far as the method can tell, and the second moments or the training it needs."""
+        """What the edits take, as far as the method can tell, and what has to be there before the first one."""
+        if (first := method.editor.beforehand(method.config)) is not None:
+            self.say("beforehand", f"{self.job.choices['method']} {first}")
         if self.work is None:
             return
         config: Any = method.config

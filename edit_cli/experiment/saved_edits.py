@@ -194,11 +194,16 @@ def require_new(out: Path, name: str = "--out") -> None:
 
 def requests_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The facts that the edits to attach have written; a sum names none, but the steps beside it do."""
-    if paths[0].name.startswith(edit_store.STATE):
+    if paths and paths[0].name.startswith(edit_store.STATE):
         last = int(paths[-1].name.removeprefix(edit_store.STATE))
         steps = [path for path in paths[0].parent.glob("[0-9]*") if path.name.isdigit() and int(path.name) <= last]
         paths = sorted(steps)
     return [request for path in paths for request in edit_store.read_manifest(path)["requests"]]
+
+
+def beneath(paths: Sequence[Path]) -> list[Path]:
+    """Those of the edits to attach that the last run stood on: it measured its own facts, on top of theirs."""
+    return [path for path in paths if path.name == edit_store.BASE]
 
 
 def methods_of(paths: Sequence[Path]) -> list[str]:

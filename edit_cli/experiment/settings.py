@@ -236,7 +236,7 @@ class DoctorSettings(Settings):
     """Of `doctor`."""
 
     methods: Annotated[list[str], Len(1), Mark.DISTINCT] | None = None
-    """Methods to try; null: all that there are."""
+    """Methods to try; null: all that there are, but for those that train the model anew."""
     out: FilePath | None = None
     """File for the model's settings, to be kept as DIR/model/NAME.yaml; null: they are shown."""
 

@@ -36,6 +36,7 @@ from edit_cli.wording import many
 
 FOLDER, ABOUT, JOBS, TABLE = "sweeps", "sweep.json", "jobs.jsonl", "table"
 ENDED = (0, 5, 6)  # exit codes of complete runs: done, but for some cases, and until the model collapsed
+SCRATCH = ".sweep"  # of Hydra and its launchers, in RUNS_DIR: conf/common.yaml
 STOPPED, NEVER = "it began and did not end", "it was not begun"
 NAMED = 10  # failed jobs that are named one by one
 
@@ -147,6 +148,15 @@ class Sweep:
         done = sum(outcome.exit_code in ENDED for outcome in self.outcomes())
         of = f" of {len(self.jobs):,}" if self.jobs else ""
         return f"{done:,}{of} jobs of this sweep are complete ({self.place / JOBS})"
+
+    def awaited(self, launcher: str) -> str:
+        """What there is to look at while jobs run elsewhere."""
+        jobs = many(len(self.jobs), "job") if self.jobs else "the jobs"
+        logs = self.place.parent.parent / SCRATCH / ".submitit"
+        return (
+            f"{jobs} by {launcher}: their screens are in {logs}, what has begun and ended in {self.place / JOBS}; the"
+            " table follows when all have ended"
+        )
 
     def again(self) -> str:
         """The command that runs only what has failed."""

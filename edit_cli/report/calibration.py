@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edit_cli.editors.memory.calibration import Separation
 
 NOTE = (
-    "Distances between states at the last token of prompts. reworded: a fact in other words, half and 95 % of them"
+    "Distances between states at the last token of prompts. paraphrase: a fact in other words, half and 95 % of them"
     " nearer than this. others: other subjects, 5 % and half of them nearer. told apart: how often another wording is"
     " nearer than another subject, 50 % is chance. radius: where most other wordings lie within it and fewest others"
     " within twice of it. served, touched: shares of the two."
@@ -25,7 +25,7 @@ NOTE = (
 def calibration_table(model: str, facts: int, found: Sequence[Separation]) -> RenderableType:
     """One line a place, the best one marked."""
     table = right_aligned(
-        "layer", "module", "key norm", "reworded", "others", "told apart", "radius", "served", "touched"
+        "layer", "module", "key norm", "paraphrase", "others", "told apart", "radius", "served", "touched"
     )
     for place in found:
         near, far = (

@@ -22,6 +22,7 @@ from edit_cli.terminal import literal
 
 WIDE = 3  # panels side by side
 PANEL = 3.4  # inches of width that a panel takes
+BESIDE = 0.7  # of which stand beside the axes
 FACTS = "facts"  # the x-axis of sequential runs
 COLUMNS = (
     "metric mean low high n sd seeds conditions reference difference difference_low difference_high p p_holm pairs"
@@ -189,8 +190,8 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
         if not numeric:
             plot.set_xticks(range(len(names)), list(map(literal, names)), rotation=30, ha="right")
         unit = measures()[metric].unit
+        plot.set_title(style.fitted(measures()[metric].label, PANEL - BESIDE), fontsize="medium")
         plot.set(
-            title=style.fitted(measures()[metric].label, PANEL),
             xlabel="facts edited, all in place" if x == FACTS else literal(x),
             ylabel=unit,
         )

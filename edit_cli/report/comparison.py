@@ -59,21 +59,29 @@ def meaning(metrics: Collection[str], *others: str) -> str:
     """As `legend`, in sentences."""
     known, own = registered(), of_plugins()
     named = [known[metric] for metric in metrics]
-    rated = "; ".join(f"{one.heading}, {one.legend}" for one in named if one.measure in RATED)
+    rated = "; ".join(f"{in_a_line(one.id)}, {one.legend}" for one in named if one.measure in RATED)
     measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
     told = [f"{measure} in % on: {rated}"] if rated else []
-    told += [
-        f"{' '.join(column(one.id).split())}: {one.legend}" for one in named if one.legend and one.measure not in RATED
-    ]
+    told += [f"{in_a_line(one.id)}: {one.legend}" for one in named if one.legend and one.measure not in RATED]
     told += [f"{name}: {TELLS[name]}" for name in others]
     told += [f"{one.label}: {one.definition}" for one in named if one.id in own and not one.legend]
     return ". ".join(told) + "."
 
 
 def column(metric: str) -> str:
-    """The heading of a metric's column."""
+    """The heading of a metric's column, in few letters a line."""
     found = registered()[metric]
     return found.heading or found.label
+
+
+def in_a_line(metric: str) -> str:
+    """The same where there is no table."""
+    return unbroken(column(metric))
+
+
+def unbroken(heading: str) -> str:
+    """A heading in one line; words that were parted are whole again."""
+    return heading.replace("-\n", "").replace("\n", " ")
 
 
 def shown_metrics(measured: Collection[str]) -> list[str]:

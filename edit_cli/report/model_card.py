@@ -65,6 +65,7 @@ class Card:
         parts: {projection: factors} of an adapter; None for a checkpoint or an edit.
         file: of an adapter for llama.cpp; empty for others.
         address: where an edit lies on the hub; None for an adapter or a checkpoint.
+        beneath: how many of the facts are of edits that this run stood on, and did not ask about.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Card:
     parts: Mapping[str, LowRank] | None
     address: str | None = None
     file: str = ""
+    beneath: int = 0
 
     def __str__(self) -> str:
         return "\n".join(self._lines()) + "\n"
@@ -132,7 +134,10 @@ class Card:
     def _measured(self) -> Iterator[str]:
         metrics = self.summary["metrics"]
         yield from ("", "## Measured", "")
-        yield f"Means over the facts, with 95 % intervals where there are several: {many(self.summary['n'], 'case')}."
+        last = len(self.facts) - self.beneath
+        facts = "the facts" if not self.beneath else "the last fact" if last == 1 else f"the last {last:,} facts"
+        cases = many(self.summary["n"], "case")
+        yield f"Means over {facts}, with all edits in place, and 95 % intervals where there are several: {cases}."
         for title, groups in words.sections(metrics):
             rows = []
             for where, some in groups:

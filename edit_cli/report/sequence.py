@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 
 from edit_cli.metrics.sequence import AFTER_EDIT, area, checkpoint_rows, first_collapse, retention_matrix
 from edit_cli.report import words
-from edit_cli.report.comparison import column, meaning, right_aligned, shown_metrics
+from edit_cli.report.comparison import column, in_a_line, meaning, right_aligned, shown_metrics
 from edit_cli.report.summary import summary_of, total_seconds
 from edit_cli.report.tables.run import MetricsTable, footer, general_ability, heading, prose
 from edit_cli.report.tables.texts import Text
@@ -141,7 +141,7 @@ def _more(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float | None
 def told(row: Mapping[str, Any]) -> str:
     """A checkpoint in a line, while the run goes on."""
     shown = [name for name in shown_metrics(row["metrics"]) if name not in ("score", "token_score")]
-    means = [f"{column(name)} {words.number(row['metrics'][name]['mean'])}" for name in shown]
+    means = [f"{in_a_line(name)} {words.number(row['metrics'][name]['mean'])}" for name in shown]
     return f"after {row['edits']:,} fact{'s' if row['edits'] != 1 else ''}: {', '.join(means)}"
 
 
@@ -151,7 +151,8 @@ def curve_series(summary: Mapping[str, Any]) -> dict[str, list[tuple[int, Mappin
     measured = {name for row in rows for name in row["metrics"]}
     names = [name for name in shown_metrics(measured) if name not in ("perplexity", "score", "token_score")]
     series = {
-        column(name): [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]] for name in names
+        in_a_line(name): [(row["edits"], row["metrics"][name]) for row in rows if name in row["metrics"]]
+        for name in names
     }
     for name, group, wanted in (("first", "first", EARLY), ("held out", "held_out", UNTOUCHED)):
         entries = [

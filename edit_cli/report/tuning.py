@@ -21,7 +21,7 @@ from edit_cli.wording import many
 TRIALS, FIGURE = "trials.csv", "tradeoff"
 SHOWN = 15  # trials in the table; the file has all
 NAMED = 6  # trials at one place of the figure
-TITLES = {"efficacy": "edited", "paraphrase": "reworded", "neighborhood": "others", "written": "writes"}
+TITLES = {"efficacy": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighborhood", "written": "writes"}
 
 RANKED = ("trial", "settings", "objective", "parts", "perplexity", "seconds", "failed", "error")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,26 +53,26 @@ def reporting(names: Sequence[str], project: str, folder: Path, config: Mapping[
     Raises:
         MissingError: one does not start, for want of a library, an account or a network of its own.
     """
+    from accelerate.state import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    started = []
-    for name in names:
-        cls = LOGGER_TYPE_TO_CLASS[name]
-        tracker = cls(project, *([str(folder)] if cls.requires_logging_directory else []))
-        try:
-            tracker.start()
-            tracker.store_init_configuration(dict(config))
-        except Exception as error:  # whatever a program of others may raise
-            why = str(error).strip().splitlines() or ["no message"]
-            raise MissingError(f"{name} does not start ({type(error).__name__}: {why[0]}): leave it out") from error
-        started.append(tracker)
+    PartialState()  # accelerate's trackers write to its log, which asks it whose turn it is
+    with ExitStack() as started:
+        at_work = []
+        for name in names:
+            cls = LOGGER_TYPE_TO_CLASS[name]
+            tracker = cls(project, *([str(folder)] if cls.requires_logging_directory else []))
+            try:
+                tracker.start()
+                started.callback(tracker.finish)
+                tracker.store_init_configuration(dict(config))
+            except Exception as error:  # whatever a program of others may raise
+                why = str(error).strip().splitlines() or ["no message"]
+                raise MissingError(f"{name} does not start ({type(error).__name__}: {why[0]}): leave it out") from error
+            at_work.append(tracker)
 
-    def log(values: Mapping[str, float], step: int) -> None:
-        for tracker in started:
-            tracker.log(dict(values), step=step)
+        def log(values: Mapping[str, float], step: int) -> None:
+            for tracker in at_work:
+                tracker.log(dict(values), step=step)
 
-    try:
         yield log
-    finally:
-        for tracker in started:
-            tracker.finish()

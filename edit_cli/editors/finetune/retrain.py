@@ -73,6 +73,7 @@ class Retrain(Editor[RetrainConfig]):
 
     Config = RetrainConfig
     mass_editor = True
+    takes_long = "it goes through all that the model was trained on"
     heads = ("causal", "seq2seq", "classifier")
 
     @classmethod

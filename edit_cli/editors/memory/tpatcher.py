@@ -309,6 +309,13 @@ class TPatcher(MemoryEditor[TPatcherConfig]):
         if not examples_of(context, config.negatives, "method.negatives"):
             text_of(config.corpus, "T-Patcher").require()
 
+    @classmethod
+    def beforehand(cls, config: TPatcherConfig) -> str:
+        return (
+            f"first fills a memory of up to {config.memory_size:,} states, and one of {config.validation_size:,} that"
+            " tells when to stop (method.memory_size, method.validation_size)"
+        )
+
     def warm_up(self) -> None:
         _ = self.negatives
 
@@ -319,6 +326,7 @@ class TPatcher(MemoryEditor[TPatcherConfig]):
 
     def _negatives(self) -> tuple[Tensor, Tensor]:
         config = self.config
+        self.lm.monitor.note(f"T-Patcher {self.beforehand(config)}")
         train, validation = (
             examples_of(self.context, config.negatives, "method.negatives", split) for split in ("train", "validation")
         )

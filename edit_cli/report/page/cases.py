@@ -12,7 +12,7 @@ from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT, HELD_OUT
 from edit_cli.metrics.sme import TURN
 from edit_cli.metrics.verdict import edited, of_probe, took
 from edit_cli.report import words
-from edit_cli.report.comparison import column, shown_metrics
+from edit_cli.report.comparison import in_a_line, shown_metrics
 from edit_cli.report.page.parts import Asked, Cell, Item, Items, Note, Said, Tone
 from edit_cli.report.tables.facts import arrow
 from edit_cli.writing import bare
@@ -22,11 +22,11 @@ TONES: dict[str, Tone] = {TOOK: "good", DID_NOT: "bad", FAILED: "bad", KEPT_OUT:
 STAYS = ("neighborhood", "locality", "attribute")  # kinds of prompts whose answers must stay
 KINDS = {
     "rewrite": "edited",
-    "paraphrase": "reworded",
-    "neighborhood": "other subject",
+    "paraphrase": "paraphrase",
+    "neighborhood": "neighborhood",
     "attribute": "other subject that always had the new answer",
-    "locality": "unrelated",
-    "portability": "follows from it",
+    "locality": "locality",
+    "portability": "portability",
 }
 NOT_OF_A_CASE = ("score", "token_score", "perplexity")
 
@@ -41,8 +41,8 @@ def cases(kind: str, lines: Sequence[Line]) -> Items:
     measured = {name for one in values for name in one}
     shown = [name for name in shown_metrics(measured) if name not in NOT_OF_A_CASE]
     items = [_item(kind, line, moments, shown, own) for (line, moments), own in zip(told, values, strict=True)]
-    heads = [column(name) for name in shown]
-    notes = [f"{column(name)}: {known[name].legend or known[name].definition}, in %" for name in shown]
+    heads = [in_a_line(name) for name in shown]
+    notes = [f"{in_a_line(name)}: {known[name].legend or known[name].definition}, in %" for name in shown]
     last = " as last asked, with all edits in place" if kind == "sequential" else ""
     about = [f"Numbers of each case{last}. {'; '.join(notes)}."] if notes else []
     return Items("case", "cases", heads, items, about)

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from edit_cli.report import compare
 from edit_cli.report.compare import Point
-from edit_cli.report.comparison import COMPARED, LOST, meaning
+from edit_cli.report.comparison import COMPARED, LOST, meaning, unbroken
 from edit_cli.report.measures import TRACED, TRAINED, measures
 from edit_cli.report.page.parts import Block, Cell, Figure, Grid, Note, Rows, Section, mark
 from edit_cli.report.page.pictures import picture
@@ -57,7 +57,7 @@ def _means(ends: Sequence[Point], metrics: Sequence[str]) -> Grid:
         Rows(label, [[row.get(key, Cell("–", tone="quiet")) for key in keys] for row in lines.values()])
         for label, lines in rows.items()
     ]
-    heads = ["run", *(compare.heading(name, True).replace("\n", " ") for name in metrics), *spent]
+    heads = ["run", *(unbroken(compare.heading(name, True)) for name in metrics), *spent]
     return Grid(heads, blocks, right=range(1, len(keys)))
 
 
@@ -65,6 +65,8 @@ def _meaning(metrics: Sequence[str]) -> list[str]:
     """What the headings mean."""
     known = [name for name in metrics if name in (*COMPARED, *LOST)]
     others = [
-        f"{compare.heading(name, True)}: {measures()[name].definition}" for name in metrics if name in TRACED | TRAINED
+        f"{unbroken(compare.heading(name, True))}: {measures()[name].definition}"
+        for name in metrics
+        if name in TRACED | TRAINED
     ]
     return [*([meaning(known, "s/edit", "cases")] if known else []), *([". ".join(others) + "."] if others else [])]

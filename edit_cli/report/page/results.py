@@ -11,7 +11,7 @@ from edit_cli.metrics.registry import metrics as registered
 from edit_cli.metrics.sequence import AFTER_EDIT
 from edit_cli.metrics.sme import RATES
 from edit_cli.report import learning, memories, sme, trace, tuning, words
-from edit_cli.report.comparison import column, last_side, shown_metrics
+from edit_cli.report.comparison import in_a_line, last_side, shown_metrics
 from edit_cli.report.page import memories as memories_page
 from edit_cli.report.page.cases import cases
 from edit_cli.report.page.parts import (
@@ -91,7 +91,7 @@ def _tiles(summary: Summary) -> list[Tile]:
             percent = " %" if name != "perplexity" else ""
             low_high = words.with_interval(entry).partition(" ")[2]
             more = " · ".join(filter(None, (low_high, known[name].legend)))
-            tiles.append(Tile(column(name), f"{words.number(entry['mean'])}{percent}", more))
+            tiles.append(Tile(in_a_line(name), f"{words.number(entry['mean'])}{percent}", more))
     if summary.get("seconds_per_edit") is not None:
         tiles.append(Tile("time an edit", words.seconds(summary["seconds_per_edit"]), "statistics not counted"))
     return tiles
