@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -26,9 +25,11 @@ import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
 
-from edit_cli.config.build import build, register_resolvers
+from edit_cli.config.build import register_resolvers
 from edit_cli.datasets.world import WorldEdits
+from edit_cli.editors.base import Method
 from edit_cli.edits import store as edit_store
+from edit_cli.experiment.setup import method_of
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
@@ -38,25 +39,27 @@ def model() -> LM:
     return ModelOptions(name="tiny-gpt2", id="embedded:tiny-gpt2").load(Monitor())
 
 
-def editor(method: str, folder: Path) -> Any:
+def settings(method: str, folder: Path) -> Method:
     register_resolvers()
     with initialize_config_module("edit_cli.conf", version_base="1.3"):
-        return build(compose("sequential", [f"method={method}", f"cache_dir={folder}"]).method)
+        return method_of(compose("sequential", [f"method={method}", f"cache_dir={folder}"]).method)
 
 
 def answers(lm: LM, facts: int) -> dict[str, torch.Tensor]:
     """Log-probabilities at the targets of edited prompts, other wordings and what must stay."""
     cases = WorldEdits(name="world", split="all", shuffle_seed=0).load(facts).cases
-    found = lm.target_logprobs([(probe.prompt, probe.target) for case in cases for probe in case.probes])
-    return {str(number): logprobs.contiguous() for number, logprobs in enumerate(found)}
+    pairs = [(probe.prompt, probe.target) for case in cases for probe in case.probes if probe.target is not None]
+    found = lm.target_logprobs(pairs)
+    return {str(number): logprobs.contiguous() for number, logprobs in enumerate(found) if logprobs is not None}
 
 
 def make(folder: Path, method: str, facts: int) -> None:
-    lm, made, spent = model(), editor(method, folder), {"edit": 0.0, "save": 0.0}
+    lm, spent = model(), {"edit": 0.0, "save": 0.0}
+    editor = settings(method, folder).begin(lm)
     before = lm.fingerprint()
     for number, case in enumerate(WorldEdits(name="world", split="all", shuffle_seed=0).load(facts).cases):
         began = time.perf_counter()
-        edit = made.edit(lm, case.requests)
+        edit = editor.edit(case.requests)
         spent["edit"] += time.perf_counter() - began
         began = time.perf_counter()
         edit_store.save(edit, folder / "edits" / f"{number:05d}", lm, case.requests, {"name": method})

@@ -35,6 +35,7 @@ from torch import Tensor
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.meta.episodes import EpisodeConfig, Locality, sample_episodes
 from edit_cli.editors.meta.factored_gradients import gradients
+from edit_cli.editors.meta.hypernetwork import LowRankLayer
 from edit_cli.editors.meta.mend import MEND, MENDConfig
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
@@ -65,7 +66,7 @@ class Exchanged(torch.nn.Module):
         super().__init__()
         self.handles = model.handles
         self.inside = [model]  # in a list: its parameters are no longer this one's
-        self.fast = dict(model.named_parameters())
+        self.fast: dict[str, Tensor] = dict(model.named_parameters())
 
     def named_parameters(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
         return iter(self.fast.items())
@@ -125,15 +126,16 @@ def same_update(folder: Path) -> float:
     net = mine.build()
     cases = WorldEdits(name="world", split="train").load(40).cases
     mine.loss(net.train(), cases[8:])
-    for transform in net.hypernetwork.transforms.values():
-        for layer in transform.layers:
+    for layer in net.hypernetwork.modules():
+        if isinstance(layer, LowRankLayer):
             for parameter in (layer.up, layer.bias, layer.offset):
                 torch.nn.init.normal_(parameter, std=0.05)
     net.eval()
     them = reference(folder, theirs).eval()
     them.edit_lrs.data = -net.steps.data
     for d_in, d_out in dict.fromkeys(net.hypernetwork.shapes):
-        own, other = net.hypernetwork.transforms[f"{d_in}x{d_out}"], them.mend[str((d_in, d_out))]
+        own, other = net.hypernetwork.transform(f"{d_in}x{d_out}"), them.mend[str((d_in, d_out))]
+        assert own.normaliser is not None
         mean, deviation = (
             own.normaliser.mean.float(),
             (own.normaliser.squares / (own.normaliser.count - 1)).sqrt().float(),
@@ -145,6 +147,7 @@ def same_update(folder: Path) -> float:
             deviation[d_in:],
         )
         for layer, copy in zip(own.layers, other.mlp.layers, strict=True):
+            assert isinstance(layer, LowRankLayer)
             copy.u.data, copy.v.data, copy.bias.data = layer.up.data, layer.down.data, layer.bias.data
             copy.mode_scale.weight.data, copy.mode_shift.weight.data = layer.scale.data, layer.offset.data
     worst = 0.0

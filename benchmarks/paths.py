@@ -6,6 +6,7 @@ import random
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -67,6 +68,10 @@ def value_optimisation(lm: LM, requests: list[EditRequest], sample: int = 5) -> 
     return Ratio(what, plain / len(some) * len(requests), fast, f"plain: {len(some)} edits, scaled")
 
 
+def _keep(seen: list[torch.Tensor], at: int, states: torch.Tensor) -> None:
+    seen.append(states[0, at].clone())
+
+
 @torch.no_grad()
 def plain_keys(lm: LM, requests: list[EditRequest], layer: int) -> torch.Tensor:
     """Keys (m, n) of a layer: whole prompts, one row at a time, through the whole model; states of the bare prompts
@@ -79,7 +84,7 @@ def plain_keys(lm: LM, requests: list[EditRequest], layer: int) -> torch.Tensor:
     ):
         for row, at in zip(*rows_in_contexts(lm, requests, which, with_target=False), strict=True):
             seen: list[torch.Tensor] = []
-            with listen(lm.module(module), lambda states, at=at, seen=seen: seen.append(states[0, at].clone()), 1):
+            with listen(lm.module(module), partial(_keep, seen, at), 1):
                 lm.model(input_ids=torch.tensor([row.ids]), use_cache=False)
             found.append(seen[0])
     count = len(requests) * len(contexts.texts)
@@ -93,7 +98,7 @@ def keys_and_states(lm: LM, requests: list[EditRequest], sample: int = 10) -> Ra
 
     def fast() -> list[torch.Tensor]:
         subjects = Subjects(lm, requests, contexts)
-        return [(subjects.keys(layer), subjects.states(layer, "block", LAYERS[-1]))[0] for layer in LAYERS]
+        return [(subjects.keys(layer), subjects.states(layer, LAYERS[-1], "block"))[0] for layer in LAYERS]
 
     fast()
     expected, (plain, _) = clocked(lambda: [plain_keys(lm, some, layer) for layer in LAYERS])

@@ -90,7 +90,8 @@ class Theirs:
     """The reference's MEMIT with our prefixes and statistics; `values` are the target states of the latest run."""
 
     def __init__(self, folder: Path, lm: LM, editor: MEMIT, prefixes: Sequence[str]) -> None:
-        self.lm, self.values = lm, []
+        self.lm = lm
+        self.values: list[Tensor] = []
         self.main, _, hyper = import_reference(folder)
         value = editor.config.value
         self.hyper = hyper(
@@ -110,7 +111,12 @@ class Theirs:
         self.main.get_context_templates = lambda *_: templates
         self.main.get_cov = lambda model, tokenizer, name, *_, **__: moments[int(name.split(".")[2])]
         optimise = self.main.compute_z
-        self.main.compute_z = lambda *arguments: self.values.append(optimise(*arguments).detach()) or self.values[-1]
+
+        def compute_z(*arguments: Any) -> Tensor:
+            self.values.append(optimise(*arguments).detach())
+            return self.values[-1]
+
+        self.main.compute_z = compute_z
         lm.tokenizer.padding_side = "right"
         lm.tokenizer.pad_token = lm.tokenizer.pad_token or lm.tokenizer.eos_token
         blocks_as_tuples(lm)
@@ -179,7 +185,7 @@ def main() -> None:
         return
     lm.process_group = SINGLE
     torch.set_num_threads(options.their_threads or options.threads)
-    found = optimise_values(lm, requests, LAYERS[-1], "block", editor.value, editor.contexts(lm))
+    found = optimise_values(lm, requests, LAYERS[-1], "block", config.value, editor.contexts)
 
     theirs = Theirs(options.reference.resolve(), load(options.model), editor, prefixes)
     theirs.edit(requests[:3])

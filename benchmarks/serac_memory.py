@@ -75,11 +75,17 @@ def main() -> None:
     start = time.process_time()
     edits = {size: stored(serac, size) for size in SIZES}
     spent = 1000.0 * (time.process_time() - start) / sum(SIZES)
+
+    def look_up() -> Any:
+        route = lm.attached[-1]
+        assert isinstance(route, SeracRoute)
+        return route.answers(lm.head, prompts)
+
     work: dict[str, tuple[int, Callable[[], Any]]] = {
         f"{BATCH} prompts scored together": (BATCH, lambda: lm.loglikelihood(pairs)),
         "one prompt scored": (1, lambda: lm.loglikelihood(pairs[:1])),
         "one text of 20 tokens written": (1, lambda: lm.generate(prompts[:1], 20)),
-        f"look-up alone, {BATCH} together": (BATCH, lambda: lm.attached[-1].answers(lm.head, prompts)),
+        f"look-up alone, {BATCH} together": (BATCH, look_up),
     }
     times: dict[tuple[str, int], list[float]] = {(name, size): [] for name in work for size in SIZES}
     for size in SIZES * (1 + given.repeats):

@@ -96,14 +96,17 @@ def _pattern(wordings: Any) -> re.Pattern[str]:
 
 def invented(cases: Sequence[Case], seed: int) -> list[Case]:
     """The same cases about made-up subjects; a case's hard prompt asks its question of a near namesake."""
-    sampler, names = ScopeExampleSampler(1.0, random.Random(seed)), {}
+    sampler = ScopeExampleSampler(1.0, random.Random(seed))
+    names: dict[str, str] = {}
     subjects = [case.requests[0].subject or "" for case in cases]
     told = []
     for case in cases:
         (request,) = case.requests
-        name = names.setdefault(request.subject, sampler.invented(request.subject or "", subjects))
-        probes = [replace(probe, prompt=probe.prompt.replace(request.subject, name)) for probe in case.probes]
-        near = request.text.replace(request.subject, sampler.namesake(name, subjects))
+        subject = request.subject
+        assert subject is not None  # every fact of the world has one
+        name = names.setdefault(subject, sampler.invented(subject, subjects))
+        probes = [replace(probe, prompt=probe.prompt.replace(subject, name)) for probe in case.probes]
+        near = request.text.replace(subject, sampler.namesake(name, subjects))
         probes.append(Probe("locality", near, request.target_new, group="hard"))
         told.append(replace(case, requests=(replace(request, subject=name),), probes=tuple(probes)))
     return told
@@ -164,7 +167,7 @@ def one_seed(seed: int, sizes: Sequence[int], overrides: Sequence[str]) -> Itera
         )
     spent = time.process_time() - start
     editor.context.kept["network"] = net
-    memories = [(str(size), splits["test"], size) for size in sizes]
+    memories: list[tuple[str, Sequence[Case], int]] = [(str(size), splits["test"], size) for size in sizes]
     memories.append(("75 invented", invented(splits["test"][:FACTS], seed), 75))
     for name, cases, size in memories:
         facts = SINGLES if size == 1 else max(FACTS, size)

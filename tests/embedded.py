@@ -44,7 +44,8 @@ class Prepared:
     """
 
     def __init__(self, method: Method, examples: Examples | None = None) -> None:
-        self.method, self.config = method, method.config
+        self.method = method
+        self.config: Any = method.config
         self.examples = examples
         self._contexts: WeakKeyDictionary[LM, Context] = WeakKeyDictionary()
         self._begun: WeakKeyDictionary[LM, Editor[Any]] = WeakKeyDictionary()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +26,7 @@ from transformers import (
 
 from edit_cli.lm.heads.base import Head
 from edit_cli.lm.model import LM
+from edit_cli.lm.routing import Answerer
 
 DEPTH, WIDTH, INNER, CONTEXT = 3, 32, 88, 128
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -244,6 +246,14 @@ def head_as(head: Head[Any], kind: type[H]) -> H:
     """That head, told to be of its kind."""
     assert isinstance(head, kind)
     return head
+
+
+def distributions(lm: Answerer, pairs: Sequence[tuple[str, str]]) -> list[Tensor]:
+    """`LM.target_logprobs` where nothing is answered with a stored text."""
+    found = lm.target_logprobs(pairs)
+    known = [logprobs for logprobs in found if logprobs is not None]
+    assert len(known) == len(found)
+    return known
 
 
 def tiny_lm(family: str, seed: int = 0, **overrides: Any) -> LM:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from embedded import Prepared
 from hydra import compose, initialize_config_module
+from torch import nn
 
 from edit_cli.config.build import register_resolvers
 from edit_cli.datasets.counterfact import CounterFact
@@ -17,6 +18,7 @@ from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.base import Examples, Method
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor
+from edit_cli.editors.meta.hypernetwork import LowRankLayer
 from edit_cli.experiment.examples import OtherRecords
 from edit_cli.experiment.setup import method_of
 from edit_cli.lm.model import LM
@@ -112,3 +114,8 @@ def examples_of(method: Method) -> Examples | None:
     """Records beside the edited ones, for methods that learn some of them along (ft-mixed)."""
     learns_some = getattr(method.config, "unmodified", 0)
     return OtherRecords(CounterFact("counterfact", records="world"), []) if learns_some else None
+
+
+def low_rank_layers(net: nn.Module) -> list[LowRankLayer]:
+    """Those of a hypernetwork or of a part of it, in their order."""
+    return [part for part in net.modules() if isinstance(part, LowRankLayer)]

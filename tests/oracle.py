@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ def plain_value(
             row = lm.head.encode([(prefix + request.text, request.target_new)])[0]
             rows.append((torch.tensor([row.ids]), row.token_at(len(prefix) + end - 1), row.start, row.target))
     first = requests[0]
+    assert first.subject is not None
     kl_text = options.kl_prompt.replace("{}", first.subject)
     kl_row = lm.head.encode([(kl_text, None)])[0]
     kl_ids, kl_at = torch.tensor([kl_row.ids]), kl_row.token_at(len(first.subject) - 1)
@@ -58,7 +60,7 @@ def plain_value(
 
         with ExitStack() as stack:
             for place, module in enumerate(modules):
-                stack.enter_context(on_output(module, lambda hidden, place=place: change(hidden, place), rows=1))
+                stack.enter_context(on_output(module, partial(change, place=place), rows=1))
             logits = lm.model(input_ids=ids, use_cache=False).logits[0]
         return logits.log_softmax(-1), torch.stack([seen[place] for place in range(len(modules))])
 
@@ -124,9 +126,9 @@ def plain_update(
     updates, originals = {}, {}
     for number, layer in enumerate(layers):
         keys, missing = [], []
-        own = callable(targets)
+        own = not isinstance(targets, Tensor)
         place = lm.layout.mlp_out(layer) if own else lm.layout.block(layers[-1])
-        aimed = targets(layer) if own else targets
+        aimed = targets if isinstance(targets, Tensor) else targets(layer)
         for request, target in zip(requests, aimed.double().T, strict=True):
             end = request.subject_span[1] - 1
             each = [
@@ -161,7 +163,7 @@ def plain_successes(lm: LM, case: Case) -> list[tuple[str, bool, bool]]:
         wanted = torch.tensor(row.target)
         return -float(scores[torch.arange(len(wanted)), wanted].mean()), bool((scores.argmax(-1) == wanted).all())
 
-    found = []
+    found: list[tuple[str, bool, bool]] = []
     for probe in case.probes:
         if probe.target and probe.foil:
             (target, hit), (foil, _) = answer(probe.prompt, probe.target), answer(probe.prompt, probe.foil)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -52,14 +53,18 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
 
 def llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    sizes = {
-        "num_hidden_layers": 3,
-        "hidden_size": 16,
-        "intermediate_size": 40,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-    }
-    return LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64, vocab_size=300, initializer_range=0.3))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            num_hidden_layers=3,
+            hidden_size=16,
+            intermediate_size=40,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            vocab_size=300,
+            initializer_range=0.3,
+        )
+    )
 
 
 class Recorder(Monitor):
@@ -87,9 +92,18 @@ class Recorder(Monitor):
         self.notes.append(message)
 
 
-def language_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, name: str | None = None) -> LM:
-    model = {"gpt2": gpt2, "llama": llama}[family](seed).to(dtype)
-    return LM(model, tokenizer(add_bos=family == "llama"), name or f"tiny-{family}", monitor=Recorder())
+class RecordedLM(LM):
+    """A model whose monitor keeps what it is told."""
+
+    monitor: Recorder
+
+
+def language_model(
+    family: str, seed: int = 0, dtype: torch.dtype = torch.float32, name: str | None = None
+) -> RecordedLM:
+    model: Any = {"gpt2": gpt2, "llama": llama}[family](seed)
+    model.to(dtype)
+    return RecordedLM(model, tokenizer(add_bos=family == "llama"), name or f"tiny-{family}", monitor=Recorder())
 
 
 def corpus_file(directory: Path, lines: list[str] | None = None) -> TextFile:

@@ -141,7 +141,7 @@ def test_the_page_runs(tmp_path, monkeypatch):
     page = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    said = []
+    said: list[Any] = []
     code = code.replace('"tiny-gpt2")', '"tiny-gpt2", device="cpu")').replace(
         '{"value.steps": 20}', '{"use_covariance": False}'
     )

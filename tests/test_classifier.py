@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from embedded import prepared, same_bits, snapshot
-from families import CLASSIFIERS, CONTEXT, DEPTH, LABELS, WIDTH, head_as, tiny, tiny_lm
+from families import CLASSIFIERS, CONTEXT, DEPTH, LABELS, WIDTH, distributions, head_as, tiny, tiny_lm
 
 from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.locate.memit import MEMIT
@@ -62,8 +62,8 @@ def test_likelihoods_equal_a_plain_computation_whatever_the_batch(family):
         assert single.nll == pytest.approx(batched.nll, abs=1e-4)
         assert batched.predicted == single.predicted == (best,)
         assert batched.hits == (best == number,)
-    for scores, claim in zip(lm.target_logprobs(PAIRS), CLAIMS, strict=True):
-        torch.testing.assert_close(scores[0], plain(lm, claim), atol=1e-4, rtol=1e-4)
+    for logprobs, claim in zip(distributions(lm, PAIRS), CLAIMS, strict=True):
+        torch.testing.assert_close(logprobs[0], plain(lm, claim), atol=1e-4, rtol=1e-4)
 
 
 @families

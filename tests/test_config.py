@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from edit_cli.config.build import build, plain_containers, settings
 from edit_cli.editors.locate.memit import MEMIT
@@ -28,7 +28,7 @@ STATS = {
 }
 
 
-def config(method: dict) -> OmegaConf:
+def config(method: dict) -> DictConfig:
     return OmegaConf.create({"method": method, "stats": STATS})
 
 

@@ -22,8 +22,13 @@ def screen(terminal: bool = False) -> Screen:
     )
 
 
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def written(monitor: ConsoleMonitor) -> str:
-    return monitor.screen.err.file.getvalue()  # type: ignore[attr-defined]
+    return printed(monitor.screen.err)
 
 
 def test_results_and_the_rest_go_different_ways():
@@ -31,8 +36,8 @@ def test_results_and_the_rest_go_different_ways():
     here.line("result " + "x" * 200)
     here.note("[note]")
     here.error("[what] is wrong")
-    assert here.out.file.getvalue() == "result " + "x" * 200 + "\n"
-    assert here.err.file.getvalue() == "[note]\nerror: [what] is wrong\n"
+    assert printed(here.out) == "result " + "x" * 200 + "\n"
+    assert printed(here.err) == "[note]\nerror: [what] is wrong\n"
 
 
 def test_notes_are_logged_too():

@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -105,7 +106,8 @@ class Hub:
         import datasets
         import huggingface_hub
 
-        self.asked, self.loaded = [], []
+        self.asked: list[Any] = []
+        self.loaded: list[Any] = []
 
         def dataset_info(_, id, revision, timeout):
             self.asked.append((id, revision, timeout))
@@ -166,7 +168,7 @@ def test_a_connection_that_breaks_midway(monkeypatch):
     [("embedded", {}), ("file", {"path": "a.txt"}), ("wikipedia", {}), ("wikitext", {})],
 )
 def test_every_yaml_fits_its_class(name, values):
-    node = OmegaConf.load(Path(__file__).parent.parent / "conf" / "corpus" / f"{name}.yaml")
+    node: Any = OmegaConf.load(Path(__file__).parent.parent / "conf" / "corpus" / f"{name}.yaml")
     module, _, cls = node.pop("_target_").rpartition(".")
     assert module == "edit_cli.statistics.corpora"
     built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(getattr(corpora, cls)), node, values))

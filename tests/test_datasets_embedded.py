@@ -46,7 +46,7 @@ def world_subjects() -> dict[str, str]:
     ],
     ids=["world", "world_claims", "world_evidence", "world_texts", "world_hard", "world_opinions"],
 )
-def test_embedded_splits_share_no_subject(source: Callable[[str], Any], world_subjects: dict[str, str]) -> None:
+def test_embedded_splits_share_no_subject(source: Callable[[str | None], Any], world_subjects: dict[str, str]) -> None:
     groups = {"train": "bystander", "validation": "tune", "test": "test"}
     for split, group in groups.items():
         dataset = source(split).load(25)

@@ -31,7 +31,7 @@ FULL = {
     "attribute_prompts": ["Jan Vos speaks"],
     "generation_prompts": ["Anna Lemar lives", "Anna Lemar lives"],
 }
-FLAT = {
+FLAT: dict[str, Any] = {
     "case_id": 3,
     "prompt": "Lyon, which twin city does Lyon have? It is",
     "subject": "Lyon",
@@ -41,7 +41,7 @@ FLAT = {
     "locality_prompt": "The twin of Trieste is",
     "locality_ground_truth": "Graz",
 }
-ZSRE = {
+ZSRE: dict[str, Any] = {
     "subject": "Orbin",
     "src": "Who founded Orbin, and why is Orbin old?",
     "pred": "x",

@@ -104,6 +104,7 @@ def test_running_text_is_cut_by_words_and_split_by_article(write: Writer) -> Non
         EditRequest(" ".join(f"titlea0w{i}" for i in range(6)), None, "titlea0w6 titlea0w7 titlea0w8"),
     )
     (other,) = of(first, "locality", "same_subject")
+    assert other.target is not None
     assert other.prompt.startswith("titlea1w0") and other.target.startswith("titlea1w6")
     articles = {}
     for split in SPLITS:

@@ -117,7 +117,7 @@ def test_locality_is_drawn_from_others_by_group_and_avoids_what_is_edited(write:
 
 # FEVER
 
-KILT_CLAIM = {
+KILT_CLAIM: dict[str, Any] = {
     "id": "17",
     "input": "Ada Lund lives in Oslo.",
     "output": [{"answer": "SUPPORTS", "provenance": [{"title": "Ada Lund"}]}],

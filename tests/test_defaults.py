@@ -41,7 +41,8 @@ def of(group: str, option: str) -> tuple[type, DictConfig]:
 
 def stated(group: str, option: str) -> dict[str, Any]:
     """What the option's own files say."""
-    return OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.load, catalog.files_of(group, option))))
+    said: Any = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.load, catalog.files_of(group, option))))
+    return said
 
 
 def differing(cls: type, values: dict[str, Any], node: DictConfig, said: dict[str, Any]) -> Iterator[str]:
@@ -74,7 +75,7 @@ def test_python_and_the_command_line_agree(group, option):
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_no_file_repeats_a_default(group, option):
     cls = source.settings_of(catalog.target_of(group, option)) or pytest.skip("not converted")
-    said = OmegaConf.to_container(OmegaConf.load(catalog.conf_dir() / group / f"{option}.yaml"))
+    said: Any = OmegaConf.to_container(OmegaConf.load(catalog.conf_dir() / group / f"{option}.yaml"))
     if "defaults" in said:  # a variant departs from another option, not from the class
         return
     by_name = {field.name: default_of(field) for field in fields(cls)}
@@ -100,7 +101,8 @@ def test_completion_knows_the_settings_of_every_method(method):
 def test_the_top_of_a_command_is_what_its_class_says(command):
     more = ("edit.prompt=a", "edit.target=b") if command == "edit" else ()
     found = settings(composed(command, *more))
+    cls: type = type(found)
     for field in fields(found):
-        assert field.name in documented(type(found))
+        assert field.name in documented(cls)
         if field.name not in CHOSEN | {"edit"}:
             assert getattr(found, field.name) == default_of(field)

@@ -56,7 +56,7 @@ def test_memit_tells_how_much_of_the_wanted_change_it_wrote(weight):
     said = prepared(MEMIT, **PLAIN, covariance_weight=weight).edit(lm, requests(2)).diagnosis(lm)
     assert (said["values"], said["reached"]) == (2, 2)
     assert said["written"] == pytest.approx(1.0 if weight < 1 else 0.0, abs=1e-3)
-    assert ("NEGLIGIBLE" in told([said])) == (weight > 1)
+    assert ("NEGLIGIBLE" in (told([said]) or "")) == (weight > 1)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_memit_tells_how_much_of_the_wanted_change_it_wrote(weight):
 def test_the_key_is_the_one_that_stood_in_the_way(method, options, key):
     lm = embedded_lm()
     said = prepared(method, **PLAIN, value=options).edit(lm, requests(1)).diagnosis(lm)
-    assert said["reached"] < said["values"] and f"(raise {key})" in told([said])
+    assert said["reached"] < said["values"] and f"(raise {key})" in (told([said]) or "")
 
 
 FACT = ("edit.prompt={} plays the", "edit.subject=Jormia Stenenen", "edit.target=organ")

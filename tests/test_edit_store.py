@@ -70,7 +70,7 @@ def test_saved_and_loaded_edits_give_the_same_bits(tmp_path, dtype):
     other = language_model(dtype)
     (loaded,) = edit_store.attach(tmp_path / "edit", other)
     assert torch.equal(logits(other), expected)
-    assert loaded.info["residual_norms"] == {"2": 1.5}
+    assert isinstance(loaded, WeightDelta) and loaded.info["residual_norms"] == {"2": 1.5}
     other.detach()
     assert torch.equal(logits(other), logits(lm))
 
@@ -160,7 +160,8 @@ def test_state_with_numbers_as_keys_loads(tmp_path):
     edit = delta(lm, seed=1)
     edit.info = {"by_layer": {10: 1.0, 9: (2, 3)}}
     saved(lm, tmp_path / "edit", edit)
-    assert edit_store.load(tmp_path / "edit", lm).info == {"by_layer": {"10": 1.0, "9": [2, 3]}}
+    loaded = edit_store.load(tmp_path / "edit", lm)
+    assert isinstance(loaded, WeightDelta) and loaded.info == {"by_layer": {"10": 1.0, "9": [2, 3]}}
 
 
 def test_a_route_is_stored_too(tmp_path):
@@ -180,7 +181,9 @@ def test_tensors_that_share_memory_are_saved_apart(tmp_path):
     edit = WeightDelta({name: whole[:32].T, other: whole[16:48].T})
     saved(lm, tmp_path / "edit", edit)
     loaded = edit_store.load(tmp_path / "edit", lm)
-    assert torch.equal(loaded.updates[other], whole[16:48].T)
+    assert isinstance(loaded, WeightDelta)
+    update = loaded.updates[other]
+    assert isinstance(update, Tensor) and torch.equal(update, whole[16:48].T)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Scaled(ModulePatch):
     """Multiplies what leaves a module."""
 
     module: str
-    by: float
+    by: float | Tensor
 
     def wrap(self, original: nn.Module) -> nn.Module:
         return ScaledModule(original, self.by)
@@ -83,7 +83,7 @@ class Scaled(ModulePatch):
 
 
 class ScaledModule(Wrapper):
-    def __init__(self, original: nn.Module, by: float) -> None:
+    def __init__(self, original: nn.Module, by: float | Tensor) -> None:
         super().__init__(original)
         self.by = by
 
@@ -123,6 +123,7 @@ def test_attach_adds_the_update_in_math_orientation(family, dtype):
     name = lm.layout.mlp_out(2)
     before, update = lm.weight(name).clone(), edit.updates[f"{name}.weight"]
     lm.attach(edit)
+    assert isinstance(update, Factors)
     assert torch.equal(lm.weight(name), (before.float() + update.left @ update.right).to(dtype))
     assert lm.attached == [edit]
 
@@ -436,9 +437,9 @@ def test_another_answerer_answers_only_what_is_sent_to_it():
 
     class ToStored(Redirect):
         def destinations(self, below, prompts):
-            return [Destination(stored, p) if p.startswith("Ada") else None for p in prompts]
+            return [Destination(elsewhere, p) if p.startswith("Ada") else None for p in prompts]
 
-    stored = Stored()
+    elsewhere: Any = Stored()  # is asked nothing else
     plain = lm.loglikelihood([("Rome is", "x")])
     with lm.edited(ToStored("", "")):
         assert lm.loglikelihood([("Ada is", "x"), ("Rome is", "x")]) == [Likelihood(0.0, (True,), (1,)), *plain]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from edit_cli.editors.meta.enn import ENN, Descent, ENNConfig
 from edit_cli.editors.meta.episodes import EpisodeConfig, sample_episodes
 from edit_cli.editors.meta.factored_gradients import Shift
 from edit_cli.edits import store as edit_store
+from edit_cli.edits.edit import Factors
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
 
 DRAWN = EpisodeConfig(outer="any", locality=["same_relation"])
-RULES = {
+RULES: dict[str, dict[str, Any]] = {
     "sgd": {"steps": 3, "step_size": 0.05, "log_step": True},
     "rmsprop": {"steps": 3, "rule": "rmsprop", "objective": "margin", "margin": 20.0, "step_size": 1e-3},
 }
@@ -81,7 +83,8 @@ def functional(editor: ENN, net, case: Case) -> torch.Tensor:
         first, second = scores(before, pair)[0], scores(after, pair)[0]
         return (first.exp() * (first - second)).sum(-1).mean()
 
-    names, after, squares = [f"{name}.weight" for name in net.modules_edited], present, {}
+    names, after = [f"{name}.weight" for name in net.modules_edited], present
+    squares: dict[str, Any] = {}
     for _ in range(config.steps):
         inner = after if net.training else {name: weight.detach().requires_grad_() for name, weight in after.items()}
         found = torch.autograd.grad(
@@ -135,7 +138,8 @@ def test_the_gradient_is_the_slope_of_the_loss():
         torch.manual_seed(3)
         return editor.loss(net, cases)[0]
 
-    slope = sum((g * d).sum() for g, d in zip(torch.autograd.grad(loss(), learnt), directions, strict=True))
+    gradients = torch.autograd.grad(loss(), learnt)
+    slope = torch.stack([(g * d).sum() for g, d in zip(gradients, directions, strict=True)]).sum()
     ends = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -203,7 +207,8 @@ def test_an_edit_leads_to_the_trained_model_and_steps_on_and_comes_off_exactly(t
         if name not in edited:
             torch.testing.assert_close(lm.parameter(name), weight, rtol=0, atol=1e-6)
     second = editor.edit(wanted[1:])  # of a sequence: from where it stands
-    assert second.updates.keys() == edited and all(update.rank <= 40 for update in second.updates.values())
+    assert second.updates.keys() == edited
+    assert all(isinstance(update, Factors) and update.rank <= 40 for update in second.updates.values())
     after = snapshot(lm)
     lm.attach(second)
     assert not same_bits(snapshot(lm), after)
@@ -237,6 +242,7 @@ def test_steps_end_where_the_margin_is_met(tmp_path):
     editor = small_enn(
         tmp_path, lm, after=1, trains="nothing", **{k: v for k, v in RULES["rmsprop"].items() if k != "margin"}
     )
+    assert request.target_true is not None
     known = EditRequest(request.prompt, request.subject, request.target_true)
     assert lm.loglikelihood([(known.text, known.target_new)])[0].hits == (True,)
     assert all(float(norm) == 0 for norm in editor.edit([known]).norms().values())

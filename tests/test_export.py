@@ -224,9 +224,10 @@ def test_a_sum_of_a_sequence_stands_for_what_came_before():
     with lm.edited(state), lm.edited(later):
         found = added(lm)
     assert is_transposed(lm.module(OUT.format(1)))
-    wanted = first.updates[name].dense() + later.updates[name].dense()
+    one, other, both = first.updates[name], later.updates[name], found[OUT.format(1)]
     assert list(found) == [OUT.format(1)]
-    torch.testing.assert_close(found[OUT.format(1)].float(), wanted, atol=1e-6, rtol=1e-5)
+    assert isinstance(one, Factors) and isinstance(other, Factors) and isinstance(both, Tensor)
+    torch.testing.assert_close(both.float(), one.dense() + other.dense(), atol=1e-6, rtol=1e-5)
     assert same_bits(before, snapshot(lm)) and not lm.attached
 
 

@@ -5,6 +5,7 @@ sequences.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -232,7 +233,7 @@ def test_merge_meets_several_facts_about_one_subject(editor, lm, monkeypatch):
     notes: list[str] = []
     monkeypatch.setattr(lm.monitor, "note", notes.append)
     single = [case.requests[0] for case in world("tune")]
-    by_subject: dict[str, list[EditRequest]] = {}
+    by_subject: dict[str | None, list[EditRequest]] = {}
     for request in single:
         by_subject.setdefault(request.subject, []).append(request)
     first_in_prompt = ([fact for fact in facts if fact.prompt.startswith("{}")] for facts in by_subject.values())
@@ -282,7 +283,8 @@ def test_ultraedit_is_a_ridge_regression_on_normalised_gradients(lm):
         edit = Prepared(method_of(compose("evaluate", ["method=ultraedit", *config]).method)).edit(lm, wanted)
     names = ["transformer.h.4.mlp.c_proj", "transformer.h.5.mlp.c_fc"]
     rows = lm.head.encode([(request.text, request.target_new) for request in wanted])
-    seen, loss, count = {name: [] for name in names}, 0.0, sum(len(row.target) for row in rows)
+    seen: dict[str, list[Any]] = {name: [] for name in names}
+    loss, count = torch.zeros(()), sum(len(row.target) for row in rows)
 
     def keep(name):
         def hook(_, args, output):

@@ -100,4 +100,8 @@ def test_every_method_of_the_family_is_among_them():
 
 
 def _below(cls: type) -> set[type]:
-    return {found for child in cls.__subclasses__() for found in {child} | _below(child)}
+    found: set[type] = set()
+    child: type
+    for child in cls.__subclasses__():
+        found |= {child} | _below(child)
+    return found

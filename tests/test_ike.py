@@ -69,7 +69,7 @@ def test_the_published_recipe_shows_4_copies_12_updates_16_retains_and_the_most_
     assert (
         len(texts) == 33 and texts[-1] == "New Fact: Some Body works as a new99\nPrompt: Some Body works as a new99\n\n"
     )
-    kinds = Counter()
+    kinds: Counter[str] = Counter()
     for text in texts[:-1]:
         fact, asked = text.removeprefix("New Fact: ").removesuffix("\n\n").split("\nPrompt: ")
         kinds["copy" if asked == fact else "update" if asked.startswith("The job") else "retain"] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from edit_cli.editors.meta.episodes import EpisodeConfig, sample_episodes
 from edit_cli.editors.meta.factored_gradients import gradients
 from edit_cli.editors.meta.ke import KE, BoundConfig, KEConfig, climbing
 from edit_cli.editors.passes import row_losses
+from edit_cli.edits.edit import Factors
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest, Probe
@@ -43,7 +45,7 @@ def rows_of(lm, wanted):
     return lm.head.encode([(request.text, request.target_new) for request in wanted])
 
 
-def plain_weight(layer: torch.nn.Module) -> torch.Tensor:
+def plain_weight(layer: Any) -> torch.Tensor:
     """g v / ‖v‖ of a weight-normalised layer, row by row."""
     g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
     return g * v / v.norm(dim=1, keepdim=True)
@@ -100,6 +102,7 @@ def test_an_edit_of_several_facts_is_the_sum_and_small(tmp_path):
     edit = editor.edit(wanted)
     tokens = sum(len(row.ids) - 1 for row in rows_of(lm, wanted))
     for name, update in edit.updates.items():  # a column for each token that the answer depends on, and B
+        assert isinstance(update, Factors)
         assert update.rank == 4 if ".5." in name else 4 < update.rank <= tokens + 2
     parts = [editor.edit([request]) for request in wanted]
     for name in edit.updates:
@@ -144,7 +147,8 @@ def test_the_multiplier_climbs_where_the_bound_is_broken_and_stays_above_zero():
     multiplier = torch.tensor(2.0, requires_grad=True)
     value = climbing(multiplier) * (torch.tensor(0.7) - 0.1)
     value.backward()
-    assert value.item() == pytest.approx(1.2) and multiplier.grad.item() == pytest.approx(-0.6)  # descending, it climbs
+    assert value.item() == pytest.approx(1.2)
+    assert multiplier.grad is not None and multiplier.grad.item() == pytest.approx(-0.6)  # descending, it climbs
     editor = ke(embedded_lm(), layers=[5])
     net = editor.build().train()
     cases = statements("train")[:2]
@@ -210,9 +214,9 @@ def test_the_models_own_answer_is_read_where_no_old_one_is_told():
     known: dict[str, str] = {}
     expected, _ = editor.read([told], {})
     found, _ = editor.read([untold, untold], known)
-    assert known == {told.text: lm.generate([told.text], 8)[0]} and known[told.text].strip().startswith(
-        told.target_true
-    )
+    assert told.target_true is not None
+    assert known == {told.text: lm.generate([told.text], 8)[0]}
+    assert known[told.text].strip().startswith(told.target_true)
     assert (
         found[0].tolist()
         == lm.tokenizer(f"{known[told.text].strip()} >> {told.target_new} || {told.text}")["input_ids"]
@@ -281,7 +285,8 @@ def test_other_heads(family):
     net = editor.build().train()
     loss, told_ = editor.loss(net, cases)
     loss.backward()
-    assert told_["nll"] > 0 and all(parameter.grad.abs().max() > 0 for parameter in net.own.parameters())
+    assert told_["nll"] > 0
+    assert all(own.grad is not None and own.grad.abs().max() > 0 for own in net.own.parameters())
     editor.context.kept["network"] = net.eval().requires_grad_(False)
     before = snapshot(lm)
     with lm.edited(editor.edit([told, untold])):

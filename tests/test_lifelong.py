@@ -21,7 +21,7 @@ from edit_cli.editors.finetune.retrain import Retrain
 from edit_cli.editors.memory.base import Entries, mlp_in
 from edit_cli.editors.memory.defer import factors
 from edit_cli.editors.memory.grace import GRACE
-from edit_cli.editors.memory.melo import Database
+from edit_cli.editors.memory.melo import Database, MeloLayer
 from edit_cli.editors.memory.tpatcher import TPatcher
 from edit_cli.editors.passes import passes, row_losses, rows_right
 from edit_cli.edits import store as edit_store
@@ -285,7 +285,9 @@ def test_melo_takes_two_answers_to_one_prompt_for_a_correction():
     data.place(key, (7,), 0, 1.0)
     assert data.place(key, (8,), 1, 1.0) == {0, 1}
     assert data.clusters[0].points == {} and data.clusters[1].radius == 1.0
-    distance, place = data.nearest(key[None])
+    found = data.nearest(key[None])
+    assert found is not None
+    distance, place = found
     # the emptied cluster no longer stands in the way
     assert float(distance) == 0 and list(data.clusters)[int(place)] == 1
 
@@ -303,9 +305,10 @@ def test_melo_routes_each_prompt_to_its_own_block(editor):
     for request in wanted:
         lm.attach(editor("melo").edit(lm, [request]))
     index = lm.module(mlp_in(lm, 4))
+    assert isinstance(index, MeloLayer)
     lm.loglikelihood([(wanted[1].text, "x"), (wanted[0].text, "x"), (world("test")[0].requests[0].text, "x")])
     rows = {tuple(row.ids): None for row in lm.head.encode([(request.text, None) for request in wanted])}
-    assert len(rows) == 2 and sorted(index.chosen.tolist()) == [-1, 0, 1]
+    assert len(rows) == 2 and index.chosen is not None and sorted(index.chosen.tolist()) == [-1, 0, 1]
     assert all(all(score.hits) for score in lm.loglikelihood(pairs(wanted)))
 
 
@@ -348,7 +351,12 @@ def test_factors_find_the_rank_without_taking_the_whole_matrix_apart(rank, noise
     change = torch.randn(90, rank, generator=draw) @ torch.randn(rank, 120, generator=draw) + noise * torch.randn(
         90, 120, generator=draw
     )
-    monkeypatch.setattr(torch.linalg, "svd", lambda matrix, **rest: seen.append(matrix.shape[0]) or svd(matrix, **rest))
+
+    def watched(matrix, **rest):
+        seen.append(matrix.shape[0])
+        return svd(matrix, **rest)
+
+    monkeypatch.setattr(torch.linalg, "svd", watched)
     left, right = factors(change)
     assert left.shape[1] == rank
     assert float((left @ right - change).norm() / change.norm()) < 2e-6

@@ -239,16 +239,18 @@ def test_a_sampled_text_depends_on_its_own_seed_only(family):
     assert all(text.startswith(prompt) for text, prompt in zip(together, prompts, strict=True))
 
 
-def test_sampled_texts_have_the_tokens_that_were_asked_for():
+def test_sampled_texts_have_the_tokens_that_were_asked_for(monkeypatch):
     lm = shared("gpt2")
     lengths = []
     head = head_as(lm.head, CausalHead)
     kept = head._decode
-    head._decode = lambda ids, after=(): (lengths.append(len(ids) + len(after)), kept(ids, after))[1]
-    try:
-        texts = lm.sample(PROMPTS, range(4), 12, 5)
-    finally:
-        del head._decode
+
+    def measured(ids, after=()):
+        lengths.append(len(ids) + len(after))
+        return kept(ids, after)
+
+    monkeypatch.setattr(head, "_decode", measured)
+    texts = lm.sample(PROMPTS, range(4), 12, 5)
     longest = len(lm.tokenizer(PROMPTS[1])["input_ids"])
     assert longest > 12  # a prompt that is long enough already stays as it is
     assert texts[1] == PROMPTS[1]

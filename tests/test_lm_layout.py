@@ -26,7 +26,7 @@ from families import (
     tokenizer,
 )
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
 
 from edit_cli.errors import UsageError
 from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
@@ -274,7 +274,7 @@ def test_logits_at_positions_equal_those_of_the_whole_batch(family):
 def test_logits_at_positions_of_a_model_that_never_calls_its_head():
     model, words = tiny("gpt2")
 
-    class WeightOnly(type(model)):
+    class WeightOnly(GPT2LMHeadModel):
         def forward(self, input_ids, attention_mask, use_cache=False):
             output = self.transformer(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
             return type("Output", (), {"logits": nn.functional.linear(output[0], self.lm_head.weight)})
@@ -300,8 +300,9 @@ def test_square_projections_are_oriented_by_type():
     name = lm.layout.mlp_out(1)
     rows = lm.head.encode(PAIRS)
     keys, values = read(lm, rows, [0, 1, 0], [HookPoint(name, "input"), HookPoint(name, "output")])
-    torch.testing.assert_close(keys @ lm.weight(name).T + lm.module(name).bias, values, atol=1e-5, rtol=1e-5)
-    assert torch.equal(lm.weight(name), lm.module(name).weight.T)
+    bias, weight = (lm.parameter(f"{name}.{part}") for part in ("bias", "weight"))
+    torch.testing.assert_close(keys @ lm.weight(name).T + bias, values, atol=1e-5, rtol=1e-5)
+    assert torch.equal(lm.weight(name), weight.T)
     assert torch.equal(shared("llama").weight("lm_head"), shared("llama").model.lm_head.weight)
 
 

@@ -10,6 +10,7 @@ import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import edit_cli.conf
 import pytest
@@ -325,9 +326,12 @@ def counted_requests(monkeypatch) -> list[str]:
     """Addresses that are asked for, one entry an attempt to connect."""
     asked: list[str] = []
     connect = socket.socket.connect
-    monkeypatch.setattr(
-        socket.socket, "connect", lambda self, address: (asked.append(address), connect(self, address))[1]
-    )
+
+    def counted(self, address):
+        asked.append(address)
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", counted)
     return asked
 
 
@@ -392,7 +396,8 @@ def test_every_packaged_model_is_described_and_built(file):
         register_resolvers()
         assert OmegaConf.is_missing(model, "id")
         model.id = "owner/model"
-        model = OmegaConf.create(OmegaConf.to_container(OmegaConf.create({"model": model}), resolve=True)["model"])
+        whole: Any = OmegaConf.to_container(OmegaConf.create({"model": model}), resolve=True)
+        model = OmegaConf.create(whole["model"])
         assert model.name == "model"
     else:
         assert model.name == file.stem

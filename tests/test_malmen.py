@@ -5,12 +5,13 @@ are good for.
 from __future__ import annotations
 
 import random
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
 from embedded import embedded_lm, linear_twin, same_bits, snapshot
-from learners import changed, statements, trained
+from learners import changed, low_rank_layers, statements, trained
 
 from edit_cli.editors.meta.base import TrainingConfig
 from edit_cli.editors.meta.base_model_cache import BaseModelCache
@@ -51,11 +52,10 @@ def prepared(editor: MALMEN, dtype=torch.float64) -> MalmenNet:
     torch.manual_seed(0)
     net = editor.build().to(dtype).train()
     editor.loss(net, statements("train")[20 : 20 + editor.config.edits])
-    for transform in net.hypernetwork.transforms.values():
-        for layer in transform.layers:
-            torch.nn.init.normal_(layer.up, std=0.05)
-            torch.nn.init.normal_(layer.offset, std=0.05)
-            torch.nn.init.normal_(layer.scale, mean=1.0, std=0.1)
+    for layer in low_rank_layers(net):
+        torch.nn.init.normal_(layer.up, std=0.05)
+        torch.nn.init.normal_(layer.offset, std=0.05)
+        torch.nn.init.normal_(layer.scale, mean=1.0, std=0.1)
     torch.nn.init.normal_(net.log_ridges, std=0.3)
     return net
 
@@ -77,9 +77,10 @@ def plain_loss(editor: MALMEN, net: MalmenNet, cases):
         u, delta = (
             torch.stack([part[place, column] for place, column in at]) for part in (gradient.inputs, gradient.outputs)
         )
-        transform = next(iter(net.hypernetwork.transforms.values()))
+        transform = net.hypernetwork.transform(next(iter(net.hypernetwork.members)))
+        assert transform.normaliser is not None
         z = transform.normaliser(torch.cat([u, delta], -1))
-        for layer in transform.layers:
+        for layer in low_rank_layers(transform):
             z = (
                 layer.scale[number] * (z @ layer.down.T @ layer.up.T + layer.bias).clamp(min=0)
                 + layer.offset[number]
@@ -128,7 +129,7 @@ def test_the_two_steps_give_the_gradient_of_the_whole_graph():
             theirs,
             rtol=1e-6,
             atol=1e-12 + 1e-7 * float(theirs.abs().max()),
-            msg=lambda text, name=name: f"{name}: {text}",
+            msg=partial("{}: {}".format, name),
         )
 
 
@@ -180,7 +181,7 @@ def test_the_facts_that_are_asked_stand_for_all(monkeypatch):
     lm, cases = double(), statements("train")[:6]
     plain, sparing = malmen(lm), malmen(lm, asked=2)
     net = prepared(plain)
-    net.hypernetwork.take_in = lambda *_: None
+    monkeypatch.setattr(net.hypernetwork, "take_in", lambda *_: None)
 
     def found(editor):
         torch.manual_seed(1)
@@ -208,12 +209,14 @@ def test_activations_of_the_network_live_for_one_chunk():
     keys, deltas = torch.randn(40, 512), torch.randn(40, 128)
     changes = net.changes(0, keys, deltas, 8)
     at_once: list[int] = []
-    handle = (
-        net.hypernetwork.transforms["512x128"]
-        .layers[0]
-        .register_forward_pre_hook(lambda _, args: at_once.append(len(args[0])))
-    )
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: at_once.append(-1) or tensor, lambda tensor: tensor):
+    layer = low_rank_layers(net.hypernetwork.transform("512x128"))[0]
+    handle = layer.register_forward_pre_hook(lambda _, args: at_once.append(len(args[0])))
+
+    def kept_back(tensor):
+        at_once.append(-1)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(kept_back, lambda tensor: tensor):
         net.changes(0, keys, deltas, 8)
     kept = at_once.count(-1)  # inputs of the chunks: not one tensor of an activation
     assert kept <= 3 * 5 and [size for size in at_once if size > 0] == [8] * 5
@@ -273,7 +276,7 @@ def test_a_short_training_learns(tmp_path):
     editor.loss(net, cases[:20])
     with torch.no_grad():
         _, before = editor.loss(net.eval(), held_out)
-    lines = []
+    lines: list[dict[str, Any]] = []
     done = Training(editor, cases, held_out, tmp_path, "test", lines.append).run()
     assert done.best["loss"] < 0.8 * before["loss"] and done.best["es"] > before["es"]
     assert lines[-1]["kind"] == "validation" and 0 < lines[-1]["shift"] < 2

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from embedded import embedded_lm, linear_twin, same_bits, snapshot
-from learners import changed, statements, trained
+from learners import changed, low_rank_layers, statements, trained
 
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base import TrainingConfig
@@ -197,7 +197,8 @@ def test_variants_learn_what_they_say(changed, learnt):
     grown = [name for name, parameter in net.named_parameters() if parameter.grad is not None]
     assert loss.requires_grad == bool(learnt) and ("steps" in grown) == bool(learnt)
     assert (len(grown) == 1) == (changed.get("learn") == "steps")
-    widths = {name: len(transform.layers[0].bias) for name, transform in net.hypernetwork.transforms.items()}
+    transforms = net.hypernetwork.transforms.items()
+    widths = {name: len(low_rank_layers(transform)[0].bias) for name, transform in transforms}
     if changed.get("transformed"):
         assert widths == {"128x512": 128, "512x128": 512 if changed["transformed"] == "inputs" else 128}
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from families import LABELS, tiny_lm
+from families import LABELS, distributions, tiny_lm
 from torch.nn.functional import kl_div
 
 from edit_cli.lm.model import LM
@@ -47,7 +47,7 @@ def moved(lm: LM, seed: int) -> None:
 
 def test_distributions_agree_with_the_likelihoods_of_the_same_model(lm: LM) -> None:
     pair = ("Ada Lund lives in the town", answer(lm))
-    (logprobs,), (likelihood,) = lm.target_logprobs([pair]), lm.loglikelihood([pair])
+    (logprobs,), (likelihood,) = distributions(lm, [pair]), lm.loglikelihood([pair])
     assert len(logprobs) == len(likelihood.hits) and tuple(logprobs.argmax(-1).tolist()) == likelihood.predicted
     assert logprobs.exp().sum(-1).tolist() == pytest.approx([1.0] * len(logprobs), abs=1e-5)
     labels = lm.head.encode([pair])[0].target
@@ -58,10 +58,10 @@ def test_distributions_agree_with_the_likelihoods_of_the_same_model(lm: LM) -> N
 def test_kl_of_an_edit_is_that_of_the_whole_distributions(lm: LM) -> None:
     cases = [case(answer(lm))]
     before = observe(lm, cases, PLAIN)
-    (then,) = lm.target_logprobs([(cases[0].probes[0].prompt, answer(lm))])
+    (then,) = distributions(lm, [(cases[0].probes[0].prompt, answer(lm))])
     moved(lm, 1)
     after = observe(lm, cases, PLAIN, before={"1": before[0]})
-    (now,) = lm.target_logprobs([(cases[0].probes[0].prompt, answer(lm))])
+    (now,) = distributions(lm, [(cases[0].probes[0].prompt, answer(lm))])
     true = float(kl_div(now.double(), then.double(), log_target=True, reduction="sum")) / len(then)
     values = probe_values({"before": before[0], "after": after[0]}, "after")
     assert true > 1e-4 and values["locality_same_relation_kl"] == pytest.approx(true, rel=0.05, abs=2e-4)
@@ -72,9 +72,7 @@ def test_kl_of_an_edit_is_that_of_the_whole_distributions(lm: LM) -> None:
 
 def test_the_batch_does_not_change_what_is_watched(lm: LM) -> None:
     pairs = [(f"{'Ada Lund ' * n}lives in", answer(lm)) for n in range(1, 5)]
-    for alone, together in zip(
-        (lm.target_logprobs([pair])[0] for pair in pairs), lm.target_logprobs(pairs), strict=True
-    ):
+    for alone, together in zip((distributions(lm, [pair])[0] for pair in pairs), distributions(lm, pairs), strict=True):
         assert torch.allclose(alone, together, atol=1e-4)
 
 

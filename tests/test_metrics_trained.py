@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +77,13 @@ def test_disagreement_asks_no_right_answer_and_every_position():
 
 
 def test_without_an_answer_replies_are_compared():
-    unknown = {"target": None, "target_nll": None, "target_hits": None, "target_predicted": None, "group": "hard"}
+    unknown: dict[str, Any] = {
+        "target": None,
+        "target_nll": None,
+        "target_hits": None,
+        "target_predicted": None,
+        "group": "hard",
+    }
     then = [probe("locality", said=" SUPPORTS", **unknown), probe("locality", said=" REFUTES", **unknown)]
     now = [probe("locality", said=" SUPPORTS", **unknown), probe("locality", said=" SUPPORTS", **unknown)]
     values = after(then, now)
@@ -148,6 +156,12 @@ def test_kl_is_the_mean_over_positions_and_of_its_own_direction():
     )
 
 
+def kl(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    found = divergence(before, after)
+    assert found is not None
+    return found
+
+
 def test_kl_over_the_likeliest_tokens_is_a_lower_bound_close_to_the_whole():
     generator = torch.Generator().manual_seed(0)
     p = (3 * torch.randn(4, 500, generator=generator)).double().log_softmax(-1)
@@ -156,7 +170,7 @@ def test_kl_over_the_likeliest_tokens_is_a_lower_bound_close_to_the_whole():
     found = {}
     for most in (1, 5, 20, 500):
         then = watch(p, most)
-        found[most] = divergence(then, watch(q, most, then["ids"]))
+        found[most] = kl(then, watch(q, most, then["ids"]))
     assert found[1] <= found[5] <= found[20] <= found[500] + 1e-9 <= true + 1e-3
     assert found[500] == pytest.approx(true, rel=0.02) and found[20] > 0.5 * true
 
@@ -176,14 +190,15 @@ def test_kl_of_models_that_answer_nothing_finite():
     summary = summarise([line([probe("locality", top=then)], [probe("locality", top=now)]) for _ in range(3)])
     assert summary["locality_kl"]["after"] == {"mean": None, "ci95": None, "n": 3}
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    assert divergence(then, then) <= ROUNDING
+    assert kl(then, then) <= ROUNDING
 
 
 class Watched:
     """A model whose distribution at every answer is given; edited or not."""
 
     def __init__(self) -> None:
-        self.logprobs, self.asked = torch.tensor([0.6, 0.3, 0.1]).log(), []
+        self.logprobs = torch.tensor([0.6, 0.3, 0.1]).log()
+        self.asked: list[tuple[str, str]] = []
 
     def loglikelihood(self, pairs):
         class Answer:
@@ -197,7 +212,8 @@ class Watched:
 
 
 def test_distributions_are_asked_at_locality_answers_only_and_stored_with_the_observation():
-    lm, options = Watched(), ObserveOptions(generate=False, perplexity=False, top_tokens=2)
+    lm: Any = Watched()  # is asked nothing else
+    options = ObserveOptions(generate=False, perplexity=False, top_tokens=2)
     probes = (
         Probe("rewrite", "a", "x"), Probe("locality", "b", "y", group="random"), Probe("locality", "route", "y"),
         Probe("locality", "c"),
@@ -215,9 +231,9 @@ def test_distributions_are_asked_at_locality_answers_only_and_stored_with_the_ob
     assert probe_values({"before": before, "after": now}, "after")["locality_random_kl"] == pytest.approx(
         expected, abs=1e-3
     )
-    assert not observe(Watched(), cases, ObserveOptions(generate=False, perplexity=False, top_tokens=0))[0]["probes"][
-        1
-    ].get("top")
+    assert not observe(lm, cases, ObserveOptions(generate=False, perplexity=False, top_tokens=0))[0]["probes"][1].get(
+        "top"
+    )
 
 
 # perplexity drawdown

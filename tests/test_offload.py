@@ -206,7 +206,8 @@ class Counting(Mapping):
     """A weights map that counts how often each weight was brought."""
 
     def __init__(self, below: Mapping[str, Tensor]) -> None:
-        self.below, self.asked = below, []
+        self.below = below
+        self.asked: list[str] = []
 
     def __getitem__(self, name: str) -> Tensor:
         self.asked.append(name)
@@ -235,6 +236,7 @@ def test_backward_passes_bring_weights_again_instead_of_holding_them_all(family)
         lm.attach(WeightDelta({f"{name}.weight": torch.full(lm.access(f"{name}.weight").shape, 0.01)}))
         if offload:
             hook = offloading_hook(lm.module(name))
+            assert hook is not None
             hook.weights_map = counting = Counting(hook.weights_map)
             lm.loglikelihood([("Rome is", "old")])
             assert counting.asked.count("weight") == 1

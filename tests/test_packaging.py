@@ -17,7 +17,7 @@ def normal(name: str) -> str:
 
 def requirements() -> set[str]:
     listed = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["test"]
-    return {normal(re.match(r"[\w.-]+", line)[0]) for line in listed}
+    return {normal(re.split(r"[^\w.-]", line)[0]) for line in listed}
 
 
 def test_every_package_is_installed():

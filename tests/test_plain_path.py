@@ -60,11 +60,11 @@ def test_the_same_records_succeed_as_on_the_plain_path(editor, count):
     for name, update in stored(lm, edit).items():
         assert difference(update, updates[name]) < 1e-3, name
 
-    probes = [probe for case in cases for probe in case.probes if probe.target and probe.foil]
+    asked = [(p.kind, p.prompt, p.target, p.foil) for case in cases for p in case.probes if p.target and p.foil]
     with lm.edited(edit):
-        targets = lm.loglikelihood([(probe.prompt, probe.target) for probe in probes])
-        foils = lm.loglikelihood([(probe.prompt, probe.foil) for probe in probes])
-    found = [(p.kind, t.nll < f.nll, all(t.hits)) for p, t, f in zip(probes, targets, foils, strict=True)]
+        targets = lm.loglikelihood([(prompt, target) for _, prompt, target, _ in asked])
+        foils = lm.loglikelihood([(prompt, foil) for _, prompt, _, foil in asked])
+    found = [(kind, t.nll < f.nll, all(t.hits)) for (kind, *_), t, f in zip(asked, targets, foils, strict=True)]
     with torch.no_grad():
         for name, update in updates.items():
             lm.parameter(name).add_(update.T.to(torch.float32))

@@ -50,8 +50,8 @@ def dequantised_twin(lm: LM) -> LM:
     twin = embedded_lm()
     for name, module in lm.model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":
-            value, there = lm.weight(name).float(), twin.module(name)
-            there.weight.data.copy_(value.T if is_transposed(there) else value)
+            value = lm.weight(name).float()
+            twin.parameter(f"{name}.weight").data.copy_(value.T if is_transposed(twin.module(name)) else value)
     return twin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,9 +17,9 @@ from edit_cli.report.tables.run import MetricsTable, evaluation
 
 
 def rendered(what, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(what)
-    return console.file.getvalue()
+    file = io.StringIO()
+    Console(file=file, width=width, highlight=False).print(what)
+    return file.getvalue()
 
 
 def entry(mean: float, low: float | None = None, high: float | None = None) -> dict:
@@ -194,7 +195,7 @@ def test_a_single_fact_is_no_crowd():
 
 
 def test_seconds_are_summed_over_lines():
-    lines = [{"phases": {"a": 1.0, "b": 0.5}}, {"phases": {}}, {"phases": {"b": 3.0}}]
+    lines: list[dict[str, Any]] = [{"phases": {"a": 1.0, "b": 0.5}}, {"phases": {}}, {"phases": {"b": 3.0}}]
     assert total_seconds(lines, {"c": 0.25}) == {"b": 3.5, "a": 1.0, "c": 0.25}
     assert words.phases({"b": 3.5, "a": 1.0, "c": 0.01}, shown=1) == "b 3.5, rest 1.0"
 

@@ -257,9 +257,11 @@ def test_git_state(tmp_path):
     git(package.parent, "add", ".")
     git(package.parent, "commit", "-q", "-m", "first")
     state = env.git_state(package)
+    assert state is not None
     assert re.fullmatch("[0-9a-f]{40}", state["commit"]) and state["dirty"] is False
     (package / "__init__.py").write_text("x = 1\n")
-    assert env.git_state(package)["dirty"] is True
+    state = env.git_state(package)
+    assert state is not None and state["dirty"] is True
 
 
 def test_reading_runs_imports_nothing_heavy():

@@ -41,7 +41,7 @@ def process(code: str, *arguments: object) -> subprocess.Popen:
     """A process that has opened its run."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "open\n"
+    assert child.stdout is not None and child.stdout.readline() == "open\n"
     return child
 
 
@@ -70,7 +70,7 @@ def test_kill_9_at_any_moment(tmp_path):
         child.wait()
     assert child.returncode == 0
     record = read_run(tmp_path / "run")
-    assert record.status == "success" and record.summary["n"] == cases
+    assert record.status == "success" and record.summary is not None and record.summary["n"] == cases
     assert [line["case_id"] for line in record.lines] == [str(i) for i in range(cases)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import DENSE, tiny_lm
+from torch import Tensor
 
 from edit_cli.lm.fast.prefix_cache import common_lengths
 from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
@@ -68,10 +69,11 @@ def test_less_is_run():
     counts = {}
     for name, prune_from in (("plain", None), ("pruned", 1)):
         seen: list[int] = []
-        with on_input(
-            lm.module(f"{lm.layout.block(2)}.mlp.c_fc"),
-            lambda states, seen=seen: seen.append(states.shape[:-1].numel()),
-        ):
+
+        def count(states: Tensor, seen: list[int] = seen) -> None:
+            seen.append(states.shape[:-1].numel())
+
+        with on_input(lm.module(f"{lm.layout.block(2)}.mlp.c_fc"), count):
             passes = SuffixForward(lm, suffixes(lm), 0, prune_from=prune_from)
             seen.clear()
             passes.logits(lambda states, *_: states)

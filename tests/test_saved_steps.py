@@ -110,6 +110,7 @@ def test_what_is_remembered_beside_the_weights_stays(tmp_path):
     edit_store.save(edit, tmp_path / "00000", lm, [], {"name": "m"})
     edit_store.let_go(tmp_path / "00000", "state-00003")
     left = edit_store.remains(tmp_path / "00000", lm)
+    assert isinstance(left, WeightDelta)
     assert (left.updates, left.info) == ({}, edit.info) and torch.equal(left.memory["keys.0"], torch.arange(6.0))
     assert not (tmp_path / "00000" / edit_store.TENSORS).exists()
     edit_store.let_go(tmp_path / "00000", "state-00009")  # again: nothing changes

@@ -5,11 +5,12 @@ and their undo.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from embedded import prepared, same_bits, snapshot
-from families import CONTEXT, DECODER, ENCODER, SEQ2SEQ, WIDTH, head_as, tiny, tiny_lm, tokenizer
+from families import CONTEXT, DECODER, ENCODER, SEQ2SEQ, WIDTH, distributions, head_as, tiny, tiny_lm, tokenizer
 from transformers import T5ForConditionalGeneration
 
 from edit_cli.editors.finetune.ft import FT
@@ -59,7 +60,7 @@ def test_likelihoods_equal_a_plain_computation_whatever_the_batch(family):
         assert single.nll == pytest.approx(batched.nll, abs=1e-4)
         assert batched.predicted == single.predicted == tuple(best)
         assert batched.hits == tuple(a == b for a, b in zip(best, labels, strict=True))
-    for scores, (prompt, target) in zip(lm.target_logprobs(PAIRS), PAIRS, strict=True):
+    for scores, (prompt, target) in zip(distributions(lm, PAIRS), PAIRS, strict=True):
         nll, labels, _ = plain(lm, prompt, target)
         torch.testing.assert_close(-scores[range(len(labels)), labels], torch.tensor(nll), atol=1e-4, rtol=1e-4)
 
@@ -107,7 +108,8 @@ def test_the_tokenizers_padding_side_changes_nothing(family):
 
 def test_the_start_token_and_what_the_tokenizer_puts_first_are_fed_and_not_scored():
     for family, first in (("t5", (0,)), ("bart", (2, 1))):
-        lm, fed = shared(family), []
+        lm = shared(family)
+        fed: list[Any] = []
         (row,) = lm.head.encode([PAIRS[0]])
         decoder = lm.model.get_decoder()
         handle = decoder.register_forward_pre_hook(

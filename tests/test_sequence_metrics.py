@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def probe(kind: str, right: bool) -> dict:
     }
 
 
-def seen(rewrite: bool, others: bool = True, nll: float = 100.0) -> dict:
+def seen(rewrite: bool, others: bool = True, nll: float | None = 100.0) -> dict:
     probes = [probe("rewrite", rewrite), probe("paraphrase", rewrite), probe("neighborhood", others)]
     return {"probes": probes, "texts": [], "perplexity": {"nll": nll, "tokens": 100}}
 
@@ -124,14 +125,14 @@ def test_collapse_is_found_with_its_reason(last, reason):
             other["after"] = last
     found = first_collapse(checkpoint_rows(lines, 0), lines, 60.0, 2.0)
     assert (found is None) == (reason is None)
-    if reason:
+    if found is not None:
         assert found["edits"] == 4
         assert reason in found["reason"]
 
 
 def test_area_of_data_without_neighbours_takes_what_must_stay_from_locality():
     names = ("efficacy_accuracy", "paraphrase_accuracy", "locality_same_relation_accuracy")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"edits": edits, "metrics": {name: {"mean": mean} for name in names}} for edits, mean in ((1, 90.0), (11, 30.0))
     ]
     assert area(rows) == pytest.approx(60)

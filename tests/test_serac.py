@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from embedded import embedded_lm, requests, same_bits, snapshot, world
-from families import head_as
+from families import distributions, head_as
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from edit_cli import assets
 from edit_cli.editors.retrieval.base import Fact, FactMemory
+from edit_cli.editors.retrieval.lookup import CacheRoute
 from edit_cli.editors.retrieval.scope_classifier import CrossScope, EmbeddingScope, ScopeConfig
 from edit_cli.editors.retrieval.scope_examples import ScopeExampleSampler
 from edit_cli.editors.retrieval.serac import SERAC, SERACConfig, SeracNet, SeracRoute
@@ -49,15 +50,15 @@ def lm() -> LM:
 def other_lm() -> LM:
     """Another base: a Llama of the same words, at random."""
     torch.manual_seed(1)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(lm().tokenizer), **sizes))
-    return LM(model, lm().tokenizer, "other")
+    config = LlamaConfig(
+        vocab_size=len(lm().tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    return LM(LlamaForCausalLM(config), lm().tokenizer, "other")
 
 
 @cache
@@ -155,13 +156,14 @@ def test_texts_are_written_in_one_batch_a_route_and_are_those_of_one_at_a_time(m
         alone = [lm().generate([prompt], 5)[0] for prompt in prompts]
         sampled = [lm().sample([prompt], [7], 30, 5)[0] for prompt in prompts[:8]]
         calls: list[int] = []
-        for head in (type(lm().head),):
-            whole = head.generate
-            monkeypatch.setattr(
-                head,
-                "generate",
-                lambda self, texts, n, whole=whole: (calls.append(len(texts)), whole(self, texts, n))[1],
-            )
+        head: Any = type(lm().head)
+        whole = head.generate
+
+        def counted(self, texts, n):
+            calls.append(len(texts))
+            return whole(self, texts, n)
+
+        monkeypatch.setattr(head, "generate", counted)
         assert lm().generate(prompts, 5) == alone
         assert lm().sample(prompts[:8], [7] * 8, 30, 5) == sampled
     assert len(calls) == 2 and sum(calls) == len(prompts)
@@ -176,16 +178,27 @@ def test_soft_mixing_weighs_probabilities_by_g():
     scale = between(wanted, prompts)
     nearest = (distances(wanted, prompts) * scale).min(1)
     pair = [(prompt, "London") for prompt in prompts]
-    base = [tensor.exp() for tensor in lm().target_logprobs(pair)]
-    other = net().head.target_logprobs(
-        [(read(wanted[best], prompt), "London") for best, prompt in zip(nearest.indices, prompts, strict=True)]
+    base = [tensor.exp() for tensor in distributions(lm(), pair)]
+    other = distributions(
+        net().head,
+        [(read(wanted[best], prompt), "London") for best, prompt in zip(nearest.indices, prompts, strict=True)],
     )
     with lm().edited(route(wanted, scale=scale, mixing="soft")):
-        mixed, scores = lm().target_logprobs(pair), lm().loglikelihood(pair)
+        mixed, scores = distributions(lm(), pair), lm().loglikelihood(pair)
     label = lm().head.encode(pair)[0].target[0]
     for g, a, b, found, score in zip((-nearest.values).exp(), base, other, mixed, scores, strict=True):
         torch.testing.assert_close(found.exp(), (1 - g).float() * a + g.float() * b.exp(), rtol=1e-4, atol=1e-6)
         assert score.nll == pytest.approx(-float(found[0, label]), abs=1e-5)
+
+
+def test_soft_mixing_needs_a_distribution_of_both():
+    """A stored text below it has none; prompts that are not answered so are mixed."""
+    wanted, prompts = asked()
+    cache = CacheRoute([Fact(prompts[0], "London")], torch.zeros(1, lm().layout.width), None, 20.0)
+    with lm().edited(cache), lm().edited(route(wanted, mixing="soft")):
+        assert lm().target_logprobs([(prompts[1], "London")])[0] is not None
+        with pytest.raises(UsageError, match="stored text, which has none: give method.mixing=hard"):
+            lm().loglikelihood([(prompts[0], "London")])
 
 
 def test_without_facts_the_model_answers_bit_for_bit():
@@ -242,13 +255,13 @@ def test_repetitions_are_one_fact_and_the_latest_answer_to_a_prompt_wins(monkeyp
     assert notes == [
         "5 edits are 2 facts: 2 say again what another says, and 1 is replaced by a later answer to the same prompt"
     ]
-    lm().attach(route([first, second]))
+    lm().attach(earlier := route([first, second]))
     lm().attach(late := route([other]))
-    to = late.answers(lm().head, [first.text, second.text])
+    to: list[Any] = late.answers(lm().head, [first.text, second.text])
     assert late.memory.current.tolist() == [False, True, True]
     assert to[0].answerer.told(first.text, 0) == read(other, first.text) or to[0] is None
     lm().detach()
-    assert lm().attached[0].memory.current.tolist() == [True, True]
+    assert earlier.memory.current.tolist() == [True, True]
     lm().detach()
 
 
@@ -276,7 +289,12 @@ def test_ten_thousand_facts_are_looked_up_without_reading_them_again(monkeypatch
     """
     passes: list[int] = []
     embed = EmbeddingScope.embed
-    monkeypatch.setattr(EmbeddingScope, "embed", lambda self, texts: (passes.append(len(texts)), embed(self, texts))[1])
+
+    def counted(self, texts):
+        passes.append(len(texts))
+        return embed(self, texts)
+
+    monkeypatch.setattr(EmbeddingScope, "embed", counted)
     _, prompts = asked()
     edit = route(requests(1))
     draw = torch.Generator().manual_seed(0)
@@ -299,7 +317,8 @@ def test_ten_thousand_facts_are_looked_up_without_reading_them_again(monkeypatch
         )
     passes.clear()
     lm().loglikelihood([(prompt, "London") for prompt in prompts])
-    assert passes == [len(prompts)] and len(lm().attached[-1].memory) == 10_000
+    latest = lm().attached[-1]
+    assert passes == [len(prompts)] and isinstance(latest, SeracRoute) and len(latest.memory) == 10_000
     for _ in range(1000):
         lm().detach()
 
@@ -374,9 +393,9 @@ def test_saved_it_answers_the_same_from_the_disk_alone(checkpoint, tmp_path):
     with lm().edited(edit):
         here = lm().loglikelihood(pair)
     fresh = embedded_lm()
-    edit_store.attach(tmp_path / "edit", fresh)
+    (attached,) = edit_store.attach(tmp_path / "edit", fresh)
     assert fresh.loglikelihood(pair) == here
-    assert fresh.attached[0].net is not edit.net
+    assert isinstance(attached, SeracRoute) and attached.net is not edit.net
 
 
 def test_an_edit_knows_the_networks_that_it_was_made_with(checkpoint, tmp_path):
@@ -456,6 +475,7 @@ def test_of_an_encoder_decoder_the_encoder_reads():
         describes="prompt",
     )
     scope = options.build(lm().tokenizer, 512, "seq2seq")
+    assert isinstance(scope, EmbeddingScope)
     names = [name for name, _ in scope.model.named_parameters()]
     assert names and not any("decoder" in name or "lm_head" in name for name in names)
     learns = {name.split(".")[1] for name, parameter in scope.model.named_parameters() if parameter.requires_grad}
@@ -511,6 +531,7 @@ def test_the_loss_is_the_published_one():
     torch.manual_seed(0)
     made = serac(edit_weight=0.1, scope_weight=2.0)
     fresh = made.build()
+    assert isinstance(fresh.scope, EmbeddingScope)
     cases = [example_case(number) for number in range(3)]
     untouched = snapshot(lm())
     loss, told = made.loss(fresh, cases)
@@ -526,10 +547,9 @@ def test_the_loss_is_the_published_one():
     expected = 0.1 * sum(nlls) / 3 + 2.0 * (sum(inside) / 3 + sum(outside) / 3)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-3)
     assert told["nll"] == pytest.approx(sum(nlls) / 3, rel=1e-4)
-    assert all(
-        float(part.get_input_embeddings().weight.grad.abs().sum()) > 0
-        for part in (fresh.scope.model, fresh.counterfactual)
-    )
+    part: Any
+    for part in (fresh.scope.model, fresh.counterfactual):
+        assert float(part.get_input_embeddings().weight.grad.abs().sum()) > 0
     assert same_bits(snapshot(lm()), untouched) and all(parameter.grad is None for parameter in lm().model.parameters())
 
 
@@ -588,11 +608,13 @@ def test_a_few_steps_tell_prompts_apart(kind):
 
 def test_varied_examples_are_about_invented_subjects_and_near_namesakes():
     cases = list(world("tune")[:40])
-    names = {case.requests[0].subject for case in cases}
+    names = {subject for case in cases if (subject := case.requests[0].subject)}
     for example in ScopeExampleSampler(1.0, random.Random(0)).examples(cases):
-        assert example.subject in example.fact.prompt and all(example.subject in prompt for prompt, _ in example.within)
-        assert example.subject not in example.beyond[-1]
-        assert not any(name in example.fact.prompt for name in names - {example.subject})
+        subject = example.subject
+        assert subject is not None
+        assert subject in example.fact.prompt and all(subject in prompt for prompt, _ in example.within)
+        assert subject not in example.beyond[-1]
+        assert not any(name in example.fact.prompt for name in names - {subject})
     plain = ScopeExampleSampler(0.0, random.Random(0)).examples(cases)
     assert [example.fact for example in plain] == [
         Fact(case.requests[0].text, case.requests[0].target_new) for case in cases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,14 +50,15 @@ def first() -> LM:
 def second() -> LM:
     """A Llama at random: another architecture, other weights, the same words."""
     torch.manual_seed(1)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
-    return LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(first().tokenizer), **sizes)), first().tokenizer, "second")
+    config = LlamaConfig(
+        vocab_size=len(first().tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    return LM(LlamaForCausalLM(config), first().tokenizer, "second")
 
 
 def serac(lm: LM, train_command: str | None = None, **settings) -> SERAC:
@@ -128,7 +130,7 @@ def test_two_bases_ask_the_same_networks_and_route_alike(checkpoint):
     for lm in (first(), second()):
         edit = serac(lm, checkpoint=str(checkpoint)).edit(requests)
         with lm.edited(edit):
-            found = edit.destinations(lm.head, prompts)
+            found: list[Any] = edit.destinations(lm.head, prompts)
         routed.append([to and to.answerer.told(to.prompt, 0) for to in found])
     assert routed[0] == routed[1] and any(routed[0]) and not all(routed[0])
 

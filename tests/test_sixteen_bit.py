@@ -62,7 +62,9 @@ def test_fifty_small_updates_are_not_lost(dtype):
     untouched, start, reference = snapshot(lm), lm.weight(name).clone(), exact.weight(name).clone()
     naive = start.clone()
     for edit in small_updates(lm, name):
-        naive += edit.updates[f"{name}.weight"].dense().to(naive)
+        update = edit.updates[f"{name}.weight"]
+        assert isinstance(update, Factors)
+        naive += update.dense().to(naive)
         lm.attach(edit)
         exact.attach(edit)
     moved, expected = lm.weight(name).float() - start.float(), exact.weight(name) - reference

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Killed, exact, json_lines, nearly
@@ -290,10 +291,11 @@ def test_too_few_mistakes_for_the_folds_are_told():
 
     from edit_cli.commands import sme
 
-    stream = SimpleNamespace(lm=SimpleNamespace(name="a model"), protocol=SmeProtocol(folds=2))
-    stream.ask = lambda cases, phase: [seen(case != "wrong") for case in cases]
+    wrong, right = (Case(name, (), ()) for name in ("wrong", "right"))
+    stream: Any = SimpleNamespace(lm=SimpleNamespace(name="a model"), protocol=SmeProtocol(folds=2))
+    stream.ask = lambda cases, phase: [seen(case is not wrong) for case in cases]
     with pytest.raises(
         UsageError, match=r"protocol.folds=2: 1 mistake is too few for so many folds \(fold 1 has none\)"
     ):
-        sme._refuse_too_few(stream, {0: ["wrong", "right"], 1: ["right"]})
-    sme._refuse_too_few(stream, {0: ["wrong"], 1: ["right", "wrong"]})
+        sme._refuse_too_few(stream, {0: [wrong, right], 1: [right]})
+    sme._refuse_too_few(stream, {0: [wrong], 1: [right, wrong]})

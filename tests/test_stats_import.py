@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from edit_cli.errors import MissingError, UsageError
 
 def save_npz(path, width: int = 64, tokens: int = 500, seed: int = 0, **replaced):
     keys = np.random.default_rng(seed).normal(size=(tokens, width)).astype(np.float32)
-    arrays = {
+    arrays: dict[str, Any] = {
         "mom2.constructor": "util.runningstats.SecondMoment()",
         "mom2.count": tokens,
         "mom2.mom2": keys.T @ keys,

@@ -18,6 +18,7 @@ import edit_cli
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
+from edit_cli.requests import Probe
 from tools.tiny_world import encoder_assets
 from tools.tiny_world.__main__ import main
 from tools.tiny_world.encoders import EncoderOptions, batches, epoch_facts
@@ -50,6 +51,13 @@ def test_the_manifest_says_how_it_was_made_and_what_it_knows(name):
     assert sum(file.stat().st_size for file in (ASSETS / name).iterdir()) < 3.6e6
 
 
+def known(probe: Probe) -> str:
+    """The answer that the model was trained on."""
+    answer = probe.target if probe.kind == "locality" else probe.foil
+    assert answer is not None
+    return answer
+
+
 @models
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_it_knows_what_its_edits_overwrite_and_what_they_must_not(name, split):
@@ -58,7 +66,7 @@ def test_it_knows_what_its_edits_overwrite_and_what_they_must_not(name, split):
     """
     cases = WorldEdits("world", records=FORMS[name], split=split).load(120).cases
     probes = [probe for case in cases for probe in case.probes]
-    pairs = [(probe.prompt, probe.target if probe.kind == "locality" else probe.foil) for probe in probes]
+    pairs = [(probe.prompt, known(probe)) for probe in probes]
     hits = [all(score.hits) for score in shipped(name).loglikelihood(pairs)]
     for kind, least in (("rewrite", 0.95), ("paraphrase", 0.9), ("locality", 0.95)):
         own = [hit for hit, probe in zip(hits, probes, strict=True) if probe.kind == kind]

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,11 @@ from tools.tiny_world.world import World, make_world
 ASSETS = Path(edit_cli.__file__).parent / "assets"
 
 
+Shipped = tuple[Any, Any]  # model and tokenizer
+
+
 @pytest.fixture(scope="module")
-def shipped():
+def shipped() -> Shipped:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = ASSETS / "tiny-gpt2"
@@ -37,7 +41,7 @@ def world() -> World:
     return make_world(json.loads((ASSETS / "tiny-gpt2" / "manifest.json").read_text(encoding="utf-8"))["seed"])
 
 
-def test_the_model_recalls_trained_and_held_out_wordings(shipped, world: World) -> None:
+def test_the_model_recalls_trained_and_held_out_wordings(shipped: Shipped, world: World) -> None:
     facts = random.Random(0).sample(world.facts, 300)
     for choose, least in ((lambda fact: fact.trained, 0.97), (lambda fact: fact.held_out, 0.95)):
         pairs = [(template.replace("{}", fact.subject), fact.object) for fact in facts for template in choose(fact)]
@@ -45,7 +49,7 @@ def test_the_model_recalls_trained_and_held_out_wordings(shipped, world: World) 
         assert sum(hits) / len(hits) >= least
 
 
-def test_every_shipped_record_is_recalled(shipped) -> None:
+def test_every_shipped_record_is_recalled(shipped: Shipped) -> None:
     records = json.loads((ASSETS / "world" / "records.json").read_text(encoding="utf-8"))
     rewrites = [record["requested_rewrite"] for record in random.Random(0).sample(records, 300)]
     assert all(
@@ -116,6 +120,7 @@ def test_where_nothing_is_masked_the_pass_of_the_training_is_that_of_the_family(
 def test_statements_mark_subject_and_targets(shipped) -> None:
     _, tokenizer = shipped
     told = statement("The mother tongue of {} is", "Kelvin Ostoberg", "French")
+    assert told.subject is not None
     assert told.text[slice(*told.subject)] == "Kelvin Ostoberg" and told.text[slice(*told.targets[0])] == "French"
     both = listing("Kelvin Ostoberg", ["French", "piano"])
     assert [both.text[slice(*span)] for span in both.targets] == ["French", "piano"]

@@ -150,7 +150,8 @@ def plain_training(made: Prepared, lm, request: EditRequest, steps: int) -> dict
     """One neuron by the formulas: whole passes, gradients of all that is remembered, one tensor a parameter."""
     name, entrance, (memory, _) = lm.layout.mlp_out(5), mlp_in(lm, 5), made.on(lm).negatives
     config: Any = made.config
-    row, act, entering = lm.head.encode([(request.text, request.target_new)])[0], torch.nn.functional.gelu, []
+    row, act = lm.head.encode([(request.text, request.target_new)])[0], torch.nn.functional.gelu
+    entering: list[torch.Tensor] = []
     with torch.no_grad(), on_input(lm.module(entrance), entering.append):
         lm.head.answers([row])
     inputs = entering[0][0]
@@ -163,7 +164,7 @@ def plain_training(made: Prepared, lm, request: EditRequest, steps: int) -> dict
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1, threshold=0.05)
     for step in range(steps):
         added = act(inputs @ k + b, approximate="tanh")[:, None] * (w * a)
-        with on_output(lm.module(name), lambda output, added=added: output + added, 1):
+        with on_output(lm.module(name), added.add, 1):
             found = lm.head.answers([row])
         edit = torch.nn.functional.cross_entropy(found.logits, found.labels)
         if step and step % 25 == 0:
@@ -199,7 +200,8 @@ def test_the_patched_layer_is_the_papers_formula():
         "seen": torch.zeros(0, 128),
     }
     patch = NeuronPatch(name, "", tensors, {"entrance": entrance, "edits": 2, "made_for": [[0, 0], [0, 1], [1, 0]]})
-    ids, seen, out = torch.arange(5, 17)[None], [], []
+    ids, out = torch.arange(5, 17)[None], []
+    seen: list[torch.Tensor] = []
     with torch.no_grad(), on_input(lm.module(entrance), seen.append):
         handle = lm.module(name).register_forward_hook(lambda _, __, output: out.append(output))
         lm.model(input_ids=ids)
@@ -221,8 +223,9 @@ def test_weights_are_frozen_and_taking_patches_off_is_exact(tpatcher):
     for request in wanted:
         lm.attach(editor.edit(lm, [request]))
         answers.append(lm.loglikelihood(pairs))
-    assert isinstance(lm.module(name), PatchedLayer) and not isinstance(lm.module(name).original, PatchedLayer)
-    assert lm.module(name).edits == 3 and [edit for edit, _ in lm.module(name).made_for] == [0, 1, 2]
+    layer = lm.module(name)
+    assert isinstance(layer, PatchedLayer) and not isinstance(layer.original, PatchedLayer)
+    assert layer.edits == 3 and [edit for edit, _ in layer.made_for] == [0, 1, 2]
     assert all(all(score.hits) for score in answers[-1])
     for earlier in reversed(answers[:-1]):
         lm.detach()
@@ -250,7 +253,7 @@ def test_examples_are_remembered_where_the_data_have_some(tpatcher):
     lm, told = embedded_lm(), [("Sima is in", "Rome"), ("Sima is", "a city in France"), ("Oslo", "north")]
     sizes = [len(ids) - 1 for ids in lm.tokenizer([f"{prompt} {answer}" for prompt, answer in told])["input_ids"]]
 
-    def remembered(editor: Any, **splits) -> tuple[int, int]:
+    def remembered(editor: Any, **splits) -> tuple[int, ...]:
         if splits:
             editor.examples = lambda split: splits.get(split, [])
         return tuple(len(part) for part in editor.on(lm).negatives)
@@ -282,7 +285,8 @@ def test_where_an_answer_is_read_from_is_remembered(model):
         if model == "tiny-bert"
         else [("Who?", "Rome"), ("Where is the sea?", "north of Oslo")]
     )
-    layer, entering = lm.layout.depth - 1, []
+    layer = lm.layout.depth - 1
+    entering: list[torch.Tensor] = []
     with torch.no_grad(), on_input(lm.module(mlp_in(lm, layer)), entering.append):
         found = [lm.head.answers(lm.head.encode([pair]), end=True) for pair in told]
     expected = [

@@ -18,6 +18,7 @@ def edit_cli(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as end:
         cli.main()
     printed = capsys.readouterr()
+    assert isinstance(end.value.code, int)
     return end.value.code, printed.out, printed.err
 
 

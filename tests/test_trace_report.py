@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,13 +89,19 @@ def indirect(means: list[float], low: float = 1.0) -> dict:
     return {"mlp": {"subject_last": {"mean": means, "ci95": [[low, mean] for mean in means], "n": 9}}}
 
 
+def chosen(effects: dict[str, Any], window: int) -> list[int]:
+    found = propose(effects, window=window, count=5)
+    assert found is not None
+    return found["layers"]
+
+
 def test_proposal():
     hill = [float(-abs(layer - 17)) for layer in range(48)]
     assert peak(indirect(hill)["mlp"]["subject_last"])["layer"] == 17
-    assert propose(indirect(hill), window=10, count=5)["layers"] == [13, 14, 15, 16, 17]
-    assert propose(indirect(hill), window=3, count=5)["layers"] == [16, 17, 18]  # the window itself
+    assert chosen(indirect(hill), window=10) == [13, 14, 15, 16, 17]
+    assert chosen(indirect(hill), window=3) == [16, 17, 18]  # the window itself
     low = [float(-abs(layer - 1)) for layer in range(6)]
-    assert propose(indirect(low), window=10, count=5)["layers"] == [0, 1]
+    assert chosen(indirect(low), window=10) == [0, 1]
     assert propose(indirect(low), window=2, count=5) == {"layer": 1, "mean": 0.0, "ci95": [1.0, 0.0], "layers": [0, 1]}
     assert propose(indirect(hill, low=-0.1), window=10, count=5) is None  # may be zero
     assert propose({"hidden": indirect(hill)["mlp"]}, window=10, count=5) is None

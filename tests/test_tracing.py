@@ -87,7 +87,7 @@ def random_facts(lm: LM) -> list[Fact]:
     return facts
 
 
-def assert_same(found: Trace, expected: Trace, **tolerance: float) -> None:
+def assert_same(found: Trace, expected: Trace, **tolerance: Any) -> None:
     assert found.high == pytest.approx(expected.high, **tolerance)
     assert found.low == pytest.approx(expected.low, **tolerance)
     assert found.scores.keys() == expected.scores.keys()
@@ -160,10 +160,10 @@ def test_the_trace_shows_where_the_embedded_model_was_made_to_look_facts_up(know
         state.append(trace.scores["hidden"][fact.roles.index("subject_last")] - trace.low)
         attention.append(trace.scores["attn"][-1] - trace.low)
         total.append(trace.high - trace.low)
-    state, attention, total = np.mean(state, 0), np.mean(attention, 0), np.mean(total)
-    assert total > 0.5
-    assert state[:4].min() > 0.4 * total > state[4] > state[5] == pytest.approx(0, abs=1e-6)
-    assert attention[4:].min() > 0.3 * total and attention[1:4].max() < 0.05
+    by_state, by_attention, whole = np.mean(state, 0), np.mean(attention, 0), np.mean(total)
+    assert whole > 0.5
+    assert by_state[:4].min() > 0.4 * whole > by_state[4] > by_state[5] == pytest.approx(0, abs=1e-6)
+    assert by_attention[4:].min() > 0.3 * whole and by_attention[1:4].max() < 0.05
 
 
 def test_last_tokens_state_brings_everything_back(known):

@@ -8,18 +8,19 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from embedded import same_bits
 from safetensors.torch import save_file
+from stats_helpers import Recorder
 from torch import nn
 
 from edit_cli.distributed import SINGLE
 from edit_cli.editors.meta.base import TrainableConfig, TrainableEditor, TrainingConfig
 from edit_cli.editors.meta.episodes import EpisodeConfig, sample_episodes, spared
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe
 from edit_cli.training.loop import TRAIN, VALIDATION, Training, TrainingFailed, rate
 from edit_cli.training.order import Edits
@@ -83,9 +84,9 @@ def cases(count: int, subjects: int | None = None) -> list[Case]:
 
 
 def lm(notes: list | None = None):
-    monitor = Monitor()
+    monitor = Recorder()
     if notes is not None:
-        monitor.note = notes.append
+        monitor.notes = notes
     head, layout = SimpleNamespace(kind="causal"), SimpleNamespace(refuse_experts=lambda *_: None)
     return SimpleNamespace(
         process_group=SINGLE, monitor=monitor, device=torch.device("cpu"), head=head, layout=layout, name="none"
@@ -93,7 +94,7 @@ def lm(notes: list | None = None):
 
 
 def run(editor, folder, write=None):
-    lines = {}
+    lines: dict[Any, Any] = {}
 
     def keep(line):
         assert lines.setdefault((line["step"], line["kind"]), line) == line
@@ -112,7 +113,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize("at", [3, 10, 14])
 def test_a_killed_training_goes_on_to_the_same_curve(tmp_path, options, at):
     whole, expected = run(fit(**options), tmp_path / "whole")
-    lines, notes = {}, []
+    lines = {}
+    notes: list[str] = []
 
     def kill(line):
         lines[line["step"], line["kind"]] = line
@@ -184,17 +186,18 @@ def test_a_damaged_state_names_what_to_delete(tmp_path, damage):
 
 def test_a_state_of_another_training_is_not_taken_up(tmp_path):
     run(fit(steps=8), tmp_path)
-    notes, lines = [], []
+    notes: list[str] = []
+    lines: list[dict[str, Any]] = []
     Training(fit(steps=8, notes=notes), cases(10), cases(6), tmp_path, "another", lines.append).run()
     assert not any("goes on" in note for note in notes)
     assert [line["step"] for line in lines if line["kind"] == TRAIN] == list(range(1, 9))
 
 
 def test_the_best_network_is_kept_and_training_stops_early(tmp_path):
-    notes = []
+    notes: list[str] = []
     done, lines = run(fit(steps=400, lr=0.5, patience=10, noise=1.0, notes=notes), tmp_path)
     losses = {step: line["loss"] for (step, kind), line in lines.items() if kind == VALIDATION}
-    assert done.step == min(losses, key=losses.get) and max(losses) == done.step + 10 < 400
+    assert done.step == min(losses, key=losses.__getitem__) and max(losses) == done.step + 10 < 400
     assert any("stopped at step" in note for note in notes)
     editor = fit(noise=1.0)
     done.net.eval()
@@ -331,7 +334,7 @@ def test_learning_rates():
 def test_curves_go_to_trackers_by_name(tmp_path):
     with pytest.raises(UsageError, match="nothing is none that accelerate knows"):
         run(fit(trackers=["nothing"]), tmp_path)
-    notes = []
+    notes: list[str] = []
     run(fit(steps=2, trackers=["tensorboard"], notes=notes), tmp_path)
     from accelerate.utils import is_tensorboard_available
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from embedded import same_bits, snapshot
+from learners import low_rank_layers
 
 from edit_cli.datasets.world import WorldEdits
 from edit_cli.editors.meta.base import TrainingConfig
@@ -89,9 +90,8 @@ def test_independent_edits_in_one_batch_are_those_one_at_a_time(model, part):
     torch.manual_seed(0)
     net = editor.build().to(torch.float64).train()
     editor.loss(net, cases(model, "train")[10:20])
-    for transform in net.eval().hypernetwork.transforms.values():
-        for layer in transform.layers:
-            torch.nn.init.normal_(layer.up, std=0.05)
+    for layer in low_rank_layers(net.eval()):
+        torch.nn.init.normal_(layer.up, std=0.05)
     torch.manual_seed(1)
     together, told = editor.loss(net, three)
     alone = []
@@ -109,7 +109,7 @@ def test_training_makes_it_better_and_its_edits_hold(model, tmp_path):
     untouched = snapshot(lm)
     for learn in ("nothing", "all"):
         editor = mend(lm, learn=learn, step_size=STEP[model], training=replace(TRAINING, memory_mib=8))
-        lines = []
+        lines: list[dict[str, Any]] = []
         done = Training(
             editor, cases(model, "train"), cases(model, "validation"), tmp_path / learn, "test", lines.append
         ).run()

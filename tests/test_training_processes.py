@@ -24,6 +24,7 @@ import edit_cli
 from edit_cli.distributed import ProcessGroup
 from edit_cli.editors.meta.base import TrainingConfig
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.requests import Case
 from edit_cli.training.loop import Training
 from edit_cli.training.state import State
 from edit_cli.training.zero import Zero, stage_of_launcher
@@ -186,7 +187,7 @@ def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
 
 @pytest.mark.parametrize("file", ["deepspeed.yaml", "two-cpu-deepspeed.yaml"])
 def test_the_stage_is_taken_from_what_accelerate_makes_of_a_configuration(file, monkeypatch):
-    started = []
+    started: list[Any] = []
     monkeypatch.setattr(launch, "deepspeed_launcher", started.append)
     launch.launch_command(
         launch.launch_command_parser().parse_args(["--config_file", str(CONFIGURATIONS / file), "script.py"])
@@ -225,11 +226,14 @@ def stand_in(training: TrainingConfig, shares_cases: bool) -> Any:
     )
 
 
+CASE = Case("1", (), ())
+
+
 @pytest.mark.parametrize("setting", [{"fsdp": True}, {"precision": "fp16"}])
 def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
     editor = stand_in(TrainingConfig(edits=2, **setting), shares_cases=False)
     with pytest.raises(UsageError, match="DeepSpeed does not work with"):
-        Training(editor, [None] * 2, [None], Path("odd"), "stamp", print, 2)
+        Training(editor, [CASE] * 2, [CASE], Path("odd"), "stamp", print, 2)
 
 
 @pytest.mark.parametrize(
@@ -242,4 +246,4 @@ def test_settings_that_do_not_go_with_deepspeed_are_refused(setting):
 def test_a_batch_that_cannot_be_shared_is_refused(shares_cases, told):
     editor = stand_in(TrainingConfig(edits=3), shares_cases)
     with pytest.raises(UsageError, match=told):
-        Training(editor, [None] * 3, [None], Path("odd"), "stamp", print)
+        Training(editor, [CASE] * 3, [CASE], Path("odd"), "stamp", print)

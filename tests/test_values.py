@@ -85,10 +85,13 @@ def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkey
             raise torch.OutOfMemoryError("no memory left")
         return plain(self, change, module)
 
-    search_type = _Search._build
-    monkeypatch.setattr(
-        _Search, "_build", lambda self, edits: (setattr(self, "shortcuts", True), search_type(self, edits))[1]
-    )
+    build = _Search._build
+
+    def with_shortcuts(self, edits):
+        self.shortcuts = True
+        return build(self, edits)
+
+    monkeypatch.setattr(_Search, "_build", with_shortcuts)
     monkeypatch.setattr(SuffixForward, "logits", scarce)
     found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
     assert calls[0] > 10 and max(calls[-6:]) <= 10

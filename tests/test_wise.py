@@ -59,9 +59,12 @@ def test_a_prompts_score_is_the_mean_over_its_tokens_or_that_of_its_last():
 def test_what_the_memory_must_not_answer_comes_from_the_training_records_where_there_are_any(wise):
     lm, wanted, asked = embedded_lm(), requests(1), []
     editor = wise("method.steps=1")
-    editor.examples = lambda split: (
-        asked.append(split) or [("The lake near Oslo is", "deep"), (wanted[0].text, "secret")]
-    )
+
+    def examples(split):
+        asked.append(split)
+        return [("The lake near Oslo is", "deep"), (wanted[0].text, "secret")]
+
+    editor.examples = examples
     editor.edit(lm, wanted)
     assert asked == ["train"] and editor.on(lm)._texts == [
         "The lake near Oslo is deep",
@@ -91,7 +94,7 @@ def test_the_memory_with_the_highest_score_answers_or_none():
 def test_only_the_masked_part_is_written(wise):
     lm, wanted, name = embedded_lm(), requests(1), embedded_lm().layout.mlp_out(4)
     with lm.edited(wise("method.layer=4", "method.mask_ratio=0.3").edit(lm, wanted)):
-        layer = lm.module(name)
+        layer: Any = lm.module(name)
         outside = layer.shift[~layer.mask(0)]
         assert float(outside.abs().max()) == 0 and float(layer.shift.abs().max()) > 0
         assert 0.28 < float(layer.mask(0).float().mean()) < 0.32

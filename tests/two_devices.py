@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import dispatch_model
@@ -32,17 +33,20 @@ def raw(value):
 class OnTwin(Tensor):
     """A tensor of the twin; `raw` holds its values on the processor."""
 
+    raw: Tensor
+
     @staticmethod
-    def __new__(cls, values: Tensor, requires_grad: bool | None = None) -> Tensor:
+    def __new__(cls, values: Tensor, requires_grad: bool | None = None) -> Any:
         if requires_grad is not None:  # accelerate makes a parameter of the class that the one before had
             return nn.Parameter(values, requires_grad)
-        shape = {
-            "strides": values.stride(),
-            "storage_offset": values.storage_offset(),
-            "dtype": values.dtype,
-            "device": torch.device(TWIN),
-        }
-        made = torch.Tensor._make_wrapper_subclass(cls, values.size(), **shape)
+        made: Any = torch.Tensor._make_wrapper_subclass(
+            cls,
+            values.size(),
+            strides=values.stride(),
+            storage_offset=values.storage_offset(),
+            dtype=values.dtype,
+            device=torch.device(TWIN),
+        )
         made.raw = values
         return made
 
@@ -53,7 +57,7 @@ class OnTwin(Tensor):
         return self.raw.untyped_storage()
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):  # type: ignore[override]  # torch names no arguments
         kwargs, name = dict(kwargs or {}), function._schema.name
         if name == "aten::copy_":
             return copy_from(args[1], args[0])
@@ -175,7 +179,8 @@ def report(pairs: list[list[str]], folder: Path) -> dict:
     }
     for number, (title, (there, main)) in enumerate(PLACES.items()):
         lm = placed(there, main)
-        away = [offloading_hook(module).execution_device for module in lm.model.modules() if offloading_hook(module)]
+        hooks = [hook for hook in map(offloading_hook, lm.model.modules()) if hook]
+        away = [hook.execution_device for hook in hooks]
         devices = {str(parameter.device) for parameter in lm.model.parameters()} | set(map(str, away))
         found["placed"][title] = {
             "devices": sorted(devices - {"meta"}),

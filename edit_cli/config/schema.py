@@ -103,14 +103,14 @@ def checked(cls: type[Config], name: str, value: Any) -> Any:
     """
     from pydantic import ValidationError
 
-    hint = hints(cls)[name]
+    hint = hints(cls)[name]  # type: ignore[arg-type]  # mypy takes classes for unhashable
     made = part_of(hint)
     if made is not None:
         if isinstance(value, made) or (value is None and _optional(hint)):
             return value
         raise SettingError(cls.place, name, f"={shown(value)}: {wanted(hint)}")
     try:
-        found = _adapter(cls, name).validate_python(value, strict=True)
+        found = _adapter(cls, name).validate_python(value, strict=True)  # type: ignore[arg-type]  # likewise
     except ValidationError:
         words = wanted(hint)
         if isinstance(value, float) and math.isinf(value):

@@ -5,15 +5,16 @@ class.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from edit_cli.config.schema import Config
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.heads.kinds import auto_class
 from edit_cli.lm.loading import silent
 from edit_cli.lm.model_files import resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class AuxiliaryModelConfig(Config):
         if self.checkpoint:
             resolve(self.checkpoint, None, f"{key}.checkpoint")
 
-    def build(self, kind: str, own_tokenizer: Any, key: str) -> tuple[nn.Module, Any]:
+    def build(self, kind: str, own_tokenizer: Any, key: str) -> tuple[PreTrainedModel, Any]:
         """(model, tokenizer); trainable, dropout 0. kind: encoder, or one of lm.kinds.
 
         key: name of this group, for messages.
@@ -59,6 +60,7 @@ class AuxiliaryModelConfig(Config):
                 if source:
                     config = AutoConfig.from_pretrained(source.path, **self.sizes, trust_remote_code=False)
                 else:
+                    assert self.family  # one of the two is given
                     config = AutoConfig.for_model(
                         self.family, **{"vocab_size": len(tokenizer), **special(tokenizer), **self.sizes}
                     )

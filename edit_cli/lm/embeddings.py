@@ -20,6 +20,8 @@ from edit_cli.lm.tokenization import by_length, pad_right
 from edit_cli.lm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from edit_cli.lm.model import LM
 
 LIBRARY = "sentence_transformers"
@@ -154,7 +156,7 @@ POOLINGS = {
 }
 
 
-def pooled(model: nn.Module, tokenizer: Any, texts: Sequence[str], pooling: str, batch_tokens: int) -> Tensor:
+def pooled(model: PreTrainedModel, tokenizer: Any, texts: Sequence[str], pooling: str, batch_tokens: int) -> Tensor:
     """(texts, width) final states of an encoder: of the first token (cls), of the last one, or their mean over a text's
     tokens. Differentiable.
 

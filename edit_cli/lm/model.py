@@ -86,14 +86,11 @@ class LM:
 
     def target_logprobs(
         self, pairs: Sequence[tuple[str, str]], edits: Sequence[int] | None = None
-    ) -> list[Tensor | None]:
+    ) -> Sequence[Tensor | None]:
         """Log-probabilities (target tokens, vocabulary) at the targets of (prompt, target) pairs, float32; None
         where a route has none.
         """
-        if edits is not None:
-            return self.head.target_logprobs(pairs, edits)
-        ask = getattr(self.answerer, "target_logprobs", None)
-        return ask(pairs) if ask else [None] * len(pairs)
+        return self.answerer.target_logprobs(pairs) if edits is None else self.head.target_logprobs(pairs, edits)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
         """Greedy continuations without the prompt, up to EOS, a line break or `max_new_tokens`."""

@@ -75,7 +75,8 @@ class PromptPositionTracker:
     def _see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = next(x for x in (kwargs.get("input_ids"), *args, kwargs.get("inputs_embeds")) if isinstance(x, Tensor))
         rows, tokens = ids.shape[:2]
-        mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        past: Any = kwargs.get("past_key_values")
+        mask = kwargs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < tokens:
             earlier = past.get_seq_length() if hasattr(past, "get_seq_length") else 0
             mask = torch.ones(rows, earlier + tokens, dtype=torch.long, device=ids.device)

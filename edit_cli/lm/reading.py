@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -77,7 +78,8 @@ class LayerwiseReader:
     def start_at(self, layer: int) -> None:
         """From now on, start with what enters block `layer`. Blocks below it must not change any more."""
         if layer - 1 > self.level:
-            below, top = [], HookPoint(self.lm.layout.block(layer - 1), "output")
+            below: list[Tensor] = []
+            top = HookPoint(self.lm.layout.block(layer - 1), "output")
             past = self._run_prefixes([top], below)
             self.states = [self._run(number, [top], past)[0].cpu() for number in range(len(self.batches))] + below
             self.level = layer - 1
@@ -85,7 +87,7 @@ class LayerwiseReader:
     @torch.no_grad()
     def read(self, points: Sequence[HookPoint]) -> list[Tensor]:
         """Activations (rows, width), one tensor a point; the points lie above what `start_at` left behind."""
-        found: list[list[Tensor | None]] = [[None] * len(self.distinct) for _ in points]
+        found: list[dict[int, Tensor]] = [{} for _ in points]
         past = self._run_prefixes(points)
         for number, batch in enumerate(self.batches):
             for column, activations in zip(found, self._run(number, points, past, only_last=self.prunes), strict=True):
@@ -123,7 +125,7 @@ class LayerwiseReader:
                 positions = starts[:, None] + torch.arange(ids.shape[1], device=lm.device)
                 everything, nowhere = torch.cat([self.prefixes.before(batch), mask], dim=1), ids.new_zeros(0)
                 lm.head.logits_at(ids, everything, nowhere, nowhere, self.prefixes.cache(past, batch), positions)
-        return seen
+        return [seen[index] for index in range(len(points))]
 
     def _top(self, points: Sequence[HookPoint]) -> int:
         """The highest block in which a point lies; the last one, if it lies in none."""
@@ -136,13 +138,13 @@ class LayerwiseReader:
     @contextmanager
     def _listening(
         self, points: Sequence[HookPoint], ids: Tensor, states: Tensor | None, only_last: bool = False
-    ) -> Iterator[list[Tensor]]:
-        """Fills the list that it yields, one tensor a point, and ends the forward pass once all are there.
+    ) -> Iterator[dict[int, Tensor]]:
+        """Fills what it yields, one tensor a point by its number, and ends the forward pass once all are there.
 
         states: what enters block level + 1. only_last: parts of the top block may see one token a row.
         """
         lm, rows = self.lm, len(ids)
-        seen: list[Tensor | None] = [None] * len(points)
+        seen: dict[int, Tensor] = {}
 
         def keep(index: int, activations: Tensor) -> None:
             if only_last and activations.shape[:2] == (1, rows):  # others were spared
@@ -153,7 +155,7 @@ class LayerwiseReader:
                     f"{points[index].module} of {lm.name} works on {shape}, not on one state a token: it cannot be read"
                 )
             seen[index] = activations.detach()
-            if all(found is not None for found in seen):
+            if len(seen) == len(points):
                 raise StopForward
 
         with ExitStack() as stack:
@@ -161,6 +163,6 @@ class LayerwiseReader:
                 stack.enter_context(lm.skipping(self.level, states.to(lm.device)))
             for index, point in enumerate(points):
                 listen = on_input if point.side == "input" else on_output
-                stack.enter_context(listen(lm.module(point.module), lambda x, i=index: keep(i, x), rows))
+                stack.enter_context(listen(lm.module(point.module), partial(keep, index), rows))
             with suppress(StopForward):
                 yield seen

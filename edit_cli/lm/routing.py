@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 class Answerer(Protocol):
-    """Whatever can be asked the two questions (and sampled from)."""
+    """Whatever can be asked the two questions (and sampled from). target_logprobs: as `LM.target_logprobs`; None from
+    those that have no distribution, such as a stored text.
+    """
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]: ...
+
+    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Tensor | None]: ...
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]: ...
 
@@ -61,11 +65,8 @@ class Routed:
         return self._dispatch([prompt for prompt, _ in pairs], ask)
 
     def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
-        """See `LM.target_logprobs`; None from answerers that have no distribution, such as a stored text."""
-
-        def ask(who: Answerer, which: list[int], prompts: list[str]) -> list[Tensor | None]:
-            rows = [(prompt, pairs[i][1]) for i, prompt in zip(which, prompts, strict=True)]
-            return who.target_logprobs(rows) if hasattr(who, "target_logprobs") else [None] * len(rows)
+        def ask(who: Answerer, which: list[int], prompts: list[str]) -> Sequence[Tensor | None]:
+            return who.target_logprobs([(prompt, pairs[i][1]) for i, prompt in zip(which, prompts, strict=True)])
 
         return self._dispatch([prompt for prompt, _ in pairs], ask)
 
@@ -78,7 +79,7 @@ class Routed:
         )
 
     def _dispatch(
-        self, prompts: Sequence[str], ask: Callable[[Answerer, list[int], list[str]], list[Any]]
+        self, prompts: Sequence[str], ask: Callable[[Answerer, list[int], list[str]], Sequence[Any]]
     ) -> list[Any]:
         found = self.route.destinations(self.below, prompts)
         groups: dict[int, tuple[Answerer, list[int], list[str]]] = {}

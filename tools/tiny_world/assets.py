@@ -67,7 +67,8 @@ def make_assets(out: Path, options: TrainOptions, command: str, report: Report, 
         name = f"tiny-{options.family}"
         model = save_model(model, tokenizer, staged / name)
         recipe = {key: value for key, value in asdict(options).items() if key != "family"}  # config.json tells it
-        manifest = {"command": command, "seed": options.seed, "recipe": recipe, "vocabulary": len(tokenizer)}
+        manifest: dict[str, Any] = {"command": command, "seed": options.seed, "recipe": recipe}
+        manifest |= {"vocabulary": len(tokenizer)}
         manifest |= _measure(model, tokenizer, world)
         write_json(staged / name / "manifest.json", manifest, indent=2)
         write_world(staged / WORLD, world, manifest["not_recalled"])
@@ -144,8 +145,8 @@ def write_world(folder: Path, world: World, not_recalled: Sequence[int]) -> None
     for told in ("questions", "statements"):
         write_lines(folder / f"hard_{told}.jsonl", hard_records(world, told))
     corpus = documents(world, CORPUS_SENTENCES, random.Random(f"{world.seed} corpus"))
-    told = {line for document in corpus for line in document}
-    heldout = documents(world, HELDOUT_SENTENCES, random.Random(f"{world.seed} heldout"), avoid=told)
+    known = {line for document in corpus for line in document}
+    heldout = documents(world, HELDOUT_SENTENCES, random.Random(f"{world.seed} heldout"), avoid=known)
     for name, texts in (("corpus.txt", corpus), ("heldout.txt", heldout)):
         (folder / name).write_text("".join(" ".join(document) + "\n" for document in texts), encoding="utf-8")
 

@@ -77,14 +77,14 @@ def new_model(kind: str, tokenizer: PreTrainedTokenizerFast, options: EncoderOpt
         "eos_token_id": tokenizer.eos_token_id,
     }
     if kind == "t5":
-        config: Any = T5Config(
+        config: Any = T5Config(  # type: ignore[call-arg]  # all configurations take special tokens
             d_model=options.width, d_kv=options.width // options.heads, d_ff=options.inner, num_layers=options.layers,
             num_decoder_layers=options.decoder_layers, num_heads=options.heads, dropout_rate=0.0,
             decoder_start_token_id=tokenizer.pad_token_id, **common,
         )  # fmt: skip
         model: Any = T5ForConditionalGeneration(config)
     elif kind == "bart":
-        config = BartConfig(
+        config = BartConfig(  # type: ignore[call-arg]  # likewise
             d_model=options.width, encoder_layers=options.layers, decoder_layers=options.decoder_layers,
             encoder_ffn_dim=options.inner,
             decoder_ffn_dim=options.inner, encoder_attention_heads=options.heads, decoder_attention_heads=options.heads,

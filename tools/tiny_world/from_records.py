@@ -78,9 +78,10 @@ def gather_facts(sources: Sequence[Source], seed: int) -> tuple[list[FactText], 
             tell(subject, answer, prompt, relation)
             wordings[relation].update([template] if template else [])
     for key, entry in facts.items():
+        subject = entry.subject or ""
         common = [template for template, count in wordings[relation_of[key]].items() if count >= COMMON]
-        for template in rng.sample(common, min(EXTRA_WORDINGS, len(common))) if entry.subject else []:
-            prompt = template.replace("{}", entry.subject)
+        for template in rng.sample(common, min(EXTRA_WORDINGS, len(common))) if subject else []:
+            prompt = template.replace("{}", subject)
             if not any(held_out.endswith(prompt) for held_out in entry.held_out):
                 entry.prompts.append(prompt)
         entry.held_out = [prompt for prompt in dict.fromkeys(entry.held_out) if prompt not in entry.prompts]

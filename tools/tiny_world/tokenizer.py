@@ -22,7 +22,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
     No token is ever added to a prompt by itself: like GPT-2's, this tokenizer has no automatic BOS.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2TokenizerFast
+    from transformers import GPT2Tokenizer
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreT
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return GPT2TokenizerFast(
+    return GPT2Tokenizer(
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, pad_token=PAD, model_max_length=context
     )
 
@@ -53,9 +53,9 @@ def world_texts(world: World, repeat: int = 40) -> list[str]:
             text = f"{template.replace('{}', rng.choice(names))} {rng.choice(relation.objects)}."
             texts += [text, f" {text}"]
         texts += [f" {answer}" for answer in relation.objects] * 1000
-    names = [name for names in world.name_pool.values() for name in names]
+    pool = [name for names in world.name_pool.values() for name in names]
     sentences = [world.filler.sentence(rng) for _ in range(4000)]
-    return texts + names + [f" {name}" for name in names] + sentences + [f" {text}" for text in sentences]
+    return texts + pool + [f" {name}" for name in pool] + sentences + [f" {text}" for text in sentences]
 
 
 def check_single_tokens(tokenizer: PreTrainedTokenizerFast, world: World) -> None:

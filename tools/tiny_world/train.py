@@ -75,7 +75,7 @@ def new_model(options: TrainOptions, tokenizer: PreTrainedTokenizerFast) -> Any:
                 attn_implementation="eager",
             )
         )
-    config = GPT2Config(
+    config = GPT2Config(  # type: ignore[call-arg]  # all configurations take attn_implementation
         vocab_size=len(tokenizer),
         n_positions=options.context,
         n_embd=options.width,

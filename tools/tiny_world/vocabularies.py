@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tools.tiny_world.world import World
@@ -21,7 +21,7 @@ REPEAT = 60  # of every wording
 BEGINNING = "▁"  # of a word
 
 
-def learning_texts(world: World, wordings: dict[str, Sequence[str]]) -> list[str]:
+def learning_texts(world: World, wordings: Mapping[str, Sequence[str]]) -> list[str]:
     """Wordings (relation id → sentences with a slot) about names of the pool, every object often, and all names."""
     rng = random.Random(f"{world.seed} vocabulary")
     texts: list[str] = []

@@ -39,6 +39,12 @@ class AlphaEditConfig(MassConfig):
         if self.l2 == 0 and self.norm_weight == 0:
             raise UsageError(f"method.l2={self.l2}: give a positive weight")
 
+    @property
+    def weight(self) -> Weight:
+        """The ridge in the null space: C is I there."""
+        weight = weight_of(self.l2, self.place, "l2")
+        return weight if isinstance(weight, Relative) else weight + self.norm_weight
+
 
 class AlphaEdit(MEMIT[AlphaEditConfig]):
     """MEMIT's layers and targets; each update is projected to directions in which ordinary text has next to no keys.
@@ -51,11 +57,6 @@ class AlphaEdit(MEMIT[AlphaEditConfig]):
 
     Config = AlphaEditConfig
     softer = "raise method.threshold or lower method.l2"
-
-    def weight(self, columns: int) -> Weight:
-        """The ridge in the null space: C is I there."""
-        weight = weight_of(self.config.l2, self.config.place, "l2")
-        return weight if isinstance(weight, Relative) else weight + self.config.norm_weight
 
     @classmethod
     def require(cls, config: AlphaEditConfig, model: str, context: Context) -> None:

@@ -19,6 +19,10 @@ class EMMETConfig(MassConfig):
     epsilon: NonNegative = 0.1
     """What is added to Kᵀ C⁻¹ K; 0: the equality proper."""
 
+    @property
+    def weight(self) -> float:
+        return self.covariance_weight * self.epsilon
+
 
 class EMMET(MEMIT[EMMETConfig]):
     """ROME's equality constraint for a whole batch: Δ K = R exactly, at the least change of old values.
@@ -32,4 +36,4 @@ class EMMET(MEMIT[EMMETConfig]):
 
     def weight(self, columns: int) -> float:
         """λ, and 0 for a single fact."""
-        return self.config.covariance_weight * self.config.epsilon if columns > 1 else 0.0
+        return self.config.weight if columns > 1 else 0.0

@@ -38,6 +38,11 @@ class MassConfig(LocateConfig):
     """Which keys of earlier edits in a sequence keep their values: as they were when written (write, ENCORE), or as the
     model has them once all layers are written (post, AlphaEdit)."""
 
+    @property
+    def weight(self) -> Weight:
+        """λ of eq. 15, or what stands in its place."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class MEMITConfig(MassConfig):
@@ -50,6 +55,10 @@ class MEMITConfig(MassConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         relative_alone(self, "covariance_weight")
+
+    @property
+    def weight(self) -> Weight:
+        return weight_of(self.covariance_weight, self.place, "covariance_weight")
 
 
 def relative_alone(config: MassConfig, name: str) -> None:
@@ -88,7 +97,7 @@ class MEMIT(LocateEditor[M]):
 
     def weight(self, columns: int) -> Weight:
         """λ, given how many keys, past ones included, are solved for."""
-        return weight_of(self.config.covariance_weight, self.config.place, "covariance_weight")
+        return self.config.weight
 
     def prepare(self, layers: Sequence[int], columns: int) -> dict[str, Any]:
         """Compute once a model what `solve` needs; what the edit should remember of it."""

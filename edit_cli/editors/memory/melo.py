@@ -233,6 +233,7 @@ class MeloPatch(MemoryPatch):
 
     def _install(self, lm: LM, undo: ExitStack) -> MemoryLayer:
         index = super()._install(lm, undo)
+        assert isinstance(index, MeloLayer)  # `layer`
         for name in self.content["modules"]:
             parent, _, child = name.rpartition(".")
             original = lm.module(name)

@@ -150,7 +150,7 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
             with sdpa_kernel(SDPBackend.MATH) if graph else nullcontext(), shifted(self.lm, shifts):
                 gradient = gradients(self.lm, rows, self.modules, graph, self._losses)
             missing = gradient[self.modules[0]].losses
-            steps += missing is not None and bool(missing.any())  # where nothing is missing, no step is taken
+            steps += bool(missing.any())  # where nothing is missing, no step is taken
             for name, descent in descents.items():
                 delta, u = (
                     part.reshape(edits, -1, part.shape[-1]) for part in (gradient[name].outputs, gradient[name].inputs)
@@ -172,7 +172,7 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         moves = WeightDelta({f"{name}.weight": shift.factors() for name, shift in shifts.items()})
         updates = dict(trained.updates) | moves.updates
         for name in moves.updates.keys() & trained.updates.keys():
-            updates[name] = trained.updates[name] + moves.stored(lm, name)
+            updates[name] = trained.stored(lm, name) + moves.stored(lm, name)
         edit = WeightDelta(updates, {"shift": largest(lm, shifts), "diagnosis": {"steps": steps}}).compact(lm)
         self.recall(edit)
         return edit

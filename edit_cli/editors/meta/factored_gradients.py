@@ -35,12 +35,12 @@ class Gradient:
 
     inputs: u (rows, tokens, d_in); outputs: δ (rows, tokens, d_out); at least float32.
 
-    losses: (rows,) of which it is the gradient, where they were kept.
+    losses: (rows,) of which it is the gradient.
     """
 
     inputs: Tensor
     outputs: Tensor
-    losses: Tensor | None = None
+    losses: Tensor
 
     def dense(self) -> Tensor:
         """(d_out, d_in): the gradient of the sum over all rows."""
@@ -163,8 +163,8 @@ def gradients(
         inputs = seen[name][0] if graph else seen[name][0].detach()
         matrix = matrix_of(lm.module(name))
         parts = matrix.entering(inputs), matrix.leaving(delta)
-        factors = (exact(part.reshape(len(rows), -1, part.shape[-1])) for part in parts)
-        whole[name] = Gradient(*factors, loss.detach())
+        entering, leaving = (exact(part.reshape(len(rows), -1, part.shape[-1])) for part in parts)
+        whole[name] = Gradient(entering, leaving, loss.detach())
     return whole
 
 

@@ -149,15 +149,15 @@ class Hypernetwork(nn.Module):
     def take_in(self, rows: Sequence[Tensor], process_group: ProcessGroup = SINGLE) -> None:
         """Train the statistics alone, on the factors [u; δ] (n, d_in + d_out) of each module."""
         for key, members in self.members.items():
-            self._transform(key).take_in(torch.cat([rows[number] for number in members]), process_group)
+            self.transform(key).take_in(torch.cat([rows[number] for number in members]), process_group)
 
-    def _transform(self, key: str) -> Transform:
+    def transform(self, key: str) -> Transform:
         return cast(Transform, self.transforms[key])
 
     def improved(self, number: int, rows: Tensor) -> Tensor:
         """[ũ; δ̃] of factors [u; δ] (n, d_in + d_out) of one module."""
         key, members = next((key, members) for key, members in self.members.items() if number in members)
-        return self._transform(key)(rows, torch.full((len(rows),), members.index(number), device=rows.device))
+        return self.transform(key)(rows, torch.full((len(rows),), members.index(number), device=rows.device))
 
     def forward(
         self, gradients: Sequence[Gradient], process_group: ProcessGroup = SINGLE
@@ -168,7 +168,7 @@ class Hypernetwork(nn.Module):
         """
         better: list[tuple[Tensor, Tensor]] = [None] * len(gradients)  # type: ignore[list-item]
         for key, members in self.members.items():
-            transform, d_in = self._transform(key), self.shapes[members[0]][0]
+            transform, d_in = self.transform(key), self.shapes[members[0]][0]
             kept = [gradients[number].kept for number in members]
             rows = [
                 torch.cat([gradients[n].inputs[k], gradients[n].outputs[k]], -1)

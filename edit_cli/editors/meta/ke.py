@@ -217,6 +217,8 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
 class KeNet(nn.Module):
     """An LSTM that reads conditions, and two layers for every edited matrix (section 4.2)."""
 
+    bound: Tensor
+
     def __init__(
         self,
         words: Tensor,
@@ -243,6 +245,7 @@ class KeNet(nn.Module):
     @torch.no_grad()
     def begin_as_descent(self, size: float) -> None:
         """Let ΔW be −size ∇W, whatever the text: B is 0, softmax(α) is 1 / d_out, the gate a half."""
+        own: Any  # Sequential, and its last layer's weight is normalized
         for (d_in, d_out), own in zip(self.shapes, self.own, strict=True):
             last = own[-1]
             last.parametrizations.weight.original0.zero_()

@@ -171,7 +171,7 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
         net, lm = self.trained(), self.lm
         process_group = lm.process_group if len(requests) >= lm.process_group.size else SINGLE
         tokens = self._tokens(process_group.share(requests), BaseModelCache(lm))
-        updates = {}
+        updates: dict[str, Factors] = {}
         for number, (name, (u, delta)) in enumerate(zip(self.modules, tokens, strict=True)):
             keys, changes = (
                 process_group.collect(u),
@@ -179,12 +179,11 @@ class MALMEN(GradientEditor[MALMENConfig, "MalmenNet"]):
             )
             refuse_infinite([Shift(changes, keys)])
             factors = least_squares(keys, changes, net.ridges[number])
-            updates[f"{name}.weight"] = Factors(factors.left.float().contiguous(), factors.right.float().contiguous())
-        sizes = {
-            name: DenseShift(update.dense().to(lm.device))
-            for name, update in zip(self.modules, updates.values(), strict=True)
-        }
-        return WeightDelta(updates, {"shift": largest(lm, sizes)}).compact(lm)
+            updates[name] = Factors(factors.left.float().contiguous(), factors.right.float().contiguous())
+        sizes = {name: DenseShift(update.dense().to(lm.device)) for name, update in updates.items()}
+        return WeightDelta(
+            {f"{name}.weight": update for name, update in updates.items()}, {"shift": largest(lm, sizes)}
+        ).compact(lm)
 
     def _tokens(self, requests: Sequence[EditRequest], cache: BaseModelCache) -> list[tuple[Tensor, Tensor]]:
         """(keys u (n, d_in), gradients δ (n, d_out)) of each module, of the tokens that count in all requests; in

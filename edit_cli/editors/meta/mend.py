@@ -85,7 +85,9 @@ class MEND(GradientEditor[MENDConfig, "MendNet"]):
         gradient = gradients(self.lm, rows, self.modules)
         shifts = net(self._sized(gradient), 1)
         refuse_infinite(shifts.values())
-        updates = {f"{name}.weight": _factors(shifts[name], gradient[name]) for name in self.modules}
+        updates: dict[str, Factors | Tensor] = {
+            f"{name}.weight": _factors(shifts[name], gradient[name]) for name in self.modules
+        }
         return WeightDelta(updates, {"shift": largest(self.lm, shifts)}).compact(self.lm)
 
     def _sized(self, gradient: dict[str, Gradient]) -> dict[str, Gradient]:

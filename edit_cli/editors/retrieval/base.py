@@ -209,7 +209,7 @@ class Retold:
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         return self.answerer.loglikelihood(self._asked(pairs))
 
-    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Tensor | None]:
         return self.answerer.target_logprobs(self._asked(pairs))
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:

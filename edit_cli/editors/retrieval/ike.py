@@ -193,7 +193,7 @@ class IkeRoute(SimilarRoute):
         self.shelf = front.shelf
 
     def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
-        self._length = {}
+        self._length: dict[str, int] = {}
         return prompted(below, self.lm.head, dict(zip(prompts, self._facts(prompts), strict=True)), self._told)
 
     def _facts(self, prompts: Sequence[str]) -> list[int | None]:

@@ -141,6 +141,10 @@ class StoredAnswer:
             for row, mine in zip(self.head.encode(list(pairs)), stored, strict=True)
         ]
 
+    def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor | None]:
+        """None: what it says of all other tokens is nothing that a model believes."""
+        return [None] * len(pairs)
+
     def _score(self, row: Row, mine: tuple[int, ...], classes: int) -> Likelihood:
         hits = tuple(j < len(mine) and token == mine[j] for j, token in enumerate(row.target))
         likely = -math.log1p((classes - 1) * math.exp(-self.confidence))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.auxiliary_model import AuxiliaryModelConfig
 from edit_cli.lm.embeddings import MINILM, packaged_minilm, pooled
 from edit_cli.writing import bare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HEAD_GAIN = 0.2  # of the linear map at first
 IN_SCOPE = 0  # class of the cross-attention classifier
@@ -86,7 +89,7 @@ class ScopeConfig(Config):
         return replace(self.model, checkpoint=str(packaged)) if packaged else self.model
 
 
-def _blocks(model: nn.Module) -> nn.ModuleList:
+def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The encoder's blocks, from the bottom."""
     depth = model.config.num_hidden_layers
     return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
@@ -95,7 +98,7 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
 class Scope(nn.Module, ABC):
     """g(fact, prompt) in [0, 1]: how likely the fact bears on the prompt."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, batch_tokens: int) -> None:
         super().__init__()
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
 
@@ -123,7 +126,7 @@ class Scope(nn.Module, ABC):
 class EmbeddingScope(Scope):
     """g = exp(-s d²), d the distance of the fact's embedding from the prompt's; in scope while s d² < ln 2."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, batch_tokens: int, config: ScopeConfig) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, batch_tokens: int, config: ScopeConfig) -> None:
         super().__init__(model, tokenizer, batch_tokens)
         self.pooling, self.scale, self.describes = config.pooling, config.scale, config.describes
         self.head = _head(model.config.hidden_size, config.head)

@@ -120,10 +120,10 @@ class ScopeExampleSampler:
             return other if other != name else f"{other}s"
         words = name.split(" ")
         for _ in range(TRIES):
-            other = self.invented(name, subjects).split(" ")
+            near = self.invented(name, subjects).split(" ")
             if len(words) > 1:
                 place = self.rng.randrange(len(words))
-                other[place] = words[place]
-            if other != words:
-                return " ".join(other)
+                near[place] = words[place]
+            if near != words:
+                return " ".join(near)
         return f"{name}s"

@@ -275,8 +275,9 @@ class SeracRoute(FactRoute):
         self.net, self.head = front.net, front.head
 
     def answers(self, below: Answerer, prompts: Sequence[str]) -> list[Destination | None]:
-        config = self.config
-        shares, best = (values.tolist() for values in self.net.scope.best(self.memory, prompts))
+        config, net = self.config, self.net
+        assert net is not None  # `prepare` has found it
+        shares, best = (values.tolist() for values in net.scope.best(self.memory, prompts))
         texts = {prompt: config.read(self.memory.facts[i], prompt) for i, prompt in zip(best, prompts, strict=True)}
         counterfactual = Counterfactual(self.head, lambda prompt, _: texts[prompt], self.head, below)
         if config.mixing == "soft":
@@ -347,9 +348,20 @@ class Mixture:
     threshold: float
 
     def target_logprobs(self, pairs: Sequence[tuple[str, str]]) -> list[Tensor]:
+        """Raises:
+        UsageError: another edit below answers with a stored text, which has no distribution.
+        """
         own, other = self.below.target_logprobs(pairs), self.counterfactual.target_logprobs(pairs)
-        shares = [torch.tensor(self.shares[prompt], device=a.device) for (prompt, _), a in zip(pairs, own, strict=True)]
-        return [torch.logaddexp((1 - g).log() + a, g.log() + b) for g, a, b in zip(shares, own, other, strict=True)]
+        mixed = []
+        for (prompt, _), a, b in zip(pairs, own, other, strict=True):
+            if a is None or b is None:
+                raise UsageError(
+                    f"method.mixing=soft mixes distributions, and {prompt[:60]!r} is answered with a stored text, which"
+                    " has none: give method.mixing=hard"
+                )
+            g = torch.tensor(self.shares[prompt], device=a.device)
+            mixed.append(torch.logaddexp((1 - g).log() + a, g.log() + b))
+        return mixed
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         scores = []

@@ -22,6 +22,9 @@ LEAST_SAVING = 0.1  # share of all tokens below which a pass more does not pay
 class Prefilled(DynamicLayer):
     """A cache layer that begins with these keys and values (rows, heads, tokens, width)."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.keys, self.values, self.is_initialized = keys, values, True
@@ -82,13 +85,15 @@ class PrefixCache:
         columns = columns + torch.arange(self.width, device=self.lm.device)
         layers = []
         for layer in past.layers:
+            assert isinstance(layer, DynamicLayer)  # without the config there are no others
             parts = (layer.keys, layer.values) if layer.is_initialized else (None, None)
             nothing = placeholder(self.width, self.ids)
             layers.append(
                 Prefilled(*(nothing if x is None else take_columns(x[index.to(x.device)], columns) for x in parts))
             )
         missing = self.lm.layout.depth - len(layers)
-        return Cache(layers=layers + [Prefilled(*[placeholder(self.width, self.ids)] * 2) for _ in range(missing)])
+        rest = [Prefilled(*[placeholder(self.width, self.ids)] * 2) for _ in range(missing)]
+        return Cache(layers=[*layers, *rest])
 
 
 def take_columns(part: Tensor, index: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ def shortcuts_work(lm: Model) -> bool:
     """
     if not getattr(lm.head, "caches_keys", False):
         return False
-    vocabulary = lm.model.get_input_embeddings().weight.shape[0]
+    vocabulary = len(lm.head.words)
     rows = [
         tuple((7 * i + 3 * row * (i > 2) + 1) % vocabulary for i in range(length))
         for row, length in enumerate((8, 6, 7, 5))

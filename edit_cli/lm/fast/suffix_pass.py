@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from edit_cli.lm.fast.prefix_cache import Prefilled, PrefixCache, close, common_lengths, placeholder, take_columns
 from edit_cli.lm.fast.token_pruning import prune_unread_tokens
@@ -89,7 +89,8 @@ class SuffixForward:
         skipped = torch.tensor(prefixes.lengths, device=device)
         ids, mask = pad_right([row[n:] for row, n in zip(rows, prefixes.lengths, strict=True)], lm.head.pad, device)
         # without the config: no layer forgets what lies outside its window
-        past, positions = DynamicCache() if length else None, None
+        past: Cache | None = DynamicCache() if length else None
+        positions: Tensor | None = None
         if prefixes.width:
             past, positions = (
                 prefixes.cache(prefixes.run(), every),
@@ -110,23 +111,25 @@ class SuffixForward:
         own = self.positions - skipped[:, None]
         self.states = _columns(states[0], own).to(device) if states else None
         index = self.positions[:, :1] - length + torch.arange(length, device=device) + prefixes.width - skipped[:, None]
-        above = past.layers[self.frozen + 1 :] if past is not None else []
-        self.prefix = [tuple(take_columns(part, index) for part in (layer.keys, layer.values)) for layer in above]
+        self.prefix: list[tuple[Tensor, ...]] = []
+        for layer in past.layers[self.frozen + 1 :] if past is not None else []:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None  # it was run
+            self.prefix.append((take_columns(layer.keys, index), take_columns(layer.values, index)))
 
     def logits(self, change: Callable[[Tensor, Tensor, Tensor], Tensor], module: str | None = None) -> Tensor:
         """Float32 logits (wanted positions, vocabulary) after `change(states, rows, columns)` at every row's start.
 
-        The change applies to what leaves `module`, or without one to what leaves block `frozen`.
+        The change applies to what leaves `module`, or without one to what leaves block `frozen`; there is none where no
+        block is frozen.
         """
         lm, rows = self.lm, torch.arange(len(self.ids), device=self.ids.device)
         # no block above the last: nothing to attend to
         mask = torch.cat([self.before, self.tail], dim=1) if self.prefix else self.tail
         with ExitStack() as stack:
-            if module is None:
-                stack.enter_context(lm.skipping(self.frozen, change(self.states, rows, self.at)))
-            else:
-                if self.states is not None:
-                    stack.enter_context(lm.skipping(self.frozen, self.states))
+            if self.states is not None:
+                states = change(self.states, rows, self.at) if module is None else self.states
+                stack.enter_context(lm.skipping(self.frozen, states))
+            if module is not None:
                 stack.enter_context(
                     on_output(lm.module(module), lambda hidden: change(hidden, rows, self.at), len(rows))
                 )
@@ -141,7 +144,7 @@ class SuffixForward:
         """Skipped blocks are never asked for their states, only for their length."""
         length = self.before.shape[1]
         skipped = [FrozenPrefix(*[placeholder(length, self.ids)] * 2) for _ in range(self.frozen + 1)]
-        return Cache(layers=skipped + [FrozenPrefix(keys, values) for keys, values in self.prefix])
+        return Cache(layers=[*skipped, *(FrozenPrefix(keys, values) for keys, values in self.prefix)])
 
     def agrees(self, logits: Tensor) -> bool:
         """Whether `logits` of an empty change equal the whole model's: some families do not take a cached prefix."""
@@ -179,7 +182,10 @@ class SuffixForward:
             _stack_rows(getattr(self, n), getattr(other, n)) for n in ("ids", "tail", "positions")
         )
         both.before = _stack_rows(self.before, other.before, left=True)
-        both.states = None if self.states is None else _stack_rows(self.states, other.states)
+        both.states = None
+        if self.states is not None:
+            assert other.states is not None  # both leave the same block
+            both.states = _stack_rows(self.states, other.states)
         both.prefix = [
             tuple(
                 _stack_rows(a.transpose(1, 2), b.transpose(1, 2), left=True).transpose(1, 2)

@@ -74,9 +74,8 @@ def _letting_go(forward: Callable[..., Any], module: nn.Module, hook: Any) -> Ca
             name = brought.get(saved.untyped_storage().data_ptr())
             if name is None:
                 return saved
-            return Later(
-                source, name, saved.device, saved.dtype, tuple(saved.shape), saved.stride(), saved.storage_offset()
-            )
+            offset = int(saved.storage_offset())
+            return Later(source, name, saved.device, saved.dtype, tuple(saved.shape), saved.stride(), offset)
 
         with saved_tensors_hooks(pack, lambda packed: packed.fetch() if isinstance(packed, Later) else packed):
             return forward(*args, **kwargs)
