@@ -26,9 +26,9 @@ from edit_cli.testing.conformance import MODELS, answers
 @pytest.fixture(scope="module")
 def editor(statistics):
     """editor(name, *overrides): as the command line would build it for the embedded model, with few tokens of
-    statistics.
+    statistics; kind: of the model that it is trained on.
     """
-    return lambda name, *overrides: quick_editor(statistics, name, map(model, MODELS), *overrides)
+    return lambda name, *overrides, kind=KIND: quick_editor(statistics, name, [model(kind)], *overrides)
 
 
 @cache
@@ -68,7 +68,7 @@ class TestEveryMethod(MethodConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def method(cls, pair, editor):
-        return editor(pair[1]).method
+        return editor(pair[1], kind=pair[0]).method
 
     @pytest.fixture(scope="class")
     @classmethod

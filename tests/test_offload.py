@@ -74,6 +74,9 @@ def nothing_was_left_on_the_device(lm: LM) -> bool:
     )
 
 
+FEW = (("disk", "memit"), ("disk", "lookup"), ("host", "ft"))  # the others take minutes
+
+
 @pytest.mark.parametrize("kind", OFFLOADED)
 def test_the_weights_are_away_and_can_be_read_all_the_same(kind):
     lm, plain = model(kind), model("plain")
@@ -94,7 +97,7 @@ def test_the_weights_are_away_and_can_be_read_all_the_same(kind):
 @pytest.mark.parametrize(
     "kind, name",
     [
-        pytest.param(kind, name, marks=() if name in ("memit", "ft", "lookup") else pytest.mark.slow)
+        pytest.param(kind, name, marks=() if (kind, name) in FEW else pytest.mark.slow)
         for kind, names in {"disk": METHODS, "host": ("memit", "rome", "ft", "lookup")}.items()
         for name in names
     ],

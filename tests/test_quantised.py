@@ -27,7 +27,7 @@ from edit_cli.lm.weights import quantized as quantised
 KINDS = [("4bit", "float32"), ("4bit", "bfloat16"), ("8bit", "float32"), ("8bit", "bfloat16")]
 kinds = pytest.mark.parametrize("bits, dtype", KINDS)
 FILES = packaged("embedded:tiny-gpt2")
-SLOW = ("alphaedit", "emmet", "r-rome", "rome")  # optimize values as `memit` does
+FEW = ("ft", "lookup", "ultraedit")  # one of each way in which a model is edited, beside `memit`
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_small_updates_add_up(bits, dtype, bitsandbytes):
         pytest.param(
             name,
             *kind,
-            marks=() if name in ("memit", "ft") or (kind == KINDS[1] and name not in SLOW) else pytest.mark.slow,
+            marks=() if name == "memit" or (kind == KINDS[1] and name in FEW) else pytest.mark.slow,
         )
         for kind in KINDS
         for name in METHODS

@@ -102,7 +102,9 @@ def test_independent_edits_in_one_batch_are_those_one_at_a_time(model, part):
     assert told["nll"] > 0 and told["kl"] > 0
 
 
-@models
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=() if model == "tiny-t5" else pytest.mark.slow) for model in FORMS]
+)
 def test_training_makes_it_better_and_its_edits_hold(model, tmp_path):
     """Against the control that knows the same statistics of gradients and takes the same step."""
     lm, losses = shipped(model), {}

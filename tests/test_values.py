@@ -25,8 +25,18 @@ REQUESTS = [
 PREFIXES = ContextConfig(prefixes=["The city", "I went to the road and so on", "You"])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "bloom", "gemma2", "opt"])
-@pytest.mark.parametrize(("site", "layer"), [("block", 1), ("mlp_out", 0), ("mlp_out", 1)])
+SITES = [("block", 1), ("mlp_out", 0), ("mlp_out", 1)]
+
+
+@pytest.mark.parametrize(
+    ("family", "site", "layer"),
+    [
+        # each family at one site, each site in one family; the rest takes minutes
+        pytest.param(family, *site, marks=() if family == "llama" or number % 3 == place else pytest.mark.slow)
+        for number, family in enumerate(["gpt2", "llama", "gpt_neox", "bloom", "gemma2", "opt"])
+        for place, site in enumerate(SITES)
+    ],
+)
 def test_batched_values_equal_the_plain_ones(family, site, layer):
     lm = tiny_lm(family)
     requests = REQUESTS
