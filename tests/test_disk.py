@@ -179,7 +179,7 @@ def test_a_disk_that_takes_no_log(cli, monkeypatch):
 def test_a_training_knows_beforehand_where_its_editor_goes(cli, monkeypatch):
     Path("file").write_text("")
     monkeypatch.setattr("edit_cli.experiment.base.load_model", lambda *_: pytest.fail("it was trained first"))
-    ended = cli("train-editor", "method=mend", "dataset=world", "limit=4", "cache_dir=file", "run_dir=r")
+    ended = cli("train-editor", "method=mend", "dataset=world", "limit=30", "cache_dir=file", "run_dir=r")
     one_line(ended, "cache_dir=file cannot be written")
     assert not Path("r").exists()
 

@@ -37,8 +37,14 @@ LACKING = [
         ),
     ),
     ("evaluate method=serac method.checkpoint=/no/editor", ("/no/editor holds no trained editor",)),
-    ("train-editor method=serac method.counterfactual.checkpoint=/no/t5", ("method.counterfactual.checkpoint=/no/t5",)),
-    ("train-editor method=serac method.scope.model.checkpoint=/no/bert", ("method.scope.model.checkpoint=/no/bert",)),
+    (
+        "train-editor method=serac method.training.edits=2 method.counterfactual.checkpoint=/no/t5",
+        ("method.counterfactual.checkpoint=/no/t5",),
+    ),
+    (
+        "train-editor method=serac method.training.edits=2 method.scope.model.checkpoint=/no/bert",
+        ("method.scope.model.checkpoint=/no/bert",),
+    ),
     ("evaluate method=ike method.embedding.model=/no/sbert", ("method.embedding.model=/no/sbert",)),
     ("evaluate method=ft model.perplexity_text=/no.txt", ("model.perplexity_text=/no.txt",)),
     ("evaluate method=rome method.variant=x", ("method.variant=x: choose",)),
