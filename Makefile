@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install check types-baseline demo test test-slow test-faults experiments-tiny docs reference tiny-model bench clean
+.PHONY: help install check demo test test-slow test-faults experiments-tiny docs reference tiny-model bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,10 +19,7 @@ demo: $(INSTALLED) ## edit 100 facts in the embedded model with MEMIT and show w
 check: $(INSTALLED) ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy | $(BIN)/mypy-baseline filter
-
-types-baseline: $(INSTALLED) ## take type errors that are gone off the list of known ones
-	$(BIN)/mypy | $(BIN)/mypy-baseline sync
+	$(BIN)/mypy
 
 test: $(INSTALLED) ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
