@@ -27,7 +27,7 @@ from edit_cli.requests import EditRequest
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 STEPS = 50
-SLOW = ("emmet", "r-rome", "rome")  # optimize values as `memit` does
+SLOW = ("blue", "emmet", "memit-merge", "pmet", "r-rome", "rome")  # optimize values as `memit` does
 
 
 def load(dtype: Any) -> LM:

@@ -98,7 +98,11 @@ def assert_same(found: Trace, expected: Trace, **tolerance: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt2", "gptj", "gpt_neox", "opt", "bloom", "mistral", "gemma2", "lfm2", "qwen3_5_text", "ctrl"]
+    "family",
+    [
+        *("gpt2", "gptj", "gemma2", "qwen3_5_text"),
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("gpt_neox", "opt", "bloom", "mistral", "lfm2", "ctrl")),
+    ],
 )
 def test_families_agree_with_the_plain_path(family):
     """In double precision, so that a part that is left out or restored twice cannot hide."""
