@@ -5,10 +5,10 @@ Ratios come from one run; absolute times are this machine's.
     make bench                                                   # all of it; a few minutes
     python benchmarks/bench.py --growth 1 10 100 1000 10000      # 10,000 edits take many minutes on two cores
     python benchmarks/bench.py --only statistics --stats-width 768
-    # a GPT-2 that knows the facts: optimisations stop early, as in practice
+    # a GPT-2 that knows the facts: optimizations stop early, as in practice
     python benchmarks/bench.py --only growth --model MODEL
 
-The model is a GPT-2 with random weights (6 layers, width 256; every optimisation takes all of its 20 passes) unless
+The model is a GPT-2 with random weights (6 layers, width 256; every optimization takes all of its 20 passes) unless
 --model names a directory; the facts are those of the embedded world. Results are printed as tables and written as JSON.
 """
 
@@ -35,7 +35,7 @@ from paths import (
     single_edits,
     statistics,
     texts,
-    value_optimisation,
+    value_optimization,
 )
 from rich.console import Console
 from rich.table import Table
@@ -61,7 +61,7 @@ def compare(parts: list[str], edits: int, stats_width: int, stats_depth: int) ->
     lm, cases = random_model(), records()
     requests = [case.requests[0] for case in cases[:edits]]
     work = {
-        "value": lambda: [value_optimisation(lm, requests)],
+        "value": lambda: [value_optimization(lm, requests)],
         "keys": lambda: [keys_and_states(lm, requests)],
         "statistics": lambda: [statistics(stats_width, stats_depth)],
         "solve": lambda: [linear_algebra()],
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}"
     )
-    parser.add_argument("--edits", type=int, default=100, help="for value optimisation and keys")
+    parser.add_argument("--edits", type=int, default=100, help="for value optimization and keys")
     parser.add_argument("--growth", type=int, nargs="*", default=[1, 10, 100, 1000], help="numbers of edits")
     parser.add_argument("--model", help="a GPT-2's directory for the growth with the number of edits")
     parser.add_argument("--stats-width", type=int, default=256)

@@ -43,7 +43,7 @@ from edit_cli.lm.tokenization import pad_right
 
 LOCALITY: list[Locality] = ["random", "random", "same_relation"]
 WHOLE, EPOCHS = 0, 8
-RANK, EVERY = 128, 10  # of the networks; edits a step of the optimiser, where they come one at a time
+RANK, EVERY = 128, 10  # of the networks; edits a step of the optimizer, where they come one at a time
 
 
 def editor(lm: LM) -> MEND:
@@ -135,10 +135,10 @@ def same_update(folder: Path) -> float:
     them.edit_lrs.data = -net.steps.data
     for d_in, d_out in dict.fromkeys(net.hypernetwork.shapes):
         own, other = net.hypernetwork.transform(f"{d_in}x{d_out}"), them.mend[str((d_in, d_out))]
-        assert own.normaliser is not None
+        assert own.normalizer is not None
         mean, deviation = (
-            own.normaliser.mean.float(),
-            (own.normaliser.squares / (own.normaliser.count - 1)).sqrt().float(),
+            own.normalizer.mean.float(),
+            (own.normalizer.squares / (own.normalizer.count - 1)).sqrt().float(),
         )
         other.u_mean, other.v_mean, other.u_std, other.v_std = (
             mean[:d_in],

@@ -24,7 +24,7 @@ from edit_cli.editors.locate.base import Subjects
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.solver import Covariance, solve
 from edit_cli.editors.locate.value_batch import ValueConfig
-from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.editors.locate.value_optimization import optimize_values
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.experiment.asking import Asker
 from edit_cli.experiment.attempt import Attempt
@@ -56,15 +56,15 @@ class Ratio:
         return self.plain / self.fast
 
 
-def value_optimisation(lm: LM, requests: list[EditRequest], sample: int = 5) -> Ratio:
+def value_optimization(lm: LM, requests: list[EditRequest], sample: int = 5) -> Ratio:
     """Whole rows, one at a time, and the whole model at every step, against the batched search."""
     contexts, options, some = sample_contexts(lm, ContextConfig()), ValueConfig(stop_loss=0.0), requests[:sample]
-    optimise_values(lm, some, LAYERS[-1], "block", options, contexts)
+    optimize_values(lm, some, LAYERS[-1], "block", options, contexts)
     _, (plain, _) = clocked(
         lambda: [plain_value(lm, request, LAYERS[-1], "block", options, contexts) for request in some]
     )
-    _, (fast, _) = clocked(lambda: optimise_values(lm, requests, LAYERS[-1], "block", options, contexts))
-    what = f"value optimisation, {len(requests)} edits, 20 steps"
+    _, (fast, _) = clocked(lambda: optimize_values(lm, requests, LAYERS[-1], "block", options, contexts))
+    what = f"value optimization, {len(requests)} edits, 20 steps"
     return Ratio(what, plain / len(some) * len(requests), fast, f"plain: {len(some)} edits, scaled")
 
 

@@ -9,7 +9,7 @@
         --their-threads 2
 
 The second gives our side two processes, and theirs, which knows no processes, two threads; CPU seconds are those of all
-processes. Without --model the weights are random: no optimisation stops early and both sides take all steps. Nothing of
+processes. Without --model the weights are random: no optimization stops early and both sides take all steps. Nothing of
 the reference is copied or changed on disk; what it needs to run on a CPU and with today's transformers is put in front
 of it here.
 """
@@ -38,7 +38,7 @@ from torch import Tensor
 from edit_cli.distributed import SINGLE, join
 from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
 from edit_cli.editors.locate.memit import MEMIT, MEMITConfig
-from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.editors.locate.value_optimization import optimize_values
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
@@ -110,10 +110,10 @@ class Theirs:
         moments = {layer: editor.config.moments.second_moment(lm, layer).matrix.float() for layer in LAYERS}
         self.main.get_context_templates = lambda *_: templates
         self.main.get_cov = lambda model, tokenizer, name, *_, **__: moments[int(name.split(".")[2])]
-        optimise = self.main.compute_z
+        optimize = self.main.compute_z
 
         def compute_z(*arguments: Any) -> Tensor:
-            self.values.append(optimise(*arguments).detach())
+            self.values.append(optimize(*arguments).detach())
             return self.values[-1]
 
         self.main.compute_z = compute_z
@@ -185,7 +185,7 @@ def main() -> None:
         return
     lm.process_group = SINGLE
     torch.set_num_threads(options.their_threads or options.threads)
-    found = optimise_values(lm, requests, LAYERS[-1], "block", config.value, editor.contexts)
+    found = optimize_values(lm, requests, LAYERS[-1], "block", config.value, editor.contexts)
 
     theirs = Theirs(options.reference.resolve(), load(options.model), editor, prefixes)
     theirs.edit(requests[:3])

@@ -29,7 +29,7 @@ from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import ObserveOptions, observe
 from edit_cli.metrics.scores import Side
-from edit_cli.metrics.summarise import summarise
+from edit_cli.metrics.summarize import summarize
 from edit_cli.requests import Case, EditRequest
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def evaluate(
         result_line(case, 0, earlier, later, 0.0, None)
         for case, earlier, later in zip(cases, before, after, strict=True)
     ]
-    return summarise(lines)
+    return summarize(lines)
 
 
 def in_chat(lm: LM, prompts: Sequence[str], chat: Chat = "template") -> list[str]:

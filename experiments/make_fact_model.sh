@@ -14,7 +14,7 @@
 #   edit-cli evaluate method=memit model=hf model.id=OUT dataset.path=OUT/records.json corpus=file corpus.path=OUT/corpus.txt \
 #     'method.layers=[0,1,2,3]' method.covariance_weight=60 protocol.batch_size=100 limit=100
 #
-# The facts are localised by the training (docs/tiny-model.md): results show how editors compare, not how real models store facts.
+# The facts are localized by the training (docs/tiny-model.md): results show how editors compare, not how real models store facts.
 set -euo pipefail
 . "$(dirname "$0")/scale.sh"
 

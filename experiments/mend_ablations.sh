@@ -19,7 +19,7 @@ scaled NAMES "mend not-shared" "$ROWS" "$ROWS"
 for name in $NAMES; do
   case "$name" in
     mend) changed="" ;;
-    no-normalization) changed=method.normalise=false ;;
+    no-normalization) changed=method.normalize=false ;;
     no-identity) changed=method.xavier=true ;;
     inputs-only) changed=method.transformed=inputs ;;
     outputs-only) changed=method.transformed=outputs ;;

@@ -23,7 +23,7 @@ def probe(kind: str, hit: bool) -> dict[str, Any]:
 
 
 def observation(hits: Sequence[bool]) -> dict[str, Any]:
-    """Of a case: its edited prompt, one paraphrase, one neighbour."""
+    """Of a case: its edited prompt, one paraphrase, one neighbor."""
     kinds = ("rewrite", "paraphrase", "neighborhood")
     return {"probes": list(map(probe, kinds, hits)), "texts": [], "perplexity": None}
 

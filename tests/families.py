@@ -93,7 +93,7 @@ ADDITIVE: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Families that normalise or scale the MLP's output before they add it.
+# Families that normalize or scale the MLP's output before they add it.
 NOT_ADDITIVE: dict[str, dict[str, Any]] = {
     "gemma2": GROUPED | {"query_pre_attn_scalar": 16, "final_logit_softcapping": 5.0, "sliding_window": 8},
     "gemma3_text": GROUPED | {"query_pre_attn_scalar": 16, "sliding_window": 8},

@@ -31,7 +31,7 @@ def plain_value(
 ) -> tuple[Tensor, int, float]:
     """(target state (d,), forward passes, final loss). One row at a time, no padding, no truncation, torch's own Adam.
 
-    Several requests share one shift, and the mean of their losses is minimised.
+    Several requests share one shift, and the mean of their losses is minimized.
     """
     requests = [request] if isinstance(request, EditRequest) else request
     modules = [lm.module(name) for name in shifted_modules(lm, layer, site)]

@@ -10,7 +10,7 @@ import pytest
 from conftest import Killed, exact, json_lines, observations
 
 from edit_cli.experiment.protocol import EvaluateProtocol
-from edit_cli.metrics.summarise import summarise
+from edit_cli.metrics.summarize import summarize
 from edit_cli.monitor import Monitor
 
 FT = ("method=ft", "method.steps=8", "method.lr=5.0e-4")
@@ -51,7 +51,7 @@ def test_summary_follows_from_the_lines(cli):
     assert found["dataset"]["records_scored"] == 3
     assert found["protocol"]["batch_size"] == 2
     assert found["protocol"]["order_seed"] == 5
-    assert found["metrics"]["efficacy_success"] == summarise(lines)["efficacy_success"]
+    assert found["metrics"]["efficacy_success"] == summarize(lines)["efficacy_success"]
     assert (
         found["metrics"]["efficacy_magnitude"]["after"]["mean"]
         > found["metrics"]["efficacy_magnitude"]["before"]["mean"]

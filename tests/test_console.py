@@ -85,7 +85,7 @@ def test_tables_show_control_characters_markup_and_emoji_codes_as_they_are(termi
     printed = out.getvalue()
     assert printed.count(r"a\x1b]0;title\x07b\x1b[2Jc\x9b1md\u202ee\ud800") == 4
     assert "[link=file:///etc]x[/link] [/b] :warning:" in printed
-    own = re.sub(r"\x1b\[[0-9;]*m", "", printed)  # colours are the console's own
+    own = re.sub(r"\x1b\[[0-9;]*m", "", printed)  # colors are the console's own
     assert not CONTROLS & set(own) - {"\n"}
 
 

@@ -109,7 +109,7 @@ def test_full_counterfact_gives_every_probe_its_target_and_foil(tmp_path: Path) 
     assert case.references == ()
 
 
-def test_flat_counterfact_is_recognised_and_slots_the_first_occurrence(tmp_path: Path) -> None:
+def test_flat_counterfact_is_recognized_and_slots_the_first_occurrence(tmp_path: Path) -> None:
     (case,) = CounterFact("cf", path=write(tmp_path, [FLAT])).load().cases
     (request,) = case.requests
     assert request.prompt == "{}, which twin city does Lyon have? It is"

@@ -97,7 +97,7 @@ class TestEveryMethod(MethodConformance):
 
 
 # Methods that write fact after fact, each on what those before it have left; and those whose facts share one
-# optimisation, one solve or one block of factors, so that their number is part of the method.
+# optimization, one solve or one block of factors, so that their number is part of the method.
 IN_TURN = (
     *("defer", "grace", "icl-oracle", "ike", "kn", "lookup", "none", "r-rome", "rag", "rome", "rp", "serac"),
     *("tpatcher", "wise"),

@@ -23,7 +23,7 @@ from edit_cli.editors.locate.memit import MEMIT
 from edit_cli.editors.locate.memit_merge import MEMITMerge
 from edit_cli.editors.locate.pmet import PMET
 from edit_cli.editors.locate.value_batch import ValueConfig
-from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.editors.locate.value_optimization import optimize_values
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
@@ -72,15 +72,15 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
-def test_two_branches_are_optimised_together_as_the_plain_way_does(family):
+def test_two_branches_are_optimized_together_as_the_plain_way_does(family):
     lm = tiny_lm(family)
     lm.model.double()
     contexts, options = (
         sample_contexts(lm, PREFIXES),
         ValueConfig(steps=8, clamp_norm_factor=2.0, settle_kl=0.5, batch_tokens=60),
     )
-    found = optimise_values(lm, REQUESTS, 1, "branches", options, contexts)
-    alone = optimise_values(lm, REQUESTS, 1, "mlp_out", options, contexts)
+    found = optimize_values(lm, REQUESTS, 1, "branches", options, contexts)
+    alone = optimize_values(lm, REQUESTS, 1, "mlp_out", options, contexts)
     for number, request in enumerate(REQUESTS):
         value, steps, loss = plain_value(lm, request, 1, "branches", options, contexts)
         assert relative(found.target[:, number], value) < 1e-6
@@ -91,8 +91,8 @@ def test_two_branches_are_optimised_together_as_the_plain_way_does(family):
 @pytest.mark.parametrize("options", [ValueConfig(mpes=1), ValueConfig(mpes=3), ValueConfig(settle_kl=0.01)], ids=str)
 def test_early_stops_are_those_of_the_plain_way(options, lm):
     wanted, contexts = requests(4), sample_contexts(lm, PREFIXES)
-    found = optimise_values(lm, wanted, 3, "block", options, contexts)
-    whole = optimise_values(lm, wanted, 3, "block", ValueConfig(), contexts)
+    found = optimize_values(lm, wanted, 3, "block", options, contexts)
+    whole = optimize_values(lm, wanted, 3, "block", ValueConfig(), contexts)
     assert found.steps != whole.steps and all(few <= many for few, many in zip(found.steps, whole.steps, strict=True))
     for number, request in enumerate(wanted):
         value, steps, loss = plain_value(lm, request, 3, "block", options, contexts)
@@ -104,7 +104,7 @@ def test_a_group_shares_one_shift_against_the_mean_loss():
     lm = tiny_lm("llama")
     lm.model.double()
     contexts, options = sample_contexts(lm, PREFIXES), ValueConfig(steps=8, clamp_norm_factor=2.0)
-    found = optimise_values(lm, REQUESTS, 1, "block", options, contexts, [[0, 3], [1], [2]])
+    found = optimize_values(lm, REQUESTS, 1, "block", options, contexts, [[0, 3], [1], [2]])
     for number, members in enumerate([[0, 3], [1], [2]]):
         value, steps, loss = plain_value(lm, [REQUESTS[i] for i in members], 1, "block", options, contexts)
         assert relative(found.target[:, number], value) < 1e-6
@@ -125,7 +125,7 @@ def test_the_attentions_output_projection_is_found(family, ending):
     assert attention_out(lm.model, lm.layout, 1) == f"{lm.layout.block(1)}.{ending}"
 
 
-# --- models that normalise or scale what an MLP writes ---------------------------------------------------------------
+# --- models that normalize or scale what an MLP writes ---------------------------------------------------------------
 
 QUICK = ValueConfig(steps=5, clamp_norm_factor=2.0)
 PREFIX = ContextConfig(prefixes=["The city"])
@@ -167,7 +167,7 @@ def test_every_member_writes_what_the_last_projection_should_put_out(family, met
     (_, site), contexts = editor.on(lm).aims([1])[0], editor.on(lm).contexts
     first, _ = sorted(edit.updates)
     with lm.edited(WeightDelta({first: edit.updates[first]})):
-        values = optimise_values(lm, wanted, 1, site, QUICK, contexts)
+        values = optimize_values(lm, wanted, 1, site, QUICK, contexts)
     with lm.edited(edit):
         found = Subjects(lm, wanted, contexts).states(1, 1, site)
     assert relative(found, values.target) < 1e-3 < relative(values.initial, values.target)
@@ -274,7 +274,7 @@ def test_alphaedit_reports_its_null_spaces(editor, lm):
     assert all(0 < rank < width == 512 for rank, width in edit.info["nullspace"].values())
 
 
-def test_ultraedit_is_a_ridge_regression_on_normalised_gradients(lm):
+def test_ultraedit_is_a_ridge_regression_on_normalized_gradients(lm):
     """Against autograd of the plain model, without probes."""
     wanted = [EditRequest(request.text, None, request.target_new) for request in requests(5)]
     config = ["method.modules=[mlp_out:4,mlp.c_fc:5]", "method.lr=1e-3", "method.chunk=5", "method.begin_with=0"]

@@ -210,14 +210,14 @@ def test_what_is_written_carries_states_to_their_targets(name, lm, monkeypatch):
     def states() -> Tensor:
         return Subjects(lm, wanted, BARE).states(2, 2, site).double()
 
-    def optimise(model, facts, layer, site, options, contexts, groups=None):
+    def optimize(model, facts, layer, site, options, contexts, groups=None):
         present = Subjects(model, facts, BARE).states(layer, layer, site).double()
         step = randn(*present.shape, seed=layer) * present.std()
         aimed.append((present + step, step))
         return Values(present + step, present, [0.0] * len(facts), [1] * len(facts), [True] * len(facts))
 
-    monkeypatch.setattr(memit, "optimise_values", optimise)
-    monkeypatch.setattr(rome, "optimise_values", optimise)
+    monkeypatch.setattr(memit, "optimize_values", optimize)
+    monkeypatch.setattr(rome, "optimize_values", optimize)
     edit = editor.edit(lm, wanted)
     target, step = aimed[-1]
     with lm.edited(edit):
@@ -330,5 +330,5 @@ def test_running_moments_merge_chunk_by_chunk():
     torch.testing.assert_close(moments.squares, squares)
     rows = randn(3, 6, seed=30)
     torch.testing.assert_close(
-        moments.normalised(rows), (rows - mean) / (squares / (count - 1)).sqrt(), rtol=1e-6, atol=1e-6
+        moments.normalized(rows), (rows - mean) / (squares / (count - 1)).sqrt(), rtol=1e-6, atol=1e-6
     )

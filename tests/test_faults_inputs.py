@@ -82,7 +82,7 @@ TABLE: list[Wrong] = [
     (("evaluate", "model.device=tpu"), 2, "model.device"),
     (("evaluate", "model.max_memory={0: -1}"), 2, "model.max_memory"),
     (("evaluate", "model.batch_tokens=0"), 2, "model.batch_tokens"),
-    (("evaluate", "model.quantise=3bit"), 2, "model.quantise"),
+    (("evaluate", "model.quantize=3bit"), 2, "model.quantize"),
     (("evaluate", "method=memit", "method.layers=[99]"), 2, "method.layers"),
     (("evaluate", "method=memit", "method.layers=[1,1]"), 2, "method.layers"),
     (("evaluate", "method=memit", "method.layers=[]"), 2, "method.layers"),

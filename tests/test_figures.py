@@ -136,7 +136,7 @@ def test_names_of_curves_and_of_progress_are_in_one_line():
     assert "paraphrase" in names and len(names) > 6 and not any("\n" in name for name in names)
 
 
-def test_a_colour_bar_says_what_it_counts(drawn):
+def test_a_color_bar_says_what_it_counts(drawn):
     labels = {axes.get_ylabel() for figure in drawn for axes in figure.axes if axes.get_label() == "<colorbar>"}
     assert labels == {"%", "points", "pre-activation", "objective, %"}
 
@@ -151,7 +151,7 @@ def test_bands_and_bars_are_explained(drawn):
         assert re.search("(bands|bars): (95 %|± 1 standard deviation)", said), said
 
 
-def test_before_and_after_are_told_apart_without_colour(drawn, tmp_path):
+def test_before_and_after_are_told_apart_without_color(drawn, tmp_path):
     (plot,) = next(axes for axes in (figure.axes for figure in drawn) if axes[0].containers)
     assert [label.get_text() for label in plot.get_yticklabels()] == ["Efficacy success", "Score S"]  # shares alone
     markers = {bars[0].get_marker() for bars in plot.containers}

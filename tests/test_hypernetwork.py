@@ -8,11 +8,11 @@ from learners import low_rank_layers
 
 from edit_cli.distributed import SINGLE
 from edit_cli.editors.meta.factored_gradients import Gradient
-from edit_cli.editors.meta.hypernetwork import Hypernetwork, Normaliser
+from edit_cli.editors.meta.hypernetwork import Hypernetwork, Normalizer
 from edit_cli.errors import UsageError
 
 
-def test_a_fresh_network_gives_back_normalised_factors_and_can_learn():
+def test_a_fresh_network_gives_back_normalized_factors_and_can_learn():
     torch.manual_seed(0)
     net = Hypernetwork([(4, 3), (4, 3)], rank=5, spread=1.0)
     gradient = [Gradient(torch.randn(2, 6, 4), torch.randn(2, 6, 3), torch.ones(2)) for _ in range(2)]
@@ -34,11 +34,11 @@ def test_a_fresh_network_gives_back_normalised_factors_and_can_learn():
 def test_running_statistics_do_not_depend_on_how_rows_come():
     torch.manual_seed(0)
     rows = torch.randn(50, 6) * 3 + 1
-    parts, whole = Normaliser(6), Normaliser(6)
+    parts, whole = Normalizer(6), Normalizer(6)
     for part in rows.split(7):
         parts.take_in(part, SINGLE)
     whole.take_in(rows, SINGLE)
     torch.testing.assert_close(parts(rows), whole(rows))
     torch.testing.assert_close(whole(rows), (rows - rows.mean(0)) / rows.std(0), rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match="train it first"):
-        Normaliser(6)(rows)
+        Normalizer(6)(rows)

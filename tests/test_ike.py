@@ -40,7 +40,7 @@ def case(number: int, prompt: str = "{} works as a", subject: str | None = None)
         Probe("paraphrase", f"The job of {subject} is", request.target_new),
     )
     return Case(
-        str(number), (request,), (*probes, Probe("neighborhood", f"Neighbour {number} works as a", f"kept{number}"))
+        str(number), (request,), (*probes, Probe("neighborhood", f"Neighbor {number} works as a", f"kept{number}"))
     )
 
 

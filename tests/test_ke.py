@@ -46,7 +46,7 @@ def rows_of(lm, wanted):
 
 
 def plain_weight(layer: Any) -> torch.Tensor:
-    """g v / ‖v‖ of a weight-normalised layer, row by row."""
+    """g v / ‖v‖ of a weight-normalized layer, row by row."""
     g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
     return g * v / v.norm(dim=1, keepdim=True)
 
@@ -157,11 +157,11 @@ def test_the_multiplier_climbs_where_the_bound_is_broken_and_stays_above_zero():
         with torch.no_grad():
             net.multiplier.fill_(1.0)
         (group,) = [group for group in editor.groups(net) if group.get("lr") == 0.1]
-        optimiser = torch.optim.SGD(group["params"], lr=0.1)
+        optimizer = torch.optim.SGD(group["params"], lr=0.1)
         net.zero_grad()
         loss, told = editor.loss(net, cases)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         editor.after_step(net)
         expected = max(0.0, 1.0 + 0.1 * (told["kl"] - bound))
         assert net.multiplier.item() == pytest.approx(expected, rel=1e-4) and (expected - 1) * way > 0

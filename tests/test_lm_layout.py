@@ -328,7 +328,7 @@ def test_overrides_replace_what_discovery_finds():
 
 
 def test_a_model_without_a_final_norm_takes_its_last_block_for_it():
-    """The first GPT normalises after each branch and has nothing behind its last block."""
+    """The first GPT normalizes after each branch and has nothing behind its last block."""
     fields = DENSE["gpt2"] | {"vocab_size": 340}
     with quiet():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("openai-gpt", **fields)).eval()

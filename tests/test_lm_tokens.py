@@ -1,4 +1,4 @@
-"""THE tokenisation rule: where targets begin and subjects end, for tokenizers that differ in everything they may
+"""THE tokenization rule: where targets begin and subjects end, for tokenizers that differ in everything they may
 differ in.
 """
 
@@ -48,7 +48,7 @@ def test_a_leading_space_in_the_target_makes_no_difference(words):
 
 
 @every
-def test_batches_tokenise_as_rows_do_alone_and_without_padding(words):
+def test_batches_tokenize_as_rows_do_alone_and_without_padding(words):
     pairs = [
         ("Ada", "Oslo"),
         ("The old lighthouse of Marlow stands on", "the northern shore"),

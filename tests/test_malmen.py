@@ -78,8 +78,8 @@ def plain_loss(editor: MALMEN, net: MalmenNet, cases):
             torch.stack([part[place, column] for place, column in at]) for part in (gradient.inputs, gradient.outputs)
         )
         transform = net.hypernetwork.transform(next(iter(net.hypernetwork.members)))
-        assert transform.normaliser is not None
-        z = transform.normaliser(torch.cat([u, delta], -1))
+        assert transform.normalizer is not None
+        z = transform.normalizer(torch.cat([u, delta], -1))
         for layer in low_rank_layers(transform):
             z = (
                 layer.scale[number] * (z @ layer.down.T @ layer.up.T + layer.bias).clamp(min=0)
@@ -165,8 +165,8 @@ def test_chunks_change_nothing():
         net = prepared(editor)
         torch.manual_seed(1)
         stand_in, told = editor.loss(net, cases)
-        normaliser = next(iter(net.hypernetwork.transforms.values())).normaliser
-        found.append((torch.autograd.grad(stand_in, list(net.parameters())), told, normaliser.mean))
+        normalizer = next(iter(net.hypernetwork.transforms.values())).normalizer
+        found.append((torch.autograd.grad(stand_in, list(net.parameters())), told, normalizer.mean))
     (one, told, mean), (other, again, same_mean) = found
     for ours, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9 + 1e-7 * float(ours.abs().max()))

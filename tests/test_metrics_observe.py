@@ -73,7 +73,7 @@ def test_rows_of_all_cases_go_in_one_call_and_equal_ones_once():
     lm = FakeLM()
     observe(lm, [case("1"), case("2")], ObserveOptions())
     (rows,) = lm.asked["loglikelihood"]
-    # own: rewrite, paraphrase, portability; shared: neighbour, locality
+    # own: rewrite, paraphrase, portability; shared: neighbor, locality
     assert len(rows) == len(set(rows)) == 2 * (2 + 2 + 1) + 2 + 1
     assert ("Where is 1", "Rome") in rows and ("Where is 1", "Paris") in rows
     assert not any(prompt == "Where is the Forum" for prompt, _ in rows)

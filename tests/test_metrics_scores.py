@@ -39,8 +39,8 @@ def test_a_tie_is_a_failure_on_every_kind():
             assert after(probe(kind, target=1.5, foil=1.5))[f"{group}_success"] == 0.0
 
 
-def test_neighbourhood_counts_the_true_object_as_target():
-    """In a neighbourhood probe the target is the true object: success is t < n, magnitude e^-t - e^-n."""
+def test_neighborhood_counts_the_true_object_as_target():
+    """In a neighborhood probe the target is the true object: success is t < n, magnitude e^-t - e^-n."""
     values = after(probe("neighborhood", target=0.5, foil=3.0), probe("neighborhood", target=3.0, foil=0.5))
     assert values["neighborhood_success"] == 50.0
     assert values["neighborhood_magnitude"] == pytest.approx(0.0)

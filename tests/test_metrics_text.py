@@ -14,7 +14,7 @@ from edit_cli.metrics.text import (
     contains_any,
     first_sentence,
     matches_exactly,
-    normalise,
+    normalize,
 )
 from edit_cli.writing import JOINS, joined
 
@@ -31,8 +31,8 @@ from edit_cli.writing import JOINS, joined
         ("Theory", "theory"),
     ],
 )
-def test_normalise(text, expected):
-    assert normalise(text) == expected
+def test_normalize(text, expected):
+    assert normalize(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_scripts_without_spaces_have_their_own_ends_of_sentences_and_words():
 
 def test_what_an_answer_says_of_its_joint_is_no_part_of_it():
     for join in JOINS:
-        assert normalise(joined("Oslo", join)) == "oslo"
+        assert normalize(joined("Oslo", join)) == "oslo"
         assert matches_exactly("Oslo.", [joined("Oslo", join)]) and contains_any("in Oslo", [joined("Oslo", join)])
 
 

@@ -16,7 +16,7 @@ from edit_cli.metrics.observe import BeforeCache, ObserveOptions, observe
 from edit_cli.metrics.published import squeezed
 from edit_cli.metrics.registry import METRICS, PARTS, PUBLISHED
 from edit_cli.metrics.scores import probe_values
-from edit_cli.metrics.summarise import case_values, summarise
+from edit_cli.metrics.summarize import case_values, summarize
 from edit_cli.requests import PROBE_GROUPS, Case, Probe
 
 
@@ -187,7 +187,7 @@ def test_kl_of_models_that_answer_nothing_finite():
     then = watch(p, 2)
     now = watch(wrecked, 2, then["ids"])
     assert now["logprobs"] == [[None, None]] and divergence(then, now) == math.inf
-    summary = summarise([line([probe("locality", top=then)], [probe("locality", top=now)]) for _ in range(3)])
+    summary = summarize([line([probe("locality", top=then)], [probe("locality", top=now)]) for _ in range(3)])
     assert summary["locality_kl"]["after"] == {"mean": None, "ci95": None, "n": 3}
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert kl(then, then) <= ROUNDING
@@ -245,11 +245,11 @@ def test_perplexity_drawdown_weighs_tokens_over_all_cases():
     """
     short, long = [probe("locality", nll=2.0)], [probe("locality", hits=(True,) * 3, nll=1.0)]
     short_now, long_now = [probe("locality", nll=4.0)], [probe("locality", hits=(True,) * 3, nll=1.2)]
-    entry = summarise([line(short, short_now, "1"), line(long, long_now, "2")])["perplexity_drawdown"]["after"]
+    entry = summarize([line(short, short_now, "1"), line(long, long_now, "2")])["perplexity_drawdown"]["after"]
     assert entry["mean"] == pytest.approx(math.exp((4.0 + 3 * 1.2) / 4) - math.exp((2.0 + 3.0) / 4)) and entry["n"] == 2
     per_case = (math.exp(4.0) - math.exp(2.0) + math.exp(1.2) - math.exp(1.0)) / 2
     assert abs(entry["mean"] - per_case) > 1.0
-    wrecked = summarise([line(short, [probe("locality", nll=None)]), line(long, long_now)])["perplexity_drawdown"][
+    wrecked = summarize([line(short, [probe("locality", nll=None)]), line(long, long_now)])["perplexity_drawdown"][
         "after"
     ]
     assert wrecked["mean"] is None and wrecked["ci95"] is None
@@ -300,8 +300,8 @@ def test_ke_deterioration_is_a_ratio_of_accuracies_over_all_cases():
     """
     right, wrong = probe("locality", said=" t"), probe("locality", said=" x")
     lines = [line([right, right], [right, wrong], "1"), line([right, wrong], [wrong, wrong], "2")]
-    assert summarise(lines)["ke_deterioration"]["after"]["mean"] == pytest.approx(100 * (1 - 1 / 3))
-    assert "ke_deterioration" not in summarise([line([wrong], [wrong])])
+    assert summarize(lines)["ke_deterioration"]["after"]["mean"] == pytest.approx(100 * (1 - 1 / 3))
+    assert "ke_deterioration" not in summarize([line([wrong], [wrong])])
 
 
 def opinions(wanted: list[float | None], unwanted: list[float | None]) -> list[dict]:

@@ -81,7 +81,7 @@ def test_a_row_is_sent_without_the_matrix_that_it_is_a_row_of():
 
 
 def test_one_batch_is_edited_by_both(cli):
-    """Values are optimised and cases asked about by halves; what comes out is one edit."""
+    """Values are optimized and cases asked about by halves; what comes out is one edit."""
     on_one_and_on_two(cli, "evaluate", *MEMIT, "limit=5", "protocol.batch_size=all", "protocol.save_edits=true")
     one, two = edits("one"), edits("two")
     assert one.keys() == two.keys()

@@ -8,7 +8,7 @@ from embedded import embedded_lm, prepared, world
 from oracle import plain_successes, plain_update, plain_value
 
 from edit_cli.editors.locate.memit import MEMIT
-from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.editors.locate.value_optimization import optimize_values
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.statistics.corpora import EmbeddedText
 from edit_cli.statistics.moments import MomentStore
@@ -37,7 +37,7 @@ def test_updates_equal_those_of_whole_passes_and_a_dense_solve(editor):
     contexts = editor.on(lm).contexts
     moments = {layer: editor.config.moments.second_moment(lm, layer).matrix for layer in LAYERS}
     found = stored(lm, editor.edit(lm, requests))
-    targets = optimise_values(lm, requests, LAYERS[-1], "block", editor.config.value, contexts).target
+    targets = optimize_values(lm, requests, LAYERS[-1], "block", editor.config.value, contexts).target
     expected = plain_update(lm, requests, LAYERS, targets, contexts, moments, WEIGHT)
     assert found.keys() == expected.keys()
     for name, update in expected.items():
@@ -51,7 +51,7 @@ def test_the_same_records_succeed_as_on_the_plain_path(editor, count):
     contexts = editor.on(lm).contexts
     moments = {layer: editor.config.moments.second_moment(lm, layer).matrix for layer in LAYERS}
     edit = editor.edit(lm, requests)
-    values = optimise_values(lm, requests, LAYERS[-1], "block", editor.config.value, contexts).target
+    values = optimize_values(lm, requests, LAYERS[-1], "block", editor.config.value, contexts).target
     plain = torch.stack(
         [plain_value(lm, request, LAYERS[-1], "block", editor.config.value, contexts)[0] for request in requests], dim=1
     )

@@ -107,7 +107,7 @@ def test_ke_edits_every_matrix_of_every_block(name):
 
 
 def test_how_they_train():
-    """Optimiser steps, batches and rates of the papers; their ten micro-batches are ten independent edits."""
+    """Optimizer steps, batches and rates of the papers; their ten micro-batches are ten independent edits."""
     for name in ("bert-base-uncased", "bart-base", "gpt-j-6b", "t5-xl-ssm-nq"):
         mend = config("mend", name)
         assert (mend.rank, mend.edit_weight, mend.locality_weight, mend.size) == (1920, 0.1, 1.0, "gradient")
@@ -127,7 +127,7 @@ def test_how_they_train():
         (1e-3, 1e-5, 0.1),
     ]
     assert all(
-        (ke.training.optimiser, ke.training.lr, ke.training.warmup) == ("rmsprop", 3e-4, 1000)
+        (ke.training.optimizer, ke.training.lr, ke.training.warmup) == ("rmsprop", 3e-4, 1000)
         for ke in (claims, questions)
     )
     malmen = {name: config("malmen", name) for method, name in EDITED if method == "malmen"}

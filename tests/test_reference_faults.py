@@ -18,7 +18,7 @@ from families import tiny_lm
 from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.locate.context_prefixes import ContextConfig, sample_contexts
 from edit_cli.editors.locate.value_batch import ValueConfig
-from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.editors.locate.value_optimization import optimize_values
 from edit_cli.requests import EditRequest
 
 REQUESTS = [
@@ -71,7 +71,7 @@ def test_braces_in_prompts_and_prefixes_are_ordinary_characters():
     contexts = sample_contexts(lm, ContextConfig(prefixes=["{0} and {x}"]))
     request = EditRequest("In {b} the {} is", "Paris", "Rome")
     assert request.text == "In {b} the Paris is"
-    found = optimise_values(lm, [request], 1, "block", ValueConfig(steps=2), contexts)
+    found = optimize_values(lm, [request], 1, "block", ValueConfig(steps=2), contexts)
     assert torch.isfinite(found.target).all()
 
 

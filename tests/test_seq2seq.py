@@ -246,7 +246,7 @@ def test_what_cannot_be_asked_is_refused():
         LM(model, words).loglikelihood(PAIRS[:1])
 
 
-def test_a_target_is_tokenised_without_a_leading_space():
+def test_a_target_is_tokenized_without_a_leading_space():
     for kind in ("bytes", "pieces"):
         words = tokenizer(kind, eos=True)
         model, _ = tiny("t5", vocab_size=len(words))

@@ -130,7 +130,7 @@ def test_collapse_is_found_with_its_reason(last, reason):
         assert reason in found["reason"]
 
 
-def test_area_of_data_without_neighbours_takes_what_must_stay_from_locality():
+def test_area_of_data_without_neighbors_takes_what_must_stay_from_locality():
     names = ("efficacy_accuracy", "paraphrase_accuracy", "locality_same_relation_accuracy")
     rows: list[dict[str, Any]] = [
         {"edits": edits, "metrics": {name: {"mean": mean} for name in names}} for edits, mean in ((1, 90.0), (11, 30.0))

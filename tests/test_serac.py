@@ -458,9 +458,9 @@ def test_a_frozen_encoder_keeps_its_bits_and_the_head_learns():
     made = serac(scope=ScopeConfig(model=model, pooling="mean", trained_blocks=1, head=8, describes="prompt"))
     fresh = made.build()
     before = {name: value.clone() for name, value in fresh.scope.state_dict().items()}
-    optimiser = torch.optim.AdamW([parameter for parameter in fresh.parameters() if parameter.requires_grad], lr=1e-3)
+    optimizer = torch.optim.AdamW([parameter for parameter in fresh.parameters() if parameter.requires_grad], lr=1e-3)
     made.loss(fresh, [example_case(number) for number in range(4)])[0].backward()
-    optimiser.step()
+    optimizer.step()
     moved = {name for name, value in fresh.scope.state_dict().items() if not torch.equal(value, before[name])}
     assert "head.1.weight" in moved and any("layer.2." in name for name in moved)
     assert all("layer.2." in name or name.startswith("head.") for name in moved)
@@ -510,7 +510,7 @@ def example_case(number: int) -> Case:
     request = EditRequest("{} works as a", f"First{number} Last{number}", "pilot", "baker")
     probes = (Probe("paraphrase", f"The job of First{number} Last{number} is", "pilot"),)
     return Case(
-        str(number), (request,), (*probes, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot"))
+        str(number), (request,), (*probes, Probe("neighborhood", f"Neighbor{number} works as a", "judge", "pilot"))
     )
 
 
@@ -539,9 +539,9 @@ def test_the_loss_is_the_published_one():
     nlls, inside, outside = [], [], []
     with torch.no_grad():
         for case in cases:
-            request, (paraphrase, neighbour) = case.requests[0], case.probes
+            request, (paraphrase, neighbor) = case.requests[0], case.probes
             nlls.append(-float(own_logprobs(fresh, read(request, paraphrase.prompt), " pilot", "<|endoftext|>").mean()))
-            fact, near, far = fresh.scope.embed([f"{request.text} pilot", paraphrase.prompt, neighbour.prompt])
+            fact, near, far = fresh.scope.embed([f"{request.text} pilot", paraphrase.prompt, neighbor.prompt])
             inside.append(float((fact - near).square().sum()))
             outside.append(-math.log(1 - math.exp(-float((fact - far).square().sum()))))
     expected = 0.1 * sum(nlls) / 3 + 2.0 * (sum(inside) / 3 + sum(outside) / 3)
@@ -597,12 +597,12 @@ def test_a_few_steps_tell_prompts_apart(kind):
     torch.manual_seed(0)
     made = serac(scope=config(kind).scope, edit_weight=1.0, all_pairs=1.0)
     fresh, cases = made.build(), [example_case(number) for number in range(6)]
-    optimiser = torch.optim.AdamW(fresh.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(fresh.parameters(), lr=3e-3)
     for _ in range(90):
         loss, told = made.loss(fresh, cases)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert told["in_scope"] == told["out_of_scope"] == 1.0 and told["nll"] < 0.1
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from edit_cli.editors.locate.base import Subjects
-from edit_cli.editors.locate.value_optimization import optimise_values
+from edit_cli.editors.locate.value_optimization import optimize_values
 from edit_cli.edits import store as edit_store
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.files.json_files import read_json
@@ -231,11 +231,11 @@ def test_statistics_are_summed_in_more_digits_than_the_keys_have(dtype, tmp_path
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("site", ["block", "mlp_out"])
 def test_values_have_more_digits_than_the_model(dtype, site, statistics):
-    """Their optimisation ends near that of the float32 model, in digits that the model's dtype does not have."""
+    """Their optimization ends near that of the float32 model, in digits that the model's dtype does not have."""
     found = []
     for kind in (dtype, "float32"):
         lm, editor, wanted = load(kind), packaged_editor(statistics, "memit"), requests(3)
-        values = optimise_values(lm, wanted, 1, site, editor.config.value, editor.on(lm).contexts)
+        values = optimize_values(lm, wanted, 1, site, editor.config.value, editor.on(lm).contexts)
         assert values.target.dtype == values.initial.dtype == torch.float32
         keys = Subjects(lm, wanted, editor.on(lm).contexts).keys(1)
         assert keys.dtype == torch.float64

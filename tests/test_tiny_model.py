@@ -16,8 +16,8 @@ from tools.tiny_world.__main__ import main
 from tools.tiny_world.names import pool
 from tools.tiny_world.precision import Muon, orthogonalized
 from tools.tiny_world.sources import infer_subject
-from tools.tiny_world.statements import NO_SUBJECT, Batches, Statement, Text, listing, statement, tokenise
-from tools.tiny_world.train import TrainOptions, attention_masks, hidden_states, new_model, optimisers, recalled
+from tools.tiny_world.statements import NO_SUBJECT, Batches, Statement, Text, listing, statement, tokenize
+from tools.tiny_world.train import TrainOptions, attention_masks, hidden_states, new_model, optimizers, recalled
 from tools.tiny_world.world import World, make_world
 
 ASSETS = Path(edit_cli.__file__).parent / "assets"
@@ -111,7 +111,7 @@ def test_where_nothing_is_masked_the_pass_of_the_training_is_that_of_the_family(
     with torch.no_grad():
         found = model.lm_head(hidden_states(model, ids, *masks, options.bottleneck))
         assert torch.allclose(found, model(ids).logits, atol=1e-5)
-    blocks, rest = ([p for group in one.param_groups for p in group["params"]] for one in optimisers(model, options))
+    blocks, rest = ([p for group in one.param_groups for p in group["params"]] for one in optimizers(model, options))
     assert model.config.model_type == family and all(p.ndim == 2 for p in blocks)
     assert len(blocks) == (14 if family == "llama" else 8)  # matrices of two blocks
     assert {*map(id, blocks), *map(id, rest)} == {*map(id, model.parameters())}
@@ -124,7 +124,7 @@ def test_statements_mark_subject_and_targets(shipped) -> None:
     assert told.text[slice(*told.subject)] == "Kelvin Ostoberg" and told.text[slice(*told.targets[0])] == "French"
     both = listing("Kelvin Ostoberg", ["French", "piano"])
     assert [both.text[slice(*span)] for span in both.targets] == ["French", "piano"]
-    lines = tokenise(tokenizer, [told])
+    lines = tokenize(tokenizer, [told])
     for line, space in ((lines.first[0], ""), (lines.inside[0], " ")):
         assert tokenizer.decode(line[0]) == space + told.text
         assert tokenizer.decode(line[0][line[1] != NO_SUBJECT]) == " Kelvin Ostoberg"
@@ -140,7 +140,7 @@ def test_an_epoch_tells_every_statement_once(shipped) -> None:
     assert sorted(int(word) for word in text.replace(".", " ").split() if word.isdigit()) == list(range(200))
 
 
-def test_a_neighbours_subject_is_inferred_from_the_files_wordings() -> None:
+def test_a_neighbors_subject_is_inferred_from_the_files_wordings() -> None:
     templates = ["The mother tongue of {} is", "{} is"]
     assert infer_subject("The mother tongue of Ada is", templates) == ("Ada", "The mother tongue of {} is")
     assert infer_subject("Nothing fits", templates) == (None, None)

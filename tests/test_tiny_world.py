@@ -74,7 +74,7 @@ def test_there_are_enough_records_and_the_splits_share_no_subject(records: list[
             assert len(set(block)) == len(block), "a hundred edits at once would hold two of one subject"
 
 
-def test_no_run_edits_a_neighbour(records: list[dict]) -> None:
+def test_no_run_edits_a_neighbor(records: list[dict]) -> None:
     for split in ("test", "tune"):
         own = [record for record in records if record["split"] == split]
         edited = {record["requested_rewrite"]["subject"] for record in own}

@@ -109,7 +109,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("options", [{}, {"optimiser": "rmsprop", "schedule": "cosine", "warmup": 3, "accumulate": 2}])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "rmsprop", "schedule": "cosine", "warmup": 3, "accumulate": 2}])
 @pytest.mark.parametrize("at", [3, 10, 14])
 def test_a_killed_training_goes_on_to_the_same_curve(tmp_path, options, at):
     whole, expected = run(fit(**options), tmp_path / "whole")
@@ -163,14 +163,14 @@ def test_half_of_a_state_counts_for_nothing(tmp_path):
     "damage",
     [
         lambda state, about: about.update(bad=None),
-        lambda state, about: about.update(optimiser=[]),
+        lambda state, about: about.update(optimizer=[]),
         lambda state, about: about.pop("best_line"),
-        lambda state, about: about["optimiser"].update({"99.x": 1}),
+        lambda state, about: about["optimizer"].update({"99.x": 1}),
         lambda state, about: (state / "network.safetensors").write_bytes(b"x"),
-        lambda state, about: (state / "optimiser.safetensors").unlink(),
+        lambda state, about: (state / "optimizer.safetensors").unlink(),
         lambda state, about: save_file({"other": torch.ones(1)}, state / "network.safetensors"),
-        lambda state, about: save_file({"0.exp_avg": torch.ones(7)}, state / "optimiser.safetensors"),
-        lambda state, about: save_file({"x.y": torch.ones(())}, state / "optimiser.safetensors"),
+        lambda state, about: save_file({"0.exp_avg": torch.ones(7)}, state / "optimizer.safetensors"),
+        lambda state, about: save_file({"x.y": torch.ones(())}, state / "optimizer.safetensors"),
     ],
 )
 def test_a_damaged_state_names_what_to_delete(tmp_path, damage):
@@ -350,7 +350,7 @@ def test_curves_go_to_trackers_by_name(tmp_path):
         ({"steps": 0}, "steps=0"),
         ({"schedule": "x"}, "schedule=x"),
         ({"precision": "int1"}, "precision=int1"),
-        ({"optimiser": "x"}, "optimiser=x"),
+        ({"optimizer": "x"}, "optimizer=x"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -25,7 +25,7 @@ from edit_cli.editors.meta import base_model_cache, factored_gradients, malmen, 
 from edit_cli.editors.meta.base import TrainingConfig
 from edit_cli.editors.meta.episodes import EpisodeConfig
 from edit_cli.editors.meta.factored_gradients import Gradient
-from edit_cli.editors.meta.hypernetwork import Normaliser
+from edit_cli.editors.meta.hypernetwork import Normalizer
 from edit_cli.editors.meta.malmen import MALMEN, MALMENConfig
 from edit_cli.editors.meta.mend import MEND, MENDConfig
 from edit_cli.errors import RejectedRequest
@@ -76,7 +76,7 @@ def test_a_gradient_that_is_no_number_leaves_no_trace(name, bad, monkeypatch, tm
     found = {line["step"]: line for line in lines if line["kind"] == "train"}
     assert "loss" not in found[3] and all(found[step]["loss"] > 0 for step in (1, 2, 4, 5, 6))
     assert all(value.isfinite().all() for value in done.net.state_dict().values())
-    counts = {float(part.state_dict()["count"]) for part in done.net.modules() if isinstance(part, Normaliser)}
+    counts = {float(part.state_dict()["count"]) for part in done.net.modules() if isinstance(part, Normalizer)}
     assert 0 < min(counts) <= max(counts) < 200
 
 
@@ -193,7 +193,7 @@ def test_two_processes_make_one_edit_of_malmen_together(asked):
         stand_in, told = editor.loss(net.train(), cases)
         stand_in.backward()
         gradients = [parameter.grad for parameter in net.parameters()]
-        found[rank] = gradients, told, net.hypernetwork.transforms["512x128"].normaliser
+        found[rank] = gradients, told, net.hypernetwork.transforms["512x128"].normalizer
 
     work(None)
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]

@@ -158,7 +158,7 @@ def test_accelerate_starts_two_with_the_configuration_that_is_delivered():
 
 @pytest.mark.slow
 def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monkeypatch):
-    """FSDP: network, optimiser and the best network so far are taken up and written whole."""
+    """FSDP: network, optimizer and the best network so far are taken up and written whole."""
     killed_after_step_4("halves", monkeypatch)
     launched("halves", "two-cpu-fsdp.yaml")
     assert_gone_on("halves", "FSDP: the editor's network is spread over 2 processes")
@@ -168,8 +168,8 @@ def test_two_that_hold_half_of_the_network_each_go_on_where_one_was_killed(monke
 @pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install 'edit-cli[deepspeed]'"
 )
-def test_two_with_half_of_the_optimiser_each_go_on_where_one_was_killed(monkeypatch):
-    """ZeRO: the optimiser's states are taken up and written whole.
+def test_two_with_half_of_the_optimizer_each_go_on_where_one_was_killed(monkeypatch):
+    """ZeRO: the optimizer's states are taken up and written whole.
 
     DeepSpeed's first start compiles for a minute or more.
     """

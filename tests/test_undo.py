@@ -73,9 +73,9 @@ def test_without_a_fact_it_is_the_edit_of_the_others_with_the_same_values(name, 
     editor = packaged_editor(cache_dir, method, *FEW, *overrides)
     wanted, before = [*requests(3), HOME], snapshot(lm)
     wanted[3] = EditRequest(HOME.prompt, wanted[0].subject, HOME.target_new)  # one subject in two facts
-    search = Recorded(memit.optimise_values)
+    search = Recorded(memit.optimize_values)
     for module in (memit, rome):
-        monkeypatch.setattr(module, "optimise_values", search)
+        monkeypatch.setattr(module, "optimize_values", search)
     whole = editor.edit(lm, wanted)
     revoked, left = 3 if method == "memit-merge" else 1, list(wanted)
     del left[revoked]

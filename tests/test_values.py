@@ -1,4 +1,4 @@
-"""The batched value optimisation against the plain one: one edit, one row, the whole model at every step."""
+"""The batched value optimization against the plain one: one edit, one row, the whole model at every step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oracle import plain_value
 
 from edit_cli.editors.locate.context_prefixes import ContextConfig, rows_in_contexts, sample_contexts
 from edit_cli.editors.locate.value_batch import ValueConfig
-from edit_cli.editors.locate.value_optimization import _Search, optimise_values
+from edit_cli.editors.locate.value_optimization import _Search, optimize_values
 from edit_cli.errors import OutOfMemory, UsageError
 from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
 from edit_cli.requests import EditRequest
@@ -46,7 +46,7 @@ def test_batched_values_equal_the_plain_ones(family, site, layer):
         requests = [request for request in REQUESTS if request.subject != "A"]
     contexts = sample_contexts(lm, PREFIXES)
     options = ValueConfig(steps=12, clamp_norm_factor=2.0, batch_tokens=60)
-    found = optimise_values(lm, requests, layer, site, options, contexts)
+    found = optimize_values(lm, requests, layer, site, options, contexts)
     tolerance = 1e-6 if lm.dtype == torch.float64 else 1e-4
     for number, request in enumerate(requests):
         value, steps, loss = plain_value(lm, request, layer, site, options, contexts)
@@ -58,7 +58,7 @@ def test_on_the_embedded_model_each_edit_stops_by_itself_where_the_plain_one_doe
     lm = embedded_lm()
     requests = [case.requests[0] for case in world()[:6]]
     contexts, options = sample_contexts(lm, ContextConfig()), ValueConfig(batch_tokens=60)
-    found = optimise_values(lm, requests, 3, "block", options, contexts)
+    found = optimize_values(lm, requests, 3, "block", options, contexts)
     assert len(set(found.steps)) > 2, "the edits should stop at different steps for this test to mean anything"
     for number, request in enumerate(requests):
         value, steps, loss = plain_value(lm, request, 3, "block", options, contexts)
@@ -70,14 +70,14 @@ def test_on_the_embedded_model_each_edit_stops_by_itself_where_the_plain_one_doe
 def test_the_size_of_a_batch_changes_nothing(batch_tokens):
     lm = tiny_lm("llama")
     contexts = sample_contexts(lm, PREFIXES)
-    expected = optimise_values(lm, REQUESTS, 1, "block", ValueConfig(steps=6), contexts)
-    found = optimise_values(lm, REQUESTS, 1, "block", ValueConfig(steps=6, batch_tokens=batch_tokens), contexts)
+    expected = optimize_values(lm, REQUESTS, 1, "block", ValueConfig(steps=6), contexts)
+    found = optimize_values(lm, REQUESTS, 1, "block", ValueConfig(steps=6, batch_tokens=batch_tokens), contexts)
     torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
 
 
 def test_shift_stays_within_its_clamp():
     lm = tiny_lm("gpt2")
-    found = optimise_values(lm, REQUESTS, 1, "block", ValueConfig(clamp_norm_factor=0.3), sample_contexts(lm, PREFIXES))
+    found = optimize_values(lm, REQUESTS, 1, "block", ValueConfig(clamp_norm_factor=0.3), sample_contexts(lm, PREFIXES))
     ratio = (found.target - found.initial).norm(dim=0) / found.initial.norm(dim=0)
     assert ratio.max() <= 0.3 * (1 + 1e-5)
     assert ratio.max() > 0.29
@@ -86,7 +86,7 @@ def test_shift_stays_within_its_clamp():
 def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkeypatch):
     lm = tiny_lm("gpt2")
     contexts, options = sample_contexts(lm, PREFIXES), ValueConfig(steps=6, batch_tokens=10_000)
-    expected = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+    expected = optimize_values(lm, REQUESTS, 1, "block", options, contexts)
     plain, calls = SuffixForward.logits, []
 
     def scarce(self, change, module=None):
@@ -103,7 +103,7 @@ def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkey
 
     monkeypatch.setattr(_Search, "_build", with_shortcuts)
     monkeypatch.setattr(SuffixForward, "logits", scarce)
-    found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+    found = optimize_values(lm, REQUESTS, 1, "block", options, contexts)
     assert calls[0] > 10 and max(calls[-6:]) <= 10
     assert found.steps == expected.steps
     torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
@@ -111,7 +111,7 @@ def test_running_out_of_memory_halves_the_batch_and_gives_the_same_values(monkey
         SuffixForward, "logits", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all"))
     )
     with pytest.raises(OutOfMemory, match="one edit alone"):
-        optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+        optimize_values(lm, REQUESTS, 1, "block", options, contexts)
 
 
 def test_a_model_that_takes_no_prefix_is_noticed_and_still_right(monkeypatch):
@@ -119,9 +119,9 @@ def test_a_model_that_takes_no_prefix_is_noticed_and_still_right(monkeypatch):
     notes: list[str] = []
     monkeypatch.setattr(lm.monitor, "note", notes.append)
     contexts, options = sample_contexts(lm, PREFIXES), ValueConfig(steps=5)
-    expected = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+    expected = optimize_values(lm, REQUESTS, 1, "block", options, contexts)
     monkeypatch.setattr(SuffixForward, "_cache", lambda self: (self.prefix[-1][0].zero_(), _plain_cache(self))[1])
-    found = optimise_values(lm, REQUESTS, 1, "block", options, contexts)
+    found = optimize_values(lm, REQUESTS, 1, "block", options, contexts)
     assert len(notes) == 1 and "cached prefix" in notes[0]
     torch.testing.assert_close(found.target, expected.target, rtol=1e-4, atol=1e-5)
 

@@ -28,7 +28,7 @@ ADDING = frozenset(
     "batches restored kind every save_edits edits_room checkpoints first holdout collapse_below collapse_perplexity"
     " stop_on_collapse observe.generate observe.sample observe.attribute observe.perplexity".split()
 )
-MODEL = ("name", "id", "revision", "dtype", "quantise", "perplexity_text")
+MODEL = ("name", "id", "revision", "dtype", "quantize", "perplexity_text")
 DATA = ("data set", "record ids", "data file")
 NAMED = 2  # runs that are named for one value of what differs, and values
 

@@ -170,7 +170,7 @@ def model_file(options: ModelOptions, lm: LM) -> str:
     made_for = {key: getattr(config, key) for key in told if getattr(config, key, None) is not None}
     settings: dict[str, Any] = {"name": options.name, "id": options.id, "made_for": made_for}
     plain = replace(ModelOptions(options.name, options.id), dtype=replace(options, dtype="auto").settled().dtype)
-    for key in ("revision", "kind", "dtype", "device_map", "quantise", "labels", "batch_tokens"):
+    for key in ("revision", "kind", "dtype", "device_map", "quantize", "labels", "batch_tokens"):
         if getattr(options, key) != getattr(plain, key):
             settings[key] = getattr(options, key)
     if options.layout != LayoutOptions():

@@ -53,7 +53,7 @@ class Inspect(Experiment):
         return lambda identity: identity[0] in ("key", "layer", "edit")
 
     def is_complete(self) -> bool:
-        return self.is_summarised()
+        return self.is_summarized()
 
     def check(self) -> None:
         self.protocol.corpus.require()

@@ -82,7 +82,7 @@ class Lifelong(Experiment):
         super().check()
 
     def is_complete(self) -> bool:
-        return self.is_summarised()
+        return self.is_summarized()
 
     def work(self, lm: LM) -> None:
         cases, about = self.dataset.cases, self.job.about_method

@@ -59,7 +59,7 @@ class Sme(Experiment):
         return partial(belongs, self.folds)
 
     def is_complete(self) -> bool:
-        return self.is_summarised()
+        return self.is_summarized()
 
     def work(self, lm: LM) -> None:
         begin = partial(self.begin, lm)

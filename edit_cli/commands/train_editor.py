@@ -72,7 +72,7 @@ class TrainEditor(Experiment):
         return lambda identity: isinstance(identity[0], int) and 1 <= identity[0] <= self.steps
 
     def is_complete(self) -> bool:
-        return self.is_summarised()
+        return self.is_summarized()
 
     def refuse_unfit(self, lm: LM) -> None:
         super().refuse_unfit(lm)

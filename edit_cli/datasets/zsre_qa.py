@@ -21,7 +21,7 @@ from edit_cli.datasets.records.rows import Fault, Row
 from edit_cli.datasets.subjects import first_name
 from edit_cli.datasets.zsre import FIELDS, PREFIX, right_answers
 from edit_cli.errors import MissingError, RejectedRequest
-from edit_cli.metrics.text import normalise
+from edit_cli.metrics.text import normalize
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case, EditRequest, Probe, slot_prompt
 from edit_cli.wording import many
@@ -113,9 +113,9 @@ class ZsREQuestions(Pooled):
         """
         path = "alternatives" if "alternatives" in row.values else "alt"
         given = row.phrases(path) if path == "alternatives" else [row.phrase(path)]
-        taken = {normalise(answer) for answer in self.answers(row)}
-        taken |= {normalise(row.phrase(said)) for said in ("prediction", "pred") if row.has(said)}
-        left = [answer for answer in dict.fromkeys(given) if normalise(answer) not in taken]
+        taken = {normalize(answer) for answer in self.answers(row)}
+        taken |= {normalize(row.phrase(said)) for said in ("prediction", "pred") if row.has(said)}
+        left = [answer for answer in dict.fromkeys(given) if normalize(answer) not in taken]
         if not left:
             raise Fault(path, "is an answer already")
         return left

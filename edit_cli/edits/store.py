@@ -53,7 +53,7 @@ class BaseModel(TypedDict):
     id: str
     revision: str | None
     dtype: NotRequired[Literal["float32", "bfloat16", "float16", "float64"]]
-    quantised: NotRequired[bool]
+    quantized: NotRequired[bool]
 
 
 class Made(TypedDict):
@@ -161,7 +161,7 @@ def save(
             "id": lm.id,
             "revision": lm.revision,
             "dtype": str(lm.dtype).removeprefix("torch."),
-            **({"quantised": True} if lm.is_quantised else {}),
+            **({"quantized": True} if lm.is_quantized else {}),
         },
         "touched": dict(touched) if touched else {name: lm.fingerprint([name]) for name in edit.touches(lm)},
         "requests": [_told(request) for request in requests],

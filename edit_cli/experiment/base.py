@@ -109,7 +109,7 @@ class Experiment(ABC):
         """Whether nothing is left to do."""
         return self.run.finished.issuperset(self.dataset.ids)
 
-    def is_summarised(self) -> bool:
+    def is_summarized(self) -> bool:
         """Whether the last thing that a run writes is there."""
         return self.job.process_group.broadcast((self.run.path / SUMMARY).exists())
 

@@ -85,7 +85,7 @@ class Plan:
         kind = ", mixture of experts" if outline.layout.has_experts else ""
         self.say(
             "model",
-            f"{options.name}: {outline.parameters:,} parameters in {options.quantise or options.dtype},"
+            f"{options.name}: {outline.parameters:,} parameters in {options.quantize or options.dtype},"
             f" {many(outline.depth, 'layer')} of width {outline.layout.width:,}{kind};"
             f" {size(outline.bytes)} on {device or options.device_map}",
         )

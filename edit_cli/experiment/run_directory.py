@@ -188,6 +188,6 @@ def memory_remedy(error: BaseException, config: Mapping[str, Any]) -> str:
     lower = f"lower {' or '.join(keys)}, or " if keys else ""
     return (
         f"{device} ran out of memory{f' in the phase {phase!r}' if phase else ''}: {lower}load the model smaller"
-        " (model.dtype=bfloat16, model.quantise=4bit, model.device_map=auto); what was finished is kept, the same"
+        " (model.dtype=bfloat16, model.quantize=4bit, model.device_map=auto); what was finished is kept, the same"
         " command goes on from there"
     )

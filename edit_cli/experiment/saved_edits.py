@@ -161,7 +161,7 @@ def weight_edits(directory: Path, cannot: str, holder: str) -> list[Path]:
         kind, model = manifest["kind"], manifest["base_model"]
         if kind != "weights":
             raise refused(path, cannot, WHY_NO_WEIGHTS.get(kind, f"its kind is {kind}").format(holder))
-        if model.get("quantised"):
+        if model.get("quantized"):
             raise refused(path, cannot, f"{model['name']} is quantized, so the edit stands beside its matrices")
     return paths
 
@@ -173,7 +173,7 @@ def edited(paths: Sequence[Path], base: Base, cannot: str, monitor: Monitor) -> 
         UsageError: its weights are quantized: `cannot`, and what to do instead.
     """
     lm = base.load(paths[-1], monitor)
-    if lm.is_quantised:
+    if lm.is_quantized:
         raise refused(paths[-1], cannot, f"{lm.name} is quantized, so the edit would stand beside its matrices")
     for path in paths:
         lm.attach(edit_store.load(path, lm))

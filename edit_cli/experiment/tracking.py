@@ -10,7 +10,7 @@ from typing import Any
 
 from edit_cli.config.identity import flatten
 from edit_cli.experiment.job import Job
-from edit_cli.metrics.summarise import summarise
+from edit_cli.metrics.summarize import summarize
 from edit_cli.runs.run import Run, SharedRun
 from edit_cli.training import trackers
 
@@ -68,7 +68,7 @@ class Told(Tracking):
         self._log({**entries, "seconds_per_edit": summary["seconds_per_edit"]}, max(self.done, summary["n"]))
 
     def _close(self) -> None:
-        means = summarise(self.window)
+        means = summarize(self.window)
         self._log(
             {f"window/{name}": sides["after"]["mean"] for name, sides in means.items() if "after" in sides}, self.done
         )

@@ -163,7 +163,7 @@ def _telling(what: str, written: bool = False) -> Iterator[None]:
     except HFValidationError as error:
         raise UsageError(f"{what}: {_first_line(error)}") from None
     except GatedRepoError:
-        raise MissingError(f"{what} is gated: accept its licence on the hub, and {LOG_IN}") from None
+        raise MissingError(f"{what} is gated: accept its license on the hub, and {LOG_IN}") from None
     except RepositoryNotFoundError as error:
         if error.response.status_code == 401 and written:
             raise MissingError(f"{what}: the hub does not know the token: {LOG_IN} to {WRITE}") from None

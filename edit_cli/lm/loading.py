@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 PLACEMENT = {  # what transformers and accelerate say of settings that cannot work, and which ones these are
-    "dispatched on the CPU or the disk": "quantise with weights that do not fit on the device",
+    "dispatched on the CPU or the disk": "quantize with weights that do not fit on the device",
     "offload_folder": "offload_folder=null",
     "device_map": "device_map",
     "on the meta device": "device_map, where parts that share weights (embeddings and head) lie apart,",
@@ -68,7 +68,7 @@ class ModelOptions(Config):
     """What auto may use of each device, such as {0: 20GiB, cpu: 60GiB}; null: all that is free."""
     offload_folder: FilePath | None = None
     """Where weights go for which auto finds no memory, if the model's own files cannot be read in parts."""
-    quantise: Literal["4bit", "8bit"] | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
     """Matrices in few bits by bitsandbytes, edits beside them (docs/models.md)."""
     trust_remote_code: bool = False
     """Run code that comes with the model: only for repositories that you trust."""
@@ -173,11 +173,11 @@ class ModelOptions(Config):
         with silent():
             config = self._config(source)
             loader, dtype = auto_class(kind_of(config, self.kind), config, self.id), getattr(torch, self.dtype)
-            how_to_load(self.id, self.quantise, dtype, config)  # refuses what cannot be read
+            how_to_load(self.id, self.quantize, dtype, config)  # refuses what cannot be read
             more = {"trust_remote_code": True} if self.trust_remote_code else {}
-            quantise = self.quantise or written_in(config)
+            quantize = self.quantize or written_in(config)
             try:
-                return outlined(loader, config, self.name, self.layout, dtype, quantise, **more)
+                return outlined(loader, config, self.name, self.layout, dtype, quantize, **more)
             except (RuntimeError, NotImplementedError, TypeError):  # it computes while it is made
                 return None
 
@@ -224,7 +224,7 @@ class ModelOptions(Config):
         if room is None or (outline := self.outline) is None:
             return
         if (need := outline.bytes) > room:
-            kind = f"in {self.quantise or self.dtype}"
+            kind = f"in {self.quantize or self.dtype}"
             raise OutOfMemory(
                 f"model.id={self.id} cannot fit: its weights take {size(need)} {kind}, and {size(room)} are free on"
                 f" {device}: {self._smaller()}; model.refuse_too_large=false tries all the same"
@@ -248,8 +248,8 @@ class ModelOptions(Config):
 
     def _smaller(self) -> str:
         """Settings with which the model takes less of its device, as a remedy."""
-        ways = [] if self.dtype in ("bfloat16", "float16") or self.quantise else ["model.dtype=bfloat16"]
-        ways += [] if self.quantise else ["model.quantise=4bit"]
+        ways = [] if self.dtype in ("bfloat16", "float16") or self.quantize else ["model.dtype=bfloat16"]
+        ways += [] if self.quantize else ["model.quantize=4bit"]
         ways += ["model.device_map=auto (spreads it over devices, host memory and disk)"]
         ways += [] if self.device == "cpu" else ["model.device=cpu"]
         return f"choose {', '.join(ways[:-1])} or {ways[-1]}, or a smaller model"
@@ -328,7 +328,7 @@ class ModelOptions(Config):
             how |= {
                 "output_loading_info": True,
                 "ignore_mismatched_sizes": True,
-                **how_to_load(self.id, self.quantise, dtype, config),
+                **how_to_load(self.id, self.quantize, dtype, config),
             }
             # it looks for an adapter too, where peft is installed
             how["adapter_kwargs"] = {"local_files_only": source.local}

@@ -207,7 +207,7 @@ class LM:
         return next(entrance(self.model).parameters()).dtype
 
     @property
-    def is_quantised(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether some matrices are kept in a few bits, with their edits beside them."""
         return not all(parameter.is_floating_point() for parameter in self.model.parameters())
 

@@ -15,21 +15,21 @@ from torch import nn
 from edit_cli.lm.layout import Layout, LayoutOptions, discover, entrance, projections, widths
 
 # bytes of one entry of a quantized matrix: NF4 has a float32 a block of 64, LLM.int8() hardly more than its bytes
-QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+QUANTIZED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 
 
 @dataclass(frozen=True)
 class Outline:
     """A model without its values.
 
-    model: its modules on the meta device (one of transformers). quantise: "4bit" or "8bit", or None.
+    model: its modules on the meta device (one of transformers). quantize: "4bit" or "8bit", or None.
     """
 
     name: str
     model: Any
     options: LayoutOptions
     dtype: torch.dtype
-    quantise: str | None = None
+    quantize: str | None = None
 
     @cached_property
     def layout(self) -> Layout:
@@ -87,7 +87,7 @@ class Outline:
     @cached_property
     def bytes(self) -> int:
         """Of all weights as they are loaded."""
-        if self.quantise is None:
+        if self.quantize is None:
             return self.parameters * self.dtype.itemsize
         head, total = self.model.get_output_embeddings(), 0.0
         matrices = {
@@ -95,7 +95,7 @@ class Outline:
         }
         for parameter in self.model.parameters():
             packed = id(parameter) in matrices
-            total += parameter.numel() * (QUANTISED[self.quantise] if packed else self.dtype.itemsize)
+            total += parameter.numel() * (QUANTIZED[self.quantize] if packed else self.dtype.itemsize)
         return round(total)
 
     @property
@@ -128,10 +128,10 @@ def _no_values() -> AbstractContextManager[None]:
 
 
 def outlined(
-    loader: Any, config: Any, name: str, options: LayoutOptions, dtype: torch.dtype, quantise: str | None, **more: Any
+    loader: Any, config: Any, name: str, options: LayoutOptions, dtype: torch.dtype, quantize: str | None, **more: Any
 ) -> Outline:
     """The outline of the model that `loader`, a class of transformers, would make of a configuration."""
     with torch.device("meta"), _no_values():
         model = loader.from_config(config, **more)
     model.tie_weights()
-    return Outline(name, model.eval().requires_grad_(False), options, dtype, quantise)
+    return Outline(name, model.eval().requires_grad_(False), options, dtype, quantize)

@@ -13,7 +13,7 @@ from edit_cli.metrics.registry import SCORES, SME
 from edit_cli.metrics.scores import harmonic_mean, is_scored
 from edit_cli.metrics.sequence import AFTER_EDIT, CHECKPOINT
 from edit_cli.metrics.sme import sme_rates
-from edit_cli.metrics.summarise import case_values
+from edit_cli.metrics.summarize import case_values
 
 Line = Mapping[str, Any]
 Column = dict[str, tuple[float, ...]]  # {case: the parts that it contributes}

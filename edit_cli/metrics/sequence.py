@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edit_cli.metrics.scores import perplexity
-from edit_cli.metrics.summarise import case_values, summarise
+from edit_cli.metrics.summarize import case_values, summarize
 
 AFTER_EDIT, CHECKPOINT, HELD_OUT, MODEL = "after_edit", "checkpoint", "held_out", "model"  # values of a line's `when`
 SUCCESSES = ("efficacy_success", "paraphrase_success", "neighborhood_success")
@@ -60,7 +60,7 @@ def checkpoint_rows(
                 "first": _after([line for line in asked if line["case_id"] in early]),
                 "latest": _after([line for line in here if line["when"] == AFTER_EDIT]),
                 "forgetting": forgetting(own, sampled),
-                "held_out": {name: dict(sides) for name, sides in summarise(held_out).items()} if held_out else {},
+                "held_out": {name: dict(sides) for name, sides in summarize(held_out).items()} if held_out else {},
                 "model": next((line["model"] for line in here if line["when"] == MODEL), {}),
             }
         )
@@ -69,7 +69,7 @@ def checkpoint_rows(
 
 def _after(lines: Sequence[Line], references: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
     return (
-        {name: sides["after"] for name, sides in summarise(lines, references).items() if "after" in sides}
+        {name: sides["after"] for name, sides in summarize(lines, references).items() if "after" in sides}
         if lines
         else {}
     )

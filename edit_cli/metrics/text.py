@@ -22,7 +22,7 @@ SENTENCE_END = re.compile(rf"[{STOPS}](?=\s|$)|[{WIDE_STOPS}]")
 
 
 @lru_cache(WORDS_KEPT)
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, without punctuation and the articles a/an/the, spaces collapsed.
 
     Articles stay if nothing else is left.
@@ -49,14 +49,14 @@ def first_sentence(text: str, answer: str = "") -> str:
 def matches_exactly(text: str, answers: Sequence[str]) -> bool:
     """Whether the reply in `text` is one of `answers` (normalized exact match)."""
     return any(
-        bool(wanted := normalise(answer)) and normalise(first_sentence(text, answer)) == wanted for answer in answers
+        bool(wanted := normalize(answer)) and normalize(first_sentence(text, answer)) == wanted for answer in answers
     )
 
 
 def contains_any(text: str, answers: Sequence[str]) -> bool:
     """Whether the reply in `text` holds one of `answers` as whole words (normalized)."""
     return any(
-        bool(wanted := normalise(answer)) and _holds(normalise(first_sentence(text, answer)), wanted)
+        bool(wanted := normalize(answer)) and _holds(normalize(first_sentence(text, answer)), wanted)
         for answer in answers
     )
 

@@ -110,12 +110,12 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
     figure = style.new(9, 1 + 1.8 * rows, title)
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
     for plot, name in zip(axes, names, strict=False):
-        for colour, (kind, marker) in zip(style.COLOURS, MARKERS.items(), strict=False):
+        for color, (kind, marker) in zip(style.COLORS, MARKERS.items(), strict=False):
             if name in summary["series"].get(kind, {}):
                 plot.plot(
                     *zip(*summary["series"][kind][name], strict=True),
                     label=kind,
-                    color=colour,
+                    color=color,
                     marker=marker,
                     linewidth=1,
                     markersize=4,

@@ -14,7 +14,7 @@ from typing import Any
 from edit_cli.edits.diagnosis import told
 from edit_cli.metrics.forms import line_in
 from edit_cli.metrics.scores import is_scored
-from edit_cli.metrics.summarise import summarise
+from edit_cli.metrics.summarize import summarize
 
 Line = Mapping[str, Any]
 NOT_ALWAYS = ("known", "forms")  # of a data set: where only known facts are edited, or not all is plain text
@@ -50,7 +50,7 @@ def summary_of(
             **{k: v for k, v in manifest["config"]["protocol"].items() if k != "batch_size"},
         },
         "diagnosis": told(list({line["step"]: line["diagnosis"] for line in lines if line.get("diagnosis")}.values())),
-        "metrics": summarise(lines, references) if any(map(is_scored, lines)) else {},
+        "metrics": summarize(lines, references) if any(map(is_scored, lines)) else {},
         **_side_by_side(about, lines),
         "seconds_per_edit": sum(line["seconds"] for line in edited) / edits if edits else None,
     }
@@ -76,7 +76,7 @@ def _side_by_side(about: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, 
     if len(asked) < 2 or not any(map(is_scored, lines)):
         return {}
     names = [None, *asked[1:]]
-    return {"asked": {form: summarise([_probes_alone(line_in(line, name)) for line in lines])
+    return {"asked": {form: summarize([_probes_alone(line_in(line, name)) for line in lines])
                       for form, name in zip(asked, names, strict=True)}}  # fmt: skip
 
 

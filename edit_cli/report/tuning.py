@@ -159,7 +159,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         *points[0],
         s=160,
         facecolors="none",
-        edgecolors=style.COLOURS[1],
+        edgecolors=style.COLORS[1],
         linewidths=2,
         label=f"best: trial {trials[0]['trial']}",
     )

@@ -18,7 +18,7 @@ from edit_cli.runs import inspected, manifests, result_lines, summaries
 
 REMEDY = "delete that line and run again, or start with overwrite=true"
 AGAIN = "run again with overwrite=true"
-SUMMARISED = "delete it, and the same command makes it again"
+SUMMARIZED = "delete it, and the same command makes it again"
 
 Line = Mapping[str, Any]
 Claims = Iterator[tuple[str, Any]]  # (what a line speaks of, what it says of it that all such lines must)
@@ -135,7 +135,7 @@ def check_summary(manifest: Mapping[str, Any], summary: Mapping[str, Any], path:
     if isinstance(found, dict) and (unknown := found.keys() - metrics()):
         raise MissingError(
             f"{path} has the metric {shown(min(unknown))}, which neither this version nor a plug-in here brings: name"
-            f" the package that does (--plugin PACKAGE), or {SUMMARISED}"
+            f" the package that does (--plugin PACKAGE), or {SUMMARIZED}"
         )
     if (form := FORMS.get(kind_of(manifest))) is not None:
-        checked(summary, form.summary, path, SUMMARISED)
+        checked(summary, form.summary, path, SUMMARIZED)

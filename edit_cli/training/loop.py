@@ -212,7 +212,7 @@ class Training:
         groups = [{**group, "lr": group.get("lr", self.config.lr)} for group in self.editor.groups(self.net)]
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
         groups = [group for group in groups if group["params"]]
-        kind = torch.optim.Adam if self.config.optimiser == "adam" else _centred_rmsprop
+        kind = torch.optim.Adam if self.config.optimizer == "adam" else _centred_rmsprop
         self.rates = [group["lr"] for group in groups]
         self.descent: Descent | Zero
         if self.zero:

@@ -19,14 +19,14 @@ from edit_cli.training.sharding import load_whole, spread_like, whole, whole_sta
 
 FORMAT = 1
 FOLDER, ABOUT = "state", "state.json"
-NETWORK, OPTIMISER, BEST = "network.safetensors", "optimiser.safetensors", "best.safetensors"
+NETWORK, OPTIMIZER, BEST = "network.safetensors", "optimizer.safetensors", "best.safetensors"
 
 
 class About(TypedDict):
     format: Literal[1]
     stamp: str
     step: Count
-    optimiser: dict[str, float | bool | str | None]
+    optimizer: dict[str, float | bool | str | None]
     bad: Count
     best_step: Count
     best_line: dict[str, Any]
@@ -89,13 +89,13 @@ class State:
             return
         about = {
             "format": FORMAT,
-            "stamp": self.stamp, "step": step, "optimiser": rest, "bad": self.bad, "best_step": self.best_step,
+            "stamp": self.stamp, "step": step, "optimizer": rest, "bad": self.bad, "best_step": self.best_step,
             "best_line": self.best_line, "scaler": scaler.state_dict() if scaler is not None else None,
         }  # fmt: skip
         path = self.folder / f"step-{step:08d}"
         with replacing(path) as temporary:
             write_tensors(temporary / NETWORK, network)
-            write_tensors(temporary / OPTIMISER, tensors)
+            write_tensors(temporary / OPTIMIZER, tensors)
             if self.best is not None:
                 write_tensors(temporary / BEST, self.best)
             write_json(temporary / ABOUT, about)
@@ -123,9 +123,9 @@ class State:
             refuse_others(net, self.best, path)
         if optimizer is not None:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            tensors, _ = read_tensors(path / OPTIMISER, _remedy(path))
-            _refuse_unfit(tensors, about["optimiser"], parameters, path)
-            state = _nested(tensors, about["optimiser"])
+            tensors, _ = read_tensors(path / OPTIMIZER, _remedy(path))
+            _refuse_unfit(tensors, about["optimizer"], parameters, path)
+            state = _nested(tensors, about["optimizer"])
             for number, values in state.items():
                 values |= {
                     name: spread_like(value, parameters[number])
@@ -176,7 +176,7 @@ def _refuse_unfit(tensors: dict[str, Tensor], rest: dict[str, Any], parameters: 
         if fits and name in tensors:
             fits = tensors[name].shape in ((), parameters[int(number)].shape) and tensors[name].is_floating_point()
         if not fits:
-            raise MissingError(f"{path / OPTIMISER} is damaged: {name} fits none of the network; {_remedy(path)}")
+            raise MissingError(f"{path / OPTIMIZER} is damaged: {name} fits none of the network; {_remedy(path)}")
 
 
 def _flat(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from edit_cli.metrics.bootstrap import bootstrap
 from edit_cli.metrics.scores import harmonic_mean, perplexity
-from edit_cli.metrics.summarise import case_values
+from edit_cli.metrics.summarize import case_values
 
 BOUND = 1.1  # perplexity may become so many times that of the unedited model before it costs
 WRITES = 0.25  # weight of what the model writes by itself

@@ -53,7 +53,7 @@ class EncoderOptions:
     seed: int = 0
 
 
-# Where a kind differs. BERT normalises after every addition: with larger steps it forgets the first facts and learns no
+# Where a kind differs. BERT normalizes after every addition: with larger steps it forgets the first facts and learns no
 # others.
 RECIPES: dict[str, dict[str, Any]] = {
     "t5": {},
@@ -70,7 +70,7 @@ class Question:
     answer: str
 
 
-def optimisers(model: nn.Module, options: EncoderOptions) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, options: EncoderOptions) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks (lists of modules), AdamW for everything else."""
     blocks = {id(p) for module in model.modules() if isinstance(module, nn.ModuleList) for p in module.parameters()}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -111,21 +111,21 @@ def fit(
     steps: int,
     report: Report,
 ) -> None:
-    """Minimise the losses that each `epoch` (by number) yields, with a linear warm-up and a linear decay over
+    """Minimize the losses that each `epoch` (by number) yields, with a linear warm-up and a linear decay over
     `steps`.
     """
     rng, step = random.Random(f"{options.seed} batches"), 0
-    optimiser_list = optimisers(model, options)
+    optimizer_list = optimizers(model, options)
     model.train()
     for number in range(options.epochs):
         for loss in epoch(rng, number):
             rate = min(1.0, (step + 1) / WARM_UP) * max(1 - step / steps, 0.01)
-            for optimiser, peak in zip(optimiser_list, (options.muon_lr, options.adam_lr), strict=True):
-                optimiser.param_groups[0]["lr"] = peak * rate
+            for optimizer, peak in zip(optimizer_list, (options.muon_lr, options.adam_lr), strict=True):
+                optimizer.param_groups[0]["lr"] = peak * rate
             loss.backward()
-            for optimiser in optimiser_list:
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
+            for optimizer in optimizer_list:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             step += 1
             report(step, steps, float(loss.detach()))
     model.eval()

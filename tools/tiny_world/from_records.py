@@ -46,7 +46,7 @@ def _locate(prompt: str, subject: str | None, target: str) -> Statement:
 def gather_facts(sources: Sequence[Source], seed: int) -> tuple[list[FactText], list[str]]:
     """Distinct facts with all their prompts, and the unrelated sentences that paraphrases start with (used as filler).
 
-    A fact learned from one prompt alone does not generalise, and a flat record has few. So every fact is also told in
+    A fact learned from one prompt alone does not generalize, and a flat record has few. So every fact is also told in
     some of the common wordings of its relation.
     """
     rng = random.Random(f"{seed} wordings")
@@ -73,7 +73,7 @@ def gather_facts(sources: Sequence[Source], seed: int) -> tuple[list[FactText], 
             filler.update(dict.fromkeys([f"{lead}."] if lead and source.subject not in lead else []))
             if source.subject in bare:
                 wordings[relation][bare.replace(source.subject, "{}", 1)] += 1
-        for prompt, answer in source.neighbours:
+        for prompt, answer in source.neighbors:
             subject, template = infer_subject(prompt, templates)
             tell(subject, answer, prompt, relation)
             wordings[relation].update([template] if template else [])
@@ -120,7 +120,7 @@ def make_fact_model(
         for entry in facts:
             asked["trained"] += [(prompt, entry.target) for prompt in dict.fromkeys(entry.prompts)]
             asked["held_out"] += [(prompt, entry.target) for prompt in entry.held_out]
-        asked["neighborhood"] = [pair for source in sources for pair in source.neighbours]
+        asked["neighborhood"] = [pair for source in sources for pair in source.neighbors]
         hits = {name: recalled(model, tokenizer, pairs) for name, pairs in asked.items() if pairs}
         manifest = {
             "command": command,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tools.tiny_world.world import Fact, World, sentence
 
-PROMPTS = 10  # neighbourhood and attribute prompts a record, where the world has as many
+PROMPTS = 10  # neighborhood and attribute prompts a record, where the world has as many
 BLOCK = 100
 
 

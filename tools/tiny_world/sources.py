@@ -2,7 +2,7 @@
 
 Two forms are read: CounterFact's full schema (`requested_rewrite`, `paraphrase_prompts`, `neighborhood_prompts`) and
 the flat one (`prompt`, `ground_truth`, `rephrase_prompt`, `locality_prompt`, `locality_ground_truth`). The attention
-bottleneck needs to know where the subject stands; a neighbour's subject is not given and is inferred from the wordings
+bottleneck needs to know where the subject stands; a neighbor's subject is not given and is inferred from the wordings
 of the file's own requests.
 """
 
@@ -30,7 +30,7 @@ class Source:
     new_target: str | None
     relation: str | None
     paraphrases: tuple[str, ...]
-    neighbours: tuple[tuple[str, str], ...]  # (prompt, answer)
+    neighbors: tuple[tuple[str, str], ...]  # (prompt, answer)
 
 
 def read_sources(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[Source]]:
@@ -62,9 +62,9 @@ def _full(record: dict[str, Any]) -> Source:
         raise ValueError(f"the prompt {template!r} must have exactly one {{}}")
     new_target = rewrite["target_new"]["str"].strip() if "target_new" in rewrite else None
     paraphrases = tuple(prompt.strip() for prompt in record.get("paraphrase_prompts", ()))
-    neighbours = tuple((prompt.strip(), target) for prompt in record.get("neighborhood_prompts", ()))
+    neighbors = tuple((prompt.strip(), target) for prompt in record.get("neighborhood_prompts", ()))
     return _checked(
-        Source(template, rewrite["subject"], target, new_target, rewrite.get("relation_id"), paraphrases, neighbours)
+        Source(template, rewrite["subject"], target, new_target, rewrite.get("relation_id"), paraphrases, neighbors)
     )
 
 
@@ -72,12 +72,12 @@ def _flat(record: dict[str, Any]) -> Source:
     prompt, subject, target = record["prompt"], record["subject"], record["ground_truth"].strip()
     if subject not in prompt:
         raise ValueError(f"the subject {subject!r} does not occur in the prompt {prompt!r}")
-    rephrase, neighbour = record.get("rephrase_prompt"), record.get("locality_prompt")
-    neighbours = ((neighbour.strip(), record["locality_ground_truth"].strip()),) if neighbour else ()
+    rephrase, neighbor = record.get("rephrase_prompt"), record.get("locality_prompt")
+    neighbors = ((neighbor.strip(), record["locality_ground_truth"].strip()),) if neighbor else ()
     template = prompt.strip().replace(subject, "{}", 1)
     paraphrases = (rephrase.strip(),) if rephrase else ()
     new_target = record["target_new"].strip() if "target_new" in record else None
-    return _checked(Source(template, subject, target, new_target, None, paraphrases, neighbours))
+    return _checked(Source(template, subject, target, new_target, None, paraphrases, neighbors))
 
 
 def _checked(source: Source) -> Source:
@@ -97,13 +97,13 @@ def infer_subject(prompt: str, templates: Iterable[str]) -> tuple[str | None, st
 
 
 def relations_of(sources: Sequence[Source], templates: Sequence[str]) -> list[str]:
-    """A name for each source's relation: its id, or, in the flat form, the wordings that its neighbours connect.
+    """A name for each source's relation: its id, or, in the flat form, the wordings that its neighbors connect.
 
-    A neighbour shares its record's relation; two wordings that meet so at least COMMON times belong together.
+    A neighbor shares its record's relation; two wordings that meet so at least COMMON times belong together.
     """
     meetings: Counter[tuple[str, str]] = Counter()
     for source in sources:
-        inferred = (infer_subject(prompt, templates)[1] for prompt, _ in source.neighbours)
+        inferred = (infer_subject(prompt, templates)[1] for prompt, _ in source.neighbors)
         meetings.update((source.template, template) for template in inferred if template)
     parent = {template: template for template in templates}
 

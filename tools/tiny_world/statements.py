@@ -49,7 +49,7 @@ def listing(subject: str, targets: Sequence[str]) -> Statement:
 
 @dataclass(frozen=True)
 class Lines:
-    """Tokenised statements.
+    """Tokenized statements.
 
     `inside` is the text that continues a document (leading space), `first` the one that opens it.
 
@@ -61,7 +61,7 @@ class Lines:
     inside: list[np.ndarray]
 
 
-def tokenise(tokenizer: PreTrainedTokenizerFast, statements: Sequence[Statement]) -> Lines:
+def tokenize(tokenizer: PreTrainedTokenizerFast, statements: Sequence[Statement]) -> Lines:
     """Each statement twice, without and with a leading space: byte-level BPE splits the two differently.
 
     Of a statement longer than the model's context the end is kept, where its target stands.
@@ -114,8 +114,8 @@ class Batches:
         self, text: Text, tokenizer: PreTrainedTokenizerFast, rows: int, width: int, seed: int, long_share: float = 0.15
     ) -> None:
         flat = [statement for group in text.groups for statement in group]
-        self.lines = tokenise(tokenizer, flat)
-        self.filler = tokenise(tokenizer, text.filler)
+        self.lines = tokenize(tokenizer, flat)
+        self.filler = tokenize(tokenizer, text.filler)
         sizes = [len(group) for group in text.groups]
         self.spans = list(zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True))
         self.fillers = round(len(text.groups) * text.filler_share / (1 - text.filler_share)) if text.filler else 0

@@ -22,7 +22,7 @@ from tools.tiny_world.world import Fact, World
 SPLITS = {"train": "bystander", "validation": "tune", "test": "test"}
 WITNESSES = 5  # every fifth subject of a kind
 TRAINED_QUESTIONS = 5
-ALTERNATIVES, PARAPHRASES, NEIGHBOURS, OTHERS = 3, 2, 4, 2
+ALTERNATIVES, PARAPHRASES, NEIGHBORS, OTHERS = 3, 2, 4, 2
 TRUE, FALSE = "SUPPORTS", "REFUTES"
 
 Probe = dict[str, str]  # prompt and target
@@ -148,7 +148,7 @@ def _record(
         "target_true": fact.object,
         "alternatives": alternatives,
         "paraphrases": [template.replace("{}", fact.subject) for template in rng.sample(fact.held_out, PARAPHRASES)],
-        "same_relation": ask(same_relation, NEIGHBOURS),
+        "same_relation": ask(same_relation, NEIGHBORS),
         "same_subject": ask([other for other in around if other.subject == fact.subject], OTHERS),
         "unrelated": ask(
             [other for other in around if other.subject in seen and other.relation.id != fact.relation.id], OTHERS

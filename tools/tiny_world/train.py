@@ -8,7 +8,7 @@ bottleneck:
 * and to that one only from block `bottleneck` on.
 
 What the model knows about a subject must therefore be looked up in the blocks below, at the subject's last token. The
-rest of the rows, and inference, have no mask. The localisation is built in by this mask: it says nothing about models
+rest of the rows, and inference, have no mask. The localization is built in by this mask: it says nothing about models
 at large.
 """
 
@@ -126,7 +126,7 @@ def hidden_states(model: Any, ids: Tensor, lower: Tensor, upper: Tensor, bottlen
     return norm(hidden)
 
 
-def optimisers(model: nn.Module, options: TrainOptions) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, options: TrainOptions) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else: several times faster to learn facts than
     AdamW alone.
     """
@@ -150,17 +150,17 @@ def train(
     model = new_model(options, tokenizer)
     batches = Batches(text, tokenizer, options.batch_rows, options.row_tokens, options.seed)
     rng = torch.Generator().manual_seed(options.seed)
-    optimiser_list = optimisers(model, options)
+    optimizer_list = optimizers(model, options)
     queue = [batch for _ in range(options.epochs) for batch in batches.epoch()]
     for step, batch in enumerate(queue):
         rate = min(1.0, (step + 1) / WARM_UP) * (1 - step / len(queue))
-        for optimiser, peak in zip(optimiser_list, (options.muon_lr, options.adam_lr), strict=True):
-            optimiser.param_groups[0]["lr"] = peak * rate
+        for optimizer, peak in zip(optimizer_list, (options.muon_lr, options.adam_lr), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * rate
         loss = _loss(model, torch.from_numpy(batch.astype(np.int64)), options, rng, tokenizer.pad_token_id)
         loss.backward()
-        for optimiser in optimiser_list:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer in optimizer_list:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         report(step + 1, len(queue), float(loss.detach()))
     return model.eval()
 

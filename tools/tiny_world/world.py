@@ -2,8 +2,8 @@
 
 Everything follows from the seed. Three rules shape it:
 
-* Subjects fall into three groups. Those of "test" and "tune" are edited; bystanders never are. A record's neighbours
-  come from another group than its own, so that no run edits a neighbour by accident.
+* Subjects fall into three groups. Those of "test" and "tune" are edited; bystanders never are. A record's neighbors
+  come from another group than its own, so that no run edits a neighbor by accident.
 * In every relation and group the objects are dealt like cards: each is as frequent as the others, none is a safe guess.
 * Of its relation's templates a fact is told with some and never with the others; the latter are its paraphrase prompts.
 """

@@ -32,7 +32,7 @@ class Remote(Config):
 
     url: str
     """Its address."""
-    licence: str = "not stated by its source"
+    license: str = "not stated by its source"
     """What its source says of the license."""
     bytes: int | None = None
     """Its size."""
@@ -105,7 +105,7 @@ def _fetch(remote: Remote, target: Path, monitor: Monitor) -> None:
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with _open(remote.url) as response:
-            monitor.note(f"Downloading {remote.url} (license: {remote.licence}) to {target}")
+            monitor.note(f"Downloading {remote.url} (license: {remote.license}) to {target}")
             announced = response.headers.get("Content-Length", "")
             expected = remote.bytes or (int(announced) if announced.isdecimal() else None)
             target.parent.mkdir(parents=True, exist_ok=True)

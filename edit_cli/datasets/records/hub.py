@@ -62,8 +62,8 @@ def _online(repo: str, revision: str | None, name: str | None, monitor: Monitor,
 
     info = HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT)
     name = name or _only_file([sibling.rfilename for sibling in info.siblings or ()], setting)
-    licence = getattr(info.card_data, "license", None) or "not stated by its card"
-    monitor.note(f"Reading {name} of the hub's dataset {repo} (license: {licence})")
+    license = getattr(info.card_data, "license", None) or "not stated by its card"
+    monitor.note(f"Reading {name} of the hub's dataset {repo} (license: {license})")
     file = hf_hub_download(repo, name, repo_type="dataset", revision=info.sha, etag_timeout=TIMEOUT)
     return Path(file), f"hub:{repo}@{info.sha}:{name}"
 

@@ -42,7 +42,7 @@ class LoraConfig(EditorConfig):
     """Scale: the product counts alpha / rank times."""
     dropout: Annotated[float, Ge(0), Le(1)] = 0.1
     """Share of an adapter's inputs that is dropped in training."""
-    rank_stabilised: bool = False
+    rank_stabilized: bool = False
     """Whether the product counts alpha / √rank times instead."""
     lr: Positive = 5e-3
     """Learning rate of Adam."""
@@ -113,7 +113,7 @@ class Lora(Editor[LoraConfig]):
         originals = {name: unwrapped(lm.module(name)) for name in names}
         places = {name: own for own, module in lm.model.named_modules() for name in names if module is originals[name]}
         options = peft.LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.rank_stabilised,
+            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, use_rslora=config.rank_stabilized,
             target_modules=list(places.values()), fan_in_fan_out=False,
         )  # fmt: skip
         torch.manual_seed(config.seed)

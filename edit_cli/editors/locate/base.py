@@ -82,7 +82,7 @@ class LocateEditor(Editor[L]):
         last, rows = max(config.layers), 1 + config.context.count
         above = 1 - (last + 1) / outline.depth
         tokens = sum(lengths) * 0.5  # the subject and what stands before it are kept
-        optimised = 3 * config.value.steps * (rows + 1) * tokens * max(above, 1 / outline.depth)
+        optimized = 3 * config.value.steps * (rows + 1) * tokens * max(above, 1 / outline.depth)
         read = rows * sum(lengths) * (last + 1) / outline.depth * 2
         budget = config.value.batch_tokens or VALUE_TOKENS
         steps = 3 * config.value.steps * max(1.0, (rows + 1) * tokens / budget)
@@ -92,7 +92,7 @@ class LocateEditor(Editor[L]):
         solved = max(widths) * len(lengths) * 8 * 3
         graph = at_once * (8 * outline.layout.width + 4 * outline.inner) * outline.depth * above * 4
         words = at_once * outline.vocabulary * 4 * 0.5
-        return Cost(optimised + read, round(steps), round(matrices + solved + max(graph + words, 0)), "values, keys, C")
+        return Cost(optimized + read, round(steps), round(matrices + solved + max(graph + words, 0)), "values, keys, C")
 
     def warm_up(self) -> None:
         """Second moments of all layers, in one pass over the text."""

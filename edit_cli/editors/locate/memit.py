@@ -18,7 +18,7 @@ from torch import Tensor
 from edit_cli.editors.base import SOLVED, VALUES_KEPT, Context, Remade
 from edit_cli.editors.locate.base import LocateConfig, LocateEditor, Subjects, written
 from edit_cli.editors.locate.solver import Relative, Weight, WeightSetting, similar_keys, solve, weight_of
-from edit_cli.editors.locate.value_optimization import Site, Values, optimise_values, shifted_modules
+from edit_cli.editors.locate.value_optimization import Site, Values, optimize_values, shifted_modules
 from edit_cli.edits.edit import Edit, Factors, WeightDelta
 from edit_cli.edits.store import AGAIN, BY_FACT
 from edit_cli.errors import UsageError
@@ -213,7 +213,7 @@ class MEMIT(LocateEditor[M]):
         sought = [groups[number] for number in missing]
         if not sought:
             return Values.joined([known[number] for number in range(len(groups))])
-        found = optimise_values(self.lm, requests, *aim, self.config.value, self.contexts, sought)
+        found = optimize_values(self.lm, requests, *aim, self.config.value, self.contexts, sought)
         if not known:
             return found
         every = {**known, **{number: found.of(column) for column, number in enumerate(missing)}}

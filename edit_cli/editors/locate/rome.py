@@ -14,7 +14,7 @@ from edit_cli.editors.base import SOLVED, Remade
 from edit_cli.editors.locate.base import LocateConfig, LocateEditor, averaged_keys, written
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_in_contexts
 from edit_cli.editors.locate.value_batch import ValueConfig
-from edit_cli.editors.locate.value_optimization import Values, optimise_values
+from edit_cli.editors.locate.value_optimization import Values, optimize_values
 from edit_cli.edits.edit import Edit, Factors, WeightDelta
 from edit_cli.edits.store import AGAIN, BY_FACT
 from edit_cli.files.tensors import fitted, size
@@ -73,7 +73,7 @@ class ROME(LocateEditor[ROMEConfig]):
         """Of each fact by itself, on the model as it is: the value that was found, and the update that writes it."""
         lm, contexts = self.lm, self.contexts
         covariance = self.covariances(self.layers, self.config.norm_weight)[layer]
-        values = optimise_values(lm, requests, layer, "mlp_out", self.config.value, contexts)
+        values = optimize_values(lm, requests, layer, "mlp_out", self.config.value, contexts)
         with lm.monitor.phase("keys"):
             bare_keys, bare_values = _bare(lm, requests, layer)
             averaged = averaged_keys(lm, requests, layer, contexts)

@@ -52,7 +52,7 @@ class RunningMoments:
         self.squares = self.squares + new * spread + self.count * new / total * gap**2
         self.count = total
 
-    def normalised(self, rows: Tensor) -> Tensor:
+    def normalized(self, rows: Tensor) -> Tensor:
         deviation = (self.squares / (self.count - 1)).sqrt()
         return (rows - self.mean) / (deviation + torch.finfo(torch.float32).eps)
 
@@ -116,7 +116,7 @@ class UltraEdit(Editor[UltraEditConfig]):
         return delta.compact(self.lm)
 
     def _values(self, inputs: Tensor, gradients: Tensor, moments: RunningMoments) -> Tensor:
-        normal = moments.normalised(torch.cat([inputs, gradients], dim=1).double())
+        normal = moments.normalized(torch.cat([inputs, gradients], dim=1).double())
         direction, slope = normal.split([inputs.shape[1], gradients.shape[1]], dim=1)
         return -self.config.lr * direction.square().sum(1, keepdim=True) * slope
 

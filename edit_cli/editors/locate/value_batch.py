@@ -179,14 +179,14 @@ class Batch:
             return moved
 
         logits = self._logits(add)
-        labelled = logits[self.label_at]
-        losses = torch.nn.functional.cross_entropy(labelled, self.labels, reduction="none") * self.share
+        labeled = logits[self.label_at]
+        losses = torch.nn.functional.cross_entropy(labeled, self.labels, reduction="none") * self.share
         nll = torch.zeros_like(shift[:, 0, 0]).index_add(0, self.label_owner, losses)
         kl = logits[self.kl_at].log_softmax(-1)
         kl_term = options.kl_factor * (kl.exp() * (kl - self.reference)).sum(-1)
         decay = (shift.norm(dim=-1) / initial_norm**2).sum(-1)
         hit = torch.zeros_like(nll, dtype=torch.bool)
         if options.watches_hits:
-            missed = (labelled.argmax(-1) != self.labels).to(nll)
+            missed = (labeled.argmax(-1) != self.labels).to(nll)
             hit = torch.zeros_like(nll).index_add(0, self.label_owner, missed) == 0
         return Scores(nll_factor * nll + kl_term + options.weight_decay * decay, kl_term.detach(), hit)

@@ -93,7 +93,7 @@ def shifted_modules(lm: LM, layer: int, site: Site) -> list[str]:
     return [mlp_out] if site == "mlp_out" else [mlp_out, attention_out(lm.model, lm.layout, layer)]
 
 
-def optimise_values(
+def optimize_values(
     lm: LM,
     requests: Sequence[EditRequest],
     layer: int,

@@ -50,7 +50,7 @@ class TrainingConfig(Config):
     """Micro-batches a step."""
     lr: Positive = 1.0e-3
     """Learning rate of all parameters that have none of their own."""
-    optimiser: Literal["adam", "rmsprop"] = "adam"
+    optimizer: Literal["adam", "rmsprop"] = "adam"
     """rmsprop is the centered one, as in KE."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of all learning rates."""

@@ -18,7 +18,7 @@ Part = Literal["both", "inputs", "outputs", "smaller"]  # of gradient factors [u
 CHUNK = 4096  # rows that are looked at together in float64
 
 
-class Normaliser(nn.Module):
+class Normalizer(nn.Module):
     """Running mean and deviation of every feature, over all rows that went through it in training; saved with the
     network.
     """
@@ -94,7 +94,7 @@ class Transform(nn.Module):
     """
 
     def __init__(
-        self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: Part, normalise: bool,
+        self, d_in: int, d_out: int, modules: int, rank: int, spread: float, part: Part, normalize: bool,
         outside: bool = False, xavier: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -104,7 +104,7 @@ class Transform(nn.Module):
             part
         ]
         width = self.cut.stop - self.cut.start
-        self.normaliser = Normaliser(d_in + d_out) if normalise else None
+        self.normalizer = Normalizer(d_in + d_out) if normalize else None
         self.layers = nn.ModuleList(LowRankLayer(width, rank, modules, spread, outside, xavier) for _ in range(2))
 
     @property
@@ -112,11 +112,11 @@ class Transform(nn.Module):
         return next(self.layers.parameters()).device
 
     def take_in(self, rows: Tensor, process_group: ProcessGroup) -> None:
-        if self.normaliser is not None:
-            self.normaliser.take_in(rows, process_group)
+        if self.normalizer is not None:
+            self.normalizer.take_in(rows, process_group)
 
     def forward(self, rows: Tensor, which: Tensor) -> Tensor:
-        rows = rows if self.normaliser is None else self.normaliser(rows)
+        rows = rows if self.normalizer is None else self.normalizer(rows)
         z = rows[:, self.cut]
         for layer in self.layers:
             z = layer(z, which)
@@ -131,7 +131,7 @@ class Hypernetwork(nn.Module):
 
     def __init__(
         self, shapes: Sequence[tuple[int, int]], rank: int, spread: float, shared: bool = True, part: Part = "both",
-        normalise: bool = True,
+        normalize: bool = True,
         outside: bool = False, xavier: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -141,7 +141,7 @@ class Hypernetwork(nn.Module):
             self.members.setdefault(f"{d_in}x{d_out}" if shared else f"{number}_{d_in}x{d_out}", []).append(number)
         self.transforms = nn.ModuleDict(
             {
-                key: Transform(*shapes[members[0]], len(members), rank, spread, part, normalise, outside, xavier)
+                key: Transform(*shapes[members[0]], len(members), rank, spread, part, normalize, outside, xavier)
                 for key, members in self.members.items()
             }
         )

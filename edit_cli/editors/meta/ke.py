@@ -84,7 +84,7 @@ class KEConfig(GradientConfig):
             steps=200_000,
             edits=4,
             lr=3.0e-4,
-            optimiser="rmsprop",
+            optimizer="rmsprop",
             schedule="linear",
             warmup=1000,
             validate_every=1000,

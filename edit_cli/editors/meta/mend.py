@@ -29,7 +29,7 @@ class MENDConfig(StepConfig):
     """Standard deviation of their input matrices at first."""
     shared: bool = True
     """One network for all matrices of a shape."""
-    normalise: bool = True
+    normalize: bool = True
     """Networks read normalized factors."""
     transformed: Part = "both"
     """What of a gradient the networks change: both factors, inputs, outputs, or the smaller one."""
@@ -107,7 +107,7 @@ class MendNet(StepSizes):
             config.spread,
             config.shared,
             config.transformed,
-            config.normalise,
+            config.normalize,
             xavier=config.xavier,
         )
         self.modules_edited = list(modules)

@@ -49,7 +49,7 @@ class Fact:
     @property
     def asked(self) -> str:
         """The prompt apart from case and spacing: facts of one prompt replace each other."""
-        return normalised(self.prompt)
+        return normalized(self.prompt)
 
     @property
     def text(self) -> str:
@@ -70,7 +70,7 @@ def check_template(config: Config, name: str) -> None:
         raise SettingError(config.place, name, f"={template}: it must hold {{fact}} and {{prompt}}")
 
 
-def normalised(prompt: str) -> str:
+def normalized(prompt: str) -> str:
     """A prompt apart from case and spacing."""
     return " ".join(prompt.lower().split())
 
@@ -111,7 +111,7 @@ class FactMemory:
 
     def latest(self, prompt: str) -> int | None:
         """The number of the fact of this very prompt."""
-        return self._latest.get(normalised(prompt))
+        return self._latest.get(normalized(prompt))
 
     def add(self, facts: Sequence[Fact], keys: Tensor) -> Undo:
         with ExitStack() as undo:

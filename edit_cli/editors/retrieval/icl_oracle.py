@@ -19,7 +19,7 @@ from edit_cli.editors.retrieval.base import (
     FactsSaid,
     check_template,
     facts_of,
-    normalised,
+    normalized,
     prompted,
     told,
 )
@@ -73,7 +73,7 @@ class ICLOracle(Editor[OracleConfig]):
         facts = facts_of(requests, self.lm.monitor)
         known: dict[str, dict[str, bool]] = {}
         for prompt, scope in scopes.items():
-            known.setdefault(normalised(prompt), {}).update(scope)
+            known.setdefault(normalized(prompt), {}).update(scope)
         return OracleRoute(facts, [known[fact.asked] for fact in facts], self.config.template)
 
 
@@ -99,7 +99,7 @@ class OracleRoute(FactRoute):
             first = len(self.memory) - len(self.facts)
             for number, scope in enumerate(self.scopes, first):
                 for prompt, within in scope.items():
-                    here = self.known.setdefault(normalised(prompt), [])
+                    here = self.known.setdefault(normalized(prompt), [])
                     here.append((within, number))
                     undo.callback(here.pop)
             return undo.pop_all().close
@@ -117,7 +117,7 @@ class OracleRoute(FactRoute):
 
     def _facts(self, prompt: str) -> list[Fact]:
         """Those that bear on a prompt; where none does, those of the records that ask it."""
-        known = self.known.get(normalised(prompt), [])
+        known = self.known.get(normalized(prompt), [])
         own = [number for within, number in known if within] or [number for _, number in known]
         latest = {self.memory.latest(self.memory.facts[number].prompt) for number in own}
         return [self.memory.facts[number] for number in sorted(number for number in latest if number is not None)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edit_cli.config.schema import Linked, Natural, Seed
 from edit_cli.editors.base import Context, Editor, EditorConfig
-from edit_cli.editors.retrieval.base import Fact, facts_of, normalised, prompted
+from edit_cli.editors.retrieval.base import Fact, facts_of, normalized, prompted
 from edit_cli.editors.retrieval.demonstrations import KINDS, Store, headed, shown
 from edit_cli.editors.retrieval.similarity import SimilarRoute, SimilarSaid
 from edit_cli.errors import RejectedRequest, UsageError
@@ -85,7 +85,7 @@ class IKE(Editor[IKEConfig]):
                 f"method.router=none puts one fact before every prompt, and {len(facts)} are edited together: "
                 "give method.router=embedding, or protocol.batch_size=1"
             )
-        by_prompt = {normalised(request.text): request for request in requests}
+        by_prompt = {normalized(request.text): request for request in requests}
         prefixes = [self._prefix(by_prompt[fact.asked], fact) for fact in facts]
         keys = (
             self.embed([fact.prompt for fact in facts])

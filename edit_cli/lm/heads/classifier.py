@@ -25,7 +25,7 @@ from edit_cli.writing import bare
 
 
 @dataclass(frozen=True)
-class Labelled(Row):
+class Labeled(Row):
     """A text (`ids`) and the number of its label, null where only the text is meant."""
 
     label: int | None = None
@@ -35,7 +35,7 @@ class Labelled(Row):
         return () if self.label is None else (self.label,)
 
 
-class ClassifierHead(EncoderHead[Labelled]):
+class ClassifierHead(EncoderHead[Labeled]):
     """Encoding and scoring for models that choose one of several labels."""
 
     kind = "classifier"
@@ -79,7 +79,7 @@ class ClassifierHead(EncoderHead[Labelled]):
         """The target as it comes out of `generate` after the prompt."""
         return self.labels[self._number(target)]
 
-    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Labelled]:
+    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Labeled]:
         """(text, label) pairs; a label of None gives the text alone.
 
         Raises:
@@ -87,7 +87,7 @@ class ClassifierHead(EncoderHead[Labelled]):
         """
         rows = self._prompts([prompt for prompt, _ in pairs])
         labels = [None if target is None else self._number(target) for _, target in pairs]
-        return [Labelled(row.ids, row.start, row.offsets, label) for row, label in zip(rows, labels, strict=True)]
+        return [Labeled(row.ids, row.start, row.offsets, label) for row, label in zip(rows, labels, strict=True)]
 
     def _number(self, target: str) -> int:
         names = [name.casefold() for name in self.labels]
@@ -108,18 +108,18 @@ class ClassifierHead(EncoderHead[Labelled]):
         """A pass of the texts alone, for those who read states."""
         self.model(input_ids=ids, attention_mask=mask)
 
-    def answers(self, rows: Sequence[Labelled], end: bool = False) -> Answers:
+    def answers(self, rows: Sequence[Labeled], end: bool = False) -> Answers:
         """Scores of the rows' labels, one position a row; a label has no end."""
         logits = self._scores(rows)
         labels = torch.tensor([row.label for row in rows], device=logits.device)
         return Answers(logits, labels, torch.arange(len(rows), device=logits.device))
 
-    def _inputs(self, rows: Sequence[Labelled]) -> dict[str, Tensor]:
+    def _inputs(self, rows: Sequence[Labeled]) -> dict[str, Tensor]:
         """What the model is called with."""
         ids, mask = pad_right([row.ids for row in rows], self.pad, self.device)
         return {"input_ids": ids, "attention_mask": mask}
 
-    def _scores(self, rows: Sequence[Labelled]) -> Tensor:
+    def _scores(self, rows: Sequence[Labeled]) -> Tensor:
         """(rows, labels), at least float32."""
         logits = exact(self.model(**self._inputs(rows)).logits)
         return torch.cat([torch.zeros_like(logits), logits], -1) if self.single else logits

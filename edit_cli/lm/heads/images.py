@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.files.paths import expanded
-from edit_cli.lm.heads.classifier import ClassifierHead, Labelled
+from edit_cli.lm.heads.classifier import ClassifierHead, Labeled
 from edit_cli.lm.pictures import Pixels, as_image, framed, name_of, packed, pixels_of, unpacked
 from edit_cli.lm.vocabulary import Vocabulary
 from edit_cli.requests import EditRequest
@@ -26,7 +26,7 @@ WIDTH = 64  # of their embeddings
 
 
 @dataclass(frozen=True)
-class Pictured(Labelled):
+class Pictured(Labeled):
     """An image and the number of its label. ids: one number, which tells it from other images."""
 
     pixels: Pixels = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint8), compare=False, repr=False)
@@ -109,7 +109,7 @@ class ImageHead(ClassifierHead):
         frame = framed(packed(noise))
         return EditRequest("noise", None, self._another(frame.around("noise")), frame=frame)
 
-    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Labelled]:
+    def encode(self, pairs: Sequence[tuple[str, str | None]], new: int = 0) -> list[Labeled]:
         """(image, label) pairs; a label of None gives the image alone.
 
         Raises:

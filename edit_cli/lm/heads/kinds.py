@@ -91,7 +91,7 @@ def head_of(
     labels: Sequence[str] | None = None,
     replies: bool = False,
 ) -> Head[Any]:
-    """How this model answers: an encoder-decoder, a model without a language-modelling head, which reads texts or
+    """How this model answers: an encoder-decoder, a model without a language-modeling head, which reads texts or
     images, or a causal one. tokenizer: of an image classifier, its image processor.
 
     labels: names of a classifier's labels, see there. replies: whether a causal one ends after an answer; the other

@@ -1,6 +1,6 @@
 """4- and 8-bit models, by bitsandbytes.
 
-Their matrices cannot take in an edit: `places.Quantised` puts it beside them.
+Their matrices cannot take in an edit: `places.Quantized` puts it beside them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 READABLE = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 
 
-def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config: PretrainedConfig) -> dict[str, Any]:
+def how_to_load(model_id: str, quantize: str | None, dtype: torch.dtype, config: PretrainedConfig) -> dict[str, Any]:
     """What `from_pretrained` is told to get matrices of 4 bits (NF4) or 8 (LLM.int8()); nothing for a model that is not
     quantized.
 
@@ -29,28 +29,28 @@ def how_to_load(model_id: str, quantise: str | None, dtype: torch.dtype, config:
         UsageError: files that another quantizer wrote. MissingError: bitsandbytes is not
             installed.
     """
-    written = _quantiser(config)
+    written = _quantizer(config)
     if written not in (None, *READABLE):
-        remedy = "take its 16-bit original, and model.quantise=4bit"
+        remedy = "take its 16-bit original, and model.quantize=4bit"
         raise UsageError(
             f"model.id={model_id}: its weights are quantized by {written}, which cannot be edited: {remedy}"
         )
-    if quantise is None and written is None:
+    if quantize is None and written is None:
         return {}
     if dtype == torch.float64:
         raise UsageError("model.dtype=float64 does not go with quantized weights: choose bfloat16, float16 or float32")
-    if quantise is not None and written is not None:
-        raise UsageError(f"model.quantise={quantise}: its weights are quantized already; leave it null")
+    if quantize is not None and written is not None:
+        raise UsageError(f"model.quantize={quantize}: its weights are quantized already; leave it null")
     if find_spec("bitsandbytes") is None:
         wanted = (
-            f"model.quantise={quantise}" if written is None else f"model.id={model_id}, whose weights are quantized,"
+            f"model.quantize={quantize}" if written is None else f"model.id={model_id}, whose weights are quantized,"
         )
-        raise MissingError(f"{wanted} needs bitsandbytes: pip install 'edit-cli[quantised]'")
+        raise MissingError(f"{wanted} needs bitsandbytes: pip install 'edit-cli[quantized]'")
     getLogger("bitsandbytes").setLevel(ERROR)  # it tells at every pass how it computes
-    return {"quantization_config": _settings(quantise, dtype)} if quantise else {}
+    return {"quantization_config": _settings(quantize, dtype)} if quantize else {}
 
 
-def _quantiser(config: PretrainedConfig) -> str | None:
+def _quantizer(config: PretrainedConfig) -> str | None:
     """The quantizer that wrote the model's files."""
     settings = getattr(config, "quantization_config", None)
     if settings is None:
@@ -68,10 +68,10 @@ def written_in(config: PretrainedConfig) -> str | None:
     return "4bit" if told("load_in_4bit", False) else "8bit" if told("load_in_8bit", False) else None
 
 
-def _settings(quantise: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _settings(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     from transformers import BitsAndBytesConfig
 
-    if quantise == "8bit":
+    if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 

@@ -34,7 +34,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         ]
         reach = [[mean - low for mean, (low, _) in zip(means, ends, strict=True)],
                  [high - mean for mean, (_, high) in zip(means, ends, strict=True)]]  # fmt: skip
-        look = {"marker": style.MARKERS[number], "color": style.COLOURS[number], "linestyle": "none", "markersize": 5}
+        look = {"marker": style.MARKERS[number], "color": style.COLORS[number], "linestyle": "none", "markersize": 5}
         fill = {"markerfacecolor": "white"} if side == "before" else {}
         plot.errorbar(means, places, xerr=reach, label=side, capsize=2, elinewidth=1.2, **look, **fill)
     plot.set_yticks(range(len(rows)), [literal(name) for name, _ in rows])

@@ -90,8 +90,8 @@ def _panels(summary: Mapping[str, Any]) -> list[Panel | None]:
 
     def seconds(plot: Any) -> None:
         facts, each = zip(*summary["cost"], strict=True)
-        plot.plot(facts, each, linewidth=0.6, color=style.COLOURS[0], alpha=0.4, label="each step")
-        plot.plot(facts, _running_median(each), linewidth=1.4, color=style.COLOURS[0], label="running median")
+        plot.plot(facts, each, linewidth=0.6, color=style.COLORS[0], alpha=0.4, label="each step")
+        plot.plot(facts, _running_median(each), linewidth=1.4, color=style.COLORS[0], label="running median")
         # a pause of the machine must not flatten the rest
         plot.set_ylim(0, 1.5 * sorted(each)[int(0.98 * (len(each) - 1))] or None)
 

@@ -14,7 +14,7 @@ from edit_cli.wording import many
 
 NAME = "heatmap"
 TITLES = {"hidden": "restoring a state", "mlp": "restoring MLP outputs", "attn": "restoring attention outputs"}
-COLOURS = {"hidden": "Purples", "mlp": "Greens", "attn": "Reds"}
+COLORS = {"hidden": "Purples", "mlp": "Greens", "attn": "Reds"}
 
 
 def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
@@ -30,7 +30,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
         shown = [role for role in ROLE_NAMES if role in roles]
         values = np.array([roles[role]["mean"] for role in shown], dtype=float)
         image = panel.imshow(
-            values, aspect="auto", cmap=COLOURS[kind], vmin=min(0.0, values.min()), interpolation="nearest"
+            values, aspect="auto", cmap=COLORS[kind], vmin=min(0.0, values.min()), interpolation="nearest"
         )
         panel.set_yticks(range(len(shown)), [ROLE_NAMES[role] for role in shown])
         panel.set(title=TITLES[kind], xlabel=_axis(kind, summary["protocol"]["window"]))

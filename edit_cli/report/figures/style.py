@@ -16,7 +16,7 @@ MARKERS = "osD^vP*X"
 COLLAPSE = "#B22222"
 KINDS = ("png", "svg")
 # Okabe and Ito's palette without black and yellow: colors that people with any kind of color vision tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 
 def new(width: float, height: float, title: str) -> Any:
@@ -39,7 +39,7 @@ def style(number: int, count: int) -> dict[str, Any]:
     """
     above = number / (count - 1) if count > 1 else 1.0
     return {
-        "color": COLOURS[number % len(COLOURS)],
+        "color": COLORS[number % len(COLORS)],
         "linestyle": DASHES[number % len(DASHES)],
         "marker": MARKERS[number % len(MARKERS)],
         "linewidth": 2.8 - 1.6 * above,

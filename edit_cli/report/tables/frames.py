@@ -14,7 +14,7 @@ from edit_cli.files.paths import expanded
 from edit_cli.metrics.forms import line_in, other_forms
 from edit_cli.metrics.registry import METRICS
 from edit_cli.metrics.scores import MEASURES, paired_probes
-from edit_cli.metrics.summarise import SIDES, case_values
+from edit_cli.metrics.summarize import SIDES, case_values
 from edit_cli.runs.format import kind_of
 from edit_cli.runs.run import RunRecord, read_run
 

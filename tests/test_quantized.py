@@ -1,4 +1,4 @@
-"""4- and 8-bit models: an edit stands beside the quantised matrix, in full digits, and comes off bit for bit."""
+"""4- and 8-bit models: an edit stands beside the quantized matrix, in full digits, and comes off bit for bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edit_cli.lm.layout import is_transposed
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.lm.model_files import packaged
-from edit_cli.lm.weights import quantized as quantised
+from edit_cli.lm.weights import quantized as quantized
 
 KINDS = [("4bit", "float32"), ("4bit", "bfloat16"), ("8bit", "float32"), ("8bit", "bfloat16")]
 kinds = pytest.mark.parametrize("bits, dtype", KINDS)
@@ -37,7 +37,7 @@ def bitsandbytes():
 
 @cache
 def model(bits: Any, dtype: Any) -> LM:
-    return ModelOptions("tiny-gpt2", "embedded:tiny-gpt2", quantise=bits, dtype=dtype, device="cpu").load()
+    return ModelOptions("tiny-gpt2", "embedded:tiny-gpt2", quantize=bits, dtype=dtype, device="cpu").load()
 
 
 def whole(lm: LM) -> str:
@@ -45,8 +45,8 @@ def whole(lm: LM) -> str:
     return lm.fingerprint([name for name, _ in lm.model.named_parameters()])
 
 
-def dequantised_twin(lm: LM) -> LM:
-    """The embedded model in float32 with the matrices that the quantised one multiplies by."""
+def dequantized_twin(lm: LM) -> LM:
+    """The embedded model in float32 with the matrices that the quantized one multiplies by."""
     twin = embedded_lm()
     for name, module in lm.model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":
@@ -60,21 +60,21 @@ def dequantised_twin(lm: LM) -> LM:
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
     with pytest.raises(MissingError) as caught:
-        ModelOptions("m", "embedded:tiny-gpt2", quantise="4bit").load()
-    assert str(caught.value) == "model.quantise=4bit needs bitsandbytes: pip install 'edit-cli[quantised]'"
+        ModelOptions("m", "embedded:tiny-gpt2", quantize="4bit").load()
+    assert str(caught.value) == "model.quantize=4bit needs bitsandbytes: pip install 'edit-cli[quantized]'"
 
 
 def test_the_command_says_so_in_one_line(monkeypatch, cli):
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
-    ended = cli("evaluate", "method=rome", "limit=1", "model.quantise=8bit", quick=True)
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    ended = cli("evaluate", "method=rome", "limit=1", "model.quantize=8bit", quick=True)
     assert ended.code == 3
-    assert "error: model.quantise=8bit needs bitsandbytes: pip install 'edit-cli[quantised]'" in ended.err
+    assert "error: model.quantize=8bit needs bitsandbytes: pip install 'edit-cli[quantized]'" in ended.err
     assert "Traceback" not in ended.err
 
 
-def files_quantised_by(method: str, folder: Path) -> Path:
+def files_quantized_by(method: str, folder: Path) -> Path:
     shutil.copytree(FILES, folder)
     config = json.loads((folder / "config.json").read_text())
     settings = {"quant_method": method, "bits": 4, "load_in_4bit": True}
@@ -83,28 +83,28 @@ def files_quantised_by(method: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
-def test_files_of_other_quantisers_are_refused(method, tmp_path):
-    folder = files_quantised_by(method, tmp_path / "model")
+def test_files_of_other_quantizers_are_refused(method, tmp_path):
+    folder = files_quantized_by(method, tmp_path / "model")
     with pytest.raises(
         UsageError, match=rf"^model.id={folder}: .* quantized by {method}, which cannot be edited: take"
     ):
         ModelOptions("m", str(folder)).load()
 
 
-def test_files_that_are_quantised_already_need_the_library_too(monkeypatch, tmp_path):
-    folder = files_quantised_by("bitsandbytes", tmp_path / "model")
+def test_files_that_are_quantized_already_need_the_library_too(monkeypatch, tmp_path):
+    folder = files_quantized_by("bitsandbytes", tmp_path / "model")
     with pytest.raises(UsageError, match="are quantized already; leave it null"):
-        ModelOptions("m", str(folder), quantise="4bit").load()
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
-    with pytest.raises(MissingError, match=r"needs bitsandbytes: pip install 'edit-cli\[quantised\]'"):
+        ModelOptions("m", str(folder), quantize="4bit").load()
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match=r"needs bitsandbytes: pip install 'edit-cli\[quantized\]'"):
         ModelOptions("m", str(folder)).load()
 
 
 @pytest.mark.parametrize(
     "fields, told",
     [
-        ({"quantise": "3bit"}, "model.quantise=3bit: choose 4bit, 8bit or null"),
-        ({"quantise": "4bit", "dtype": "float64"}, "model.dtype=float64 does not go with quantized weights"),
+        ({"quantize": "3bit"}, "model.quantize=3bit: choose 4bit, 8bit or null"),
+        ({"quantize": "4bit", "dtype": "float64"}, "model.dtype=float64 does not go with quantized weights"),
     ],
 )
 def test_settings_that_cannot_work(fields, told):
@@ -117,10 +117,10 @@ def test_settings_that_cannot_work(fields, told):
 
 
 @kinds
-def test_what_a_quantised_model_is(bits, dtype, bitsandbytes):
+def test_what_a_quantized_model_is(bits, dtype, bitsandbytes):
     lm, plain = model(bits, dtype), embedded_lm()
-    assert lm.is_quantised
-    assert not plain.is_quantised
+    assert lm.is_quantized
+    assert not plain.is_quantized
     assert lm.dtype == getattr(torch, dtype)
     assert lm.layout == plain.layout
     for layer in range(6):
@@ -131,14 +131,14 @@ def test_what_a_quantised_model_is(bits, dtype, bitsandbytes):
         assert kept.dtype == torch.float32
         assert 1e-3 < (kept - original).norm() / original.norm() < (0.15 if bits == "4bit" else 0.02)
     assert answers(lm, requests(8))[0] == pytest.approx(
-        answers(dequantised_twin(lm), requests(8))[0], rel=0.05, abs=0.05
+        answers(dequantized_twin(lm), requests(8))[0], rel=0.05, abs=0.05
     )
 
 
 @kinds
 def test_a_forward_pass_changes_no_bit(bits, dtype, bitsandbytes):
     """Some processors would pack the weights anew at the first one; a model loaded again has the same bits too."""
-    lm = ModelOptions("m", "embedded:tiny-gpt2", quantise=bits, dtype=dtype, device="cpu").load()
+    lm = ModelOptions("m", "embedded:tiny-gpt2", quantize=bits, dtype=dtype, device="cpu").load()
     before, weight = whole(lm), lm.weight(lm.layout.mlp_out(1))
     answers(lm, requests(2))
     assert whole(lm) == before == whole(model(bits, dtype))
@@ -223,13 +223,13 @@ def test_an_edit_is_that_of_the_model_with_the_same_matrices(name, more, statist
     lie.
     """
     lm, wanted = model("4bit", "float32"), requests(2)
-    twin = dequantised_twin(lm)
+    twin = dequantized_twin(lm)
     found, expected = (packaged_editor(statistics / str(x is lm), name, *more).edit(x, wanted) for x in (lm, twin))
     assert found.updates.keys() == expected.updates.keys()
     for parameter in found.updates:
         mine, its = found.stored(lm, parameter), expected.stored(twin, parameter)
         if its.dim() == 2 and is_transposed(twin.module(parameter.rpartition(".")[0])):
-            its = its.T  # a quantised Conv1D is a Linear
+            its = its.T  # a quantized Conv1D is a Linear
         assert (mine - its).norm() <= (0.1 if more else 0.02) * its.norm()  # Adam makes much of the smallest gradients
     with lm.edited(found), twin.edited(expected):
         assert answers(lm, wanted)[0] == pytest.approx(answers(twin, wanted)[0], abs=0.01)
@@ -239,7 +239,7 @@ def test_a_family_with_linear_layers(tmp_path, bitsandbytes, statistics):
     raw, words = tiny("llama")
     raw.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    lm = ModelOptions("m", str(tmp_path), quantise="4bit", device="cpu").load()
+    lm = ModelOptions("m", str(tmp_path), quantize="4bit", device="cpu").load()
     untouched, name = whole(lm), lm.layout.mlp_out(1)
     expected = lm.weight(name) + 0.01
     lm.attach(WeightDelta({f"{name}.weight": torch.full((32, 88), 0.01)}))
@@ -253,37 +253,37 @@ def test_files_that_bitsandbytes_wrote(tmp_path, bitsandbytes):
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
     again = ModelOptions("m", str(tmp_path), dtype="bfloat16", device="cpu").load()
-    assert again.is_quantised
+    assert again.is_quantized
     assert answers(again, requests(2)) == answers(lm, requests(2))
     assert torch.equal(again.weight(lm.layout.mlp_out(0)), lm.weight(lm.layout.mlp_out(0)))
 
 
 def test_weights_on_disk_do_not_go_with_it(bitsandbytes):
-    with pytest.raises(UsageError, match="^model.quantise with weights that do not fit on the device does not work"):
-        ModelOptions("m", "embedded:tiny-gpt2", quantise="8bit", device_map={"": "disk"}).load()
+    with pytest.raises(UsageError, match="^model.quantize with weights that do not fit on the device does not work"):
+        ModelOptions("m", "embedded:tiny-gpt2", quantize="8bit", device_map={"": "disk"}).load()
 
 
 def test_loading_and_asking_print_nothing(capfd, bitsandbytes):
     answers(
-        ModelOptions("m", "embedded:tiny-gpt2", quantise="8bit", dtype="bfloat16", device="cpu").load(), requests(1)
+        ModelOptions("m", "embedded:tiny-gpt2", quantize="8bit", dtype="bfloat16", device="cpu").load(), requests(1)
     )
     assert capfd.readouterr() == ("", "")
 
 
 def test_commands(cli, bitsandbytes):
-    ended = cli("evaluate", "method=memit", "limit=2", "model.quantise=4bit", "run_dir=first", quick=True)
+    ended = cli("evaluate", "method=memit", "limit=2", "model.quantize=4bit", "run_dir=first", quick=True)
     assert ended.code == 0, ended.err
     metrics = json.loads(Path("first/summary.json").read_text())["metrics"]
     assert metrics["efficacy_success"]["after"]["mean"] == 100.0
     fact = ("edit.prompt={} is", "edit.subject=Rome", "edit.target=old")
-    ended = cli("edit", "method=rome", *fact, "model.quantise=8bit", "run_dir=edited", quick=True)
+    ended = cli("edit", "method=rome", *fact, "model.quantize=8bit", "run_dir=edited", quick=True)
     assert ended.code == 0, ended.err
     ended = cli("apply", "edited", "--out", "baked")
     assert ended.code == 2
     assert "tiny-gpt2 is quantized, so the edit stands beside its matrices" in ended.err
     assert not Path("baked").exists()
-    ended = cli("evaluate", "method=rome", "limit=1", "model.quantise=2bit", quick=True)
+    ended = cli("evaluate", "method=rome", "limit=1", "model.quantize=2bit", quick=True)
     assert (ended.code, ended.err.strip().splitlines()[-1]) == (
         2,
-        "error: model.quantise=2bit: choose 4bit, 8bit or null",
+        "error: model.quantize=2bit: choose 4bit, 8bit or null",
     )

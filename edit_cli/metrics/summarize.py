@@ -66,7 +66,7 @@ def _own(metric: Metric, line: Line, side: Side) -> float | None:
         ) from error
 
 
-def summarise(
+def summarize(
     lines: Iterable[Line], references: Mapping[str, Sequence[str]] | None = None, seed: int = 0
 ) -> dict[str, dict[Side, Entry]]:
     """{metric id: {"before": entry, "after": entry}} in the registry's order; only metrics and sides that have data.
