@@ -157,8 +157,8 @@ class Listening:
 
     requires_logging_directory = False
 
-    def __init__(self, project: str) -> None:
-        self.told: list[object] = [project]
+    def __init__(self, project: str, **names: str) -> None:
+        self.told: list[object] = [project, names]
 
     def start(self) -> None:
         from accelerate.logging import get_logger
@@ -200,9 +200,10 @@ def heard(monkeypatch) -> list[list[object]]:
 def test_a_tracker_may_use_the_log_of_accelerate(heard, tmp_path):
     from edit_cli.training.trackers import reporting
 
-    with reporting(["wandb"], "edit-cli", tmp_path, {"seed": 0}) as log:
+    with reporting(["wandb"], "edit-cli", Path("runs/evaluate/memit"), {"seed": 0}) as log:
         log({"after/efficacy_success": 100.0}, 3)
-    assert heard == [["edit-cli", {"seed": 0}, ({"after/efficacy_success": 100.0}, 3), "finished"]]
+    names = {"name": "runs/evaluate/memit"}
+    assert heard == [["edit-cli", names, {"seed": 0}, ({"after/efficacy_success": 100.0}, 3), "finished"]]
 
 
 def test_a_tracker_that_does_not_start_is_told_in_a_line_and_the_others_are_finished(heard, tmp_path):
@@ -212,7 +213,7 @@ def test_a_tracker_that_does_not_start_is_told_in_a_line_and_the_others_are_fini
     told = r"mlflow does not start \(ConnectionError: no such host\): leave it out"
     with pytest.raises(MissingError, match=told), reporting(["wandb", "mlflow"], "edit-cli", tmp_path, {}):
         pass
-    assert heard == [["edit-cli", {}, "finished"]]
+    assert heard == [["edit-cli", {"name": tmp_path.name}, {}, "finished"]]
 
 
 def test_tensorboard_gets_its_files(tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from edit_cli.metrics.registry import GROUPS, METRICS, PARTS, PUBLISHED
 from edit_cli.report import words
-from edit_cli.report.comparison import Comparison, shown_metrics
+from edit_cli.report.comparison import Comparison, meaning, shown_metrics
 from edit_cli.report.summary import total_seconds
 from edit_cli.report.tables import facts
 from edit_cli.report.tables.run import MetricsTable, evaluation
@@ -258,3 +258,9 @@ def test_a_failed_case_shows_its_reason():
     shown = rendered(facts.case(line))
     assert "edited: p → t instead of o" in shown
     assert "failed: why" in shown
+
+
+def test_a_legend_says_of_each_column_which_measure_it_has():
+    told = meaning(["efficacy_success", "paraphrase_success", "locality_token_accuracy"])
+    assert told.startswith("Success in % on: efficacy, the edited prompts; paraphrase, the same in other words.")
+    assert "Token accuracy in % on: locality, unrelated prompts" in told

@@ -39,7 +39,7 @@ LOST = (
     "locality_same_subject_drawdown",
     "convsent_es",
 )
-RATED = ("success", "token_accuracy")  # measures whose legends are told together
+RATED = {"success": "Success", "token_accuracy": "Token accuracy"}  # measures whose legends are told together
 DISPENSABLE = ("token_score", "score", "perplexity")
 TELLS = {  # of columns that are no metrics
     "held out": "success on records that were never edited",
@@ -59,9 +59,10 @@ def meaning(metrics: Collection[str], *others: str) -> str:
     """As `legend`, in sentences."""
     known, own = registered(), of_plugins()
     named = [known[metric] for metric in metrics]
-    rated = "; ".join(f"{in_a_line(one.id)}, {one.legend}" for one in named if one.measure in RATED)
-    measure = "Token accuracy" if any(metric.endswith("token_accuracy") for metric in metrics) else "Success"
-    told = [f"{measure} in % on: {rated}"] if rated else []
+    told = []
+    for measure, title in RATED.items():
+        rated = [f"{in_a_line(one.id)}, {one.legend}" for one in named if one.measure == measure]
+        told += [f"{title} in % on: {'; '.join(rated)}"] if rated else []
     told += [f"{in_a_line(one.id)}: {one.legend}" for one in named if one.legend and one.measure not in RATED]
     told += [f"{name}: {TELLS[name]}" for name in others]
     told += [f"{one.label}: {one.definition}" for one in named if one.id in own and not one.legend]

@@ -10,7 +10,7 @@ from typing import Any
 from edit_cli.editors.meta.base import TrainingConfig
 from edit_cli.errors import UsageError
 from edit_cli.lm.model import LM
-from edit_cli.training.trackers import missing, remedy, require
+from edit_cli.training.trackers import missing, named, remedy, require
 
 KEY = "method.training.trackers"
 
@@ -37,7 +37,8 @@ def accelerated(lm: LM, config: TrainingConfig, folder: Path) -> Iterator[Any]:
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"method.training.precision={config.precision}: {str(error).splitlines()[0]}") from None
     if trackers:
-        accelerator.init_trackers("edit-cli", config={})
+        names = {tracker: named(tracker, folder) for tracker in trackers}
+        accelerator.init_trackers("edit-cli", config={}, init_kwargs=names)
     try:
         yield accelerator
     finally:

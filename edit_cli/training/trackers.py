@@ -14,6 +14,7 @@ Log = Callable[[Mapping[str, float], int], None]
 
 EXTRAS = {"tensorboard": "'edit-cli[tensorboard]'"}  # what pip installs; others by their own names
 PACKAGES = {"comet_ml": "comet-ml"}
+NAMED_BY = {"wandb": "name", "trackio": "name", "mlflow": "run_name"}  # what else calls a run by names of its own
 
 
 def missing(names: Sequence[str], key: str) -> list[str]:
@@ -46,6 +47,11 @@ def require(names: Sequence[str], key: str) -> None:
         raise UsageError(f"{key}: {name} is not installed: {remedy(name)}, or leave it out")
 
 
+def named(tracker: str, folder: Path) -> dict[str, str]:
+    """What a tracker is given so that it calls a run as its folder is called."""
+    return {NAMED_BY[tracker]: folder.name if folder.is_absolute() else str(folder)} if tracker in NAMED_BY else {}
+
+
 @contextmanager
 def reporting(names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
     """What tells the trackers {name: value} at a step, for the block. Those that write files do so in `folder`.
@@ -61,7 +67,8 @@ def reporting(names: Sequence[str], project: str, folder: Path, config: Mapping[
         at_work = []
         for name in names:
             cls = LOGGER_TYPE_TO_CLASS[name]
-            tracker = cls(project, *([str(folder)] if cls.requires_logging_directory else []))
+            place = [str(folder)] if cls.requires_logging_directory else []
+            tracker = cls(project, *place, **named(name, folder))
             try:
                 tracker.start()
                 started.callback(tracker.finish)
