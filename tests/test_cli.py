@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edit_cli.cli import help as help_texts
+from edit_cli.cli.options import complete_metrics
 from edit_cli.config import catalog, sketch, source
 from edit_cli.config.schema import describe, leaves
 
@@ -346,6 +347,13 @@ def test_what_source_tells_of_an_option_is_what_its_class_has(group):
         for key, words in told.items():
             takes = describe(hinted[key])
             assert all(re.search(rf"\b{re.escape(word)}\b", takes) for word in words), f"{option}: {key}"
+
+
+def test_completion_of_lists_with_commas():
+    assert complete_metrics("score,efficacy_su") == ["score,efficacy_success"]
+    assert help_texts.listed("rome-zsre,mend-zsre-", ["rome-zsre", "mend-zsre", "mend-zsre-hard"]) == [
+        "rome-zsre,mend-zsre-hard"
+    ]
 
 
 def test_completion_answers_the_shell_and_imports_nothing_heavy():

@@ -180,6 +180,12 @@ def complete(name: str, earlier: Sequence[str], incomplete: str) -> list[str]:
     return [found.removeprefix(written) for found in _values(key, value, groups, known)]
 
 
+def listed(incomplete: str, words: Iterable[str]) -> list[str]:
+    """The ways in which a list with commas can go on."""
+    chosen, comma, last = incomplete.rpartition(",")
+    return [f"{chosen}{comma}{word}" for word in words if word.startswith(last)]
+
+
 def _rejoined(words: Sequence[str]) -> list[str]:
     """Words of the command line, with those together that bash parts at their `=`."""
     found: list[str] = []
@@ -208,10 +214,9 @@ def _keys(word: str, groups: Sequence[str], known: Mapping[str, Sequence[str]]) 
 
 def _values(key: str, value: str, groups: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[str]:
     """The ways in which `key=value` can go on; in a sweep, what stands before the last comma stays."""
-    chosen, comma, last = value.rpartition(",")
     words = [entry.name for entry in catalog.entries(key)] if key in groups else known.get(key, ())
     words = [] if list(words) == ["null"] else words  # it takes more than that, which nobody can list
-    return [f"{key}={chosen}{comma}{word}" for word in words if word.startswith(last)]
+    return [f"{key}={found}" for found in listed(value, words)]
 
 
 def _catalog() -> list[str]:

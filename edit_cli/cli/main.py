@@ -12,7 +12,19 @@ import typer
 
 from edit_cli import distributed, streams
 from edit_cli.cli import help as help_texts
-from edit_cli.cli.options import BASE, PLUGIN, Against, EditDir, Json, Out, Overrides, Published, Runs, Wanted
+from edit_cli.cli.options import (
+    BASE,
+    PLUGIN,
+    Against,
+    EditDir,
+    Json,
+    Out,
+    Overrides,
+    Published,
+    Runs,
+    Wanted,
+    complete_metrics,
+)
 from edit_cli.config import catalog
 from edit_cli.config.registry import admit
 from edit_cli.errors import EditCliError, MissingError
@@ -120,7 +132,10 @@ def ls(
             help="of runs, only those with method=…, dataset=…, model=…, status=… or any setting; * fits anything",
         ),
     ] = None,
-    sort: Annotated[str | None, typer.Option(help="metric by which runs are sorted, the best first")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(help="metric by which runs are sorted, the best first", autocompletion=complete_metrics),
+    ] = None,
     as_json: Json = False,
     runs_dir: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
 ) -> int:
@@ -149,7 +164,10 @@ def compare(
         typer.Option(help="setting on the x-axis, such as protocol.batch_size; facts: checkpoints of sequential runs"),
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="metrics with commas between them; `edit-cli ls metrics` lists them")
+        str | None,
+        typer.Option(
+            help="metrics with commas between them; `edit-cli ls metrics` lists them", autocompletion=complete_metrics
+        ),
     ] = None,
     by: Annotated[
         str | None,
@@ -160,7 +178,12 @@ def compare(
         typer.Option(help="OUT.csv, OUT.md or OUT.tex: that file; else OUT.csv, OUT.md, OUT.png and OUT.svg"),
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--format", help="csv, markdown or latex, printed instead of the table, or for OUT")
+        str | None,
+        typer.Option(
+            "--format",
+            help="csv, markdown or latex, printed instead of the table, or for OUT",
+            autocompletion=lambda: ["csv", "markdown", "latex"],
+        ),
     ] = None,
     published: Published = None,
     anyway: Annotated[

@@ -18,6 +18,12 @@ def _complete(context: typer.Context, incomplete: str) -> list[str]:
     )
 
 
+def complete_metrics(incomplete: str) -> list[str]:
+    from edit_cli.report.measures import measures
+
+    return help_texts.listed(incomplete, measures())
+
+
 Json = Annotated[bool, typer.Option("--json", help="machine-readable")]
 Overrides = Annotated[list[str] | None, typer.Argument(autocompletion=_complete, metavar="[KEY=VALUE]...")]
 Plugins = Annotated[
@@ -37,7 +43,7 @@ Published = Annotated[
     str | None,
     typer.Option(
         help="published tables beside it, such as rome-counterfact, with commas between them",
-        autocompletion=lambda incomplete: [one for one in catalog.published() if one.startswith(incomplete)],
+        autocompletion=lambda incomplete: help_texts.listed(incomplete, catalog.published()),
     ),
 ]
 ModelName = Annotated[
