@@ -20,7 +20,7 @@ Found = TypeVar("Found")
 
 
 def random_model(width: int = 256, depth: int = 6) -> LM:
-    """A GPT-2 that has learnt nothing, with the embedded tokenizer: no optimization on it stops early."""
+    """A GPT-2 that has learned nothing, with the embedded tokenizer: no optimization on it stops early."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(packaged("embedded:tiny-gpt2"))
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -207,9 +207,9 @@ def tokenizer(
     )
     inner.train_from_iterator(TEXT, trainer)
     if kind == "pieces":  # a character that was never seen becomes its bytes
-        learnt = json.loads(inner.to_str())["model"]
-        vocabulary = learnt["vocab"] | {f"<0x{byte:02X}>": len(learnt["vocab"]) + byte for byte in range(256)}
-        inner.model = models.BPE(vocabulary, [tuple(pair) for pair in learnt["merges"]], byte_fallback=True)
+        learned = json.loads(inner.to_str())["model"]
+        vocabulary = learned["vocab"] | {f"<0x{byte:02X}>": len(learned["vocab"]) + byte for byte in range(256)}
+        inner.model = models.BPE(vocabulary, [tuple(pair) for pair in learned["merges"]], byte_fallback=True)
     if bos or eos:
         added = [(token, inner.token_to_id(token)) for token, wanted in ((BOS, bos), (EOS, eos)) if wanted]
         template = f"{BOS if bos else ''} $A {EOS if eos else ''}".split()

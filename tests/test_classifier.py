@@ -174,7 +174,7 @@ NAMES = ["REFUTES", "SUPPORTS"]
 
 @families
 def test_a_single_output_tells_two_labels_apart(family, tmp_path):
-    """σ of the output is the second label's probability; a flip is learnt, kept, and taken back bit for bit."""
+    """σ of the output is the second label's probability; a flip is learned, kept, and taken back bit for bit."""
     model: Any
     model, words = tiny(family, num_labels=1)
     lm: Any = LM(model, words, labels=NAMES)

@@ -114,12 +114,12 @@ def test_loss_and_gradient_through_all_steps_are_those_of_a_functional_copy(rule
     net = moved(editor)
     torch.manual_seed(1)
     loss, _ = editor.loss(net, [case])
-    learnt = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    found = torch.autograd.grad(loss, learnt)
+    learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(loss, learned)
     torch.manual_seed(1)
     with sdpa_kernel(SDPBackend.MATH):
         plain = functional(editor, net, case)
-        expected = torch.autograd.grad(plain, learnt)
+        expected = torch.autograd.grad(plain, learned)
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-9)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-8)
@@ -130,24 +130,24 @@ def test_the_gradient_is_the_slope_of_the_loss():
     """Finite differences along a random direction; L_loc is left out, because its θ is held fixed on one side."""
     editor, cases = enn(double(), locality_weight=0.0, edit_weight=1.0, steps=2), statements("train")[:2]
     net = moved(editor)
-    learnt = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
     torch.manual_seed(2)
-    directions = [torch.randn_like(parameter) for parameter in learnt]
+    directions = [torch.randn_like(parameter) for parameter in learned]
 
     def loss():
         torch.manual_seed(3)
         return editor.loss(net, cases)[0]
 
-    gradients = torch.autograd.grad(loss(), learnt)
+    gradients = torch.autograd.grad(loss(), learned)
     slope = torch.stack([(g * d).sum() for g, d in zip(gradients, directions, strict=True)]).sum()
     ends = []
     for sign in (1, -1):
         with torch.no_grad():
-            for parameter, direction in zip(learnt, directions, strict=True):
+            for parameter, direction in zip(learned, directions, strict=True):
                 parameter += sign * 1e-6 * direction
         ends.append(loss().detach())
         with torch.no_grad():
-            for parameter, direction in zip(learnt, directions, strict=True):
+            for parameter, direction in zip(learned, directions, strict=True):
                 parameter -= sign * 1e-6 * direction
     torch.testing.assert_close(slope.detach(), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7)
 

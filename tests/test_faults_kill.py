@@ -27,7 +27,7 @@ pytestmark = pytest.mark.faults
 
 TRIALS = int(os.environ.get("EDIT_CLI_TRIALS", "100"))
 NOT_COMPARED = ("seconds", "phases")  # what the clock says
-LEARNT = (
+LEARNED = (
     "method.layers=[4]",
     "method.rank=4",
     "method.training.edits=2",
@@ -98,7 +98,7 @@ COMMANDS = {
             "method=mend",
             "dataset=world",
             "limit=24",
-            *LEARNT,
+            *LEARNED,
             "model.device=cpu",
             "cache_dir=own",
             "run_dir=run",

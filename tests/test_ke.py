@@ -267,7 +267,7 @@ def test_checkpoints_and_those_of_another_model(tmp_path):
     editor = small_ke(tmp_path, lm)
     (place,) = [file.parent for file in tmp_path.glob("*/editor.json")]
     assert same_bits(changed(editor).trained().state_dict(), editor.trained().state_dict())
-    assert changed(editor, rounds=3).trained() is not None  # rounds change nothing of what is learnt
+    assert changed(editor, rounds=3).trained() is not None  # rounds change nothing of what is learned
     with pytest.raises(MissingError, match="other weights than tiny-gpt2-linear has"):
         KE(replace(editor.config, checkpoint=str(place)), linear_twin()).trained()
     with pytest.raises(MissingError, match="holds another network"):

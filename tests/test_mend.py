@@ -179,7 +179,7 @@ def test_tokens_that_nobody_reads_are_spared_and_change_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changed", "learnt"),
+    ("changed", "learned"),
     [
         ({"shared": False}, 10),
         ({"transformed": "inputs"}, 6),
@@ -188,14 +188,14 @@ def test_tokens_that_nobody_reads_are_spared_and_change_nothing(monkeypatch):
         ({"learn": "nothing"}, 0),
     ],
 )
-def test_variants_learn_what_they_say(changed, learnt):
+def test_variants_learn_what_they_say(changed, learned):
     editor = mend(embedded_lm(), layers=[5], **changed)
     net = editor.build()
     loss, _ = editor.loss(net.train(), statements("train")[:2])
-    if learnt:
+    if learned:
         loss.backward()
     grown = [name for name, parameter in net.named_parameters() if parameter.grad is not None]
-    assert loss.requires_grad == bool(learnt) and ("steps" in grown) == bool(learnt)
+    assert loss.requires_grad == bool(learned) and ("steps" in grown) == bool(learned)
     assert (len(grown) == 1) == (changed.get("learn") == "steps")
     transforms = net.hypernetwork.transforms.items()
     widths = {name: len(low_rank_layers(transform)[0].bias) for name, transform in transforms}

@@ -201,7 +201,7 @@ def test_an_edit_is_written_in_either_stack_and_comes_off_exactly(family, layer,
     assert all(new.nll < old.nll for new, old in zip(after, before, strict=True))
     if layer >= ENCODER:
         assert all(all(new.hits) for new in after) and not all(all(old.hits) for old in before)
-        assert texts == [target for _, target in pairs]  # the end was learnt too
+        assert texts == [target for _, target in pairs]  # the end was learned too
     assert same_bits(snapshot(lm), untouched) and lm.loglikelihood(pairs) == before
     edit_store.attach(tmp_path / "edit", lm)
     assert lm.loglikelihood(pairs) == after

@@ -421,7 +421,7 @@ def test_an_edit_takes_its_settings_along_and_wrong_ones_are_damage():
 
 
 def test_networks_that_learnt_by_other_settings_are_not_found(tmp_path):
-    """What tells where a prompt goes may differ: it is no part of what is learnt."""
+    """What tells where a prompt goes may differ: it is no part of what is learned."""
     from edit_cli.editors.meta import checkpoints
 
     made = serac(cache_dir=str(tmp_path), trained_on="none", threshold=0.2, mixing="soft")

@@ -1,4 +1,4 @@
-"""SERAC trained beside one model and used on two: what is learnt, what stays, and what is refused."""
+"""SERAC trained beside one model and used on two: what is learned, what stays, and what is refused."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def draw(summary: Mapping[str, Any], directory: Path) -> list[str]:
                     linewidth=1,
                     markersize=4,
                 )
-        plot.axvline(summary["best"]["step"], color="grey", linestyle=":", linewidth=1)
+        plot.axvline(summary["best"]["step"], color="gray", linestyle=":", linewidth=1)
         unit = UNITS.get(name)
         plot.set_title(literal(f"{name}, {unit}" if unit else name), fontsize="small")
         plot.grid(alpha=0.3)

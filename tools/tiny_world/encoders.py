@@ -74,9 +74,9 @@ def optimizers(model: nn.Module, options: EncoderOptions) -> list[torch.optim.Op
     """Muon for the matrices inside blocks (lists of modules), AdamW for everything else."""
     blocks = {id(p) for module in model.modules() if isinstance(module, nn.ModuleList) for p in module.parameters()}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    inside = [p for p in learnt if id(p) in blocks - embeddings and p.ndim == 2]
-    outside = [p for p in learnt if id(p) not in {id(x) for x in inside}]
+    learned = [p for p in model.parameters() if p.requires_grad]
+    inside = [p for p in learned if id(p) in blocks - embeddings and p.ndim == 2]
+    outside = [p for p in learned if id(p) not in {id(x) for x in inside}]
     return [
         Muon(inside, lr=options.muon_lr, weight_decay=options.weight_decay),
         torch.optim.AdamW(outside, lr=options.adam_lr, weight_decay=options.weight_decay, betas=(0.9, 0.95)),
@@ -235,7 +235,7 @@ def train_classifier(
     model.requires_grad_(False)
     for part in (last, base.pooler, model.classifier):
         part.requires_grad_(True)
-    for block in last:  # what is alike attends to each other from the first: to compare is then soon learnt
+    for block in last:  # what is alike attends to each other from the first: to compare is then soon learned
         block.attention.self.key.weight.data.copy_(block.attention.self.query.weight.data)
     options = replace(options, epochs=options.judging_epochs, muon_lr=options.judging_muon_lr)
     fit(model, judge, options, options.epochs * -(-len(claims) // (options.batch_rows // 2)), report)

@@ -83,13 +83,13 @@ def bert_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTr
     words = pre_tokenizers.Metaspace(prepend_scheme="always")
     learner.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Punctuation("isolated")])
     learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False))
-    learnt = learner.get_vocab()
+    learned = learner.get_vocab()
     letters = sorted(
-        {letter for piece in learnt for letter in piece} - {BEGINNING} | set(string.digits + string.punctuation)
+        {letter for piece in learned for letter in piece} - {BEGINNING} | set(string.digits + string.punctuation)
     )
     pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters)]
     pieces += [
-        piece[1:] if piece.startswith(BEGINNING) else f"##{piece}" for piece in sorted(learnt, key=learnt.__getitem__)
+        piece[1:] if piece.startswith(BEGINNING) else f"##{piece}" for piece in sorted(learned, key=learned.__getitem__)
     ]
     chosen = [piece for piece in dict.fromkeys(pieces) if piece][:vocabulary]
     inner = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(chosen)}, unk_token="[UNK]"))
