@@ -249,7 +249,7 @@ ENDING = {
 
 @pytest.mark.parametrize("name", ENDING)
 def test_what_an_edited_encoder_decoder_writes_ends(name, editor):
-    """The answer and no more: its end is learned with it, also by blocks in the decoder of what the encoder looks up."""
+    """The answer and no more: its end is learned with it, also by decoder blocks of what the encoder looks up."""
     lm = ModelOptions("tiny-t5", "embedded:tiny-t5", device="cpu").load()
     cases = WorldEdits(name="world_qa", records="questions", split="validation").load(4).cases
     took = 0
