@@ -17,9 +17,8 @@ from edit_cli.cli.help import CONFIGURED, OTHERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SMALL = ("limit=3", "model.device=cpu")
 ASKED = ("protocol.observe.sample=false", "protocol.observe.max_new_tokens=3", "stats.documents=40")
-COMMANDS = {  # instead of limit=3 and ASKED
+COMMANDS = {  # those of which limit=3 and ASKED do not make a small one
     "edit": ASKED,
     "inspect": ("limit=8",),
     "trace": ("limit=3", "protocol.copies=2"),
@@ -27,11 +26,7 @@ COMMANDS = {  # instead of limit=3 and ASKED
     "tune": ("limit=4", "trials=1", *ASKED),
 }
 FEWER = {"protocol.batch_size": "3", "protocol.checkpoints": "[1,3]"}  # than the page says, so as not to pass the limit
-TRAINED = (
-    "method.training.steps=4",
-    "method.training.validate_every=2",
-    "method.training.validation_edits=4",
-)
+TRAINED = ("method.training.steps=4", "method.training.validate_every=2", "method.training.validation_edits=4")
 METHODS = {
     "enn": TRAINED,
     "ke": TRAINED,
@@ -109,12 +104,13 @@ def smaller(words: list[str]) -> list[str]:
     command, given = words[0], dict(word.split("=", 1) for word in words if "=" in word)
     if command not in CONFIGURED:
         return []
-    more = [*SMALL[1:], *COMMANDS.get(command, ("limit=3", *ASKED))]
+    more = ["model.device=cpu"] if "model.device_map" not in given else []
+    more += COMMANDS.get(command, ("limit=3", *ASKED))
     more += METHODS.get(given.get("method", ""), ()) if "-m" not in words else ()
     if command == "sequential":
         more += SME if given.get("protocol") == "sme" else LIFELONG
     more += [f"{key}={value}" for key, value in FEWER.items() if given.get(key, "1") not in ("1", "all")]
-    return [word for word in more if word != "model.device=cpu" or "model.device_map" not in given]
+    return more
 
 
 def run(cli: Cli, line: str, cache: Path) -> None:
@@ -225,13 +221,13 @@ def test_a_page_of_which_nothing_is_executed_needs_packages_or_weights():
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory, cache_dir) -> Path:
+def given(tmp_path_factory, statistics) -> Path:
     """What pages take for granted: runs, facts, and models that other commands of theirs would write in minutes."""
     folder = tmp_path_factory.mktemp("given")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for line in ("evaluate method=memit", "evaluate method=emmet", "sequential method=memit"):
-            run(partial(invoke, cache_dir), f"edit-cli {line} dataset=counterfact", cache_dir)
+            run(partial(invoke, statistics), f"edit-cli {line} dataset=counterfact", statistics)
     for model in ("fact-model", "wide/tiny-gpt2"):
         shutil.copytree(ASSETS / "tiny-gpt2", folder / model)
     for name in ("records.json", "corpus.txt"):
@@ -242,10 +238,10 @@ def given(tmp_path_factory, cache_dir) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", OFFLINE, ids=lambda page: page.stem)
-def test_every_offline_command_of_a_page_runs_in_its_order(cli, cache_dir, given, tmp_path, monkeypatch, page):
+def test_every_offline_command_of_a_page_runs_in_its_order(cli, statistics, given, tmp_path, monkeypatch, page):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # what is tuned here is found by no other test
     for there in given.iterdir():
         if any(re.search(rf"\b{there.name}\b", line) for line in OFFLINE[page]):
             (shutil.copytree if there.is_dir() else shutil.copy)(there, tmp_path / there.name)
     for line in OFFLINE[page]:
-        run(cli, line, cache_dir)
+        run(cli, line, statistics)
