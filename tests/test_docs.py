@@ -108,7 +108,9 @@ def smaller(words: list[str]) -> list[str]:
     more += METHODS.get(given.get("method", ""), ()) if "-m" not in words else ()
     more += SME if given.get("protocol") == "sme" else ()
     keys = {"model.device_map": "model.device"}  # what the one says the other cannot
-    return [word for word in more if not any(one in given and word.startswith(f"{other}=") for one, other in keys.items())]
+    return [
+        word for word in more if not any(one in given and word.startswith(f"{other}=") for one, other in keys.items())
+    ]
 
 
 def run(cli: Cli, line: str, cache: Path) -> None:
