@@ -63,6 +63,16 @@ def test_only_cases_that_both_have_are_paired(runs, cli):
     assert (mine["pairs"], float(mine["difference"])) == ("7", pytest.approx(100 * 4 / 7))
 
 
+def test_how_a_judge_would_be_asked_sets_no_runs_apart_as_long_as_none_is(runs, cli):
+    asked = {"generate": True, "max_new_tokens": 20, "seed": 0}
+    for name, judge in (("later", None), ("judged", "model-of-theirs")):
+        observe = {**asked, "judge": {"model": judge, "temperature": 0.0}}
+        finished_run(runs / name, cases(5), "ft", protocol={"observe": observe})
+    assert cli("compare", "memit", "later").code == 0
+    ended = cli("compare", "memit", "judged")
+    assert ended.code == 2 and "protocol.observe.judge.model is" in ended.err
+
+
 def test_the_end_of_a_sequence_is_what_is_paired(runs, cli):
     for name, hits in (("first", 12), ("second", 6)):
         finished_run(runs / name, cases(hits), name, command="sequential")

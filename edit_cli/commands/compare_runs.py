@@ -30,6 +30,7 @@ ADDING = frozenset(
 )
 MODEL = ("name", "id", "revision", "dtype", "quantize", "perplexity_text")
 DATA = ("data set", "record ids", "data file")
+JUDGE = "observe.judge."
 NAMED = 2  # runs that are named for one value of what differs, and values
 
 
@@ -215,6 +216,8 @@ def conditions(record: RunRecord) -> dict[str, Any]:
     config, about = manifest["config"], manifest["dataset"]
     model, data = config.get("model") or {}, config.get("data") or {}
     protocol = flatten({**_protocol(manifest), **manifest["protocol"]})
+    if protocol.get(f"{JUDGE}model") is None:  # nobody judges, however that would be done
+        protocol = {key: value for key, value in protocol.items() if not key.startswith(JUDGE)}
     return {
         "command": kind_of(manifest),
         "model": manifest["model"],
