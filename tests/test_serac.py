@@ -510,7 +510,7 @@ def example_case(number: int) -> Case:
     request = EditRequest("{} works as a", f"First{number} Last{number}", "pilot", "baker")
     probes = (Probe("paraphrase", f"The job of First{number} Last{number} is", "pilot"),)
     return Case(
-        str(number), (request,), (*probes, Probe("neighborhood", f"Neighbor{number} works as a", "judge", "pilot"))
+        str(number), (request,), (*probes, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot"))
     )
 
 

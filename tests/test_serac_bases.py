@@ -34,7 +34,7 @@ def case(number: int) -> Case:
     request = EditRequest("{} works as a", name, job, JOBS[(number + 1) % len(JOBS)])
     within = (Probe("rewrite", request.text, job), Probe("paraphrase", f"The job of {name} is", job))
     return Case(
-        str(number), (request,), (*within, Probe("neighborhood", f"Neighbor{number} works as a", "judge", "pilot"))
+        str(number), (request,), (*within, Probe("neighborhood", f"Neighbour{number} works as a", "judge", "pilot"))
     )
 
 
