@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from hydra import compose, initialize_config_module
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from edit_cli.config.build import register_resolvers
 from edit_cli.editors.base import Context, Editor, Examples, Method
@@ -102,3 +104,18 @@ def answers(lm: LM, wanted: list[EditRequest]) -> tuple[list[float], list[str]]:
     """(−log P of the new answers, what it writes)."""
     scores = lm.loglikelihood([(request.text, request.target_new) for request in wanted])
     return [score.nll for score in scores], lm.generate([request.text for request in wanted], 4)
+
+
+def random_llama(name: str, tokenizer: Any = None) -> LM:
+    """A small Llama at random, with the words of the embedded GPT-2 unless others are given."""
+    torch.manual_seed(1)
+    tokenizer = tokenizer or embedded_lm().tokenizer
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    return LM(LlamaForCausalLM(config), tokenizer, name)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from embedded import embedded_lm, requests, same_bits, snapshot, world
+from embedded import embedded_lm, random_llama, requests, same_bits, snapshot, world
 from families import distributions, head_as
 from torch import Tensor
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from edit_cli import assets
 from edit_cli.editors.retrieval.base import Fact, FactMemory
@@ -48,17 +48,8 @@ def lm() -> LM:
 
 @cache
 def other_lm() -> LM:
-    """Another base: a Llama of the same words, at random."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(lm().tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
-    return LM(LlamaForCausalLM(config), lm().tokenizer, "other")
+    """Another base."""
+    return random_llama("other")
 
 
 @cache

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from embedded import embedded_lm, same_bits, snapshot
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from embedded import embedded_lm, random_llama, same_bits, snapshot
+from transformers import AutoTokenizer
 
 from edit_cli import assets
 from edit_cli.editors.base import Context
@@ -48,17 +47,8 @@ def first() -> LM:
 
 @cache
 def second() -> LM:
-    """A Llama at random: another architecture, other weights, the same words."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(first().tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
-    return LM(LlamaForCausalLM(config), first().tokenizer, "second")
+    """Another architecture, other weights, the same words."""
+    return random_llama("second")
 
 
 def serac(lm: LM, train_command: str | None = None, **settings) -> SERAC:
@@ -151,11 +141,7 @@ def test_soft_mixing_is_no_switch_and_says_so_in_its_numbers(checkpoint):
 def test_other_words_and_missing_networks_are_one_clear_line(checkpoint, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(assets.FOLDER / "tiny-gpt2")
     tokenizer.add_tokens(["<another>"])
-    torch.manual_seed(1)
-    other = LM(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
-    num_hidden_layers=1,
-                                            num_attention_heads=2, num_key_value_heads=2)), tokenizer,
-                                            "other-words")  # fmt: skip
+    other = random_llama("other-words", tokenizer)
     command = "edit-cli train-editor method=serac model=tiny-gpt2 dataset=world"
     made = serac(first(), command, checkpoint=str(checkpoint))
     requests = [CASES[0].requests[0]]

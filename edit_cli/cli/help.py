@@ -231,12 +231,12 @@ def _catalog() -> list[str]:
 
 def _chosen_by_name(command: str) -> dict[str, str]:
     """{`method=NAME`: where its names and settings are told} of a command's groups."""
-    listed = {group: kind for kind, group in catalog.GROUPS.items()}
+    lists = {group: kind for kind, group in catalog.GROUPS.items()}
     return {
-        f"{group}=NAME": f"{len(catalog.entries(group))}: `edit-cli ls {listed[group]}`; settings of one:"
+        f"{group}=NAME": f"{len(catalog.entries(group))}: `edit-cli ls {lists[group]}`; settings of one:"
         f" `edit-cli show-config {'' if group == 'method' else f'{group}/'}NAME`"
         for group in catalog.choices(command)
-        if group in listed
+        if group in lists
     }
 
 

@@ -159,10 +159,11 @@ def compared(
         if any(name in summary["metrics"] for group in groups for summary in group.summaries)
     ]
     shown, drawn = _metrics(metrics, measured)
+    both = list(dict.fromkeys([*shown, *drawn]))
     chosen = None if against is None else _reference(against, groups, x)
-    paired = {} if chosen is None else _paired(chosen, groups, list(dict.fromkeys([*shown, *drawn])))
+    paired = {} if chosen is None else _paired(chosen, groups, both)
     told = "" if chosen is None else _titled(chosen, x)
-    points = [point for group in groups for point in _points(group, x, list(dict.fromkeys([*shown, *drawn])), paired)]
+    points = [point for group in groups for point in _points(group, x, both, paired)]
     ends = [point for group in groups for point in _ends(group, x, shown, paired)]
     return Compared(groups, x, shown, drawn, points, ends, told, _notes(groups, paired, told), moving, beside)
 

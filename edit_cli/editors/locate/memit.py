@@ -7,6 +7,7 @@ a residual is shared, what is solved.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ Groups = list[list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MassConfig(LocateConfig):
+class MassConfig(LocateConfig, ABC):
     """Settings of Algorithm 1. The last of the layers is where target states are optimized."""
 
     past_keys: Literal["none", "write", "post"] = "none"
@@ -39,9 +40,9 @@ class MassConfig(LocateConfig):
     model has them once all layers are written (post, AlphaEdit)."""
 
     @property
+    @abstractmethod
     def weight(self) -> Weight:
         """λ of eq. 15, or what stands in its place."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
