@@ -33,7 +33,7 @@ def run(what: str, overrides: Sequence[str], as_json: bool) -> int:
         UsageError: there is no such kind, or option.
     """
     for flag in (override for override in overrides if override.startswith("-")):
-        raise UsageError(unknown_flag(flag))
+        raise UsageError(unknown_flag(flag, ("--json", "--help")))
     registry.admit(plugins_of(overrides))
     group, slash, option = what.rpartition("/")
     group = group if slash else "stats" if what == "stats" else "method"

@@ -103,11 +103,11 @@ def _flag_value(flag: str, value: str) -> str:
     return os.path.expanduser(value) if flag in ("--config-dir", "-cd") else value
 
 
-def unknown_flag(argument: str) -> str:
-    """What is said of a flag that does not exist."""
+def unknown_flag(argument: str, known: Sequence[str] = (*WITH_VALUE, *SINGLE, "--help", RETRY)) -> str:
+    """What is said of a flag that does not exist. known: those that do."""
     name, _, value = argument.lstrip("-").partition("=")
     if re.fullmatch(r"[A-Za-z][\w.-]*", name) and len(name) > 1:
-        near = get_close_matches(f"--{name}", [*WITH_VALUE, *SINGLE, "--help", RETRY], n=1)
+        near = get_close_matches(f"--{name}", known, n=1)
         if near and not value:
             return f"there is no option {argument}; did you mean {near[0]}?"
         return (
