@@ -35,10 +35,18 @@ def finished_run(
     seed: int = 0,
     command: str = "evaluate",
     ids: str = "a" * 64,
+    by_itself: int | None = None,
     **config: Any,
 ) -> Path:
-    """A run of `method` with {case: what is answered rightly after the edit}; config: other settings."""
-    protocol = {"batch_size": 1, "order_seed": None, "observe": {"generate": True, "max_new_tokens": 20, "seed": seed}}
+    """A run of `method` with {case: what is answered rightly after the edit}; config: other settings.
+
+    by_itself: facts that the method edits together where nobody says how many.
+    """
+    protocol = {
+        "batch_size": 1 if by_itself is None else "auto",
+        "order_seed": None,
+        "observe": {"generate": True, "max_new_tokens": 20, "seed": seed},
+    }
     settings = {
         "seed": seed, "model": {"name": "m", "id": "m", "dtype": "float32"}, "method": {"steps": 5},
         "data": {"sha256": "d" * 64, "ids_sha256": ids}, **config,
@@ -48,7 +56,7 @@ def finished_run(
         "name": "counterfact", "source": "made up", "records_total": 100, "records_dropped": 0,
         "records_selected": len(cases), "limit": None, "split": None, "ids_sha256": ids,
     }  # fmt: skip
-    size = settings["protocol"]["batch_size"]
+    size = by_itself or settings["protocol"]["batch_size"]
     evaluated = "right after each step, and at checkpoints" if command == "sequential" else "after each batch"
     details = {
         "method": method, "model": settings["model"]["name"], "dataset": about, "seeds": {"seed": seed}, "processes": 1,

@@ -130,6 +130,33 @@ def test_unlike_runs_stand_in_no_column(runs, cli, other, told):
     assert not any(row["difference"] for row in found)
 
 
+def test_methods_that_edit_one_or_many_facts_by_themselves_are_listed_apart(tmp_path, cli):
+    """Not refused, as nobody has asked for other sizes; and never in one column."""
+    for name, hits, size in (("memit", 11, 100), ("emmet", 9, 100), ("rome", 3, 1)):
+        finished_run(tmp_path / name, cases(hits), name, by_itself=size)
+    ended = cli("compare", ".", "--against", "memit", "--metrics", "efficacy_success", "--format", "csv")
+    found = {row["run"]: row for row in rows(ended.out)}
+    assert {name: row["conditions"] for name, row in found.items()} == {
+        "memit": "batch_size 12", "emmet": "batch_size 12", "rome": "batch_size 1"
+    }  # fmt: skip
+    assert found["emmet"]["difference"] and not found["rome"]["difference"]
+    shown = " ".join(cli("compare", ".").out.split())
+    assert "Runs with the same protocol.batch_size stand in one table" in shown
+    finished_run(tmp_path / "given", cases(5), "rome", protocol={"batch_size": 4})
+    assert cli("compare", ".").code == 2
+    finished_run(tmp_path / "few" / "emmet", cases(2, 2), "emmet", by_itself=100)
+    finished_run(tmp_path / "few" / "rome", cases(2, 2), "rome", protocol={"batch_size": 2})
+    assert cli("compare", "few").code == 0  # two facts, both at once either way
+
+
+def test_unlike_runs_are_lines_of_their_own_in_a_figure(tmp_path, cli):
+    for name, dtype in (("one", "float32"), ("two", "bfloat16")):
+        finished_run(tmp_path / name, cases(5), model={"name": "m", "id": "m", "dtype": dtype})
+    assert cli("compare", "one", "two", "--x", "seed", "--anyway", "--out", "figure").code == 0
+    drawn = (tmp_path / "figure.svg").read_text()
+    assert "memit (model.dtype bfloat16)" in drawn and "memit (model.dtype float32)" in drawn
+
+
 def test_what_only_adds_figures_makes_no_run_unlike(runs, cli):
     finished_run(
         runs / "other",

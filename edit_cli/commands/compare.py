@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edit_cli.commands.compare_runs import FACTS, Group, conditions, found, grouped, told_apart
+from edit_cli.commands.compare_runs import FACTS, Group, conditions, found, grouped, own_sizes, told_apart
 from edit_cli.config.build import did_you_mean
 from edit_cli.console import Screen
 from edit_cli.errors import UsageError
@@ -317,6 +317,7 @@ def _show(
 
 def _notes(groups: Sequence[Group], paired: Mapping[tuple[int, str], Difference], reference: str) -> list[str]:
     told = ["[low, high]: 95 % interval over cases."]
+    listed_apart = len({group.apart for group in groups}) > 1
     if any(len(group.records) > 1 for group in groups):
         told.append(
             "±: standard deviation between runs that differ in their seeds alone; their cases are paired by the mean"
@@ -326,15 +327,23 @@ def _notes(groups: Sequence[Group], paired: Mapping[tuple[int, str], Difference]
         pairs = sorted({one.pairs for one in paired.values()})
         over = f"{pairs[0]:,}" if len(pairs) == 1 else f"{pairs[0]:,} to {pairs[-1]:,}"
         over += " folds" if all(kind_of(group.records[0].manifest) == "sme" for group in groups) else " cases"
+        which = ", of runs under its conditions," if listed_apart else ""
         told.append(
-            f"Difference from {reference} over the {over} that both have, with the interval of a paired"
+            f"Difference from {reference}{which} over the {over} that both have, with the interval of a paired"
             f" bootstrap. p: {TEST}; corrected by Holm's method for the {many(len(paired), 'comparison')} made."
         )
     elif reference:
         told.append(
             f"No other run has the records of {reference} under the same conditions, so there is no difference."
         )
-    return [" ".join(told)]
+    notes = [" ".join(told)]
+    if listed_apart and own_sizes(groups):
+        notes.insert(
+            0,
+            "Listed apart, since some of these methods edit one fact at a time by themselves and others many at once,"
+            " which moves every number. Runs with the same protocol.batch_size stand in one table.",
+        )
+    return notes
 
 
 def _as_sheet(notes: Sequence[str]) -> list[Sheet]:

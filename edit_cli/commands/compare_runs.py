@@ -30,6 +30,7 @@ ADDING = frozenset(
 )
 MODEL = ("name", "id", "revision", "dtype", "quantize", "perplexity_text")
 DATA = ("data set", "record ids", "data file")
+SIZE = "protocol.batch_size"
 JUDGE = "observe.judge."
 NAMED = 2  # runs that are named for one value of what differs, and values
 
@@ -181,8 +182,8 @@ def setting(record: RunRecord, key: str) -> Any:
         if not isinstance(value, dict) or part not in value:
             raise UsageError(f"{record.path} has no setting {key}{did_you_mean(key, list(flatten(config)))}")
         value = value[part]
-    if key == "protocol.batch_size" and not isinstance(value, int) and record.summary:
-        return record.summary["protocol"]["batch_size"]  # what auto or all came to
+    if key == SIZE and not isinstance(value, int):
+        return conditions(record)[SIZE]  # what auto or all came to
     return value
 
 
@@ -218,6 +219,8 @@ def conditions(record: RunRecord) -> dict[str, Any]:
     protocol = flatten({**_protocol(manifest), **manifest["protocol"]})
     if protocol.get(f"{JUDGE}model") is None:  # nobody judges, however that would be done
         protocol = {key: value for key, value in protocol.items() if not key.startswith(JUDGE)}
+    if isinstance(protocol.get("batch_size"), int):
+        protocol["batch_size"] = min(protocol["batch_size"], max(about["records_selected"], 1))
     return {
         "command": kind_of(manifest),
         "model": manifest["model"],
@@ -239,8 +242,10 @@ def _protocol(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
 def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: bool) -> tuple[list[Group], list[str]]:
     """(the groups with what sets them apart, what else differs along the x-axis).
 
+    Methods that edit as many facts together as they are made for are listed apart, as papers do.
+
     Raises:
-        UsageError: unlike runs would stand in one column, and nobody has said `anyway`.
+        UsageError: other unlike runs would stand in one column, and nobody has said `anyway`.
     """
     declared = [key for key in (x, by) if key is not None]
     told = [_left(conditions(group.records[0]), declared) for group in groups]
@@ -248,10 +253,10 @@ def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: b
     moving = [key for key in _differing(told) if key not in unlike]
     if not unlike:
         return list(groups), moving
-    if not anyway:
+    if not anyway and not (unlike == [SIZE] and own_sizes(groups)):
         complaint = "; ".join(_complaint(key, groups, told) for key in _informative(unlike)[:3])
         more = f" and {len(_informative(unlike)) - 3} more" if len(_informative(unlike)) > 3 else ""
-        axis = next((f"put it on the axis (--x {key}), " for key in unlike if key == "protocol.batch_size"), "")
+        axis = next((f"put it on the axis (--x {key}), " for key in unlike if key == SIZE), "")
         raise UsageError(
             f"these runs are not alike: {complaint}{more}. Compare those that are, {axis}or list them apart (--anyway)"
         )
@@ -262,6 +267,11 @@ def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: b
     return [
         Group(group.records, group.name, group.at, label) for group, label in zip(groups, labels, strict=True)
     ], moving
+
+
+def own_sizes(groups: Sequence[Group]) -> bool:
+    """Whether every method has edited as many facts together as it does by itself."""
+    return all(_protocol(record.manifest).get("batch_size") == "auto" for group in groups for record in group.records)
 
 
 def _left(told: Mapping[str, Any], declared: Sequence[str]) -> dict[str, Any]:
@@ -292,7 +302,7 @@ def _informative(keys: Sequence[str]) -> list[str]:
     follows = {"model.name": "model", "model.id": "model", "model.perplexity_text": "model", "data file": "data set",
                "record ids": "data set"}  # fmt: skip
     if "command" in keys:  # each has keys of its own
-        keys = [key for key in keys if not key.startswith("protocol.") or key == "protocol.batch_size"]
+        keys = [key for key in keys if not key.startswith("protocol.") or key == SIZE]
     return [key for key in keys if follows.get(key) not in keys]
 
 

@@ -47,6 +47,11 @@ class Point:
     conditions: str = ""
     difference: Difference | None = None
 
+    @property
+    def named(self) -> str:
+        """The line among unlike ones."""
+        return f"{self.line} ({self.conditions})" if self.conditions else self.line
+
 
 def moments(summary: Mapping[str, Any], at: Any, over_facts: bool) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     """(x, {metric: entry}) of a run: its end, or each of its checkpoints."""
@@ -130,8 +135,7 @@ def differences(
     rows: dict[tuple[str, Any], dict[str, str]] = {}
     for point in points:
         if point.difference is not None and point.metric in metrics:
-            name = f"{point.line} ({point.conditions})" if point.conditions else point.line
-            row = rows.setdefault((name, str(point.x)), {})
+            row = rows.setdefault((point.named, str(point.x)), {})
             row[point.metric] = difference(point.difference, measures()[point.metric].decimals)
     at = [x] if x and not short else []
     body = [
@@ -172,13 +176,13 @@ def draw(points: Sequence[Point], x: str, metrics: Sequence[str], paths: Sequenc
     for empty in plots[len(metrics) :]:
         empty.remove()
     plots = plots[: len(metrics)]
-    lines = list(dict.fromkeys(point.line for point in points))
+    lines = list(dict.fromkeys(point.named for point in points))
     numbers = [point.x for point in points if isinstance(point.x, int | float) and not isinstance(point.x, bool)]
     numeric = len(numbers) == len(points)
     names = list(dict.fromkeys(str(point.x) for point in points))
     for plot, metric in zip(plots, metrics, strict=True):
         for number, name in enumerate(lines):
-            mine = [p for p in points if p.line == name and p.metric == metric and p.entry["mean"] is not None]
+            mine = [p for p in points if p.named == name and p.metric == metric and p.entry["mean"] is not None]
             pairs = sorted(
                 ((p.x if numeric else names.index(str(p.x)), p.entry) for p in mine), key=lambda pair: pair[0]
             )

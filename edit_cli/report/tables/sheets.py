@@ -95,7 +95,7 @@ def on_screen(sheet: Sheet) -> RenderableType:
     parts: list[RenderableType] = [Text(sheet.title, style="bold")] if sheet.title else []
     for block in sheet.filled:
         if block.label:
-            parts.append(Text(block.label, style="italic"))
+            parts += [*([Text("")] if parts else []), Text(block.label, style="italic")]
         table = right_aligned(*sheet.heads)
         for row in block.rows:
             table.add_row(*(Text(cell if index == 0 else _stacked(cell)) for index, cell in enumerate(row)))
