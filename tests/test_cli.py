@@ -15,7 +15,7 @@ import pytest
 from edit_cli.cli import help as help_texts
 from edit_cli.cli.options import complete_metrics
 from edit_cli.config import catalog, sketch, source
-from edit_cli.config.schema import describe, leaves
+from edit_cli.config.schema import describe, is_texts, leaves
 
 ROOT = Path(__file__).parent.parent
 
@@ -311,10 +311,29 @@ def test_configurations_of_ones_own(cli, tmp_path):
         ((["model", "=", "gemma"]), {"gemma-3-1b", "gemma-3-270m", "gemma-3-4b"}),
         ((["dataset=zsre_qa", "dataset.known"]), {"dataset.known=", "dataset.known_by="}),
         ((["limit=1"]), set()),
+        ((["trackers=[t"]), {"trackers=[tensorboard]", "trackers=[trackio]"}),
+        ((["trackers=[tensorboard,t"]), {"trackers=[tensorboard,trackio]", "trackers=[tensorboard,trackio,"}),
+        ((["trackers", "=", "[wan"]), {"[wandb]", "[wandb,"}),
+        ((["trackers=[wandb]"]), {"trackers=[wandb]"}),
+        ((["protocol.asked="]), {f"protocol.asked={word}" for word in ("[plain]", "[chat]", "null")}),
+        ((["-m", "protocol.asked=[plain],[c"]), {"protocol.asked=[plain],[chat]", "protocol.asked=[plain],[chat,"}),
+        (
+            (["method=lora", "method.modules=[mlp_in,"]),
+            {f"method.modules=[mlp_in,{word}]" for word in ("mlp_out", "attn_out")},
+        ),
+        ((["protocol.downstream=[w"]), {"protocol.downstream=[world_choice]", "protocol.downstream=[world_choice,"}),
     ],
 )
 def test_completion_of_settings(words, expected):
     assert set(help_texts.complete("evaluate", words[:-1], words[-1])) == expected
+
+
+def test_completion_of_lists_of_options():
+    assert help_texts.complete("doctor", [], "methods=[rome,mal") == ["methods=[rome,malmen]", "methods=[rome,malmen,"]
+    assert help_texts.complete("trace", [], "protocol.kinds=[hidden,m") == [
+        "protocol.kinds=[hidden,mlp]", "protocol.kinds=[hidden,mlp,"
+    ]  # fmt: skip
+    assert help_texts.complete("train-editor", ["method=mend"], "method.training.trackers=[ml")[0].endswith("[mlflow]")
 
 
 def test_completion_of_a_command_s_protocol():
@@ -346,7 +365,10 @@ def test_what_source_tells_of_an_option_is_what_its_class_has(group):
         assert set(told) == set(hinted), option
         for key, words in told.items():
             takes = describe(hinted[key])
-            assert all(re.search(rf"\b{re.escape(word)}\b", takes) for word in words), f"{option}: {key}"
+            such = [word for word in words if word not in takes and word.startswith("[")]  # which a list may hold
+            assert not such or is_texts(hinted[key]), f"{option}: {key}"
+            told_too = [word.strip("[]") for word in words if word not in such]
+            assert all(re.search(rf"\b{re.escape(word)}\b", takes) for word in told_too), f"{option}: {key}"
 
 
 def test_completion_of_lists_with_commas():

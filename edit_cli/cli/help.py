@@ -216,7 +216,18 @@ def _values(key: str, value: str, groups: Sequence[str], known: Mapping[str, Seq
     """The ways in which `key=value` can go on; in a sweep, what stands before the last comma stays."""
     words = [entry.name for entry in catalog.entries(key)] if key in groups else known.get(key, ())
     words = [] if list(words) == ["null"] else words  # it takes more than that, which nobody can list
+    before, bracket, inside = value.rpartition("[")
+    if bracket and "]" not in inside:
+        return [f"{key}={before}{found}" for found in _in_brackets(inside, words)]
     return [f"{key}={found}" for found in listed(value, words)]
+
+
+def _in_brackets(inside: str, words: Iterable[str]) -> list[str]:
+    """The ways in which a list in brackets can go on. Where there is one alone, a comma stands beside its end."""
+    chosen, comma, last = inside.rpartition(",")
+    options = [word[1:-1] for word in words if word.startswith(f"[{last}")]
+    options = [word for word in options if word not in chosen.split(",")]
+    return [f"[{chosen}{comma}{word}{end}" for word in options for end in ("]," if len(options) == 1 else "]")]
 
 
 def _catalog() -> list[str]:

@@ -41,6 +41,16 @@ class Form:
     words: str
 
 
+@dataclass(frozen=True)
+class Such:
+    """Says of a list of texts which ones it may hold among others, for help and completion: `words`, or the options of
+    a group, such as method.
+    """
+
+    words: tuple[str, ...] = ()
+    group: str = ""
+
+
 class Mark(Enum):
     """What else an annotation says of a field."""
 
@@ -61,6 +71,8 @@ Limit = Annotated[float, Gt(0), Mark.INFINITE]  # inf switches it off
 Layers = Annotated[list[Natural], Mark.DISTINCT]
 FilePath = Annotated[str, Mark.FILE]
 Sentence = Annotated[str, Mark.SENTENCE]
+Modules = Annotated[list[str], Mark.DISTINCT, Such(("mlp_in", "mlp_out"))]
+Trackers = Annotated[list[str], Mark.DISTINCT, Such(("tensorboard", "wandb", "mlflow", "trackio"))]
 
 UNSET = "???"  # a value that has to be given, as configuration files write it
 LARGEST = 2**63 - 1  # whole number that a tensor holds
@@ -175,7 +187,9 @@ def describe(hint: Any) -> str:
         if get_args(hint) and get_origin(_bare(get_args(hint)[0])[0]) is Literal:
             return f"some of [{', '.join(map(shown, get_args(_bare(get_args(hint)[0])[0])))}]"
         inner = describe(get_args(hint)[0]) if get_args(hint) else "values"
-        return f"a list of {_plural(inner)}, such as {_example(get_args(hint))}"
+        such = [word for part in bounds if isinstance(part, Such) for word in part.words]
+        example = f"[{', '.join(such[:2])}]" if such else _example(get_args(hint))
+        return f"a list of {_plural(inner)}, such as {example}"
     if get_origin(hint) is dict or hint is dict:
         return "settings in braces, such as {a: 1, b: 2}"
     if hint is str and (forms := [part.words for part in bounds if isinstance(part, Form)]):
@@ -242,7 +256,9 @@ def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """(type, bounds) of an annotated type, whatever the depth."""
     if get_origin(hint) is Annotated:
         inner, bounds = _bare(get_args(hint)[0])
-        return inner, bounds + tuple(part for part in hint.__metadata__ if isinstance(part, Gt | Ge | Lt | Le | Form))
+        return inner, bounds + tuple(
+            part for part in hint.__metadata__ if isinstance(part, Gt | Ge | Lt | Le | Form | Such)
+        )
     return hint, ()
 
 

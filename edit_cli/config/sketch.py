@@ -13,8 +13,8 @@ PACKAGE = "edit_cli"
 
 
 def keys(target: str, prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """{dotted key: the words that it takes, if it takes some} of a `_target_`, groups inside it included. Nothing of a
-    class that is not of this package, or not there.
+    """{dotted key: the words that it takes, if it takes some} of a `_target_`, groups inside it included; those of a
+    list in brackets, each alone. Nothing of a class that is not of this package, or not there.
     """
     module, _, name = target.rpartition(".")
     cls = _class(module, name)
@@ -25,7 +25,8 @@ def _keys(module: str, cls: ast.ClassDef, prefix: str) -> Iterator[tuple[str, tu
     for name, (place, annotation) in _fields(module, cls).items():
         group = _group(place, annotation)
         if group is None:
-            yield f"{prefix}{name}", tuple(dict.fromkeys(_words(place, annotation)))
+            listed = (f"[{word}]" for word in _listed(place, annotation))
+            yield f"{prefix}{name}", tuple(dict.fromkeys((*listed, *_words(place, annotation))))
         else:
             yield from _keys(*group, f"{prefix}{name}.")
 
@@ -101,6 +102,27 @@ def _words(module: str, annotation: ast.expr) -> Iterator[str]:
             yield from ("true", "false")
         elif (alias := _alias(module, ast.unparse(option))) is not None:
             yield from _words(*alias)
+
+
+def _listed(module: str, annotation: ast.expr) -> Iterator[str]:
+    """What a list may hold, as far as it can be listed."""
+    for mark in ast.walk(annotation):
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "Such":
+            yield from _such(mark)
+    for option in _options(annotation):
+        if isinstance(option, ast.Subscript) and ast.unparse(option.value) == "list":
+            yield from _words(module, option.slice)
+        elif (alias := _alias(module, ast.unparse(option))) is not None:
+            yield from _listed(*alias)
+
+
+def _such(mark: ast.Call) -> Iterator[str]:
+    """The words of a `config.schema.Such`."""
+    from edit_cli.config import catalog  # which reads this
+
+    yield from (word for part in mark.args for word in ast.literal_eval(part))
+    for given in mark.keywords:
+        yield from catalog.names(ast.literal_eval(given.value)) if given.arg == "group" else ()
 
 
 def _options(annotation: ast.expr) -> Iterator[ast.expr]:

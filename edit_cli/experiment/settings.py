@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Len
 
-from edit_cli.config.schema import Config, Count, FilePath, Layers, Linked, Mark, Seed, Sentence
+from edit_cli.config.schema import (
+    Config,
+    Count,
+    FilePath,
+    Layers,
+    Linked,
+    Mark,
+    Modules,
+    Seed,
+    Sentence,
+    Such,
+    Trackers,
+)
 from edit_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +51,7 @@ class Settings(Config):
     """Draw the run's figures; without them each run of a large sweep ends a second or two earlier."""
     report: bool = False
     """Write a page to look at, report.html, into the run's directory."""
-    trackers: Annotated[list[str], Mark.DISTINCT] = field(default_factory=list)
+    trackers: Trackers = field(default_factory=list)
     """Programs that `evaluate` and `sequential` tell their metrics to: tensorboard, wandb, mlflow, trackio, …"""
     plugins: list[str] = field(default_factory=list)
     """Packages of yours that bring methods, data sets or metrics; on the command line only."""
@@ -179,7 +191,7 @@ class CalibrationSettings(Settings):
 
     layers: Annotated[Layers, Len(1)] | None = None
     """Layers to look at; null: all."""
-    modules: Annotated[list[str], Len(1), Mark.DISTINCT] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
+    modules: Annotated[Modules, Len(1)] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
     """Whose keys: mlp_in, mlp_out, or projections' names in a block, such as mlp.c_fc."""
     side: Literal["input", "output"] = "input"
     """Where the key is read: where it enters the module (GRACE) or leaves it (MELO)."""
@@ -235,7 +247,7 @@ class TuningSettings(Settings):
 class DoctorSettings(Settings):
     """Of `doctor`."""
 
-    methods: Annotated[list[str], Len(1), Mark.DISTINCT] | None = None
+    methods: Annotated[list[str], Len(1), Mark.DISTINCT, Such(("rome", "memit"), group="method")] | None = None
     """Methods to try; null: all that there are, but for those that train the model anew."""
     out: FilePath | None = None
     """File for the model's settings, to be kept as DIR/model/NAME.yaml; null: they are shown."""

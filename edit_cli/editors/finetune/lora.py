@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from edit_cli.config.schema import Count, Layers, Linked, Mark, NonNegative, Positive, Seed
+from edit_cli.config.schema import Count, Layers, Linked, Mark, NonNegative, Positive, Seed, Such
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.finetune.base import Batches
 from edit_cli.editors.memory.base import module_of
@@ -34,7 +34,7 @@ class LoraConfig(EditorConfig):
 
     layers: Layers | None = None
     """Blocks that get adapters; null: all."""
-    modules: Annotated[list[str], Mark.DISTINCT]
+    modules: Annotated[list[str], Mark.DISTINCT, Such(("mlp_in", "mlp_out", "attn_out"))]
     """What gets one in a block: mlp_in, mlp_out, attn_out, or names such as attn.c_attn."""
     rank: Count = 8
     """Rank r of an adapter B A."""

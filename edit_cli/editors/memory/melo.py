@@ -13,7 +13,7 @@ import torch
 from annotated_types import Len
 from torch import Tensor, nn
 
-from edit_cli.config.schema import Count, Mark, Natural, NonNegative, Positive
+from edit_cli.config.schema import Count, Mark, Modules, Natural, NonNegative, Positive
 from edit_cli.editors.base import Context
 from edit_cli.editors.memory.base import (
     GAP,
@@ -250,7 +250,7 @@ class MELOConfig(MemoryConfig):
     """Projection that is the index: mlp_in, mlp_out or its name in the block."""
     lora_layers: Annotated[list[Natural], Len(1), Mark.DISTINCT]
     """Layers in which LoRA blocks stand, above the index."""
-    lora_modules: Annotated[list[str], Len(1), Mark.DISTINCT] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
+    lora_modules: Annotated[Modules, Len(1)] = field(default_factory=lambda: ["mlp_in", "mlp_out"])
     """Projections that LoRA blocks stand beside, named as the index is."""
     rank: Count = 2
     """Rank of a block."""

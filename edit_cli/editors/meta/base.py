@@ -17,7 +17,19 @@ from torch import Tensor, nn
 
 from edit_cli.config.identity import flatten, plain
 from edit_cli.config.registry import name_of
-from edit_cli.config.schema import Config, Count, Layers, Linked, Mark, Natural, NonNegative, Positive, Seed, hints
+from edit_cli.config.schema import (
+    Config,
+    Count,
+    Layers,
+    Linked,
+    Mark,
+    Natural,
+    NonNegative,
+    Positive,
+    Seed,
+    Trackers,
+    hints,
+)
 from edit_cli.editors.base import Context, Editor, EditorConfig
 from edit_cli.editors.meta import checkpoints
 from edit_cli.editors.meta.base_model_cache import BaseModelCache
@@ -78,7 +90,7 @@ class TrainingConfig(Config):
     """To keep what the frozen model says of the training prompts, so that it is computed once; 0: each time."""
     fsdp: Annotated[bool, NotInRecipe] = False
     """Spread network, gradients and optimizer states over the processes (FSDP2), which else hold one copy each."""
-    trackers: Annotated[list[str], NotInRecipe, Mark.DISTINCT] = field(default_factory=lambda: ["tensorboard"])
+    trackers: Annotated[Trackers, NotInRecipe] = field(default_factory=lambda: ["tensorboard"])
     """Names that accelerate knows (tensorboard, wandb, mlflow, …), beside the curves in the run directory."""
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from edit_cli.config.schema import Config, Count, FilePath, Mark, Natural
+from edit_cli.config.schema import Config, Count, FilePath, Mark, Natural, Such
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownstreamOptions(Config):
     """General ability, beside what is asked about the facts."""
 
-    downstream: Annotated[list[str], Mark.DISTINCT] = field(default_factory=list)
+    downstream: Annotated[list[str], Mark.DISTINCT, Such(("world_choice", "hellaswag", "arc_easy", "mmlu"))] = field(
+        default_factory=list
+    )
     """Tasks of lm-evaluation-harness, such as hellaswag, that are asked before and after (docs/downstream.md);
     world_choice is of the embedded world."""
     downstream_path: FilePath | None = None
