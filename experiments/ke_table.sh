@@ -6,7 +6,7 @@
 #   SCALE=paper SETUP="model=bert-base-uncased dataset=fever" experiments/ke_table.sh runs/bert model.id=CLASSIFIER_OF_CLAIMS
 #
 # SCALE: scale.sh. SETUP holds model and data, with commas between several; ALL names all layers, NORM is δ of constrained fine-tuning. One fact
-# at a time. Writes MODEL.{md,csv} into OUT.
+# at a time. Beside them stands what MEND's authors measured of KE and fine-tuning. Writes MODEL.{md,csv} into OUT.
 set -euo pipefail
 . "$(dirname "$0")/scale.sh"
 
@@ -42,6 +42,6 @@ for setup in "${setups[@]}"; do
     edit-cli evaluate "${own[@]}" limit="$LIMIT" protocol.batch_size=1 protocol.observe.sample=false protocol.observe.max_new_tokens=12 "${BRIEF[@]}" "$@" \
       tag="$name" run_dir="$OUT/$model/evaluate/$name" > /dev/null
   done
-  edit-cli compare "$OUT/$model"/evaluate/*/ --by tag --out "$OUT/$model" \
-    --metrics ke_success,ke_retain,ke_equivalence,ke_deterioration,efficacy_accuracy,paraphrase_accuracy
+  edit-cli compare "$OUT/$model"/evaluate/*/ --by tag --published mend-fever,mend-zsre --out "$OUT/$model" \
+    --metrics ke_success,ke_retain,ke_equivalence,ke_deterioration,efficacy_accuracy,paraphrase_accuracy,es_outer,locality_drawdown
 done

@@ -77,5 +77,5 @@ for size in $SIZES; do
     esac
   done
 done
-edit-cli compare $(for size in $SIZES; do printf '%s ' "$RUNS/$size"/*/; done) --x protocol.batch_size --by tag --out "$folder/malmen_vs_mend" \
-  --metrics es_edit,paraphrase_seen_accuracy,paraphrase_unseen_accuracy,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown,efficacy_generated_exact,paraphrase_generated_exact,locality_generated_unchanged
+edit-cli compare $(for size in $SIZES; do printf '%s ' "$RUNS/$size"/*/; done) --x protocol.batch_size --by tag --published malmen-zsre-10k --out "$folder/malmen_vs_mend" \
+  --metrics es_edit,efficacy_token_accuracy,paraphrase_token_accuracy,paraphrase_seen_accuracy,paraphrase_unseen_accuracy,locality_random_drawdown,locality_same_relation_drawdown,locality_same_subject_drawdown,efficacy_generated_exact,paraphrase_generated_exact,locality_generated_unchanged
