@@ -213,6 +213,17 @@ def test_columns_that_do_not_fit_stand_below(runs, cli, monkeypatch):
     assert sum(line.startswith("memit ") for line in shown) == len(heads)
 
 
+def test_published_columns_are_those_of_the_table_at_any_width(runs, cli, monkeypatch):
+    """What is told below them is of all columns, not of those that stand last."""
+    given = ("compare", "rome", "--published", "rome-counterfact")
+    monkeypatch.setenv("COLUMNS", "50")
+    narrow = cli(*given).out
+    assert "none of these metrics" not in narrow and "NOT COMPARABLE" in narrow
+    table = cli(*given, "--format", "markdown").out.split("**Published (rome-counterfact)**")[1]
+    heads = next(line for line in table.splitlines() if line.startswith("| run"))
+    assert "Efficacy success" in heads and "contains" not in heads
+
+
 def test_latex_by_the_suffix(runs, cli):
     finished_run(runs / "odd", cases(5), "a_b%", protocol={"batch_size": 1})
     ended = cli("compare", "rome", "odd", "--against", "rome", "--out", "tables/t.tex", "--metrics", "efficacy_success")

@@ -78,7 +78,7 @@ def test_neither_page_nor_trackers_make_another_run(finished, monkeypatch, cache
     [
         (("method=look*",), "lookup"),
         (("limit=2", "status=success", "--sort", "efficacy_success"), "efficacy_success"),
-        (("method=memit",), "no runs"),
+        (("method=memit", "limit=2"), "no runs with method=memit limit=2"),
     ],
 )
 def test_runs_are_listed_by_what_they_are(arguments, told, look):
@@ -92,6 +92,7 @@ def test_runs_are_listed_by_what_they_are(arguments, told, look):
         (("runs", "methd=memit"), "methd: no run has such a setting; did you mean method?"),
         (("runs", "memit"), "ls runs memit: write KEY=VALUE"),
         (("runs", "--sort", "efficacy_sucess"), "--sort efficacy_sucess: there is no such metric; did you mean"),
+        (("runs", "--sort", "nothing"), "there is no such metric; `edit-cli ls metrics` lists them"),
         (("methods", "method=memit"), "ls methods: only runs are chosen by method=memit"),
     ],
 )

@@ -223,6 +223,18 @@ def test_what_cannot_be_made_is_told_in_a_line(arguments, code, told, cli, tmp_p
     assert not (tmp_path / "report.html").exists()
 
 
+def test_runs_that_are_called_alike_are_told_apart(cli, tmp_path):
+    """In the list of runs by their directories; in the comparison they are one row, over two seeds."""
+    for seed, hits in enumerate((HIT, MISS)):
+        finished_run(tmp_path / "runs" / f"memit-{seed}", {str(n): hits for n in range(4)}, seed=seed)
+    assert cli("report", "runs", "--out", "all.html").code == 0
+    text = (tmp_path / "all.html").read_text()
+    assert all(f"4 facts edited, one at a time (memit-{seed})</a>" in text for seed in (0, 1))
+    assert "seeds</th>" in text
+    assert "\N{NO-BREAK SPACE}" in text  # between the ends of an interval
+    assert "para- phrase" not in text
+
+
 def test_the_same_run_gives_the_same_page(tmp_path):
     from edit_cli.report.page.run import write_own
 

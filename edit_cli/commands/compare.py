@@ -295,8 +295,8 @@ def _show(
     rest = list(names)
     while rest:
         part = next((rest[:count] for count in range(len(rest), 1, -1) if fits(rest[:count])), rest[:1])
-        for number, sheet in enumerate(sheets(part)):
-            notes_now = sheet.notes if len(rest) == len(part) else ()
+        for number, (sheet, whole) in enumerate(zip(sheets(part), sheets(names), strict=True)):
+            notes_now = whole.notes if len(rest) == len(part) else ()  # which are of all columns
             if not (sheet.filled or notes_now):
                 continue
             if number or len(rest) < len(names):

@@ -31,6 +31,8 @@ def run(what: str, as_json: bool, runs_dir: Path, wanted: Sequence[str] = (), so
     rows = _runs(runs_dir, _conditions(wanted), sort) if what == "runs" else _rows(what)
     if as_json:
         screen.json(rows)
+    elif what == "runs" and wanted and not rows:
+        screen.line(f"no runs with {' '.join(wanted)}")
     elif what == "runs":
         screen.show(runs_list(rows, sort))
     elif what == "metrics":
@@ -67,7 +69,9 @@ def _runs(runs_dir: Path, conditions: Mapping[str, Sequence[str]], sort: str | N
     from edit_cli.runs.run import list_runs
 
     if sort is not None and sort not in (known := metrics()):
-        raise UsageError(f"--sort {sort}: there is no such metric{did_you_mean(sort, known)}")
+        raise UsageError(
+            f"--sort {sort}: there is no such metric{did_you_mean(sort, known, listed_by='edit-cli ls metrics')}"
+        )
     records = list_runs(runs_dir)
     settings = [_settings(record) for record in records]
     known_keys = dict.fromkeys([*NAMED, *(key for one in settings for key in one)])

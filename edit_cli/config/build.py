@@ -170,10 +170,16 @@ def plain_containers(config: DictConfig) -> dict[str, Any]:
         raise UsageError(_interpolation(error)) from None
 
 
-def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any], choices: str = "there are") -> str:
-    """The end of a message about an unknown name: what it may have meant, else all there is."""
+def did_you_mean(
+    word: str, known: Sequence[str] | Mapping[str, Any], choices: str = "there are", listed_by: str = ""
+) -> str:
+    """The end of a message about an unknown name: what it may have meant, else all there is, or the command that lists
+    what would fill a screen.
+    """
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; {choices}: {', '.join(map(str, known))}"
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; `{listed_by}` lists them" if listed_by else f"; {choices}: {', '.join(map(str, known))}"
 
 
 def _value(node: DictConfig, key: str, path: str) -> Any:

@@ -169,8 +169,9 @@ def read(key: str) -> Table:
 
 
 def sheet(table: Table, metrics: Sequence[str], headings: Sequence[str], edited: Sequence[Mapping[str, Any]]) -> Sheet:
-    """The rows of the models that were edited here (all, if there are none of them), in columns of `metrics`; the notes
-    say what differs. edited: of each run, its conditions by key: "command", "model", "data set", "cases", "protocol.…".
+    """The rows of the models that were edited here (all, if there are none of them), in those columns of `metrics` that
+    the table has; the notes say what differs. edited: of each run, its conditions by key: "command", "model",
+    "data set", "cases", "protocol.…".
     """
     columns = table.columns(metrics)
     models = {one["model"] for one in edited}
@@ -178,11 +179,12 @@ def sheet(table: Table, metrics: Sequence[str], headings: Sequence[str], edited:
     body = []
     for row in rows:
         found = {metric: table.printed(row, column) for metric, column in columns.items()}
-        cells = [one.told(METRICS[metric].decimals) if (one := found.get(metric)) else "–" for metric in metrics]
+        cells = [one.told(METRICS[metric].decimals) if one else "–" for metric, one in found.items()]
         if any(found.values()):
             body.append([f"{row['method']} on {row['model']}", *cells])
     notes = [_told(table.told), *_unlike(table.told, rows, edited), *_measured_otherwise(table.told, columns)]
-    return Sheet(f"Published ({table.key})", ["run", *headings], [Block("", body)], notes)
+    heads = [heading for metric, heading in zip(metrics, headings, strict=True) if metric in columns]
+    return Sheet(f"Published ({table.key})", ["run", *heads], [Block("", body)], notes)
 
 
 def _told(told: Columns) -> str:

@@ -38,27 +38,34 @@ def figure(points: Sequence[Point], x: str | None, metrics: Sequence[str], title
 
 def grid_of(sheet: Sheet) -> Grid:
     """A table of texts."""
-    blocks = [Rows(block.label, [[Cell(text) for text in row] for row in block.rows]) for block in sheet.filled]
-    return Grid(list(sheet.heads), blocks, sheet.title, sheet.notes, range(1, len(sheet.heads)))
+    blocks = [Rows(block.label, [[Cell(_kept(text)) for text in row] for row in block.rows]) for block in sheet.filled]
+    return Grid(list(map(unbroken, sheet.heads)), blocks, sheet.title, sheet.notes, range(1, len(sheet.heads)))
 
 
 def _means(ends: Sequence[Point], metrics: Sequence[str]) -> Grid:
     """A row a run; what is a share is drawn, too."""
     spent = list(dict.fromkeys(key for point in ends for key in point.cost))
+    seeds = ["seeds"] if any(point.entry.get("seeds", 1) > 1 for point in ends) else []
     rows: dict[str, dict[str, dict[str, Cell]]] = {}
     for point in ends:
         row = rows.setdefault(point.conditions, {}).setdefault(point.line, {"run": Cell(point.line)})
         row |= {key: Cell(text) for key, text in point.cost.items()}
+        row["seeds"] = Cell(str(point.entry.get("seeds", 1)))
         text = compare.mean(point.entry, measures()[point.metric].decimals)
         marks = mark(1, point.entry) if measures()[point.metric].unit == "%" else []
-        row[point.metric] = Cell(text, point.entry["mean"], marks=marks)
-    keys = ["run", *metrics, *spent]
+        row[point.metric] = Cell(_kept(text), point.entry["mean"], marks=marks)
+    keys = ["run", *seeds, *metrics, *spent]
     blocks = [
         Rows(label, [[row.get(key, Cell("–", tone="quiet")) for key in keys] for row in lines.values()])
         for label, lines in rows.items()
     ]
-    heads = ["run", *(unbroken(compare.heading(name, True)) for name in metrics), *spent]
+    heads = ["run", *seeds, *(unbroken(compare.heading(name, True)) for name in metrics), *spent]
     return Grid(heads, blocks, right=range(1, len(keys)))
+
+
+def _kept(text: str) -> str:
+    """A cell whose interval, and what stands behind its ±, is never parted at the end of a line."""
+    return text.replace(", ", ",\N{NO-BREAK SPACE}").replace("± ", "±\N{NO-BREAK SPACE}")
 
 
 def _meaning(metrics: Sequence[str]) -> list[str]:

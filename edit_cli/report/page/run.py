@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,11 @@ def page_of(parts: Sequence[Part], **more: Any) -> Page:
     from edit_cli import __version__
 
     title = parts[0].title if len(parts) == 1 else f"{len(parts)} runs"
+    times = Counter(part.title for part in parts)
+    parts = [
+        replace(part, title=f"{part.title} ({Path(part.place).name})") if times[part.title] > 1 else part
+        for part in parts
+    ]
     return Page(title, parts, made=f"edit-cli {__version__}", **more)
 
 
