@@ -124,6 +124,7 @@ def test_unlike_runs_stand_in_no_column(runs, cli, other, told):
     assert (refused.code, refused.out) == (2, "")
     assert told in refused.err and "--anyway" in refused.err
     assert len(refused.err.strip().splitlines()) == 1
+    assert ("--x protocol.batch_size" in refused.err) == ("batch_size" in told)  # where nothing else differs
     listed = cli("compare", "memit", "other", "--anyway", "--against", "memit", "--format", "csv")
     found = rows(listed.out)
     assert len({row["conditions"] for row in found}) == 2

@@ -122,6 +122,7 @@ def test_an_edit_of_a_model_in_a_folder_says_that_its_receiver_names_one(there):
 def test_nothing_is_sent_that_is_only_to_be_shown(there):
     ended = there.run("push", "b", "hub:ada/organ", "--dry-run")
     assert (ended.code, there.hub.asked) == (0, []) and "base/edit.safetensors" in ended.out
+    assert "nothing was sent" in ended.err
 
 
 def _no_token(patch, hub):

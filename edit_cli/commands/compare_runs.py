@@ -256,7 +256,7 @@ def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: b
     if not anyway and not (unlike == [SIZE] and own_sizes(groups)):
         complaint = "; ".join(_complaint(key, groups, told) for key in _informative(unlike)[:3])
         more = f" and {len(_informative(unlike)) - 3} more" if len(_informative(unlike)) > 3 else ""
-        axis = next((f"put it on the axis (--x {key}), " for key in unlike if key == SIZE), "")
+        axis = f"put it on the axis (--x {SIZE}), " if unlike == [SIZE] else ""
         raise UsageError(
             f"these runs are not alike: {complaint}{more}. Compare those that are, {axis}or list them apart (--anyway)"
         )

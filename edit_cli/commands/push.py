@@ -32,6 +32,7 @@ def run(
     for note in found.notes:
         screen.note(note)
     if dry_run:
+        screen.note("nothing was sent (--dry-run)")
         screen.line(str(address))
         return 0
     monitor = ConsoleMonitor(screen)
