@@ -64,7 +64,7 @@ class Screen:
     """
 
     def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
-        fits = sys.stdout is None or sys.stdout.isatty() or "COLUMNS" in os.environ
+        fits = sys.stdout is None or sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
         self.out = out or SafeConsole(width=None if fits else WHOLE)
         self.err = err or SafeConsole(stderr=True)
         self.live: Live | None = None  # what is drawn below the last line, while there is something to wait for

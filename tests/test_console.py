@@ -6,12 +6,14 @@ import io
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console, Group
 
 from edit_cli import console
-from edit_cli.console import ConsoleMonitor, SafeConsole, Screen, duration
+from edit_cli.console import WHOLE, ConsoleMonitor, SafeConsole, Screen, duration
+from edit_cli.report.tables.listing import runs_list
 from edit_cli.terminal import visible
 
 
@@ -194,3 +196,24 @@ def test_in_a_terminal_nested_tasks_are_drawn_and_leave_nothing_behind():
 @pytest.mark.parametrize(("seconds", "told"), [(0.4, "0 s"), (59, "59 s"), (61, "0:01:01"), (3723, "1:02:03")])
 def test_durations(seconds, told):
     assert duration(seconds) == told
+
+
+def test_columns_that_are_set_to_nothing_are_not_set(monkeypatch):
+    """Rows that go into a pipe are as long as they are."""
+    for value, width in (("", WHOLE), ("90", 90)):
+        monkeypatch.setenv("COLUMNS", value)
+        monkeypatch.setattr("sys.stdout", io.StringIO())
+        assert Screen().out.width == width
+
+
+def test_lists_of_runs_tell_two_scores_apart():
+    def run(*names):
+        return {"path": names[0], "status": "success", "started": None, "n": 1, "failed": 0,
+                "metrics": {name: {"after": {"mean": 1.0, "n": 1}} for name in names}}  # fmt: skip
+
+    def heads(*rows):
+        table: Any = runs_list(rows)
+        return [column.header for column in table.columns][4:]
+
+    assert heads(run("score")) == heads(run("token_score")) == ["score"]
+    assert heads(run("score"), run("token_score")) == ["Score S", "Score S (tokens)"]

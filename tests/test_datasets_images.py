@@ -150,7 +150,7 @@ def test_malformed_records_of_a_list_are_named_by_line_and_field(tmp_path):
         10: ({"image": "dog/0.png", "label": " "}, "label is empty"),
         11: ({"image": "dog/0.png", "label": "dog", "target_new": "Dog"}, "target_new is the label already"),
         12: ({"image": "dog/0.png", "label": "dog", "id": "a"}, "id occurs twice"),
-        13: (["dog/0.png", "dog"], "is not an object with named fields"),
+        13: (["dog/0.png", "dog"], "is a list, not an object with named fields"),
     }
     path = tmp_path / "list.jsonl"
     lines = [good, *(row for row, _ in bad.values()), {"image": "dog/1.png", "label": "dog"}]

@@ -117,7 +117,7 @@ def test_every_dropped_row_is_reported_once_by_line_and_field(tmp_path: Path) ->
     expected = [
         "line 2 (id 1): id occurs twice; the first record with it is used",
         "line 3: is not valid JSON",
-        "line 4: is not an object with named fields",
+        "line 4: is a list, not an object with named fields",
         "line 6 (id 3): subject is empty",
     ]
     assert dataset.total == 5 and [str(drop) for drop in dataset.dropped] == expected
@@ -161,9 +161,13 @@ def test_repeated_and_contradictory_edits_are_told(tmp_path: Path) -> None:
         ("a.json", b"[" * 100_000, "is not valid JSON"),
         ("a.json", b'"text"', "neither a JSON list"),
         ("a.json", b'{"rows": [1]}', "holds no usable record: expected .*; line 1: subject is missing"),
-        ("a.json", b"[1, null]", "record 0: is not an object"),
+        ("a.json", b"[1, null]", "record 0: is a number, not an object"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "caf\xe9"}', r"is not UTF-8 text \(line 2\)"),
-        ("a.csv", b"frage,antwort\nx,y\n", "expected prompt, subject, target_new; .*; line 2: subject is missing"),
+        (
+            "a.csv",
+            b"frage,antwort\nx,y\n",
+            r"'frage,antwort', names none of the columns .* \(prompt, subject, target_new; ",
+        ),
         ("a.csv", b"prompt,prompt\nx,y\n", "names a column twice"),
         ("a.csv", b"prompt,subject,target_new\n", "holds no usable record"),
     ],

@@ -79,7 +79,7 @@ def test_malformed_records_are_named_by_line_and_field(tmp_path):
         9: ({"source": "a dog", "reference": "ein Hund", "wanted": "ein Hund"}, "wanted is the reference already"),
         10: ({"source": "a dog", "reference": "ein Hund", "id": "a"}, "id occurs twice"),
         11: ({"source": "a dog", "reference": "ein Hund", "id": [1]}, "id is neither a number nor text"),
-        12: (["a dog", "ein Hund"], "is not an object with named fields"),
+        12: (["a dog", "ein Hund"], "is a list, not an object with named fields"),
     }
     path = tmp_path / "pairs.jsonl"
     path.write_text(

@@ -39,6 +39,7 @@ FORMS = {
     "by name.json": json.dumps({f"fact {n}": row for n, row in enumerate(ROWS)}),
     "commas.csv": "\n".join([HEADER, *(",".join(row.values()) for row in ROWS)]),
     "semicolons.csv": "\r\n".join([HEADER.replace(",", ";"), *(";".join(row.values()) for row in ROWS)]),
+    "bars.csv": "\n".join([HEADER.replace(",", "|"), *("|".join(row.values()) for row in ROWS)]),
     "tabs.csv": "\n".join([HEADER.replace(",", "\t"), *("\t".join(row.values()) for row in ROWS)]),
     "tabs.tsv": "\n".join([HEADER.replace(",", "\t"), *("\t".join(row.values()) for row in ROWS)]),
     "empty cells.csv": "\n".join([f"{HEADER},,", *(",".join(row.values()) + ",,,,," for row in ROWS), ",,,", ""]),
@@ -82,6 +83,17 @@ def test_a_single_record_is_no_wrapping(write: Writer) -> None:
         ("a.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)[:-9], "is a damaged gzip file"),
         ("a.json.gz", gzip.compress(b"caf\xe9", mtime=0), r"is not UTF-8 text \(line 1\)"),
         ("a.csv", f"{HEADER}\n{{}} is,Ada,Oslo,more\n", "line 2: has more cells than the header"),
+        (
+            "a.csv",
+            "{} is,Ada,Oslo\n{} is,Bo,Rome\n",
+            r"without a header: its first line, '{} is,Ada,Oslo', .*\(prompt, sub",
+        ),
+        ("a.tsv", "{} is\tAda\tAda\n", "without a header"),  # before a column that is named twice
+        ("a.csv", "frage;antwort\nx;y\n", "its first line, 'frage;antwort', names none of the columns"),
+        ("a.jsonl", lines([["{} is", "Ada", "Oslo"]] * 2), r"each record is a list, .* named fields \(prompt, subject"),
+        ("a.json", json.dumps([["{} is", "Ada", "Oslo"]]), "each record is a list, not an object with named fields"),
+        ("a.json", json.dumps(["{} is", "Ada", "Oslo"]), "each record is text, not an object with named fields"),
+        ("a.jsonl", "[1]\n[2]\n", "each record is a list"),
     ],
 )
 def test_the_message_says_what_is_wrong_with_the_form(

@@ -85,6 +85,22 @@ def test_logits_are_those_of_whole_texts():
                 assert token == int(expected.argmax())
 
 
+def test_how_far_texts_have_come_is_told_while_none_has_ended():
+    """All rows of a batch end together: a count of ended ones would stand at 0 until then."""
+    lm = model("gpt2")
+    heard: list[int] = []
+
+    def choose(logits, numbers, counts):
+        return logits.argmax(-1)
+
+    rows = [lm.head.encode([("Ada", None)])[0].ids] * 8
+    lm.head._decoder.write(rows, [8] * 8, choose, lambda token: False, heard.append)
+    assert max(heard) == 1 and sum(heard) == 8  # one after another, though all end with the last token
+    heard.clear()
+    (one, *_) = lm.head._decoder.write(rows, [8] * 8, choose, lambda token: True, heard.append)
+    assert len(one) == 1 and sum(heard) == 8
+
+
 def test_half_as_many_rows_go_on_when_memory_runs_out(monkeypatch):
     lm, sizes, passes = model("gpt2"), [], Decoder.step
     expected = texts(lm)

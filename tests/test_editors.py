@@ -14,9 +14,10 @@ from learners import examples_of, quick_editor
 
 from edit_cli.config.catalog import names
 from edit_cli.editors.base import Context, Editor
+from edit_cli.editors.locate import ultraedit
 from edit_cli.editors.retrieval.serac import SeracRoute
 from edit_cli.edits import store as edit_store
-from edit_cli.edits.edit import WeightDelta
+from edit_cli.edits.edit import Edit, WeightDelta
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.requests import EditRequest
 from edit_cli.testing import MethodConformance, likelihoods
@@ -154,6 +155,45 @@ def test_what_is_written_does_not_hang_on_how_many_facts_come_at_once(name, edit
     (likely, texts), (together, texts_together) = found
     assert together == pytest.approx(likely, rel=rel, abs=rel)
     assert texts_together == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("memit", ("method.past_keys=write",)), ("memit", ("method.past_keys=post",)), ("alphaedit", ()),
+        ("ultraedit", ("method.begin_with=0",)), ("ewc", ()), ("replay", ("method.every=1",)), ("enn", ()),
+    ],
+)  # fmt: skip
+def test_an_edit_that_is_no_number_leaves_nothing_in_its_editor(name, settings, editor, monkeypatch):
+    """It is not kept, so nothing may come of it: the next one is as if it had not been tried."""
+    lm, wanted = model("Conv1D"), requests(8)
+    made, fresh = editor(name, *settings), editor(name, *settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(Edit, "is_finite", property(lambda edit: False))
+        made.edit(lm, wanted[:4])
+    again, alone = (one.edit(lm, wanted[4:]).state()[0] for one in (made, fresh))
+    assert again.keys() == alone.keys()
+    assert all(torch.equal(again[part], alone[part]) for part in alone)
+
+
+def test_moments_do_not_keep_a_gradient_that_is_infinite(editor, monkeypatch):
+    lm, wanted = model("Conv1D"), requests(6)
+    made = editor("ultraedit", "method.begin_with=0", "method.modules=[mlp_out:4]").on(lm)
+    made.edit(wanted[:2])
+    before = {shape: (kept.count, kept.mean.tolist()) for shape, kept in made.moments.items()}
+    real = ultraedit._inputs_and_gradients
+
+    def infinite(*arguments):
+        found = real(*arguments)
+        for _, gradient in found.values():
+            gradient[0, 0] = float("inf")
+        return found
+
+    monkeypatch.setattr(ultraedit, "_inputs_and_gradients", infinite)
+    assert not made.edit(wanted[2:4]).is_finite
+    assert before == {shape: (kept.count, kept.mean.tolist()) for shape, kept in made.moments.items()}
+    monkeypatch.undo()
+    assert made.edit(wanted[4:]).is_finite
 
 
 @pytest.mark.parametrize("name", ["memit", "rome", "emmet", "ft"])

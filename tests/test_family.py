@@ -207,6 +207,9 @@ def test_blue_writes_the_first_and_the_last_layer_each_towards_its_own_targets(e
     expected = first.updates | last.updates
     assert edit.info["steps"] == first.info["steps"] + last.info["steps"] and len(edit.info["steps"]) == 2 * 3
     assert edit.info["losses"] == pytest.approx(first.info["losses"] + last.info["losses"], rel=1e-3)
+    assert edit.info["diagnosis"]["values"] == 2 * 3
+    reached = [part.info["diagnosis"]["reached"] for part in (first, last)]
+    assert edit.info["diagnosis"]["reached"] == sum(reached)
     assert edit.updates.keys() == expected.keys() and len(expected) == 2
     for name, factors in edit.updates.items():
         assert relative(factors.dense(), expected[name].dense()) < 1e-4

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from edit_cli.metrics import published
 from edit_cli.metrics.locality_distribution import ENOUGH, ROUNDING, divergence, likeliest, watch
 from edit_cli.metrics.observe import BeforeCache, ObserveOptions, observe
 from edit_cli.metrics.published import squeezed
@@ -237,6 +238,14 @@ def test_distributions_are_asked_at_locality_answers_only_and_stored_with_the_ob
 
 
 # perplexity drawdown
+
+
+def test_bleu_that_is_lost_is_its_drawdown(monkeypatch):
+    """Also where sacrebleu is not installed."""
+    monkeypatch.setattr(published, "bleu", lambda probes: {"well": 40.0, "worse": 30.0}[probes[0]["generated"]])
+    pair: Any = ({"generated": "worse"}, {"generated": "well"})
+    assert published._bleu([pair], "after") == {"bleu": 30.0, "bleu_drawdown": 10.0}
+    assert published._bleu([pair], "before") == {"bleu": 30.0}
 
 
 def test_perplexity_drawdown_weighs_tokens_over_all_cases():

@@ -218,14 +218,14 @@ def test_comparisons_and_lists_of_what_was_tampered_with(run):
 LINES = {
     "evaluated": {
         "case_id": "text", "step": "", "requests": "", "requests.0.prompt": "text", "requests.0.subject": "text|null",
-        "requests.0.target_true": "text|null", "before": "null", "after": "null", "before.probes": "",
+        "requests.0.target_true": "text|null", "before": "", "after": "", "before.probes": "",
         "after.probes.0.kind": "", "after.probes.0.prompt": "", "after.probes.0.target": "",
         "after.probes.0.target_nll": "null|number", "after.probes.0.target_hits": "",
         "after.probes.0.target_predicted": "null", "after.probes.0.generated": "text|null", "after.texts": "",
         "after.perplexity": "null", "after.probes.0.group": "text|absent", "after.probes.0.aliases": "absent",
         "after.probes.0.top": "absent", "seconds": "null|number", "error": "text|null", "phases": "absent",
     },
-    "lifelong": {"when": "", "edits": "", "sampled": "flag|absent"},
+    "lifelong": {"when": "", "edits": "", "sampled": "flag|absent", "before": "", "after": ""},
     "sme": {"when": "", "fold": ""},
     "traced": {"request": "", "known": "flag", "error": "text|null", "tokens": "", "roles": "",
                "high": "number|negative", "scores": "", "noise_std": "number|negative", "scores.mlp.0": ""},
@@ -240,6 +240,44 @@ def test_lines(run, name, field, allowed):
     for wrong in others(allowed):
         path.write_text("".join(json.dumps(line) + "\n" for line in [changed(lines[0], field, wrong), *lines[1:]]))
         refused(run("show", name), "results.jsonl, line 1,", given=wrong)
+
+
+@pytest.mark.parametrize("name", ["evaluated", "edited", "lifelong", "sme", "traced", "trained"])
+@pytest.mark.parametrize("kept", [0, 1], ids=["one torn line", "a whole line and a torn one"])
+def test_a_summary_of_more_lines_than_there_are_is_not_shown(run, name, kept):
+    """It is of a run that was whole once."""
+    path = Path(name, "results.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:kept]) + lines[0][:40])
+    if kept == len(lines):  # nothing is gone
+        assert run("show", name).code == 0
+        return
+    for command in (("show", name), ("compare", name, name, "--anyway"), ("report", name, "--out", "page.html")):
+        refused(run(*command), "results.jsonl", "torn or gone", "the same command makes")
+
+
+@pytest.mark.parametrize("name", ["evaluated", "edited", "lifelong", "sme", "traced"])
+def test_lines_that_were_lost_are_made_again(run, name):
+    """Also by commands that count a run as complete once it has a summary."""
+    path, whole = Path(name, "results.jsonl"), Path(name, "summary.json")
+    lines, before = json_lines(path), json.loads(whole.read_text())["metrics"]
+    path.write_text(json.dumps(lines[0])[:40])
+    small = SMALL if COMMANDS[name][0] != "trace" else ()
+    again = (*COMMANDS[name], f"run_dir={name}", "model.device=cpu", "figures=false", *small)
+    assert "goes on from there" in run(*again, "--dry-run").out
+    assert run(*again).code == 0
+    assert json.loads(whole.read_text())["metrics"] == before
+    assert [line["case_id"] for line in json_lines(path)] == [line["case_id"] for line in lines]
+
+
+def test_a_turn_tells_what_was_said_before_and_after_its_edit(run):
+    path = Path("sme", "results.jsonl")
+    lines = json_lines(path)
+    at = next(number for number, line in enumerate(lines) if line["when"] == "turn" and line["mistake"])
+    for side in ("before", "after"):
+        path.write_text("".join(json.dumps({**line, side: None} if n == at else line) + "\n"
+                                for n, line in enumerate(lines)))  # fmt: skip
+        refused(run("show", "sme"), f"results.jsonl, line {at + 1},")
 
 
 def test_lines_that_contradict_each_other_or_are_there_twice(run):

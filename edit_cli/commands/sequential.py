@@ -207,7 +207,7 @@ def _take(walk: Walk, number: int, step: list[Case]) -> Attempt:
         rejected = made.get("rejected", {})
         done = Attempt(edit, [case for case in step if case.id not in rejected], rejected, made["seconds"])
     elif number <= walk.steps.start:  # there was nothing to be saved
-        return Attempt(None, [], {case.id: "" for case in step}, 0.0)
+        return Attempt(None, [], {case.id: "it came to no edit when its step was taken" for case in step}, 0.0)
     else:
         done = attempt(walk.editor, step)
         if done.edit is not None:

@@ -179,7 +179,7 @@ class Source(Config, ABC):
 
     def read(self, file: File) -> Content:
         """The raw rows of the file."""
-        return read(file.path, file.label, self.fields)
+        return read(file.path, file.label, self.fields, self.expects)
 
     def split_of(self, row: Row) -> str | None:
         """The split that a row belongs to: what its field `split` says, None without it."""
@@ -228,9 +228,8 @@ class Source(Config, ABC):
 
     def _load(self, limit: int | None, monitor: Monitor, split_key: str, knows: Knows | None) -> Dataset:
         file = self.locate(monitor)
+        _refuse_damaged(file)
         content = self.read(file)
-        if file.sha256 not in (None, content.sha256):
-            raise MissingError(f"{file.path} is a damaged copy of {file.label}: delete it to download it again")
         split = None if self.split == "all" else self.split or file.split
         rows = self._of_split(content, split, file.label, split_key)
         usable, dropped = self._cases(rows)
@@ -363,6 +362,16 @@ class Source(Config, ABC):
         if split not in known:
             raise UsageError(f"{key}={split}: {label} has {', '.join(known[:10])}")
         return [row for row, one in zip(content.rows, splits, strict=True) if one == split or isinstance(row, Dropped)]
+
+
+def _refuse_damaged(file: File) -> None:
+    """Raises MissingError: a published file is not what was published; told before what this makes of its form."""
+    if file.sha256 is None:
+        return
+    with file.path.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != file.sha256:
+        raise MissingError(f"{file.path} is a damaged copy of {file.label}: delete it to download it again")
 
 
 def _tell_repeated(name: str, cases: Sequence[Case], monitor: Monitor) -> None:

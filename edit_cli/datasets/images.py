@@ -108,7 +108,7 @@ class ImageFiles(Images):
         return super().locate(monitor)
 
     def read(self, file: File) -> Content:
-        return _folder(file) if file.path.is_dir() else read(file.path, file.label, self.fields)
+        return _folder(file) if file.path.is_dir() else read(file.path, file.label, self.fields, self.expects)
 
     def file(self, row: Row) -> bytes:
         path = row.get("image")

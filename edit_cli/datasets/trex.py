@@ -68,7 +68,7 @@ class TREx(Pooled):
         paths = sorted(path for path in file.path.glob("*.jsonl") if path.name != RELATIONS)
         if not paths:
             raise MissingError(f"dataset.path={self.path} is a folder without files *.jsonl: name LAMA's TREx folder")
-        contents = [read(path, f"{file.label}/{path.name}", self.fields) for path in paths]
+        contents = [read(path, f"{file.label}/{path.name}", self.fields, self.expects) for path in paths]
         rows: list[Row | Dropped] = []
         for path, content in zip(paths, contents, strict=True):
             for row in content.rows:
@@ -119,7 +119,7 @@ class TREx(Pooled):
             return {}
         file = locate(self.templates, self.cache_dir, Monitor(), "dataset.templates")
         found = {}
-        for row in read(file.path, file.label, frozenset(("relation", "template"))).rows:
+        for row in read(file.path, file.label, ("relation", "template"), "relation, template").rows:
             if not isinstance(row, Row) or not row.has("relation") or not row.has("template"):
                 raise MissingError(f"dataset.templates: {file.label}, {row.where} has no relation and template")
             text = row.phrase("template")

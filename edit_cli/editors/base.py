@@ -204,6 +204,13 @@ class Editor(ABC, Generic[C]):
         their order.
         """
 
+    def remember(self, edit: Edit) -> None:
+        """Take it up right after it was made, unless it holds numbers that are none: such an edit is not kept, and what
+        it left would spoil all that come after it.
+        """
+        if edit.is_finite:
+            self.recall(edit)
+
     def figures(self, requests: Sequence[EditRequest]) -> dict[str, dict[str, Any]]:
         """{name of a figure: its data} of the attached edits of `requests`, in their order; experiment/figures.py
         names who draws it.

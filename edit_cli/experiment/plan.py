@@ -230,7 +230,7 @@ def standing(job: Job, path: Path, dataset: Any = None) -> str:
             return "is not empty and holds no run: refused"
         return "new"
     try:
-        record = read_run(path)
+        record = read_run(path, whole=False)
     except MissingError as error:
         return f"REFUSED: {error}"
     lines = many(len(record.lines), "line")
@@ -243,7 +243,7 @@ def standing(job: Job, path: Path, dataset: Any = None) -> str:
             return "new (a command that came to nothing lies there)"
         key, (was, now) = next(iter(changed.items()), ("the command", (record.manifest["command"], job.command)))
         return f"REFUSED: it holds a run with other settings ({key} was {was} and is {now}): tag=NAME or overwrite=true"
-    if record.summary is not None and record.status == "success":
+    if record.summary is not None and record.status == "success" and not record.lost:
         return f"complete ({lines}): its table is shown, nothing is done again"
     return f"holds {lines} of an earlier start, and goes on from there"
 

@@ -54,8 +54,11 @@ class Form:
 
 
 EDITED = Form(manifests.Editing, {None: result_lines.CaseLine}, summaries.EditingSummary, claims=probes_of)
-IN_SEQUENCE = {name: result_lines.StepLine for name in ("after_edit", "checkpoint", "held_out")} | {
-    "model": result_lines.ModelLine
+IN_SEQUENCE = {
+    "after_edit": result_lines.StepLine,
+    "checkpoint": result_lines.CheckpointLine,
+    "held_out": result_lines.StepLine,
+    "model": result_lines.ModelLine,
 }
 OF_MEMORIES = {"key": inspected.KeyLine, "layer": inspected.LayerLine, "edit": inspected.EditLine}
 OF_A_FOLD = {"turn": result_lines.TurnLine, "kept": result_lines.KeptLine}

@@ -87,21 +87,48 @@ class Line(TypedDict):
     phases: NotRequired[dict[str, Seconds]]
 
 
-class CaseLine(Line):
-    """One case before and after its edit."""
+class EditedLine(Line):
+    """A case and its edit."""
 
     step: Count
     requests: list[Request]
-    before: Observation | None
     after: Observation | None
     seconds: Seconds | None
     diagnosis: NotRequired[Diagnosis]
 
 
-class StepLine(CaseLine):
+class BeforeAndAfter(EditedLine):
+    """One case before and after its edit."""
+
+    before: Observation
+
+
+def _is_told(line: Any) -> bool:
+    return line["after"] is not None or line["error"] is not None
+
+
+TOLD = Rule(_is_told, "a line with what was said after the edit, or with its error")
+CaseLine = Annotated[BeforeAndAfter, TOLD]
+
+
+class InSequence(TypedDict):
     when: str
     edits: Count
     sampled: NotRequired[bool]
+
+
+class OfStep(BeforeAndAfter, InSequence):
+    """A case of a sequence right after its edit, or one that is not edited at a checkpoint."""
+
+
+class AskedAgain(EditedLine, InSequence):
+    """An edited case at a checkpoint; what was said before is in the line of its edit."""
+
+    before: None
+
+
+StepLine = Annotated[OfStep, TOLD]
+CheckpointLine = Annotated[AskedAgain, TOLD]
 
 
 class WeightMoved(TypedDict):
@@ -124,7 +151,7 @@ class ModelLine(Line):
     model: Health
 
 
-class TurnLine(CaseLine):
+class OfTurn(BeforeAndAfter):
     """One example of a fold, edited if it was a mistake."""
 
     when: str
@@ -132,6 +159,9 @@ class TurnLine(CaseLine):
     turn: Count
     edits: Count
     mistake: bool
+
+
+TurnLine = Annotated[OfTurn, Rule(lambda line: not line["mistake"] or _is_told(line), TOLD.wanted)]
 
 
 class KeptLine(Line):

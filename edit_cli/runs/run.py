@@ -27,6 +27,7 @@ from edit_cli.files.lock import LOCK, acquire, is_locked
 from edit_cli.runs.environment import environment
 from edit_cli.runs.format import check_lines, check_manifest, check_summary
 from edit_cli.terminal import visible
+from edit_cli.wording import many
 
 FORMAT = 2
 MANIFEST, RESULTS, SUMMARY, LOG, EDITS = "manifest.json", "results.jsonl", "summary.json", "log.txt", "edits"
@@ -93,6 +94,7 @@ class Run(SharedRun):
         self._file = open(path / RESULTS, "ab", buffering=0)  # noqa: SIM115 - open for the life of the run
         self._flushed = time.monotonic()
         self._file.truncate(self._end)  # off goes the line that was being written when the run was killed
+        self._forget_summary(len(lines))
 
     @classmethod
     def open(
@@ -160,6 +162,13 @@ class Run(SharedRun):
             os.close(lock)
             raise
 
+    def _forget_summary(self, lines: int) -> None:
+        """Delete a summary that was made of more lines than there are: the run is not finished, whatever it says."""
+        with suppress(MissingError):
+            told = read_json(self.path / SUMMARY).get("lines")
+            if isinstance(told, int) and told > lines:
+                (self.path / SUMMARY).unlink()
+
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line to results.jsonl. Numbers that are not finite become null.
 
@@ -213,7 +222,8 @@ class Run(SharedRun):
         """Replace summary.json."""
         with self._taken():
             self._flush()  # no summary of lines that could be lost
-        write_json(self.path / SUMMARY, {"format": FORMAT, "command": self.manifest["command"], **summary})
+        told = {"format": FORMAT, "command": self.manifest["command"], **summary, "lines": len(self.finished)}
+        write_json(self.path / SUMMARY, told)
 
     def close(self, status: str) -> None:
         """Record how the run ended (success, failed or interrupted) and let other processes in."""
@@ -263,15 +273,26 @@ class RunRecord:
         check_summary(self.manifest, summary, self.path / SUMMARY)
         return summary
 
+    @property
+    def lost(self) -> int:
+        """How many of the lines that the summary was made of are no longer there."""
+        return max((self.summary or {}).get("lines", 0) - len(self.lines), 0)
 
-def read_run(path: Path | str) -> RunRecord:
-    """The run at `path`.
+
+def read_run(path: Path | str, whole: bool = True) -> RunRecord:
+    """The run at `path`. whole: refuse one that has lost lines since its summary was made.
 
     Raises:
         MissingError: there is no run, or a part of it cannot be read; names the file.
     """
     record = RunRecord(Path(path), _manifest(Path(path)))
     _ = record.lines, record.summary  # what cannot be read is told now, not in the middle of a report
+    if whole and (lost := record.lost):
+        raise MissingError(
+            f"{record.path / RESULTS} is damaged: {many(lost, 'line')} that the summary counts"
+            f" {'is' if lost == 1 else 'are'} torn or gone; the same command makes them again, or start with"
+            " overwrite=true"
+        )
     return record
 
 

@@ -28,7 +28,13 @@ Metrics = Annotated[dict[str, dict[str, Entry]], KNOWN]
 Means = Annotated[dict[str, Entry], KNOWN]
 
 
-class Summary(TypedDict):
+class Counted(TypedDict):
+    """lines: of results.jsonl, of which the summary was made."""
+
+    lines: NotRequired[Count]
+
+
+class Summary(Counted):
     """What lists and comparisons read of every run."""
 
     model: str
@@ -234,7 +240,7 @@ class Apart(TypedDict):
     ci95: tuple[float, float] | None
 
 
-class TuningSummary(TypedDict):
+class TuningSummary(Counted):
     """ranked: best first. difference: between the first two."""
 
     method: str
@@ -248,7 +254,7 @@ class TuningSummary(TypedDict):
     difference: Apart | None
 
 
-class TrainingSummary(TypedDict):
+class TrainingSummary(Counted):
     method: str
     model: str
     dataset: Trained

@@ -21,9 +21,10 @@ from edit_cli.errors import MissingError
 
 TABLES = (".csv", ".tsv")
 FORMATS = tuple(kind + packed for kind in (".json", ".jsonl", *TABLES) for packed in ("", ".gz"))
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|")
 COMMON = frozenset({"id", "case_id", "split", "join"})  # fields that do not tell a record from what is around records
 WEB_PAGE = "a web page: download the data themselves"
+NO_OBJECT = {list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
 FOREIGN = {  # how files begin that are often given instead, and what helps
     b"PK\x03\x04": "a zip archive or an Excel file: give a file of it, as CSV or JSON",
     b"PAR1": "a Parquet file: save its records as JSON lines or CSV",
@@ -78,11 +79,12 @@ def suffix(path: PurePath) -> str:
     return PurePath(path.name.lower().removesuffix(".gz")).suffix
 
 
-def read(path: Path, label: str, fields: Collection[str]) -> Content:
-    """Rows of a UTF-8 file. `.csv` and `.tsv` are tables with a header, whose cells are parted by commas, semicolons or
-    tabs; anything else is JSON: a list, objects one after another (JSON lines), or an object around a list.
+def read(path: Path, label: str, fields: Collection[str], expects: str) -> Content:
+    """Rows of a UTF-8 file. `.csv` and `.tsv` are tables with a header, whose cells are parted by commas, semicolons,
+    tabs or |; anything else is JSON: a list, objects one after another (JSON lines), or an object around a list.
 
-    fields: those that a record may have; they tell a record from an object around records.
+    fields: those that a record may have; they tell a record from an object around records. expects: those that it must
+    have, for messages.
 
     Raises:
         MissingError: the file cannot be read, is empty, or of none of these forms. `label` names it in the message.
@@ -92,9 +94,10 @@ def read(path: Path, label: str, fields: Collection[str]) -> Content:
     if not start:
         raise MissingError(f"{label} is empty: give a file with at least one record")
     if suffix(path) in TABLES:
-        rows = list(_table(text, label, frozenset(fields)))
+        rows = list(_table(text, label, frozenset(fields), expects))
     elif start in "[{":
         rows = _json(text, label, frozenset(fields))
+        _require_objects(rows, label, expects)
     else:
         begins = text.lstrip().split("\n")[0][:40].strip()
         raise MissingError(
@@ -125,6 +128,13 @@ def _json(text: str, label: str, fields: frozenset[str]) -> list[Row | Dropped]:
         if found is not None:
             return [_row(f"record {index}", index, value) for index, value in enumerate(found)]
     return [_row(where, index, value) for index, (where, value) in enumerate(values)]
+
+
+def _require_objects(rows: Sequence[Row | Dropped], label: str, expects: str) -> None:
+    """Raises MissingError: every record is a list, a text or the like, whose parts have no names."""
+    reasons = {row.reason if isinstance(row, Dropped) else "" for row in rows}
+    if len(reasons) == 1 and (reason := reasons.pop()) in map(_no_object, NO_OBJECT):
+        raise MissingError(f"{label} names no fields: each record {reason} ({expects})")
 
 
 def _next(text: str, at: int) -> int:
@@ -187,7 +197,7 @@ def _are_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _table(text: str, label: str, fields: frozenset[str]) -> Iterator[Row | Dropped]:
+def _table(text: str, label: str, fields: frozenset[str], expects: str) -> Iterator[Row | Dropped]:
     reader = csv.DictReader(
         io.StringIO(text, newline=""), restval="", strict=True, delimiter=_delimiter(text.split("\n")[0], fields)
     )
@@ -196,6 +206,12 @@ def _table(text: str, label: str, fields: frozenset[str]) -> Iterator[Row | Drop
     except csv.Error as error:
         raise MissingError(f"{label} has no readable header: {error}") from None
     names = [name for name in reader.fieldnames if name]
+    if not fields.intersection(names):
+        first = text.lstrip().split("\n")[0].strip()[:60]
+        raise MissingError(
+            f"{label} is a table without a header: its first line, {first!r}, names none of the columns that are read"
+            f" ({expects})"
+        )
     if len(set(names)) < len(names):
         raise MissingError(f"{label} names a column twice in its header")
     index = 0
@@ -232,8 +248,8 @@ def _delimiter(header: str, fields: frozenset[str]) -> str:
 
 
 def _row(where: str, index: int, value: Any) -> Row | Dropped:
-    return (
-        Row(where, index, value)
-        if isinstance(value, dict)
-        else Dropped(where, "", "is not an object with named fields")
-    )
+    return Row(where, index, value) if isinstance(value, dict) else Dropped(where, "", _no_object(type(value)))
+
+
+def _no_object(kind: type) -> str:
+    return f"is {NO_OBJECT.get(kind, 'null')}, not an object with named fields"

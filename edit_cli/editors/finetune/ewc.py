@@ -54,7 +54,7 @@ class EWC(FinetuneEditor[EWCConfig]):
         with self.lm.monitor.phase("train"), tuning(self.lm, self.names) as weights:
             self.fit(weights, [self.lm.head.encode(facts)], all_right)
             delta = moved(weights, {"facts": [list(fact) for fact in facts]})
-        self.recall(delta)
+        self.remember(delta)
         return delta
 
     def penalty(self, weights: Sequence[Tuned]) -> Tensor:

@@ -46,15 +46,17 @@ class Replay(FinetuneEditor[ReplayConfig]):
         """Dense updates of the tuned parameters."""
         lm, config = self.lm, self.config
         new = [(request.text, request.target_new) for request in requests]
-        due = (len(self.past) + len(new)) // config.every > len(self.past) // config.every
+        every = [*self.past, *new]
+        due = len(every) // config.every > len(self.past) // config.every
         with lm.monitor.phase("train"), tuning(lm, self.names) as weights:
             rows = lm.head.encode(new)
             for part in in_batches(rows, config.batch_size):
                 self.fit(weights, [rows[part]], all_right)
-            self.past += new
             if due:
-                self.replay(lm.head.encode(self.past), weights)
-            return moved(weights, {"facts": [list(fact) for fact in new], "replayed": due})
+                self.replay(lm.head.encode(every), weights)
+            delta = moved(weights, {"facts": [list(fact) for fact in new], "replayed": due})
+        self.remember(delta)
+        return delta
 
     def replay(self, rows: Sequence[Any], weights: Sequence[Tuned]) -> None:
         """Some passes over all facts."""

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -169,6 +170,8 @@ class MEMIT(LocateEditor[M]):
         info |= self.prepare(layers, len(groups) + max((past.shape[1] for past in self.past.values()), default=0))
         delta, subjects, keys_of = WeightDelta(info=info), Subjects(lm, requests, contexts, groups), {}
         by_fact: dict[str, Tensor] = {}
+        found: list[Values] = []  # in all rounds
+        shares: list[float] = []
         with ExitStack() as attached:
             for chosen, aims in rounds:
                 present = None
@@ -176,6 +179,7 @@ class MEMIT(LocateEditor[M]):
                     if aim != present:
                         present, values = aim, self._targets(requests, aim, groups, {} if by_fact else known)
                         by_fact = by_fact or values.tensors()
+                        found.append(values)
                         info["losses"] += values.losses  # of all targets one after another, group by group
                         info["steps"] += values.steps
                     with lm.monitor.phase("keys"):
@@ -192,7 +196,8 @@ class MEMIT(LocateEditor[M]):
                     info["residual_norms"][str(layer)] = float(residual.norm(dim=0).mean())
                 with lm.monitor.phase("keys"):
                     missing = values.target - subjects.states(chosen[-1], *aims[-1])
-                info["diagnosis"] = self.diagnosis(values, written=share_written(values, missing))
+                shares.append(share_written(values, missing))
+        info["diagnosis"] = self.diagnosis(*found, written=fmean(shares))
         delta = self.finished(delta)
         if self.config.past_keys == "post":
             with lm.monitor.phase("keys"), lm.edited(delta):
@@ -203,7 +208,7 @@ class MEMIT(LocateEditor[M]):
         if len(layers) == 1 and all(isinstance(update, Factors) for update in delta.updates.values()):
             by_fact |= {"keys": keys.cpu(), "residual": residual.cpu()}  # a dense update is smaller than these
         delta.by_fact = by_fact
-        self.recall(delta)
+        self.remember(delta)
         return delta
 
     def _targets(
@@ -264,7 +269,7 @@ class MEMIT(LocateEditor[M]):
         if self.config.past_keys != "none":  # what enters the one layer, before and after it is written
             delta.memory = {f"keys.{layer}": keys.float()}
         delta.by_fact = by_fact
-        self.recall(delta)
+        self.remember(delta)
         return delta
 
     def _fit(self, by_fact: Mapping[str, Tensor], count: int) -> None:

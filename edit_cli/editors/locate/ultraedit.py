@@ -112,8 +112,9 @@ class UltraEdit(Editor[UltraEditConfig]):
         for shape, kept in moments.items():
             delta.memory[f"mean.{shape}"], delta.memory[f"squares.{shape}"] = kept.mean, kept.squares
             delta.memory[f"count.{shape}"] = torch.tensor(kept.count)
-        self.moments = moments
-        return delta.compact(self.lm)
+        delta = delta.compact(self.lm)
+        self.remember(delta)
+        return delta
 
     def _values(self, inputs: Tensor, gradients: Tensor, moments: RunningMoments) -> Tensor:
         normal = moments.normalized(torch.cat([inputs, gradients], dim=1).double())

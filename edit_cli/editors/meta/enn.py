@@ -174,7 +174,7 @@ class ENN(GradientEditor[ENNConfig, "EnnNet"]):
         for name in moves.updates.keys() & trained.updates.keys():
             updates[name] = trained.stored(lm, name) + moves.stored(lm, name)
         edit = WeightDelta(updates, {"shift": largest(lm, shifts), "diagnosis": {"steps": steps}}).compact(lm)
-        self.recall(edit)
+        self.remember(edit)
         return edit
 
     def recall(self, edit: Edit) -> None:

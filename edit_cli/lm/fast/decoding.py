@@ -138,7 +138,7 @@ class Decoder:
             limits: the most new tokens of each row.
             choose: picks the next tokens.
             ends: whether a text is over with that token.
-            done: hears how many rows have ended.
+            done: hears how many rows have been written, of which a half-written one is half.
             edits: numbers of the edits that the rows meet.
 
         Raises:
@@ -206,7 +206,8 @@ class _Work:
         self.slots: int | None = None  # rows that are written at once, once it is known what a token takes
         self.waiting: list[int] = []
         self._wait()
-        done(len(prompts) - len(self.waiting))
+        self.come, self.told = 0.0, 0  # how far, in rows: one that is half written counts as half a row
+        self._tell(len(prompts) - len(self.waiting))
 
     def _wait(self) -> None:
         going = [row for row in range(len(self.prompts)) if self._goes_on(row)]
@@ -286,11 +287,19 @@ class _Work:
         are written.
         """
         chosen = self.choose(logits, rows, [len(self.written[row]) for row in rows])
-        tokens, left = chosen.tolist(), []
+        tokens, left, further = chosen.tolist(), [], 0.0
         for place in going:
             row = rows[place]
+            missing = self.limits[row] - len(self.written[row])
             self.written[row].append(tokens[place])
-            if self._goes_on(row):
+            if goes_on := self._goes_on(row):
                 left.append(place)
-        self.done(len(going) - len(left))
+            further += (1 if goes_on else missing) / self.limits[row]
+        self._tell(further)
         return chosen.to(self.decoder.device), left
+
+    def _tell(self, further: float) -> None:
+        self.come += further
+        whole = int(self.come + 1e-6)
+        self.done(whole - self.told)
+        self.told = whole

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from edit_cli.metrics.registry import ARROWS
+from edit_cli.metrics.registry import ARROWS, metrics
 from edit_cli.report import words
 from edit_cli.report.comparison import column, last_side
 from edit_cli.report.tables.run import plain_table
@@ -41,7 +41,10 @@ def runs_list(rows: Sequence[dict[str, Any]], metric: str | None = None) -> Rend
         return Text("no runs")
     usual = [name for name in ("score", "token_score") if any(name in row["metrics"] for row in rows)]
     shown = usual if metric is None else [metric, *(name for name in usual if name != metric)]
-    table = plain_table("run", "status", "day", "cases", *map(column, shown), right=tuple(range(3, 4 + len(shown))))
+    heads = list(map(column, shown))
+    if len(set(heads)) < len(heads):  # runs on data of several kinds
+        heads = [metrics()[name].label for name in shown]
+    table = plain_table("run", "status", "day", "cases", *heads, right=tuple(range(3, 4 + len(shown))))
     for row in rows:
         entries = [last_side(row["metrics"].get(name, {})) for name in shown]
         cases = "–" if row["n"] is None else f"{row['n']:,}" + (f", {row['failed']} failed" if row["failed"] else "")
