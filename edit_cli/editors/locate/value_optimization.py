@@ -198,8 +198,8 @@ class _Search:
         return bool(self.waiting or self.batch)
 
     def step(self) -> int:
-        """One forward and backward pass over the batch; by how many steps that brings the end nearer, those that an edit
-        does not need any more among them.
+        """One forward and backward pass over the batch; by how many steps the end is nearer. Those that an edit which
+        is done was spared count among them.
         """
         try:
             batch = self._filled()
