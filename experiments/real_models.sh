@@ -11,7 +11,7 @@
 #   emmet     EMMET, near its equality and relaxed, and MEMIT, by batch size, at one layer and at several: emmet.*
 #   scaling   MEMIT by the number of facts at once: scaling.*
 #   sequence  LONG facts in steps of each of STRIDES, earlier keys held or not, beside other methods: sequence-STRIDE.*
-#   questions trained editors beside their untrained control on the file QUESTIONS: questions.*
+#   questions trained editors beside their untrained control on zsRE, of the file QUESTIONS if it is named: questions.*
 #   trace     where the known facts are, beside the layers that were found: trace/
 # SCALE: scale.sh. What comes after OUT are settings of all runs.
 set -euo pipefail
@@ -121,7 +121,7 @@ sequence() {
 }
 
 questions() {
-  local data=(dataset=zsre_qa "dataset.path=${QUESTIONS:?PARTS=questions wants QUESTIONS, a file of zsRE}")
+  local data=(dataset=zsre_qa ${QUESTIONS:+"dataset.path=$QUESTIONS"})
   for method in $EDITORS; do
     local own=("method=$method" "${COMMON[@]}" "${data[@]}" "${TEXT[@]}" "$@" "tag=$method")
     if learns "$method"; then
