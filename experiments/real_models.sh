@@ -23,7 +23,7 @@ shift 3
 OUT="${1:-runs/real_models/$(basename "$MODEL")}"
 shift $(( $# > 0 ))
 scaled PARTS "tune methods emmet scaling sequence" "tune methods emmet scaling sequence questions trace" "tune methods emmet scaling sequence questions trace"
-scaled METHODS "none memit ft-l lookup" \
+scaled METHODS "none memit" \
   "none rag icl-oracle ft ft-l ft-m locft lora rome r-rome memit emmet pmet alphaedit memit-merge ultraedit grace wise melo tpatcher lookup" \
   "none rag icl-oracle ft ft-l ft-m locft lora rome r-rome memit emmet pmet alphaedit memit-merge ultraedit grace wise melo tpatcher lookup"
 scaled TABLES "one at_once steps" "one at_once steps" "one at_once steps"
@@ -32,7 +32,7 @@ scaled STEP 1 5 100
 scaled TUNED_ON 4 20 100
 scaled TRIALS 1 30 100
 scaled BUDGET 10m 20m 4h
-scaled LAYERS "[0] [0,1]" "[5] [3,4,5,6,7]" "[5] [3,4,5,6,7]"   # of EMMET's figure: one, and several side by side
+scaled LAYERS "[0,1]" "[5] [3,4,5,6,7]" "[5] [3,4,5,6,7]"   # of EMMET's figure: one, and several side by side
 scaled SIZES "1 2" "1 4 16 64 256" "1 16 64 256 1024 4096"
 scaled SCALED "1 2" "1 10 100 1000" "1 10 100 1000 10000"
 scaled LONG 2 1000 3000
