@@ -28,13 +28,14 @@ GROUPS = {*catalog.GROUPS.values(), "protocol"}
 ARGUMENTS = {  # of those that take more than a place to write to; `known` is a model with the records that it knows
     "compare_on_records": ["known"],
     "make_fact_model": ["few.json", "out"],
+    "real_models": ["known", "known/records.json", "known/corpus.txt", "out"],
     "ten_thousand_edits": ["known/records.json", "known", "out"],
 }
 PAPER = {  # what their users have to bring at paper scale
     "enn_images": ["model.id=folder", "dataset.path=folder"],
     "enn_translation": ["dataset.path=file", "dataset.reference_path=file"],
 }
-NEEDS = {"enn_translation": "sacrebleu"}
+NEEDS = {"enn_translation": "sacrebleu", "real_models": "optuna"}
 RECORD = """() { printf '%s\\n' "$@" '' >> recorded\n}"""  # in the place of a program: it writes down how it was called
 
 

@@ -148,3 +148,23 @@ def test_settings_that_were_not_run_say_so():
     for method in ("mend", "enn", "ke", "serac", "malmen"):
         for file in (folder / method).glob("*.yaml"):
             assert file.stem.startswith("tiny-") or "Not run here." in file.read_text(encoding="utf-8"), file
+
+
+def test_second_moments_are_as_published_where_settings_are_and_cheap_elsewhere():
+    """Settings of the locate family for a model go with second moments of as much text as their authors took."""
+    root = Path(edit_cli.__file__).parent.parent / "conf"
+    methods = ("rome", "r-rome", "memit", "memit-merge", "emmet", "pmet", "alphaedit", "blue")
+    own = ("transferred", "measured")  # in the comment of settings that no paper has
+
+    def published(name: str) -> bool:
+        files = [file for method in methods if (file := root / "tuned" / method / f"{name}.yaml").exists()]
+        return any(not any(word in file.read_text(encoding="utf-8").lower() for word in own) for file in files)
+
+    found: dict[str, Any] = {}
+    register_resolvers()
+    with initialize_config_module("edit_cli.conf", version_base="1.3"):
+        for name in sorted(file.stem for file in (root / "model").glob("*.yaml") if file.stem != "hf"):
+            node = compose("precompute-stats", [f"model={name}", "method=memit"])
+            found[name] = node.stats.tokens
+    assert found == {name: None if published(name) else "auto" for name in found}
+    assert {"gpt2-xl", "tiny-gpt2", "llama-3-8b"} <= {name for name, tokens in found.items() if tokens is None}

@@ -70,6 +70,19 @@ def test_trace_writes_a_run_and_goes_on_where_it_stopped(tmp_path, monkeypatch, 
     assert "last subject token" in edit_cli(monkeypatch, capsys, "show", str(run), "--case", "0")[1]
 
 
+def test_the_limit_counts_facts_that_the_model_knows(tmp_path, monkeypatch, capsys, facts):
+    """Of records that it mostly does not know, few would be left to trace."""
+    first, second, wrong, _ = json.loads(facts.read_text())
+    facts.write_text(json.dumps([wrong, first, {**wrong, "target_true": "yak"}, second, first]))
+    arguments = ["trace", "dataset=facts", f"dataset.path={facts}", "limit=2", f"run_dir={tmp_path / 'run'}", *SMALL]
+    code, out, err = edit_cli(monkeypatch, capsys, *arguments)
+    assert code == 0 and "2 facts at most: averages over fewer than 20 say little" in err
+    assert "Causal trace of tiny-gpt2: 2 facts" in out and "2 of 4 facts left out" in out
+    lines = [json.loads(text) for text in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    assert {line["case_id"]: line["known"] for line in lines} == {"0": False, "1": True, "2": False, "3": True}
+    assert "all facts are there already" in edit_cli(monkeypatch, capsys, *arguments)[2]
+
+
 def test_data_without_true_answers_is_refused(tmp_path, monkeypatch, capsys, facts):
     facts.write_text(json.dumps(json.loads(facts.read_text())[3:]))
     code, _, err = edit_cli(

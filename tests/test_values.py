@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from embedded import embedded_lm, world
@@ -64,6 +66,24 @@ def test_on_the_embedded_model_each_edit_stops_by_itself_where_the_plain_one_doe
         value, steps, loss = plain_value(lm, request, 3, "block", options, contexts)
         assert float((found.target[:, number] - value).norm() / value.norm()) < 1e-4
         assert (found.steps[number], found.losses[number]) == (steps, pytest.approx(loss, rel=1e-3))
+
+
+def test_progress_counts_steps_and_ends_at_its_total(monkeypatch):
+    """A batch of edits comes to its end at once: finished facts would stand at 0 until then."""
+    lm = embedded_lm()
+    counted: list[tuple[int, list[int]]] = []
+
+    @contextmanager
+    def task(description, total):
+        counted.append((total, []))
+        yield counted[-1][1].append
+
+    monkeypatch.setattr(lm.monitor, "task", task)
+    requests, options = [case.requests[0] for case in world()[:6]], ValueConfig(batch_tokens=60)
+    found = optimize_values(lm, requests, 3, "block", options, sample_contexts(lm, ContextConfig()))
+    assert len(set(found.steps)) > 2, "edits should stop early for this test to mean anything"
+    total, steps = counted[-1]
+    assert total == 6 * options.steps == sum(steps) and len(steps) > options.steps and min(steps) > 0
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.base import Experiment
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
+from edit_cli.experiment.records import traceable
 from edit_cli.experiment.run_directory import run_path
 from edit_cli.experiment.setup import refuse_missing
 from edit_cli.lm.heads.answers import Likelihood
@@ -24,7 +26,9 @@ from edit_cli.runs.run import SharedRun
 from edit_cli.tracing.facts import Fact, embedding_deviation, tokenized
 from edit_cli.tracing.restore import Trace, Tracer
 from edit_cli.tracing.settings import TraceOptions
+from edit_cli.wording import many
 
+FEW = 20  # facts that a trace should be of at least
 WINDOW = 100  # facts of which it is asked at once whether they are known
 DIGITS = 7  # of probabilities in results.jsonl
 
@@ -40,8 +44,12 @@ class CausalTrace(Experiment):
     SHOWN_IN_SWEEPS = True  # traces cannot be told in a line
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
-        super().__init__(job, monitor, job.config.dataset.load(job.config.settings.limit, monitor))
+        refuse = partial(refuse_missing, job, job.config.model, dense="tracing")
+        records = traceable(job, monitor, refuse)
+        super().__init__(job, monitor, records.dataset, records=records)
         self.facts = named(self.dataset)
+        if (count := min(len(self.facts), self.settings.limit or FEW)) < FEW:
+            monitor.note(f"{many(count, 'fact')} at most: averages over fewer than {FEW} say little of a model")
 
     def path(self) -> Path:
         return run_path(self.job, self.job.choices["dataset"], self.job.model_name, leaf="trace")

@@ -5,9 +5,10 @@ edited and asked. All before the run's directory is opened, since they are part 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,6 +27,8 @@ from edit_cli.metrics import knowledge
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case
 from edit_cli.wording import many
+
+WINDOW = 100  # records of which it is asked at once whether they are known
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,42 @@ def records_of(job: Job, monitor: Monitor, given: Dataset | None = None) -> Reco
     chosen = forms_of(job.config.model, job.config.protocol)
     if given is not None:
         return Records(source, given, chosen)
-    knowing = Knowing(job, chosen, monitor) if source.known else None
+    knowing = None
+    if source.known:
+        refuse = partial(refuse_missing, job, job.config.model, job.config.method)
+        length = job.config.protocol.observe.max_new_tokens if source.known_by == "reply" else None
+        knowing = Knowing(job, chosen, monitor, source.known_by, length, refuse)
     found = source.load(job.config.settings.limit, monitor, knows=knowing)
     if found.known and not job.config.settings.dry_run:
         asked, known = found.known["asked"], found.known["known"]
         monitor.note(f"{source.name}: the model knows {known:,} of {many(asked, 'fact')} that it was asked")
     return Records(replace(source, known=False), found, chosen, knowing.lm if knowing else None)
+
+
+def traceable(job: Job, monitor: Monitor, refuse: Callable[[], None]) -> Records:
+    """The records of a trace: up to the one with which `limit` facts are known, since no others can be traced. A fact
+    is known if its true answer is the model's first choice.
+
+    refuse: raises what can be told before the model is loaded. Raises as `records_of`.
+    """
+    source: Source = job.config.dataset
+    limit, found = job.config.settings.limit, source.load(None, monitor)
+    knowing = Knowing(job, Forms(), monitor, "rank", None, refuse)
+    if limit is not None and limit < len(found.cases):
+        count = _reaching(limit, knowing, found.cases)
+        found = replace(found, cases=found.cases[:count], limit=count)
+    return Records(source, found, Forms(), knowing.lm)
+
+
+def _reaching(limit: int, knowing: Knowing, cases: Sequence[Case]) -> int:
+    """How many of the cases it takes for `limit` known ones; all, if there are not as many."""
+    known = 0
+    for start in range(0, len(cases), WINDOW):
+        for place, verdict in enumerate(knowing(cases[start : start + WINDOW]), start + 1):
+            known += verdict
+            if known == limit:
+                return place
+    return len(cases)
 
 
 def forms_of(model: ModelOptions, chat: ChatOptions) -> Forms:
@@ -88,17 +121,25 @@ class Knowing:
     """Asks the job's model which facts it knows, and keeps the answers in the cache, so that it need not be loaded for
     them again. A fact is known in the form in which it would be edited.
 
-    lm: the model, once it was needed.
+    by: the rule. max_new_tokens: of a reply, for the rule of that name. refuse: raises what can be told before the
+    model is loaded. lm: the model, once it was needed.
     """
 
-    def __init__(self, job: Job, chosen: Forms, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        job: Job,
+        chosen: Forms,
+        monitor: Monitor,
+        by: str,
+        max_new_tokens: int | None,
+        refuse: Callable[[], None],
+    ) -> None:
         self.job, self.forms, self.monitor = job, chosen.only_edited(), monitor
-        self.by = job.config.dataset.known_by
-        self.max_new_tokens = job.config.protocol.observe.max_new_tokens
+        self.by, self.max_new_tokens, self.refuse = by, max_new_tokens, refuse
         self.lm: LM | None = None
         self.about = {
             "model": _identity(job.config.model),
-            "rule": {"by": self.by, "max_new_tokens": self.max_new_tokens if self.by == "reply" else None},
+            "rule": {"by": by, "max_new_tokens": max_new_tokens},
         }
         name = hashlib.sha256(to_json(self.about).encode()).hexdigest()[:24]
         self.file = expanded(job.config.settings.cache_dir) / "known" / f"{name}.json"
@@ -112,7 +153,7 @@ class Knowing:
         if not self.known.keys() >= set(keys):  # all again: in other company, answers differ in their last bits
             self.lm = self.lm or self._loaded()
             with self.monitor.phase("ask what is known"):
-                found = knowledge.known(self.lm, questions, self.by, self.max_new_tokens)
+                found = knowledge.known(self.lm, questions, self.by, self.max_new_tokens or 1)
             self.known |= dict(zip(keys, found, strict=True))
             if self.job.process_group.is_main:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +161,7 @@ class Knowing:
         return [self.known[key] for key in keys]
 
     def _loaded(self) -> LM:
-        refuse_missing(self.job, self.job.config.model, self.job.config.method)
+        self.refuse()
         return load_model(self.job.config.model, self.monitor, self.job.process_group)
 
     def _kept(self) -> dict[str, bool]:

@@ -83,6 +83,8 @@ class ModelOptions(Config):
     """Embedded records that go with the model; null: none, so dataset=counterfact is the published file."""
     corpus: str = "wikipedia"
     """Where second moments come from unless corpus=NAME says otherwise."""
+    moment_tokens: Count | Literal["auto"] | None = "auto"
+    """What stats.tokens is unless given; null where published settings rest on whole corpora."""
     perplexity_text: FilePath | None = "embedded:prose.txt"
     """What perplexity is measured on: a text of yours, or null to leave it out."""
     default_limit: Count | None = None

@@ -84,7 +84,7 @@ class MomentStore(Config):
     """The text: corpus=NAME, else the one that goes with the model."""
     documents: Count | None = 100_000
     """Stop after so many documents; null: after all."""
-    tokens: Count | Literal["auto"] | None = None
+    tokens: Annotated[Count | Literal["auto"] | None, Linked("${model.moment_tokens}")] = None
     """Stop after so many tokens; auto: ten times the width of a key."""
     max_length: Count | None = None
     """Tokens of a document, the rest is cut; null: what the model can read, at most 4096."""

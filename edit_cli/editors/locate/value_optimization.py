@@ -31,6 +31,7 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, read
 from edit_cli.lm.tokenization import Row
 from edit_cli.requests import EditRequest
+from edit_cli.wording import many
 
 Site = Literal["block", "mlp_out", "branches"]
 
@@ -134,7 +135,7 @@ def _search(
     initial = torch.stack(read(lm, rows, positions, [HookPoint(module, "output") for module in modules]), dim=1)
     places: list[str | None] = [None] if site == "block" else [*modules]
     search = _Search(lm, tasks, layer if site == "block" else layer - 1, places, options, initial)
-    with lm.monitor.task("optimizing values", len(tasks)) as advance:
+    with lm.monitor.task(f"steps to {many(len(tasks), 'value')}", len(tasks) * options.steps) as advance:
         while search.unfinished:
             advance(search.step())
     target = initial + search.shift
@@ -197,7 +198,9 @@ class _Search:
         return bool(self.waiting or self.batch)
 
     def step(self) -> int:
-        """One forward and backward pass over the batch; the number of edits that are done with it."""
+        """One forward and backward pass over the batch; by how many steps the end is nearer. Those that an edit which
+        is done was spared count among them.
+        """
         try:
             batch = self._filled()
             edits = batch.edits
@@ -222,7 +225,8 @@ class _Search:
             self._update([edits[row] for row in going], gradient)
         if len(going) < len(edits):
             self.batch = batch.select(going) if going else None
-        return len(edits) - len(going)
+        spared = sum(self.options.steps - self.steps[edit] for row, edit in enumerate(edits) if reached[row])
+        return len(edits) + spared
 
     def _reached(self, edit: int, loss: float, kl_term: float, hit: bool) -> bool:
         options = self.options
