@@ -122,10 +122,16 @@ def test_no_model_names_in_shared_code():
             assert path.name in {"kinds.py", "files.py"} or not re.search(r"architectures\b", code), path
 
 
-def test_nothing_heavy_is_imported_for_help():
-    code = (
-        "import sys; import edit_cli.cli.main; print(sorted({'torch', 'transformers', 'hydra', 'datasets', 'scipy'} &"
-        " set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("edit_cli.cli.main", ["torch", "transformers", "hydra", "datasets", "scipy"]),
+        # what takes seconds is imported once the monitor says what is going on
+        ("edit_cli.experiment.execute", ["torch", "transformers", "datasets", "scipy", "matplotlib"]),
+        ("edit_cli.cli.hydra_launch", ["torch", "transformers", "datasets", "scipy", "matplotlib"]),
+    ],
+)
+def test_nothing_heavy_is_imported_for_help_or_before_the_first_word(module, heavy):
+    code = f"import sys; import {module}; print(sorted({set(heavy)} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

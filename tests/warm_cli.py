@@ -16,7 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-IMPORTED = ("edit_cli.experiment.execute", "edit_cli.cli.hydra_launch", "matplotlib.pyplot", "transformers")
+IMPORTED = (
+    "edit_cli.experiment.execute",
+    "edit_cli.experiment.plan",
+    "edit_cli.cli.hydra_launch",
+    "matplotlib.pyplot",
+    "transformers",
+)
 COMMANDS = ("evaluate", "sequential", "sme", "train_editor", "compare")
 
 

@@ -17,12 +17,8 @@ from edit_cli.distributed import SINGLE, PeerLost, ProcessGroup, alone, follows,
 from edit_cli.errors import EditCliError, MissingError, OutOfMemory, RejectedRequest, UsageError
 from edit_cli.experiment import launcher
 from edit_cli.experiment.job import Job, Outcome
-from edit_cli.experiment.plan import show
 from edit_cli.experiment.run_directory import memory_remedy, ran_out_of_memory
-from edit_cli.experiment.setup import configured
 from edit_cli.files.disk import is_refusal, refusal
-from edit_cli.lm.precision import passes_in_tf32
-from edit_cli.report.page.run import write_own
 
 WITHOUT_RUN = ("calibrate", "precompute-stats")
 TRACKED = ("evaluate", "sequential")
@@ -78,6 +74,12 @@ def _command(composed: Composed, process_group: ProcessGroup, monitor: ConsoleMo
     _refuse_unheard(composed)
     if composed.in_sweep:
         monitor.screen.note(f"--- {title(composed)}")
+    # what loads the libraries comes here, where the monitor says so, and not with this module
+    from edit_cli.experiment.plan import show
+    from edit_cli.experiment.setup import configured
+    from edit_cli.lm.precision import passes_in_tf32
+    from edit_cli.report.page.run import write_own
+
     command = importlib.import_module(f"edit_cli.commands.{composed.command.replace('-', '_')}")
     job = Job(composed, configured(composed), process_group)
     if composed.settings.dry_run:
