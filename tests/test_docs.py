@@ -228,7 +228,7 @@ def given(tmp_path_factory, statistics) -> Path:
         patch.chdir(folder)
         for line in ("evaluate method=memit", "evaluate method=emmet", "sequential method=memit"):
             run(partial(invoke, statistics), f"edit-cli {line} dataset=counterfact", statistics)
-    for model in ("fact-model", "wide/tiny-gpt2"):
+    for model in ("fact-model", "llama/tiny-llama"):
         shutil.copytree(ASSETS / "tiny-gpt2", folder / model)
     for name in ("records.json", "corpus.txt"):
         shutil.copy(ASSETS / "world" / name, folder / "fact-model" / name)
