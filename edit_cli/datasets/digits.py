@@ -49,8 +49,8 @@ class Digits(Images):
     def locate(self, monitor: Monitor) -> File:
         if self.path is not None:
             raise UsageError(
-                f"dataset.path={self.path}: dataset=digits comes with scikit-learn and takes none; images of yours go to"
-                " dataset=images"
+                f"dataset.path={self.path}: dataset=digits comes with scikit-learn and takes none; images of yours"
+                " go to dataset=images"
             )
         return File(Path("digits"), "digits of scikit-learn", split="test")
 
