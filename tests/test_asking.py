@@ -10,6 +10,7 @@ import pytest
 import torch
 from embedded import embedded_lm, same_bits, snapshot, world
 from families import tiny_lm
+from stats_helpers import Recorder
 
 from edit_cli.editors.base import Context
 from edit_cli.edits.edit import Factors, Route, WeightDelta
@@ -86,6 +87,14 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     else:
         assert found == expected
+
+
+def test_reading_a_text_with_each_edit_shows_progress(monkeypatch):
+    """It is a pass over the whole text for each of them, which takes minutes on a real model."""
+    lm, monitor = embedded_lm(), Recorder()
+    monkeypatch.setattr(lm, "monitor", monitor)
+    said(lm, edits(lm, (1, 2, 1)))
+    assert ("reading plain text", 3) in monitor.tasks
 
 
 class Nowhere(Route):

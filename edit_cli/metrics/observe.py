@@ -153,7 +153,7 @@ def _observed(
         draws,
         TEXT_CHUNK,
     )
-    fixed = {edit: _perplexity(lm, options, texts, edit) for edit in _distinct(edit for _, edit in asked)}
+    fixed = _perplexities(lm, options, texts, _distinct(edit for _, edit in asked))
     return [
         _observation(case, edit, options, likelihoods, tops, continuations, verdicts, sampled, fixed[edit])
         for case, edit in asked
@@ -372,6 +372,20 @@ def _answered(answer: Any, kind: str, prompt: str) -> Any:
     if isinstance(answer, RejectedRequest):
         raise RejectedRequest(f"{kind} probe {prompt[:80]!r}: {answer}")
     return answer
+
+
+def _perplexities(
+    lm: Observed, options: ObserveOptions, texts: Sequence[str], edits: Sequence[int | None]
+) -> dict[int | None, dict[str, Any] | None]:
+    """Of the model with each edit, which takes long where there are many: a whole text each."""
+    if not options.perplexity or not texts:
+        return dict.fromkeys(edits)
+    found: dict[int | None, dict[str, Any] | None] = {}
+    with _monitor(lm).task("reading plain text", len(edits)) as advance:
+        for edit in edits:
+            found[edit] = _perplexity(lm, options, texts, edit)
+            advance(1)
+    return found
 
 
 def _perplexity(
