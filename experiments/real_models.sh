@@ -37,7 +37,7 @@ scaled SIZES "1 2" "1 4 16 64 256" "1 16 64 256 1024 4096"
 scaled SCALED "1 2" "1 10 100 1000" "1 10 100 1000 10000"
 scaled LONG 2 1000 3000
 scaled STRIDES 1 "10 100" "10 100"
-scaled LINES "memit memit-write" "memit memit-write memit-post alphaedit ft locft grace wise" \
+scaled SEQUENCED "memit memit-write" "memit memit-write memit-post alphaedit ft locft grace wise" \
   "memit memit-write memit-post alphaedit ft locft grace wise"
 scaled EDITORS "mend-identity mend" "mend-identity mend ke enn serac malmen ft-l lora rag" "mend-identity mend ke enn serac malmen ft-l lora rag"
 scaled KNOWN 2 40 200
@@ -110,7 +110,7 @@ scaling() {
 
 sequence() {
   for stride in $STRIDES; do
-    for line in $LINES; do
+    for line in $SEQUENCED; do
       local own=("method=${line%%-*}" "tag=$line")
       case "$line" in memit-*) own+=("method.past_keys=${line#memit-}") ;; esac
       run sequential "${own[@]}" "${COMMON[@]}" "${FACTS[@]}" "${TEXT[@]}" "${ASKED[@]}" "$@" limit="$LONG" protocol.batch_size="$stride" \

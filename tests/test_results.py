@@ -42,7 +42,7 @@ def test_a_run_leaves_manifest_results_and_summary(tmp_path):
     assert record.manifest["config"] == CONFIG and record.manifest["seeds"] == {"data": 3}
     assert record.manifest["versions"] == {"torch": "1"}
     assert [found["case_id"] for found in record.lines] == ["1", "2"]
-    assert record.summary == {"format": 2, "command": "notes", "n": 2}
+    assert record.summary == {"format": 2, "command": "notes", "n": 2, "lines": 2}
     assert "half way" in (record.path / "log.txt").read_text()
 
 

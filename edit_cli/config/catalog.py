@@ -120,7 +120,16 @@ def keys(command: str, overrides: Sequence[str] = ()) -> dict[str, tuple[str, ..
     found: dict[str, tuple[str, ...]] = {}
     for prefix, _, target in targets(command, overrides):
         found |= {} if target is None else sketch.keys(target, prefix)
-    return found
+    return {key: tuple(dict.fromkeys(_with_options(words))) for key, words in found.items()}
+
+
+def _with_options(words: Sequence[str]) -> Iterator[str]:
+    """The words, with the options of a group for [@GROUP]."""
+    for word in words:
+        if word.startswith("[@"):
+            yield from (f"[{name}]" for name in names(word[2:-1]))
+        else:
+            yield word
 
 
 def class_at(target: str) -> type:

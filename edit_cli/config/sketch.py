@@ -14,7 +14,8 @@ PACKAGE = "edit_cli"
 
 def keys(target: str, prefix: str = "") -> dict[str, tuple[str, ...]]:
     """{dotted key: the words that it takes, if it takes some} of a `_target_`, groups inside it included; those of a
-    list in brackets, each alone. Nothing of a class that is not of this package, or not there.
+    list in brackets, each alone, and [@GROUP] for the options of a group. Nothing of a class that is not of this
+    package, or not there.
     """
     module, _, name = target.rpartition(".")
     cls = _class(module, name)
@@ -117,12 +118,9 @@ def _listed(module: str, annotation: ast.expr) -> Iterator[str]:
 
 
 def _such(mark: ast.Call) -> Iterator[str]:
-    """The words of a `config.schema.Such`."""
-    from edit_cli.config import catalog  # which reads this
-
+    """The words of a `config.schema.Such`, and its group."""
     yield from (word for part in mark.args for word in ast.literal_eval(part))
-    for given in mark.keywords:
-        yield from catalog.names(ast.literal_eval(given.value)) if given.arg == "group" else ()
+    yield from (f"@{ast.literal_eval(given.value)}" for given in mark.keywords if given.arg == "group")
 
 
 def _options(annotation: ast.expr) -> Iterator[ast.expr]:
