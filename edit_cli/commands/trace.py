@@ -10,6 +10,7 @@ from typing import Any
 
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
+from edit_cli.datasets.base import WINDOW
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.base import Experiment
 from edit_cli.experiment.job import Job, Outcome
@@ -29,7 +30,6 @@ from edit_cli.tracing.settings import TraceOptions
 from edit_cli.wording import many
 
 FEW = 20  # facts that a trace should be of at least
-WINDOW = 100  # facts of which it is asked at once whether they are known
 DIGITS = 7  # of probabilities in results.jsonl
 
 Facts = dict[str, EditRequest]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from edit_cli.datasets import Dataset, Source
+from edit_cli.datasets.base import WINDOW
 from edit_cli.errors import MissingError
 from edit_cli.experiment.job import Job
 from edit_cli.experiment.setup import load_model, refuse_missing
@@ -27,8 +28,6 @@ from edit_cli.metrics import knowledge
 from edit_cli.monitor import Monitor
 from edit_cli.requests import Case
 from edit_cli.wording import many
-
-WINDOW = 100  # records of which it is asked at once whether they are known
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,11 @@ def traceable(job: Job, monitor: Monitor, refuse: Callable[[], None]) -> Records
     """
     source: Source = job.config.dataset
     limit, found = job.config.settings.limit, source.load(None, monitor)
+    if limit is None or limit >= len(found.cases):
+        return Records(source, found, Forms())
     knowing = Knowing(job, Forms(), monitor, "rank", None, refuse)
-    if limit is not None and limit < len(found.cases):
-        count = _reaching(limit, knowing, found.cases)
-        found = replace(found, cases=found.cases[:count], limit=count)
-    return Records(source, found, Forms(), knowing.lm)
+    count = _reaching(limit, knowing, found.cases)
+    return Records(source, replace(found, cases=found.cases[:count], limit=count), Forms(), knowing.lm)
 
 
 def _reaching(limit: int, knowing: Knowing, cases: Sequence[Case]) -> int:
