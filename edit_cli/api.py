@@ -11,7 +11,7 @@ from torch import nn
 from edit_cli.commands.evaluate import result_line
 from edit_cli.config import catalog
 from edit_cli.config.build import plain_containers
-from edit_cli.config.composed import composed
+from edit_cli.config.composed import composed, model_called
 from edit_cli.config.overrides import regroup
 from edit_cli.datasets.facts import Facts
 from edit_cli.datasets.records.rows import Fault, Row
@@ -59,11 +59,7 @@ def load(model: str | PreTrainedModel, tokenizer: Any = None, **settings: Any) -
         if tokenizer is None or settings:
             raise UsageError("a model that is loaded already comes with its tokenizer, and without settings")
         return LM(model, tokenizer, name=getattr(model, "name_or_path", "") or type(model).__name__)
-    packaged = model in catalog.names("model")
-    values = {f"model.{key}": value for key, value in settings.items()}
-    if not packaged:
-        values["model.id"] = model
-    options: ModelOptions = composed("edit", {"model": model if packaged else "hf"}, values).part("model")
+    options: ModelOptions = model_called(model, settings)
     return options.load()
 
 

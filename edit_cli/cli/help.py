@@ -18,6 +18,7 @@ COMMANDS = {
     "calibrate": "Find the layer and the radius for a method that remembers prompts (GRACE, MELO).",
     "tune": "Find settings of a method for any model: tries many on facts put aside, and keeps the best.",
     "precompute-stats": "Compute the second moments that some methods need, ahead of time.",
+    "prepare": "Make records for trained editors of your questions: answers to write, other wordings; a file.",
     "doctor": "Examine a model: its layout, which methods work on it, and a file of settings for it.",
 }
 CONFIGURED = tuple(COMMANDS)
@@ -71,6 +72,11 @@ EXAMPLES = {
     "precompute-stats": (
         "edit-cli precompute-stats method=memit model=gpt2-xl corpus=wikipedia",
         "edit-cli precompute-stats model=gpt-j-6b 'layers=[3,4,5]' stats.documents=20000",
+    ),
+    "prepare": (
+        "edit-cli prepare dataset.path=questions.jsonl out=records.jsonl 'templates=[\"Say: {}\"]'",
+        "edit-cli prepare model=bart-base dataset.path=questions.jsonl out=records.jsonl"
+        " there=Helsinki-NLP/opus-mt-en-de back=Helsinki-NLP/opus-mt-de-en",
     ),
     "doctor": (
         "edit-cli doctor model=hf model.id=/path/to/folder",

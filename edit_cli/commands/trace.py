@@ -8,11 +8,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from edit_cli.console import ConsoleMonitor
+from edit_cli.console import ConsoleMonitor, duration
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.base import WINDOW
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.experiment.base import Experiment
+from edit_cli.experiment.cost import Work
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.records import traceable
@@ -70,7 +71,16 @@ class CausalTrace(Experiment):
         require_causal(lm, "tracing")
 
     def work(self, lm: LM) -> None:
+        self._tell_cost(lm)
         self.write_all(traced(lm, self.protocol, self.facts, self.run), "facts", len(self.facts))
+
+    def _tell_cost(self, lm: LM) -> None:
+        """Each known fact is worth thousands of passes, which nobody expects of a question about twenty facts."""
+        model, left = self.job.config.model, {n: f for n, f in self.facts.items() if n not in self.run.finished}
+        if model.outline is not None and model.target is not None:
+            work = Work(model.outline, lm.tokenizer, model.target, model.batch_tokens)
+            told, seconds = cost(work, left, self.protocol)
+            self.monitor.note(f"{many(len(left), 'fact')}: {told}; about {duration(seconds)} at most")
 
 
 def named(dataset: Dataset) -> Facts:
@@ -176,17 +186,24 @@ def _numbers(lm: LM, fact: Fact, trace: Trace) -> dict[str, Any]:
     }
 
 
+def cost(work: Work, facts: Facts, options: TraceOptions) -> tuple[str, float]:
+    """What is to be restored, in words, and the seconds that it takes at most."""
+    depth = work.outline.depth
+    lengths = [work.length(request.text) for request in facts.values()]
+    runs = sum(length * depth * len(options.kinds) for length in lengths)
+    # of a row, the tokens before the restored one and half of the blocks are not run again
+    tokens = sum(length * length * depth * len(options.kinds) * options.copies / 4 for length in lengths)
+    seconds = work.passes(tokens, runs * options.copies, tokens / options.batch_tokens)
+    return f"up to {runs:,} restored states, each in {many(options.copies, 'corrupted run')}", seconds
+
+
 def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     """What `run` would do, before it costs anything."""
     whole, options = CausalTrace(job, monitor), job.config.protocol
     plan = Plan.of(whole)
     if (work := plan.work) is not None:
-        depth = work.outline.depth
-        lengths = [work.length(request.text) for request in whole.facts.values()]
-        runs = sum(length * depth * len(options.kinds) for length in lengths)
-        plan.say("traced", f"up to {runs:,} restored states, each in {options.copies} corrupted runs")
-        tokens = sum(length * length * depth * len(options.kinds) * options.copies / 4 for length in lengths)
-        seconds = work.passes(tokens, runs * options.copies, tokens / options.batch_tokens)
+        told, seconds = cost(work, whole.facts, options)
+        plan.say("traced", told)
         work.add("traces", seconds, work.states(options.batch_tokens))
     plan.unknown.append("how many of the facts the model knows: only those are traced, so this is the most it takes")
     return plan

@@ -132,6 +132,19 @@ def packaged_option(group: str, option: str) -> Any:
         return build(compose("evaluate", [f"{group}={option}"])[group])
 
 
+def model_called(name: str, values: Mapping[str, Any]) -> Any:
+    """The options of a packaged model, or of one in a folder or on the hub. values: of other keys of `model`.
+
+    Raises:
+        UsageError: there is no such key, or it takes another value.
+    """
+    given = {f"model.{key}": value for key, value in values.items()}
+    packaged = name in catalog.names("model")
+    if not packaged:
+        given["model.id"] = name
+    return composed("edit", {"model": name if packaged else "hf"}, given).part("model")
+
+
 def _packaged(group: str, option: str, model: str) -> DictConfig:
     """The packaged option with what is published for the model."""
     files = [*catalog.files_of(group, option), catalog.conf_dir() / "tuned" / option / f"{model}.yaml"]

@@ -20,7 +20,7 @@ from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.run_directory import memory_remedy, ran_out_of_memory
 from edit_cli.files.disk import is_refusal, refusal
 
-WITHOUT_RUN = ("calibrate", "precompute-stats")
+WITHOUT_RUN = ("calibrate", "precompute-stats", "prepare")
 TRACKED = ("evaluate", "sequential")
 
 

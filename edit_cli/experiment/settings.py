@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from annotated_types import Len
+from annotated_types import Ge, Len
 
 from edit_cli.config.schema import (
     Config,
@@ -199,6 +199,48 @@ class CalibrationSettings(Settings):
     @property
     def parts(self) -> tuple[str, ...]:
         return "model", "dataset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(Settings):
+    """Of `prepare`: what is added to questions and claims, so that trained editors can learn from them."""
+
+    out: FilePath | None = None
+    """The new file, JSON lines in KILT's form: for dataset=zsre_qa, of claims for dataset=fever."""
+    alternatives: Annotated[int, Ge(2)] = 5
+    """Beams of the model: the first is what it says, the others are what an edit may write; of a classifier its
+    labels."""
+    max_new_tokens: Count = 20
+    """Tokens of a beam, and of a reply, at most."""
+    templates: Annotated[list[Sentence], Mark.DISTINCT] = field(default_factory=list)
+    """Other wordings by rule: texts with a slot {} for the question or claim."""
+    there: str | None = None
+    """A translation model (encoder-decoder; a name, a folder or an id of the hub) for other wordings by way of another
+    language."""
+    back: str | None = None
+    """The model that translates back."""
+    wordings: Count = 4
+    """Beams of each of the two: up to so many times so many wordings."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return "model", "dataset"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.templates:
+            if text.count("{}") != 1:
+                raise UsageError(f"templates: {text!r}: give one slot {{}} for the question or claim")
+        if (self.there is None) != (self.back is None):
+            raise UsageError("there and back: a wording goes through another language and back: name both models")
+
+    def refuse(self, composed: Composed) -> None:
+        if self.out is None:
+            raise UsageError("out has no value: name the new file, such as out=records.jsonl")
+        if composed.lacks("dataset.path"):
+            raise UsageError(
+                "dataset.path has no value: name the file of questions (or choose dataset=fever for claims)"
+            )
 
 
 UNITS = {"s": 1, "m": 60, "h": 3600}

@@ -98,6 +98,12 @@ class LM:
             return self.head.generate(prompts, max_new_tokens, edits)
         return self.answerer.generate(prompts, max_new_tokens)
 
+    def alternatives(self, prompts: Sequence[str], count: int, max_new_tokens: int) -> list[list[str]]:
+        """The `count` likeliest answers to each prompt by beam search, best first, fewer where some are alike; of a
+        classifier, its labels. Edits that answer for the model play no part.
+        """
+        return self.head.alternatives(prompts, count, max_new_tokens)
+
     def sample(
         self,
         prompts: Sequence[str],

@@ -282,7 +282,7 @@ def _ask(
 
         with telling(hear):
             for start in range(0, len(rows), chunk):
-                answers += _isolating(ask, rows[start : start + chunk])
+                answers += isolating(ask, rows[start : start + chunk])
                 hear(len(answers) - heard)
     return dict(zip(rows, answers, strict=True))
 
@@ -291,7 +291,7 @@ def _monitor(lm: Observed) -> Monitor:
     return getattr(lm, "monitor", None) or Monitor()
 
 
-def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> list[Any]:
+def isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> list[Any]:
     """Ask about all rows at once; if one is rejected, halve until it stands alone.
 
     (Rejection comes before any computing.)
@@ -301,7 +301,7 @@ def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> li
     except RejectedRequest as error:
         if len(rows) > 1:
             middle = len(rows) // 2
-            return _isolating(ask, rows[:middle]) + _isolating(ask, rows[middle:])
+            return isolating(ask, rows[:middle]) + isolating(ask, rows[middle:])
         return [error]
 
 

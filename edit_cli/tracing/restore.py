@@ -2,7 +2,7 @@
 
 A state that is restored at token t of layer ℓ changes neither earlier tokens nor layers up to ℓ. So every row (a token
 to restore, in one corrupted copy) is run once whole; for each layer, blocks below it are skipped and tokens before t
-come from the key-value cache.
+come from the key-value cache. Rows with as many tokens left share passes, so that little of them is padding.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import MIXERS, attention_out
 from edit_cli.lm.model import LM
 from edit_cli.lm.tokenization import pad_right
+from edit_cli.monitor import Advance
 from edit_cli.tracing.facts import Fact, window_at
 from edit_cli.tracing.settings import TraceOptions
+
+PARTS = 4  # batches that the rows of one group of facts fill: the more, the more rows of one length find together
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Tracer:
         group: list[Fact] = []
         for fact in facts:
             rows = sum(len(other.traced) for other in [*group, fact]) * self.options.copies
-            if group and rows * max(len(other.ids) for other in [*group, fact]) > self.options.batch_tokens:
+            longest = max(len(other.ids) for other in [*group, fact])
+            if group and rows * longest > PARTS * self.options.batch_tokens:
                 yield group
                 group = []
             group.append(fact)
@@ -84,24 +88,24 @@ class Tracer:
             for token in fact.traced
             for c in range(self.options.copies)
         ]
+        rows.sort(key=lambda row: row[1] - len(facts[row[0]].ids))  # stable: a state's copies stay side by side
         limit = max(1, self.options.batch_tokens // max(len(fact.ids) for fact in facts))
-        parts = [
-            self._restored(facts, rows[start : start + limit], clean, noise) for start in range(0, len(rows), limit)
-        ]
-        low, scores = (
-            torch.cat([low for low, _ in parts]),
-            {k: torch.cat([each[k] for _, each in parts]) for k in self.modules},
-        )
-        found, position = [], 0
+        parts = [rows[start : start + limit] for start in range(0, len(rows), limit)]
+        windows = sum(len({self.window(kind, n) for n in range(len(names))}) for kind, names in self.modules.items())
+        with self.lm.monitor.task("states restored", len(parts) * windows) as advance:
+            found = [self._restored(facts, part, clean, noise, advance) for part in parts]
+        low = torch.cat([low for low, _ in found])
+        scores = {kind: torch.cat([scores[kind] for _, scores in found]) for kind in self.modules}
+        traces = []
         for number, fact in enumerate(facts):
-            mine = slice(position, position + len(fact.traced) * self.options.copies)
+            mine = sorted((row[1:], place) for place, row in enumerate(rows) if row[0] == number)  # by token and copy
+            places = [place for _, place in mine]
             mean: dict[str, np.ndarray] = {
-                kind: s[mine].view(len(fact.traced), self.options.copies, -1).mean(1).numpy()
+                kind: s[places].view(len(fact.traced), self.options.copies, -1).mean(1).numpy()
                 for kind, s in scores.items()
             }
-            found.append(Trace(high[number].item(), low[mine].mean().item(), mean))
-            position = mine.stop
-        return found
+            traces.append(Trace(high[number].item(), low[places].mean().item(), mean))
+        return traces
 
     def _clean(self, facts: Sequence[Fact]) -> tuple[Tensor, dict[str, Tensor]]:
         """P(answer) of each fact, and what leaves every module that will be restored: {name: (facts, tokens,
@@ -130,6 +134,7 @@ class Tracer:
         rows: Sequence[tuple[int, int, int]],
         clean: dict[str, Tensor],
         noise: Sequence[Tensor],
+        advance: Advance,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """P(answer) of rows (fact, token, copy): (rows,) corrupted, and {kind: (rows, layers)} with the token's
         states restored.
@@ -149,6 +154,7 @@ class Tracer:
                     }
                     logits = corrupted.logits(begin if kind == "hidden" else begin - 1, restore)
                     known[begin, end] = _probability(logits, answers)
+                    advance(1)
             scores[kind] = torch.stack([known[self.window(kind, layer)] for layer in range(len(names))], dim=1)
         return _probability(corrupted.passes.base, answers), scores
 

@@ -109,6 +109,10 @@ class Head(ABC, Generic[R]):
     ) -> list[str]: ...
 
     @abstractmethod
+    def alternatives(self, prompts: Sequence[str], count: int, max_new_tokens: int) -> list[list[str]]:
+        """See `LM.alternatives`."""
+
+    @abstractmethod
     def sample(
         self,
         prompts: Sequence[str],

@@ -136,6 +136,16 @@ class ClassifierHead(EncoderHead[Labeled]):
                 names[index] = self.labels[best]
         return names
 
+    @torch.no_grad()
+    def alternatives(self, prompts: Sequence[str], count: int, max_new_tokens: int) -> list[list[str]]:
+        rows = self.encode([(prompt, None) for prompt in prompts])
+        found: list[list[str]] = [[] for _ in rows]
+        for batch in told(by_length([len(row.ids) for row in rows], self.batch_tokens), self.done):
+            order = self._scores([rows[i] for i in batch]).argsort(stable=True, dim=-1, descending=True)
+            for index, best in zip(batch, order[:, :count].tolist(), strict=True):
+                found[index] = [self.labels[label] for label in best]
+        return found
+
     def sample(
         self,
         prompts: Sequence[str],

@@ -17,6 +17,7 @@ from edit_cli.errors import UsageError
 from edit_cli.lm.fast.decoding import CACHE_BYTES, Decoder
 from edit_cli.lm.fast.edits_by_row import meeting
 from edit_cli.lm.heads.base import Head
+from edit_cli.lm.heads.beams import beam_search, distinct
 from edit_cli.lm.heads.sampling import Drawn, StopAtNewline, TopKDraws, likeliest, without_defaults
 from edit_cli.lm.tokenization import Row, by_length, pad_left, told
 from edit_cli.writing import THINK, spoken
@@ -63,6 +64,21 @@ class Continuing(Head[Row]):
             self._line(row, new, max_new_tokens, number)
             for row, new, number in zip(rows, written, numbers, strict=True)
         ]
+
+    @torch.no_grad()
+    def alternatives(self, prompts: Sequence[str], count: int, max_new_tokens: int) -> list[list[str]]:
+        found = []
+        for row in self.encode([(prompt, None) for prompt in prompts], new=max_new_tokens):
+            ids = torch.tensor([row.ids], device=self.device)  # alone: beams are its batch, and no padding is read
+            with self.prompts_end_at(torch.full((count,), len(row.ids) - 1, device=self.device)):
+                beams = beam_search(
+                    self.model, count, max_new_tokens, self.pad, self._stop_ids(),
+                    input_ids=ids, attention_mask=torch.ones_like(ids),
+                )  # fmt: skip
+            lines = [self._continuation(row.ids, beam).split("\n")[0] for beam in beams[:, len(row.ids) :].tolist()]
+            found.append(distinct(lines))
+            self.done(1)
+        return found
 
     def _line(self, row: Sequence[int], new: list[int], limit: int, edits: Sequence[int] | None) -> str:
         """The first line of what a row was continued with, which goes on while it is a thought."""

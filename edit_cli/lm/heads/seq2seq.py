@@ -19,6 +19,7 @@ from torch import Tensor
 from edit_cli.errors import RejectedRequest, UsageError
 from edit_cli.lm.fast.edits_by_row import meeting
 from edit_cli.lm.heads.answers import Answers
+from edit_cli.lm.heads.beams import beam_search, distinct
 from edit_cli.lm.heads.encoder import EncoderHead
 from edit_cli.lm.heads.sampling import Drawn, StopAtNewline, TopKDraws, without_defaults
 from edit_cli.lm.hooks import exact, gather_before
@@ -132,6 +133,22 @@ class Seq2SeqHead(EncoderHead[Answered]):
             for index, ids in zip(batch, new, strict=True):
                 texts[index] = self._decode(ids).split("\n")[0]
         return texts
+
+    @torch.no_grad()
+    def alternatives(self, prompts: Sequence[str], count: int, max_new_tokens: int) -> list[list[str]]:
+        rows = self.encode([(prompt, None) for prompt in prompts])
+        found: list[list[str]] = [[] for _ in rows]
+        lengths = [(len(row.ids) + max_new_tokens) * count for row in rows]  # beams are written side by side
+        for batch in told(by_length(lengths, self.batch_tokens), self.done):
+            ids, mask = pad_right([rows[i].ids for i in batch], self.pad, self.device)
+            lead = torch.tensor([self.lead] * len(batch), device=self.device)
+            beams = beam_search(
+                self.model, count, max_new_tokens, self.pad, self._stop_ids(), start=self.start,
+                input_ids=ids, attention_mask=mask, decoder_input_ids=lead,
+            )  # fmt: skip
+            for number, beam in enumerate(beams[:, lead.shape[1] :].tolist()):
+                found[batch[number // count]].append(self._decode(beam).split("\n")[0])
+        return list(map(distinct, found))
 
     def sample(
         self,
