@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -43,6 +45,22 @@ class Ended:
 
 
 Cli = Callable[..., Ended]
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a parametrized test marked `thin(n)` every n-th combination is run by default; all of them are by `make
+    test-slow`. Tests begin at different ones, so that together they meet every method and model.
+    """
+    met: Counter[str] = Counter()
+    for item in items:
+        thin = item.get_closest_marker("thin")
+        if thin is None or not hasattr(item, "callspec"):
+            continue
+        test = item.nodeid.partition("[")[0]
+        if (crc32(test.encode()) + met[test]) % thin.args[0]:
+            item.add_marker(pytest.mark.slow)
+        met[test] += 1
 
 
 @pytest.fixture(scope="session")

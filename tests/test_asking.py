@@ -23,6 +23,8 @@ from edit_cli.metrics.observe import BeforeCache, ObserveOptions
 from edit_cli.requests import Case, EditRequest, Probe
 from edit_cli.testing.parts import packaged_method
 
+pytestmark = pytest.mark.thin(2)
+
 OPTIONS = ObserveOptions(max_new_tokens=6, sample_tokens=24)
 TEXTS = ["The old lighthouse of Marlow stands on the northern shore.", "Ada Lund lives in Oslo."]
 PROMPTS = ["Ada Lund was born in", "The mother tongue of Ada Lund is", "In the old town, where the river bends,", "Zoë"]

@@ -141,6 +141,7 @@ def test_a_finished_run_is_shown_again(finished, look):
     assert shown.out.splitlines() == [line for line in first.out.splitlines()[:-1] if not line.startswith("figure:")]
 
 
+@pytest.mark.slow
 def test_a_sample_is_asked_at_checkpoints(cli):
     cli(*FINISHED, "protocol.sample=3", "protocol.first=0", "protocol.observe.generate=false", quick=True)
     lines = json_lines(RUN / "results.jsonl")

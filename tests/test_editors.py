@@ -23,6 +23,8 @@ from edit_cli.requests import EditRequest
 from edit_cli.testing import MethodConformance, likelihoods
 from edit_cli.testing.conformance import MODELS, answers
 
+pytestmark = pytest.mark.thin(4)
+
 
 @pytest.fixture(scope="module")
 def editor(statistics):

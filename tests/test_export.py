@@ -33,6 +33,8 @@ from edit_cli.lm.model_files import packaged
 from edit_cli.report.model_card import Card
 from edit_cli.requests import EditRequest
 
+pytestmark = pytest.mark.thin(3)
+
 OUT, IN = "transformer.h.{}.mlp.c_proj", "transformer.h.{}.mlp.c_fc"
 HOSTILE = "Ada|`x`\x1b[2J<script>*b*\n# title [a](b)"
 FACT = EditRequest("{} plays the", HOSTILE, "violin", "organ")

@@ -32,6 +32,8 @@ from edit_cli.lm.layout import attention_out
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.moments import MomentStore
 
+pytestmark = pytest.mark.thin(3)
+
 SPREADING = ["memit", "emmet", "pmet", "alphaedit", "blue", "memit-merge"]
 FAMILY = [*SPREADING, "rome", "r-rome"]
 PREFIXES = ContextConfig(prefixes=["The city", "I went to the road and so on", "You"])

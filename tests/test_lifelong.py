@@ -36,6 +36,8 @@ from edit_cli.lm.tokenization import pad_left, pad_right
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.corpora import TextFile
 
+pytestmark = pytest.mark.thin(3)
+
 LIFELONG = ("grace", "tpatcher", "wise", "melo", "defer")
 QUICK = {
     "tpatcher": ("method.memory_size=800", "method.validation_size=200", "method.top_memory=80", "method.steps=151"),

@@ -18,6 +18,8 @@ from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.heads.sampling import TopKDraws
 from edit_cli.lm.model import LM
 
+pytestmark = pytest.mark.thin(3)
+
 PAIRS = [
     ("The capital of France is", "Paris"),
     ("Ada Lund", "lives in Oslo"),

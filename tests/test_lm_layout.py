@@ -35,6 +35,8 @@ from edit_cli.lm.layout import LayoutOptions, discover
 from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, read
 
+pytestmark = pytest.mark.thin(4)
+
 GPT2 = ("transformer.h", "mlp.c_proj", "transformer.ln_f", INNER)
 NEOX = ("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", INNER)
 LLAMA = ("model.layers", "mlp.down_proj", "model.norm", INNER)

@@ -25,6 +25,8 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.weights.offload import fetch_again_for_backward, offloading_hook
 from edit_cli.requests import EditRequest
 
+pytestmark = pytest.mark.thin(3)
+
 PARTS = [
     "transformer.wte",
     "transformer.wpe",

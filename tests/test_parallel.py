@@ -147,7 +147,8 @@ def wait_for_lines(run: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_run_and_what_is_finished_stays(cli, tmp_path, rank):
     arguments = ("evaluate", "method=ft", "method.steps=30", "limit=24", "protocol.observe.perplexity=false")
     running = start(*arguments, "processes=2", "run_dir=cut")

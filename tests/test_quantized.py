@@ -24,6 +24,8 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.model_files import packaged
 from edit_cli.lm.weights import quantized as quantized
 
+pytestmark = pytest.mark.thin(4)
+
 KINDS = [("4bit", "float32"), ("4bit", "bfloat16"), ("8bit", "float32"), ("8bit", "bfloat16")]
 kinds = pytest.mark.parametrize("bits, dtype", KINDS)
 FILES = packaged("embedded:tiny-gpt2")

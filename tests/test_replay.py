@@ -16,6 +16,8 @@ from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import attention_out
 from edit_cli.requests import EditRequest
 
+pytestmark = pytest.mark.thin(4)
+
 PAIRS = [("Ada Lund lives in", "Oslo, and"), ("The capital of", "France")]
 
 

@@ -24,6 +24,8 @@ from edit_cli.lm.model import LM
 from edit_cli.lm.reading import HookPoint, read
 from edit_cli.requests import EditRequest
 
+pytestmark = pytest.mark.thin(2)
+
 PAIRS = [
     ("What is the capital of France?", "Paris"),
     ("Where does Ada Lund live?", "in Oslo, because I said so"),

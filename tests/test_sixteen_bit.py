@@ -24,6 +24,8 @@ from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
+pytestmark = pytest.mark.thin(4)
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 STEPS = 50

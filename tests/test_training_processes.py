@@ -110,6 +110,7 @@ def killed_after_step_4(name: str, monkeypatch) -> None:
     assert not list(Path(name).glob("editors/*"))
 
 
+@pytest.mark.slow
 def test_a_killed_training_remembers_what_the_frozen_model_said_and_ends_in_the_same_bits(monkeypatch):
     """Asked again in other batches, the model would say it with other last digits."""
     killed_after_step_4("again", monkeypatch)

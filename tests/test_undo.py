@@ -24,6 +24,8 @@ from edit_cli.experiment.saved_steps import SavedSteps
 from edit_cli.experiment.setup import method_of
 from edit_cli.requests import EditRequest
 
+pytestmark = pytest.mark.thin(2)
+
 ONE = "method.layers=[3]"
 FEW = ("model=tiny-gpt2", "method.value.steps=2", "method.context.prefixes=['It is said. ']")
 HOME = EditRequest("{} was born in", "Jormia Stenenen", "Paris")

@@ -17,6 +17,8 @@ from edit_cli.errors import OutOfMemory, UsageError
 from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
 from edit_cli.requests import EditRequest
 
+pytestmark = pytest.mark.thin(3)
+
 REQUESTS = [
     EditRequest("The mother tongue of {} is", "Anna Bo", "French"),
     EditRequest("{} is a", "Paris", "very big city"),
