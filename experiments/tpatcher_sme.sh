@@ -4,35 +4,56 @@
 #   experiments/tpatcher_sme.sh                                # claims on the embedded BERT, questions on the embedded BART
 #   SCALE=paper experiments/tpatcher_sme.sh runs/bart          # zsRE on BART base, 20 folds
 #   SCALE=paper SETUP="model=bert-base-uncased dataset=fever" experiments/tpatcher_sme.sh runs/bert model.id=CLASSIFIER_OF_CLAIMS
+#   DEPTH=6 SETUP="model=hf model.id=FOLDER dataset=fever dataset.path=fever.jsonl protocol.answers=right" experiments/tpatcher_sme.sh runs/own
 #
-# SCALE: scale.sh. SETUP holds model and data, with commas between several. Editors that learn are trained first. docs/sequential.md tells what the
-# rates are. Writes MODEL.{md,csv} into OUT.
+# SETUP holds model and data, with commas between several; train_base.sh makes models that err. DEPTH: blocks of a model that is not ours. TUNED and
+# PATCHED: further settings of fine-tuning and of T-Patcher. Editors that learn are trained first. docs/sequential.md tells what the rates are.
+# SCALE: scale.sh. Writes MODEL.{md,csv} into OUT.
 set -euo pipefail
 . "$(dirname "$0")/scale.sh"
 
 OUT="${1:-runs/tpatcher_sme}"
 shift $(( $# > 0 ))
 EMBEDDED="model=tiny-bert dataset=world_claims,model=tiny-bart dataset=world_qa"
+ROWS="ft-last ft-all ke mend serac lookup retrain tpatcher"
 scaled SETUP "model=tiny-bert dataset=world_claims" "$EMBEDDED" "model=bart-base dataset=zsre_qa"
 scaled LIMIT 6 90 5317
-scaled METHODS "ft-l tpatcher" "ft mend lookup tpatcher" "ke mend tpatcher"
+scaled METHODS "ft-all tpatcher" "$ROWS" "ft-last ft-all ke mend tpatcher"
 FOLDS="protocol.folds=2 protocol.train=4 protocol.test=4"
 scaled ASKED "$FOLDS" "protocol.folds=3 protocol.train=150 protocol.test=150" \
   "dataset.split=validation protocol.answers=right protocol.folds=20 protocol.train=10000 protocol.test=10000"
-scaled REMEMBERED method.memory_size=100 "" ""
+scaled DEPTH "" "" ""
+scaled TUNED "" "" ""
+scaled PATCHED method.memory_size=100 "" ""
+
+layers() {  # MODEL last|all: blocks of all its stacks
+  local depth="$DEPTH"
+  case "$1" in
+    tiny-bert | tiny-t5) depth=6 ;;
+    tiny-bart) depth=5 ;;
+    bert-base-uncased | bart-base) depth=12 ;;
+  esac
+  [[ -n $depth ]] || { echo "DEPTH: say how many blocks $1 has" >&2; exit 2; }
+  if [[ $2 == last ]]; then echo "[$(( depth - 1 ))]"; else echo "[$(seq -s , 0 $(( depth - 1 )))]"; fi
+}
 
 IFS=, read -r -a setups <<< "$SETUP"
 for setup in "${setups[@]}"; do
   model="${setup#*model=}" model="${model%% *}"
-  for method in $METHODS; do
-    read -r -a own <<< "$setup method=$method"
-    if learns "$method"; then
+  for row in $METHODS; do
+    case "$row" in
+      ft-last | ft-all) chosen="$(layers "$model" "${row#ft-}")" && settings="method=ft method.part=block method.layers=$chosen $TUNED" ;;
+      tpatcher) settings="method=tpatcher $PATCHED" ;;
+      ke | mend | serac | lookup | retrain) settings="method=$row" ;;
+      *) echo "$row: choose some of $ROWS" >&2; exit 2 ;;
+    esac
+    read -r -a own <<< "$setup $settings"
+    if learns "$row"; then
       own+=("${TRAINING[@]}")
-      edit-cli train-editor "${own[@]}" "$@" run_dir="$OUT/$model/training/$method" > /dev/null
+      edit-cli train-editor "${own[@]}" "$@" run_dir="$OUT/$model/training/$row" > /dev/null
     fi
-    if [[ $method == tpatcher ]]; then own+=(${REMEMBERED:+"$REMEMBERED"}); fi
     read -r -a asked <<< "$ASKED"
-    edit-cli sequential protocol=sme "${own[@]}" limit="$LIMIT" "${asked[@]}" "${BRIEF[@]}" "$@" run_dir="$OUT/$model/runs/$method" > /dev/null
+    edit-cli sequential protocol=sme "${own[@]}" limit="$LIMIT" "${asked[@]}" "${BRIEF[@]}" "$@" tag="$row" run_dir="$OUT/$model/runs/$row" > /dev/null
   done
-  edit-cli compare "$OUT/$model"/runs/*/ --metrics sme_sr,sme_gr,sme_er,sme_train_r,sme_test_r --published tpatcher-sme --out "$OUT/$model"
+  edit-cli compare "$OUT/$model"/runs/*/ --by tag --metrics sme_sr,sme_gr,sme_er,sme_train_r,sme_test_r --published tpatcher-sme --out "$OUT/$model"
 done

@@ -89,11 +89,15 @@ def test_claims_become_records_whose_label_can_be_flipped(cli, tmp_path):
     rows = [
         {"id": n, "claim": case.requests[0].text, "label": case.requests[0].target_true} for n, case in enumerate(cases)
     ]
+    rows[0]["label"] = cases[0].requests[0].target_new  # so that the model errs
     Path("claims.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     words = ["prepare", "model=tiny-bert", "dataset=fever", "dataset.path=claims.jsonl", "out=records.jsonl"]
     ended = cli(*words, 'templates=["It is true that {}"]')
     assert ended.code == 0 and "dataset=fever" in ended.last
-    assert all(len(record["alternatives"]) == 1 for record in written(Path("records.jsonl")))
+    records = written(Path("records.jsonl"))
+    assert [record["id"] for record in records] == ["0", "1", "2", "3"]  # mistakes, too
+    assert all({record["prediction"], *record["alternatives"]} == {"SUPPORTS", "REFUTES"} for record in records)
+    assert records[0]["alternatives"] == [records[0]["output"][0]["answer"]] == [rows[0]["label"]]
     assert cli("evaluate", "method=lookup", "model=tiny-bert", "dataset=fever", "dataset.path=records.jsonl").code == 0
 
 

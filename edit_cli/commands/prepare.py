@@ -157,7 +157,7 @@ class Maker:
 
     def records(self, cases: Sequence[Case]) -> list[Record]:
         """KILT's records of a window: `prediction` is the model's first beam, `alternatives` its others but the right
-        ones.
+        ones; of a claim, the other label.
         """
         lm, top, texts = self.lm, self.top, [case.requests[0].text for case in cases]
         with lm.monitor.phase("alternatives"):
@@ -169,12 +169,13 @@ class Maker:
             replies = {
                 text: "" if isinstance(reply, Exception) else reply for text, reply in zip(asked, given, strict=True)
             }
-        found = []
+        found, labeled = [], lm.head.kind == "classifier"
         for case, text, said, others in zip(cases, texts, beams, reworded, strict=True):
             request = case.requests[0]
             right = [bare(answer) for answer in case.right] or [bare(request.target_true or request.target_new)]
             answers = [first_sentence(spoken(beam), right[0]) for beam in said]
-            taken = {normalize(answer) for answer in [*right, *answers[:1]]}
+            # a label that is right is what a wrong one is flipped to; a right answer is no other answer to write
+            taken = {normalize(answer) for answer in [*([] if labeled else right), *answers[:1]]}
             wrong = {normalize(one): one for one in reversed(answers[1:]) if normalize(one) not in taken | {""}}
             own = first_sentence(spoken(replies[text]), right[0])
             found.append(
