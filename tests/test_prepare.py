@@ -11,6 +11,7 @@ import torch
 
 import edit_cli
 from edit_cli.config.composed import packaged_option
+from edit_cli.errors import UsageError
 from edit_cli.lm.heads.beams import distinct
 
 RECORDS = 6
@@ -49,6 +50,17 @@ def test_alternatives_are_the_likeliest_answers(model):
                                       num_return_sequences=4, do_sample=False)  # fmt: skip
             texts = lm.tokenizer.batch_decode(plain[:, ids.shape[1] :], skip_special_tokens=True)
             assert beams == distinct(text.split("\n")[0] for text in texts)
+
+
+def test_replies_by_beams_are_the_first_of_them():
+    """KE's authors ask by five; the embedded T5 asked for what it never learned, so that greedy search errs."""
+    lm, by_beams = edit_cli.load("tiny-t5"), edit_cli.load("tiny-t5", beams=4)
+    prompts = [f"Who wrote {name}?" for name in ("Olm", "the Brentish Sagas", "Kaltoren", "Ustimar and Vey", "Pellow")]
+    replies = by_beams.generate(prompts, 6)
+    assert replies == [beams[0] for beams in lm.alternatives(prompts, 4, 6)]
+    assert replies != lm.generate(prompts, 6)
+    with pytest.raises(UsageError, match="model.beams=4: only replies of encoder-decoder"):
+        edit_cli.load("tiny-gpt2", beams=4)
 
 
 def test_a_classifiers_alternatives_are_its_labels_likeliest_first():

@@ -77,6 +77,8 @@ class ModelOptions(Config):
     labels: list[str] | None = None
     """Names of a classifier's labels in their order; of a single output, what a negative and a positive one mean; null:
     its config.json's."""
+    beams: Count = 1
+    """Beams by which an encoder-decoder looks for its replies; 1: greedy, as all other models reply."""
     batch_tokens: Count | None = None
     """Tokens in one forward pass while scoring; null: 2048 on a CPU, else 8192; speed and memory only."""
     records: str | None = None
@@ -131,6 +133,8 @@ class ModelOptions(Config):
         lm = LM(
             model, tokenizer, self.name, source.revision, self.layout, monitor, tokens, self.id, labels, process_group
         )
+        if self.beams > 1:
+            lm.head.reply_by_beams(self.beams)
         if lm.head.vocabulary.strange:
             lm.monitor.note(f"{self.name}: {lm.head.vocabulary}; records that use them are left out")
         return lm

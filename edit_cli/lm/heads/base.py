@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from edit_cli.errors import UsageError
 from edit_cli.lm.fast.edits_by_row import EditsByRow
 from edit_cli.lm.heads.answers import Answers, Likelihood
 from edit_cli.lm.tokenization import Row, pad_right
@@ -107,6 +108,10 @@ class Head(ABC, Generic[R]):
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None
     ) -> list[str]: ...
+
+    def reply_by_beams(self, count: int) -> None:
+        """Replies are looked for by so many beams from now on (UsageError: not by this model's)."""
+        raise UsageError(f"model.beams={count}: only replies of encoder-decoder models are looked for by beams")
 
     @abstractmethod
     def alternatives(self, prompts: Sequence[str], count: int, max_new_tokens: int) -> list[list[str]]:

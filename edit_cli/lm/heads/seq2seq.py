@@ -45,6 +45,7 @@ class Seq2SeqHead(EncoderHead[Answered]):
 
     kind = "seq2seq"
     NAME = "an encoder-decoder"
+    beams = 1
 
     @property
     def classes(self) -> int:
@@ -105,6 +106,9 @@ class Seq2SeqHead(EncoderHead[Answered]):
         encoded = self.tokenizer(text_target="a", return_special_tokens_mask=True, add_special_tokens=True)
         return (self.start, *encoded["input_ids"][: encoded["special_tokens_mask"].index(0)])
 
+    def reply_by_beams(self, count: int) -> None:
+        self.beams = count
+
     def run(self, ids: Tensor, mask: Tensor) -> None:
         """A pass of the prompts alone, for those who read states: the encoder's."""
         self.model.get_encoder()(input_ids=ids, attention_mask=mask)
@@ -124,7 +128,7 @@ class Seq2SeqHead(EncoderHead[Answered]):
         return Answers(logits, labels.to(logits.device), at[:, 0].to(logits.device))
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, edits: Sequence[int] | None = None) -> list[str]:
-        """Greedy answers, up to the end token, a line break or `max_new_tokens`."""
+        """Greedy answers, or those of `beams`, up to the end token, a line break or `max_new_tokens`."""
         rows = self.encode([(prompt, None) for prompt in prompts])
         texts = [""] * len(rows)
         for batch in told(by_length([len(row.ids) + max_new_tokens for row in rows], self.batch_tokens), self.done):
@@ -176,8 +180,10 @@ class Seq2SeqHead(EncoderHead[Answered]):
 
         ids, mask = pad_right(rows, self.pad, self.device)
         lead = torch.tensor([self.lead] * len(rows), device=self.device)
+        beams = 1 if drawn else self.beams
+        stops = [] if drawn or beams > 1 else [StopAtNewline(self.tokenizer)]
         config = GenerationConfig(
-            max_new_tokens=steps, do_sample=False, num_beams=1, pad_token_id=self.pad, eos_token_id=self._stop_ids(),
+            max_new_tokens=steps, do_sample=False, num_beams=beams, pad_token_id=self.pad, eos_token_id=self._stop_ids(),
             decoder_start_token_id=self.start, use_cache=True,
         )  # fmt: skip
         with without_defaults(self.model):
@@ -187,6 +193,8 @@ class Seq2SeqHead(EncoderHead[Answered]):
                 decoder_input_ids=lead,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([drawn] if drawn else []),
-                stopping_criteria=StoppingCriteriaList([] if drawn else [StopAtNewline(self.tokenizer)]),
+                stopping_criteria=StoppingCriteriaList(
+                    [] if drawn or self.beams > 1 else [StopAtNewline(self.tokenizer)]
+                ),
             )
         return output[:, lead.shape[1] :].cpu().tolist()
