@@ -183,8 +183,8 @@ class Seq2SeqHead(EncoderHead[Answered]):
         beams = 1 if drawn else self.beams
         stops = [] if drawn or beams > 1 else [StopAtNewline(self.tokenizer)]
         config = GenerationConfig(
-            max_new_tokens=steps, do_sample=False, num_beams=beams, pad_token_id=self.pad, eos_token_id=self._stop_ids(),
-            decoder_start_token_id=self.start, use_cache=True,
+            max_new_tokens=steps, do_sample=False, num_beams=beams, pad_token_id=self.pad,
+            eos_token_id=self._stop_ids(), decoder_start_token_id=self.start, use_cache=True,
         )  # fmt: skip
         with without_defaults(self.model):
             output = self.model.generate(
@@ -193,8 +193,6 @@ class Seq2SeqHead(EncoderHead[Answered]):
                 decoder_input_ids=lead,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([drawn] if drawn else []),
-                stopping_criteria=StoppingCriteriaList(
-                    [] if drawn or self.beams > 1 else [StopAtNewline(self.tokenizer)]
-                ),
+                stopping_criteria=StoppingCriteriaList(stops),
             )
         return output[:, lead.shape[1] :].cpu().tolist()
