@@ -65,14 +65,16 @@ def cases(lm: Any, count: int) -> list[Case]:
     return found
 
 
-def said(lm: Any, made: list[WeightDelta], options: ObserveOptions = OPTIONS) -> list[dict[str, Any]]:
+def said(
+    lm: Any, made: list[WeightDelta], options: ObserveOptions = OPTIONS, read: int | None = None
+) -> list[dict[str, Any]]:
     asked = cases(lm, len(made))
     if lm.head.kind != "causal":
         options = replace(options, sample=False, perplexity=False)
     before = BeforeCache(options, TEXTS)
     before.observe(lm, asked)
     attempts = [Attempt(edit, [case], {}, 0.0) for edit, case in zip(made, asked, strict=True)]
-    return [seen[done.cases[0].id] for done, seen in Asker(lm, before).answers(attempts)]
+    return [seen[done.cases[0].id] for done, seen in Asker(lm, before, read).answers(attempts)]
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -97,6 +99,19 @@ def test_reading_a_text_with_each_edit_shows_progress(monkeypatch):
     monkeypatch.setattr(lm, "monitor", monitor)
     said(lm, edits(lm, (1, 2, 1)))
     assert ("reading plain text", 3) in monitor.tasks
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_perplexity_may_be_measured_after_the_first_edits_alone(monkeypatch, together):
+    """Whether they are asked about together or one by one; all else is what it was."""
+    lm = embedded_lm()
+    if not together:
+        monkeypatch.setattr(WeightDelta, "added", lambda *_: None)
+    made = edits(lm, (1, 2, 1, 2))
+    whole, part = said(lm, made), said(lm, made, read=2)
+    assert [seen["perplexity"] is None for seen in part] == [False, False, True, True]
+    assert_same(part[:2], whole[:2])
+    assert_same(part[2:], [seen | {"perplexity": None} for seen in whole[2:]])
 
 
 class Nowhere(Route):

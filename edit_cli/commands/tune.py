@@ -243,7 +243,8 @@ class Bench:
             method.begin(lm, context).warm_up()
             batches = protocol.batches(self.dataset.cases, method)
             made = attempt_each(partial(method.begin, lm, context), batches)
-            for step, (batch, (done, after)) in enumerate(zip(batches, Asker(lm, before).answers(made), strict=True)):
+            asker = Asker(lm, before, protocol.perplexity_edits)
+            for step, (batch, (done, after)) in enumerate(zip(batches, asker.answers(made), strict=True)):
                 found += lines_of(done, batch, step, before.observe(lm, batch), after)
         except (UsageError, RejectedRequest, LinAlgError) as problem:
             found = [

@@ -27,12 +27,14 @@ Beside = dict[str, Added]
 class Asker:
     """Asks about edits while the model is otherwise unedited.
 
-    before: what the unedited model says, and what is asked. one_by_one: among the present edits one was met that has to
+    before: what the unedited model says, and what is asked. read: edits, the first ones, after which perplexity is
+    measured; None: all. one_by_one: among the present edits one was met that has to
     be attached, as then all of them are.
     """
 
     lm: LM
     before: BeforeCache
+    read: int | None = None
     one_by_one: bool = False
     met: int = 0
     why: str | None = None  # they are asked about one by one; said once, where there are several
@@ -98,7 +100,13 @@ class Asker:
         return dict(zip((case.id for case in done.cases), found, strict=True))
 
     def _observed(self, cases: Sequence[Case], edits: Sequence[int] | None = None) -> list[Observation]:
-        return observe(self.lm, cases, self.before.options, self.before.texts, self.before.seen, edits)
+        texts, unread = self.before.texts, list[int]()
+        if self.read is not None:
+            numbers = sorted(set(edits or [0]))
+            unread = numbers[self.read :]
+            texts = texts if self.read else ()
+            self.read -= len(numbers) - len(unread)
+        return observe(self.lm, cases, self.before.options, texts, self.before.seen, edits, unread if edits else ())
 
     def _agree(self, *edited: tuple[Attempt, Beside]) -> bool:
         """Whether the model says to two prompts what it says with each of two edits attached: some families run their

@@ -104,6 +104,8 @@ class TuningProtocol(Protocol):
         default_factory=lambda: ObserveOptions(sample=False, max_new_tokens=8, top_tokens=0)
     )
     """What is asked of the model before and after an edit: what the objective counts."""
+    perplexity_edits: Count = 5
+    """Edits of a trial after which perplexity is measured, the first ones: each time a whole text is read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,7 @@ def observe(
     texts: Sequence[str] = (),
     before: Mapping[str, Observation] | None = None,
     edits: Sequence[int] | None = None,
+    unread: Sequence[int] = (),
 ) -> list[Observation]:
     """One observation a case, in order, as JSON-able dicts (docs/metrics.md describes them).
 
@@ -105,11 +106,11 @@ def observe(
     its context) holds no results but an "error" that names the probe; the other cases are not touched by it. Processes
     that share the model's work ask about a part of the cases each. `before` ({case id: observation of the unedited
     model}) tells which tokens to watch at the answers that must stay. `edits`: the number of the edit that each case
-    is asked about with, of a model that is edited by row.
+    is asked about with, of a model that is edited by row. `unread`: those of them whose perplexity is not wanted.
     """
     process_group = getattr(lm, "process_group", SINGLE)
     asked = list(zip(cases, [None] * len(cases) if edits is None else edits, strict=True))
-    return process_group.gather(_observed(lm, process_group.share(asked), options, texts, before or {}))
+    return process_group.gather(_observed(lm, process_group.share(asked), options, texts, before or {}, unread))
 
 
 def _observed(
@@ -118,6 +119,7 @@ def _observed(
     options: ObserveOptions,
     texts: Sequence[str],
     before: Mapping[str, Observation],
+    unread: Sequence[int],
 ) -> list[Observation]:
     rows = _distinct(
         (edit, probe.text, text)
@@ -153,7 +155,8 @@ def _observed(
         draws,
         TEXT_CHUNK,
     )
-    fixed = _perplexities(lm, options, texts, _distinct(edit for _, edit in asked))
+    read = _distinct(edit for _, edit in asked if edit not in unread)
+    fixed = dict.fromkeys(unread) | _perplexities(lm, options, texts, read)
     return [
         _observation(case, edit, options, likelihoods, tops, continuations, verdicts, sampled, fixed[edit])
         for case, edit in asked
