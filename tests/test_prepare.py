@@ -169,6 +169,7 @@ def test_what_other_settings_made_is_not_taken_up(cli, questions, monkeypatch):
         (["out=r.jsonl", "model=tiny-bert"], "tiny-bert"),
         (["out=r.jsonl", "dataset.path=none.jsonl"], "none.jsonl"),
         (["out=r.jsonl", "report=true"], "keeps no run"),
+        (["out=r.jsonl", "processes=2"], "processes: `prepare` writes one file"),
     ],
 )
 def test_wrong_input_is_told_in_a_line(cli, words, said):

@@ -28,7 +28,7 @@ from edit_cli.files.paths import expanded
 from edit_cli.lm.heads.kinds import NAMES
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
-from edit_cli.metrics.observe import ObserveOptions, isolating
+from edit_cli.metrics.observe import ObserveOptions, ask_each
 from edit_cli.metrics.text import first_sentence, matches_exactly, normalize
 from edit_cli.requests import Case
 from edit_cli.wording import many
@@ -165,10 +165,8 @@ class Maker:
         reworded = self._reworded(cases, texts)
         with lm.monitor.phase("filter wordings"):
             asked = list(dict.fromkeys([*texts, *(text for some in reworded for text in some)]))
-            given = isolating(lambda some: lm.generate(some, top.max_new_tokens), asked)
-            replies = {
-                text: "" if isinstance(reply, Exception) else reply for text, reply in zip(asked, given, strict=True)
-            }
+            given = ask_each(lm, "replies", lambda some: lm.generate(some, top.max_new_tokens), asked, len(asked))
+        replies = {text: reply if isinstance(reply, str) else "" for text, reply in given.items()}
         found, labeled = [], lm.head.kind == "classifier"
         for case, text, said, others in zip(cases, texts, beams, reworded, strict=True):
             request = case.requests[0]
@@ -210,18 +208,19 @@ class Maker:
 
     def _said(self, lm: LM, texts: Sequence[str], count: int, tokens: int) -> list[list[str]]:
         """The likeliest answers of a model to each text; none to one that it cannot be asked, which is told."""
-        found = isolating(lambda some: lm.alternatives(some, count, tokens), list(texts))
-        for problem in (one for one in found if isinstance(one, RejectedRequest)):
+        distinct = list(dict.fromkeys(texts))
+        found = ask_each(lm, "beams", lambda some: lm.alternatives(some, count, tokens), distinct, len(distinct))
+        for problem in (one for one in found.values() if isinstance(one, RejectedRequest)):
             self.lm.monitor.note(f"{lm.name} is not asked: {problem}")
-        return [[] if isinstance(one, RejectedRequest) else one for one in found]
+        return [[] if isinstance(one := found[text], RejectedRequest) else one for text in texts]
 
     def _returned(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """What each text comes back as from the other language."""
         there, back = self.translators
         longest = LONGER * max(len(there.tokenizer(text)["input_ids"]) for text in texts)
         abroad = self._said(there, texts, self.top.wordings, longest)
-        distinct = list(dict.fromkeys(text for some in abroad for text in some))
-        returned = dict(zip(distinct, self._said(back, distinct, self.top.wordings, longest), strict=True))
+        pivots = list(dict.fromkeys(text for some in abroad for text in some))
+        returned = dict(zip(pivots, self._said(back, pivots, self.top.wordings, longest), strict=True))
         for some in abroad:
             yield [text for one in some for text in returned[one]]
 

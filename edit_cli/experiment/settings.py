@@ -233,6 +233,9 @@ class PrepareSettings(Settings):
                 raise UsageError(f"templates: {text!r}: give one slot {{}} for the question or claim")
         if (self.there is None) != (self.back is None):
             raise UsageError("there and back: a wording goes through another language and back: name both models")
+        if self.run_dir is not None or self.processes > 1:
+            key = "run_dir" if self.run_dir is not None else "processes"
+            raise UsageError(f"{key}: `prepare` writes one file, by one process; leave it out")
 
     def refuse(self, composed: Composed) -> None:
         if self.out is None:

@@ -132,9 +132,11 @@ def _observed(
     prompts = _distinct((edit, probe.text) for case, edit in asked for probe in case.probes if options.continues(probe))
     draws = _distinct((edit, *draw) for case, edit in asked for draw in _draws(case, options))
 
-    likelihoods = _ask(lm, "scoring", lambda some: lm.loglikelihood(_pairs(some), **_edits(some)), rows, SCORING_CHUNK)
+    likelihoods = ask_each(
+        lm, "scoring", lambda some: lm.loglikelihood(_pairs(some), **_edits(some)), rows, SCORING_CHUNK
+    )
     tops = _tops(lm, asked, options, before)
-    continuations = _ask(
+    continuations = ask_each(
         lm,
         "generating",
         lambda some: lm.generate([prompt for _, prompt in some], options.max_new_tokens, **_edits(some)),
@@ -142,7 +144,7 @@ def _observed(
         TEXT_CHUNK,
     )
     verdicts = options.judge.verdicts(_questions(asked, options, continuations), _monitor(lm))
-    sampled = _ask(
+    sampled = ask_each(
         lm,
         "sampling",
         lambda some: lm.sample(
@@ -221,7 +223,7 @@ def _tops(
             for (_, prompt, target), logprobs in zip(rows, ask(_pairs(rows), **_edits(rows)), strict=True)
         ]
 
-    seen = _ask(lm, "comparing", watch, wanted, locality_distribution.CHUNK)
+    seen = ask_each(lm, "comparing", watch, wanted, locality_distribution.CHUNK)
     return {row: top for row, top in seen.items() if isinstance(top, dict)}
 
 
@@ -265,10 +267,10 @@ def _distinct(rows: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(rows))
 
 
-def _ask(
+def ask_each(
     lm: Observed, task: str, ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any], chunk: int
 ) -> dict[Any, Any | RejectedRequest]:
-    """{row: answer}. A row that is rejected gets its error as the answer."""
+    """{row: answer}, with progress by rows. A row that is rejected gets its error as the answer."""
     if not rows:
         return {}
     answers: list[Any] = []
@@ -285,7 +287,7 @@ def _ask(
 
         with telling(hear):
             for start in range(0, len(rows), chunk):
-                answers += isolating(ask, rows[start : start + chunk])
+                answers += _isolating(ask, rows[start : start + chunk])
                 hear(len(answers) - heard)
     return dict(zip(rows, answers, strict=True))
 
@@ -294,7 +296,7 @@ def _monitor(lm: Observed) -> Monitor:
     return getattr(lm, "monitor", None) or Monitor()
 
 
-def isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> list[Any]:
+def _isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> list[Any]:
     """Ask about all rows at once; if one is rejected, halve until it stands alone.
 
     (Rejection comes before any computing.)
@@ -304,7 +306,7 @@ def isolating(ask: Callable[[list[Any]], Sequence[Any]], rows: list[Any]) -> lis
     except RejectedRequest as error:
         if len(rows) > 1:
             middle = len(rows) // 2
-            return isolating(ask, rows[:middle]) + isolating(ask, rows[middle:])
+            return _isolating(ask, rows[:middle]) + _isolating(ask, rows[middle:])
         return [error]
 
 
