@@ -54,8 +54,10 @@ run() {  # a method that fails on this model is told, and those after it go on
   edit-cli "$@" || { echo "failed: edit-cli $*" >&2; FAILED=1; }
 }
 
-table() {  # NAME, further options: one table of the runs below OUT/NAME
-  edit-cli compare "$OUT/$1"/*/ --metrics "$METRICS" --out "$OUT/$1" "${@:2}"
+table() {  # NAME, further options: one table of the runs below OUT/NAME that came to their end
+  local ended=()
+  for summary in "$OUT/$1"/*/summary.json; do ended+=("${summary%/summary.json}"); done
+  edit-cli compare "${ended[@]}" --metrics "$METRICS" --out "$OUT/$1" "${@:2}"
 }
 
 tune() {
