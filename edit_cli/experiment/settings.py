@@ -205,6 +205,8 @@ class CalibrationSettings(Settings):
 class PrepareSettings(Settings):
     """Of `prepare`: what is added to questions and claims, so that trained editors can learn from them."""
 
+    limit: Count | None = None
+    """Questions or claims to take; null: all of them."""
     out: FilePath | None = None
     """The new file, JSON lines in KILT's form: for dataset=zsre_qa, of claims for dataset=fever."""
     alternatives: Annotated[int, Ge(2)] = 5
