@@ -43,6 +43,7 @@ def test_trace_writes_a_run_and_goes_on_where_it_stopped(tmp_path, monkeypatch, 
     code, out, err = edit_cli(monkeypatch, capsys, *arguments)
     assert code == 5 and "case 3 failed: names no expected answer" in err  # traced, but not all
     assert "Causal trace of tiny-gpt2: 2 facts" in out and "1 of 4 facts left out" in out
+    assert "2 known facts: up to" in err and "restored states, each in 2 corrupted runs; about" in err
     run = tmp_path / "run"
     lines = [json.loads(text) for text in (run / "results.jsonl").read_text().splitlines()]
     by_id = {line["case_id"]: line for line in lines}

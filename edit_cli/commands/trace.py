@@ -71,16 +71,16 @@ class CausalTrace(Experiment):
         require_causal(lm, "tracing")
 
     def work(self, lm: LM) -> None:
-        self._tell_cost(lm)
-        self.write_all(traced(lm, self.protocol, self.facts, self.run), "facts", len(self.facts))
+        lines = traced(lm, self.protocol, self.facts, self.run, partial(self._tell_cost, lm))
+        self.write_all(lines, "facts", len(self.facts))
 
-    def _tell_cost(self, lm: LM) -> None:
+    def _tell_cost(self, lm: LM, known: Facts) -> None:
         """Each known fact is worth thousands of passes, which nobody expects of a question about twenty facts."""
-        model, left = self.job.config.model, {n: f for n, f in self.facts.items() if n not in self.run.finished}
-        if model.outline is not None and model.target is not None:
+        model = self.job.config.model
+        if known and model.outline is not None and model.target is not None:
             work = Work(model.outline, lm.tokenizer, model.target, model.batch_tokens)
-            told, seconds = cost(work, left, self.protocol)
-            self.monitor.note(f"{many(len(left), 'fact')}: {told}; about {duration(seconds)} at most")
+            told, seconds = cost(work, known, self.protocol)
+            self.monitor.note(f"{many(len(known), 'known fact')}: {told}; about {duration(seconds)}")
 
 
 def named(dataset: Dataset) -> Facts:
@@ -102,8 +102,10 @@ def named(dataset: Dataset) -> Facts:
     return facts
 
 
-def traced(lm: LM, options: TraceOptions, facts: Facts, run: SharedRun) -> Iterator[dict[str, Any]]:
-    """A line for each fact that `run` has not finished.
+def traced(
+    lm: LM, options: TraceOptions, facts: Facts, run: SharedRun, begins: Callable[[Facts], None] = lambda known: None
+) -> Iterator[dict[str, Any]]:
+    """A line for each fact that `run` has not finished. begins: hears which known facts are going to be traced.
 
     The noise level is that of all facts, whatever is finished, and so is the company in which a fact is asked about and
     traced: in another one its numbers would differ in their last digits.
@@ -119,7 +121,7 @@ def traced(lm: LM, options: TraceOptions, facts: Facts, run: SharedRun) -> Itera
     tracer = Tracer(lm, options, options.noise * deviation if deviation is not None else options.noise_std or 0.0)
     mine = lm.process_group.share(list(facts))
     parts = [
-        _lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected, run.finished)
+        _lines(lm, tracer, facts, mine[start : start + WINDOW], usable, rejected, run.finished, begins)
         for start in range(0, len(mine), WINDOW)
     ]
     return (line for line in lm.process_group.merge(chain.from_iterable(parts), len(facts)) if line is not None)
@@ -133,6 +135,7 @@ def _lines(
     usable: Mapping[str, Fact],
     rejected: Mapping[str, str],
     finished: Container[str],
+    begins: Callable[[Facts], None],
 ) -> Iterator[dict[str, Any] | None]:
     """A line for each of these facts, first those that cannot be traced; None for one that is finished."""
     left = {name for name in names if name not in finished}
@@ -149,6 +152,7 @@ def _lines(
             error = rejected.get(name)
             says = lm.tokenizer.decode(_said(answers[name])) if error is None else None
             yield _line(name, facts[name], says, error) if name in left else None
+    begins({name: facts[name] for name in known if name in left})
     waiting = iter(known)
     for group in tracer.groups([usable[name] for name in known]):
         mine = list(islice(waiting, len(group)))
