@@ -22,6 +22,8 @@ from edit_cli.edits import store as edit_store
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 
+pytestmark = pytest.mark.thin(3)
+
 DTYPES = ("float32", "bfloat16", "float16")
 # in the dtype with the fewest powers of two; tests/test_editors.py attaches every float32 edit again
 QUICK = {(name, "float16") for name in ("defer", "ft", "grace", "lookup", "lora", "melo", "replay", "ultraedit")}

@@ -17,7 +17,7 @@ from edit_cli.cli.options import complete_metrics
 from edit_cli.config import catalog, sketch, source
 from edit_cli.config.schema import describe, is_texts, leaves
 
-pytestmark = pytest.mark.thin(2)
+pytestmark = pytest.mark.thin(4)
 
 ROOT = Path(__file__).parent.parent
 

@@ -59,6 +59,7 @@ def compare(runs, monkeypatch, cache_dir, tmp_path):
     return lambda *arguments: invoke(cache_dir, "compare", *arguments)
 
 
+@pytest.mark.slow
 def test_a_setting_on_the_axis(compare, tmp_path):
     out = tmp_path / "figure"
     ended = compare(

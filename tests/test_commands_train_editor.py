@@ -22,6 +22,7 @@ def train(cli, cache, *more: str):
     return cli("train-editor", "method=mend", *PLACE, *SMALL, f"cache_dir={cache}", "limit=20", *more)
 
 
+@pytest.mark.slow
 def test_trained_editors_are_found_and_missing_ones_named(cli, tmp_path):
     """The message of `evaluate` is a command that makes it work."""
     cache = tmp_path / "cache"

@@ -171,6 +171,7 @@ def test_tracing_as_its_page_has_it(cli, cache_dir):
             run(cli, line, cache_dir)
 
 
+@pytest.mark.slow
 def test_sharing_as_its_page_has_it(cli, cache_dir):
     pytest.importorskip("peft")
     page = ROOT / "docs" / "sharing-edits.md"

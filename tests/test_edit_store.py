@@ -24,7 +24,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.lm.model import LM
 from edit_cli.requests import EditRequest
 
-pytestmark = pytest.mark.thin(2)
+pytestmark = pytest.mark.thin(4)
 
 REQUESTS = [EditRequest("{} lives in", "Ada Lund", "Oslo", "Rome"), EditRequest("Zoë: {} is called", "C", "東京")]
 METHOD = {"name": "memit", "layers": [0, 2], "lr": 0.5}

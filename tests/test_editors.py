@@ -23,7 +23,7 @@ from edit_cli.requests import EditRequest
 from edit_cli.testing import MethodConformance, likelihoods
 from edit_cli.testing.conformance import MODELS, answers
 
-pytestmark = pytest.mark.thin(4)
+pytestmark = pytest.mark.thin(8)
 
 
 @pytest.fixture(scope="module")

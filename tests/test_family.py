@@ -32,7 +32,7 @@ from edit_cli.lm.layout import attention_out
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.moments import MomentStore
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 SPREADING = ["memit", "emmet", "pmet", "alphaedit", "blue", "memit-merge"]
 FAMILY = [*SPREADING, "rome", "r-rome"]

@@ -36,7 +36,7 @@ from edit_cli.lm.tokenization import pad_left, pad_right
 from edit_cli.requests import EditRequest
 from edit_cli.statistics.corpora import TextFile
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 LIFELONG = ("grace", "tpatcher", "wise", "melo", "defer")
 QUICK = {

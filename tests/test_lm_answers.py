@@ -18,7 +18,7 @@ from edit_cli.lm.heads.causal import CausalHead
 from edit_cli.lm.heads.sampling import TopKDraws
 from edit_cli.lm.model import LM
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 PAIRS = [
     ("The capital of France is", "Paris"),

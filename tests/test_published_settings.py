@@ -150,6 +150,7 @@ def test_settings_that_were_not_run_say_so():
             assert file.stem.startswith("tiny-") or "Not run here." in file.read_text(encoding="utf-8"), file
 
 
+@pytest.mark.slow
 def test_second_moments_are_as_published_where_settings_are_and_cheap_elsewhere():
     """Settings of the locate family for a model go with second moments of as much text as their authors took."""
     root = Path(edit_cli.__file__).parent.parent / "conf"

@@ -16,7 +16,7 @@ from edit_cli.lm.hooks import on_output
 from edit_cli.lm.layout import attention_out
 from edit_cli.requests import EditRequest
 
-pytestmark = pytest.mark.thin(4)
+pytestmark = pytest.mark.thin(8)
 
 PAIRS = [("Ada Lund lives in", "Oslo, and"), ("The capital of", "France")]
 

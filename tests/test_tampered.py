@@ -45,7 +45,7 @@ from edit_cli.report.learning import summary_of
 from edit_cli.requests import EditRequest
 from edit_cli.runs.run import Run
 
-pytestmark = pytest.mark.thin(4)
+pytestmark = pytest.mark.thin(8)
 
 DEEP = 200_000
 ABSENT = object()

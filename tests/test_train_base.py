@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import edit_cli
+from edit_cli.config.composed import packaged_option
 from tools.train_base import main
 
 CLAIMS = ["dataset=world_claims", "dataset.split=train"]
 
 
 def test_a_classifier_learns_the_labels_of_its_claims(tmp_path, capsys):
-    out = tmp_path / "claims"
-    sizes = ["--limit", "24", "--held_out", "4", "--epochs", "25", "--batch", "8", "--lr", "2e-3"]
-    assert main(["tiny-bert", "--scratch", "--out", str(out), *sizes, *CLAIMS]) == 0
+    """The embedded one knows them; of these it is told the opposite."""
+    cases = packaged_option("dataset", "world_claims").load(10).cases
+    rows = [
+        {"id": n, "claim": case.requests[0].text, "label": case.requests[0].target_new} for n, case in enumerate(cases)
+    ]
+    (tmp_path / "claims.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    out, sizes = tmp_path / "claims", ["--held_out", "2", "--epochs", "30", "--batch", "8", "--lr", "1e-3"]
+    data = ["dataset=fever", f"dataset.path={tmp_path / 'claims.jsonl'}"]
+    assert main(["tiny-bert", "--out", str(out), *sizes, *data]) == 0
     learned, held_out = capsys.readouterr().out.splitlines()[-2:]
-    assert learned == "learned: 100.0% right of 24" and held_out.endswith("of 4")
+    assert learned == "learned: 100.0% right of 8" and held_out.endswith("right of 2")
     lm = edit_cli.load(str(out))
     assert lm.head.kind == "classifier" and sorted(getattr(lm.head, "labels", [])) == ["REFUTES", "SUPPORTS"]
+    assert lm.generate([row["claim"] for row in rows[:8]], 1) == [row["label"] for row in rows[:8]]
 
 
 def test_an_encoder_decoder_learns_to_answer(tmp_path, capsys):
-    out = tmp_path / "questions"
-    sizes = ["--limit", "8", "--held_out", "2", "--epochs", "60", "--batch", "8", "--lr", "3e-3"]
-    assert main(["tiny-bart", "--scratch", "--out", str(out), *sizes, "dataset=world_qa", "dataset.split=train"]) == 0
-    assert "learned: 100.0% right of 8" in capsys.readouterr().out
+    """Other answers than those that the embedded one knows."""
+    cases = packaged_option("dataset", "world_qa").load(6).cases
+    rows = [{"question": case.requests[0].text, "answer": case.requests[0].target_new} for case in cases]
+    (tmp_path / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    sizes = ["--held_out", "1", "--epochs", "30", "--batch", "8", "--lr", "1e-3"]
+    data = ["dataset=questions", f"dataset.path={tmp_path / 'questions.jsonl'}"]
+    assert main(["tiny-bart", "--out", str(tmp_path / "out"), *sizes, *data]) == 0
+    assert "learned: 100.0% right of 5" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_model(tmp_path):

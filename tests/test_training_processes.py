@@ -123,6 +123,7 @@ def test_a_killed_training_remembers_what_the_frozen_model_said_and_ends_in_the_
     assert not Path("again/run/state").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_one_began_is_finished_by_two(monkeypatch):
     """Killed after step 4 of 6: the two go on from there, to the same end."""
     killed_after_step_4("two", monkeypatch)

@@ -24,7 +24,7 @@ from edit_cli.experiment.saved_steps import SavedSteps
 from edit_cli.experiment.setup import method_of
 from edit_cli.requests import EditRequest
 
-pytestmark = pytest.mark.thin(2)
+pytestmark = pytest.mark.thin(4)
 
 ONE = "method.layers=[3]"
 FEW = ("model=tiny-gpt2", "method.value.steps=2", "method.context.prefixes=['It is said. ']")

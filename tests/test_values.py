@@ -17,7 +17,7 @@ from edit_cli.errors import OutOfMemory, UsageError
 from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
 from edit_cli.requests import EditRequest
 
-pytestmark = pytest.mark.thin(3)
+pytestmark = pytest.mark.thin(6)
 
 REQUESTS = [
     EditRequest("The mother tongue of {} is", "Anna Bo", "French"),

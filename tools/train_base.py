@@ -12,19 +12,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from edit_cli.config import catalog
 from edit_cli.config.composed import composed, packaged_option
 from edit_cli.datasets import Dataset
 from edit_cli.errors import UsageError
-from edit_cli.lm.heads.kinds import auto_class
+from edit_cli.lm.heads.kinds import auto_class, head_of
 from edit_cli.lm.model_files import resolve
+from edit_cli.lm.tokenization import pad_right
 from edit_cli.monitor import Monitor
 from edit_cli.writing import bare
 from tools.command import exit_code, require_some
+
+UNSCORED = -100  # a label that PyTorch's cross-entropy leaves out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +70,7 @@ def _work(arguments: argparse.Namespace) -> None:
     if not learned:
         raise UsageError(f"--held_out {arguments.held_out}: of {len(pairs)} records none is left to learn; lower it")
     model, tokenizer = base(arguments.model, labels, arguments.scratch, arguments.seed)
-    train(model, tokenizer, learned, labels, arguments)
+    train(model, tokenizer, learned, arguments)
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
     for name, some in (("learned", learned), ("held out", pairs[-arguments.held_out :])):
@@ -110,6 +117,7 @@ def base(name: str, labels: Sequence[str] | None, scratch: bool, seed: int) -> t
         if scratch
         else chosen.from_pretrained(source.path, revision=source.revision, config=config)
     )
+    model.float()  # files may hold 16 bits, in which a training comes to no numbers
     return model, AutoTokenizer.from_pretrained(source.path, revision=source.revision)
 
 
@@ -117,19 +125,13 @@ def train(
     model: Any,
     tokenizer: Any,
     pairs: Sequence[tuple[str, str]],
-    labels: Sequence[str] | None,
     arguments: argparse.Namespace,
 ) -> None:
     """Minimize the cross-entropy of the answers, with a linear warm-up over a tenth of the steps and a linear decay."""
-    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
-    prompts = tokenizer([prompt for prompt, _ in pairs], truncation=True)["input_ids"]
-    targets: list[Any] = (
-        [labels.index(answer) for _, answer in pairs]
-        if labels
-        else tokenizer(text_target=[answer for _, answer in pairs])["input_ids"]
-    )
-    collate = DataCollatorWithPadding(tokenizer) if labels else DataCollatorForSeq2Seq(tokenizer, model)
+    head = head_of(model, tokenizer, torch.device("cpu"), 1)
+    rows: Any = [_inputs(head, row) for row in head.encode(pairs)]
     settings = TrainingArguments(
         output_dir=str(arguments.out),
         num_train_epochs=arguments.epochs,
@@ -142,8 +144,32 @@ def train(
         dataloader_pin_memory=False,
         logging_steps=50,
     )
-    rows: Any = [{"input_ids": ids, "labels": target} for ids, target in zip(prompts, targets, strict=True)]
-    Trainer(model, settings, data_collator=collate, train_dataset=rows).train()
+    Trainer(model, settings, data_collator=partial(_padded, head.pad), train_dataset=rows).train()
+
+
+def _inputs(head: Any, row: Any) -> dict[str, Any]:
+    """What the model reads and is to say, by THE tokenization rule of its kind: what stands before an answer is fed to
+    a decoder and not scored.
+    """
+    if head.kind == "classifier":
+        return {"input_ids": row.ids, "labels": row.label}
+    whole = (*row.before, *row.answer, *row.after[:1])
+    scored = (*[UNSCORED] * len(row.before), *row.answer, *row.after[:1])
+    return {"input_ids": row.ids, "decoder_input_ids": (head.start, *whole[:-1]), "labels": scored}
+
+
+def _padded(pad: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """A batch of rows, with the mask of its prompts."""
+    fills = {"input_ids": pad, "decoder_input_ids": pad, "labels": UNSCORED}
+    batch = {
+        name: torch.tensor([row[name] for row in rows])
+        if isinstance(rows[0][name], int)
+        else pad_right([row[name] for row in rows], fills[name], torch.device("cpu"))[0]
+        for name in rows[0]
+    }
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+    return batch
 
 
 def right(folder: Path, pairs: Sequence[tuple[str, str]]) -> float:
