@@ -37,6 +37,11 @@ layers() {  # MODEL last|all: blocks of all its stacks
   if [[ $2 == last ]]; then echo "[$(( depth - 1 ))]"; else echo "[$(seq -s , 0 $(( depth - 1 )))]"; fi
 }
 
+FAILED=0
+run() {  # a method that a model has no settings for is told, and those after it go on
+  edit-cli "$@" > /dev/null || { echo "failed: edit-cli $*" >&2; FAILED=1; return 1; }
+}
+
 IFS=, read -r -a setups <<< "$SETUP"
 for setup in "${setups[@]}"; do
   model="${setup#*model=}" model="${model%% *}"
@@ -50,10 +55,13 @@ for setup in "${setups[@]}"; do
     read -r -a own <<< "$setup $settings"
     if learns "$row"; then
       own+=("${TRAINING[@]}")
-      edit-cli train-editor "${own[@]}" "$@" run_dir="$OUT/$model/training/$row" > /dev/null
+      run train-editor "${own[@]}" "$@" run_dir="$OUT/$model/training/$row" || continue
     fi
     read -r -a asked <<< "$ASKED"
-    edit-cli sequential protocol=sme "${own[@]}" limit="$LIMIT" "${asked[@]}" "${BRIEF[@]}" "$@" tag="$row" run_dir="$OUT/$model/runs/$row" > /dev/null
+    run sequential protocol=sme "${own[@]}" limit="$LIMIT" "${asked[@]}" "${BRIEF[@]}" "$@" tag="$row" run_dir="$OUT/$model/runs/$row" || true
   done
-  edit-cli compare "$OUT/$model"/runs/*/ --by tag --metrics sme_sr,sme_gr,sme_er,sme_train_r,sme_test_r --published tpatcher-sme --out "$OUT/$model"
+  ended=()
+  for summary in "$OUT/$model"/runs/*/summary.json; do ended+=("${summary%/summary.json}"); done
+  edit-cli compare "${ended[@]}" --by tag --metrics sme_sr,sme_gr,sme_er,sme_train_r,sme_test_r --published tpatcher-sme --out "$OUT/$model"
 done
+exit "$FAILED"

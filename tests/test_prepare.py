@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import edit_cli
-from edit_cli.config.composed import packaged_option
+from edit_cli.config.composed import model_called, packaged_option
 from edit_cli.errors import UsageError
+from edit_cli.experiment.records import _identity
 from edit_cli.lm.heads.beams import distinct
 
 RECORDS = 6
@@ -149,11 +150,31 @@ def test_a_killed_command_goes_on_with_the_same_bytes(cli, questions, monkeypatc
     assert not Path(".cut.jsonl.part").exists()
 
 
-def test_what_other_settings_made_is_not_taken_up(cli, questions, monkeypatch):
-    Path(".r.jsonl.part").write_text('{"id": "0", "input": "x", "meta": {}, "alternatives": ["y"]}\n')
-    ended = cli("prepare", f"dataset.path={questions}", "out=r.jsonl", 'templates=["Say: {}"]', "limit=2")
+@pytest.mark.parametrize(
+    ("line", "more"),
+    [
+        ('{"id": "0", "input": "x", "meta": {}, "alternatives": ["y"]}', ()),  # by other settings
+        ('{"something": "else"}', ()),
+        ("no JSON", ("overwrite=true",)),
+    ],
+)
+def test_what_is_none_of_its_own_is_not_taken_up(cli, questions, line, more):
+    Path(".r.jsonl.part").write_text(f"{line}\n{line}\n")
+    ended = cli("prepare", f"dataset.path={questions}", "out=r.jsonl", 'templates=["Say: {}"]', "limit=2", *more)
     assert ended.code == 0 and "continuing" not in ended.err
     assert [record["id"] for record in written(Path("r.jsonl"))] == ["0", "1"]
+    assert [path.name for path in Path().glob(".r.jsonl*")] == []
+
+
+def test_a_file_that_was_damaged_is_told(cli, questions):
+    Path(".r.jsonl.part").write_text("no JSON\n{}\n")
+    ended = cli("prepare", f"dataset.path={questions}", "out=r.jsonl", "limit=2")
+    assert ended.code == 3 and ".r.jsonl.part, line 1, is damaged" in ended.error and "overwrite=true" in ended.error
+
+
+def test_what_is_known_by_beams_is_kept_apart():
+    """From what is known by greedy replies, in the cache."""
+    assert _identity(model_called("tiny-t5", {"beams": 4})) != _identity(model_called("tiny-t5", {}))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     dataset = job.config.dataset.load(top.limit, monitor)
     pair = [_translator(name, key) for key in ("there", "back") if (name := getattr(top, key)) is not None]
     refuse_missing(job, job.config.model)
-    part = Part.of(out, _about(job), dataset.cases)
+    part = Part.of(out, _about(job), dataset.cases, anew=top.overwrite)
     lm = load_model(job.config.model, monitor)
     dataset.refuse_unfit(getattr(lm.head, "labels", None), lm.name, lm.head.READS)
     maker = Maker(lm, top, [load_model(options, monitor) for options in pair])
@@ -87,9 +87,10 @@ def _translator(name: str, key: str) -> ModelOptions:
 
 def _about(job: Job) -> dict[str, Any]:
     """What every record is made by."""
-    top: PrepareSettings = job.config.settings
+    top, model = job.config.settings, job.config.model
     names = ("alternatives", "max_new_tokens", "templates", "there", "back", "wordings")
-    return {"model": job.config.model.id, **{name: getattr(top, name) for name in names}}
+    own = {name: getattr(model, name) for name in ("revision", "dtype", "quantize", "beams")}
+    return {"model": model.id, **own, **{name: getattr(top, name) for name in names}}
 
 
 @dataclass
@@ -105,46 +106,47 @@ class Part:
     records: list[Record]
 
     @classmethod
-    def of(cls, out: Path, about: dict[str, Any], cases: Sequence[Case]) -> Part:
+    def of(cls, out: Path, about: dict[str, Any], cases: Sequence[Case], anew: bool) -> Part:
         """What an earlier command left there, if it was made by the same settings of the same questions, whole windows
-        of it: in other company, answers differ in their last bits.
+        of it: in other company, answers differ in their last bits. anew: nothing of it.
         """
         file = out.with_name(f".{out.name}.part")
-        records, _ = read_lines(file)
-        asked = [(case.id, case.requests[0].text) for case in cases]
-        same = all(record["meta"] == about for record in records) and len(records) <= len(asked)
-        if not same or [(record["id"], record["input"]) for record in records] != asked[: len(records)]:
+        records = [] if anew else read_lines(file)[0]
+        asked = [(about, case.id, case.requests[0].text) for case in cases]
+        if [tuple(map(record.get, ("meta", "id", "input"))) for record in records] != asked[: len(records)]:
             records = []
         if len(records) < len(asked):
             records = records[: len(records) // WINDOW * WINDOW]
         part = cls(out, file, about, records)
-        part._write("w", records)
+        part._write(file, "w", records)
         return part
 
     def append(self, records: Sequence[Record]) -> None:
         made = [{**record, "meta": self.about} for record in records]
-        self._write("a", made)
+        self._write(self.file, "a", made)
         self.records += made
 
     def finish(self) -> list[Record]:
         """Write the file itself, with the records that have something to write; these."""
         kept = [record for record in self.records if record["alternatives"]]
         if not kept:
-            self.file.unlink()
+            self.file.unlink()  # with other settings nothing of it is taken up
             raise UsageError(
                 f"none of {many(len(self.records), 'record')} has an answer to write: every beam is right, or they are"
                 " too few: raise alternatives"
             )
-        self._write("w", kept)
+        whole = self.out.with_name(f".{self.out.name}.new")
+        self._write(whole, "w", kept)
         with telling(self.out):
-            self.file.replace(self.out)
+            whole.replace(self.out)
+            self.file.unlink()
         return kept
 
-    def _write(self, mode: str, records: Sequence[Record]) -> None:
+    def _write(self, path: Path, mode: str, records: Sequence[Record]) -> None:
         with telling(self.out):
-            with self.file.open(mode, encoding="ascii") as file:
+            with path.open(mode, encoding="ascii") as file:
                 file.writelines(f"{to_json(record)}\n" for record in records)
-            flush(self.file)
+            flush(path)
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,7 @@ class Maker:
             right = [bare(answer) for answer in case.right] or [bare(request.target_true or request.target_new)]
             answers = [first_sentence(spoken(beam), right[0]) for beam in said]
             # a label that is right is what a wrong one is flipped to; a right answer is no other answer to write
-            taken = {normalize(answer) for answer in [*([] if labeled else right), *answers[:1]]}
-            wrong = {normalize(one): one for one in reversed(answers[1:]) if normalize(one) not in taken | {""}}
+            taken = [*([] if labeled else right), *answers[:1]]
             own = first_sentence(spoken(replies[text]), right[0])
             found.append(
                 {
@@ -183,7 +184,7 @@ class Maker:
                     **({"subject": request.subject} if request.subject else {}),
                     "output": [{"answer": answer} for answer in right],
                     "prediction": answers[0] if answers else "",
-                    "alternatives": list(reversed(wrong.values())),
+                    "alternatives": _others(answers[1:], taken),
                     "rephrases": others,
                     "filtered_rephrases": [one for one in others if own and matches_exactly(replies[one], [own])],
                 }
@@ -201,10 +202,7 @@ class Maker:
             with self.lm.monitor.phase("translate"):
                 for some, returned in zip(found, self._returned(texts), strict=True):
                     some += returned
-        return [
-            list({normalize(one): one for one in reversed(some) if normalize(one) != normalize(text)}.values())[::-1]
-            for some, text in zip(found, texts, strict=True)
-        ]
+        return [_others(some, [text]) for some, text in zip(found, texts, strict=True)]
 
     def _said(self, lm: LM, texts: Sequence[str], count: int, tokens: int) -> list[list[str]]:
         """The likeliest answers of a model to each text; none to one that it cannot be asked, which is told."""
@@ -223,6 +221,16 @@ class Maker:
         returned = dict(zip(pivots, self._said(back, pivots, self.top.wordings, longest), strict=True))
         for some in abroad:
             yield [text for one in some for text in returned[one]]
+
+
+def _others(texts: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Those that say something, and something else than what is taken, each once, in order."""
+    known, found = {"", *map(normalize, taken)}, []
+    for text in texts:
+        if normalize(text) not in known:
+            known.add(normalize(text))
+            found.append(text)
+    return found
 
 
 def told(records: Sequence[Record], kept: Sequence[Record], out: Path, claims: bool) -> list[str]:

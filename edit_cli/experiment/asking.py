@@ -27,8 +27,8 @@ Beside = dict[str, Added]
 class Asker:
     """Asks about edits while the model is otherwise unedited.
 
-    before: what the unedited model says, and what is asked. read: edits, the first ones, after which perplexity is
-    measured; None: all. one_by_one: among the present edits one was met that has to
+    before: what the unedited model says, and what is asked. read: after how many of the edits, the first ones,
+    perplexity is measured; None: after all. one_by_one: among the present edits one was met that has to
     be attached, as then all of them are.
     """
 

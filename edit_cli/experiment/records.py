@@ -183,5 +183,5 @@ def _identity(model: ModelOptions) -> dict[str, Any]:
     folder = Path(source.path)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
-    own = {key: asdict(model)[key] for key in ("dtype", "quantize", "kind", "labels")}
+    own = {key: asdict(model)[key] for key in ("dtype", "quantize", "kind", "labels", "beams")}
     return {"id": source.path, "revision": source.revision, "files": stats, **own}
