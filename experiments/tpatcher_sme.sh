@@ -47,7 +47,9 @@ for setup in "${setups[@]}"; do
   model="${setup#*model=}" model="${model%% *}"
   for row in $METHODS; do
     case "$row" in
-      ft-last | ft-all) chosen="$(layers "$model" "${row#ft-}")" && settings="method=ft method.part=block method.layers=$chosen $TUNED" ;;
+      ft-last | ft-all)
+        chosen="$(layers "$model" "${row#ft-}")" || exit 2
+        settings="method=ft method.part=block method.layers=$chosen $TUNED" ;;
       tpatcher) settings="method=tpatcher $PATCHED" ;;
       ke | mend | serac | lookup | retrain) settings="method=$row" ;;
       *) echo "$row: choose some of $ROWS" >&2; exit 2 ;;
