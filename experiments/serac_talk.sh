@@ -113,7 +113,7 @@ figure() {
 
 bases() {  # trained beside the embedded GPT-2; used beside a Llama that is wider and has the same words
   local llama="$OUT/llama"
-  [[ -f $llama/tiny-llama/model.safetensors ]] || python -m tools.tiny_world world --family llama --width "${WIDTH:-256}" --epochs "${EPOCHS:-52}" --out "$llama"
+  [[ -f $llama/tiny-llama/model.safetensors ]] || PYTHONPATH="$(dirname "$0")/..${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-python}" -m tools.tiny_world world --family llama --width "${WIDTH:-256}" --epochs "${EPOCHS:-52}" --out "$llama"
   for name in rp serac; do
     ask statements "$name" "$K" "$LIMIT" "$OUT/bases/gpt2" "$@"
     ask statements "$name" "$K" "$LIMIT" "$OUT/bases/llama" "$@" model.id="$llama/tiny-llama" model.name=llama

@@ -21,11 +21,12 @@ scaled QUESTIONS "tiny-bart --scratch --epochs 1 --held_out 4 dataset=world_qa" 
   "facebook/bart-base --epochs 3 --lr 3e-5 --batch 32 dataset=zsre_qa"
 scaled LEARNED 12 "" ""
 
+export PYTHONPATH="$(dirname "$0")/..${PYTHONPATH:+:$PYTHONPATH}"   # where tools/ is
 for kind in $KINDS; do
   case "$kind" in
     claims) read -r -a own <<< "$CLAIMS" ;;
     questions) read -r -a own <<< "$QUESTIONS" ;;
     *) echo "$kind: choose claims or questions" >&2; exit 2 ;;
   esac
-  python -m tools.train_base "${own[@]}" ${LEARNED:+--limit "$LEARNED"} "$@" --out "$OUT/$kind"
+  "${PYTHON:-python}" -m tools.train_base "${own[@]}" ${LEARNED:+--limit "$LEARNED"} "$@" --out "$OUT/$kind"
 done
