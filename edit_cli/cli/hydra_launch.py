@@ -12,6 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import hydra
+import hydra.version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -44,6 +49,7 @@ from edit_cli.files.paths import expanded
 
 Execute = Callable[[Composed], Outcome]
 LAUNCHER = "hydra/launcher"
+HYDRA, CONF = "1.3", "pkg://edit_cli.conf"
 
 
 @dataclass
@@ -147,12 +153,13 @@ def _hand_over(command: str, argv: Sequence[str], overrides: Sequence[str], jobs
     Raises:
         UsageError: it does not understand the command line.
     """
-    import hydra
-
     own, sys.argv = sys.argv, [f"edit-cli {command}", *argv]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who say what they mean
     try:
-        hydra.main(version_base="1.3", config_path="pkg://edit_cli.conf", config_name=command)(jobs.run)()
+        if all(argument in overrides and not override_key(argument).startswith("hydra") for argument in argv):
+            _run_one(command, overrides, jobs)
+        else:
+            hydra.main(version_base=HYDRA, config_path=CONF, config_name=command)(jobs.run)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, command, overrides) from None
     except RuntimeError as error:
@@ -161,6 +168,18 @@ def _hand_over(command: str, argv: Sequence[str], overrides: Sequence[str], jobs
         Screen().error(f"a process of this sweep was lost: {str(error).strip().splitlines()[0]}")
     finally:
         sys.argv = own
+
+
+def _run_one(command: str, overrides: Sequence[str], jobs: Jobs) -> None:
+    """What `hydra.main` does where values alone are named. It would compose twice: first to ask whether a configuration
+    asks for several jobs, which ours never do.
+    """
+    hydra.version.setbase(HYDRA)
+    own = Hydra.create_main_hydra2(task_name=command, config_search_path=create_config_search_path(CONF))
+    try:
+        own.run(command, jobs.run, list(overrides))
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def _is_free_to_choose(config: DictConfig) -> bool:
