@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections import Counter
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (crc32(test.encode()) + met[test]) % thin.args[0]:
             item.add_marker(pytest.mark.slow)
         met[test] += 1
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a search for garbage need not walk it again and again (a fifth of the suite's time)."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

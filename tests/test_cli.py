@@ -74,6 +74,7 @@ def test_help_imports_nothing_heavy(arguments):
     assert "Usage" in done.stdout
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("example", packaged_examples())
 def test_examples_compose_and_build(example):
     """Every example in help and in the heads of configurations is a command that works as far as no file is read."""

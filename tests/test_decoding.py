@@ -39,6 +39,7 @@ def texts(lm: Any, plainly: bool = False) -> tuple[list[str], list[str]]:
     return lm.generate(PROMPTS, 12), lm.sample(PROMPTS, range(len(PROMPTS)), 24, 5)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "bloom", "gpt_neox", "mistral", "qwen3"])
 def test_texts_are_those_of_the_plain_path(family):
     lm = model(family)

@@ -65,6 +65,7 @@ def listed(value: Any) -> Any:
     return "???" if value is MISSING else list(value) if isinstance(value, tuple) else value
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(("group", "option"), COMPOSED)
 def test_python_and_the_command_line_agree(group, option):
     cls, node = of(group, option)

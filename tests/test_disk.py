@@ -198,7 +198,7 @@ def test_addresses_that_lead_out_of_their_repository(cli, address):
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", ["lifelong", "sme"])
+@pytest.mark.parametrize("protocol", ["lifelong", pytest.param("sme", marks=pytest.mark.slow)])
 def test_a_damaged_step_names_what_to_delete_and_is_made_again(cli, kill_after, protocol):
     from conftest import Killed
 
@@ -221,6 +221,7 @@ def test_a_damaged_step_names_what_to_delete_and_is_made_again(cli, kill_after, 
     assert exact(Path("r")) == exact(Path("whole"))
 
 
+@pytest.mark.slow
 def test_a_damaged_sum_names_all_steps(cli):
     command = ("sequential", *FT, "limit=4", "protocol.batch_size=1", "protocol.holdout=0", "protocol.edits_room=1")
     assert cli(*command, "run_dir=r", quick=True).code == 0

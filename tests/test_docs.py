@@ -59,6 +59,7 @@ def words_of(command: str) -> list[str]:
 EVERY = [(page.name, command) for command, page in {line: page for page in PAGES for line in commands(page)}.items()]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(("page", "command"), EVERY, ids=[f"{page}: {command}" for page, command in EVERY])
 def test_every_command_of_the_docs_is_one(page, command):
     if "plugins=[nudges]" in words_of(command):  # whose package tests/test_plugins.py makes and runs

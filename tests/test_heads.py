@@ -57,6 +57,7 @@ def test_an_edit_is_a_value(method, model, tmp_path):
     assert same_bits(snapshot(lm), untouched)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("method", [name for name in names("method") if name not in WORK])
 def test_a_method_says_which_models_it_cannot_work_on(method, tmp_path):
     chosen = packaged_editor(tmp_path, method, "model=tiny-gpt2")

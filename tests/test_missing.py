@@ -73,6 +73,7 @@ def barred():
         yield patch
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(("command", "told"), LACKING, ids=[command for command, _ in LACKING])
 def test_what_is_missing_is_told_before_the_model_is_loaded(cli, command, told):
     words = command.split()

@@ -38,6 +38,7 @@ def test_rows_share_what_most_of_their_tokens_are_saved_by():
     ], "one token of sixty is not worth a pass"
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("family", sorted(DENSE))
 def test_every_family_resumes_from_shared_beginnings_with_spared_tokens(family):
     lm = tiny_lm(family)

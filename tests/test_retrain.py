@@ -27,6 +27,7 @@ def lines(write: Writer, pairs) -> str:
     return write([{"prompt": prompt, "answer": answer} for prompt, answer in pairs])
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("family", [*SEQ2SEQ, *CLASSIFIERS])
 def test_models_with_an_encoder_learn_the_edit_among_their_own_pairs(family, write, tmp_path):
     lm: Any = tiny_lm(family)

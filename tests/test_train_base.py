@@ -20,7 +20,7 @@ def test_a_classifier_learns_the_labels_of_its_claims(tmp_path, capsys):
         {"id": n, "claim": case.requests[0].text, "label": case.requests[0].target_new} for n, case in enumerate(cases)
     ]
     (tmp_path / "claims.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    out, sizes = tmp_path / "claims", ["--held_out", "2", "--epochs", "30", "--batch", "8", "--lr", "1e-3"]
+    out, sizes = tmp_path / "claims", ["--held_out", "2", "--epochs", "10", "--batch", "8", "--lr", "1e-3"]
     data = ["dataset=fever", f"dataset.path={tmp_path / 'claims.jsonl'}"]
     assert main(["tiny-bert", "--out", str(out), *sizes, *data]) == 0
     learned, held_out = capsys.readouterr().out.splitlines()[-2:]
@@ -35,7 +35,7 @@ def test_an_encoder_decoder_learns_to_answer(tmp_path, capsys):
     cases = packaged_option("dataset", "world_qa").load(6).cases
     rows = [{"question": case.requests[0].text, "answer": case.requests[0].target_new} for case in cases]
     (tmp_path / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    sizes = ["--held_out", "1", "--epochs", "30", "--batch", "8", "--lr", "1e-3"]
+    sizes = ["--held_out", "1", "--epochs", "20", "--batch", "8", "--lr", "1e-3"]
     data = ["dataset=questions", f"dataset.path={tmp_path / 'questions.jsonl'}"]
     assert main(["tiny-bart", "--out", str(tmp_path / "out"), *sizes, *data]) == 0
     assert "learned: 100.0% right of 5" in capsys.readouterr().out
