@@ -37,7 +37,7 @@ for setup in "${setups[@]}"; do
     read -r -a own <<< "$setup $settings"
     if [[ $name == ke* ]]; then   # the loop has nothing to learn: it takes the training of the row without it
       own+=("${TRAINING[@]}")
-      edit-cli train-editor "${own[@]}" "$@" run_dir="$OUT/$model/training/${name%-loop}" > /dev/null
+      edit-cli train-editor "${own[@]/rounds=5/rounds=1}" "$@" run_dir="$OUT/$model/training/${name%-loop}" > /dev/null
     fi
     edit-cli evaluate "${own[@]}" limit="$LIMIT" protocol.batch_size=1 protocol.observe.sample=false protocol.observe.max_new_tokens=12 "${BRIEF[@]}" "$@" \
       tag="$name" run_dir="$OUT/$model/evaluate/$name" > /dev/null

@@ -68,6 +68,8 @@ together() {  # TASK METHOD SIZE: settings of a training for that many facts at 
     "method.training.validate_every=$(( (steps + 3) / 4 ))" "method.training.validation_edits=$(( 200 / $3 > 1 ? 200 / $3 : 1 ))"
 }
 
+BASE=()   # what tells the model that is edited from the one of the training
+
 ask() {  # TASK METHOD SIZE LIMIT PLACE, settings: train if need be, then edit SIZE facts at a time, with each seed
   local task="$1" name="$2" size="$3" limit="$4" place="$5" seeds="$SEEDS" method="${2%-one}"
   shift 5
@@ -84,7 +86,7 @@ ask() {  # TASK METHOD SIZE LIMIT PLACE, settings: train if need be, then edit S
       edit-cli train-editor "${own[@]/method=rp/method=serac}" "$@" run_dir="$OUT/training/$task/serac/$seed" > /dev/null
     fi
     edit-cli evaluate "${own[@]}" protocol.batch_size="$size" limit="$limit" protocol.observe.sample=false protocol.observe.max_new_tokens=8 \
-      "${BRIEF[@]}" "$@" tag="$name" run_dir="$place/$name/$size/$seed" > /dev/null
+      "${BRIEF[@]}" "$@" "${BASE[@]}" tag="$name" run_dir="$place/$name/$size/$seed" > /dev/null
   done
 }
 
@@ -116,7 +118,9 @@ bases() {  # trained beside the embedded GPT-2; used beside a Llama that is wide
   [[ -f $llama/tiny-llama/model.safetensors ]] || PYTHONPATH="$(dirname "$0")/..${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-python}" -m tools.tiny_world world --family llama --width "${WIDTH:-256}" --epochs "${EPOCHS:-52}" --out "$llama"
   for name in rp serac; do
     ask statements "$name" "$K" "$LIMIT" "$OUT/bases/gpt2" "$@"
-    ask statements "$name" "$K" "$LIMIT" "$OUT/bases/llama" "$@" model.id="$llama/tiny-llama" model.name=llama
+    BASE=(model.id="$llama/tiny-llama" model.name=llama)
+    ask statements "$name" "$K" "$LIMIT" "$OUT/bases/llama" "$@"
+    BASE=()
   done
   edit-cli compare "$OUT"/bases/*/*/*/*/ --by tag --anyway --out "$OUT/bases" \
     --metrics "es_outer,es_edit,locality_random_drawdown,locality_same_relation_drawdown,perplexity,$(written)"

@@ -61,8 +61,9 @@ def commands(script: str, scale: str, folder: Path, **environment: str) -> Itera
 
 @pytest.mark.parametrize("scale", ["tiny", *(pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES[1:])])
 def test_scripts_name_only_what_there_is(scale, tmp_path):
-    """Their methods, data, models, keys, metrics and published tables."""
+    """Their methods, data, models, keys, metrics and published tables; and no place is named for two different runs."""
     for script in SCRIPTS:
+        places: dict[str, dict[str, str]] = {}
         for words in commands(script, scale, tmp_path):
             if words[0] == "compare":
                 options = dict(pairwise(words))
@@ -70,6 +71,7 @@ def test_scripts_name_only_what_there_is(scale, tmp_path):
                 assert set(options.get("--published", published.keys()[0]).split(",")) <= set(published.keys())
             elif words[0] in CONFIGURED:
                 given = dict(word.split("=", 1) for word in words[1:])
+                assert places.setdefault(given.get("run_dir", str(words)), given) == given, script
                 groups = given.keys() & GROUPS
                 wrong = [f"{group}={given[group]}" for group in groups if given[group] not in catalog.names(group)]
                 assert wrong == [], script
