@@ -209,24 +209,32 @@ def single_edits(cases: list[Case]) -> list[Ratio]:
 
 
 def fine_tuning(lm: LM, requests: list[EditRequest]) -> list[Ratio]:
-    """Single edits of 25 steps by FT in a late layer, against running the blocks below at every step."""
+    """Single edits of 25 steps by FT in a late layer, one after another and side by side, against running the blocks
+    below at every step of each.
+    """
 
-    def edited(layer: int) -> tuple[list[WeightDelta], float]:
+    def alone(layer: int) -> list[WeightDelta]:
         editor = FT(FT.Config(layers=[layer], stop_loss=0.0), lm)
-        found, (seconds, _) = clocked(lambda: [editor.edit([request]) for request in requests])
-        return found, seconds
+        return [editor.edit([request]) for request in requests]
+
+    def together(layer: int) -> list[WeightDelta]:
+        made = FT(FT.Config(layers=[layer], stop_loss=0.0), lm).edit_each([[request] for request in requests])
+        assert made is not None
+        return made
 
     ratios, depth = [], lm.layout.depth
-    edited(depth - 1)
+    alone(depth - 1)
     for layer in (depth - 2, depth - 1):
-        found, fast = edited(layer)
         with patch.object(passes, "KEPT", 0):
-            expected, plain = edited(layer)
-        for mine, its in zip(found, expected, strict=True):
-            for name, update in its.updates.items():
-                torch.testing.assert_close(mine.updates[name], update, rtol=0, atol=0)
+            expected, (plain, _) = clocked(partial(alone, layer))
         what = f"FT, {len(requests)} single edits of 25 steps, layer {layer} of 0 to {depth - 1}"
-        ratios.append(Ratio(what, plain, fast))
+        for title, way, tolerance in (("one after another", alone, 0.0), ("side by side", together, 1e-4)):
+            found, (fast, _) = clocked(partial(way, layer))
+            for mine, its in zip(found, expected, strict=True):
+                for name, update in its.updates.items():
+                    assert isinstance(update, torch.Tensor)
+                    torch.testing.assert_close(mine.updates[name], update, rtol=0, atol=tolerance)
+            ratios.append(Ratio(f"{what}, {title}", plain, fast))
     return ratios
 
 

@@ -13,6 +13,7 @@ import torch
 from edit_cli.config.schema import Count, Natural, NonNegative, Positive
 from edit_cli.editors.base import Context
 from edit_cli.editors.finetune.base import FinetuneConfig, FinetuneEditor, Tuned, moved, tuning
+from edit_cli.editors.finetune.side_by_side import train_each
 from edit_cli.editors.passes import in_batches
 from edit_cli.edits.edit import WeightDelta
 from edit_cli.errors import UsageError
@@ -66,8 +67,23 @@ class FT(FinetuneEditor[FTConfig]):
         batches = [rows[part] for part in in_batches(rows, config.batch_size)]
         with lm.monitor.phase("train"), tuning(lm, self.names) as weights:
             losses = self.fit(weights, batches, lambda loss, _: loss < config.stop_loss, config.weight_decay)
-            steps = sum(loss >= config.stop_loss for loss in losses)  # the pass that finds them learned is none
-            return moved(weights, {"losses": losses, "diagnosis": {"steps": steps}})
+            return self._moved(weights, losses)
+
+    def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> list[WeightDelta] | None:
+        """Of projections alone, where a pass is one step."""
+        lm, config = self.lm, self.config
+        if config.part != "mlp_out" or not config.layers:
+            return None
+        tasks = [lm.head.encode(self.facts(requests)) for requests in batches]
+        if any(len(rows) > config.batch_size for rows in tasks):
+            return None
+        with lm.monitor.phase("train"):
+            trained = train_each(self, tasks, config.stop_loss, config.weight_decay)
+        return None if trained is None else [self._moved(weights, losses) for weights, losses in trained]
+
+    def _moved(self, weights: Sequence[Tuned], losses: list[float]) -> WeightDelta:
+        steps = sum(loss >= self.config.stop_loss for loss in losses)  # the pass that finds them learned is none
+        return moved(weights, {"losses": losses, "diagnosis": {"steps": steps}})
 
     def facts(self, requests: Sequence[EditRequest]) -> list[tuple[str, str]]:
         """(prompt, answer) of what is learned: each request, and behind it its share of unmodified facts.
