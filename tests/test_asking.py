@@ -16,7 +16,10 @@ from edit_cli.editors.base import Context
 from edit_cli.edits.edit import Factors, Route, WeightDelta
 from edit_cli.experiment.asking import Asker
 from edit_cli.experiment.attempt import Attempt, attempt, attempt_each
+from edit_cli.lm.edit import Added
+from edit_cli.lm.fast import edits_by_row
 from edit_cli.lm.fast.edits_by_row import EditsByRow
+from edit_cli.lm.fast.repeated_pass import recorded
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
 from edit_cli.metrics.observe import BeforeCache, ObserveOptions
@@ -112,6 +115,60 @@ def test_perplexity_may_be_measured_after_the_first_edits_alone(monkeypatch, tog
     assert [seen["perplexity"] is None for seen in part] == [False, False, True, True]
     assert_same(part[:2], whole[:2])
     assert_same(part[2:], [seen | {"perplexity": None} for seen in whole[2:]])
+
+
+def read_with_each(lm: Any, made: list[dict[str, Added]]) -> list[tuple[float, int]]:
+    with lm.edited_by_row(made):
+        return [lm.token_nlls(TEXTS, 64, number) for number in range(len(made))]
+
+
+def beside(lm: Any, *layers: int) -> list[dict[str, Added]]:
+    """What random edits of some layers add."""
+    found = [edit.added(lm) or {} for edit in edits(lm, (1, 2, 1))]
+    return [{name: added[name] for layer in layers if (name := lm.layout.mlp_out(layer)) in added} for added in found]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "gpt_neox"])
+def test_what_lies_below_all_edits_is_run_once_for_a_text_that_is_read_with_each(family, monkeypatch):
+    """And once more, to see that the bits are the same."""
+    lm = tiny_lm(family)
+    made = beside(lm, 1)
+    runs = [count_runs(lm.module(lm.layout.block(layer))) for layer in (0, 1)]
+    found = read_with_each(lm, made)
+    assert [len(calls) for calls in runs] == [2, 4]
+    monkeypatch.setattr(edits_by_row, "KEPT", 0)
+    assert found == read_with_each(lm, made) and len(set(found)) == 3
+    assert [len(calls) for calls in runs] == [5, 7]
+
+
+def test_other_rows_are_other_rows():
+    lm = tiny_lm("llama")
+    with lm.edited_by_row(beside(lm, 1)):
+        one, other = lm.token_nlls(TEXTS[:1], 64, 0), lm.token_nlls(TEXTS[1:], 64, 0)
+        assert (one, other) == (lm.token_nlls(TEXTS[:1], 64, 0), lm.token_nlls(TEXTS[1:], 64, 0)) and one != other
+
+
+def test_a_pass_that_hangs_on_more_is_run_as_a_whole(monkeypatch):
+    """Here because the module that is taken for the lowest is not."""
+    lm = embedded_lm()
+    made, last = beside(lm, 0, 1), lm.module(lm.layout.mlp_out(4))
+    monkeypatch.setattr(edits_by_row, "recorded", lambda model, _: recorded(model, last))
+    found = read_with_each(lm, made)
+    monkeypatch.setattr(edits_by_row, "KEPT", 0)
+    assert found == read_with_each(lm, made)
+
+
+def count_runs(module: Any) -> list[None]:
+    """Grows with every call of its own forward."""
+    calls: list[None] = []
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return own(*args, **kwargs)
+
+    module.forward = forward
+    return calls
 
 
 class Nowhere(Route):

@@ -214,6 +214,17 @@ class CausalHead(Continuing):
         return found
 
     @torch.no_grad()
+    def _logits_with(self, edit: int | None, ids: Tensor, mask: Tensor) -> Tensor:
+        """(rows, tokens, vocabulary) of rows that all meet one edit; the same rows are read again with the next."""
+
+        def run() -> Tensor:
+            return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+        if edit is None or self.edits_by_row is None:
+            return run()
+        with self.edits_by_row.met_by([edit] * len(ids)):
+            return self.edits_by_row.again(self.model, tuple(ids.flatten().tolist()), run)
+
     def token_nlls(self, texts: Sequence[str], window: int, edit: int | None = None) -> tuple[float, int]:
         """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window`
         tokens. edit: number of the one that the texts meet.
@@ -232,8 +243,7 @@ class CausalHead(Continuing):
         for batch in by_length([len(piece) for piece in kept], self.batch_tokens // 4):
             rows = [kept[i] for i in batch]
             padded, mask = pad_right(rows, self.pad, self.device)
-            with meeting(self, None if edit is None else [edit] * len(rows)):
-                logits = self.model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+            logits = self._logits_with(edit, padded, mask)
             for row, scores in zip(rows, logits, strict=True):
                 labels = torch.tensor(row[first:], device=scores.device)
                 total += nn.functional.cross_entropy(
