@@ -31,6 +31,7 @@ from paths import (
     fine_tuning,
     keys_and_states,
     linear_algebra,
+    running_text,
     scoring,
     single_edits,
     statistics,
@@ -67,7 +68,7 @@ def compare(parts: list[str], edits: int, stats_width: int, stats_depth: int) ->
         "solve": lambda: [linear_algebra()],
         "evaluation": lambda: evaluation(lm, cases[:100]),
         "texts": lambda: texts(cases[:100]),
-        "single": lambda: single_edits(cases[:50]),
+        "single": lambda: single_edits(cases[:50]) + running_text(),
         "finetune": lambda: fine_tuning(lm, requests[:20]),
         "scoring": lambda: scoring(cases[:20]),
     }

@@ -18,6 +18,7 @@ from common import LAYERS, clocked, random_model
 from embedded import embedded_lm
 from oracle import plain_value
 
+from edit_cli.assets import FOLDER
 from edit_cli.editors import passes
 from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.locate.base import Subjects
@@ -28,6 +29,8 @@ from edit_cli.editors.locate.value_optimization import optimize_values
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.experiment.asking import Asker
 from edit_cli.experiment.attempt import Attempt
+from edit_cli.lm.edit import Added
+from edit_cli.lm.fast import edits_by_row
 from edit_cli.lm.hooks import on_input, on_output
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
@@ -173,6 +176,28 @@ def evaluation(lm: LM, cases: list[Case]) -> list[Ratio]:
             f"plain: {len(some)} rows, scaled",
         ),
     ]
+
+
+def running_text(edits: int = 20) -> list[Ratio]:
+    """The embedded text read by the embedded model with one edit after another, against whole passes; the same bits."""
+    lm, generator = embedded_lm(), torch.Generator().manual_seed(0)
+    texts = (FOLDER / "world" / "heldout.txt").read_text(encoding="utf-8").splitlines()
+    ratios = []
+    for layer in (0, 2, 5):
+        name = lm.layout.mlp_out(layer)
+        sizes = [(width, 1) for width in widths(lm.module(name))]
+        made = [[torch.randn(*size, generator=generator) * 0.1 for size in sizes] for _ in range(edits)]
+
+        def read() -> list[tuple[float, int]]:
+            with lm.edited_by_row([{name: Added(left, right.T)} for left, right in made]):  # noqa: B023
+                return [lm.token_nlls(texts, 2048, number) for number in range(edits)]
+
+        found, (fast, _) = clocked(read)
+        with patch.object(edits_by_row, "KEPT", 0):
+            expected, (plain, _) = clocked(read)
+        assert found == expected
+        ratios.append(Ratio(f"running text read with {edits} edits, layer {layer} of 0 to 5", plain, fast))
+    return ratios
 
 
 def single_edits(cases: list[Case]) -> list[Ratio]:
