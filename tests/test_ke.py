@@ -260,6 +260,15 @@ def test_rounds_go_on_with_what_is_not_right_yet(tmp_path):
     for number, edit in enumerate(alone):  # one round more only where it is needed
         again = changed(editor, rounds=2).edit(wanted[number : number + 1])
         assert same_bits(again.state()[0], edit.state()[0]) == (number in enough)
+    each = changed(editor, rounds=4).edit_each([[request] for request in wanted])
+    assert each is not None
+    for number, edit in enumerate(each):  # together as alone, each as many rounds as it needs
+        own = changed(editor, rounds=4).edit(wanted[number : number + 1])
+        for name in edit.updates:
+            found, expected = edit.stored(lm, name), own.stored(lm, name)
+            assert (found - expected).norm() <= 1e-3 * expected.norm()
+        assert edit.info["shift"] == pytest.approx(own.info["shift"], rel=1e-4)
+    assert same_bits(snapshot(lm), before) and editor.edit_each([wanted[:2], wanted[2:]]) is None
 
 
 def test_checkpoints_and_those_of_another_model(tmp_path):

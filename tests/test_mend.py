@@ -242,6 +242,23 @@ def test_a_checkpoint_edits_like_the_network_that_was_saved(tmp_path):
     assert 0 < edit.info["shift"] < 1
 
 
+@pytest.mark.parametrize("size", ["gradient", "loss"])
+def test_steps_made_together_are_those_made_alone(tmp_path, size):
+    lm = embedded_lm()
+    editor = trained(mend(lm, size=size), tmp_path, steps=3)
+    requests = [case.requests[0] for case in statements("test")[:6]]
+    for batches in ([[request] for request in requests], [requests[:2], requests[2:4], requests[4:]]):
+        made = editor.edit_each(batches)
+        assert made is not None
+        for edit, batch in zip(made, batches, strict=True):
+            own = editor.edit(batch)
+            assert edit.info["shift"] == pytest.approx(own.info["shift"], rel=1e-4)
+            for name in own.updates:
+                found, expected = edit.stored(lm, name), own.stored(lm, name)
+                assert (found - expected).norm() <= 1e-4 * expected.norm()
+    assert editor.edit_each([requests[:1], requests[1:]]) is None
+
+
 def test_checkpoints_of_another_model_and_damaged_ones_are_refused(tmp_path):
     lm = embedded_lm()
     editor = trained(mend(lm, layers=[4]), tmp_path, steps=2)

@@ -72,6 +72,10 @@ class Shift:
         one = torch.eye(min(d_out, d_in)).to(change).expand(edits, -1, -1)
         return cls(one, change) if d_out <= d_in else cls(change.mT, one)
 
+    def of(self, edits: Sequence[int]) -> Shift:
+        """Those of some edits."""
+        return Shift(self.left[list(edits)], self.right[list(edits)])
+
     def then(self, other: Shift) -> Shift:
         """Both together."""
         return Shift(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 1))

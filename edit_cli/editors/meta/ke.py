@@ -17,7 +17,7 @@ from edit_cli.config.schema import Config, Count, Natural, NonNegative, Positive
 from edit_cli.editors.base import Context
 from edit_cli.editors.meta.base import GradientConfig, GradientEditor, Logs, NotInRecipe, TrainingConfig
 from edit_cli.editors.meta.episodes import Episode, EpisodeEvaluation, losses, sample_episodes
-from edit_cli.editors.meta.factored_gradients import Gradient, Shift, gradients, largest, refuse_infinite
+from edit_cli.editors.meta.factored_gradients import Gradient, Shift, gradients, largest, refuse_infinite, shifted
 from edit_cli.editors.passes import row_losses, rows_right
 from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.lm.model import LM
@@ -185,6 +185,42 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
         return WeightDelta(
             {f"{name}.weight": _joined([step[name] for step in steps]) for name in modules}, {"shift": shift}
         ).compact(lm)
+
+    @torch.no_grad()
+    def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> list[WeightDelta] | None:
+        """Of one fact each: in a pass each row meets what has been written of its own fact."""
+        if any(len(requests) > 1 for requests in batches):
+            return None
+        net, lm, modules = self.trained(), self.lm, self.modules
+        requests = [request for (request,) in batches]
+        rows, (texts, mask) = lm.head.encode([(r.text, r.target_new) for r in requests]), self.read(requests, {})
+        steps: list[list[dict[str, Factors]]] = [[] for _ in rows]
+        size, wrong = [0.0] * len(rows), torch.arange(len(rows), device=texts.device)
+        written: dict[str, Shift] = {}  # of the facts that are not right yet
+        for left in reversed(range(self.config.rounds)):
+            asked = [rows[i] for i in wrong.tolist()]
+            with shifted(lm, written):
+                shifts = net(gradients(lm, asked, modules), texts[wrong], mask[wrong])
+            refuse_infinite(shifts.values())
+            for place, number in enumerate(wrong.tolist()):
+                own = {name: shift.of([place]) for name, shift in shifts.items()}
+                steps[number].append({name: shift.factors() for name, shift in own.items()})
+                size[number] = max(size[number], largest(lm, own))
+            if not left:
+                break
+            written = {name: written[name].then(shifts[name]) if written else shifts[name] for name in modules}
+            with shifted(lm, written):
+                still = self._wrong(asked)
+            written = {name: shift.of(still.tolist()) for name, shift in written.items()}
+            wrong = wrong[still.to(wrong.device)]
+            if not len(wrong):
+                break
+        return [
+            WeightDelta(
+                {f"{name}.weight": _joined([step[name] for step in each]) for name in modules}, {"shift": shift}
+            ).compact(lm)
+            for each, shift in zip(steps, size, strict=True)
+        ]
 
     def read(self, requests: Sequence[EditRequest], known: dict[str, str]) -> tuple[Tensor, Tensor]:
         """(ids, mask) of the conditions, both (requests, tokens).

@@ -77,18 +77,32 @@ class MEND(GradientEditor[MENDConfig, "MendNet"]):
             logs["shift"] = largest(self.lm, shifts)
         return self.config.edit_weight * nll + self.config.locality_weight * kl, logs
 
-    @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest]) -> WeightDelta:
         """One step of all requests together, as factors of as many columns as they have tokens."""
-        net = self.trained()
-        rows = self.lm.head.encode([(request.text, request.target_new) for request in requests])
-        gradient = gradients(self.lm, rows, self.modules)
-        shifts = net(self._sized(gradient), 1)
+        (made,) = self._steps([requests])
+        return made
+
+    def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> list[WeightDelta] | None:
+        """Of equally many facts each: one pass finds the gradients of all."""
+        return self._steps(batches) if len({len(requests) for requests in batches}) == 1 else None
+
+    @torch.no_grad()
+    def _steps(self, batches: Sequence[Sequence[EditRequest]]) -> list[WeightDelta]:
+        """A step of each batch by itself."""
+        net, lm, each = self.trained(), self.lm, len(batches[0])
+        rows = lm.head.encode([(request.text, request.target_new) for requests in batches for request in requests])
+        gradient = gradients(lm, rows, self.modules)
+        shifts = net(self._sized(gradient), len(batches))
         refuse_infinite(shifts.values())
-        updates: dict[str, Factors | Tensor] = {
-            f"{name}.weight": _factors(shifts[name], gradient[name]) for name in self.modules
-        }
-        return WeightDelta(updates, {"shift": largest(self.lm, shifts)}).compact(self.lm)
+        made = []
+        for number in range(len(batches)):
+            own = {name: shift.of([number]) for name, shift in shifts.items()}
+            kept = {name: gradient[name].kept[number * each : (number + 1) * each] for name in self.modules}
+            updates: dict[str, Factors | Tensor] = {
+                f"{name}.weight": _factors(own[name], kept[name]) for name in self.modules
+            }
+            made.append(WeightDelta(updates, {"shift": largest(lm, own)}).compact(lm))
+        return made
 
     def _sized(self, gradient: dict[str, Gradient]) -> dict[str, Gradient]:
         if self.config.size == "gradient":
@@ -123,6 +137,7 @@ class MendNet(StepSizes):
         }
 
 
-def _factors(shift: Shift, gradient: Gradient) -> Factors:
-    kept = gradient.kept.flatten().to(shift.left.device)
+def _factors(shift: Shift, kept: Tensor) -> Factors:
+    """Of one edit. kept: (rows, tokens) bool."""
+    kept = kept.flatten().to(shift.left.device)
     return Factors(shift.left[0][kept].T.contiguous(), shift.right[0][kept].contiguous())
