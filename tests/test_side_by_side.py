@@ -75,6 +75,21 @@ def test_as_many_at_once_as_there_is_room_for(monkeypatch):
     assert packaged_method("ft", "method.layers=[5]").begin(embedded_lm()).edit_each(FACTS) is None
 
 
+def test_a_pass_holds_no_more_rows_than_a_step_may(monkeypatch):
+    """Of edits of one, two, one, one and one facts, in steps of two."""
+    seen: list[int] = []
+    plain = side_by_side._train
+
+    def counted(*arguments: Any) -> None:
+        seen.append(len(arguments[2]))
+        plain(*arguments)
+
+    monkeypatch.setattr(side_by_side, "_train", counted)
+    settings = ["method.layers=[1]", "method.steps=2", "method.batch_size=2"]
+    assert_alike(tiny_lm("llama"), "ft", [*WORDS, *WORDS[::2]], *settings)
+    assert seen == [1, 1, 2, 1]
+
+
 @pytest.mark.parametrize("settings", [["method.part=block"], ["method.batch_size=1"]])
 def test_others_are_made_one_by_one(settings):
     editor = packaged_method("ft", "method.layers=[1]", *settings).begin(tiny_lm("llama"))

@@ -13,7 +13,7 @@ from edit_cli.errors import RejectedRequest
 from edit_cli.lm.model import LM
 from edit_cli.requests import Case, EditRequest
 
-EACH = 50  # batches that are edited at once, where the method can: bounds what is held
+EACH = 50  # facts of batches that are edited at once, where the method can: bounds what is held
 STATISTICS = "statistics"  # phase that is paid once a model, not once an edit
 
 
@@ -60,11 +60,22 @@ def attempt_each(
     begin: makes an editor that remembers nothing. leave_out: asked before a batch is edited by itself, whether there is
     nothing to be done for it.
     """
-    for start in range(0, len(batches), EACH):
-        some = batches[start : start + EACH]
+    for some in _groups(batches):
         yield from _at_once(begin, some) or (
             Attempt(None, [], {}, 0.0) if leave_out(batch) else attempt(begin(), batch) for batch in some
         )
+
+
+def _groups(batches: Sequence[Sequence[Case]]) -> Iterator[list[Sequence[Case]]]:
+    """Batches of `EACH` cases together at most, or single ones."""
+    some: list[Sequence[Case]] = []
+    for batch in batches:
+        if some and sum(map(len, some)) + len(batch) > EACH:
+            yield some
+            some = []
+        some.append(batch)
+    if some:
+        yield some
 
 
 def _at_once(begin: Callable[[], Editor[Any]], batches: Sequence[Sequence[Case]]) -> list[Attempt]:

@@ -78,7 +78,7 @@ class FT(FinetuneEditor[FTConfig]):
         if any(len(rows) > config.batch_size for rows in tasks):
             return None
         with lm.monitor.phase("train"):
-            trained = train_each(self, tasks, config.stop_loss, config.weight_decay)
+            trained = train_each(self, tasks, config.batch_size, config.stop_loss, config.weight_decay)
         return None if trained is None else [self._moved(weights, losses) for weights, losses in trained]
 
     def _moved(self, weights: Sequence[Tuned], losses: list[float]) -> WeightDelta:

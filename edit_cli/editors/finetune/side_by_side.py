@@ -26,13 +26,18 @@ COPIES = 6  # of a tuned matrix in float32: itself, its gradient, Adam's two, an
 
 
 def train_each(
-    editor: FinetuneEditor[Any], tasks: Sequence[Sequence[Any]], stop_loss: float, weight_decay: float = 0.0
+    editor: FinetuneEditor[Any],
+    tasks: Sequence[Sequence[Any]],
+    most: int,
+    stop_loss: float,
+    weight_decay: float = 0.0,
 ) -> list[Trained] | None:
     """Train on the rows of each task by itself, as `FinetuneEditor.fit` does where one batch holds them all.
 
     Args:
         editor: says what is tuned, how, and by which answers.
         tasks: the encoded rows of each edit.
+        most: rows in a pass, but for an edit that has more.
         stop_loss: mean loss in nats below which an edit is finished.
         weight_decay: of Adam.
 
@@ -61,12 +66,23 @@ def train_each(
         ]
 
     found: list[Trained] = []
-    for first in range(0, len(tasks), at_once):
-        some = tasks[first : first + at_once]
+    for some in _groups(tasks, most, at_once):
         edits: list[Trained] = [(weights(), []) for _ in some]
         _train(editor, owners, some, edits, stop_loss, weight_decay)
         found += edits
     return found
+
+
+def _groups(tasks: Sequence[Sequence[Any]], rows: int, edits: int) -> Iterator[list[Sequence[Any]]]:
+    """Tasks of so many rows together, and so many of them, at most; or single ones."""
+    some: list[Sequence[Any]] = []
+    for task in tasks:
+        if some and (len(some) == edits or sum(map(len, some)) + len(task) > rows):
+            yield some
+            some = []
+        some.append(task)
+    if some:
+        yield some
 
 
 def _train(
