@@ -15,7 +15,7 @@ shift $(( $# > 0 ))
 EMBEDDED="model=tiny-bert dataset=world_claims,model=tiny-t5 dataset=world_qa"
 scaled SETUP "model=tiny-bert dataset=world_claims" "$EMBEDDED" "model=bart-base dataset=zsre_qa"
 scaled ALL "[0,1,2,3,4,5]" "[0,1,2,3,4,5]" "[0,1,2,3,4,5,6,7,8,9,10,11]"
-scaled NORM 3.0e-3 3.0e-3 1.0e-3
+scaled NORM 5.0e-4 5.0e-4 1.0e-3
 scaled LIMIT 2 100 1000
 ROWS="ft-first ft-all ft-constrained ke ke-loop ke-wordings ke-wordings-loop"
 scaled NAMES "ft-first ke-loop" "$ROWS" "$ROWS"
@@ -28,8 +28,8 @@ for setup in "${setups[@]}"; do
       ft-first) settings="method=ft method.part=block method.layers=[0]" ;;
       ft-all) settings="method=ft method.part=block method.layers=$ALL" ;;
       ft-constrained) settings="method=ft-l method.part=block method.layers=$ALL method.norm_constraint=$NORM" ;;
-      ke) settings="method=ke method.rounds=1" ;;
-      ke-loop) settings="method=ke method.rounds=5" ;;
+      ke) settings="method=ke method.rounds=1 method.wordings=false" ;;
+      ke-loop) settings="method=ke method.rounds=5 method.wordings=false" ;;
       ke-wordings) settings="method=ke method.rounds=1 method.wordings=true" ;;
       ke-wordings-loop) settings="method=ke method.rounds=5 method.wordings=true" ;;
       *) echo "$name: choose some of $ROWS" >&2; exit 2 ;;
