@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from edit_cli.lm.edit import Added, Weights
 from edit_cli.lm.fast.repeated_pass import ForwardCache, recorded
 
+TRIED = 8  # tokens by which it is tried whether a repeated pass says the same
 KEPT = 2**30  # bytes of states of repeated passes that are kept beside a model
 
 Meeting = Callable[[Sequence[int] | None], AbstractContextManager[None]]
@@ -43,6 +44,7 @@ class EditsByRow:
 
     def __init__(self, edits: Sequence[dict[str, Added]]) -> None:
         self.modules = {name: _Beside([edit.get(name) for edit in edits]) for edit in edits for name in edit}
+        self.count = len(edits)
         self.numbers: Tensor | None = None  # (rows,) of the edits in the pass that is going on
         self._below: dict[Hashable, ForwardCache] = {}  # what repeated passes left below all edits
         self._room, self._is_checked = KEPT, False
@@ -64,28 +66,40 @@ class EditsByRow:
                 stack.callback(lm.module(name).register_forward_hook(partial(self._add, beside)).remove)
             yield
 
-    def again(self, model: nn.Module, rows: Hashable, run: Callable[[], Tensor]) -> Tensor:
-        """`run()`, a pass of the same `rows` with one edit after another: what ends before the lowest edited module
-        begins is run once, and the bits are the same.
+    def again(self, model: nn.Module, run: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tensor) -> Tensor:
+        """`run(ids, mask)`, a pass of the same rows with one edit after another: what ends before the lowest edited
+        module begins is run once, and the bits are the same.
         """
+        rows = tuple(ids.flatten().tolist())
         if rows in self._below:
             with self._below[rows].constant(inclusive=False):
-                found = run()
-            if self._is_checked:
-                return found
-            plain, self._is_checked = run(), True
-            if not torch.equal(found, plain):  # a family whose passes hang on more than its modules' outputs
-                self._below, self._room = {}, 0
-            return plain
+                return run(ids, mask)
+        if self._room > 0 and not self._is_checked:
+            self._is_checked = True
+            if not self._repeats(model, run, ids[:, :TRIED], mask[:, :TRIED]):
+                self._room = 0
         if self._room <= 0:
-            return run()
-        lowest = next(module for name, module in model.named_modules() if name in self.modules)
-        with recorded(model, lowest) as cache:
-            found = run()
+            return run(ids, mask)
+        with recorded(model, self._lowest(model)) as cache:
+            found = run(ids, mask)
         self._room -= cache.bytes
         if self._room > 0:
             self._below[rows] = cache
         return found
+
+    def _repeats(self, model: nn.Module, run: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tensor) -> bool:
+        """Whether what one edit leaves below is what there is with another: not so in a family whose passes hang on
+        more than its modules' outputs.
+        """
+        with self.met_by([0] * len(ids)), recorded(model, self._lowest(model)) as cache:
+            run(ids, mask)
+        with self.met_by([self.count - 1] * len(ids)):
+            with cache.constant(inclusive=False):
+                found = run(ids, mask)
+            return torch.equal(found, run(ids, mask))
+
+    def _lowest(self, model: nn.Module) -> nn.Module:
+        return next(module for name, module in model.named_modules() if name in self.modules)
 
     def _add(self, beside: _Beside, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return None if self.numbers is None else beside.add(args[0], output, self.numbers)

@@ -214,16 +214,15 @@ class CausalHead(Continuing):
         return found
 
     @torch.no_grad()
+    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
     def _logits_with(self, edit: int | None, ids: Tensor, mask: Tensor) -> Tensor:
         """(rows, tokens, vocabulary) of rows that all meet one edit; the same rows are read again with the next."""
-
-        def run() -> Tensor:
-            return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-
         if edit is None or self.edits_by_row is None:
-            return run()
+            return self._logits(ids, mask)
         with self.edits_by_row.met_by([edit] * len(ids)):
-            return self.edits_by_row.again(self.model, tuple(ids.flatten().tolist()), run)
+            return self.edits_by_row.again(self.model, self._logits, ids, mask)
 
     def token_nlls(self, texts: Sequence[str], window: int, edit: int | None = None) -> tuple[float, int]:
         """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window`
