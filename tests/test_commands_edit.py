@@ -203,6 +203,7 @@ def test_a_second_file_goes_on_top_of_the_first_and_both_edits_stay(cli):
     assert cli(*FT, "dataset.path=copy (1).jsonl", quick=True).last.startswith("runs/edit/facts/tiny-gpt2/ft-copy_1-")
 
 
+@pytest.mark.slow
 def test_nothing_that_is_still_needed_is_cleared(cli):
     assert cli(*FT, facts_file("facts.jsonl", ADA), "run_dir=here", quick=True).code == 0
     shutil.copy("facts.jsonl", "here/facts.jsonl")

@@ -166,6 +166,7 @@ def test_the_readmes_training_runs(cli, cache_dir):
         run(cli, line, cache_dir)
 
 
+@pytest.mark.slow
 def test_tracing_as_its_page_has_it(cli, cache_dir):
     for line in commands(ROOT / "docs" / "tracing.md"):
         if not re.search(r"\bmodel=(gpt2-xl|hf)\b", line):

@@ -316,7 +316,9 @@ FACT = {"prompt": "{} plays the", "subject": "Jormia Stenenen", "target": "organ
 MAP = "model.device_map={" + ",".join(f"{part}:{place}" for part, place in HALF.items()) + "}"
 
 
-@pytest.mark.parametrize("method", ["memit", pytest.param("rome", marks=pytest.mark.slow), "lookup"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("memit", "rome")), "lookup"]
+)
 def test_evaluate_gives_the_same_lines(cli, method):
     command = ("evaluate", f"method={method}", "limit=2")
     assert cli(*command, "run_dir=plain", quick=True).code == 0

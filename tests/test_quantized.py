@@ -272,6 +272,7 @@ def test_loading_and_asking_print_nothing(capfd, bitsandbytes):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_commands(cli, bitsandbytes):
     ended = cli("evaluate", "method=memit", "limit=2", "model.quantize=4bit", "run_dir=first", quick=True)
     assert ended.code == 0, ended.err

@@ -75,6 +75,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder / "networks"
 
 
+@pytest.mark.slow
 def test_an_answer_ends_and_running_text_goes_on_as_the_model_would(checkpoint):
     """h alone stops after the answer; behind a base the base writes what follows, in replies and in sampled texts."""
     for lm in (first(), second()):

@@ -219,6 +219,7 @@ def test_a_run_from_end_to_end(finished, look):
     assert again.out == ended.out and "nothing is edited again" in again.err
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_their_rates(finished, look):
     """Beside another method, whose edits are lost: the figure has a panel a rate, over the edits of a fold."""
     look("sequential", "method=lookup", *SMALL, "limit=6", "run_dir=other", quick=True)
@@ -253,6 +254,7 @@ def test_two_processes_find_the_same(finished, look):
     assert len(json_lines(RUN / "results.jsonl")) == len(json_lines(Path("two/results.jsonl")))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bits(finished, look, kill_after):
     cut = (*FINISHED, "run_dir=cut")
     for lines in (2, 3, 4):  # in the first fold, at its end, in the second

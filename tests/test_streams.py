@@ -29,6 +29,7 @@ def test_a_file_name_that_is_no_text_can_be_named_in_an_error():
     assert b"/nowhere/" in ended.stderr
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("arguments", [["--help"], ["ls", "metrics"], ["evaluate", "--cfg", "job"]])
 def test_a_reader_that_has_seen_enough_is_no_error(arguments):
     process = subprocess.Popen([COMMAND[0], *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

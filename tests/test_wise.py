@@ -186,6 +186,7 @@ def test_the_released_average_lets_no_satisfied_row_dilute_the_others(wise):
     assert not torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_several_facts_of_one_edit_are_the_same_as_one_after_another(wise):
     lm, wanted, name = embedded_lm(), requests(5), embedded_lm().layout.mlp_out(4)
     overrides = ("method.layer=4", "method.shard_every=2", "method.merge_every=4")
