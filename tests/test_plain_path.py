@@ -45,7 +45,7 @@ def test_updates_equal_those_of_whole_passes_and_a_dense_solve(editor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, 200])
 def test_the_same_records_succeed_as_on_the_plain_path(editor, count):
     lm, cases = embedded_lm(), world()[:count]
     requests = [case.requests[0] for case in cases]

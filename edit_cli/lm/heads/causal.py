@@ -213,7 +213,6 @@ class CausalHead(Continuing):
                 found[index] = part
         return found
 
-    @torch.no_grad()
     def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
@@ -224,6 +223,7 @@ class CausalHead(Continuing):
         with self.edits_by_row.met_by([edit] * len(ids)):
             return self.edits_by_row.again(self.model, self._logits, ids, mask)
 
+    @torch.no_grad()
     def token_nlls(self, texts: Sequence[str], window: int, edit: int | None = None) -> tuple[float, int]:
         """(sum of the negative log-likelihoods in nats, tokens) of the joined texts, cut into windows of `window`
         tokens. edit: number of the one that the texts meet.
