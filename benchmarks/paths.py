@@ -19,7 +19,6 @@ from embedded import embedded_lm
 from oracle import plain_value
 
 from edit_cli.assets import FOLDER
-from edit_cli.editors import passes
 from edit_cli.editors.finetune.ft import FT
 from edit_cli.editors.locate.base import Subjects
 from edit_cli.editors.locate.context_prefixes import BARE, ContextConfig, rows_in_contexts, sample_contexts
@@ -30,7 +29,7 @@ from edit_cli.edits.edit import Factors, WeightDelta
 from edit_cli.experiment.asking import Asker
 from edit_cli.experiment.attempt import Attempt
 from edit_cli.lm.edit import Added
-from edit_cli.lm.fast import edits_by_row
+from edit_cli.lm.fast import repeated_pass
 from edit_cli.lm.hooks import on_input, on_output
 from edit_cli.lm.layout import widths
 from edit_cli.lm.model import LM
@@ -193,7 +192,7 @@ def running_text(edits: int = 20) -> list[Ratio]:
                 return [lm.token_nlls(texts, 2048, number) for number in range(edits)]
 
         found, (fast, _) = clocked(read)
-        with patch.object(edits_by_row, "KEPT", 0):
+        with patch.object(repeated_pass, "KEPT", 0):
             expected, (plain, _) = clocked(read)
         assert found == expected
         ratios.append(Ratio(f"running text read with {edits} edits, layer {layer} of 0 to 5", plain, fast))
@@ -250,7 +249,7 @@ def fine_tuning(lm: LM, requests: list[EditRequest]) -> list[Ratio]:
     ratios, depth = [], lm.layout.depth
     alone(depth - 1)
     for layer in (depth - 2, depth - 1):
-        with patch.object(passes, "KEPT", 0):
+        with patch.object(repeated_pass, "KEPT", 0):
             expected, (plain, _) = clocked(partial(alone, layer))
         what = f"FT, {len(requests)} single edits of 25 steps, layer {layer} of 0 to {depth - 1}"
         for title, way, tolerance in (("one after another", alone, 0.0), ("side by side", together, 1e-4)):

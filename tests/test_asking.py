@@ -17,7 +17,7 @@ from edit_cli.edits.edit import Factors, Route, WeightDelta
 from edit_cli.experiment.asking import Asker
 from edit_cli.experiment.attempt import Attempt, attempt, attempt_each
 from edit_cli.lm.edit import Added
-from edit_cli.lm.fast import edits_by_row
+from edit_cli.lm.fast import edits_by_row, repeated_pass
 from edit_cli.lm.fast.edits_by_row import EditsByRow
 from edit_cli.lm.fast.repeated_pass import recorded
 from edit_cli.lm.layout import widths
@@ -136,7 +136,7 @@ def test_what_lies_below_all_edits_is_run_once_for_a_text_that_is_read_with_each
     runs = [count_runs(lm.module(lm.layout.block(layer))) for layer in (0, 1)]
     found = read_with_each(lm, made)
     assert [len(calls) for calls in runs] == [1 + 2, 3 + 3]
-    monkeypatch.setattr(edits_by_row, "KEPT", 0)
+    monkeypatch.setattr(repeated_pass, "KEPT", 0)
     assert found == read_with_each(lm, made) and len(set(found)) == 3
     assert [len(calls) for calls in runs] == [3 + 3, 6 + 3]
 
@@ -152,9 +152,10 @@ def test_a_pass_that_hangs_on_more_is_run_as_a_whole(monkeypatch):
     """Here because the module that is taken for the lowest is not."""
     lm = embedded_lm()
     made, last = beside(lm, 0, 1), lm.module(lm.layout.mlp_out(4))
-    monkeypatch.setattr(edits_by_row, "recorded", lambda model, _: recorded(model, last))
+    for module in (edits_by_row, repeated_pass):
+        monkeypatch.setattr(module, "recorded", lambda model, _: recorded(model, last))
     found = read_with_each(lm, made)
-    monkeypatch.setattr(edits_by_row, "KEPT", 0)
+    monkeypatch.setattr(repeated_pass, "KEPT", 0)
     assert found == read_with_each(lm, made)
 
 

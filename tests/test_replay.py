@@ -68,7 +68,7 @@ def test_fine_tuning_runs_what_lies_below_once_and_learns_the_same(family, part,
     facts = [EditRequest(prompt, None, LABELS[0] if family in CLASSIFIERS else target) for prompt, target in PAIRS]
     config = FT.Config(layers=[lm.layout.depth - 1], part=part, steps=3, stop_loss=0.0, batch_size=1)
     with monkeypatch.context() as patch:
-        patch.setattr("edit_cli.editors.passes.KEPT", 0)
+        patch.setattr("edit_cli.lm.fast.repeated_pass.KEPT", 0)
         whole = FT(config, lm).edit(facts)
     handle = lm.module(lm.layout.mlp_out(0)).register_forward_hook(lambda *_: ran.append(1))
     kept = FT(config, lm).edit(facts)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from edit_cli.lm.fast.prefix_cache import close
-from edit_cli.lm.fast.repeated_pass import ForwardCache, recorded
+from edit_cli.lm.fast.repeated_pass import ForwardCache, RepeatedPasses, recorded
 from edit_cli.lm.heads.answers import Answers
 from edit_cli.lm.hooks import exact, on_input, on_output
 from edit_cli.lm.model import LM
 from edit_cli.lm.prompt_position import PromptPosition, PromptPositionTracker
 from edit_cli.lm.tokenization import Row
 
-KEPT = 2**30  # bytes of states of a training's batches that are kept beside it
+Part = TypeVar("Part")
 
 
 @dataclass
@@ -83,29 +83,17 @@ class RepeatedBatches:
     """
 
     def __init__(self, lm: LM, first: str) -> None:
-        self.lm, self.first, self.room = lm, lm.module(first), KEPT
-        self.known: dict[int, ForwardCache] = {}  # by number of the batch
+        self.lm, self.passes = lm, RepeatedPasses(lm.model, lm.module(first))
 
     def answers(self, number: int, run: Callable[[], Answers]) -> Answers:
         """`run()`, the answers of batch `number`, which is the same batch each time."""
-        if number in self.known:
-            with self.known[number].constant(inclusive=False):
-                return run()
-        if self.room <= 0:
-            return run()
-        with recorded(self.lm.model, self.first) as cache:
-            found = run()
-        if not self.known and not self._holds(cache, run, found):
-            self.room = 0  # a family whose passes hang on more than its modules' outputs
-        self.room -= cache.bytes
-        if self.room > 0:
-            self.known[number] = cache
-        return found
 
-    @torch.no_grad()
-    def _holds(self, cache: ForwardCache, run: Callable[[], Answers], found: Answers) -> bool:
-        with cache.constant(inclusive=False):
-            return close(self.lm, run().logits, found.logits)
+        @torch.no_grad()
+        def holds(cache: ForwardCache, found: Answers) -> bool:
+            with cache.constant(inclusive=False):
+                return close(self.lm, run().logits, found.logits)
+
+        return self.passes.run(number, run, holds)
 
 
 @contextmanager
@@ -161,3 +149,15 @@ def in_batches(rows: Sequence[Any], size: int) -> Iterator[slice]:
     """Slices of `size` rows."""
     for first in range(0, len(rows), size):
         yield slice(first, first + size)
+
+
+def packed(parts: Iterable[Sequence[Part]], members: int, count: int | None = None) -> Iterator[list[Sequence[Part]]]:
+    """Parts in order, of so many members together, and so many of them, at most; a larger one stands alone."""
+    some: list[Sequence[Part]] = []
+    for part in parts:
+        if some and (len(some) == count or sum(map(len, some)) + len(part) > members):
+            yield some
+            some = []
+        some.append(part)
+    if some:
+        yield some

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edit_cli.editors.base import Editor
+from edit_cli.editors.passes import packed
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import RejectedRequest
 from edit_cli.lm.model import LM
@@ -60,22 +61,10 @@ def attempt_each(
     begin: makes an editor that remembers nothing. leave_out: asked before a batch is edited by itself, whether there is
     nothing to be done for it.
     """
-    for some in _groups(batches):
+    for some in packed(batches, EACH):
         yield from _at_once(begin, some) or (
             Attempt(None, [], {}, 0.0) if leave_out(batch) else attempt(begin(), batch) for batch in some
         )
-
-
-def _groups(batches: Sequence[Sequence[Case]]) -> Iterator[list[Sequence[Case]]]:
-    """Batches of `EACH` cases together at most, or single ones."""
-    some: list[Sequence[Case]] = []
-    for batch in batches:
-        if some and sum(map(len, some)) + len(batch) > EACH:
-            yield some
-            some = []
-        some.append(batch)
-    if some:
-        yield some
 
 
 def _at_once(begin: Callable[[], Editor[Any]], batches: Sequence[Sequence[Case]]) -> list[Attempt]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.editors.finetune.base import FinetuneEditor, Tuned
-from edit_cli.editors.passes import KEPT, RepeatedBatches, row_losses
+from edit_cli.editors.passes import RepeatedBatches, packed, row_losses
+from edit_cli.lm.fast.repeated_pass import KEPT
 from edit_cli.lm.hooks import exact, unwrapped
 from edit_cli.lm.layout import is_projection, is_transposed
 from edit_cli.lm.weights.access import DeviceWeight
@@ -66,23 +67,11 @@ def train_each(
         ]
 
     found: list[Trained] = []
-    for some in _groups(tasks, most, at_once):
+    for some in packed(tasks, most, at_once):
         edits: list[Trained] = [(weights(), []) for _ in some]
         _train(editor, owners, some, edits, stop_loss, weight_decay)
         found += edits
     return found
-
-
-def _groups(tasks: Sequence[Sequence[Any]], rows: int, edits: int) -> Iterator[list[Sequence[Any]]]:
-    """Tasks of so many rows together, and so many of them, at most; or single ones."""
-    some: list[Sequence[Any]] = []
-    for task in tasks:
-        if some and (len(some) == edits or sum(map(len, some)) + len(task) > rows):
-            yield some
-            some = []
-        some.append(task)
-    if some:
-        yield some
 
 
 def _train(

@@ -182,9 +182,7 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
                     wrong = self._wrong(rows).to(texts.device)
                     if not len(wrong):
                         break
-        return WeightDelta(
-            {f"{name}.weight": _joined([step[name] for step in steps]) for name in modules}, {"shift": shift}
-        ).compact(lm)
+        return self._written(steps, shift)
 
     @torch.no_grad()
     def edit_each(self, batches: Sequence[Sequence[EditRequest]]) -> list[WeightDelta] | None:
@@ -215,12 +213,14 @@ class KE(GradientEditor[KEConfig, "KeNet"]):
             wrong = wrong[still.to(wrong.device)]
             if not len(wrong):
                 break
-        return [
-            WeightDelta(
-                {f"{name}.weight": _joined([step[name] for step in each]) for name in modules}, {"shift": shift}
-            ).compact(lm)
-            for each, shift in zip(steps, size, strict=True)
-        ]
+        return [self._written(each, shift) for each, shift in zip(steps, size, strict=True)]
+
+    def _written(self, steps: Sequence[dict[str, Factors]], shift: float) -> WeightDelta:
+        """All steps of an edit as one."""
+        joined: dict[str, Factors | Tensor] = {
+            f"{name}.weight": _joined([step[name] for step in steps]) for name in self.modules
+        }
+        return WeightDelta(joined, {"shift": shift}).compact(self.lm)
 
     def read(self, requests: Sequence[EditRequest], known: dict[str, str]) -> tuple[Tensor, Tensor]:
         """(ids, mask) of the conditions, both (requests, tokens).

@@ -7,7 +7,7 @@ meet (`EditsByRow.met_by`); to all other passes the model is the unedited one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from edit_cli.lm.edit import Added, Weights
-from edit_cli.lm.fast.repeated_pass import ForwardCache, recorded
+from edit_cli.lm.fast.repeated_pass import RepeatedPasses, recorded
 
 TRIED = 8  # tokens by which it is tried whether a repeated pass says the same
-KEPT = 2**30  # bytes of states of repeated passes that are kept beside a model
 
 Meeting = Callable[[Sequence[int] | None], AbstractContextManager[None]]
 """Context in which the rows of a pass meet the edits of these numbers; None: no edit at all."""
@@ -46,8 +45,7 @@ class EditsByRow:
         self.modules = {name: _Beside([edit.get(name) for edit in edits]) for edit in edits for name in edit}
         self.count = len(edits)
         self.numbers: Tensor | None = None  # (rows,) of the edits in the pass that is going on
-        self._below: dict[Hashable, ForwardCache] = {}  # what repeated passes left below all edits
-        self._room, self._is_checked = KEPT, False
+        self._passes: RepeatedPasses | None = None  # of rows that meet one edit after another
 
     @contextmanager
     def met_by(self, numbers: Sequence[int]) -> Iterator[None]:
@@ -70,36 +68,24 @@ class EditsByRow:
         """`run(ids, mask)`, a pass of the same rows with one edit after another: what ends before the lowest edited
         module begins is run once, and the bits are the same.
         """
-        rows = tuple(ids.flatten().tolist())
-        if rows in self._below:
-            with self._below[rows].constant(inclusive=False):
-                return run(ids, mask)
-        if self._room > 0 and not self._is_checked:
-            self._is_checked = True
-            if not self._repeats(model, run, ids[:, :TRIED], mask[:, :TRIED]):
-                self._room = 0
-        if self._room <= 0:
-            return run(ids, mask)
-        with recorded(model, self._lowest(model)) as cache:
-            found = run(ids, mask)
-        self._room -= cache.bytes
-        if self._room > 0:
-            self._below[rows] = cache
-        return found
+        if self._passes is None:
+            lowest = next(module for name, module in model.named_modules() if name in self.modules)
+            self._passes = RepeatedPasses(model, lowest)
+
+        def holds(*_: Any) -> bool:
+            return self._repeats(model, run, ids[:, :TRIED], mask[:, :TRIED])
+
+        return self._passes.run(tuple(ids.flatten().tolist()), lambda: run(ids, mask), holds)
 
     def _repeats(self, model: nn.Module, run: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tensor) -> bool:
-        """Whether what one edit leaves below is what there is with another: not so in a family whose passes hang on
-        more than its modules' outputs.
-        """
-        with self.met_by([0] * len(ids)), recorded(model, self._lowest(model)) as cache:
+        """Whether what one edit leaves below is what there is with another."""
+        assert self._passes is not None
+        with self.met_by([0] * len(ids)), recorded(model, self._passes.first) as cache:
             run(ids, mask)
         with self.met_by([self.count - 1] * len(ids)):
             with cache.constant(inclusive=False):
                 found = run(ids, mask)
             return torch.equal(found, run(ids, mask))
-
-    def _lowest(self, model: nn.Module) -> nn.Module:
-        return next(module for name, module in model.named_modules() if name in self.modules)
 
     def _add(self, beside: _Beside, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return None if self.numbers is None else beside.add(args[0], output, self.numbers)

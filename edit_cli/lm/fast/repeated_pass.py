@@ -7,12 +7,15 @@ No family needs code of its own: the model's own forward runs, and its parts tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+
+KEPT = 2**30  # bytes of states that are kept beside a model
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -76,6 +79,36 @@ def recorded(model: nn.Module, until: nn.Module) -> Iterator[ForwardCache]:
             stack.callback(module.register_forward_pre_hook(found.begins, prepend=True).remove)
             stack.callback(module.register_forward_hook(found.ends, prepend=True).remove)
         yield found
+
+
+class RepeatedPasses:
+    """Passes of the same rows again and again while `first` and what comes after it change: what ends before `first`
+    begins is run once for all of them, as far as `KEPT` bytes hold it.
+    """
+
+    def __init__(self, model: nn.Module, first: nn.Module) -> None:
+        self.model, self.first, self.room = model, first, KEPT
+        self.known: dict[Hashable, ForwardCache] = {}  # by rows
+
+    def run(self, rows: Hashable, run: Callable[[], Found], holds: Callable[[ForwardCache, Found], bool]) -> Found:
+        """What `run()`, a pass of these rows, returns.
+
+        holds: asked of the first pass and what it left, whether others may go on from it; not so in a family whose
+        passes hang on more than its modules' outputs.
+        """
+        if rows in self.known:
+            with self.known[rows].constant(inclusive=False):
+                return run()
+        if self.room <= 0:
+            return run()
+        with recorded(self.model, self.first) as cache:
+            found = run()
+        if not self.known and not holds(cache, found):
+            self.room = 0
+        self.room -= cache.bytes
+        if self.room > 0:
+            self.known[rows] = cache
+        return found
 
 
 def _giving(output: Any) -> Callable[..., Any]:
