@@ -141,6 +141,11 @@ def test_what_lies_below_all_edits_is_run_once_for_a_text_that_is_read_with_each
     assert [len(calls) for calls in runs] == [3 + 3, 6 + 3]
 
 
+def test_edits_that_add_nothing_leave_a_text_as_it_is():
+    lm = tiny_lm("llama")
+    assert read_with_each(lm, [{}, {}]) == [lm.token_nlls(TEXTS, 64)] * 2
+
+
 def test_other_rows_are_other_rows():
     lm = tiny_lm("llama")
     with lm.edited_by_row(beside(lm, 1)):

@@ -68,6 +68,8 @@ class EditsByRow:
         """`run(ids, mask)`, a pass of the same rows with one edit after another: what ends before the lowest edited
         module begins is run once, and the bits are the same.
         """
+        if not self.modules:  # none of them changes anything
+            return run(ids, mask)
         if self._passes is None:
             lowest = next(module for name, module in model.named_modules() if name in self.modules)
             self._passes = RepeatedPasses(model, lowest)
