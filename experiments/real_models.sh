@@ -88,7 +88,7 @@ methods() {
 emmet() {
   for layers in $LAYERS; do
     for line in memit emmet emmet-relaxed; do
-      local own=("method=${line%-relaxed}" "method.layers=$layers" "tag=$line-${layers//[^0-9]/}")
+      local own=("method=${line%-relaxed}" "method.layers=$layers" "tag=$line-${layers//[^0-9]/}" method.value.reuse=true)
       case "$line" in
         emmet) own+=(method.covariance_weight=1 method.epsilon=0.1) ;;
         emmet-relaxed) own+=(method.covariance_weight=1 "method.epsilon=${EPSILON:-500}") ;;
@@ -104,7 +104,7 @@ emmet() {
 
 scaling() {
   for size in $SCALED; do
-    run evaluate method=memit "${COMMON[@]}" "${FACTS[@]}" "${TEXT[@]}" "${ASKED[@]}" "$@" protocol.batch_size=all limit="$size" \
+    run evaluate method=memit method.value.reuse=true "${COMMON[@]}" "${FACTS[@]}" "${TEXT[@]}" "${ASKED[@]}" "$@" protocol.batch_size=all limit="$size" \
       run_dir="$OUT/scaling/$size" > /dev/null
   done
   table scaling --x protocol.batch_size --published memit-counterfact-10k

@@ -27,7 +27,7 @@ PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir", "f
 LENGTH = ("trials", "budget", "out")  # how long is searched, and where it is written: a search may go on for longer
 SHARED = ("stats", "corpus")  # stand in the method's own settings, if it uses them
 # last parts of keys that move no result: speed and room, and what is refused
-NO_INFLUENCE = ("cache_dir", "hub", "batch_tokens", "edits_room", "made_for", "must_take", "refuse_too_large")
+NO_INFLUENCE = ("cache_dir", "hub", "reuse", "batch_tokens", "edits_room", "made_for", "must_take", "refuse_too_large")
 # which settings lower the memory that a phase takes, those that cost nothing but time first
 ROOM = {
     "load model": (),

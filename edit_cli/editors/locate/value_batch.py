@@ -7,12 +7,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from edit_cli.config.schema import Config, Count, NonNegative, Positive
+from edit_cli.config.schema import Config, Count, FilePath, Linked, NonNegative, Positive
 from edit_cli.errors import UsageError
 from edit_cli.lm.fast.suffix_pass import SuffixForward, SuffixRow
 from edit_cli.lm.hooks import on_output
@@ -50,6 +50,11 @@ class ValueConfig(Config):
     """PMET's: how often the NLL then counts, from the next pass on."""
     batch_tokens: Count | None = None
     """Tokens a step; null: by device, halved when memory runs out. Changes speed and memory only."""
+    reuse: bool = False
+    """Take values of the unedited model that an earlier run has found in the same way, and keep those that are found
+    now. The same but for rounding, which hangs on the facts that are searched together."""
+    cache_dir: Annotated[FilePath, Linked("${cache_dir}/values")] = "~/.cache/edit-cli/values"
+    """Where they are kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

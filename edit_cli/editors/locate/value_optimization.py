@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from edit_cli.editors.locate.context_prefixes import BARE, Contexts, rows_in_contexts
 from edit_cli.editors.locate.value_batch import Batch, Task, ValueConfig
+from edit_cli.editors.locate.value_store import Value, ValueStore
 from edit_cli.errors import OutOfMemory
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.fast.suffix_pass import SuffixRow
@@ -116,18 +117,32 @@ def optimize_values(
         tasks = _tasks(lm, requests, options, contexts, groups)
         rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
         mine = lm.process_group.share(list(zip(tasks, rows, positions, strict=True)))
-        found = lm.process_group.gather(_search(lm, mine, layer, site, options))
+        found = lm.process_group.gather(_found(lm, mine, layer, site, options))
         target, initial, losses, steps, reached = zip(*found, strict=True)
         ends, starts = (torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial))
         return Values(ends, starts, list(losses), list(steps), list(reached))
 
 
-def _search(
-    lm: LM, parts: Sequence[tuple[Task, Row, int]], layer: int, site: Site, options: ValueConfig
-) -> list[tuple[Tensor, Tensor, float, int, bool]]:
-    """(target, initial, loss, steps, reached) of each part, which is an edit's task and its bare prompt with the
-    position of its subject.
-    """
+Part = tuple[Task, Row, int]  # an edit's task, and its bare prompt with the position of its subject
+
+
+def _found(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: ValueConfig) -> list[Value]:
+    """The value of each part: of the unedited model those that are kept, if that is wanted, and others by a search."""
+    if not options.reuse or lm.attached:
+        return _search(lm, parts, layer, site, options)
+    store = ValueStore(lm, layer, site, options)
+    asked = [(asdict(task), row.ids, position) for task, row, position in parts]
+    values = store.taken(asked)
+    missing = [number for number, value in enumerate(values) if value is None]
+    if len(missing) < len(parts):
+        lm.monitor.note(f"{len(parts) - len(missing):,} of {many(len(parts), 'value')} from {store.folder}")
+    fresh = _search(lm, [parts[number] for number in missing], layer, site, options)
+    store.keep([asked[number] for number in missing], fresh)
+    looked_for = iter(fresh)
+    return [value or next(looked_for) for value in values]
+
+
+def _search(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: ValueConfig) -> list[Value]:
     if not parts:
         return []
     tasks, rows, positions = zip(*parts, strict=True)
@@ -139,7 +154,8 @@ def _search(
         while search.unfinished:
             advance(search.step())
     target = initial + search.shift
-    return list(zip(target[:, 0].cpu(), initial[:, 0].cpu(), search.losses, search.steps, search.reached, strict=True))
+    states = (target[:, 0].cpu(), initial[:, 0].cpu())
+    return list(map(Value, *states, search.losses, search.steps, search.reached))
 
 
 def _tasks(

@@ -1,0 +1,127 @@
+"""Values of the unedited model on disk. What is done with them (λ, the layers below, how many facts are solved at once)
+can be tried many times; the search for them, which is most of an edit's time, is then made once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast
+
+from torch import Tensor
+
+from edit_cli.errors import MissingError
+from edit_cli.files import shapes
+from edit_cli.files.disk import require_folder, telling
+from edit_cli.files.json_files import parse
+from edit_cli.files.paths import expanded
+from edit_cli.files.tensors import are_finite, fitted, read_tensors, size, write_tensors
+from edit_cli.statistics.files import digest_of, model_identity, slug
+
+if TYPE_CHECKING:
+    from edit_cli.editors.locate.value_batch import ValueConfig
+    from edit_cli.lm.model import LM
+
+FORMAT: Literal[1] = 1
+REMEDY = "it is looked for again"
+ROOM_ONLY = ("reuse", "cache_dir", "batch_tokens")  # settings that a value does not hang on
+
+
+class Value(NamedTuple):
+    """A target state v_0 + δ, where it started (d,), its final loss, the number of forward passes, and whether it was
+    good enough before they were used up.
+    """
+
+    target: Tensor
+    initial: Tensor
+    loss: float
+    steps: int
+    reached: bool
+
+
+class About(TypedDict):
+    """What the file of a value says of it."""
+
+    format: Literal[1]
+    loss: float
+    steps: shapes.Count
+    reached: bool
+
+
+class ValueStore:
+    """The values that one search setting gives on one model at one place; each has a file, named by what it hangs on.
+
+    Raises:
+        MissingError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, lm: LM, layer: int, site: str, options: ValueConfig) -> None:
+        self.lm = lm
+        self.folder = expanded(options.cache_dir) / slug(lm.name)
+        self.setting = f"method.value.cache_dir={options.cache_dir}"
+        self.search = {
+            "model": model_identity(lm),
+            "layer": layer,
+            "site": site,
+            "options": {name: told for name, told in asdict(options).items() if name not in ROOM_ONLY},
+        }
+        require_folder(self.folder, self.setting)
+
+    def taken(self, asked: Sequence[Any]) -> list[Value | None]:
+        """Those that are there. asked: of each value, the tokens that are read to find it, as JSON takes them.
+
+        A damaged file is told, and counts as none.
+        """
+        return [self._read(self._path(each)) for each in asked]
+
+    def keep(self, asked: Sequence[Any], values: Sequence[Value]) -> None:
+        """Write values that a search came to; readers see the whole of one or none of it.
+
+        Raises:
+            MissingError: the disk does not take it.
+        """
+        for each, value in zip(asked, values, strict=True):
+            if not math.isfinite(value.loss):
+                continue
+            path = self._path(each)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            about: About = {"format": FORMAT, "loss": value.loss, "steps": value.steps, "reached": value.reached}
+            try:
+                with telling(self.setting):
+                    write_tensors(
+                        temporary, {"target": value.target, "initial": value.initial}, {"edit-cli": json.dumps(about)}
+                    )
+                    os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _path(self, asked: Any) -> Path:
+        return self.folder / f"{digest_of({**self.search, 'asked': asked})[:32]}.safetensors"
+
+    def _read(self, path: Path) -> Value | None:
+        if not path.is_file():
+            return None
+        try:
+            tensors, metadata = read_tensors(path, REMEDY)
+            width = self.lm.layout.width
+            fitted(tensors, {"target": size(width), "initial": size(width)}, path, REMEDY)
+            if not are_finite(tensors):
+                raise MissingError(f"{path} is damaged: not all numbers are finite; {REMEDY}")
+            about = _about(metadata, path)
+            return Value(tensors["target"], tensors["initial"], about["loss"], about["steps"], about["reached"])
+        except MissingError as error:
+            self.lm.monitor.note(str(error))
+            return None
+
+
+def _about(metadata: Mapping[str, str], path: Path) -> About:
+    """Raises MissingError: it is no value of this format."""
+    try:
+        about = parse(metadata["edit-cli"])
+    except (KeyError, ValueError):
+        raise MissingError(f"{path} is damaged: it is no value; {REMEDY}") from None
+    return cast(About, shapes.checked(about, About, path, REMEDY))
