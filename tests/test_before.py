@@ -97,6 +97,7 @@ def test_a_dry_run_tells_what_would_be_done_and_does_nothing(cli, tmp_path, monk
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_becomes_of_a_run_that_is_there(cli, tmp_path):
     command = "evaluate", "method=lookup", "limit=2", "run_dir=there", "protocol.observe.generate=false"
     assert "there: new" in cli(*command, "--dry-run").out

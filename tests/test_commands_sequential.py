@@ -214,6 +214,7 @@ def test_what_is_forgotten_later_shows_at_the_end_only():
 RUINOUS = ("method=ft", "method.steps=40", "method.lr=5.0e-2", "protocol.batch_size=1", "protocol.checkpoints=[1,2,4]")
 
 
+@pytest.mark.slow
 def test_a_run_that_destroys_its_model_can_be_stopped(cli, kill_after):
     arguments = ("sequential", *RUINOUS, "limit=4", "protocol.holdout=1", "run_dir=r", "protocol.stop_on_collapse=true")
     kill_after(4)  # the line about the model: the collapse is found out again

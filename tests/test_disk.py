@@ -198,7 +198,8 @@ def test_addresses_that_lead_out_of_their_repository(cli, address):
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", ["lifelong", pytest.param("sme", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["lifelong", "sme"])
 def test_a_damaged_step_names_what_to_delete_and_is_made_again(cli, kill_after, protocol):
     from conftest import Killed
 

@@ -94,6 +94,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_an_edit_on_an_edit_gives_the_same_bits_in_a_new_process(tmp_path):
     lm = language_model(torch.bfloat16)
     lm.model.save_pretrained(tmp_path / "model")

@@ -120,7 +120,7 @@ def test_a_smoothed_edit_loss_by_hand(kind):
     assert right()
 
 
-@pytest.mark.parametrize("model", ["tiny-bert", "tiny-t5"])
+@pytest.mark.parametrize("model", ["tiny-bert", pytest.param("tiny-t5", marks=pytest.mark.slow)])
 def test_the_authors_settings_mend_a_mistake(model, tmp_path):
     """Those of their models, on the small ones."""
     data: Any

@@ -30,6 +30,7 @@ def test_a_classifier_learns_the_labels_of_its_claims(tmp_path, capsys):
     assert lm.generate([row["claim"] for row in rows[:8]], 1) == [row["label"] for row in rows[:8]]
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_learns_to_answer(tmp_path, capsys):
     """Other answers than those that the embedded one knows."""
     cases = packaged_option("dataset", "world_qa").load(6).cases
