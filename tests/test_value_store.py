@@ -43,7 +43,8 @@ def lm():
 
 def values_of(lm, facts, options, layer=LAYER):
     requests = [world()[number].requests[0] for number in facts]
-    return optimize_values(lm, requests, layer, "block", options, sample_contexts(lm, ContextConfig(prefixes=["The city"])))
+    contexts = sample_contexts(lm, ContextConfig(prefixes=["The city"]))
+    return optimize_values(lm, requests, layer, "block", options, contexts)
 
 
 def assert_same(found: Values, expected: Values):
