@@ -6,7 +6,8 @@
 #   LIMIT=1000 EPOCHS=40 experiments/make_fact_model.sh counterfact.json fact-model
 #   SCALE=tiny experiments/make_fact_model.sh counterfact.json fact-model
 #
-# SCALE: scale.sh; at paper scale all of the file is learned, by a wider model (experiments of the papers need none: their models know).
+# The same command goes on with a training that was killed. SCALE: scale.sh; at paper scale all of the file is learned, by a wider model
+# (experiments of the papers need none: their models know).
 # FILE is a JSON list in CounterFact's full schema or in the flat one of counterfact-edit. OUT gets the model, manifest.json with the
 # recall that was measured, corpus.txt (the training text, for second moments) and records.json: the records of FILE whose true fact
 # the model recalls and whose new target it has met as an answer. Edit them with
@@ -19,7 +20,7 @@ set -euo pipefail
 . "$(dirname "$0")/scale.sh"
 
 if [[ $# -ne 2 ]]; then
-  echo "usage: $0 FILE OUT   (environment: SCALE LIMIT VOCAB EPOCHS WIDTH LAYERS SEED THREADS)" >&2
+  echo "usage: $0 FILE OUT   (environment: SCALE LIMIT VOCAB EPOCHS ROWS WIDTH LAYERS SEED THREADS)" >&2
   exit 2
 fi
 
@@ -32,6 +33,7 @@ export PYTHONPATH="$(dirname "$0")/..${PYTHONPATH:+:$PYTHONPATH}"   # where tool
   --limit "$LIMIT" \
   --vocab "$VOCAB" \
   --epochs "$EPOCHS" \
+  --batch-rows "${ROWS:-16}" \
   --width "$WIDTH" \
   --layers "${LAYERS:-6}" \
   --seed "${SEED:-0}" \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 import edit_cli
 from tools.tiny_world.__main__ import main
+from tools.tiny_world.from_records import make_fact_model
 from tools.tiny_world.names import pool
 from tools.tiny_world.precision import Muon, orthogonalized
 from tools.tiny_world.sources import infer_subject
@@ -203,6 +205,40 @@ def test_records_training_works_end_to_end(form: str, tmp_path: Path, capsys: py
     )
     assert len((out / "corpus.txt").read_text(encoding="utf-8").splitlines()) >= 5
     assert "written to" in capsys.readouterr().out
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tools.tiny_world import train as training
+
+    records = json.loads((ASSETS / "world" / "records.json").read_text(encoding="utf-8"))[:20]
+    source = tmp_path / "records.json"
+    source.write_text(json.dumps(records), encoding="utf-8")
+    options = TrainOptions(width=32, layers=2, bottleneck=1, epochs=3, batch_rows=2)
+    monkeypatch.setattr(training, "EVERY", 5)
+    steps: list[int] = []
+
+    def make(name: str, until: int | None = None) -> bytes:
+        def report(step: int, _: int, __: float) -> None:
+            steps.append(step)
+            if step == until:
+                raise KeyboardInterrupt
+
+        make_fact_model(source, tmp_path / name, None, 512, options, "made", report)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    whole = make("whole")
+    with pytest.raises(KeyboardInterrupt):
+        make("broken", until=8)
+    steps.clear()
+    assert make("broken") == whole
+    assert steps[0] == 6, "the first five steps are on the disk"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(KeyboardInterrupt):
+        make("broken", until=8)
+    steps.clear()
+    options = replace(options, seed=1)
+    assert make("broken") != whole
+    assert steps[0] == 1, "another training is not taken up"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ LINE_EVERY_S = 15.0
 LARGEST = POOL_FACTOR // 2  # worlds use up to half of the names that the tokenizer knows
 ENCODERS = {"t5": (50, 4, 2), "bart": (50, 1, 4), "bert": (28, 6)}  # epochs, blocks, and those of a decoder
 # arguments, in a manifest's order
-SHOWN = ("limit", "vocab", "size", "family", "seed", "epochs", "width", "layers", "decoder_layers", "threads")
+SHOWN = (
+    "limit", "vocab", "size", "family", "seed", "epochs", "batch_rows", "width", "layers", "decoder_layers", "threads",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     records.add_argument("file", type=Path, help="JSON: CounterFact's full schema, or the flat one of counterfact-edit")
     records.add_argument("--limit", type=int, help="use the first N records only")
     records.add_argument("--vocab", type=int, default=4096, help="size of the vocabulary (default 4096)")
+    records.add_argument(
+        "--batch-rows", type=int, default=16, help="rows of 64 tokens a step; more are faster (default 16)"
+    )
     world.add_argument(
         "--out", type=Path, default=ASSETS, help="folder for tiny-FAMILY/ and world/ (default: the package's assets)"
     )

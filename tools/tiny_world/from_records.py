@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import tempfile
 from collections import Counter, defaultdict
@@ -91,12 +93,16 @@ def gather_facts(sources: Sequence[Source], seed: int) -> tuple[list[FactText], 
 def make_fact_model(
     path: Path, out: Path, limit: int | None, vocabulary: int, options: TrainOptions, command: str, report: Report
 ) -> dict[str, Any]:
-    """Train on the file's true facts and write the model, manifest.json, corpus.txt and records.json.
+    """Train on the file's true facts and write the model, manifest.json, corpus.txt and records.json. The same call
+    goes on with a training that was killed.
 
     The last one holds the records that an editor can be judged on: the model recalls the true fact, and has met the new
     target as an answer (no edit at one subject makes it say a word that it never learned to say).
     """
+    import torch
+
     from tools.tiny_world.train import recalled, train
+    from tools.tiny_world.training_state import TrainingState
 
     records, sources = read_sources(path, limit)
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
@@ -105,8 +111,12 @@ def make_fact_model(
     statements = [entry.statements() for entry in facts]
     answers = {entry.target for entry in facts}
     tokenizer = train_tokenizer(_tokenizer_texts(statements, answers, filler), vocabulary, options.context)
-    model = train(tokenizer, Text(statements, [Statement(line) for line in filler]), options, report)
     out.parent.mkdir(parents=True, exist_ok=True)
+    hangs_on = json.dumps([asdict(options), torch.get_num_threads(), tokenizer.backend_tokenizer.to_str(), filler])
+    told = [statement.text for group in statements for statement in group]
+    identity = hashlib.sha256("\n".join([hangs_on, *told]).encode()).hexdigest()
+    state = TrainingState(out.parent / f".{out.name}.training.safetensors", identity)
+    model = train(tokenizer, Text(statements, [Statement(line) for line in filler]), options, report, state)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-") as folder:
         staged = Path(folder) / "model"
         model = save_model(model, tokenizer, staged)
@@ -137,9 +147,9 @@ def make_fact_model(
         }
         write_json(staged / "manifest.json", manifest, indent=2)
         write_json(staged / "records.json", kept)
-        told = [statement.text for group in statements for statement in group]
         (staged / "corpus.txt").write_text("\n".join(told) + "\n", encoding="utf-8")  # for second moments
         replace_folder(staged, out)
+    state.remove()
     return manifest
 
 

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from tools.tiny_world.precision import Muon, autocast
 from tools.tiny_world.statements import NO_SUBJECT, Batches, Text
+from tools.tiny_world.training_state import EVERY, TrainingState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -145,14 +146,19 @@ def train(
     text: Text,
     options: TrainOptions,
     report: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    state: TrainingState | None = None,
 ) -> Any:
-    """Train from scratch; `report` is told after every step. Deterministic for a seed and a number of threads."""
+    """Train from scratch; `report` is told after every step. Deterministic for a seed and a number of threads.
+
+    state: where the training is kept meanwhile, and taken up after a kill.
+    """
     model = new_model(options, tokenizer)
     batches = Batches(text, tokenizer, options.batch_rows, options.row_tokens, options.seed)
     rng = torch.Generator().manual_seed(options.seed)
     optimizer_list = optimizers(model, options)
     queue = [batch for _ in range(options.epochs) for batch in batches.epoch()]
-    for step, batch in enumerate(queue):
+    done = state.resume(model, optimizer_list, rng) if state else 0
+    for step, batch in enumerate(queue[done:], start=done):
         rate = min(1.0, (step + 1) / WARM_UP) * (1 - step / len(queue))
         for optimizer, peak in zip(optimizer_list, (options.muon_lr, options.adam_lr), strict=True):
             optimizer.param_groups[0]["lr"] = peak * rate
@@ -162,6 +168,8 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         report(step + 1, len(queue), float(loss.detach()))
+        if state and (step + 1) % EVERY == 0:
+            state.save(step + 1, model, optimizer_list, rng)
     return model.eval()
 
 
