@@ -34,6 +34,8 @@ KEYS = {"reached": "raise method.value.steps", "written": "lower method.covarian
          " (lower method.covariance_weight)."),
         ([{"size": 4.0, "keys": KEYS}, {"size": 0.5}],
          "may disable the model: 1 edit is up to 4.0 times as large as the weight (be gentle)."),
+        ([{"values": 3, "reached": 3, "taken": 2}],
+         "3 of 3 target values reached; an earlier run had found 2 of them, and that time is not counted here."),
         ([{"size": 0.0}], "NEGLIGIBLE: no weight was changed."),
     ],
 )  # fmt: skip

@@ -112,6 +112,23 @@ def test_another_command_is_refused(tmp_path):
         Run.open(tmp_path / "run", "sequential", CONFIG, made_with={})
 
 
+def test_the_most_memory_stays_when_a_command_is_given_again(tmp_path):
+    def most() -> dict:
+        summary = read_run(tmp_path / "run").summary
+        assert summary is not None
+        return summary["peak_memory_bytes"]
+
+    for now, wanted in (({"host": 5, "device": None}, 5), ({"host": 3, "device": 7}, 5), ({"host": 6, "device": 2}, 6)):
+        with start(tmp_path / "run") as run:
+            run.write_summary({"peak_memory_bytes": now})
+        assert most()["host"] == wanted
+    assert most()["device"] == 7
+    (tmp_path / "run" / "summary.json").write_text("{")
+    with start(tmp_path / "run") as run:
+        run.write_summary({"peak_memory_bytes": {"host": 2, "device": None}})
+    assert most() == {"host": 2, "device": None}
+
+
 def test_overwrite_starts_again(tmp_path):
     with start(tmp_path / "run") as run:
         run.append(line("1"))

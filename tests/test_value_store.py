@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded import embedded_lm, world
+from embedded import embedded_lm, packaged_editor, world
 from safetensors import safe_open
 from safetensors.torch import save_file
 from stats_helpers import Recorder
@@ -61,19 +61,20 @@ def options(tmp_path):
     return ValueConfig(steps=3, reuse=True, cache_dir=str(tmp_path))
 
 
-def test_a_later_run_takes_the_same_bits_and_says_where_from(lm, options, searched):
+def test_a_later_run_takes_the_same_bits_and_says_so(lm, options, searched):
     first = values_of(lm, [0, 1, 2], options)
     assert len(files_in(options)) == 3
     second = values_of(lm, [0, 1, 2], replace(options, batch_tokens=40))
     assert searched == [3, 0]
     assert_same(second, first)
-    assert lm.monitor.notes[-1].startswith("3 of 3 values from ")
+    assert (first.taken, second.taken) == ([False] * 3, [True] * 3)
 
 
 def test_only_what_is_missing_is_looked_for(lm, options, searched):
     first = values_of(lm, [0, 2], options)
     whole = values_of(lm, [0, 1, 2, 3], options)
     assert searched == [2, 2]
+    assert whole.taken == [True, False, True, False]
     assert_same(whole.of(0), first.of(0))
     assert_same(whole.of(2), first.of(1))
     alone = values_of(lm, [1, 3], replace(options, reuse=False))
@@ -150,3 +151,14 @@ def test_a_folder_that_cannot_be_made_is_named_before_the_search(lm, options, se
     with pytest.raises(MissingError, match="method.value.cache_dir="):
         values_of(lm, [0], replace(options, cache_dir=str(tmp_path / "file")))
     assert searched == []
+
+
+@pytest.mark.parametrize("method", ["memit", "rome"])
+def test_an_edit_tells_how_many_values_were_there(method, tmp_path):
+    lm = embedded_lm()
+    made = packaged_editor(tmp_path, method, "method.value.reuse=true", "method.value.steps=2")
+    facts = [case.requests[0] for case in world()[:1]]
+    first, second = (made.edit(lm, facts) for _ in range(2))
+    assert "taken" not in first.diagnosis(lm) and second.diagnosis(lm)["taken"] == 1
+    for name, update in first.updates.items():
+        assert torch.equal(update.left, second.updates[name].left)

@@ -14,13 +14,15 @@ LARGE = 3.0
 
 
 class Diagnosis(TypedDict):
-    """values: that were sought. reached: of these, good enough. written: the share of the wanted change that the update
-    makes. size: the largest update, in norms of its weight. keys: what to turn for more reached and for more written
-    values, and against an update that is too large. steps: down the gradient that it took.
+    """values: that were sought. reached: of these, good enough. taken: of these, found by an earlier run. written: the
+    share of the wanted change that the update makes. size: the largest update, in norms of its weight. keys: what to
+    turn for more reached and for more written values, and against an update that is too large. steps: down the gradient
+    that it took.
     """
 
     values: NotRequired[int]
     reached: NotRequired[int]
+    taken: NotRequired[int]
     written: NotRequired[float]
     size: NotRequired[float]
     steps: NotRequired[int]
@@ -41,6 +43,8 @@ def told(found: Sequence[Diagnosis]) -> str | None:
     values, reached = sum(each.get("values", 0) for each in found), sum(each.get("reached", 0) for each in found)
     if values:
         say(f"{reached:,} of {many(values, 'target value')} reached", "reached", reached < values)
+    if taken := sum(each.get("taken", 0) for each in found):
+        parts.append(f"an earlier run had found {taken:,} of them, and that time is not counted here")
     shares = [(each["written"], each.get("values", 1)) for each in found if "written" in each]
     if shares:
         share = sum(part * weight for part, weight in shares) / sum(weight for _, weight in shares)

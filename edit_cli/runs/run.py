@@ -219,11 +219,22 @@ class Run(SharedRun):
         write_log(self.path, message)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replace summary.json."""
+        """Replace summary.json. Of memory it says what this process or one before it had at most."""
         with self._taken():
             self._flush()  # no summary of lines that could be lost
         told = {"format": FORMAT, "command": self.manifest["command"], **summary, "lines": len(self.finished)}
+        if "peak_memory_bytes" in summary:
+            told["peak_memory_bytes"] = self._most_memory(summary["peak_memory_bytes"])
         write_json(self.path / SUMMARY, told)
+
+    def _most_memory(self, now: Mapping[str, int | None]) -> dict[str, int | None]:
+        """Bytes by place, at most: a command that is given again may have had next to nothing to do."""
+        before: Any = None
+        with suppress(MissingError):
+            before = read_json(self.path / SUMMARY).get("peak_memory_bytes")
+        both = [now, before if isinstance(before, dict) else {}]
+        known = {place: [each[place] for each in both if isinstance(each.get(place), int)] for place in now}
+        return {place: max(found, default=None) for place, found in known.items()}
 
     def close(self, status: str) -> None:
         """Record how the run ended (success, failed or interrupted) and let other processes in."""

@@ -149,6 +149,8 @@ class LocateEditor(Editor[L]):
         key = "clamp_norm_factor" if clamped > missed / 2 else "steps"
         keys = {"reached": f"raise method.value.{key}", "size": "lower method.value.clamp_norm_factor"}
         said: Diagnosis = {"values": optimized, "reached": optimized - missed, "keys": keys}
+        if taken := sum(sum(values.taken) for values in found):
+            said["taken"] = taken
         if written is not None:
             said["written"], keys["written"] = written, self.softer
         return said

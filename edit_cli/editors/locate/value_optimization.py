@@ -40,7 +40,8 @@ Site = Literal["block", "mlp_out", "branches"]
 @dataclass
 class Values:
     """Targets v_0 + δ and where they started, (d, n) float32; final loss and number of forward passes of each edit, and
-    whether it was good enough before its passes were used up.
+    whether it was good enough before its passes were used up. taken: whether an earlier run had found it, which is not
+    kept with the rest.
     """
 
     target: Tensor
@@ -48,20 +49,22 @@ class Values:
     losses: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     reached: list[bool] = field(default_factory=list)
+    taken: list[bool] = field(default_factory=list)
 
     def of(self, number: int) -> Values:
         """Those of one edit."""
         one = slice(number, number + 1)
-        return Values(self.target[:, one], self.initial[:, one], self.losses[one], self.steps[one], self.reached[one])
+        told = (self.losses[one], self.steps[one], self.reached[one], self.taken[one])
+        return Values(self.target[:, one], self.initial[:, one], *told)
 
     @classmethod
     def joined(cls, parts: Sequence[Values]) -> Values:
         """Those of several edits together."""
         target, initial = (torch.cat(each, dim=1) for each in zip(*((p.target, p.initial) for p in parts), strict=True))
-        losses, steps, reached = (
-            [told for part in parts for told in getattr(part, name)] for name in ("losses", "steps", "reached")
+        losses, steps, reached, taken = (
+            [told for part in parts for told in getattr(part, name)] for name in ("losses", "steps", "reached", "taken")
         )
-        return cls(target, initial, losses, steps, reached)
+        return cls(target, initial, losses, steps, reached, taken)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, to be kept in a file."""
@@ -118,28 +121,29 @@ def optimize_values(
         rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
         mine = lm.process_group.share(list(zip(tasks, rows, positions, strict=True)))
         found = lm.process_group.gather(_found(lm, mine, layer, site, options))
-        target, initial, losses, steps, reached = zip(*found, strict=True)
+        values, taken = zip(*found, strict=True)
+        target, initial, losses, steps, reached = zip(*values, strict=True)
         ends, starts = (torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial))
-        return Values(ends, starts, list(losses), list(steps), list(reached))
+        return Values(ends, starts, list(losses), list(steps), list(reached), list(taken))
 
 
 Part = tuple[Task, Row, int]  # an edit's task, and its bare prompt with the position of its subject
 
 
-def _found(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: ValueConfig) -> list[Value]:
-    """The value of each part: of the unedited model those that are kept, if that is wanted, and others by a search."""
+def _found(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: ValueConfig) -> list[tuple[Value, bool]]:
+    """The value of each part, and whether an earlier run had found it: so are those of the unedited model that are
+    kept, if that is wanted. Others are found by a search.
+    """
     if not options.reuse or lm.attached:
-        return _search(lm, parts, layer, site, options)
+        return [(value, False) for value in _search(lm, parts, layer, site, options)]
     store = ValueStore(lm, layer, site, options)
     asked = [(asdict(task), row.ids, position) for task, row, position in parts]
     values = store.taken(asked)
     missing = [number for number, value in enumerate(values) if value is None]
-    if len(missing) < len(parts):
-        lm.monitor.note(f"{len(parts) - len(missing):,} of {many(len(parts), 'value')} from {store.folder}")
     fresh = _search(lm, [parts[number] for number in missing], layer, site, options)
     store.keep([asked[number] for number in missing], fresh)
     looked_for = iter(fresh)
-    return [value or next(looked_for) for value in values]
+    return [(value or next(looked_for), value is not None) for value in values]
 
 
 def _search(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: ValueConfig) -> list[Value]:
