@@ -8,7 +8,7 @@
 # Parts, in the order in which they are best run; each takes up what OUT holds already:
 #   tune      settings of every method of METHODS that has any to find, on the last TUNED_ON records, BUDGET each (into OUT/config)
 #   methods   LIMIT facts one at a time, all at once, and in steps of STEP (TABLES): one.*, at_once.*, steps.*
-#   emmet     EMMET, near its equality and relaxed, and MEMIT, by batch size, at one layer and at several: emmet.*
+#   emmet     EMMET, near its equality and relaxed (EPSILON), and MEMIT, by batch size, at one layer and at several: emmet.*
 #   scaling   MEMIT by the number of facts at once: scaling.*
 #   sequence  LONG facts in steps of each of STRIDES, earlier keys held or not, beside other methods: sequence-STRIDE.*
 #   questions trained editors beside their untrained control on zsRE, of the file QUESTIONS if it is named: questions.*
@@ -91,7 +91,7 @@ emmet() {
       local own=("method=${line%-relaxed}" "method.layers=$layers" "tag=$line-${layers//[^0-9]/}" method.value.reuse=true)
       case "$line" in
         emmet) own+=(method.covariance_weight=1 method.epsilon=0.1) ;;
-        emmet-relaxed) own+=(method.covariance_weight=1 "method.epsilon=${EPSILON:-500}") ;;
+        emmet-relaxed) own+=(method.covariance_weight=1 "method.epsilon=${EPSILON:-15000}") ;;
       esac
       for size in $SIZES; do
         run evaluate "${own[@]}" "${COMMON[@]}" "${FACTS[@]}" "${TEXT[@]}" "${ASKED[@]}" "$@" protocol.batch_size="$size" \
