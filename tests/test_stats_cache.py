@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from stats_helpers import Recorder, corpus_file, language_model, store, texts
 from tokenizers.normalizers import Lowercase
 
+from edit_cli.files.described import Damaged
 from edit_cli.statistics import collect as stats_pass
 from edit_cli.statistics import files as stats_cache
 from edit_cli.statistics.corpora import TextFile
-from edit_cli.statistics.files import Damaged, check
+from edit_cli.statistics.files import check
 
 
 def refuse_to_run(lm) -> None:

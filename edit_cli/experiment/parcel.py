@@ -17,6 +17,7 @@ from edit_cli.edits import store as edit_store
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.experiment.saved_edits import beneath, methods_of, one_edit, requests_of, run_of
 from edit_cli.files import hub
+from edit_cli.files.described import Damaged
 from edit_cli.files.hub import Address, Content
 from edit_cli.files.json_files import read_json, to_json
 from edit_cli.report.model_card import Card, of_editor, of_statistics
@@ -133,7 +134,7 @@ def _statistics(directory: Path, found: Sequence[Path], to: Address) -> Parcel:
     for path in found:
         try:
             _, about = statistics.read(path)
-        except statistics.Damaged as error:
+        except Damaged as error:
             raise MissingError(f"{path} is damaged ({error}): compute it again") from None
         if portable(about) != about:
             raise UsageError(f"{path} names a folder of this machine as its model or corpus: compute it by their names")

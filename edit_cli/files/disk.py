@@ -111,6 +111,26 @@ def replacing(directory: Path, what: object = None) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
 
 
+@contextmanager
+def replacing_file(path: Path, what: object = None) -> Iterator[Path]:
+    """Where to write a file that takes the place of `path` once it is on the disk: readers see the whole of it or none.
+
+    what: the setting that names it; the file itself, if there is none.
+
+    Raises:
+        MissingError: the disk does not take it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with telling(what or path):
+            yield temporary
+            flush(temporary)
+            os.replace(temporary, path)
+            flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def flush(path: Path) -> None:
     """See to it that a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edit_cli.errors import MissingError
-from edit_cli.files.disk import flush, telling
+from edit_cli.files.disk import replacing_file
 
 DEEPEST = 60  # levels of objects and lists in each other
 
@@ -37,17 +36,8 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         MissingError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with telling(path):
-            with open(temporary, "w", encoding="ascii") as file:
-                file.write(to_json(value, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing_file(path) as temporary:
+        temporary.write_text(to_json(value, indent=1) + "\n", encoding="ascii")
 
 
 def parse(text: str | bytes) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from edit_cli.distributed import ProcessGroup
 from edit_cli.errors import MissingError
+from edit_cli.files.described import Damaged
 from edit_cli.files.shapes import checked
 from edit_cli.lm.precision import exact_matmul
 from edit_cli.monitor import Advance
@@ -104,7 +105,7 @@ class Partial:
             tensors, about = files.read(self.path)
             so_far = Progress(**checked(about.get("so_far"), Progress, self.path))
             return Sums({layer: tensors[str(layer)] for layer in layers}, so_far)
-        except (FileNotFoundError, files.Damaged, KeyError, MissingError):
+        except (FileNotFoundError, Damaged, KeyError, MissingError):
             return None
 
     def save_if_due(self, sums: Sums) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,20 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edit_cli.errors import MissingError
-from edit_cli.files.disk import flush, require_folder, telling
-from edit_cli.files.json_files import parse
-from edit_cli.files.tensors import read_tensors, write_tensors
+from edit_cli.files.described import Damaged, read_described, write_described
+from edit_cli.files.disk import replacing_file, require_folder
 
 if TYPE_CHECKING:
     from edit_cli.lm.model import LM
 
 FORMAT = 1
 SYMMETRY = 1e-4  # of the largest diagonal entry: what float32 sums of other programs stay well below
-
-
-class Damaged(Exception):
-    """A file whose contents cannot be used; the text says why."""
 
 
 def make_folder(folder: Path) -> None:
@@ -45,27 +38,13 @@ def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None
     Raises:
         MissingError: the folder cannot be written to, or the disk is full.
     """
-    metadata = {"edit-cli": json.dumps({"format": FORMAT, **about})}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with telling(f"stats.cache_dir={path.parent}"):
-            write_tensors(temporary, tensors, metadata)
-            os.replace(temporary, path)
-            flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_described(path, tensors, about, FORMAT, f"stats.cache_dir={path.parent}")
 
 
 def copy(found: Path, path: Path) -> None:
     """Put a copy of a file where it belongs; readers see the whole of it or none. Raises as `write`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with telling(f"stats.cache_dir={path.parent}"):
-            shutil.copyfile(found, temporary)
-            os.replace(temporary, path)
-            flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing_file(path, f"stats.cache_dir={path.parent}") as temporary:
+        shutil.copyfile(found, temporary)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -74,23 +53,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileNotFoundError: no such file. Damaged: it is no whole file of this format.
     """
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    try:
-        tensors, metadata = read_tensors(path, "it is computed again")
-    except MissingError as error:
-        raise Damaged(str(error)) from None
-    return tensors, _about(metadata)
-
-
-def _about(metadata: dict[str, str]) -> dict[str, Any]:
-    try:
-        about = parse(metadata["edit-cli"])
-    except (KeyError, ValueError):
-        raise Damaged("not a file of edit-cli") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise Damaged(f"not of format {FORMAT}, which this version reads")
-    return about
+    return read_described(path, FORMAT, "it is computed again")
 
 
 def check(matrix: Tensor, tokens: int, width: int) -> None:

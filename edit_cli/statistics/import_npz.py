@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from edit_cli.errors import MissingError, UsageError
+from edit_cli.files.described import Damaged
 from edit_cli.files.paths import expanded
-from edit_cli.statistics.files import Damaged, check
+from edit_cli.statistics.files import check
 
 SUM, COUNT = "mom2.mom2", "mom2.count"
 PUBLISHED_NAME = re.compile(r"(?P<module>.+)_float\d+_mom2_\w+\.npz")

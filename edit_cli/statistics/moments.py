@@ -19,6 +19,7 @@ from torch import Tensor
 from edit_cli.config.schema import Config, Count, FilePath, Linked, Seed
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.files import shapes
+from edit_cli.files.described import Damaged
 from edit_cli.files.hub import Address, fetched
 from edit_cli.files.paths import expanded
 from edit_cli.files.shapes import Seconds
@@ -207,11 +208,11 @@ class MomentStore(Config):
             tensors, about = files.read(path)
             shapes.checked(about, About, path)
             if about["identity"] != identity or "second_moment" not in tensors:
-                raise files.Damaged("it belongs to something else")
+                raise Damaged("it belongs to something else")
             files.check(tensors["second_moment"], about["tokens"], lm.key_width(layer))
         except FileNotFoundError:
             return None
-        except (files.Damaged, MissingError) as error:
+        except (Damaged, MissingError) as error:
             lm.monitor.note(f"{path} is damaged ({error}): computing it again")
             return None
         matrix = tensors["second_moment"].double()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import tempfile
 from collections import Counter, defaultdict
@@ -101,6 +99,7 @@ def make_fact_model(
     """
     import torch
 
+    from edit_cli.statistics.files import digest_of
     from tools.tiny_world.train import recalled, train
     from tools.tiny_world.training_state import TrainingState
 
@@ -112,10 +111,9 @@ def make_fact_model(
     answers = {entry.target for entry in facts}
     tokenizer = train_tokenizer(_tokenizer_texts(statements, answers, filler), vocabulary, options.context)
     out.parent.mkdir(parents=True, exist_ok=True)
-    hangs_on = json.dumps([asdict(options), torch.get_num_threads(), tokenizer.backend_tokenizer.to_str(), filler])
     told = [statement.text for group in statements for statement in group]
-    identity = hashlib.sha256("\n".join([hangs_on, *told]).encode()).hexdigest()
-    state = TrainingState(out.parent / f".{out.name}.training.safetensors", identity)
+    hangs_on = [asdict(options), torch.get_num_threads(), tokenizer.backend_tokenizer.to_str(), told, filler]
+    state = TrainingState(out.parent / f".{out.name}.training.safetensors", digest_of(hangs_on))
     model = train(tokenizer, Text(statements, [Statement(line) for line in filler]), options, report, state)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-") as folder:
         staged = Path(folder) / "model"

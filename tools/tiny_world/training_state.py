@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from edit_cli.errors import MissingError
-from edit_cli.files.tensors import read_tensors, write_tensors
+from edit_cli.files.described import Damaged, read_described, write_described
 
+FORMAT = 1
 EVERY = 250  # steps
 
 
@@ -27,23 +27,26 @@ class TrainingState:
     def save(
         self, step: int, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], rng: torch.Generator
     ) -> None:
-        """Write it after `step` steps; a kill leaves the whole file or the one before."""
+        """Write it after `step` steps; a kill leaves the whole file or the one before.
+
+        Raises:
+            MissingError: the disk does not take it.
+        """
         tensors: dict[str, Tensor] = {f"model.{name}": weight for name, weight in model.named_parameters()}
         for number, optimizer in enumerate(optimizers):
             tensors |= _named(optimizer, number)
         tensors["random"] = rng.get_state()
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        write_tensors(temporary, tensors, {"identity": self.identity, "step": str(step)})
-        os.replace(temporary, self.path)
+        write_described(self.path, tensors, {"identity": self.identity, "step": step}, FORMAT, self.path)
 
     @torch.no_grad()
     def resume(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], rng: torch.Generator) -> int:
         """Put all as it was; how many steps are done: 0 where there is nothing of this training."""
-        if not self.path.is_file():
-            return 0
         try:
-            tensors, about = read_tensors(self.path, "the training begins anew")
-        except MissingError:
+            tensors, about = read_described(self.path, FORMAT, "the training begins anew")
+        except FileNotFoundError:
+            return 0
+        except Damaged as error:
+            print(f"{self.path}: {error}; the training begins anew", file=sys.stderr)
             return 0
         if about.get("identity") != self.identity:
             return 0

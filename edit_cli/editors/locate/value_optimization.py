@@ -121,8 +121,7 @@ def optimize_values(
         rows, positions = rows_in_contexts(lm, [requests[group[0]] for group in groups], BARE, with_target=False)
         mine = lm.process_group.share(list(zip(tasks, rows, positions, strict=True)))
         found = lm.process_group.gather(_found(lm, mine, layer, site, options))
-        values, taken = zip(*found, strict=True)
-        target, initial, losses, steps, reached = zip(*values, strict=True)
+        target, initial, losses, steps, reached, taken = zip(*found, strict=True)
         ends, starts = (torch.stack(columns, dim=1).to(lm.device) for columns in (target, initial))
         return Values(ends, starts, list(losses), list(steps), list(reached), list(taken))
 
@@ -130,12 +129,10 @@ def optimize_values(
 Part = tuple[Task, Row, int]  # an edit's task, and its bare prompt with the position of its subject
 
 
-def _found(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: ValueConfig) -> list[tuple[Value, bool]]:
-    """The value of each part, and whether an earlier run had found it: so are those of the unedited model that are
-    kept, if that is wanted. Others are found by a search.
-    """
+def _found(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: ValueConfig) -> list[Value]:
+    """The value of each part: of the unedited model those that are kept, if that is wanted, and others by a search."""
     if not options.reuse or lm.attached:
-        return [(value, False) for value in _search(lm, parts, layer, site, options)]
+        return _search(lm, parts, layer, site, options)
     store = ValueStore(lm, layer, site, options)
     asked = [(asdict(task), row.ids, position) for task, row, position in parts]
     values = store.taken(asked)
@@ -143,7 +140,7 @@ def _found(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: Value
     fresh = _search(lm, [parts[number] for number in missing], layer, site, options)
     store.keep([asked[number] for number in missing], fresh)
     looked_for = iter(fresh)
-    return [(value or next(looked_for), value is not None) for value in values]
+    return [value or next(looked_for) for value in values]
 
 
 def _search(lm: LM, parts: Sequence[Part], layer: int, site: Site, options: ValueConfig) -> list[Value]:

@@ -4,36 +4,34 @@ can be tried many times; the search for them, which is most of an edit's time, i
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
 from edit_cli.errors import MissingError
 from edit_cli.files import shapes
-from edit_cli.files.disk import require_folder, telling
-from edit_cli.files.json_files import parse
+from edit_cli.files.described import Damaged, read_described, write_described
+from edit_cli.files.disk import require_folder
 from edit_cli.files.paths import expanded
-from edit_cli.files.tensors import are_finite, fitted, read_tensors, size, write_tensors
+from edit_cli.files.tensors import are_finite, fitted, size
 from edit_cli.statistics.files import digest_of, model_identity, slug
 
 if TYPE_CHECKING:
     from edit_cli.editors.locate.value_batch import ValueConfig
     from edit_cli.lm.model import LM
 
-FORMAT: Literal[1] = 1
+FORMAT = 1
 REMEDY = "it is looked for again"
 ROOM_ONLY = ("reuse", "cache_dir", "batch_tokens")  # settings that a value does not hang on
 
 
 class Value(NamedTuple):
-    """A target state v_0 + δ, where it started (d,), its final loss, the number of forward passes, and whether it was
-    good enough before they were used up.
+    """A target state v_0 + δ, where it started (d,), its final loss, the number of forward passes, whether it was good
+    enough before they were used up, and whether an earlier run had found it.
     """
 
     target: Tensor
@@ -41,12 +39,12 @@ class Value(NamedTuple):
     loss: float
     steps: int
     reached: bool
+    taken: bool = False
 
 
 class About(TypedDict):
     """What the file of a value says of it."""
 
-    format: Literal[1]
     loss: float
     steps: shapes.Count
     reached: bool
@@ -87,41 +85,24 @@ class ValueStore:
         for each, value in zip(asked, values, strict=True):
             if not math.isfinite(value.loss):
                 continue
-            path = self._path(each)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            about: About = {"format": FORMAT, "loss": value.loss, "steps": value.steps, "reached": value.reached}
-            try:
-                with telling(self.setting):
-                    write_tensors(
-                        temporary, {"target": value.target, "initial": value.initial}, {"edit-cli": json.dumps(about)}
-                    )
-                    os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            about: About = {"loss": value.loss, "steps": value.steps, "reached": value.reached}
+            tensors = {"target": value.target, "initial": value.initial}
+            write_described(self._path(each), tensors, about, FORMAT, self.setting)
 
     def _path(self, asked: Any) -> Path:
         return self.folder / f"{digest_of({**self.search, 'asked': asked})[:32]}.safetensors"
 
     def _read(self, path: Path) -> Value | None:
-        if not path.is_file():
-            return None
+        width = self.lm.layout.width
         try:
-            tensors, metadata = read_tensors(path, REMEDY)
-            width = self.lm.layout.width
+            tensors, said = read_described(path, FORMAT, REMEDY)
+            about: About = shapes.checked(said, About, path, REMEDY)
             fitted(tensors, {"target": size(width), "initial": size(width)}, path, REMEDY)
             if not are_finite(tensors):
-                raise MissingError(f"{path} is damaged: not all numbers are finite; {REMEDY}")
-            about = _about(metadata, path)
-            return Value(tensors["target"], tensors["initial"], about["loss"], about["steps"], about["reached"])
-        except MissingError as error:
-            self.lm.monitor.note(str(error))
+                raise Damaged("not all numbers are finite")
+        except FileNotFoundError:
             return None
-
-
-def _about(metadata: Mapping[str, str], path: Path) -> About:
-    """Raises MissingError: it is no value of this format."""
-    try:
-        about = parse(metadata["edit-cli"])
-    except (KeyError, ValueError):
-        raise MissingError(f"{path} is damaged: it is no value; {REMEDY}") from None
-    return cast(About, shapes.checked(about, About, path, REMEDY))
+        except (Damaged, MissingError) as error:
+            self.lm.monitor.note(str(error) if isinstance(error, MissingError) else f"{path}: {error}; {REMEDY}")
+            return None
+        return Value(**tensors, **about, taken=True)
