@@ -137,7 +137,7 @@ def test_trackers_are_told_of_windows_checkpoints_and_the_end(tmp_path, monkeypa
     from fabricated import finished_run
 
     from edit_cli.experiment import tracking
-    from edit_cli.runs.run import read_run
+    from edit_cli.runs.record import read_run
 
     record = read_run(finished_run(tmp_path / "run", {str(n): [True, n > 0, True] for n in range(3)}))
     monkeypatch.setattr(tracking, "WINDOW", 2)

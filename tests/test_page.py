@@ -97,7 +97,7 @@ def test_worst_and_best_are_told_apart(page):
 @pytest.mark.parametrize("command", ["evaluate", "sequential"])
 def test_each_case_stands_there_once_with_its_answers(command, tmp_path):
     from edit_cli.report.page.cases import cases
-    from edit_cli.runs.run import read_run
+    from edit_cli.runs.record import read_run
 
     record = read_run(finished_run(tmp_path / "run", CASES, command=command))
     items = cases(command, record.lines).items

@@ -14,7 +14,8 @@ import pytest
 from edit_cli.config.identity import config_hash, differences, flatten
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.runs import environment as env
-from edit_cli.runs.run import Run, list_runs, read_run
+from edit_cli.runs.record import list_runs, read_run
+from edit_cli.runs.run import Run
 
 CONFIG = {"method": {"name": "memit", "layers": [3, 4]}, "seed": 0, "run_dir": None}
 

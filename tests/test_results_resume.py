@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.runs.run import Run, read_run
+from edit_cli.runs.record import read_run
+from edit_cli.runs.run import Run
 
 WRITER = """
 import sys

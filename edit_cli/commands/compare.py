@@ -26,7 +26,7 @@ from edit_cli.report.tables.run import prose
 from edit_cli.report.tables.sheets import Sheet, latex, markdown, on_screen, width
 from edit_cli.report.tables.texts import Text
 from edit_cli.runs.format import kind_of
-from edit_cli.runs.run import MANIFEST, RunRecord
+from edit_cli.runs.record import MANIFEST, RunRecord
 from edit_cli.wording import many
 
 DRAWN = ("efficacy_success", "paraphrase_success", "neighborhood_success")

@@ -19,7 +19,7 @@ from edit_cli.metrics.columns import Column, case_columns, over_seeds
 from edit_cli.report.comparison import short
 from edit_cli.report.measures import measured
 from edit_cli.runs.format import kind_of
-from edit_cli.runs.run import MANIFEST, RunRecord, list_runs, read_run
+from edit_cli.runs.record import MANIFEST, RunRecord, list_runs, read_run
 
 COMPARED = ("evaluate", "edit", "sequential", "trace", "train-editor")
 TAG, FACTS = "tag", "facts"

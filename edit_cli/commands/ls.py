@@ -16,7 +16,7 @@ from edit_cli.errors import MissingError, UsageError
 from edit_cli.report.tables.listing import metrics_list, named_list, runs_list
 
 if TYPE_CHECKING:
-    from edit_cli.runs.run import RunRecord
+    from edit_cli.runs.record import RunRecord
 
 NAMED = ("command", "method", "model", "dataset", "status")  # what every run is told by
 
@@ -66,7 +66,7 @@ def _conditions(wanted: Sequence[str]) -> dict[str, list[str]]:
 
 def _runs(runs_dir: Path, conditions: Mapping[str, Sequence[str]], sort: str | None) -> list[dict[str, Any]]:
     from edit_cli.metrics.registry import metrics
-    from edit_cli.runs.run import list_runs
+    from edit_cli.runs.record import list_runs
 
     if sort is not None and sort not in (known := metrics()):
         raise UsageError(
@@ -96,7 +96,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
 
 
 def _row(record: RunRecord) -> dict[str, Any]:
-    from edit_cli.runs.run import UNREADABLE
+    from edit_cli.runs.record import UNREADABLE
 
     status = record.status
     try:

@@ -15,7 +15,7 @@ from edit_cli.report import published
 from edit_cli.report.page import comparison
 from edit_cli.report.page.parts import Part, Section
 from edit_cli.report.page.run import page_of, part_of, write
-from edit_cli.runs.run import MANIFEST, RunRecord, read_run
+from edit_cli.runs.record import MANIFEST, RunRecord, read_run
 
 
 def run(places: Sequence[str], out: Path, against: str | None = None, tables: str | None = None) -> int:

@@ -13,7 +13,7 @@ from edit_cli.report.kinds import REPORTS, report_of, summary_so_far
 from edit_cli.report.tables import facts
 from edit_cli.report.trace import fact_table
 from edit_cli.runs.format import kind_of
-from edit_cli.runs.run import RunRecord, read_run
+from edit_cli.runs.record import RunRecord, read_run
 
 
 def run(path: Path, case: str | None, as_json: bool) -> int:

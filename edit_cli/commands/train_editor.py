@@ -25,7 +25,8 @@ from edit_cli.files.disk import require_folder
 from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
 from edit_cli.report import learning
-from edit_cli.runs.run import Run, read_run
+from edit_cli.runs.record import read_run
+from edit_cli.runs.run import Run
 from edit_cli.training.loop import KEY, Training, refuse_too_few
 from edit_cli.training.sharding import wanted_by_launcher
 from edit_cli.training.state import State

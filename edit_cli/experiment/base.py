@@ -25,7 +25,8 @@ from edit_cli.metrics.observe import BeforeCache
 from edit_cli.monitor import Monitor
 from edit_cli.report.kinds import Line, Summary, report_of
 from edit_cli.requests import Case
-from edit_cli.runs.run import SUMMARY, Run, SharedRun
+from edit_cli.runs.record import SUMMARY
+from edit_cli.runs.run import Run, SharedRun
 
 SOME_FAILED = 5  # exit code
 NAMED = 5  # failed cases that are named one by one

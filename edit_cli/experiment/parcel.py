@@ -21,7 +21,7 @@ from edit_cli.files.described import Damaged
 from edit_cli.files.hub import Address, Content
 from edit_cli.files.json_files import read_json, to_json
 from edit_cli.report.model_card import Card, of_editor, of_statistics
-from edit_cli.runs.run import EDITS
+from edit_cli.runs.record import EDITS
 from edit_cli.statistics import files as statistics
 
 CARD = "README.md"

@@ -22,7 +22,7 @@ from edit_cli.lm.memory import free, taken
 from edit_cli.lm.outline import Outline
 from edit_cli.report.tables.facts import arrow
 from edit_cli.requests import Case
-from edit_cli.runs.run import LOG, MANIFEST, read_run
+from edit_cli.runs.record import LOG, MANIFEST, read_run
 from edit_cli.wording import many, size
 
 Line = tuple[str, str]

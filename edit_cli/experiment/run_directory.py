@@ -20,7 +20,8 @@ from edit_cli.experiment.job import Job
 from edit_cli.files.disk import is_refusal, refusal
 from edit_cli.files.paths import expanded
 from edit_cli.monitor import failed_in
-from edit_cli.runs.run import LOG, MANIFEST, Run, SharedRun
+from edit_cli.runs.record import LOG, MANIFEST
+from edit_cli.runs.run import Run, SharedRun
 
 # where things lie, who works on them, and who is told
 PLACE = ("tag", "runs_dir", "run_dir", "overwrite", "processes", "cache_dir", "figures", "report", "trackers")

@@ -20,7 +20,7 @@ from edit_cli.files.paths import expanded
 from edit_cli.lm.loading import ModelOptions
 from edit_cli.lm.model import LM
 from edit_cli.monitor import Monitor
-from edit_cli.runs.run import EDITS, RunRecord, read_run
+from edit_cli.runs.record import EDITS, RunRecord, read_run
 from edit_cli.wording import many
 
 WHY_NO_WEIGHTS = {

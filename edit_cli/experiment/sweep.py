@@ -31,7 +31,7 @@ from edit_cli.report import compare
 from edit_cli.report.comparison import COMPARED, LOST, Comparison
 from edit_cli.report.measures import measures
 from edit_cli.report.tables.sheets import Sheet, markdown
-from edit_cli.runs.run import SUMMARY, read_run
+from edit_cli.runs.record import SUMMARY, read_run
 from edit_cli.wording import many
 
 FOLDER, ABOUT, JOBS, TABLE = "sweeps", "sweep.json", "jobs.jsonl", "table"

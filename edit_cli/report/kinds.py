@@ -19,7 +19,7 @@ from edit_cli.report.tables.facts import before_and_after
 from edit_cli.report.tables.run import evaluation
 from edit_cli.report.trace import trace_summary, trace_table
 from edit_cli.runs.format import kind_of
-from edit_cli.runs.run import RunRecord
+from edit_cli.runs.record import RunRecord
 
 Line = dict[str, Any]
 Summary = dict[str, Any]

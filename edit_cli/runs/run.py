@@ -12,9 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -22,17 +20,13 @@ from typing import Any, NoReturn, Self
 
 from edit_cli.config.identity import UNSET, config_hash, differences, plain
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.files.json_files import read_json, read_lines, to_json, write_json
-from edit_cli.files.lock import LOCK, acquire, is_locked
+from edit_cli.files.json_files import read_json, to_json, write_json
+from edit_cli.files.lock import LOCK, acquire
 from edit_cli.runs.environment import environment
-from edit_cli.runs.format import check_lines, check_manifest, check_summary
+from edit_cli.runs.record import EDITS, FORMAT, LOG, MANIFEST, RESULTS, SUMMARY, lines_of, manifest_of
 from edit_cli.terminal import visible
-from edit_cli.wording import many
 
-FORMAT = 2
-MANIFEST, RESULTS, SUMMARY, LOG, EDITS = "manifest.json", "results.jsonl", "summary.json", "log.txt", "edits"
 FLUSHED_EVERY = 1.0  # seconds between two times that lines are made to be on disk
-UNREADABLE = "unreadable"  # status of a run of which a file is damaged
 REMEDY = "give it a place of its own (tag=NAME or run_dir=DIR), or replace the old run (overwrite=true)"
 
 
@@ -84,7 +78,7 @@ class Run(SharedRun):
     ) -> None:
         super().__init__(path, manifest, set())
         self._lock = lock
-        lines, self._end = _lines(path, manifest)
+        lines, self._end = lines_of(path, manifest)
         self.finished |= set(map(self.identity, lines))
         if foreign := sorted(_told(identity) for identity in self.finished if not belongs(identity)):
             raise MissingError(
@@ -136,7 +130,7 @@ class Run(SharedRun):
         try:
             if overwrite and (path / MANIFEST).exists():
                 _clear(path)
-            previous = _manifest(path) if (path / MANIFEST).exists() else None
+            previous = manifest_of(path) if (path / MANIFEST).exists() else None
             if previous is not None and (previous["command"], previous["config_hash"]) != (command, digest):
                 if _has_results(path):
                     _refuse_other_run(path, previous, command, config, ignore)
@@ -212,7 +206,7 @@ class Run(SharedRun):
 
     def lines(self) -> list[dict[str, Any]]:
         """All lines so far."""
-        return _lines(self.path, self.manifest)[0]
+        return lines_of(self.path, self.manifest)[0]
 
     def log(self, message: str) -> None:
         """Add a line with the time to log.txt."""
@@ -255,79 +249,6 @@ class Run(SharedRun):
         else:
             with suppress(MissingError):  # a disk that takes nothing more must not hide what has happened
                 self.close("failed" if issubclass(kind, Exception) else "interrupted")
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run as it lies on disk. A status of "unreadable" comes with an "error" that says what is missing."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def status(self) -> str:
-        """started (a process is writing to it), success, failed, interrupted or unreadable."""
-        recorded = self.manifest["status"]
-        return "interrupted" if recorded == "started" and not is_locked(self.path) else recorded
-
-    @cached_property
-    def lines(self) -> list[dict[str, Any]]:
-        """Lines of results.jsonl; one that is still being written is left out."""
-        return _lines(self.path, self.manifest)[0]
-
-    @cached_property
-    def summary(self) -> dict[str, Any] | None:
-        """summary.json, or None for a run that has not come so far, or cannot be read."""
-        if self.manifest["status"] == UNREADABLE or not (self.path / SUMMARY).exists():
-            return None
-        summary = read_json(self.path / SUMMARY)
-        check_summary(self.manifest, summary, self.path / SUMMARY)
-        return summary
-
-    @property
-    def lost(self) -> int:
-        """How many of the lines that the summary was made of are no longer there."""
-        return max((self.summary or {}).get("lines", 0) - len(self.lines), 0)
-
-
-def read_run(path: Path | str, whole: bool = True) -> RunRecord:
-    """The run at `path`. whole: refuse one that has lost lines since its summary was made.
-
-    Raises:
-        MissingError: there is no run, or a part of it cannot be read; names the file.
-    """
-    record = RunRecord(Path(path), _manifest(Path(path)))
-    _ = record.lines, record.summary  # what cannot be read is told now, not in the middle of a report
-    if whole and (lost := record.lost):
-        raise MissingError(
-            f"{record.path / RESULTS} is damaged: {many(lost, 'line')} that the summary counts"
-            f" {'is' if lost == 1 else 'are'} torn or gone; the same command makes them again, or start with"
-            " overwrite=true"
-        )
-    return record
-
-
-def list_runs(root: Path | str) -> list[RunRecord]:
-    """All runs below `root`, by path. Those that cannot be read are listed as such.
-
-    Raises:
-        MissingError: `root` is no directory.
-    """
-    if not Path(root).is_dir():
-        raise MissingError(f"{root} is no directory: no run has been made there")
-    return list(_walk(Path(root)))
-
-
-def _walk(directory: Path) -> Iterator[RunRecord]:
-    if not (directory / MANIFEST).exists():
-        for part in sorted(directory.iterdir()):
-            if part.is_dir() and not part.is_symlink():
-                yield from _walk(part)
-        return
-    try:
-        yield RunRecord(directory, _manifest(directory))
-    except MissingError as error:
-        yield RunRecord(directory, {"status": UNREADABLE, "error": str(error)})
 
 
 # --- is it the same run?
@@ -384,25 +305,6 @@ def write_log(path: Path, message: str) -> None:
 
 # --- files
 # --------------------------------------------------------------------------------------------------------------
-
-
-def _lines(path: Path, manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
-    """(lines of results.jsonl, byte at which the last whole one ends)."""
-    lines, end = read_lines(path / RESULTS)
-    check_lines(manifest, lines, path / RESULTS)
-    return lines, end
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    if not (path / MANIFEST).exists():
-        raise MissingError(f"{path} holds no run: {MANIFEST} is missing")
-    manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise MissingError(
-            f"{path / MANIFEST}: format {FORMAT} is what this version reads; run again with overwrite=true"
-        )
-    check_manifest(manifest, path / MANIFEST)
-    return manifest
 
 
 def _locked(path: Path) -> int:

@@ -105,4 +105,4 @@ class ValueStore:
         except (Damaged, MissingError) as error:
             self.lm.monitor.note(str(error) if isinstance(error, MissingError) else f"{path}: {error}; {REMEDY}")
             return None
-        return Value(**tensors, **about, taken=True)
+        return Value(tensors["target"], tensors["initial"], about["loss"], about["steps"], about["reached"], taken=True)

@@ -18,7 +18,7 @@ from edit_cli.report.page.render import html
 from edit_cli.report.page.results import found
 from edit_cli.report.sequence import collapse_line
 from edit_cli.runs.format import kind_of
-from edit_cli.runs.run import RunRecord, read_run
+from edit_cli.runs.record import RunRecord, read_run
 
 NAME = "report.html"  # in the directory of a run that writes its own page
 

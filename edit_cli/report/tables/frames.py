@@ -16,7 +16,7 @@ from edit_cli.metrics.registry import METRICS
 from edit_cli.metrics.scores import MEASURES, paired_probes
 from edit_cli.metrics.summarize import SIDES, case_values
 from edit_cli.runs.format import kind_of
-from edit_cli.runs.run import RunRecord, read_run
+from edit_cli.runs.record import RunRecord, read_run
 
 if TYPE_CHECKING:
     import pandas
