@@ -207,7 +207,9 @@ def test_records_training_works_end_to_end(form: str, tmp_path: Path, capsys: py
     assert "written to" in capsys.readouterr().out
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_training_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     from tools.tiny_world import train as training
 
     records = json.loads((ASSETS / "world" / "records.json").read_text(encoding="utf-8"))[:20]
@@ -235,6 +237,11 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     with pytest.raises(KeyboardInterrupt):
         make("broken", until=8)
+    (tmp_path / ".broken.training.safetensors").write_bytes(b"torn")
+    steps.clear()
+    with pytest.raises(KeyboardInterrupt):
+        make("broken", until=8)
+    assert steps[0] == 1 and capsys.readouterr().err.endswith("the training begins anew\n")
     steps.clear()
     options = replace(options, seed=1)
     assert make("broken") != whole

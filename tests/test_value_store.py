@@ -141,7 +141,8 @@ def test_a_damaged_file_is_told_and_made_again(lm, options, searched, damage):
     damage(path)
     assert_same(values_of(lm, [0], options), first)
     assert searched == [1, 1]
-    assert str(path) in lm.monitor.notes[-1] and lm.monitor.notes[-1].endswith("it is looked for again")
+    told = lm.monitor.notes[-1]
+    assert told.count(str(path)) == told.count("it is looked for again") == 1
     assert_same(values_of(lm, [0], options), first)
     assert searched == [1, 1, 0]
 

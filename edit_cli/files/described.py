@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from edit_cli.errors import MissingError
 from edit_cli.files.disk import replacing_file
 from edit_cli.files.json_files import parse
 from edit_cli.files.tensors import read_tensors, write_tensors
@@ -37,15 +36,12 @@ def read_described(path: Path, version: int, remedy: str) -> tuple[dict[str, Ten
     """(tensors, what was said of them).
 
     Raises:
-        FileNotFoundError: no such file. Damaged: it is no whole file of this format; of one that cannot be read, the
-            text ends in `remedy`.
+        FileNotFoundError: no such file. Damaged: it is no file of this format; does not name it.
+        MissingError: it cannot be read; names it, and ends in `remedy`.
     """
     if not path.is_file():
         raise FileNotFoundError(path)
-    try:
-        tensors, metadata = read_tensors(path, remedy)
-    except MissingError as error:
-        raise Damaged(str(error)) from None
+    tensors, metadata = read_tensors(path, remedy)
     try:
         about = parse(metadata[KEY])
     except (KeyError, ValueError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from edit_cli.errors import MissingError
 from edit_cli.files.described import Damaged, read_described, write_described
 from edit_cli.files.disk import replacing_file, require_folder
 
@@ -53,7 +54,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileNotFoundError: no such file. Damaged: it is no whole file of this format.
     """
-    return read_described(path, FORMAT, "it is computed again")
+    try:
+        return read_described(path, FORMAT, "it is computed again")
+    except MissingError as error:
+        raise Damaged(str(error)) from None
 
 
 def check(matrix: Tensor, tokens: int, width: int) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from edit_cli.errors import MissingError
 from edit_cli.files.described import Damaged, read_described, write_described
 
 FORMAT = 1
+REMEDY = "the training begins anew"
 EVERY = 250  # steps
 
 
@@ -42,11 +44,12 @@ class TrainingState:
     def resume(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], rng: torch.Generator) -> int:
         """Put all as it was; how many steps are done: 0 where there is nothing of this training."""
         try:
-            tensors, about = read_described(self.path, FORMAT, "the training begins anew")
+            tensors, about = read_described(self.path, FORMAT, REMEDY)
         except FileNotFoundError:
             return 0
-        except Damaged as error:
-            print(f"{self.path}: {error}; the training begins anew", file=sys.stderr)
+        except (Damaged, MissingError) as error:
+            said = str(error) if isinstance(error, MissingError) else f"{self.path}: {error}; {REMEDY}"
+            print(said, file=sys.stderr)
             return 0
         if about.get("identity") != self.identity:
             return 0
