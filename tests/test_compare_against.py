@@ -104,9 +104,44 @@ def test_other_settings_and_repeated_runs_are_other_rows(runs, cli):
     assert names == ["memit", "rome", "rome-again", "rome-more"]
 
 
+def test_runs_in_folders_of_one_name_are_told_apart(runs, cli):
+    """By their settings; by where they lie where these are the same."""
+    csv = ("--metrics", "efficacy_success", "--format", "csv")
+    for folder, steps in (("x", 5), ("y", 1), ("z", 1)):
+        finished_run(runs / folder / "ft", cases(steps), "ft", limit=steps)
+    two = rows(cli("compare", "x/ft", "y/ft", *csv).out)
+    assert [row["run"] for row in two] == ["ft limit=5", "ft limit=1"]
+    assert [float(row["mean"]) for row in two] == [pytest.approx(100 * 5 / 12), pytest.approx(100 / 12)]
+    along = rows(cli("compare", "x/ft", "y/ft", "--x", "protocol.batch_size", *csv).out)
+    assert sorted(row["run"] for row in along) == ["ft limit=1", "ft limit=5"]
+    three = [row["run"] for row in rows(cli("compare", "x/ft", "y/ft", "z/ft", *csv).out)]
+    assert three == ["ft limit=5", "ft limit=1 (y/ft)", "ft limit=1 (z/ft)"]
+
+
+def test_a_sequence_that_was_stopped_is_not_paired_with_a_whole_one(runs, cli):
+    finished_run(runs / "whole", cases(12), "first", command="sequential")
+    finished_run(runs / "stopped", dict(list(cases(12).items())[:4]), "second", command="sequential")
+    ended = cli("compare", "whole", "stopped", "--against", "whole", "--metrics", "efficacy_success")
+    assert ended.code == 0 and "Difference" not in ended.out
+    told = "second ended with 4 facts in place, others with 12: their rows tell of fewer edits and are not paired"
+    assert told in ended.words
+
+
+def test_replies_decide_what_is_right_in_a_stream_of_mistakes(runs):
+    from edit_cli.commands.compare_runs import conditions
+    from edit_cli.runs.record import read_run
+
+    record = read_run(runs / "memit")
+    assert "protocol.observe.generate" not in conditions(record)
+    record.manifest["protocol"]["kind"] = "sme"
+    assert conditions(record)["protocol.observe.generate"] is True
+
+
 @pytest.mark.parametrize(
     ("other", "told"),
     [
+        ({"dataset": {"replies": 8, "path": "other.json"}}, "dataset.replies is null (memit) and 8 (other)"),
+        ({"model": {"name": "m", "id": "m", "dtype": "float32", "beams": 5}}, "model.beams is null (memit) and 5"),
         ({"ids": "b" * 64}, "record ids is aaaaaaaa… (memit) and bbbbbbbb… (other)"),
         ({"model": {"name": "n", "id": "n"}}, "model is m (memit) and n (other)"),
         (

@@ -109,6 +109,22 @@ def test_each_case_stands_there_once_with_its_answers(command, tmp_path):
     assert {name for name, status in zip(CASES, told, strict=True) if status == "did not take"} == missed
 
 
+def test_a_fact_that_left_the_sample_is_not_told_as_if_asked_at_the_end(tmp_path):
+    """The first is asked with one fact of three in place; the last checkpoint asks of the others."""
+    from edit_cli.report.page.cases import cases
+    from edit_cli.runs.record import read_run
+
+    run = finished_run(tmp_path / "run", dict(zip("abc", (HIT, HIT, MISS), strict=True)), command="sequential")
+    lines = read_run(run).lines
+    for line in lines:
+        if line["when"] == "checkpoint" and line["case_id"] == "a":
+            line["edits"] = 1
+    found = {item.name: item for item in cases("sequential", lines).items}
+    assert [said.moment for said in found["a"].asked[0].said] == ["before", "right after", "after 1 fact"]
+    assert [said.moment for said in found["b"].asked[0].said] == ["before", "right after", "at the end"]
+    assert found["a"].rank is None and found["b"].rank is not None and found["c"].rank is not None
+
+
 def test_a_training_has_a_page_without_cases(cli, tmp_path):
     finished_training(tmp_path / "run", 0.5)
     ended = cli("report", "run", "--out", "t.html")

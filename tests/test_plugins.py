@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import edit_cli
 from edit_cli.config import registry
 from edit_cli.errors import MissingError, UsageError
 from edit_cli.metrics.registry import METRICS, metrics
@@ -186,6 +187,9 @@ def test_a_named_package_brings_a_metric(package, cli):
     assert "begins" in compared.out and "begins" in Path("table.csv").read_text()
     assert "its reply begins" in cli("ls", "metrics", "--plugin", "nudges").out
     assert cli("show", run, "--plugin", "nudges").code == 0
+    registry.admit(["nudges"])
+    assert "begins" in edit_cli.read(run).metrics["metric"].tolist()
+    registry.admit(())
     for command in (("show", run), ("compare", run)):
         refused(cli(*command), 3, "summary.json has the metric 'begins'", "--plugin PACKAGE")
     assert metrics().keys() == METRICS.keys()

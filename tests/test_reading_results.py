@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -72,6 +73,18 @@ def test_a_sequence_has_every_moment(tmp_path):
     ends = frames.metrics.query("moment == 'checkpoint' and metric == 'efficacy_success'")
     assert (ends["edits"].tolist(), ends["mean"].tolist()) == ([3], [pytest.approx(100 / 3)])
     assert list(frames.cases.columns) == list(OBSERVED)
+
+
+def test_facts_that_are_asked_beside_the_sample_are_told_apart(tmp_path):
+    run = finished_run(tmp_path / "run", CASES, command="sequential")
+    file = run / "results.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        if line["when"] == "checkpoint":
+            line["sampled"] = line["case_id"] == "c"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ends = edit_cli.read(run).values.query("when == 'checkpoint' and metric == 'efficacy_success' and sampled")
+    assert ends["value"].tolist() == [100.0]
 
 
 def test_an_unfinished_run_has_its_cases(run):

@@ -288,6 +288,27 @@ def test_wrong_input_is_told_in_a_line(cli, arguments, told):
     assert ended.code == 2 and told in " ".join(ended.err.split()) and "Traceback" not in ended.err
 
 
+def test_a_record_that_cannot_be_asked_is_not_counted_as_right():
+    from types import SimpleNamespace
+
+    from edit_cli.commands import sme
+
+    said: list[str] = []
+    known, unknown, long = (Case(name, (), ()) for name in ("known", "unknown", "long"))
+    stream: Any = SimpleNamespace(done={}, kept={"train": [known, unknown, long], "test": [known]})
+    stream.lm = SimpleNamespace(monitor=SimpleNamespace(note=said.append))
+    stream.ask = lambda cases, phase: [
+        {"probes": [], "error": "4216 tokens are more than 256"} if case is long else seen(case is known)
+        for case in cases
+    ]
+    line = sme._kept(stream, 0, [])
+    assert (line["train"], line["test"]) == ([1, 0], [1])
+    assert said == [
+        "1 record of 3 for TrainR cannot be asked and is left out (protocol.train): 4216 tokens are more than 256"
+    ]
+    assert sme._kept(stream, 1, [])["train"] == [1, 0] and len(said) == 1
+
+
 def test_too_few_mistakes_for_the_folds_are_told():
     from types import SimpleNamespace
 

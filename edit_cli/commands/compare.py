@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edit_cli.commands.compare_runs import FACTS, Group, conditions, found, grouped, own_sizes, told_apart
+from edit_cli.commands.compare_runs import FACTS, Group, conditions, distinct, found, grouped, own_sizes, told_apart
 from edit_cli.config.build import did_you_mean
 from edit_cli.console import Screen
 from edit_cli.errors import UsageError
@@ -153,6 +153,7 @@ def compared(
         )
     x = x or (FACTS if sequential else None)
     groups, moving = told_apart(grouped(records, x, by), x, by, anyway)
+    groups = distinct(groups, (x, by))
     measured = [
         name
         for name in measures()
@@ -217,11 +218,11 @@ def _reference(named: str, groups: Sequence[Group], x: str | None) -> Group:
 
 def _paired(reference: Group, groups: Sequence[Group], metrics: Sequence[str]) -> dict[tuple[int, str], Difference]:
     """{(id of the group, metric): difference from the reference}, over the cases that both have, corrected for their
-    number; only where records and all other conditions are those of the reference.
+    number; only where records and all other conditions are those of the reference, and as many facts in place.
     """
     theirs, differences = reference.columns(metrics), {}
     for group in groups:
-        if group is reference or (group.data, group.apart) != (reference.data, reference.apart):
+        if group is reference or _pairable(group) != _pairable(reference):
             continue
         ours = group.columns(metrics)
         for metric in metrics:
@@ -230,6 +231,11 @@ def _paired(reference: Group, groups: Sequence[Group], metrics: Sequence[str]) -
                 if (one := paired_difference(*pair, combined(metric))) is not None:
                     differences[id(group), metric] = one
     return dict(zip(differences, corrected(list(differences.values())), strict=True))
+
+
+def _pairable(group: Group) -> tuple[Any, ...]:
+    """What two groups share whose cases are paired."""
+    return group.data, group.apart, group.edits
 
 
 def _points(
@@ -336,7 +342,7 @@ def _notes(groups: Sequence[Group], paired: Mapping[tuple[int, str], Difference]
         told.append(
             f"No other run has the records of {reference} under the same conditions, so there is no difference."
         )
-    notes = [" ".join(told)]
+    notes = [" ".join(told), *_shorter(groups)]
     if listed_apart and own_sizes(groups):
         notes.insert(
             0,
@@ -344,6 +350,16 @@ def _notes(groups: Sequence[Group], paired: Mapping[tuple[int, str], Difference]
             " which moves every number. Runs with the same protocol.batch_size stand in one table.",
         )
     return notes
+
+
+def _shorter(groups: Sequence[Group]) -> list[str]:
+    """Which sequences ended with fewer facts in place than others, so that their ends are of another state."""
+    ends = {group.name: max(group.edits) for group in groups if group.edits}
+    most = max(ends.values(), default=0)
+    early = [f"{name} ended with {many(count, 'fact')} in place" for name, count in ends.items() if count < most]
+    if not early:
+        return []
+    return [f"{'; '.join(early)}, others with {most:,}: their rows tell of fewer edits and are not paired with those."]
 
 
 def _as_sheet(notes: Sequence[str]) -> list[Sheet]:

@@ -6,7 +6,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,18 @@ COMPARED = ("evaluate", "edit", "sequential", "trace", "train-editor")
 TAG, FACTS = "tag", "facts"
 # parts of a protocol that only add figures, or only say what is kept
 ADDING = frozenset(
-    "batches restored kind every save_edits edits_room checkpoints first holdout collapse_below collapse_perplexity"
-    " stop_on_collapse observe.generate observe.sample observe.attribute observe.perplexity".split()
+    "batches restored kind every save_edits edits_room checkpoints first holdout held_out collapse_below"
+    " collapse_perplexity stop_on_collapse observe.generate observe.sample observe.attribute observe.perplexity".split()
 )
-MODEL = ("name", "id", "revision", "dtype", "quantize", "perplexity_text")
+DECIDING = ("observe.generate",)  # of them, what decides in `sme` which answers are right
+MODEL = ("name", "id", "revision", "dtype", "quantize", "labels", "beams", "perplexity_text")
 DATA = ("data set", "record ids", "data file")
+# settings of a data set that only say which of its records are taken, or where they lie: DATA tells them
+CHOOSING = frozenset("type name path published split ids offset known known_by cache_dir".split())
 SIZE = "protocol.batch_size"
 JUDGE = "observe.judge."
 NAMED = 2  # runs that are named for one value of what differs, and values
+TOLD = 3  # settings by which lines of one name are told apart
 
 
 # --- where they lie --------------------------------------------------------------------------------------------------
@@ -116,6 +120,12 @@ class Group:
         return [measured(kind_of(record.manifest), record.summary) for record in self.records if record.summary]
 
     @property
+    def edits(self) -> set[int]:
+        """Of sequences, how many facts were in place when the end was asked about."""
+        summaries = [record.summary or {} for record in self.records]
+        return {rows[-1]["edits"] for summary in summaries if (rows := summary.get("checkpoints"))}
+
+    @property
     def data(self) -> tuple[Any, ...]:
         """The record set, so that cases of one name are the same."""
         told = conditions(self.records[0])
@@ -149,9 +159,52 @@ def grouped(records: Sequence[RunRecord], x: str | None, by: str | None) -> list
         Group(tuple(same), _name(same, by, x, together), None if x in (None, FACTS) else setting(same[0], x))
         for same in together
     ]
-    if x not in (None, FACTS):
-        groups.sort(key=lambda group: (group.name, float(group.at) if isinstance(group.at, int | float) else 0.0))
-    return groups
+    return _in_order(groups)
+
+
+def distinct(groups: Sequence[Group], declared: Sequence[str | None]) -> list[Group]:
+    """Lines that share name, place and conditions are called by the settings in which they differ, too, or by where
+    they lie.
+
+    declared: keys that the axis or the names tell already.
+    """
+    names = {group.name for group in _sharing(groups)}
+    told = {name: [_settings(group, declared) for group in groups if group.name == name] for name in names}
+    moving = {name: _differing(mine) for name, mine in told.items()}
+    named = [replace(group, name=_with_settings(group, moving.get(group.name, ()))) for group in groups]
+    paths = _briefly([record.path for group in groups for record in group.records])
+    alike = {id(group) for group in _sharing(named)}
+    return _in_order(
+        [
+            replace(group, name=f"{group.name} ({paths[group.records[0].path]})") if id(group) in alike else group
+            for group in named
+        ]
+    )
+
+
+def _in_order(groups: Sequence[Group]) -> list[Group]:
+    """Line by line along the axis, where there is one; else as they come."""
+    if all(group.at is None for group in groups):
+        return list(groups)
+    return sorted(groups, key=lambda group: (group.name, float(group.at) if isinstance(group.at, int | float) else 0.0))
+
+
+def _sharing(groups: Sequence[Group]) -> list[Group]:
+    """Those whose name, place and conditions others have, too."""
+    places = [(group.name, json.dumps(group.at, default=str), group.apart) for group in groups]
+    return [group for group, place in zip(groups, places, strict=True) if places.count(place) > 1]
+
+
+def _settings(group: Group, declared: Sequence[str | None]) -> dict[str, Any]:
+    return {key: value for key, value in _identity(group.records[0]).items() if key not in declared}
+
+
+def _with_settings(group: Group, keys: Sequence[str]) -> str:
+    """`ft steps=25`; the bare name where more settings differ than a line can tell."""
+    if not keys or len(keys) > TOLD:
+        return group.name
+    settings = _identity(group.records[0])
+    return " ".join([group.name, *(f"{key.rpartition('.')[2]}={short(settings.get(key))}" for key in keys)])
 
 
 def _identity(record: RunRecord) -> dict[str, Any]:
@@ -216,7 +269,8 @@ def conditions(record: RunRecord) -> dict[str, Any]:
     manifest = record.manifest
     config, about = manifest["config"], manifest["dataset"]
     model, data = config.get("model") or {}, config.get("data") or {}
-    protocol = flatten({**_protocol(manifest), **manifest["protocol"]})
+    protocol, dataset = flatten({**_protocol(manifest), **manifest["protocol"]}), flatten(config.get("dataset") or {})
+    adding = ADDING.difference(DECIDING) if kind_of(manifest) == "sme" else ADDING
     if protocol.get(f"{JUDGE}model") is None:  # nobody judges, however that would be done
         protocol = {key: value for key, value in protocol.items() if not key.startswith(JUDGE)}
     if isinstance(protocol.get("batch_size"), int):
@@ -230,7 +284,12 @@ def conditions(record: RunRecord) -> dict[str, Any]:
         **{
             f"protocol.{key}": value
             for key, value in protocol.items()
-            if key not in ADDING and not _seed(key) and key.partition(".")[2] not in NO_INFLUENCE
+            if key not in adding and not _seed(key) and key.partition(".")[2] not in NO_INFLUENCE
+        },
+        **{
+            f"dataset.{key}": value
+            for key, value in dataset.items()
+            if key.partition(".")[0] not in CHOOSING and not _seed(key)
         },
     }
 
@@ -264,9 +323,7 @@ def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: b
         ", ".join(f"{key.removeprefix('protocol.')} {_value(one.get(key))}" for key in _informative(unlike))
         for one in told
     ]
-    return [
-        Group(group.records, group.name, group.at, label) for group, label in zip(groups, labels, strict=True)
-    ], moving
+    return [replace(group, apart=label) for group, label in zip(groups, labels, strict=True)], moving
 
 
 def own_sizes(groups: Sequence[Group]) -> bool:
@@ -278,7 +335,7 @@ def _left(told: Mapping[str, Any], declared: Sequence[str]) -> dict[str, Any]:
     """Conditions without those that the axis or the names of the lines tell already."""
     hidden = set(declared)
     if any(key == "limit" or key.startswith("dataset") for key in declared):
-        hidden |= {*DATA}
+        hidden |= {*DATA, *(key for key in told if key.startswith("dataset."))}
     if any(key.startswith("model") for key in declared):
         hidden |= {key for key in told if key.startswith("model")}
     return {key: value for key, value in told.items() if key not in hidden}
@@ -299,6 +356,8 @@ def _differing(told: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _informative(keys: Sequence[str]) -> list[str]:
     """Without those that follow from others."""
+    if "data set" in keys:  # each has settings of its own
+        keys = [key for key in keys if not key.startswith("dataset.")]
     follows = {"model.name": "model", "model.id": "model", "model.perplexity_text": "model", "data file": "data set",
                "record ids": "data set"}  # fmt: skip
     if "command" in keys:  # each has keys of its own

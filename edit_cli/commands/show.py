@@ -29,8 +29,10 @@ def run(path: Path, case: str | None, as_json: bool) -> int:
         )
     if case is not None:
         line = _case(record, case)
-        shown = fact_table if record.manifest["command"] == "trace" else facts.case
-        screen.json(line) if as_json else screen.show(shown(line))
+        if as_json:
+            screen.json(line)
+        else:
+            screen.show(fact_table(line) if record.manifest["command"] == "trace" else facts.case(line, _most(record)))
         return 0
     summary = {**downstream_of(record.path), **summary_so_far(record)}
     screen.json(summary) if as_json else screen.show(report_of(record.manifest).table(summary, record.lines))
@@ -46,4 +48,9 @@ def _case(record: RunRecord, case: str) -> dict[str, Any]:
         raise MissingError(f"{record.path} has no case {case}; there are {len(known):,}: {some}")
     own = next((line for line in lines if line.get("when", AFTER_EDIT) == AFTER_EDIT), lines[0])
     later = [line for line in lines if line.get("when") == CHECKPOINT]
-    return {**own, "after": later[-1]["after"]} if later else own
+    return {**own, "after": later[-1]["after"], "edits": later[-1]["edits"], "when": CHECKPOINT} if later else own
+
+
+def _most(record: RunRecord) -> int:
+    """Facts in place at the last checkpoint."""
+    return max((line["edits"] for line in record.lines if line.get("when") == CHECKPOINT), default=0)

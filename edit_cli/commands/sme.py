@@ -35,6 +35,7 @@ from edit_cli.runs.run import Run, SharedRun
 from edit_cli.wording import many
 
 MODEL, END = "model", " at the end"  # names of lines about no case
+KEPT_RATES = {"train": "TrainR", "test": "TestR"}
 
 
 class Sme(Experiment):
@@ -225,10 +226,22 @@ def _kept(stream: Stream, fold: int, edited: Sequence[Case], end: str = "") -> d
     if identity in stream.done:
         return dict(stream.done[identity])
     asked = {"edited": [_bare(case) for case in edited], **stream.kept}
-    found = {
-        name: [int(solved(seen)) for seen in stream.ask(cases, "ask at checkpoints")] for name, cases in asked.items()
-    }
+    found = {}
+    for name, cases in asked.items():
+        seen = stream.ask(cases, "ask at checkpoints")
+        found[name] = [int(solved(one)) for one in seen if not one.get("error")]
+        if not (fold or edited or end) and len(found[name]) < len(cases):
+            _note_left_out(stream, name, seen)
     return {**dict(zip(Sme.KEY, identity, strict=True)), "seconds": None, "error": None, **found}
+
+
+def _note_left_out(stream: Stream, name: str, seen: Sequence[Observation]) -> None:
+    """Records that the model cannot be asked are no right answers, and no wrong ones."""
+    errors = [one["error"] for one in seen if one.get("error")]
+    stream.lm.monitor.note(
+        f"{many(len(errors), 'record')} of {len(seen):,} for {KEPT_RATES[name]} cannot be asked and"
+        f" {'is' if len(errors) == 1 else 'are'} left out (protocol.{name}): {errors[0]}"
+    )
 
 
 def _bare(case: Case) -> Case:

@@ -25,13 +25,15 @@ def bootstrap(values: np.ndarray, seed: int, combine: Callable[[np.ndarray], np.
     """Percentile intervals (2, metrics) of the column means of (cases, metrics); every resample takes whole rows.
 
     `combine` maps means (resamples, metrics) to what the intervals are wanted of (resamples, k): paired by
-    construction. A resample in which no case has a metric takes the mean over all cases for it.
+    construction. A resample in which no case has a metric takes the mean over all cases for it, and one of which
+    `combine` has no value (NaN) that of all cases.
     """
     from scipy import stats
 
     count = len(values)
     present = ~np.isnan(values)
     filled, weights, overall = np.where(present, values, 0.0), present.astype(float), mean_of_rows(values)
+    of_all = overall if combine is None else combine(overall[None])
 
     def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
         """drawn: case indices (resamples, cases).
@@ -45,7 +47,8 @@ def bootstrap(values: np.ndarray, seed: int, combine: Callable[[np.ndarray], np.
         )
         totals = times @ weights
         means = np.where(totals > 0, times @ filled / np.maximum(totals, 1.0), overall)
-        return (means if combine is None else combine(means)).T
+        found = means if combine is None else combine(means)
+        return np.where(np.isnan(found), of_all, found).T
 
     interval = stats.bootstrap(
         (np.arange(count),),

@@ -79,14 +79,22 @@ def sequential_table(summary: Mapping[str, Any]) -> RenderableType:
     parts += [Text(), MetricsTable(summary["metrics"], ("before", AFTER_EDIT, "at_end")), Text()]
     if summary["checkpoints"]:
         parts += [
-            Text("WITH MORE AND MORE EDITS: all facts so far, asked again", style="bold"),
+            Text(f"WITH MORE AND MORE EDITS: {_again(summary)} asked again", style="bold"),
             checkpoints(summary),
             Text(),
         ]
     return Group(*parts, *general_ability(summary), *footer(summary), prose(NOTE))
 
 
-NOTE = "after edit: each fact right after its own step; at end: all facts with all edits in place."
+NOTE = (
+    "after edit: each fact right after its own step; at end: all facts, or the sample of them, with all edits in place."
+)
+
+
+def _again(summary: Mapping[str, Any]) -> str:
+    """Which facts the checkpoints ask about."""
+    asked = [row["asked"] for row in summary["checkpoints"] if row["asked"] < row["edits"]]
+    return f"the facts so far, {max(asked):,} of them at most," if asked else "all facts so far,"
 
 
 def collapse_line(summary: Mapping[str, Any]) -> str:

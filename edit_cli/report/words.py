@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from edit_cli.metrics.registry import GROUPS, METRICS, PARTS, PUBLISHED, Metric, of_plugins
@@ -101,6 +101,19 @@ def with_interval(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:
     digits = decimals if decimals > 1 or ends[1] - ends[0] < 2 else 0
     low, high = ("100" if end == 100 else number(end, digits) for end in ends)
     return f"{number(entry['mean'], decimals)} [{low}, {high}]"
+
+
+def counted(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
+    """`n = 100`: facts that means are over; `n = 100, at end 20` where the last side has fewer of them. Nothing for no
+    metric.
+
+    metrics: {side: entry} of each.
+    """
+    sizes = [entry["n"] for sides in metrics for entry in sides.values()]
+    ends = [sides["at_end"]["n"] for sides in metrics if "at_end" in sides]
+    if not sizes:
+        return ""
+    return f"n = {max(sizes):,}" + (f", at end {max(ends):,}" if ends and max(ends) < max(sizes) else "")
 
 
 def mean(entry: Mapping[str, Any] | None, decimals: int = 1) -> str:

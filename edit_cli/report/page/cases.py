@@ -15,6 +15,7 @@ from edit_cli.report import words
 from edit_cli.report.comparison import in_a_line, shown_metrics
 from edit_cli.report.page.parts import Asked, Cell, Item, Items, Note, Said, Tone
 from edit_cli.report.tables.facts import arrow
+from edit_cli.wording import many
 from edit_cli.writing import bare
 
 TOOK, DID_NOT, FAILED, KEPT_OUT, RIGHT = "took", "did not take", "failed", "never edited", "right already"
@@ -28,6 +29,7 @@ KINDS = {
     "locality": "locality",
     "portability": "portability",
 }
+END = "at the end"
 NOT_OF_A_CASE = ("score", "token_score", "perplexity")
 
 Line = Mapping[str, Any]
@@ -35,15 +37,21 @@ Moment = tuple[str, Any]  # a name, and what the model said then
 
 
 def cases(kind: str, lines: Sequence[Line]) -> Items:
-    """Every case of a run of that kind, with its own numbers as last asked."""
+    """Every case of a run of that kind, with its own numbers at the end."""
     told, known = list(_told(kind, lines)), registered()
-    values = [_values({**line, "before": moments[0][1], "after": moments[-1][1]}) for line, moments in told]
+    ended = any(moments[-1][0] == END for _, moments in told)
+    values = [
+        _values({**line, "before": moments[0][1], "after": moments[-1][1]})
+        if not ended or moments[-1][0] == END
+        else {}
+        for line, moments in told
+    ]
     measured = {name for one in values for name in one}
     shown = [name for name in shown_metrics(measured) if name not in NOT_OF_A_CASE]
     items = [_item(kind, line, moments, shown, own) for (line, moments), own in zip(told, values, strict=True)]
     heads = [in_a_line(name) for name in shown]
     notes = [f"{in_a_line(name)}: {known[name].legend or known[name].definition}, in %" for name in shown]
-    last = " as last asked, with all edits in place" if kind == "sequential" else ""
+    last = " with all edits in place, where the last checkpoint asked about it" if ended else ""
     about = [f"Numbers of each case{last}. {'; '.join(notes)}."] if notes else []
     return Items("case", "cases", heads, items, about)
 
@@ -64,13 +72,20 @@ def _told(kind: str, lines: Sequence[Line]) -> Iterator[tuple[Line, list[Moment]
         for line in lines:
             yield line, [("before", line["before"]), ("after", line["after"])]
         return
-    later = {line["case_id"]: line["after"] for line in lines if line.get("when") == CHECKPOINT}
+    later = {line["case_id"]: line for line in lines if line.get("when") == CHECKPOINT}
+    most = max((line["edits"] for line in later.values()), default=0)
     for line in lines:
         if line["when"] == AFTER_EDIT:
-            end = [("at the end", later[line["case_id"]])] if line["case_id"] in later else []
+            last = later.get(line["case_id"])
+            end = [] if last is None else [(moment(last["edits"], most), last["after"])]
             yield line, [("before", line["before"]), ("right after", line["after"]), *end]
     for line in {line["case_id"]: line for line in lines if line["when"] == HELD_OUT}.values():
-        yield line, [("before", line["before"]), ("at the end", line["after"])]
+        yield line, [("before", line["before"]), (END, line["after"])]
+
+
+def moment(edits: int, most: int) -> str:
+    """What the checkpoint after so many facts, of so many in all, is called."""
+    return END if edits == most else f"after {many(edits, 'fact')}"
 
 
 def _item(kind: str, line: Line, moments: Sequence[Moment], shown: Sequence[str], values: Mapping[str, float]) -> Item:

@@ -102,8 +102,8 @@ def _metrics(metrics: Mapping[str, Any], sides: Sequence[str]) -> Grid:
     for title, groups in words.sections(metrics):
         for number, (where, rows) in enumerate(groups):
             of_cases = [row.id for row in rows if row.id != "perplexity"]  # which is of one model
-            n = max((entry["n"] for name in of_cases for entry in metrics[name].values()), default=None)
-            label = ", ".join([*([where] if where else []), *([] if n is None else [f"n = {n:,}"])])
+            n = words.counted([metrics[name] for name in of_cases])
+            label = ", ".join([*([where] if where else []), *([n] if n else [])])
             part = "" if number else title
             blocks.append(Rows(label, [_metric(row, metrics[row.id], sides) for row in rows], part))
     named = [side.replace("_", " ") for side in sides]

@@ -11,10 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from edit_cli.metrics.forms import line_in, other_forms
+from edit_cli.metrics.sequence import CHECKPOINT
 from edit_cli.metrics.verdict import edited, of_probe, verdicts
 from edit_cli.report import words
 from edit_cli.report.tables.run import footer, heading, metrics_of, prose
 from edit_cli.report.tables.texts import Text
+from edit_cli.wording import many
 from edit_cli.writing import bare
 
 SHOWN = 10  # facts that are shown one by one
@@ -74,14 +76,21 @@ def arrow(request: Mapping[str, Any]) -> str:
     return f"{asked(request)} → {bare(request['target_new'])}"
 
 
-def case(line: Mapping[str, Any]) -> RenderableType:
-    """Everything that one case holds: its requests, every prompt with the answers before and after, sampled texts."""
+def case(line: Mapping[str, Any], most: int = 0) -> RenderableType:
+    """Everything that one case holds: its requests, every prompt with the answers before and after, sampled texts.
+
+    most: of a sequence, facts in place at its last checkpoint.
+    """
     parts: list[RenderableType] = [Text(f"case {line['case_id']}", style="bold")]
     for request in line["requests"]:
         old = f" instead of {bare(request['target_true'])}" if request["target_true"] else ""
         parts.append(Text(f"edited: {arrow(request)}{old}"))
     if line["error"]:
         parts.append(Text(f"failed: {line['error']}", style="bold red"))
+    if most:
+        then = f"with {many(line['edits'], 'fact')} of {most:,} edited"
+        told = then if line["when"] == CHECKPOINT else "right after its own edit"
+        parts.append(Text(f"after: as it was last asked, {told}", style="dim"))
     if line["before"] or line["after"]:
         parts += [Text(), probes([line]), prose(LEGEND)]
     for side in ("before", "after"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edit_cli.errors import MissingError
 from edit_cli.files.paths import expanded
 from edit_cli.metrics.forms import line_in, other_forms
-from edit_cli.metrics.registry import METRICS
+from edit_cli.metrics.registry import metrics
 from edit_cli.metrics.scores import MEASURES, paired_probes
 from edit_cli.metrics.summarize import SIDES, case_values
 from edit_cli.runs.format import kind_of
@@ -26,15 +26,16 @@ AFTER_EDIT = "after_edit"
 
 # columns of `cases`: type of pandas
 OBSERVED = {
-    "case_id": "string", "step": "Int64", "moment": "string", "when": "string", "edits": "Int64", "fold": "Int64",
+    "case_id": "string", "step": "Int64", "moment": "string", "when": "string", "edits": "Int64",
+    "sampled": "boolean", "fold": "Int64",
     "probe": "Int64", "kind": "string", "group": "string", "form": "string", "prompt": "string",
     "target": "string", "foil": "string", "target_nll": "Float64", "foil_nll": "Float64", "target_tokens": "Int64",
     "generated": "string",
     **{measure: "Float64" for measure in MEASURES}, "error": "string",
 }  # fmt: skip
 VALUES = {
-    "case_id": "string", "step": "Int64", "moment": "string", "when": "string", "edits": "Int64", "fold": "Int64",
-    "metric": "string", "value": "Float64",
+    "case_id": "string", "step": "Int64", "moment": "string", "when": "string", "edits": "Int64",
+    "sampled": "boolean", "fold": "Int64", "metric": "string", "value": "Float64",
 }  # fmt: skip
 MEANS = {
     "metric": "string", "label": "string", "unit": "string", "better": "string", "moment": "string", "edits": "Int64",
@@ -146,7 +147,8 @@ def _is_later(line: Mapping[str, Any]) -> bool:
 
 
 def _place(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: line.get(name) for name in ("case_id", "step", "when", "edits", "fold")}
+    place = {name: line.get(name) for name in ("case_id", "step", "when", "edits", "fold")}
+    return {**place, "sampled": line.get("sampled", True)}
 
 
 def _observations(line: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -186,7 +188,7 @@ def _likelihood(probe: Mapping[str, Any], role: str) -> float | None:
 
 
 def _mean(metric: str, moment: str, edits: int | None, entry: Mapping[str, Any]) -> dict[str, Any]:
-    told, (low, high) = METRICS[metric], entry["ci95"] or (None, None)
+    told, (low, high) = metrics()[metric], entry["ci95"] or (None, None)
     return {
         "metric": metric, "label": told.label, "unit": told.unit, "better": told.better, "moment": moment,
         "edits": edits, "mean": entry["mean"], "low": low, "high": high, "n": entry["n"],

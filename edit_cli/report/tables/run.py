@@ -174,14 +174,14 @@ class MetricsTable:
 
     def _counted(self, rows: Sequence[Metric]) -> tuple[str, list[str]]:
         """(how many facts the means of these rows are over, their labels): a row of another number says so."""
-        counts = {row.id: self._n(row.id) for row in rows if row.id != "perplexity"}  # of one model
-        usual = Counter(counts.values()).most_common(1)[0][0] if counts else None
-        others = {metric: f" (n = {n:,})" for metric, n in counts.items() if n != usual}
-        return "" if usual is None else f", n = {usual:,}", [row.named + others.get(row.id, "") for row in rows]
+        counts = {row.id: words.counted([self._told(row.id)]) for row in rows if row.id != "perplexity"}  # of one model
+        usual = Counter(counts.values()).most_common(1)[0][0] if counts else ""
+        others = {metric: f" ({n})" for metric, n in counts.items() if n != usual}
+        return f", {usual}" if usual else "", [row.named + others.get(row.id, "") for row in rows]
 
-    def _n(self, metric: str) -> int:
-        """Facts that a mean is over."""
-        return max((entry["n"] for side in self.sides if (entry := self.metrics[metric].get(side))), default=0)
+    def _told(self, metric: str) -> dict[str, Any]:
+        """{side: entry}"""
+        return {side: entry for side in self.sides if (entry := self.metrics[metric].get(side))}
 
 
 def _grid(rows: Sequence[tuple[str, ...]], label: int, widths: Sequence[int], style: str = "") -> Table:
