@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from edit_cli.commands.evaluate import result_line
 from edit_cli.config import catalog
-from edit_cli.config.build import plain_containers
+from edit_cli.config.build import did_you_mean, plain_containers
 from edit_cli.config.composed import composed, model_called
 from edit_cli.config.overrides import regroup
 from edit_cli.datasets.facts import Facts
@@ -20,7 +21,7 @@ from edit_cli.edits import store
 from edit_cli.edits.edit import Edit
 from edit_cli.errors import UsageError
 from edit_cli.experiment.attempt import attempt
-from edit_cli.experiment.saved_edits import edit_here, require_new
+from edit_cli.experiment.saved_edits import edit_here, edits_of, one_edit, require_new
 from edit_cli.experiment.setup import method_of
 from edit_cli.experiment.undoing import Undoing
 from edit_cli.lm.chat import PLAIN, ChatOptions, Forms, forms_on
@@ -31,10 +32,12 @@ from edit_cli.metrics.observe import ObserveOptions, observe
 from edit_cli.metrics.scores import Side
 from edit_cli.metrics.summarize import summarize
 from edit_cli.requests import Case, EditRequest
+from edit_cli.wording import many
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Options = TypeVar("Options", ChatOptions, ObserveOptions)
 Chat = str | Mapping[str, Any]
 """How facts are put to the model: "none" (plain text), "template" (its chat template), "auto" (the template of instruct
 models), or keys of the template's use, such as {"system": "Be brief."} (docs/chat.md)."""
@@ -117,8 +120,12 @@ def evaluate(
         facts: those that were edited, or others; their paraphrases and neighbors are asked, too.
         chat: see `Chat`.
         observe_options: keys of `protocol.observe`, such as generate=False.
+
+    Raises:
+        UsageError: the edit is in place already, a key that there is not, or a fact that cannot be used.
     """
-    options, cases = ObserveOptions(**observe_options), _cases(facts, _forms(lm, chat))
+    _require_detached(lm, edit)
+    options, cases = _made(ObserveOptions, observe_options), _cases(facts, _forms(lm, chat))
     before = observe(lm, cases, options)
     with lm.edited(edit):
         after = observe(lm, cases, options, before={case.id: seen for case, seen in zip(cases, before, strict=True)})
@@ -150,10 +157,12 @@ def save(
     facts: Sequence[Fact] | None = None,
     method: str | None = None,
     chat: Chat = "none",
+    base: str | Path | None = None,
 ) -> str:
     """Write an edit to a directory, as safetensors and JSON; its id.
 
-    The model is in the state that the edit is to be attached to. What `edit` made is kept with the facts and the
+    The model is in the state that the edit is to be attached to: with the edit `base` in place where it stands on one,
+    which is kept with it, and without the edit itself. What `edit` made is kept with the facts and the
     settings of its method, as the `edit` command does, so that `undo` needs no more; `facts`, `method` and `chat` are
     for edits that came about in another way.
 
@@ -164,12 +173,22 @@ def save(
         facts: what it was made for, if not what `edit` was given.
         method: the name of what made it, if not the method of `edit`.
         chat: of `facts`; see `Chat`.
+        base: directory of the saved edit that is in place.
 
     Raises:
-        UsageError: no facts are given for an edit that did not come from `edit`, or the directory holds something.
-        MissingError: the directory cannot be made.
+        UsageError: no facts are given for an edit that did not come from `edit`, the directory holds something, or the
+            model has other edits in place than `base` says.
+        MissingError: the directory cannot be made, or `base` is damaged.
     """
     require_new(Path(directory), "directory")
+    _require_detached(lm, edit)
+    below = None if base is None else one_edit(edit_here(base))
+    if len(lm.attached) != (0 if below is None else len(store.chain(below))):
+        told = "nothing" if below is None else f"{below} and what it stands on"
+        raise UsageError(
+            f"the model has {many(len(lm.attached), 'edit')} in place, and base tells of {told}: save each edit while"
+            " the one that it stands on is in place, and give that one's directory as base"
+        )
     made = edit.provenance
     if facts is None and made is None:
         raise UsageError("facts: say what the edit was made for, since it did not come from edit_cli.edit")
@@ -180,22 +199,24 @@ def save(
         forms = _forms(lm, chat)
         requests = [request for case in _cases(facts, forms) for request in case.requests]
         about = {key: value for key, value in known.items() if key != "chat"} | _about_chat(forms, chat)
-    return store.save(edit, directory, lm, requests, about)
+    return store.save(edit, directory, lm, requests, about, below)
 
 
 def attach(directory: str | Path, lm: LM) -> list[Edit]:
     """Put a saved edit on the model, with those that it stands on; `lm.detach()` takes the last one off.
 
-    directory: hub:owner/name[:folder] is one on the hub.
+    directory: of an edit, of a run with one, or of a sequential run or one of its steps; hub:owner/name[:folder] is one
+        on the hub.
 
     Raises:
         MissingError: it is damaged, or was made for another model.
+        UsageError: a run with several edits that were made apart from each other.
     """
-    return store.attach(edit_here(directory), lm)
+    return store.attach_all(edits_of(edit_here(directory)), lm)
 
 
 def undo(
-    directory: str | Path, facts: Sequence[str | int], out: str | Path, lm: LM, settings: Sequence[str] = ()
+    directory: str | Path, facts: str | int | Sequence[str | int], out: str | Path, lm: LM, settings: Sequence[str] = ()
 ) -> str:
     """Write a saved edit, or the edits of a sequential run, without some of their facts to another directory; the id of
     what is there then. `attach` puts it on.
@@ -214,14 +235,31 @@ def undo(
     """
     if lm.attached:
         raise UsageError("the model has edits in place: detach them, since an edit is undone on the model without any")
-    undoing = Undoing.of(edit_here(directory), [str(fact) for fact in facts])
+    named = [facts] if isinstance(facts, str | int) else facts
+    if not named:
+        raise UsageError("facts: name at least one of the edit's")
+    undoing = Undoing.of(edit_here(directory), [str(fact) for fact in named])
     require_new(Path(out), "out")
     method, about = undoing.method(lm.name, lm.id or lm.name, regroup(settings))
     return undoing.write(lm, method, about, Path(out))[0]
 
 
 def _options(chat: Chat) -> ChatOptions:
-    return ChatOptions(**({"chat": chat} if isinstance(chat, str) else {"chat": "template", **chat}))
+    return _made(ChatOptions, {"chat": chat} if isinstance(chat, str) else {"chat": "template", **chat})
+
+
+def _made(options: type[Options], values: Mapping[str, Any]) -> Options:
+    """Raises UsageError: a key that there is not."""
+    known = [field.name for field in fields(options)]
+    for key in values:
+        if key not in known:
+            raise UsageError(f"unknown key {options.place}.{key}{did_you_mean(key, known)}")
+    return options(**values)
+
+
+def _require_detached(lm: LM, edit: Edit) -> None:
+    if any(one is edit for one in lm.attached):
+        raise UsageError("this edit is in place on the model: detach it first, since the model without it is needed")
 
 
 def _about_chat(forms: Forms, chat: Chat) -> dict[str, Any]:
@@ -235,6 +273,8 @@ def _forms(lm: LM, chat: Chat) -> Forms:
 
 def _cases(facts: Sequence[Fact], forms: Forms) -> list[Case]:
     source, found = Facts("facts"), []
+    if isinstance(facts, str | Mapping) or not facts or not all(isinstance(fact, Mapping) for fact in facts):
+        raise UsageError('facts: give a list of them, each such as {"prompt": …, "subject": …, "target_new": …}')
     for number, fact in enumerate(facts):
         row = Row(f"fact {number}", number, dict(fact))
         try:

@@ -122,11 +122,82 @@ def test_a_model_that_is_loaded_already_can_be_edited():
         ({"method": "ft", "settings": {"steps": "many"}}, "method.steps=many: give a whole number"),
         ({"method": "ft", "settings": {"layers": [77]}}, "layer 77 does not exist"),
         ({"facts": [{"prompt": "x"}]}, "fact 0: subject is missing"),
+        ({"facts": []}, "facts: give a list of them"),
+        ({"facts": FACTS[0]}, "facts: give a list of them"),
+        ({"facts": ["Rome"]}, "facts: give a list of them"),
+        ({"chat": {"sytem": "x"}}, "unknown key protocol.sytem; did you mean system?"),
     ],
 )
 def test_what_is_wrong_is_named(lm, wrong, named):
     with pytest.raises(UsageError, match=re.escape(named)):
         edit_cli.edit(lm, wrong.pop("facts", FACTS), **wrong)
+
+
+BORN = [{"prompt": "{} was born in", "subject": "Jortia Hovofeld", "target_new": "Paris"}]
+
+
+def test_an_edit_on_top_of_another_is_kept_with_it(lm, tmp_path):
+    asked = ["Jormia Stenenen plays the", "Jortia Hovofeld was born in"]
+    first = edit_cli.edit(lm, FACTS, method="ft", settings={"steps": 10, "layers": [1]})
+    edit_cli.save(first, tmp_path / "first", lm)
+    lm.attach(first)
+    with pytest.raises(UsageError, match="this edit is in place"):
+        edit_cli.save(first, tmp_path / "wrong", lm)
+    with pytest.raises(UsageError, match="this edit is in place"):
+        edit_cli.evaluate(lm, first, FACTS)
+    second = edit_cli.edit(lm, BORN, method="ft", settings={"steps": 10, "layers": [4]})
+    with pytest.raises(UsageError, match="1 edit in place, and base tells of nothing"):
+        edit_cli.save(second, tmp_path / "wrong", lm)
+    edit_cli.save(second, tmp_path / "second", lm, base=tmp_path / "first")
+    with lm.edited(second):
+        both = lm.generate(asked, 2)
+    lm.detach()
+    with pytest.raises(UsageError, match="0 edits in place"):
+        edit_cli.save(second, tmp_path / "wrong", lm, base=tmp_path / "first")
+    assert not (tmp_path / "wrong").exists()
+    assert len(edit_cli.attach(tmp_path / "second", lm)) == 2
+    assert lm.generate(asked, 2) == both and [text.split()[0].strip(".") for text in both] == ["organ", "Paris"]
+    lm.detach()
+    lm.detach()
+
+
+def test_a_memory_in_front_is_in_place_once(lm):
+    edit = edit_cli.edit(lm, FACTS, method="lookup")
+    with lm.edited(edit):
+        answer = lm.generate(["Jormia Stenenen plays the"], 2)
+        with pytest.raises(UsageError, match="in place on a model already"):
+            edit_cli.load("tiny-gpt2", device="cpu").attach(edit)
+        assert lm.generate(["Jormia Stenenen plays the"], 2) == answer == [" organ"]
+    with lm.edited(edit):
+        assert lm.generate(["Jormia Stenenen plays the"], 2) == answer
+
+
+def test_one_fact_can_be_named_without_a_list(lm, tmp_path):
+    edit_cli.save(edit_cli.edit(lm, [*FACTS, *BORN], **FT), tmp_path / "two", lm)
+    with pytest.raises(UsageError, match="name at least one"):
+        edit_cli.undo(tmp_path / "two", [], tmp_path / "none", lm)
+    with pytest.raises(UsageError, match="--fact Nobody is none"):
+        edit_cli.undo(tmp_path / "two", "Nobody", tmp_path / "none", lm)
+    edit_cli.undo(tmp_path / "two", "Jormia Stenenen", tmp_path / "one", lm)
+    with pytest.raises(UsageError, match="unknown key protocol.observe.generat"):
+        edit_cli.evaluate(lm, edit_cli.edit(lm, BORN, **FT), BORN, generat=False)
+
+
+def test_a_run_and_a_step_of_it_are_attached_with_what_they_stand_on(lm, cli, tmp_path):
+    """The third of three steps has the edits of all three, and the second those of two; none is an edit by itself."""
+    words = ("sequential", "method=lookup", "method.mode=exact", "limit=3", "protocol.batch_size=1", "run_dir=steps",
+             "protocol.holdout=0", "protocol.observe.generate=false")  # fmt: skip
+    assert cli(*words, quick=True).code == 0
+    for place, count in (("steps", 3), ("steps/edits", 3), ("steps/edits/00002", 3), ("steps/edits/00001", 2)):
+        assert len(edit_cli.attach(place, lm)) == count, place
+        for _ in range(count):
+            lm.detach()
+    first = json.loads(Path("steps/edits/00000/edit.json").read_text())["requests"][0]
+    asked = first["prompt"].replace("{}", first["subject"])
+    ended = cli("ask", "steps/edits/00002", asked, "--json")
+    assert ended.code == 0 and json.loads(ended.out)["edited"].strip().startswith(first["target_new"]), ended.out
+    refused = cli("edit", "method=ft", "edit.prompt=x", "edit.target=y", "base_edit=steps/edits/00002", quick=True)
+    assert refused.code == 2 and "one of the steps of a sequence" in refused.err
 
 
 def test_the_package_alone_loads_nothing_heavy():

@@ -110,6 +110,21 @@ def test_drawn_answers_hang_on_the_seed_alone(there):
     assert answers("--sample", "1")[0] == objects(there("ask", "first", PROMPT, "--json").out)[0]["edited"]
 
 
+def test_a_model_in_a_folder_is_found_from_anywhere(cli, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    embedded_lm().model.save_pretrained("model")
+    embedded_lm().tokenizer.save_pretrained("model")
+    words = ("edit", "method=ft", "model=hf", "model.id=model", "method.layers=[1]", *FACT, "run_dir=own")
+    assert cli(*words, quick=True).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli("ask", "here/own", PROMPT).code == 0
+    Path("here/model").rename("elsewhere")
+    ended = cli("ask", "here/own", PROMPT)
+    assert (ended.code, "name its folder by --model" in ended.err) == (3, True), ended.err
+    assert cli("ask", "here/own", PROMPT, "--model", "elsewhere").code == 0
+
+
 def test_what_cannot_be_asked_is_refused(there):
     for words, code, told in (
         (("nowhere", "x"), 3, "nowhere"),

@@ -85,6 +85,25 @@ def test_a_folder_that_cannot_be_filled_leaves_the_former_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and [p.name for p in (tmp_path / "a").iterdir()] == ["y"]
 
 
+def test_a_link_goes_on_pointing_where_it_points(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    with replacing(tmp_path / "link") as folder:
+        (folder / "x").write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target" / "x").read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_removed_after_a_while(tmp_path):
+    gone, fresh, mine = (tmp_path / f".a.{number}" for number in (2**22 + 1, 2**22 + 2, os.getppid()))
+    for path in (gone, fresh, mine):
+        path.mkdir()
+    for path in (gone, mine):
+        os.utime(path, (0, 0))
+    with replacing(tmp_path / "a") as folder:
+        (folder / "x").write_text("new")
+    assert not gone.exists() and fresh.exists() and mine.exists()
+
+
 def test_a_file_that_cannot_be_written_leaves_the_former_one(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"a": 1})
     monkeypatch.setattr(os, "fsync", fails(FULL))

@@ -281,6 +281,8 @@ def test_commands(cli, bitsandbytes):
     fact = ("edit.prompt={} is", "edit.subject=Rome", "edit.target=old")
     ended = cli("edit", "method=rome", *fact, "model.quantize=8bit", "run_dir=edited", quick=True)
     assert ended.code == 0, ended.err
+    ended = cli("ask", "edited", "Rome is", "--json")  # of the model as it was loaded
+    assert ended.code == 0 and '"old' in ended.out.replace(" old", "old"), ended.err
     ended = cli("apply", "edited", "--out", "baked")
     assert ended.code == 2
     assert "tiny-gpt2 is quantized, so the edit stands beside its matrices" in ended.err

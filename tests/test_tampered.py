@@ -533,6 +533,34 @@ def test_tensors_of_edits(tmp_path, lm, kind):
     lm.detach()
 
 
+FORGED = {
+    "requests.0.frame": (["a", "b", "c"], ["a"], "ab"),
+    "requests.0.prompt": ("no slot", "{} and {}"),
+    "requests.0.subject": (" ",),
+    "requests.0.target_new": ("\ud800x",),
+}
+
+
+@pytest.mark.parametrize(("field", "wrongs"), FORGED.items())
+def test_facts_that_cannot_be_edited_again(tmp_path, lm, field, wrongs):
+    """They are not among what the id covers, and `undo` edits them."""
+    folder = saved("factors", lm, tmp_path / "edit")
+    manifest = json.loads((folder / "edit.json").read_text())
+    for wrong in wrongs:
+        (folder / "edit.json").write_text(json.dumps(changed(manifest, field, wrong)))
+        assert "edit.json is damaged: requests[0]" in load_refused(folder, lm)
+
+
+def test_numbers_of_a_kind_that_nobody_writes(tmp_path, lm):
+    folder = saved("factors", lm, tmp_path / "edit")
+    save_file({"0": torch.ones(2, dtype=torch.float8_e4m3fn)}, folder / edit_store.BY_FACT)
+    manifest = json.loads((folder / "edit.json").read_text())
+    manifest["by_fact"] = hashlib.sha256((folder / edit_store.BY_FACT).read_bytes()).hexdigest()
+    (folder / "edit.json").write_text(json.dumps(manifest))
+    with pytest.raises(MissingError, match="not finite"):
+        edit_store.by_fact(folder)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * DEEP, '{"format": 1}', '{"format": NaN}'])
 def test_edit_manifests_that_are_none(tmp_path, lm, text):
     folder = saved("factors", lm, tmp_path / "edit")

@@ -75,7 +75,10 @@ class Chat:
         """Raises UsageError: the model has no chat template."""
         options, manifest = ChatOptions(), edit_store.read_manifest(edits[-1])
         if self.chat is None and "chat" in manifest["method"]:
-            options = ChatOptions(**{"chat": "template", **manifest["method"]["chat"]})
+            made = manifest["method"]["chat"]
+            options = ChatOptions(
+                chat="template", statements=made["statements"], system=made["system"], thinking=made["thinking"]
+            )
         elif self.chat is not None:
             options = ChatOptions(**dict[str, Any](chat=self.chat))
         if self.system is not None:

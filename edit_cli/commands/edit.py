@@ -22,7 +22,7 @@ from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import run_path, slug
-from edit_cli.experiment.saved_edits import attach_base, edit_here
+from edit_cli.experiment.saved_edits import attach_base, edit_here, one_edit
 from edit_cli.experiment.settings import Fact
 from edit_cli.lm.model import LM
 from edit_cli.metrics.verdict import verdicts
@@ -45,7 +45,7 @@ class MakeEdit(Experiment):
         top = job.config.settings
         records = records_of(job, monitor, inline(top.edit) if top.edit.given else None)
         super().__init__(job, monitor, records.dataset, None if top.edit.given else records.found.cases, records)
-        self.base = None if top.base_edit is None else edit_here(top.base_edit, "base_edit=")
+        self.base = None if top.base_edit is None else one_edit(edit_here(top.base_edit, "base_edit="))
 
     @property
     def saved(self) -> Path:

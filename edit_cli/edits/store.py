@@ -22,9 +22,10 @@ from torch import Tensor
 from edit_cli import __version__
 from edit_cli.config import registry
 from edit_cli.edits.edit import MEMORY, Edit, WeightDelta
-from edit_cli.errors import MissingError, UsageError
+from edit_cli.errors import MissingError, RejectedRequest, UsageError
 from edit_cli.files.disk import replacing, telling
 from edit_cli.files.json_files import read_json, to_json, write_json
+from edit_cli.files.paths import expanded
 from edit_cli.files.shapes import Count, Rule, Seconds, checked
 from edit_cli.files.tensors import are_finite, fitted, read_tensors, write_tensors
 from edit_cli.lm.model import LM
@@ -43,17 +44,18 @@ class Request(TypedDict):
     subject: str | None
     target_new: str
     target_true: str | None
-    frame: NotRequired[list[str]]  # what stands before and after the prompt in the text that was edited
+    frame: NotRequired[tuple[str, str]]  # what stands before and after the prompt in the text that was edited
 
 
 class BaseModel(TypedDict):
     """What an edit says of the model that it was made for: names, no settings and no code."""
 
     name: str
-    id: str
+    id: Annotated[str, Rule(bool, "a folder or an id of the hub")]
     revision: str | None
     dtype: NotRequired[Literal["float32", "bfloat16", "float16", "float64"]]
     quantized: NotRequired[bool]
+    quantize: NotRequired[Literal["4bit", "8bit"]]  # while it was loaded; not where its files are quantized already
 
 
 class Made(TypedDict):
@@ -84,8 +86,22 @@ class Undone(TypedDict):
     """What an edit was made from by taking facts out of another one. of: the other's id. way: see commands/undo.py."""
 
     of: str
-    revoked: list[Request]
+    revoked: list[IsRequest]
     way: str
+
+
+def _is_request(told: Mapping[str, Any]) -> bool:
+    """Whether it can be edited again: one slot for its subject, and texts that have an encoding."""
+    texts = [text for text in (*told.values(), *told.get("frame", ())) if isinstance(text, str)]
+    try:
+        "".join(texts).encode()
+        request_of(told)
+    except (UnicodeEncodeError, RejectedRequest):
+        return False
+    return True
+
+
+IsRequest = Annotated[Request, Rule(_is_request, "a fact")]
 
 
 def _is_state(name: str) -> bool:
@@ -102,7 +118,7 @@ class Manifest(TypedDict):
     method: Method
     base_model: BaseModel
     touched: dict[str, str]
-    requests: list[Request]
+    requests: list[IsRequest]
     state: dict[str, Any]
     parent: str | None
     by_fact: NotRequired[str]
@@ -158,10 +174,11 @@ def save(
         "method": method,
         "base_model": {
             "name": lm.name,
-            "id": lm.id,
+            "id": _place(lm.id),
             "revision": lm.revision,
             "dtype": str(lm.dtype).removeprefix("torch."),
             **({"quantized": True} if lm.is_quantized else {}),
+            **({"quantize": lm.quantize} if lm.quantize else {}),
         },
         "touched": dict(touched) if touched else {name: lm.fingerprint([name]) for name in edit.touches(lm)},
         "requests": [_told(request) for request in requests],
@@ -182,6 +199,12 @@ def save(
         if parent:
             shutil.copytree(parent, temporary / BASE)
     return manifest["id"]
+
+
+def _place(model_id: str) -> str:
+    """Of a model in a folder, where that is, whatever folder one looks from."""
+    folder = expanded(model_id)
+    return str(folder.absolute()) if folder.is_dir() else model_id
 
 
 def read_manifest(directory: Path | str) -> dict[str, Any]:
@@ -236,9 +259,11 @@ def verify(directory: Path | str) -> None:
         _read(path, read_manifest(path))
 
 
-def sequence(directory: Path | str) -> list[Path]:
+def sequence(directory: Path | str, last: Path | None = None) -> list[Path]:
     """The edit directories of a sequence (RUN/edits), in order: where a sum stands for the earlier steps, it and the
     steps after it.
+
+    last: the step that it ends with; None: all of them.
 
     Raises:
         MissingError: there are none, or one of them is damaged.
@@ -247,9 +272,11 @@ def sequence(directory: Path | str) -> list[Path]:
     steps = sorted(path for path in directory.glob("[0-9]*") if path.name.isdigit())
     if not steps:
         raise MissingError(f"{directory} holds neither an edit nor the edits of a sequence")
-    for last in reversed(range(len(steps))):
-        if state := read_manifest(steps[last]).get("state_after"):
-            return [directory / state, *steps[last + 1 :]]
+    steps = [path for path in steps if last is None or int(path.name) <= int(last.name)]
+    for number in reversed(range(len(steps))):
+        state = read_manifest(steps[number]).get("state_after")
+        if state and int(state.removeprefix(STATE)) <= int(steps[-1].name):
+            return [directory / state, *steps[number + 1 :]]
     return steps
 
 
@@ -261,10 +288,21 @@ def attach(directory: Path | str, lm: LM) -> list[Edit]:
     Raises:
         MissingError: as `load`.
     """
-    directory, edits = Path(directory), []
-    paths = sequence(directory) if directory.is_dir() and not (directory / MANIFEST).exists() else chain(directory)
+    directory = Path(directory)
+    return attach_all(
+        sequence(directory) if directory.is_dir() and not (directory / MANIFEST).exists() else chain(directory), lm
+    )
+
+
+def attach_all(directories: Sequence[Path], lm: LM) -> list[Edit]:
+    """Load edits, each of which stands on those before it, and attach them in order; all of them or none.
+
+    Raises:
+        MissingError: as `load`.
+    """
+    edits: list[Edit] = []
     try:
-        for path in paths:
+        for path in directories:
             edit = load(path, lm)
             lm.attach(edit)
             edits.append(edit)

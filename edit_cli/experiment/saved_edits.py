@@ -51,6 +51,7 @@ class Base:
         dtype = made_for.get("dtype", "float32")
         own: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
         own["device_map"] = self.device_map
+        own["quantize"] = made_for.get("quantize")
         if self.model is not None and expanded(self.model).is_dir():
             return ModelOptions(Path(self.model).name, self.model, **own)
         name = self.model or made_for["name"]
@@ -64,6 +65,10 @@ class Base:
             return ModelOptions(hub.Address.parse(self.model, "--model ").repo.rpartition("/")[2], self.model, **own)
         if self.model is not None:
             raise MissingError(f"--model {self.model} is neither a folder nor a name in conf/model nor hub:owner/name")
+        if self.model is None and Path(made_for["id"]).is_absolute() and not Path(made_for["id"]).is_dir():
+            raise MissingError(
+                f"{edit} was made for the model in {made_for['id']}, which is there no more: name its folder by --model"
+            )
         return ModelOptions(name, made_for["id"], revision=made_for["revision"], **own)
 
     def load(self, edit: Path, monitor: Monitor) -> LM:
@@ -72,11 +77,13 @@ class Base:
 
 def edits_of(directory: Path) -> list[Path]:
     """Edit directories to attach, in order: an edit with what it stands on, or the saved edits of a run whose edits
-    stay, or a folder of such.
+    stay, or a folder of such; up to a step of them where that is named.
     """
     if (directory / edit_store.MANIFEST).is_file() or not (directory / EDITS).is_dir():
         steps, which = sequence_of(directory)
-        return edit_store.sequence(directory) if steps and which is None else edit_store.chain(directory)
+        if not steps:
+            return edit_store.chain(directory)
+        return edit_store.sequence(steps[0].parent, None if which is None else steps[which])
     saved = saved_in(directory)
     if not saved:
         raise MissingError(f"{directory} holds no saved edit")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from safetensors import SafetensorError
 
 from edit_cli.errors import MissingError
 
+FORSAKEN = 3600.0  # seconds after which an unfinished directory is nobody's any more
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -81,22 +84,27 @@ def require_room(path: Path, size: int, what: object) -> None:
 
 def _present(path: Path) -> Path:
     """The nearest thing above `path` that is there."""
-    return next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    return next(folder for folder in path.resolve().parents if os.path.lexists(folder))
 
 
 @contextmanager
 def replacing(directory: Path, what: object = None) -> Iterator[Path]:
-    """An empty directory that takes the place of `directory` once it has been filled and is on the disk, file by file.
+    """An empty directory that takes the place of `directory` once it has been filled and is on the disk, file by file;
+    of a link, the place of what it points to.
+
+    What a process that was killed has left of this is removed.
 
     what: the setting that names it; the directory itself, if there is none.
 
     Raises:
         MissingError: the disk does not take it.
     """
-    whole = directory.absolute()
+    whole = directory.resolve()
     temporary, former = (whole.with_name(f".{whole.name}.{os.getpid()}{end}") for end in ("", ".old"))
     try:
         with telling(what or directory):
+            for leftover in _left_behind(whole):
+                shutil.rmtree(leftover, ignore_errors=True)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
@@ -109,6 +117,28 @@ def replacing(directory: Path, what: object = None) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)
+
+
+def _left_behind(whole: Path) -> list[Path]:
+    """Unfinished directories in place of `whole` whose process is gone, and that nobody has touched for a while: on a
+    shared disk it may be a process of another machine.
+    """
+    found = []
+    for path in whole.parent.glob(f".{glob.escape(whole.name)}.[0-9]*"):
+        process = path.name.removeprefix(f".{whole.name}.").removesuffix(".old")
+        if process.isdecimal() and not _is_running(int(process)) and time.time() - path.stat().st_mtime > FORSAKEN:
+            found.append(path)
+    return found
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def are_finite(tensors: Mapping[str, Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    """Whether all are numbers of a kind that we write, and finite."""
+    known = (torch.int64, *NUMBERS)
+    return all(tensor.dtype in known and bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
 def fitted(tensors: Mapping[str, Tensor], sizes: Mapping[str, Size], source: object, remedy: str) -> None:

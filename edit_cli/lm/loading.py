@@ -131,8 +131,9 @@ class ModelOptions(Config):
         keep_as_loaded(model)
         tokens, labels = self.batch_tokens, self.labels
         lm = LM(
-            model, tokenizer, self.name, source.revision, self.layout, monitor, tokens, self.id, labels, process_group
-        )
+            model, tokenizer, self.name, source.revision, self.layout, monitor, tokens, self.id, labels, process_group,
+            self.quantize,
+        )  # fmt: skip
         if self.beams > 1:
             lm.head.reply_by_beams(self.beams)
         if lm.head.vocabulary.strange:

@@ -51,12 +51,14 @@ class LM:
         model_id: str | None = None,
         labels: Sequence[str] | None = None,
         process_group: ProcessGroup = SINGLE,
+        quantize: str | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.id = model_id or name  # where it was loaded from
         self.revision = revision
+        self.quantize = quantize  # into how many bits its matrices were brought while it was loaded
         self.monitor = monitor or Monitor()
         self.process_group = process_group  # processes that hold a copy of this model and share its work
         self.layout: Layout = discover(model, layout)

@@ -22,6 +22,7 @@ from torch import Tensor
 from edit_cli.config.schema import Config, SettingError
 from edit_cli.editors.memory.base import Entries
 from edit_cli.edits.edit import Route
+from edit_cli.errors import UsageError
 from edit_cli.files.shapes import Rule
 from edit_cli.files.tensors import Size, size
 from edit_cli.lm.heads.answers import Likelihood
@@ -148,6 +149,9 @@ class FactRoute(Route):
         self.covered = False  # by a later edit of its kind, which looks up its facts, too
 
     def attach(self, lm: LM) -> Undo:
+        """Raises UsageError: it is in place already, here or on another model."""
+        if self.memory:
+            raise UsageError("this edit is in place on a model already: detach it there first, or load it once more")
         routes = [edit for edit in lm.attached if edit.kind == "route"]
         front = routes[-1] if routes else None
         with ExitStack() as undo:
