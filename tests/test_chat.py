@@ -248,6 +248,7 @@ def test_evaluate_edits_in_one_form_and_asks_in_both(cli, folder):
             ("sequential", "method=ft", "protocol.asked=[chat,plain]"),
             "protocol.asked: evaluate and edit can ask in both",
         ),
+        (("evaluate", "method=ft", "protocol.system=Hm"), "protocol.system: a system prompt is read in chats only"),
         (("evaluate", "method=ft", "protocol.chat=yes"), "protocol.chat=yes: choose none, template or auto"),
         (("trace", "dataset.known=true"), "dataset.known=true is for commands that edit facts"),
     ],

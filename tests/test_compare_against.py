@@ -260,6 +260,16 @@ def test_published_columns_are_those_of_the_table_at_any_width(runs, cli, monkey
     assert "Efficacy success" in heads and "contains" not in heads
 
 
+def test_files_of_others_are_not_written_over(runs, cli):
+    for command, name in (("compare", "facts.csv"), ("report", "page.html")):
+        (runs / name).write_text("case,x\n")
+        refused = cli(command, "memit", "rome", "--out", name)
+        assert refused.code == 2 and f"--out {name} is there already and holds something else" in refused.err
+        assert (runs / name).read_text() == "case,x\n"
+        (runs / name).unlink()
+        assert [cli(command, "memit", "rome", "--out", name).code for _ in range(2)] == [0, 0]  # its own, again
+
+
 def test_latex_by_the_suffix(runs, cli):
     finished_run(runs / "odd", cases(5), "a_b%", protocol={"batch_size": 1})
     ended = cli("compare", "rome", "odd", "--against", "rome", "--out", "tables/t.tex", "--metrics", "efficacy_success")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from families import tiny_lm
 
@@ -75,6 +77,13 @@ def test_flags_of_settings():
     assert regroup(["--dry-run", "--out", "a b.yaml"], {"out": Kind.FILE}) == ["dry_run=true", "out='a b.yaml'"]
     with pytest.raises(UsageError, match="--out needs a file"):
         regroup(["--out"])
+
+
+def test_a_file_of_something_else_is_kept(cli):
+    Path("mine.yaml").write_bytes(b"\x89PNG")
+    ended = cli("doctor", "methods=[none]", "--out", "mine.yaml")
+    assert ended.code == 0 and "mine.yaml held something else, which is kept as mine.yaml.old" in ended.err
+    assert Path("mine.yaml.old").read_bytes() == b"\x89PNG" and "ModelOptions" in Path("mine.yaml").read_text()
 
 
 def test_an_unknown_method_is_named(cli):

@@ -246,6 +246,7 @@ def test_the_last_records_of_a_file_are_taken_and_named(cli, own):
         ("budget=0.001s", 2, "before a first trial"),
         ("method.lr=1e-3 method.layers=[1] method.steps=2", 2, "every setting of method=ft that is searched is given"),
         ("dataset.path=/none.json", 3, "/none.json"),
+        ("out=.", 2, "out=. is a folder: name a file in it"),
     ],
 )
 def test_bad_input_is_told_in_a_line(cli, own, wrong, code, message):

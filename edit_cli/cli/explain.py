@@ -23,6 +23,8 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageEr
         return UsageError(_missing_option(text, first))
     if isinstance(error, OverrideParseException):
         wrong = next((override for override in overrides if not _parses(override)), None)
+        if wrong and (unknown := _unknown(override_key(wrong), command, overrides)):
+            return UsageError(unknown)
         named = f"cannot read {wrong}" if wrong else f"cannot read the settings ({first})"
         return UsageError(
             f"{named}: quote texts with special characters, such as 'key=\"a, b\"', and close every bracket"
@@ -31,6 +33,8 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> UsageEr
         wrong = next((override for override in overrides if _is_no_option(override)), "an override")
         return UsageError(f"{wrong} names no option: groups take names, such as method=memit")
     if found := re.search(r"Ambiguous value for argument '(.+?)'", text):
+        if unknown := _unknown(override_key(found[1]), command, overrides):
+            return UsageError(unknown)
         return UsageError(
             f"{found[1]} gives several values: add -m to run them one after another, or write a list: key=[a,b]"
         )
@@ -55,10 +59,22 @@ def _missing_option(text: str, first: str) -> str:
     return f"{group}={option}: there is no such {group}{did_you_mean(option, known)}"
 
 
+def _unknown(key: str, command: str, overrides: Sequence[str]) -> str | None:
+    """What is said of a key that there is not, be its value as it may; None of one that there is."""
+    readable = [override for override in overrides if _parses(override)]
+    known = _known_keys(command, readable)
+    return None if key in known or key.startswith("hydra") else unknown_key(key, command, readable)
+
+
 def unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     """Names beside it come first, then all, so that `lmit` is `limit` and `layers` is `method.layers`."""
-    known = _known_keys(command, overrides)
+    every = _known_keys(command, overrides)
+    known = [name for name in every if name != key]
     parent, _, name = key.rpartition(".")
+    if key == "protocol":
+        return f"{command} has one protocol, so there is none to choose: its settings are protocol.KEY=VALUE"
+    if key in every and any(override_key(text) == parent and "," in text for text in overrides):
+        return f"unknown key {key}: not every {parent} of the sweep has it; sweep those that do by themselves"
     if 1 <= len(owners := _options_with(parent, name)) <= 3:
         return f"unknown key {key} here; it belongs to {' and '.join(f'{parent}={owner}' for owner in owners)}"
     beside = [name for name in known if name.rpartition(".")[0] == parent]

@@ -81,6 +81,8 @@ class Chat:
             )
         elif self.chat is not None:
             options = ChatOptions(**dict[str, Any](chat=self.chat))
+        if self.system is not None and options.chat == "none":
+            raise UsageError("--system: a system prompt is read in chats only; give --chat template, too")
         if self.system is not None:
             options = replace(options, system=self.system)
         return forms_on(lm, options, "--chat")

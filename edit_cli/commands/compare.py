@@ -13,7 +13,7 @@ from edit_cli.commands.compare_runs import FACTS, Group, conditions, distinct, f
 from edit_cli.config.build import did_you_mean
 from edit_cli.console import Screen
 from edit_cli.errors import UsageError
-from edit_cli.files.disk import require_place, telling
+from edit_cli.files.disk import require_own, require_place, telling
 from edit_cli.files.paths import expanded
 from edit_cli.metrics.columns import combined, matched
 from edit_cli.metrics.paired import TEST, Difference, corrected, paired_difference
@@ -64,6 +64,8 @@ def run(
     beside = [published.read(key) for key in tables.split(",")] if tables else []
     if out is not None:
         require_place(out, f"--out {out}")
+        if form == "csv" and out.suffix == ".csv":
+            require_own(out, f"--out {out}", "run,")
     screen = Screen()
     reference = [against] if against is not None and (expanded(against) / MANIFEST).exists() else []
     records = found([*places, *reference], screen.note)

@@ -26,7 +26,7 @@ from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.run_directory import ran_out_of_memory
 from edit_cli.experiment.setup import load_model, method_of, refuse_missing
-from edit_cli.files.disk import telling
+from edit_cli.files.disk import require_file, write_keeping
 from edit_cli.files.paths import expanded
 from edit_cli.lm.anatomy import described
 from edit_cli.lm.layout import LayoutOptions
@@ -41,6 +41,8 @@ DIGITS = 2
 def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
     top, options = job.config.settings, job.config.model
     refuse_missing(job, options)
+    if top.out is not None:
+        require_file(expanded(top.out), f"out={top.out}")
     names = top.methods if top.methods is not None else [entry.name for entry in catalog.entries("method")]
     if unknown := [name for name in names if name not in {entry.name for entry in catalog.entries("method")}]:
         raise UsageError(f"methods: there is no method {unknown[0]}: `edit-cli ls methods` lists them")
@@ -64,8 +66,8 @@ def run(job: Job, monitor: ConsoleMonitor) -> Outcome:
             screen.line(line)
     else:
         file = expanded(top.out)
-        with telling(file):
-            file.write_text(text, encoding="utf-8")
+        if earlier := write_keeping(file, text, f"out={top.out}"):
+            screen.note(f"{file} held something else, which is kept as {earlier}")
         screen.line(f"model: {file}")
     return Outcome(0)
 
@@ -189,6 +191,8 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     """What `run` would do, before it costs anything."""
     plan = Plan(job)
     plan.needs(partial(refuse_missing, job, job.config.model))
+    if (out := job.config.settings.out) is not None:
+        plan.needs(partial(require_file, expanded(out), f"out={out}"))
     plan.model()
     names = job.config.settings.methods
     every = "every method that applies, but for those that take far longer than an edit should"

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from edit_cli.commands.evaluate import lines_of
+from edit_cli.config.overrides import override_key
 from edit_cli.console import ConsoleMonitor
 from edit_cli.datasets import Dataset
 from edit_cli.datasets.facts import requested
@@ -43,6 +44,8 @@ class MakeEdit(Experiment):
 
     def __init__(self, job: Job, monitor: ConsoleMonitor) -> None:
         top = job.config.settings
+        if top.edit.given and any(override_key(text) == "dataset.path" for text in job.composed.overrides):
+            raise UsageError("edit.prompt and dataset.path both say what is edited: give one of them")
         records = records_of(job, monitor, inline(top.edit) if top.edit.given else None)
         super().__init__(job, monitor, records.dataset, None if top.edit.given else records.found.cases, records)
         self.base = None if top.base_edit is None else one_edit(edit_here(top.base_edit, "base_edit="))

@@ -30,6 +30,7 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     """What `run` would do, before it costs anything."""
     plan, store = Plan(job), job.config.stats
     plan.needs(partial(refuse_missing, job, job.config.model, dense="a second moment of keys"))
+    plan.needs(partial(store.require, job.config.model.name, sorted(job.config.settings.layers)))
     plan.model()
     plan.moments(store, sorted(job.config.settings.layers))
     return plan

@@ -9,7 +9,7 @@ from edit_cli.commands.compare import compared
 from edit_cli.commands.compare_runs import finished, places_of_runs
 from edit_cli.console import Screen
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.files.disk import require_place
+from edit_cli.files.disk import require_own, require_place
 from edit_cli.files.paths import expanded
 from edit_cli.report import published
 from edit_cli.report.page import comparison
@@ -31,6 +31,7 @@ def run(places: Sequence[str], out: Path, against: str | None = None, tables: st
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file in it, such as {out / 'report.html'}")
     require_place(out, f"--out {out}")
+    require_own(out, f"--out {out}", "<!doctype html")
     screen, parts, records = Screen(), list[Part](), list[RunRecord]()
     reference = [against] if against is not None and (expanded(against) / MANIFEST).exists() else []
     for path, named in places_of_runs([*places, *reference]).items():

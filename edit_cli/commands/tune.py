@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from pathlib import Path
 from typing import Any
 
 from torch.linalg import LinAlgError
@@ -30,7 +29,7 @@ from edit_cli.experiment.plan import Plan
 from edit_cli.experiment.records import records_of
 from edit_cli.experiment.run_directory import run_path
 from edit_cli.experiment.setup import context_of, perplexity_texts, refuse_missing
-from edit_cli.files.disk import require_folder, telling
+from edit_cli.files.disk import require_file, require_folder, telling, write_keeping
 from edit_cli.files.paths import expanded
 from edit_cli.lm.model import LM
 from edit_cli.metrics.bootstrap import finite
@@ -65,7 +64,8 @@ class Tune(Experiment):
         dataset, self.where = facts(job.config.dataset, top.limit, monitor)
         job.config.protocol.require_facts(len(dataset.cases), monitor)
         self.out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
-        require_folder(self.out.parent, "out" if top.out is not None else self.out.parent)
+        require_folder(self.out.parent, f"out={top.out}" if top.out is not None else self.out.parent)
+        require_file(self.out, f"out={top.out}" if top.out is not None else self.out)
         records = records_of(job, monitor, dataset)
         super().__init__(job, monitor, records.dataset, dataset.cases, records)
         self.trials: list[Line] = []
@@ -106,7 +106,9 @@ class Tune(Experiment):
         drawn = super().leave(summary, lines)
         own = flatten(self.job.config.plain["method"])  # what was given is part of what was tried
         given = {key: value for key, value in own.items() if _is_given(key, self.job.composed.given)}
-        _keep(self.out, users.written(given | rows[0]["settings"], report.comment(summary)), self.monitor)
+        text = users.written(given | rows[0]["settings"], report.comment(summary))
+        if earlier := write_keeping(self.out, text):
+            self.monitor.note(f"{self.out} held other settings, which are kept as {earlier}")
         return [f"trials: {path / report.TRIALS}", *drawn, f"settings: {self.out}"]
 
     def exit_code(self, summary: Summary, lines: Sequence[Line]) -> int:
@@ -284,18 +286,6 @@ def with_settings(config: EditorConfig, settings: Mapping[str, Any]) -> EditorCo
 
 def _value(config: Any, key: str) -> Any:
     return reduce(getattr, key.split("."), config)
-
-
-def _keep(file: Path, text: str, monitor: Monitor) -> None:
-    """Write the file; another one that is there is kept beside it."""
-    with telling(file):
-        if file.exists() and file.read_text(encoding="utf-8") != text:
-            earlier = file.with_name(f"{file.name}.old")
-            file.replace(earlier)
-            monitor.note(f"{file} held other settings, which are kept as {earlier}")
-        replaced = file.with_name(f".{file.name}.new")
-        replaced.write_text(text, encoding="utf-8")
-        replaced.replace(file)
 
 
 def plan(job: Job, monitor: ConsoleMonitor) -> Plan:

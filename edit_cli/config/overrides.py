@@ -20,6 +20,7 @@ WITH_VALUE = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p"}
 SINGLE = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 MULTIRUN = {"-m", "--multirun"}
 RETRY = "--retry-failed"
+FLAGS = (*WITH_VALUE, *SINGLE, "--help", "--dry-run", "--out", RETRY)
 FUNCTION = re.compile(
     r"(bool|choice|extend_list|float|glob|int|interval|json_str|range|shuffle|sort|str|tag)\(.*\)", re.DOTALL
 )
@@ -103,7 +104,7 @@ def _flag_value(flag: str, value: str) -> str:
     return os.path.expanduser(value) if flag in ("--config-dir", "-cd") else value
 
 
-def unknown_flag(argument: str, known: Sequence[str] = (*WITH_VALUE, *SINGLE, "--help", RETRY)) -> str:
+def unknown_flag(argument: str, known: Sequence[str] = FLAGS) -> str:
     """What is said of a flag that does not exist. known: those that do."""
     name, _, value = argument.lstrip("-").partition("=")
     if re.fullmatch(r"[A-Za-z][\w.-]*", name) and len(name) > 1:

@@ -130,6 +130,8 @@ def checked(cls: type[Config], name: str, value: Any) -> Any:
         raise SettingError(cls.place, name, f"={shown(value)}: {words}") from None
     if isinstance(found, int) and abs(found) > LARGEST:
         raise SettingError(cls.place, name, f"={shown(value)}: give a whole number up to {LARGEST:,}")
+    if Mark.FILE in marks(hint) and found == "":
+        raise SettingError(cls.place, name, "= is empty: give a file or a folder")
     if Mark.DISTINCT in marks(hint):
         for part, times in Counter(map(str, found or ())).items():
             if times > 1:

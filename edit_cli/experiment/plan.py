@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edit_cli.experiment.cost import Asked, Work
 from edit_cli.experiment.job import Job, Outcome
 from edit_cli.experiment.run_directory import identity
 from edit_cli.experiment.setup import perplexity_texts
+from edit_cli.files.disk import require_place
 from edit_cli.lm.memory import free, taken
 from edit_cli.lm.outline import Outline
 from edit_cli.report.tables.facts import arrow
@@ -73,6 +75,7 @@ class Plan:
     def run(self, path: Path, dataset: Any = None) -> None:
         """Where the run lies, and what the command would make of what is there."""
         self.say("run", f"{path}: {standing(self.job, path, dataset)}")
+        self.needs(partial(require_place, path, f"run_dir={path}"))
 
     def model(self) -> Outline | None:
         """The model, and whether it fits."""
@@ -241,7 +244,9 @@ def standing(job: Job, path: Path, dataset: Any = None) -> str:
     if record.manifest["command"] != job.command or changed:
         if not record.lines:
             return "new (a command that came to nothing lies there)"
-        key, (was, now) = next(iter(changed.items()), ("the command", (record.manifest["command"], job.command)))
+        if record.manifest["command"] != job.command:
+            changed = {"the command": (record.manifest["command"], job.command)}
+        key, (was, now) = next(iter(changed.items()))
         return f"REFUSED: it holds a run with other settings ({key} was {was} and is {now}): tag=NAME or overwrite=true"
     if record.summary is not None and record.status == "success" and not record.lost:
         return f"complete ({lines}): its table is shown, nothing is done again"

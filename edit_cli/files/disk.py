@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from edit_cli.errors import MissingError
+from edit_cli.errors import MissingError, UsageError
 
 FORSAKEN = 3600.0  # seconds after which an unfinished directory is nobody's any more
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,6 +68,43 @@ def require_place(path: Path, what: object) -> None:
     """As `require_folder`, of the folder in which `path` is going to be made, as far as it is there; makes none."""
     with telling(what), tempfile.TemporaryFile(dir=_present(path)):
         pass
+
+
+def require_file(path: Path, what: object) -> None:
+    """As `require_place`, of a file. what: the setting that names it.
+
+    Raises:
+        UsageError: a folder lies there.
+    """
+    if path.is_dir():
+        raise UsageError(f"{what} is a folder: name a file in it")
+    require_place(path, what)
+
+
+def require_own(path: Path, what: object, beginning: str) -> None:
+    """Refuse to write over a file that does not begin as those do that are written here (UsageError)."""
+    with telling(what):
+        if not path.is_file() or not path.stat().st_size:
+            return
+        with path.open("rb") as file:
+            found = file.read(len(beginning.encode()))
+    if found.lower() != beginning.encode().lower():
+        raise UsageError(f"{what} is there already and holds something else: name another file")
+
+
+def write_keeping(file: Path, text: str, what: object = None) -> Path | None:
+    """Write a file; another one that is there is kept beside it, under the name that is returned.
+
+    what: the setting that names it.
+    """
+    with telling(what or file):
+        earlier = None
+        if file.exists() and file.read_bytes() != text.encode():
+            earlier = file.with_name(f"{file.name}.old")
+            file.replace(earlier)
+        with replacing_file(file, what) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return earlier
 
 
 def require_room(path: Path, size: int, what: object) -> None:

@@ -68,6 +68,8 @@ class ChatOptions(Config):
         super().__post_init__()
         if len(self.asked or ()) > 1 and not self.side_by_side:
             raise UsageError("protocol.asked: evaluate and edit can ask in both forms; give one of them here")
+        if self.system is not None and self.chat == "none" and "chat" not in (self.asked or ()):
+            raise UsageError("protocol.system: a system prompt is read in chats only; give protocol.chat=template, too")
 
 
 @dataclass(frozen=True)
