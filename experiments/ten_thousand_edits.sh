@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Up to ten thousand edits at once with MEMIT and with EMMET, and the same facts in steps of a thousand: time, memory, metrics.
 #
-#   LIMIT=10000 EPOCHS=40 WIDTH=128 VOCAB=4096 experiments/make_fact_model.sh records.json fact-model
+#   LIMIT=10000 EPOCHS=40 WIDTH=192 ROWS=32 VOCAB=4096 experiments/make_fact_model.sh records.json fact-model
 #   experiments/ten_thousand_edits.sh records.json fact-model
 #   SIZES=1000 experiments/ten_thousand_edits.sh records.json fact-model runs/tried method.covariance_weight=20
 #   SCALE=paper experiments/ten_thousand_edits.sh published gpt-j-6b     # MultiCounterFact, on a model that knows it
