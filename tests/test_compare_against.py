@@ -128,7 +128,7 @@ def test_a_sequence_that_was_stopped_is_not_paired_with_a_whole_one(runs, cli):
 
 
 def test_replies_decide_what_is_right_in_a_stream_of_mistakes(runs):
-    from edit_cli.commands.compare_runs import conditions
+    from edit_cli.commands.compare_conditions import conditions
     from edit_cli.runs.record import read_run
 
     record = read_run(runs / "memit")
@@ -261,10 +261,13 @@ def test_published_columns_are_those_of_the_table_at_any_width(runs, cli, monkey
 
 
 def test_files_of_others_are_not_written_over(runs, cli):
-    for command, name in (("compare", "facts.csv"), ("report", "page.html")):
+    (runs / "both.md").write_text("my notes")
+    told = cli("compare", "memit", "rome", "--out", "both")
+    assert told.code == 2 and "--out both: both.md is there already" in told.err and not (runs / "both.csv").exists()
+    for command, name in (("compare", "f.csv"), ("compare", "f.md"), ("compare", "f.tex"), ("report", "page.html")):
         (runs / name).write_text("case,x\n")
         refused = cli(command, "memit", "rome", "--out", name)
-        assert refused.code == 2 and f"--out {name} is there already and holds something else" in refused.err
+        assert refused.code == 2 and f"{name} is there already and holds something else" in refused.err
         assert (runs / name).read_text() == "case,x\n"
         (runs / name).unlink()
         assert [cli(command, "memit", "rome", "--out", name).code for _ in range(2)] == [0, 0]  # its own, again

@@ -4,12 +4,14 @@ of facts; against a reference run, and beside published numbers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edit_cli.commands.compare_runs import FACTS, Group, conditions, distinct, found, grouped, own_sizes, told_apart
+from edit_cli.commands.compare_conditions import conditions
+from edit_cli.commands.compare_runs import FACTS, Group, distinct, found, grouped, own_sizes, told_apart
 from edit_cli.config.build import did_you_mean
 from edit_cli.console import Screen
 from edit_cli.errors import UsageError
@@ -23,7 +25,7 @@ from edit_cli.report.compare import Point
 from edit_cli.report.comparison import COMPARED, DISPENSABLE, LOST, legend, short, shown_metrics
 from edit_cli.report.measures import TRACED, TRAINED, measures
 from edit_cli.report.tables.run import prose
-from edit_cli.report.tables.sheets import Sheet, latex, markdown, on_screen, width
+from edit_cli.report.tables.sheets import PREAMBLE, Sheet, latex, markdown, on_screen, width
 from edit_cli.report.tables.texts import Text
 from edit_cli.runs.format import kind_of
 from edit_cli.runs.record import MANIFEST, RunRecord
@@ -32,6 +34,11 @@ from edit_cli.wording import many
 DRAWN = ("efficacy_success", "paraphrase_success", "neighborhood_success")
 FORMATS = {"csv": "csv", "markdown": "md", "latex": "tex"}
 FIGURES = ("png", "svg")
+OURS = {
+    "csv": "run,",
+    "md": r"(.*\n\n)?\| run \|",
+    "tex": re.escape(PREAMBLE),
+}  # how tables begin that are written here
 
 
 def run(
@@ -64,8 +71,8 @@ def run(
     beside = [published.read(key) for key in tables.split(",")] if tables else []
     if out is not None:
         require_place(out, f"--out {out}")
-        if form == "csv" and out.suffix == ".csv":
-            require_own(out, f"--out {out}", "run,")
+        for kind in _kinds(form):
+            require_own(_beside(out, kind), f"--out {out}", OURS[kind])
     screen = Screen()
     reference = [against] if against is not None and (expanded(against) / MANIFEST).exists() else []
     records = found([*places, *reference], screen.note)
@@ -86,7 +93,7 @@ def run(
     if out is None:
         return 0
     with telling(f"--out {out}"):
-        for kind in ("csv", "md") if form is None else (FORMATS[form],):
+        for kind in _kinds(form):
             path = _beside(out, kind)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(texts[kind](), "utf-8", "backslashreplace", newline="")
@@ -182,6 +189,11 @@ def _form(given: str | None, out: Path | None) -> str | None:
     if given and suffix and given != suffix:
         raise UsageError(f"--format {given} does not go with --out {out}: name it .{FORMATS[given]}")
     return given or suffix
+
+
+def _kinds(form: str | None) -> Sequence[str]:
+    """Suffixes of the tables that are written."""
+    return ("csv", "md") if form is None else (FORMATS[form],)
 
 
 def _beside(out: Path, kind: str) -> Path:

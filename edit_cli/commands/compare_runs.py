@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edit_cli.config.build import did_you_mean
-from edit_cli.config.identity import flatten
+from edit_cli.commands.compare_conditions import DATA, SIZE, conditions, identity, protocol_of, seeds, setting
 from edit_cli.errors import MissingError, UsageError
-from edit_cli.experiment.run_directory import NO_INFLUENCE, PLACE, SHARED
 from edit_cli.files.paths import expanded
 from edit_cli.metrics.columns import Column, case_columns, over_seeds
 from edit_cli.report.comparison import short
@@ -23,18 +21,6 @@ from edit_cli.runs.record import MANIFEST, RunRecord, list_runs, read_run
 
 COMPARED = ("evaluate", "edit", "sequential", "trace", "train-editor")
 TAG, FACTS = "tag", "facts"
-# parts of a protocol that only add figures, or only say what is kept
-ADDING = frozenset(
-    "batches restored kind every save_edits edits_room checkpoints first holdout held_out collapse_below"
-    " collapse_perplexity stop_on_collapse observe.generate observe.sample observe.attribute observe.perplexity".split()
-)
-DECIDING = ("observe.generate",)  # of them, what decides in `sme` which answers are right
-MODEL = ("name", "id", "revision", "dtype", "quantize", "labels", "beams", "perplexity_text")
-DATA = ("data set", "record ids", "data file")
-# settings of a data set that only say which of its records are taken, or where they lie: DATA tells them
-CHOOSING = frozenset("type name path published split ids offset known known_by cache_dir".split())
-SIZE = "protocol.batch_size"
-JUDGE = "observe.judge."
 NAMED = 2  # runs that are named for one value of what differs, and values
 TOLD = 3  # settings by which lines of one name are told apart
 
@@ -134,7 +120,7 @@ class Group:
     def columns(self, metrics: Sequence[str]) -> dict[str, Column]:
         """What each case contributes to the metrics, as the mean over the seeds."""
         each = [
-            case_columns(kind_of(record.manifest), record.lines, metrics, _protocol(record.manifest).get("fold_seed"))
+            case_columns(kind_of(record.manifest), record.lines, metrics, protocol_of(record.manifest).get("fold_seed"))
             for record in self.records
         ]
         return {
@@ -149,11 +135,11 @@ def grouped(records: Sequence[RunRecord], x: str | None, by: str | None) -> list
     alike: dict[Any, list[RunRecord]] = {}
     for record in records:
         told = [None if x in (None, FACTS) else setting(record, x), None if by is None else setting(record, by)]
-        alike.setdefault(json.dumps([_identity(record), told], default=str), []).append(record)
+        alike.setdefault(json.dumps([identity(record), told], default=str), []).append(record)
     together = [
         part
         for same in alike.values()
-        for part in ([same] if len({json.dumps(_seeds(one)) for one in same}) == len(same) else [[one] for one in same])
+        for part in ([same] if len({json.dumps(seeds(one)) for one in same}) == len(same) else [[one] for one in same])
     ]
     groups = [
         Group(tuple(same), _name(same, by, x, together), None if x in (None, FACTS) else setting(same[0], x))
@@ -196,48 +182,15 @@ def _sharing(groups: Sequence[Group]) -> list[Group]:
 
 
 def _settings(group: Group, declared: Sequence[str | None]) -> dict[str, Any]:
-    return {key: value for key, value in _identity(group.records[0]).items() if key not in declared}
+    return {key: value for key, value in identity(group.records[0]).items() if key not in declared}
 
 
 def _with_settings(group: Group, keys: Sequence[str]) -> str:
     """`ft steps=25`; the bare name where more settings differ than a line can tell."""
     if not keys or len(keys) > TOLD:
         return group.name
-    settings = _identity(group.records[0])
+    settings = identity(group.records[0])
     return " ".join([group.name, *(f"{key.rpartition('.')[2]}={short(settings.get(key))}" for key in keys)])
-
-
-def _identity(record: RunRecord) -> dict[str, Any]:
-    """The configuration but for seeds, and what moves no result."""
-    config = flatten(record.manifest["config"], (*PLACE, *SHARED, "model.device"))
-    return {"command": record.manifest["command"], "method": record.manifest["method"]} | {
-        key: value for key, value in config.items() if not _seed(key) and key.rpartition(".")[2] not in NO_INFLUENCE
-    }
-
-
-def _seed(key: str) -> bool:
-    return key.rpartition(".")[2].endswith("seed")
-
-
-def _seeds(record: RunRecord) -> dict[str, Any]:
-    return {key: value for key, value in flatten(record.manifest["config"], SHARED).items() if _seed(key)}
-
-
-def setting(record: RunRecord, key: str) -> Any:
-    """The value of a key in the run's configuration.
-
-    Raises:
-        UsageError: it has none of that name.
-    """
-    config = record.manifest["config"]
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise UsageError(f"{record.path} has no setting {key}{did_you_mean(key, list(flatten(config)))}")
-        value = value[part]
-    if key == SIZE and not isinstance(value, int):
-        return conditions(record)[SIZE]  # what auto or all came to
-    return value
 
 
 def _name(same: Sequence[RunRecord], by: str | None, x: str | None, groups: Sequence[Sequence[RunRecord]]) -> str:
@@ -262,40 +215,6 @@ def _method(record: RunRecord) -> str:
 
 
 # --- which are not alike ---------------------------------------------------------------------------------------------
-
-
-def conditions(record: RunRecord) -> dict[str, Any]:
-    """Model, records and protocol of a run: what numbers have to share to stand in one column."""
-    manifest = record.manifest
-    config, about = manifest["config"], manifest["dataset"]
-    model, data = config.get("model") or {}, config.get("data") or {}
-    protocol, dataset = flatten({**_protocol(manifest), **manifest["protocol"]}), flatten(config.get("dataset") or {})
-    adding = ADDING.difference(DECIDING) if kind_of(manifest) == "sme" else ADDING
-    if protocol.get(f"{JUDGE}model") is None:  # nobody judges, however that would be done
-        protocol = {key: value for key, value in protocol.items() if not key.startswith(JUDGE)}
-    if isinstance(protocol.get("batch_size"), int):
-        protocol["batch_size"] = min(protocol["batch_size"], max(about["records_selected"], 1))
-    return {
-        "command": kind_of(manifest),
-        "model": manifest["model"],
-        **{f"model.{key}": model.get(key) for key in MODEL},
-        **dict(zip(DATA, (about["name"], about["ids_sha256"], data.get("sha256")), strict=True)),
-        "base_edit": config.get("base_edit"),
-        **{
-            f"protocol.{key}": value
-            for key, value in protocol.items()
-            if key not in adding and not _seed(key) and key.partition(".")[2] not in NO_INFLUENCE
-        },
-        **{
-            f"dataset.{key}": value
-            for key, value in dataset.items()
-            if key.partition(".")[0] not in CHOOSING and not _seed(key)
-        },
-    }
-
-
-def _protocol(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-    return manifest["config"].get("protocol") or {}
 
 
 def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: bool) -> tuple[list[Group], list[str]]:
@@ -328,7 +247,7 @@ def told_apart(groups: Sequence[Group], x: str | None, by: str | None, anyway: b
 
 def own_sizes(groups: Sequence[Group]) -> bool:
     """Whether every method has edited as many facts together as it does by itself."""
-    return all(_protocol(record.manifest).get("batch_size") == "auto" for group in groups for record in group.records)
+    return all(protocol_of(record.manifest).get("batch_size") == "auto" for group in groups for record in group.records)
 
 
 def _left(told: Mapping[str, Any], declared: Sequence[str]) -> dict[str, Any]:

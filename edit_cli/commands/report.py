@@ -31,7 +31,7 @@ def run(places: Sequence[str], out: Path, against: str | None = None, tables: st
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file in it, such as {out / 'report.html'}")
     require_place(out, f"--out {out}")
-    require_own(out, f"--out {out}", "<!doctype html")
+    require_own(out, f"--out {out}", "(?i)<!doctype html")
     screen, parts, records = Screen(), list[Part](), list[RunRecord]()
     reference = [against] if against is not None and (expanded(against) / MANIFEST).exists() else []
     for path, named in places_of_runs([*places, *reference]).items():

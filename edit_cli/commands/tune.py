@@ -64,8 +64,9 @@ class Tune(Experiment):
         dataset, self.where = facts(job.config.dataset, top.limit, monitor)
         job.config.protocol.require_facts(len(dataset.cases), monitor)
         self.out = expanded(top.out) if top.out is not None else users.tuned_file(name, job.model_name)
-        require_folder(self.out.parent, f"out={top.out}" if top.out is not None else self.out.parent)
-        require_file(self.out, f"out={top.out}" if top.out is not None else self.out)
+        what = self.out if top.out is None else f"out={top.out}"
+        require_folder(self.out.parent, what)
+        require_file(self.out, what)
         records = records_of(job, monitor, dataset)
         super().__init__(job, monitor, records.dataset, dataset.cases, records)
         self.trials: list[Line] = []
@@ -301,6 +302,8 @@ def plan(job: Job, monitor: ConsoleMonitor) -> Plan:
     plan.run(run_path(job, job.choices["dataset"], job.model_name), dataset)
     context = context_of(job, OtherRecords(job.config.dataset, dataset.cases, top.seed))
     plan.needs(partial(refuse_missing, job, job.config.model, method, context))
+    if top.out is not None:
+        plan.needs(partial(require_file, expanded(top.out), f"out={top.out}"))
     outline = plan.model()
     if outline is not None and isinstance(method.config, LocateConfig) and method.config.use_covariance:
         plan.moments(method.config.moments, reachable_layers(SPACES[name], outline.depth))

@@ -44,8 +44,8 @@ class Base:
     def options(self, edit: Path) -> ModelOptions:
         """The model that the edit was made for, or the named one.
 
-        Of what comes with the edit only name, id, revision and dtype are taken, as plain texts: no setting of a model
-        can make code be run or be filled from the environment.
+        Of what comes with the edit only name, id, revision, dtype and the bits of a quantized one are taken, as plain
+        texts: no setting of a model can make code be run or be filled from the environment.
         """
         made_for = edit_store.read_manifest(edit)["base_model"]
         dtype = made_for.get("dtype", "float32")
@@ -65,7 +65,7 @@ class Base:
             return ModelOptions(hub.Address.parse(self.model, "--model ").repo.rpartition("/")[2], self.model, **own)
         if self.model is not None:
             raise MissingError(f"--model {self.model} is neither a folder nor a name in conf/model nor hub:owner/name")
-        if self.model is None and Path(made_for["id"]).is_absolute() and not Path(made_for["id"]).is_dir():
+        if Path(made_for["id"]).is_absolute() and not Path(made_for["id"]).is_dir():
             raise MissingError(
                 f"{edit} was made for the model in {made_for['id']}, which is there no more: name its folder by --model"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 
 from edit_cli.errors import MissingError, UsageError
 
+HEAD = 1000  # bytes by which a file is told from others
 FORSAKEN = 3600.0  # seconds after which an unfinished directory is nobody's any more
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -82,14 +84,17 @@ def require_file(path: Path, what: object) -> None:
 
 
 def require_own(path: Path, what: object, beginning: str) -> None:
-    """Refuse to write over a file that does not begin as those do that are written here (UsageError)."""
+    """Refuse to write over a file that does not begin as those do that are written here (UsageError).
+
+    beginning: a regular expression.
+    """
     with telling(what):
         if not path.is_file() or not path.stat().st_size:
             return
         with path.open("rb") as file:
-            found = file.read(len(beginning.encode()))
-    if found.lower() != beginning.encode().lower():
-        raise UsageError(f"{what} is there already and holds something else: name another file")
+            found = file.read(HEAD).decode(errors="replace")
+    if not re.match(beginning, found):
+        raise UsageError(f"{what}: {path} is there already and holds something else: name another file")
 
 
 def write_keeping(file: Path, text: str, what: object = None) -> Path | None:

@@ -77,13 +77,13 @@ def _told(kind: str, lines: Sequence[Line]) -> Iterator[tuple[Line, list[Moment]
     for line in lines:
         if line["when"] == AFTER_EDIT:
             last = later.get(line["case_id"])
-            end = [] if last is None else [(moment(last["edits"], most), last["after"])]
+            end = [] if last is None else [(_moment(last["edits"], most), last["after"])]
             yield line, [("before", line["before"]), ("right after", line["after"]), *end]
     for line in {line["case_id"]: line for line in lines if line["when"] == HELD_OUT}.values():
         yield line, [("before", line["before"]), (END, line["after"])]
 
 
-def moment(edits: int, most: int) -> str:
+def _moment(edits: int, most: int) -> str:
     """What the checkpoint after so many facts, of so many in all, is called."""
     return END if edits == most else f"after {many(edits, 'fact')}"
 
